@@ -1,0 +1,1 @@
+"""Foreign frameworks, each in one file: Ray, Weights & Biases."""

@@ -1,0 +1,64 @@
+"""The mistakes and accidents the project knows, and the exit code of each.
+
+0 done; 1 a sweep ended with failed trials; 2 bad config or input; 3 run directory locked by a living run;
+4 non-finite numbers; 5 storage; 75 interrupted, run the same command again to continue.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+
+
+class DdpmError(Exception):
+    """Anything the user is told in plain lines instead of a traceback."""
+
+    exit_code = 1
+
+
+class InputError(DdpmError):
+    """Bad configuration or data. Carries every problem found, one line each."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[str] | str) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+    def __reduce__(self) -> tuple[type["InputError"], tuple[tuple[str, ...]]]:
+        return type(self), (self.problems,)
+
+
+class LockedError(DdpmError):
+    """Another living process holds the run directory."""
+
+    exit_code = 3
+
+
+class NonFiniteError(DdpmError):
+    """NaN or infinity in data, loss, gradients or weights; nothing non-finite was saved."""
+
+    exit_code = 4
+
+
+class StorageError(DdpmError):
+    """The storage failed: full, read-only, vanished, or all that was saved is damaged."""
+
+    exit_code = 5
+
+
+class Interrupted(DdpmError):
+    """Stopped on request after saving; the same command continues."""
+
+    exit_code = 75
+
+
+def run_main(main: Callable[[], int | None]) -> int:
+    """The exit code of main(); known errors become lines on stderr, Ctrl-C becomes 75."""
+    try:
+        return main() or 0
+    except DdpmError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        return Interrupted.exit_code

@@ -1,0 +1,1 @@
+"""The offline report of a sweep or a run."""
