@@ -1,0 +1,57 @@
+# Every target first makes .venv and installs the pinned packages when they are missing or out of date.
+# make PYTHON=python3.12 chooses another interpreter; ARGS="SECTION.KEY=value ..." reaches the command.
+
+PYTHON ?= python3
+CONFIG ?= configs/digits.yaml
+SWEEP  ?= sweeps/pred_types.yaml
+REPORT ?= training_outputs/sweeps/$(basename $(notdir $(SWEEP)))
+ARGS   ?=
+
+BIN   := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install sweep train report test test-fast bench check docs clean
+
+help:              ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+
+install: $(STAMP)  ## .venv with every pinned package
+
+sweep: $(STAMP)    ## the main job: the grid of SWEEP, then its table and report; run again to continue
+	$(BIN)/python launch/sweep.py $(SWEEP) $(ARGS)
+
+train: $(STAMP)    ## one training of CONFIG; run again to resume
+	$(BIN)/python launch/train.py $(CONFIG) $(ARGS)
+
+report: $(STAMP)   ## report.html of REPORT, a sweep or a run directory
+	$(BIN)/python launch/report.py $(REPORT) $(ARGS)
+
+test: $(STAMP)     ## every test that needs no GPU
+	$(BIN)/python -m pytest -q -m "not gpu" --durations=15 $(ARGS)
+
+test-fast: $(STAMP) ## the tests that take under two seconds each
+	$(BIN)/python -m pytest -q -m "not gpu and not slow" --durations=15 $(ARGS)
+
+bench: $(STAMP)    ## images/s through Ray Train beside the same loop without it
+	$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+check: $(STAMP)    ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+docs: $(STAMP)     ## docs/configuration.md from the code
+	$(BIN)/python -m tests.test_readme
+
+clean:             ## remove .venv and every cache; trained runs stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1); try: make PYTHON=python3.11" >&2; exit 2; }
+	@test -x $(BIN)/python -a -x $(BIN)/pip || $(PYTHON) -m venv .venv || { \
+	  echo "$(PYTHON) cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 2; }
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
+	@touch $(STAMP)

@@ -1,0 +1,56 @@
+"""What every test may rely on: one thread, no network, no trace outside its folder.
+
+The environment is set at import, before any test imports torch, and reaches the processes that tests start.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Bits depend on the number of threads, and workers of one test would fight over the cores.
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["MPLBACKEND"] = "Agg"
+for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_RUN_ID", "RAY_ADDRESS"):
+    os.environ.pop(name, None)
+
+HOME = Path(tempfile.mkdtemp(prefix="ddpm-home-"))
+# The font cache of matplotlib takes seconds to build: kept between sessions, beside pytest's own.
+FONTS = Path(__file__).resolve().parent.parent / ".pytest_cache" / "matplotlib"
+
+
+def pytest_configure() -> None:
+    """A home of this session's own, and the umask of a stock login."""
+    FONTS.mkdir(parents=True, exist_ok=True)
+    os.environ |= {"HOME": str(HOME), "MPLCONFIGDIR": str(FONTS)}
+    os.umask(0o022)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A test that changes the number of threads changes it for itself alone."""
+    import torch
+
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with scikit-learn's digits as shards, packed once. Read only: tests that write copy it."""
+    from ddpm import shards
+
+    folder = tmp_path_factory.mktemp("digits") / "shards"
+    shards.pack("digits", folder, progress=False)
+    return folder
