@@ -1,0 +1,90 @@
+"""One holder at a time: a lock that dies with its holder, however that ends, and says who it is.
+
+flock, so there is nothing to clean up after a kill and no clock to trust. It binds all processes of
+one machine, and those of several machines where their common file system carries it (NFS with its
+lock service, Lustre mounted with `-o flock`).
+"""
+
+import fcntl
+import functools
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+from ddpm import storage
+from ddpm.errors import LockedError
+
+_POLL_SECONDS = 0.1
+_held: set[int] = set()
+
+
+@contextmanager
+def lock(path: Path, what: str, *, wait_s: float = 0.0) -> Iterator[None]:
+    """Holds the lock file `path` (made when missing, never removed) until the block or process ends.
+
+    When another living process still holds it after `wait_s` seconds: LockedError naming `what` and
+    the holder's host, process, job and start.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    descriptor = storage.call(path, storage.system.open, path, flags, 0o600)
+    _close_in_children()
+    _held.add(descriptor)
+    try:
+        _acquire(path, descriptor, what, time.monotonic() + wait_s)
+        _sign(path, descriptor)
+        yield
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _acquire(path: Path, descriptor: int, what: str, deadline: float) -> None:
+    while True:
+        try:
+            return storage.system.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                holder = _holder(path)
+                raise LockedError(f"{what} is in use by {holder}; wait for it or stop it") from None
+        except OSError as error:
+            raise storage.failure(path, error) from error
+        time.sleep(_POLL_SECONDS)
+
+
+def _sign(path: Path, descriptor: int) -> None:
+    holder = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+    # Only for people to read: losing it loses nothing, so it is not synced.
+    storage.call(path, storage.system.ftruncate, descriptor, 0)
+    storage.call(path, storage.system.write, descriptor, json.dumps(holder).encode())
+
+
+def _holder(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text())
+        job = f", job {holder['job']}" if holder["job"] else ""
+        return f"process {holder['pid']} on {holder['host']}{job}, since {holder['started']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it has only just taken the lock
+        return "another process"
+
+
+@functools.cache
+def _close_in_children() -> None:
+    """Forked children drop their copies of our locks, which would outlive us, from now on."""
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _forget() -> None:
+    for descriptor in _held:
+        with suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
