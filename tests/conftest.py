@@ -1,6 +1,7 @@
 """What every test may rely on: one thread, no network, no trace outside its folder.
 
-The environment is set at import, before any test imports torch, and reaches the processes that tests start.
+The environment is set at import, before any test imports torch, and reaches the processes that
+tests start.
 """
 
 import os
@@ -48,7 +49,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with scikit-learn's digits as shards, packed once. Read only: tests that write copy it."""
+    """A folder with scikit-learn's digits as shards, packed once. Read it; to write, copy it."""
     from ddpm import shards
 
     folder = tmp_path_factory.mktemp("digits") / "shards"
