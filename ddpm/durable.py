@@ -89,10 +89,10 @@ Writer = Callable[[Sink], object]
 
 
 def write_file(path: Path, writer: Writer) -> Written:
-    """Puts what `writer` writes into its sink at `path`, in one step; the old file stays until then."""
+    """Puts what `writer` gives its sink at `path`, in one step; the old file stays until then."""
     temporary = _sibling(path, "tmp")
     try:
-        written = _write_synced(temporary, writer)
+        written = _write_synced(temporary, writer, path)
         call(path, storage.system.rename, temporary, path)
     except BaseException:
         _remove_quietly(temporary)
@@ -130,10 +130,15 @@ def write_files(
     temporary = _sibling(folder, "tmp")
     try:
         call(folder, storage.system.mkdir, temporary, 0o700)
-        written = {name: _write_synced(temporary / name, write) for name, write in writers.items()}
+        written = {
+            name: _write_synced(temporary / name, writer, folder / name)
+            for name, writer in writers.items()
+        }
         if seal is not None:
             name, content = seal(written)
-            written[name] = _write_synced(temporary / name, lambda sink: sink.write(content))
+            written[name] = _write_synced(
+                temporary / name, lambda sink: sink.write(content), folder / name
+            )
         sync_folder(temporary)
         call(folder, storage.system.rename, temporary, folder)
     except BaseException:
@@ -221,15 +226,15 @@ def _sibling(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}")
 
 
-def _write_synced(path: Path, writer: Writer) -> Written:
-    """Writes a new file and syncs its content; its name is not durable yet."""
+def _write_synced(path: Path, writer: Writer, target: Path) -> Written:
+    """Writes a new file and syncs its content; its name is not durable yet. Errors name `target`."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    descriptor = call(path, storage.system.open, path, flags, 0o666)
+    descriptor = call(target, storage.system.open, path, flags, 0o666)
     try:
-        sink = Sink(path, descriptor)
+        sink = Sink(target, descriptor)
         writer(sink)
         sink.flush()
-        call(path, storage.system.fsync, descriptor)
+        call(target, storage.system.fsync, descriptor)
     finally:
         os.close(descriptor)
     return sink.written()

@@ -25,7 +25,7 @@ _held: set[int] = set()
 
 @contextmanager
 def lock(path: Path, what: str, *, wait_s: float = 0.0) -> Iterator[None]:
-    """Holds the lock file `path` (made when missing, never removed) until the block or process ends.
+    """Holds the lock file `path` (made if missing, never removed) until the block or process ends.
 
     When another living process still holds it after `wait_s` seconds: LockedError naming `what` and
     the holder's host, process, job and start.
