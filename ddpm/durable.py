@@ -227,7 +227,7 @@ def _sibling(path: Path, kind: str) -> Path:
 
 
 def _write_synced(path: Path, writer: Writer, target: Path) -> Written:
-    """Writes a new file and syncs its content; its name is not durable yet. Errors name `target`."""
+    """Writes a new file and syncs its content; its name is not durable yet."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     descriptor = call(target, storage.system.open, path, flags, 0o666)
     try:

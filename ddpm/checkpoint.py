@@ -1,0 +1,239 @@
+"""Checkpoints: folders that are there whole and proven, or do not count.
+
+    checkpoints/step-00001000/
+        model.safetensors  ema-0.999.safetensors  optimizer.safetensors    contiguous CPU tensors
+        state.json                                                         scalars, doubles exact
+        MANIFEST.json        written last: format, step, size and SHA-256 of every file, provenance,
+                             and the SHA-256 of the manifest itself
+
+Nothing in a checkpoint is code: tensors and JSON only, no other file is ever opened. Every byte is
+checked before any is used: a flipped bit, a cut, missing or swapped file is DamagedCheckpoint.
+A new format keeps the manifest's own SHA-256, so that an old version can tell new from damaged.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from ddpm import durable
+from ddpm.errors import InputError, StorageError
+
+FORMAT = 1
+MANIFEST = "MANIFEST.json"
+STATE = "state.json"
+TENSORS = ".safetensors"
+
+_STEP = re.compile(r"step-(\d{8,})")
+_CORRUPT = re.compile(r"step-\d{8,}\.corrupt\d*")
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_log = logging.getLogger(__name__)
+
+
+class DamagedCheckpoint(StorageError):
+    """Not the bytes that were saved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A verified checkpoint. tensors: {"model": {name: tensor}, "ema-0.999": ..., ...}."""
+
+    folder: Path
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+    manifest: dict[str, Any]
+
+
+def folder_of(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of optimizer step `step` lies."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def steps(checkpoints: Path) -> list[int]:
+    """The steps that have a checkpoint, good or not, ascending. Names decide, never the clock."""
+    if not checkpoints.is_dir():
+        return []
+    found = (_STEP.fullmatch(entry.name) for entry in checkpoints.iterdir())
+    return sorted(int(match[1]) for match in found if match)
+
+
+def save(
+    folder: Path,
+    *,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+) -> None:
+    """Commits a checkpoint as `folder`: it survives whatever happens after the return.
+
+    state: JSON values, with the optimizer step as "step". manifest: what else the manifest records.
+    A good checkpoint that is there already stays as it is; a damaged one is set aside first.
+    """
+    if folder.exists():
+        try:
+            verify(folder)
+            return
+        except DamagedCheckpoint as error:
+            _set_aside(folder, error)
+    size = sum(tensor.nbytes for part in tensors.values() for tensor in part.values())
+    durable.require_space(folder.parent, size + (1 << 20))
+    writers: dict[str, durable.Writer] = {
+        f"{name}{TENSORS}": partial(_write_tensors, part) for name, part in tensors.items()
+    }
+    writers[STATE] = partial(_write_state, state)
+    durable.write_files(folder, writers, seal=partial(_seal, manifest, state["step"]))
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose every byte was compared with it."""
+    manifest = _read_manifest(folder)
+    for name in manifest["files"]:
+        _read(folder, name, manifest)
+    return manifest
+
+
+def load(folder: Path, parts: Collection[str] | None = None) -> Checkpoint:
+    """The checkpoint in `folder`, its every byte verified; only the tensors of `parts` where given.
+
+    Raises DamagedCheckpoint; InputError when another version of the program wrote it.
+    """
+    manifest = _read_manifest(folder)
+    tensors: dict[str, dict[str, Tensor]] = {}
+    state: dict[str, Any] = {}
+    for name in manifest["files"]:
+        data = _read(folder, name, manifest)
+        part = name.removesuffix(TENSORS)
+        try:
+            if name == STATE:
+                state = json.loads(data)
+            elif name.endswith(TENSORS) and (parts is None or part in parts):
+                tensors[part] = safetensors.torch.load(data)
+        except (ValueError, safetensors.SafetensorError) as error:
+            raise DamagedCheckpoint(f"{folder}: damaged, {name} cannot be read: {error}") from error
+    return Checkpoint(
+        folder=folder, step=manifest["step"], tensors=tensors, state=state, manifest=manifest
+    )
+
+
+def latest(
+    checkpoints: Path, *, parts: Collection[str] | None = None, set_aside: bool = True
+) -> Checkpoint | None:
+    """The newest good checkpoint; None when there never was any.
+
+    Damaged newer ones are renamed step-N.corrupt, with a warning (`set_aside=False`, for readers
+    that do not own the run: only skipped). Raises StorageError when none of those saved is good.
+    """
+    for step in reversed(steps(checkpoints)):
+        folder = folder_of(checkpoints, step)
+        try:
+            return load(folder, parts)
+        except DamagedCheckpoint as error:
+            if not folder.exists():  # its owner has just pruned it
+                return latest(checkpoints, parts=parts, set_aside=set_aside)
+            if set_aside:
+                _set_aside(folder, error)
+            else:
+                _log.warning("%s; using the one before it", error)
+    if checkpoints.is_dir() and any(_is_remains(entry.name) for entry in checkpoints.iterdir()):
+        raise StorageError(
+            f"{checkpoints}: checkpoints were saved but none is intact; restore one from a copy, "
+            "or delete the folder to start from the beginning"
+        )
+    return None
+
+
+def prune(checkpoints: Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints, once the newest has been read and verified."""
+    old = steps(checkpoints)[:-keep]
+    if not old:
+        return
+    verify(folder_of(checkpoints, steps(checkpoints)[-1]))
+    for step in old:
+        durable.remove(folder_of(checkpoints, step))
+
+
+def _is_remains(name: str) -> bool:
+    return bool(_STEP.fullmatch(name) or _CORRUPT.fullmatch(name))
+
+
+def _set_aside(folder: Path, error: DamagedCheckpoint) -> None:
+    target, number = folder.with_name(f"{folder.name}.corrupt"), 2
+    while target.exists():
+        target, number = folder.with_name(f"{folder.name}.corrupt{number}"), number + 1
+    _log.warning("%s; set aside as %s", error, target.name)
+    durable.rename(folder, target)
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], sink: durable.Sink) -> None:
+    contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    sink.write(safetensors.torch.save(contiguous))
+
+
+def _write_state(state: Mapping[str, Any], sink: durable.Sink) -> None:
+    sink.write(json.dumps(state, indent=2, allow_nan=False).encode())
+
+
+def _seal(
+    extra: Mapping[str, Any], step: int, written: Mapping[str, durable.Written]
+) -> tuple[str, bytes]:
+    files = {name: {"sha256": file.sha256, "bytes": file.size} for name, file in written.items()}
+    return MANIFEST, _encode({**extra, "format": FORMAT, "step": step, "files": files})
+
+
+def _encode(manifest: Mapping[str, Any]) -> bytes:
+    """The manifest with its own SHA-256, which covers all else, in the one accepted form."""
+    body = {key: value for key, value in manifest.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return (json.dumps({**body, "sha256": digest}, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    data = _read_bytes(folder, MANIFEST)
+    try:
+        manifest = json.loads(data)
+        is_genuine = manifest.keys() >= {"format", "step", "files"} and _encode(manifest) == data
+    except (ValueError, AttributeError):
+        is_genuine = False
+    if not is_genuine:
+        raise DamagedCheckpoint(f"{folder}: damaged, {MANIFEST} does not match its own SHA-256")
+    if manifest["format"] != FORMAT:
+        raise InputError(
+            f"{folder}: checkpoint format {manifest['format']}, this version reads {FORMAT}; "
+            "use the version of the program that wrote it"
+        )
+    match = _STEP.fullmatch(folder.name)
+    if match and int(match[1]) != manifest["step"]:
+        raise DamagedCheckpoint(f"{folder}: damaged, holds step {manifest['step']} instead")
+    return manifest
+
+
+def _read(folder: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
+    """The bytes of a file, equal to those that were saved."""
+    if not _FILE.fullmatch(name):
+        raise DamagedCheckpoint(f"{folder}: damaged, {MANIFEST} names a file {name!r}")
+    data, expected = _read_bytes(folder, name), manifest["files"][name]
+    if len(data) != expected["bytes"]:
+        sizes = f"{len(data)} bytes instead of {expected['bytes']}"
+        raise DamagedCheckpoint(f"{folder}: damaged, {name} has {sizes}")
+    if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+        raise DamagedCheckpoint(f"{folder}: damaged, {name} does not match its SHA-256")
+    return data
+
+
+def _read_bytes(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR):
+            raise DamagedCheckpoint(f"{folder}: damaged, {name}: {error.strerror}") from error
+        raise StorageError(f"{folder / name}: {error.strerror}; make it readable") from error
