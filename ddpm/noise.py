@@ -38,7 +38,7 @@ _COS = tuple((-1.0) ** k / math.factorial(2 * k) for k in range(9, -1, -1))  # |
 
 
 class Stream(IntEnum):
-    """What a draw is for. The numbers never change, since results depend on them; append new ones."""
+    """What a draw is for. Results depend on the numbers: append new ones, never change any."""
 
     INIT = 0
     ORDER = 1
@@ -113,9 +113,8 @@ def normal(
 def _normal(seed: int, stream: Stream, ids: Tensor, count: int, step: int) -> Tensor:
     out = _empty_blocks(seed, stream, ids, count, step, torch.float32)
     for rows, blocks, (w0, w1, w2, w3) in _blocks(seed, stream, ids, out.shape[1], step):
-        for j, pair in ((0, (w0, w1)), (2, (w2, w3))):
-            for offset, z in enumerate(_box_muller(*pair)):
-                out[rows, blocks, j + offset] = z
+        for j, z in enumerate((*_box_muller(w0, w1), *_box_muller(w2, w3))):
+            out[rows, blocks, j] = z
     return out.flatten(1)[:, :count].contiguous()
 
 
@@ -192,14 +191,14 @@ def _rounds(counter: list[Tensor], key: int) -> list[Tensor]:
 
 def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Two float64 normals from two 32-bit words."""
-    uniform = first.to(torch.float64).add_(0.5).mul_(2.0**-32)  # never 0, never 1
-    radius = _log(uniform).mul_(-2.0).sqrt_()
+    interior = first.to(torch.float64).add_(0.5).mul_(2.0**-32)  # never 0, never 1
+    radius = _log(interior).mul_(-2.0).sqrt_()
     cosine, sine = _cos_sin_turns(second.to(torch.float64).mul_(2.0**-32))
     return cosine.mul_(radius), sine.mul_(radius)
 
 
 def _log(x: Tensor) -> Tensor:
-    """ln x of positive float64: x = m 2^e, sqrt(1/2) <= m < sqrt(2), ln m = 2 atanh((m-1)/(m+1))."""
+    """ln x = e ln 2 + 2 atanh((m - 1) / (m + 1)), where x = m 2^e and sqrt(1/2) <= m < sqrt(2)."""
     mantissa, exponent = torch.frexp(x)  # mantissa in [1/2, 1)
     is_small = mantissa < math.sqrt(0.5)
     mantissa = torch.where(is_small, mantissa * 2.0, mantissa)
@@ -210,7 +209,7 @@ def _log(x: Tensor) -> Tensor:
 
 
 def _cos_sin_turns(turns: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of 2 pi turns, for turns in [0, 1): whole quarters, and at most half a one left."""
+    """cos and sin of 2 pi turns, turns in [0, 1): whole quarters and an angle within pi / 4."""
     quarters = (turns * 4.0).round_()
     angle = (turns * 4.0).sub_(quarters).mul_(math.pi / 2)  # in [-pi/4, pi/4]
     square = angle * angle
@@ -218,7 +217,7 @@ def _cos_sin_turns(turns: Tensor) -> tuple[Tensor, Tensor]:
     sine = _polynomial(_SIN, square).mul_(angle)
     quarter = quarters.to(torch.int64).bitwise_and_(3)
     is_odd = (quarter & 1).to(torch.bool)
-    # For 0, 1, 2, 3 quarters the cosine is cos, -sin, -cos, sin of the angle, the sine sin, cos, ...
+    # For 0, 1, 2, 3 quarters: cosine = cos, -sin, -cos, sin of the angle; sine = sin, cos, -sin, -cos.
     cosine, sine = torch.where(is_odd, sine, cosine), torch.where(is_odd, cosine, sine)
     cosine.mul_(1.0 - 2.0 * ((quarter == 1) | (quarter == 2)).to(torch.float64))
     sine.mul_(1.0 - 2.0 * (quarter >= 2).to(torch.float64))
