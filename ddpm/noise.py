@@ -162,15 +162,13 @@ def _blocks(
         for start in range(0, num_blocks, _CHUNK_BLOCKS):
             blocks = slice(start, min(start + _CHUNK_BLOCKS, num_blocks))
             shape = (rows.stop - rows.start, blocks.stop - blocks.start)
-            block = torch.arange(blocks.start, blocks.stop, device=ids.device).expand(shape)
-            id = ids[rows, None].expand(shape)
-            counter = [
-                block.clone(memory_format=torch.contiguous_format),
-                id & _MASK,
-                (id >> 32) & _MASK,
-                torch.full(shape, last_word, dtype=torch.int64, device=ids.device),
-            ]
-            yield rows, blocks, _rounds([word.contiguous() for word in counter], seed)
+            counter = (
+                torch.arange(blocks.start, blocks.stop, device=ids.device),
+                ids[rows, None] & _MASK,
+                (ids[rows, None] >> 32) & _MASK,
+                torch.tensor(last_word, device=ids.device),
+            )
+            yield rows, blocks, _rounds([word.expand(shape).contiguous() for word in counter], seed)
 
 
 def _rounds(counter: list[Tensor], key: int) -> list[Tensor]:
@@ -217,7 +215,7 @@ def _cos_sin_turns(turns: Tensor) -> tuple[Tensor, Tensor]:
     sine = _polynomial(_SIN, square).mul_(angle)
     quarter = quarters.to(torch.int64).bitwise_and_(3)
     is_odd = (quarter & 1).to(torch.bool)
-    # For 0, 1, 2, 3 quarters: cosine = cos, -sin, -cos, sin of the angle; sine = sin, cos, -sin, -cos.
+    # For 0, 1, 2, 3 quarters: the cosine is cos, -sin, -cos, sin, the sine sin, cos, -sin, -cos.
     cosine, sine = torch.where(is_odd, sine, cosine), torch.where(is_odd, cosine, sine)
     cosine.mul_(1.0 - 2.0 * ((quarter == 1) | (quarter == 2)).to(torch.float64))
     sine.mul_(1.0 - 2.0 * (quarter >= 2).to(torch.float64))
