@@ -1,0 +1,158 @@
+"""From a document to a Config: every key found, read and checked, every problem in one list."""
+
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+
+from ddpm.errors import InputError
+from ddpm.network_rules import NETWORK_RULES
+from ddpm.options import Item, items_under, sections_under
+from ddpm.reading import COMMAND_LINE, Document, Tree, leaves, read_override, set_key
+from ddpm.references import resolve
+from ddpm.rules import violations
+from ddpm.run_rules import RUN_RULES
+from ddpm.schema import Config
+from ddpm.values import Refused, Value, advice, is_null, nearest, read_value, show
+
+
+@dataclass(frozen=True)
+class Built:
+    """A Config, or why there is none.
+
+    impossible: reasons that concern a combination of values each fine by itself, which a grid may
+    contain and skips. All else is in `problems`.
+    """
+
+    config: Config | None
+    problems: tuple[str, ...]
+    impossible: tuple[str, ...]
+
+
+def apply_overrides(document: Document, overrides: Iterable[str]) -> None:
+    """Puts `SECTION.KEY=value` texts into the document, over what stands there."""
+    seen: set[str] = set()
+    for text in overrides:
+        try:
+            key, value = read_override(text)
+        except InputError as error:
+            document.problems.extend(error.problems)
+            continue
+        document.places[key] = COMMAND_LINE
+        if key in seen:
+            document.problems.append(f"{COMMAND_LINE}: {key} is given twice; keep one")
+        elif key in sections_under(Config):
+            _check_place(document, key, value)
+        else:
+            set_key(document.tree, key, value)
+        seen.add(key)
+
+
+def build(document: Document) -> Built:
+    """The document as a Config, checked; changes the document (references, problems)."""
+    resolve(document, default_values())
+    values = _read_values(document)
+    problems = list(document.problems)
+    impossible: list[str] = []
+    for broken in violations((*NETWORK_RULES, *RUN_RULES), values):
+        line = f"{document.place(broken.key)}: {broken.text}"
+        (impossible if broken.is_impossible else problems).append(line)
+    config = None if problems or impossible else typing.cast(Config, _construct(Config, "", values))
+    return Built(config, tuple(dict.fromkeys(problems)), tuple(impossible))
+
+
+@cache
+def default_values() -> Mapping[str, Value]:
+    """Dotted key -> default, without the keys that must be given."""
+    items = items_under(Config).items()
+    return {k: typing.cast(Value, item.default) for k, item in items if item.default is not MISSING}
+
+
+def nearest_key(key: str) -> str | None:
+    """The known key or section that a wrong dotted key most likely stands for."""
+    known = [name for name in (*sections_under(Config), *items_under(Config)) if name]
+    section, _, name = key.rpartition(".")
+    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
+    everywhere = {k.rpartition(".")[2]: k for k in reversed(known)}
+    for names in (siblings, everywhere):
+        match = nearest(name, names)
+        if match is not None:
+            return names[match]
+    return nearest(key, known)
+
+
+def _read_values(document: Document) -> dict[str, Value]:
+    """Every key's value; keys that are missing or spoiled are left out."""
+    items = items_under(Config)
+    values = dict(default_values())
+    for key, value in leaves(document.tree):
+        if key in items:
+            values[key] = _read_item(document, key, items[key], value)
+        elif key:
+            _check_place(document, key, value)
+    for key, item in items.items():
+        if key not in values and key not in document.spoiled:
+            document.problems.append(
+                f"{document.source}: {key} is missing; give it: {item.limits.help}"
+            )
+    return {key: value for key, value in values.items() if key not in document.spoiled}
+
+
+def _read_item(document: Document, key: str, item: Item, value: Tree) -> Value:
+    try:
+        return read_value(value, item.hint, item.limits)
+    except Refused as allowed:
+        document.problems.append(
+            f"{document.place(key)}: {key} is {show(value)}; allowed: {allowed}; "
+            f"{advice(value, item.limits, item.default)}"
+        )
+        document.spoiled.add(key)
+        return None
+
+
+def _check_place(document: Document, key: str, value: Tree) -> None:
+    """A value that stands at no known key: a section's name, below a key, or a misspelt key."""
+    sections, items = sections_under(Config), items_under(Config)
+    if key in sections:
+        if not is_null(value) and value != {}:
+            document.problems.append(
+                f"{document.place(key)}: {key} is {show(value)} but {key} is a section; "
+                f"give its keys, such as {key}.{_first_name(key)}"
+            )
+        return
+    parts = key.split(".")
+    prefixes = [".".join(parts[: n + 1]) for n in range(len(parts))]
+    unknown = next(prefix for prefix in prefixes if prefix not in sections)
+    if unknown in items:
+        document.problems.append(
+            f"{document.place(unknown)}: {unknown} is a section; give a value, not keys"
+        )
+        document.spoiled.add(unknown)
+        return
+    guess = nearest_key(unknown)
+    hint = f"did you mean {guess}?" if guess else f"the sections are {', '.join(_tops())}"
+    place = document.places.get(unknown) or document.place(key)
+    line = f"{place}: {unknown} is no key; {hint}"
+    if line not in document.problems:
+        document.problems.append(line)
+    if guess:
+        below = [k for k in items if k == guess or k.startswith(guess + ".")]
+        document.spoiled.update(below)
+
+
+def _first_name(section: str) -> str:
+    return fields(sections_under(Config)[section])[0].name
+
+
+def _tops() -> list[str]:
+    return [entry.name for entry in fields(Config)]
+
+
+def _construct(cls: type, prefix: str, values: Mapping[str, Value]) -> object:
+    """The dataclass of a section, its sub-sections included."""
+    below = sections_under(Config)
+    arguments: dict[str, object] = {}
+    for entry in fields(cls):
+        key = f"{prefix}.{entry.name}".lstrip(".")
+        arguments[entry.name] = _construct(below[key], key, values) if key in below else values[key]
+    return cls(**arguments)

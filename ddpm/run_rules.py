@@ -1,0 +1,188 @@
+"""Rules over training, data and generation."""
+
+from ddpm.rules import Pair, Rule, RuleText, height_width, rule
+from ddpm.schema import AUGMENT_TYPES
+
+_NETWORK = "TRAINING.NETWORK."
+_HYPER = "TRAINING.HYPER_PARAMETERS."
+_CROP = "DATASET.PREPROCESSING."
+_GENERATE = "IMAGE_GENERATION."
+
+
+@rule(_HYPER + "WARMUP_STEPS", _HYPER + "LR_TYPE", _HYPER + "EPOCHS", _HYPER + "STEPS_PER_EPOCH")
+def warmup_fits(warmup: int | None, lr_type: str, epochs: int, steps: int | None) -> RuleText:
+    if warmup is None or steps is None or lr_type != "warmup_cosine" or warmup <= epochs * steps:
+        return None
+    return (
+        f"{_HYPER}WARMUP_STEPS is {warmup} but EPOCHS x STEPS_PER_EPOCH is {epochs * steps} steps; "
+        "give fewer, or null for a tenth of them"
+    )
+
+
+@rule("TRAINING.MICRO_BATCH", _HYPER + "BATCH_SIZE")
+def micro_batch_fits(micro_batch: int | None, batch_size: int) -> RuleText:
+    if micro_batch is None or micro_batch <= batch_size:
+        return None
+    return (
+        f"TRAINING.MICRO_BATCH is {micro_batch} but {_HYPER}BATCH_SIZE is {batch_size}; "
+        f"give at most {batch_size}, or null"
+    )
+
+
+@rule("CLUSTER.NUM_WORKERS", _HYPER + "BATCH_SIZE")
+def workers_have_work(workers: int | None, batch_size: int) -> RuleText:
+    if workers is None or workers <= batch_size:
+        return None
+    return (
+        f"CLUSTER.NUM_WORKERS is {workers} but {_HYPER}BATCH_SIZE is {batch_size}: a worker needs "
+        f"at least one image; give at most {batch_size}"
+    )
+
+
+@rule("TRAINING.IS_NEW_TRAIN", "TRAINING.TRAINED_H5")
+def start_exists(is_new: bool, trained: str | None) -> RuleText:
+    if is_new:
+        return None
+    if trained is None:
+        return (
+            "TRAINING.IS_NEW_TRAIN is false but TRAINED_H5 is null; name the run or checkpoint to "
+            "start from, or give true"
+        )
+    if trained.lower().endswith((".h5", ".hdf5", ".keras")):
+        return (
+            f"TRAINING.TRAINED_H5 is {trained}, a Keras file, which cannot be read; name a run or "
+            "a checkpoint of this project"
+        )
+    return None
+
+
+@rule(_CROP + "AUGMENT", _CROP + "AUGMENT_TYPE")
+def augmentation_is_named(augment: bool, kind: str | None) -> RuleText:
+    if not augment or kind is not None:
+        return None
+    return (
+        f"{_CROP}AUGMENT is true but AUGMENT_TYPE is null; give one of {', '.join(AUGMENT_TYPES)}"
+    )
+
+
+@rule(_CROP + "AUGMENT_TYPE", _CROP + "AUGMENT", "TRAINING.INPUT_IMAGE_SIZE")
+def rotation_needs_squares(kind: str | None, augment: bool, size: int | Pair) -> RuleText:
+    height, width = height_width(size)
+    if kind != "rot90" or not augment or height == width:
+        return None
+    return (
+        f"{_CROP}AUGMENT_TYPE is rot90 but images are {height}x{width}; give square images or one "
+        "of the flips"
+    )
+
+
+@rule(_NETWORK + "NUM_CLASSES", "DATASET.LABEL_KEY")
+def classes_have_labels(classes: int | None, label_key: str | None) -> RuleText:
+    if classes is None or label_key is not None:
+        return None
+    return (
+        f"{_NETWORK}NUM_CLASSES is {classes} but DATASET.LABEL_KEY is null; name the labels, or "
+        "give NUM_CLASSES null"
+    )
+
+
+def _at_most_timesteps(key: str) -> Rule:
+    unit = "stride" if key.endswith("STRIDE") else "number of steps"
+
+    @rule(key, _NETWORK + "TIMESTEPS", is_impossible=True)
+    def at_most_timesteps(value: int | None, timesteps: int) -> RuleText:
+        if value is None or value <= timesteps:
+            return None
+        return (
+            f"{key} is {value} but {_NETWORK}TIMESTEPS is {timesteps}; "
+            f"give a {unit} of at most {timesteps}"
+        )
+
+    return at_most_timesteps
+
+
+@rule(_GENERATE + "NUM_STEPS", _GENERATE + "REVERSE_STRIDE")
+def steps_or_stride(num_steps: int | None, stride: int | None) -> RuleText:
+    if num_steps is None or stride is None:
+        return None
+    return (
+        f"{_GENERATE}NUM_STEPS is {num_steps} and REVERSE_STRIDE is {stride}; give one of them, "
+        "the other null"
+    )
+
+
+@rule(_GENERATE + "SAMPLER", _GENERATE + "DDIM_ETA")
+def ddpm_has_eta_one(sampler: str, eta: float) -> RuleText:
+    if sampler != "ddpm" or eta == 1.0:
+        return None
+    return f"{_GENERATE}SAMPLER is ddpm but DDIM_ETA is {eta}; give DDIM_ETA 1.0 or SAMPLER ddim"
+
+
+@rule(_GENERATE + "GUIDANCE", _NETWORK + "NUM_CLASSES", "TRAINING.LABEL_DROP")
+def guidance_needs_classes(guidance: float, classes: int | None, drop: float) -> RuleText:
+    if guidance == 1.0:
+        return None
+    if classes is None:
+        return (
+            f"{_GENERATE}GUIDANCE is {guidance} but {_NETWORK}NUM_CLASSES is null: nothing to "
+            "guide; give GUIDANCE 1.0 or a number of classes"
+        )
+    if drop == 0.0:
+        return (
+            f"{_GENERATE}GUIDANCE is {guidance} but TRAINING.LABEL_DROP is 0.0: the null class is "
+            "never trained; give LABEL_DROP such as 0.1 or GUIDANCE 1.0"
+        )
+    return None
+
+
+@rule(_GENERATE + "GEN_TASK", _NETWORK + "NUM_CLASSES")
+def classes_to_draw(task: str, classes: int | None) -> RuleText:
+    if task != "class_cond" or classes is not None:
+        return None
+    return (
+        f"{_GENERATE}GEN_TASK is class_cond but {_NETWORK}NUM_CLASSES is null; "
+        "give the number of classes or GEN_TASK random_uncond"
+    )
+
+
+@rule(_GENERATE + "CLASS_LABEL", _NETWORK + "NUM_CLASSES")
+def label_is_a_class(label: int | tuple[int, ...] | None, classes: int | None) -> RuleText:
+    if label is None or classes is None:
+        return None
+    beyond = [each for each in (label if isinstance(label, tuple) else (label,)) if each >= classes]
+    if not beyond:
+        return None
+    return (
+        f"{_GENERATE}CLASS_LABEL {beyond[0]} is no class: {_NETWORK}NUM_CLASSES is {classes}; "
+        f"give labels from 0 to {classes - 1}"
+    )
+
+
+@rule(_GENERATE + "FREEZE_CHANNEL", "TRAINING.INPUT_IMAGE_CHANNEL")
+def frozen_channel_exists(frozen: int | None, channels: int) -> RuleText:
+    if frozen is None or frozen < channels:
+        return None
+    return (
+        f"{_GENERATE}FREEZE_CHANNEL is {frozen} but TRAINING.INPUT_IMAGE_CHANNEL is {channels}; "
+        f"give a channel from 0 to {channels - 1}"
+    )
+
+
+RUN_RULES = (
+    warmup_fits,
+    micro_batch_fits,
+    workers_have_work,
+    start_exists,
+    augmentation_is_named,
+    rotation_needs_squares,
+    classes_have_labels,
+    _at_most_timesteps("TRAINING.INLINE_GEN.REVERSE_STRIDE"),
+    _at_most_timesteps(_GENERATE + "REVERSE_STRIDE"),
+    _at_most_timesteps(_GENERATE + "NUM_STEPS"),
+    steps_or_stride,
+    ddpm_has_eta_one,
+    guidance_needs_classes,
+    classes_to_draw,
+    label_is_a_class,
+    frozen_channel_exists,
+)
