@@ -136,8 +136,8 @@ def _check_place(document: Document, key: str, value: Tree) -> None:
     if line not in document.problems:
         document.problems.append(line)
     if guess:
-        below = [k for k in items if k == guess or k.startswith(guess + ".")]
-        document.spoiled.update(below)
+        # What was meant is not known to be its default: no rule should judge that.
+        document.spoiled.add(guess + key.removeprefix(unknown))
 
 
 def _first_name(section: str) -> str:

@@ -64,7 +64,6 @@ __all__ = [
     "schedule_arguments",
     "to_dict",
     "to_yaml",
-    "warmup_steps",
 ]
 
 
@@ -199,13 +198,6 @@ def sampling_steps(section: ImageGeneration | InlineGen, num_timesteps: int) -> 
         return {"reverse_stride": section.REVERSE_STRIDE}
     num_steps = section.NUM_STEPS if isinstance(section, ImageGeneration) else None
     return {"num_steps": min(50, num_timesteps) if num_steps is None else num_steps}
-
-
-def warmup_steps(hyper: HyperParameters, total_steps: int) -> int:
-    """Optimizer steps of linear warm-up in a training of `total_steps`."""
-    if hyper.WARMUP_STEPS is None:
-        return min(1000, total_steps // 10)
-    return hyper.WARMUP_STEPS
 
 
 def architecture_tag(config: Config) -> str:

@@ -15,7 +15,7 @@ def warmup_fits(warmup: int | None, lr_type: str, epochs: int, steps: int | None
         return None
     return (
         f"{_HYPER}WARMUP_STEPS is {warmup} but EPOCHS x STEPS_PER_EPOCH is {epochs * steps} steps; "
-        "give fewer, or null for a tenth of them"
+        "give fewer warm-up steps, or more epochs"
     )
 
 

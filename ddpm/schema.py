@@ -91,7 +91,7 @@ class HyperParameters(Section):
     LR_TYPE: str = option("warmup_cosine", "Learning-rate curve", choices=LR_TYPES)
     LEARNING_RATE: float = option(2e-4, "Peak learning rate", above=0, high=10.0)
     WARMUP_STEPS: int | None = option(
-        1000, "Steps of linear warm-up in warmup_cosine; null = a tenth of all, at most 1000", low=0
+        1000, "Steps of linear warm-up in warmup_cosine; null = none", low=0
     )
 
 
