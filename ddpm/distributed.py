@@ -1,0 +1,98 @@
+"""The workers of one training: who this one is, what it takes of a batch, and sums over all of
+them.
+
+One worker is the ordinary case and needs no process group. With several, torch.distributed has been
+initialised by whoever started the processes (Ray Train, or `process_group` below under torchrun's
+environment variables).
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """This worker's place: rank in [0, size), and the device it computes on."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = CPU
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this worker records: exactly one does."""
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """The tensor, summed in place over all workers."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all workers, stacked by rank: (size, *shape)."""
+        if self.size == 1:
+            return tensor[None]
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(parts, tensor)
+        return torch.stack(parts)
+
+    def agree(self, value: int) -> int:
+        """Rank 0's value, on every worker."""
+        box = torch.tensor([value if self.is_main else 0], dtype=torch.int64, device=self.device)
+        return int(self.sum_(box).item())
+
+
+def share(count: int, rank: int, size: int) -> range:
+    """The part of range(count) that `rank` of `size` takes; parts are contiguous and differ by at
+    most one.
+
+    Raises ValueError when there are more workers than items: an idle worker would wait for nothing.
+    """
+    if size > count:
+        raise ValueError(
+            f"{size} workers cannot share {count} samples; use at most {count} workers"
+        )
+    return range(rank * count // size, (rank + 1) * count // size)
+
+
+def best_device(local_rank: int = 0) -> torch.device:
+    """The GPU of this local rank where there is one, else the CPU."""
+    if not torch.cuda.is_available():
+        return CPU
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+def current_group(device: torch.device) -> Group:
+    """The group this process belongs to, as torch.distributed knows it."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return Group(device=device)
+    return Group(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
+
+
+@contextmanager
+def process_group(timeout_s: float = 1800.0) -> Iterator[Group]:
+    """A process group from torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, ...); one worker
+    without them.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    device = best_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if size == 1:
+        yield Group(device=device)
+        return
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s)
+    )
+    try:
+        yield current_group(device)
+    finally:
+        dist.destroy_process_group()

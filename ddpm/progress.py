@@ -1,0 +1,117 @@
+"""What runs, shown while it runs: bars on a terminal, a line now and then in a log file.
+
+It reads the metrics that the runs append to their directories, so it shows any number of trainings
+in any processes.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+POLL_S = 0.5
+LINE_EVERY_S = 30.0
+
+
+@dataclass
+class Tail:
+    """The last row of a run's metrics.jsonl, read as it grows."""
+
+    run_dir: Path
+    name: str
+    total_steps: int
+    offset: int = 0
+    row: dict[str, Any] = field(default_factory=dict)
+
+    def poll(self) -> None:
+        """Read what came since; start over when the file was cut back by a resume."""
+        path = self.run_dir / "metrics.jsonl"
+        if not path.exists():
+            return
+        if path.stat().st_size < self.offset:
+            self.offset = 0
+        with path.open("rb") as file:
+            file.seek(self.offset)
+            *lines, rest = file.read().split(b"\n")
+            self.offset = file.tell() - len(rest)
+        if lines:
+            self.row = json.loads(lines[-1])
+
+    @property
+    def step(self) -> int:
+        return int(self.row.get("step", 0))
+
+    def text(self) -> str:
+        """Loss and speed, short."""
+        if not self.row:
+            return "waiting"
+        return f"loss {self.row['loss']:.4f}  {self.row['time/images_per_s']:,.0f} images/s"
+
+
+@contextmanager
+def watch(
+    tails: Sequence[Tail],
+    console: Console,
+    *,
+    should_stop: Callable[[], bool] | None = None,
+    on_stop: Callable[[], None] | None = None,
+) -> Iterator[None]:
+    """Show the runs until the `with` ends; call `on_stop` once when `should_stop()` turns true."""
+    ended = threading.Event()
+    thread = threading.Thread(
+        target=_watch, args=(tails, console, ended, should_stop, on_stop), daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _watch(
+    tails: Sequence[Tail],
+    console: Console,
+    ended: threading.Event,
+    should_stop: Callable[[], bool] | None,
+    on_stop: Callable[[], None] | None,
+) -> None:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeRemainingColumn(),
+    )
+    next_line = time.monotonic()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks = [bars.add_task(tail.name, total=tail.total_steps, text="") for tail in tails]
+        running = True
+        while running:
+            running = not ended.wait(POLL_S)
+            for task, tail in zip(tasks, tails, strict=True):
+                tail.poll()
+                bars.update(task, completed=tail.step, text=tail.text())
+            if should_stop and on_stop and should_stop():
+                on_stop()
+                should_stop = None
+            if not console.is_terminal and (time.monotonic() >= next_line or not running):
+                next_line = time.monotonic() + LINE_EVERY_S
+                _print_lines(tails, console)
+
+
+def _print_lines(tails: Sequence[Tail], console: Console) -> None:
+    """One line for what runs, one for how much is done."""
+    done = sum(tail.step >= tail.total_steps for tail in tails)
+    for tail in tails:
+        if 0 < tail.step < tail.total_steps:
+            console.print(f"{tail.name}: step {tail.step}/{tail.total_steps}  {tail.text()}")
+    if len(tails) > 1:
+        console.print(f"{done} of {len(tails)} trainings at their last step")
