@@ -15,6 +15,8 @@ from ddpm.run_rules import RUN_RULES
 from ddpm.schema import Config
 from ddpm.values import Refused, Value, advice, is_null, nearest, read_value, show
 
+T = typing.TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Built:
@@ -42,7 +44,7 @@ def apply_overrides(document: Document, overrides: Iterable[str]) -> None:
         if key in seen:
             document.problems.append(f"{COMMAND_LINE}: {key} is given twice; keep one")
         elif key in sections_under(Config):
-            _check_place(document, key, value)
+            _check_place(document, Config, key, value)
         else:
             set_key(document.tree, key, value)
         seen.add(key)
@@ -51,26 +53,58 @@ def apply_overrides(document: Document, overrides: Iterable[str]) -> None:
 def build(document: Document) -> Built:
     """The document as a Config, checked; changes the document (references, problems)."""
     resolve(document, default_values())
-    values = _read_values(document)
+    values = read_values(document, Config)
     problems = list(document.problems)
     impossible: list[str] = []
     for broken in violations((*NETWORK_RULES, *RUN_RULES), values):
         line = f"{document.place(broken.key)}: {broken.text}"
         (impossible if broken.is_impossible else problems).append(line)
-    config = None if problems or impossible else typing.cast(Config, _construct(Config, "", values))
+    config = None if problems or impossible else construct(Config, values)
     return Built(config, tuple(dict.fromkeys(problems)), tuple(impossible))
 
 
 @cache
 def default_values() -> Mapping[str, Value]:
-    """Dotted key -> default, without the keys that must be given."""
-    items = items_under(Config).items()
-    return {k: typing.cast(Value, item.default) for k, item in items if item.default is not MISSING}
+    """Dotted key -> default of a Config, without the keys that must be given."""
+    return _defaults(Config)
 
 
-def nearest_key(key: str) -> str | None:
+def read_values(document: Document, root: type) -> dict[str, Value]:
+    """The value of every key of `root`; problems go to the document, with the keys they spoil.
+
+    Keys that are missing or spoiled are left out.
+    """
+    items = items_under(root)
+    values = dict(_defaults(root))
+    for key, value in leaves(document.tree):
+        if key in items:
+            values[key] = read_item(document, key, items[key], value)
+        elif key:
+            _check_place(document, root, key, value)
+    for key, item in items.items():
+        if key not in values and key not in document.spoiled:
+            document.problems.append(
+                f"{document.source}: {key} is missing; give it: {item.limits.help}"
+            )
+    return {key: value for key, value in values.items() if key not in document.spoiled}
+
+
+def construct(root: type[T], values: Mapping[str, Value], prefix: str = "") -> T:
+    """The dataclass of a section, its sub-sections included, from dotted keys and values."""
+    below = sections_under(typing.cast(type, root))
+    arguments: dict[str, object] = {}
+    for entry in fields(typing.cast(type, root)):
+        key = f"{prefix}{entry.name}"
+        is_section = entry.name in below
+        arguments[entry.name] = (
+            construct(below[entry.name], values, key + ".") if is_section else values[key]
+        )
+    return root(**arguments)
+
+
+def nearest_key(key: str, root: type = Config) -> str | None:
     """The known key or section that a wrong dotted key most likely stands for."""
-    known = [name for name in (*sections_under(Config), *items_under(Config)) if name]
+    known = [name for name in (*sections_under(root), *items_under(root)) if name]
     section, _, name = key.rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
     everywhere = {k.rpartition(".")[2]: k for k in reversed(known)}
@@ -81,24 +115,13 @@ def nearest_key(key: str) -> str | None:
     return nearest(key, known)
 
 
-def _read_values(document: Document) -> dict[str, Value]:
-    """Every key's value; keys that are missing or spoiled are left out."""
-    items = items_under(Config)
-    values = dict(default_values())
-    for key, value in leaves(document.tree):
-        if key in items:
-            values[key] = _read_item(document, key, items[key], value)
-        elif key:
-            _check_place(document, key, value)
-    for key, item in items.items():
-        if key not in values and key not in document.spoiled:
-            document.problems.append(
-                f"{document.source}: {key} is missing; give it: {item.limits.help}"
-            )
-    return {key: value for key, value in values.items() if key not in document.spoiled}
+def _defaults(root: type) -> dict[str, Value]:
+    items = items_under(root).items()
+    return {k: typing.cast(Value, item.default) for k, item in items if item.default is not MISSING}
 
 
-def _read_item(document: Document, key: str, item: Item, value: Tree) -> Value:
+def read_item(document: Document, key: str, item: Item, value: Tree) -> Value:
+    """One key's value; refused, it is None, the problem noted and the key spoiled."""
     try:
         return read_value(value, item.hint, item.limits)
     except Refused as allowed:
@@ -110,14 +133,14 @@ def _read_item(document: Document, key: str, item: Item, value: Tree) -> Value:
         return None
 
 
-def _check_place(document: Document, key: str, value: Tree) -> None:
+def _check_place(document: Document, root: type, key: str, value: Tree) -> None:
     """A value that stands at no known key: a section's name, below a key, or a misspelt key."""
-    sections, items = sections_under(Config), items_under(Config)
+    sections, items = sections_under(root), items_under(root)
     if key in sections:
         if not is_null(value) and value != {}:
             document.problems.append(
                 f"{document.place(key)}: {key} is {show(value)} but {key} is a section; "
-                f"give its keys, such as {key}.{_first_name(key)}"
+                f"give its keys, such as {key}.{fields(sections[key])[0].name}"
             )
         return
     parts = key.split(".")
@@ -128,9 +151,14 @@ def _check_place(document: Document, key: str, value: Tree) -> None:
             f"{document.place(unknown)}: {unknown} is a section; give a value, not keys"
         )
         document.spoiled.add(unknown)
-        return
-    guess = nearest_key(unknown)
-    hint = f"did you mean {guess}?" if guess else f"the sections are {', '.join(_tops())}"
+    else:
+        _refuse_unknown(document, root, key, unknown)
+
+
+def _refuse_unknown(document: Document, root: type, key: str, unknown: str) -> None:
+    guess = nearest_key(unknown, root)
+    tops = ", ".join(entry.name for entry in fields(root))
+    hint = f"did you mean {guess}?" if guess else f"the sections are {tops}"
     place = document.places.get(unknown) or document.place(key)
     line = f"{place}: {unknown} is no key; {hint}"
     if line not in document.problems:
@@ -138,21 +166,3 @@ def _check_place(document: Document, key: str, value: Tree) -> None:
     if guess:
         # What was meant is not known to be its default: no rule should judge that.
         document.spoiled.add(guess + key.removeprefix(unknown))
-
-
-def _first_name(section: str) -> str:
-    return fields(sections_under(Config)[section])[0].name
-
-
-def _tops() -> list[str]:
-    return [entry.name for entry in fields(Config)]
-
-
-def _construct(cls: type, prefix: str, values: Mapping[str, Value]) -> object:
-    """The dataclass of a section, its sub-sections included."""
-    below = sections_under(Config)
-    arguments: dict[str, object] = {}
-    for entry in fields(cls):
-        key = f"{prefix}.{entry.name}".lstrip(".")
-        arguments[entry.name] = _construct(below[key], key, values) if key in below else values[key]
-    return cls(**arguments)

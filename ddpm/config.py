@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import reduce
 from pathlib import Path
-from typing import cast
+from typing import TypedDict, cast
 
 import yaml
 
@@ -157,39 +157,69 @@ def image_shape(config: Config) -> tuple[int, int, int]:
     return config.TRAINING.INPUT_IMAGE_CHANNEL, height, width
 
 
-def network_arguments(config: Config) -> dict[str, object]:
-    """The arguments of UNet: the one place where YAML's words become the network's."""
+class NetworkArguments(TypedDict):
+    """The arguments of UNet."""
+
+    image_size: tuple[int, int]
+    in_channels: int
+    model_channels: int
+    channel_mult: tuple[int, ...]
+    has_attention: tuple[bool, ...]
+    num_res_blocks: int
+    block_size: int
+    norm_groups: int
+    num_heads: int
+    time_emb_dim: int
+    dropout: float
+    kernel_size: int
+    use_cross_attention: bool
+    num_classes: int | None
+    class_emb_dim: int | None
+    checkpoint_activations: bool
+
+
+class ScheduleArguments(TypedDict):
+    """The arguments of NoiseSchedule."""
+
+    name: str
+    num_timesteps: int
+    logsnr_shift: float
+    zero_terminal_snr: bool
+
+
+def network_arguments(config: Config) -> NetworkArguments:
+    """The configuration's words as the network's."""
     network = config.TRAINING.NETWORK
     channels, height, width = image_shape(config)
-    return {
-        "image_size": (height, width),
-        "in_channels": channels,
-        "model_channels": network.FIRST_CHANNEL,
-        "channel_mult": network.CHANNEL_MULTIPLIER,
-        "has_attention": network.HAS_ATTENTION,
-        "num_res_blocks": network.NUM_RES_BLOCKS,
-        "block_size": network.BLOCK_SIZE,
-        "norm_groups": network.NORM_GROUPS,
-        "num_heads": network.NUM_HEADS,
-        "time_emb_dim": network.TIME_EMB_DIM,
-        "dropout": network.DROPOUT_RATE,
-        "kernel_size": network.KERNEL_SIZE,
-        "use_cross_attention": network.USE_CROSS_ATTENTION,
-        "num_classes": network.NUM_CLASSES,
-        "class_emb_dim": network.CLASS_EMB_DIM,
-        "checkpoint_activations": network.CHECKPOINT_ACTIVATIONS,
-    }
+    return NetworkArguments(
+        image_size=(height, width),
+        in_channels=channels,
+        model_channels=network.FIRST_CHANNEL,
+        channel_mult=network.CHANNEL_MULTIPLIER,
+        has_attention=network.HAS_ATTENTION,
+        num_res_blocks=network.NUM_RES_BLOCKS,
+        block_size=network.BLOCK_SIZE,
+        norm_groups=network.NORM_GROUPS,
+        num_heads=network.NUM_HEADS,
+        time_emb_dim=network.TIME_EMB_DIM,
+        dropout=network.DROPOUT_RATE,
+        kernel_size=network.KERNEL_SIZE,
+        use_cross_attention=network.USE_CROSS_ATTENTION,
+        num_classes=network.NUM_CLASSES,
+        class_emb_dim=network.CLASS_EMB_DIM,
+        checkpoint_activations=network.CHECKPOINT_ACTIVATIONS,
+    )
 
 
-def schedule_arguments(config: Config) -> dict[str, object]:
-    """The arguments of NoiseSchedule."""
+def schedule_arguments(config: Config) -> ScheduleArguments:
+    """The configuration's words as the noise schedule's."""
     network = config.TRAINING.NETWORK
-    return {
-        "name": network.SCHEDULER,
-        "num_timesteps": network.TIMESTEPS,
-        "logsnr_shift": network.LOGSNR_SHIFT,
-        "zero_terminal_snr": network.ZERO_TERMINAL_SNR,
-    }
+    return ScheduleArguments(
+        name=network.SCHEDULER,
+        num_timesteps=network.TIMESTEPS,
+        logsnr_shift=network.LOGSNR_SHIFT,
+        zero_terminal_snr=network.ZERO_TERMINAL_SNR,
+    )
 
 
 def sampling_steps(section: ImageGeneration | InlineGen, num_timesteps: int) -> dict[str, int]:

@@ -8,6 +8,7 @@ Tags, merge keys and keys given twice are refused.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import yaml
 
@@ -158,10 +159,15 @@ class _Builder:
         self.document.problems.append(f"{self._at(node)}: {text}")
 
 
+def as_tree(value: object) -> Tree:
+    """A Python value as a tree: tuples become lists."""
+    return cast(Tree, plain(value))
+
+
 def _upper(value: object, key: str, document: Document) -> Tree:
     """A Python tree with upper-case keys; two spellings of one key are a problem."""
     if not isinstance(value, dict):
-        return plain(value)  # type: ignore[return-value]
+        return as_tree(value)
     section: dict[str, Tree] = {}
     for name, item in value.items():
         upper = str(name).upper()
@@ -201,5 +207,5 @@ def remove_key(tree: dict[str, Tree], key: str) -> None:
     """Takes a dotted key away."""
     *sections, name = key.split(".")
     for section in sections:
-        tree = tree[section]  # type: ignore[assignment]
+        tree = cast(dict[str, Tree], tree[section])
     del tree[name]

@@ -7,8 +7,8 @@ what is computed, is copied into every run, and must not carry what one machine'
 import re
 from collections.abc import Mapping
 
-from ddpm.reading import Document, Tree, leaves, remove_key, set_key
-from ddpm.values import Plain, Value, plain, show
+from ddpm.reading import Document, Tree, as_tree, leaves, remove_key, set_key
+from ddpm.values import Plain, Value, show
 
 _REFERENCE = re.compile(r"\$\{\s*[A-Za-z_][A-Za-z0-9_.]*\s*\}")
 
@@ -68,10 +68,10 @@ def _as_text(value: object) -> Tree:
         return _REFERENCE.sub(lambda match: match.group().upper(), str(value))
     if isinstance(value, (list, tuple)):
         return [_as_text(item) for item in value]
-    return plain(value)  # type: ignore[return-value]
+    return as_tree(value)
 
 
 def _as_plain(value: object) -> Tree:
     if isinstance(value, list):
         return [_as_plain(item) for item in value]
-    return Plain(value) if isinstance(value, str) else value  # type: ignore[return-value]
+    return Plain(value) if isinstance(value, str) else as_tree(value)

@@ -1,0 +1,171 @@
+"""Reading a sweep file: its base, the axes of its grid, its seeds and limits.
+
+Problems gather in the sweep's document, so that `ddpm.sweep.load_sweep` can report all at once.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddpm.building import apply_overrides, construct, nearest_key, read_item, read_values
+from ddpm.errors import InputError
+from ddpm.options import Section, items_under, option
+from ddpm.reading import COMMAND_LINE, Document, Tree, read_file, read_override, set_key
+from ddpm.schema import Config
+from ddpm.values import Value, is_null, nearest, show
+
+_KEYS = ("BASE", "GRID", "SEEDS", "TUNE")
+Axes = dict[str, tuple[Value, ...]]
+# Keys that say what trials are compared on; cells that differ in them are not comparable.
+_MEASURE = {
+    "DATASET.NAME": "it names the data, which is the same for all cells",
+    "DATASET.VALIDATION_FRACTION": "cells would be compared on different images",
+    "EVALUATION.EVERY": "it changes no training",
+    "EVALUATION.NUM": "cells would be compared on different images",
+    "EVALUATION.SEED": "cells would be compared on different images and noise",
+    "TRAINING.SEED": "give SEEDS instead",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune(Section):
+    """How trials are run."""
+
+    MAX_CONCURRENT: int | None = option(
+        None, "Trials at a time; null = as many as the machine holds", low=1, high=10_000
+    )
+    MAX_FAILURES: int = option(0, "Times a failed trial is tried again", low=0, high=100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Section):
+    """The keys of a sweep file besides BASE and GRID."""
+
+    SEEDS: tuple[int, ...] = option(
+        (0,), "Values of TRAINING.SEED", low=0, high=2**63 - 1, min_items=1, is_unique=True
+    )
+    TUNE: Tune = Tune()
+
+
+def override_sweep(document: Document, overrides: Iterable[str]) -> list[str]:
+    """Applies the overrides that address the sweep file; returns those of the base."""
+    others, seen = [], set()
+    for text in overrides:
+        top, dot, key = text.partition("=")[0].strip().upper().partition(".")
+        if top not in _KEYS:
+            others.append(text)
+            continue
+        try:
+            name, value = read_override(text)
+        except InputError as error:
+            document.problems.extend(error.problems)
+            continue
+        if name in seen or top == "BASE" or (top == "GRID" and not dot):
+            document.problems.append(
+                f"{COMMAND_LINE}: {name} cannot be set so; give SEEDS, TUNE.KEY or "
+                "GRID.SECTION.KEY, each once, or another sweep file"
+            )
+            continue
+        seen.add(name)
+        if top == "GRID":
+            grid = document.tree.setdefault("GRID", {})
+            if isinstance(grid, dict):
+                grid[key] = value
+        else:
+            set_key(document.tree, name, value)
+        document.places[name] = COMMAND_LINE
+    return others
+
+
+def read_base(document: Document, path: Path, overrides: list[str]) -> Document:
+    """The document that every cell starts from; its problems join the sweep's."""
+    given = document.tree.get("BASE")
+    base = Document(str(path))
+    if isinstance(given, dict):
+        inside = {k: at for k, at in document.places.items() if k.startswith("BASE.")}
+        base.tree = given
+        base.places = {key.removeprefix("BASE."): at for key, at in inside.items()}
+    elif isinstance(given, str) and not is_null(given):
+        base = read_file(path.parent / given)
+    else:
+        document.problems.append(
+            f"{document.place('BASE')}: BASE is {show(given)}; give the path of a configuration, "
+            "relative to this file, or its sections"
+        )
+        # Nothing more can be said about cells that have no base.
+        raise InputError(document.problems)
+    apply_overrides(base, overrides)
+    if base.places.get("TRAINING.SEED") == COMMAND_LINE:
+        document.problems.append(
+            f"{COMMAND_LINE}: TRAINING.SEED: a sweep sets it; give SEEDS=[...]"
+        )
+    return base
+
+
+def read_plan(document: Document) -> Plan | None:
+    """SEEDS and TUNE."""
+    for name in document.tree:
+        if name not in _KEYS:
+            guess = nearest(name, _KEYS)
+            hint = f"did you mean {guess}?" if guess else f"a sweep has {', '.join(_KEYS)}"
+            document.problems.append(f"{document.place(name)}: {name} is no key; {hint}")
+    tree: dict[str, Tree] = {
+        name: document.tree[name] for name in ("SEEDS", "TUNE") if name in document.tree
+    }
+    part = Document(document.source, tree, document.places)
+    values = read_values(part, Plan)
+    document.problems.extend(part.problems)
+    return None if part.problems else construct(Plan, values)
+
+
+def read_grid(document: Document, base: Document) -> Axes:
+    """The grid's valid keys and values; problems go to the document, spoiled keys to the base."""
+    given = document.tree.get("GRID")
+    if not isinstance(given, dict) or not given:
+        document.problems.append(
+            f"{document.place('GRID')}: GRID is {show(given)}; give dotted keys with a list of "
+            "values each, such as TRAINING.PRED_TYPE: [noise, velocity]"
+        )
+        return {}
+    grid: Axes = {}
+    for key, values in given.items():
+        problem = _refuse_axis(key, values, base)
+        read = () if problem else _read_axis(document, key, values)
+        if problem:
+            document.problems.append(f"{document.place('GRID.' + key)}: {problem}")
+        if read:
+            grid[key] = read
+        else:
+            base.spoiled.add(nearest_key(key) or key)
+    return grid
+
+
+def _refuse_axis(key: str, values: Tree, base: Document) -> str | None:
+    """Why a key cannot be varied; None when it can."""
+    item = items_under(Config).get(key)
+    if item is None:
+        guess = nearest_key(key)
+        return f"GRID.{key} is no key; " + (f"did you mean {guess}?" if guess else "give one")
+    if key in _MEASURE:
+        return f"GRID.{key} cannot be varied: {_MEASURE[key]}"
+    if item.limits.is_machine:
+        return f"GRID.{key} cannot be varied: it changes where a run is, not what it computes"
+    if base.places.get(key) == COMMAND_LINE:
+        return f"{key} is both in GRID and on the command line; override GRID.{key} instead"
+    if not isinstance(values, list) or not values:
+        return f"GRID.{key} is {show(values)}; give a list of at least one value"
+    return None
+
+
+def _read_axis(document: Document, key: str, values: Tree) -> tuple[Value, ...]:
+    item = items_under(Config)[key]
+    found: list[Value] = []
+    for value in values if isinstance(values, list) else []:
+        part = Document(document.source, {}, {key: document.place("GRID." + key)})
+        read = read_item(part, key, item, value)
+        if not part.spoiled and read in found:
+            part.problems.append(f"{part.place(key)}: GRID.{key} holds {show(value)} twice")
+        elif not part.spoiled:
+            found.append(read)
+        document.problems.extend(part.problems)
+    return tuple(found)

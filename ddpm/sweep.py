@@ -1,0 +1,187 @@
+"""A sweep: the trials of a grid, each a validated configuration, before anything is run.
+
+    BASE: ../configs/digits.yaml                       # or the sections themselves
+    GRID: {TRAINING.PRED_TYPE: [noise, velocity]}      # dotted key: values
+    SEEDS: [0, 1]                                      # each varies TRAINING.SEED alone
+    TUNE: {MAX_CONCURRENT: null, MAX_FAILURES: 0}
+
+Trials come seed by seed, so the first seed's grid is complete first; within it the last key of GRID
+varies fastest. Impossible cells are skipped with the reason; every other problem is refused.
+"""
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ddpm import durable
+from ddpm.building import Built, build
+from ddpm.config import Config, run_id, to_yaml
+from ddpm.errors import InputError
+from ddpm.grid import Axes, Tune, override_sweep, read_base, read_grid, read_plan
+from ddpm.ledger import Ledger, Outcome, cell_name
+from ddpm.reading import Document, as_tree, copy_tree, read_file, set_key
+from ddpm.values import SAFE_NAME, Value, plain
+
+__all__ = [
+    "Ledger",
+    "Outcome",
+    "PlannedTrial",
+    "SkippedCell",
+    "Sweep",
+    "Tune",
+    "load_sweep",
+    "write_best",
+]
+
+Cell = Mapping[str, Value]
+_MOST_CELLS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedTrial:
+    """A cell of the grid with a seed: one training. trial_id: its run id, once data are known."""
+
+    cell: Mapping[str, object]
+    seed: int
+    config: Config
+    trial_id: str = ""
+
+    def identified(self, data_sha256: str) -> "PlannedTrial":
+        """This trial with its id, the run id of its configuration on these data."""
+        return replace(self, trial_id=run_id(self.config, data_sha256))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedCell:
+    """A cell that cannot be trained, and why."""
+
+    cell: Mapping[str, object]
+    reason: str
+
+    @property
+    def name(self) -> str:
+        return cell_name(self.cell)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A checked sweep file.
+
+    base: the first trial's configuration; what GRID leaves out is the same in all others.
+    question: what the file's first comment says after "Question:".
+    """
+
+    name: str
+    path: Path
+    question: str
+    base: Config
+    grid: Mapping[str, tuple[object, ...]]
+    seeds: tuple[int, ...]
+    tune: Tune
+    trials: tuple[PlannedTrial, ...]
+    skipped: tuple[SkippedCell, ...]
+
+
+def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
+    """The trials of a sweep file.
+
+    An override `SECTION.KEY=value` changes the base; `SEEDS=[0, 1]`, `TUNE.MAX_CONCURRENT=2` and
+    `GRID.SECTION.KEY=[...]` change the sweep. Raises InputError with every problem of file, base
+    and cells, one line each.
+    """
+    path = Path(path)
+    document = read_file(path)
+    base = read_base(document, path, override_sweep(document, overrides))
+    grid = read_grid(document, base)
+    plan = read_plan(document)
+    if not re.fullmatch(SAFE_NAME, path.stem):
+        document.problems.append(
+            f"{path}: its name becomes a folder's; rename it to letters, digits, '.', '_', '-'"
+        )
+    cells, skipped = _check_cells(document, base, grid)
+    if document.problems or plan is None:
+        raise InputError(list(dict.fromkeys(document.problems)))
+    if not cells:
+        raise InputError([f"{path}: every cell is impossible", *(one.reason for one in skipped)])
+    trials = tuple(
+        _trial(base, document, cell, seed) for seed, cell in itertools.product(plan.SEEDS, cells)
+    )
+    return Sweep(
+        name=path.stem,
+        path=path,
+        question=_question(path),
+        base=trials[0].config,
+        grid={key: tuple(plain(value) for value in values) for key, values in grid.items()},
+        seeds=plan.SEEDS,
+        tune=plan.TUNE,
+        trials=trials,
+        skipped=tuple(skipped),
+    )
+
+
+def write_best(config: Config, path: Path) -> None:
+    """Writes a configuration as a file ready to train, its first line the command for it."""
+    header = (
+        f"# python launch/train.py {path}\n"
+        "# The cell that a sweep recommends. For a training at full size raise\n"
+        "# TRAINING.HYPER_PARAMETERS.EPOCHS and TRAINING.NETWORK.FIRST_CHANNEL.\n"
+    )
+    durable.write_text(path, header + to_yaml(config))
+
+
+def _check_cells(
+    document: Document, base: Document, axes: Axes
+) -> tuple[list[Cell], list[SkippedCell]]:
+    """The cells that can be trained and those that cannot; problems go to the document."""
+    cells: list[Cell] = []
+    skipped: list[SkippedCell] = []
+    concerned: dict[str, list[Cell]] = {}
+    every = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    if len(every) > _MOST_CELLS:
+        raise InputError(f"{base.source}: GRID has {len(every)} cells; give at most {_MOST_CELLS}")
+    for cell in every:
+        built = _build(base, document, cell, seed=0)
+        for problem in built.problems:
+            concerned.setdefault(problem, []).append(cell)
+        if built.impossible:
+            skipped.append(SkippedCell(cell=_plain_cell(cell), reason="; ".join(built.impossible)))
+        else:
+            cells.append(cell)
+    for problem, where in concerned.items():
+        # A problem of the base is that of every cell: it needs no cell's name.
+        part = f" (in {len(where)} cells, first {cell_name(where[0])})"
+        document.problems.append(problem + (part if len(where) < len(every) else ""))
+    return cells, skipped
+
+
+def _build(base: Document, sweep: Document, cell: Cell, seed: int) -> Built:
+    """The base with a cell's values and a seed in place of its own, checked."""
+    document = Document(
+        base.source, copy_tree(base.tree), dict(base.places), list(base.problems), set(base.spoiled)
+    )
+    for key, value in {**cell, "TRAINING.SEED": seed}.items():
+        set_key(document.tree, key, as_tree(value))
+        document.places[key] = sweep.place("GRID." + key)
+    return build(document)
+
+
+def _trial(base: Document, sweep: Document, cell: Cell, seed: int) -> PlannedTrial:
+    config = _build(base, sweep, cell, seed).config
+    assert config is not None  # _check_cells has built it
+    return PlannedTrial(cell=_plain_cell(cell), seed=seed, config=config)
+
+
+def _plain_cell(cell: Cell) -> dict[str, object]:
+    return {key: plain(value) for key, value in cell.items()}
+
+
+def _question(path: Path) -> str:
+    """The paragraph `# Question: ...` of the comment that opens the file."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    words = " ".join(line.lstrip("# ") or "\n" for line in lines)
+    found = re.search(
+        r"question:\s*([^\n]*?)(?=\s[A-Z][a-z]+( [a-z]+)?: |\n|$)", words, re.IGNORECASE
+    )
+    return found.group(1).strip() if found else ""
