@@ -1,0 +1,195 @@
+"""The back of a report: samples, what failed or was skipped, configurations and provenance."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from ddpm.report.axes import Axes
+from ddpm.report.data import Sweep, Trial
+from ddpm.report.files import Value, mapping
+from ddpm.report.flags import commit, differences
+from ddpm.report.grids import png_url, sample_grid
+from ddpm.report.labels import cell_label, listed, text, varied
+from ddpm.report.ranking import Ranking
+
+_GRIDS = 12
+_STRIP = 8
+
+
+def samples(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
+    """Sample grids side by side: same seeds, same classes; the best cells when there are many."""
+    trials = _with_samples(sweep, ranking)
+    shown = trials[:_GRIDS]
+    order = {one: k for k, one in enumerate(axes.values)}
+    if len(trials) <= _GRIDS:
+        keys = (*axes.panels, *((axes.rows,) if axes.rows else ()), *filter(None, (axes.series,)))
+        shown.sort(key=lambda trial: [axes.place(key, trial.cell) for key in keys if key in order])
+    figures = [_figure(sample_grid(t.samples), _caption(t, axes)) for t in shown if t.samples]
+    if not figures:
+        return _strip(sweep)
+    if sweep.references is not None and sweep.references.samples is not None:
+        real = sample_grid(sweep.references.samples)
+        figures.insert(0, _figure(real, "<strong>real validation images</strong>", "real"))
+    note = (
+        "<p class='note'>Every grid starts from the same noise and has the same class in the same "
+        "column, so grids differ by the trained network alone"
+    )
+    left = len(trials) - len(shown)
+    note += f"; the {len(shown)} best cells of {len(trials)} are shown.</p>" if left else ".</p>"
+    return f'{note}<div class="samples">{"".join(figures)}</div>'
+
+
+def _with_samples(sweep: Sweep, ranking: Ranking) -> list[Trial]:
+    """One trial a cell that has samples: its first seed; ranked cells first, best first."""
+    rank = {id(t): k for k, s in enumerate(ranking.standings) for t in s.trials.values()}
+    trials = [
+        trial for trial in sweep.trials if trial.samples is not None and trial.samples.images.size
+    ]
+    trials.sort(key=lambda trial: (rank.get(id(trial), len(rank)), trial.seed))
+    return list({trial.key: trial for trial in reversed(trials)}.values())[::-1]
+
+
+def _caption(trial: Trial, axes: Axes) -> str:
+    return f"{escape(cell_label(trial.cell, tuple(axes.values)))}, seed {trial.seed}"
+
+
+def _figure(url: str, caption: str, kind: str = "") -> str:
+    mark = f' class="{kind}"' if kind else ""
+    image = f'<img{mark} src="{url}" alt="Sample grid">'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def _strip(sweep: Sweep) -> str:
+    """A run's sample grids over training, where there are no final samples."""
+    paths = sweep.trials[0].inline if len(sweep.trials) == 1 else ()
+    if not paths:
+        return ""
+    return _over_training(paths)
+
+
+def _over_training(paths: Sequence[Path]) -> str:
+    step = max(1, len(paths) // _STRIP)
+    chosen = [*paths[:-1:step], paths[-1]][-_STRIP:]
+    figures = "".join(
+        f'<figure><img src="{png_url(path.read_bytes())}" alt="Samples at {escape(path.stem)}">'
+        f"<figcaption>{escape(path.stem)}</figcaption></figure>"
+        for path in chosen
+    )
+    return f'<div class="strip">{figures}</div>'
+
+
+def failures(sweep: Sweep, ranking: Ranking) -> str:
+    """Failed trials, skipped cells and finished ones that could not be ranked, with reasons."""
+    keys = tuple(dict.fromkeys(key for trial in sweep.trials for key in trial.cell))
+    rows = [
+        (cell_label(t.cell, keys), str(t.seed), t.status, t.reason or "no reason was recorded")
+        for t in sweep.trials
+        if t.status != "done"
+    ]
+    rows += [(cell_label(one.cell, keys), "\u2013", "skipped", one.reason) for one in sweep.skipped]
+    named = {t.key for t in sweep.trials if t.status != "done"}
+    done = {cell_label(t.cell, tuple(axes_keys(sweep))) for t in sweep.trials if t.key not in named}
+    rows += [(label, "", "not ranked", why) for label, why in ranking.excluded if label in done]
+    if not rows:
+        return ""
+    return table(("cell", "seed", "", "reason"), rows, wrap=(3,))
+
+
+def axes_keys(sweep: Sweep) -> list[str]:
+    """The varied keys, in the order labels use."""
+    return list(varied([*(t.cell for t in sweep.trials), *(s.cell for s in sweep.skipped)]))
+
+
+def configuration(sweep: Sweep) -> str:
+    """The keys in which trials differ, then one whole configuration, folded."""
+    trials = [trial for trial in sweep.trials if trial.config]
+    if not trials:
+        return "<p>No trial has left its configuration.</p>"
+    rows = [(key, listed(values, limit=12)) for key, values in differences(trials).items()]
+    differing = {key for key, _ in rows}
+    shown = table(("key", "values"), rows, wrap=(1,)) if rows else ""
+    same = [(k, text(v)) for k, v in trials[0].config.items() if k not in differing]
+    said = "What all trials share" if len(trials) > 1 else "The whole configuration"
+    folded = (
+        f"<details><summary>{said} ({len(same)} keys)</summary>"
+        f"{table(('key', 'value'), same, wrap=(1,))}</details>"
+    )
+    seeds = sorted({trial.seed for trial in trials})
+    return f"{shown}<p>Seeds: {escape(listed([str(seed) for seed in seeds]))}.</p>{folded}"
+
+
+def provenance(sweep: Sweep) -> str:
+    """Code, versions, machine and the command that reproduces each trial."""
+    facts = _shared_facts(sweep.trials)
+    rows = [
+        (cell_label(t.cell, axes_keys(sweep)), str(t.seed), t.name, reproduce(t))
+        for t in sweep.trials
+        if t.run_dir is not None
+    ]
+    head = (
+        ("cell", "seed", "trial", "reproduce with")
+        if sweep.is_sweep
+        else ("", "", "run", "reproduce with")
+    )
+    commands = table(head, rows, wrap=(3,), code=(2, 3))
+    if len(rows) > 12:
+        commands = f"<details><summary>Commands of {len(rows)} trials</summary>{commands}</details>"
+    made = f"<p>Made by <code>{escape(sweep.command)}</code></p>" if sweep.command else ""
+    return f"{made}{table(('', ''), facts, wrap=(1,))}{commands}"
+
+
+def reproduce(trial: Trial) -> str:
+    """The command that trains this trial again from nothing."""
+    assert trial.run_dir is not None
+    name = commit(trial)
+    checkout = f"git checkout {name.rstrip('+')} && " if name else ""
+    config = shown_path(trial.run_dir / "training_config.yaml")
+    return f"{checkout}python launch/train.py {config} --new"
+
+
+def shown_path(path: Path) -> str:
+    """A path as one types it here: relative where it lies below the working directory."""
+    whole, here = path.absolute(), Path.cwd()
+    return shlex.quote(str(whole.relative_to(here) if whole.is_relative_to(here) else whole))
+
+
+def _shared_facts(trials: Sequence[Trial]) -> list[tuple[str, str]]:
+    """Every fact of provenance.json but the commands, with all values it takes over the trials."""
+    values: dict[str, dict[str, None]] = {}
+    for trial in trials:
+        for key, value in _flat(trial.provenance):
+            if key.split(".")[-1] not in ("command", "argv", "run_id", "started", "pid"):
+                values.setdefault(key, {})[text(value)] = None
+    return [(key, listed(list(seen), limit=4)) for key, seen in values.items()]
+
+
+def _flat(tree: Mapping[str, Value], path: str = "") -> list[tuple[str, Value]]:
+    found: list[tuple[str, Value]] = []
+    for key, value in tree.items():
+        inner = mapping(value)
+        found += _flat(inner, f"{path}{key}.") if inner else [(f"{path}{key}", value)]
+    return found
+
+
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    wrap: Sequence[int] = (),
+    code: Sequence[int] = (),
+) -> str:
+    """A plain table of text, every cell escaped."""
+    heads = "".join(f'<th class="left">{escape(name)}</th>' for name in head)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<td class="{"wrap" if k in wrap else "left"}">'
+            f"{f'<code>{escape(value)}</code>' if k in code else escape(value)}</td>"
+            for k, value in enumerate(row)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    top = f"<thead><tr>{heads}</tr></thead>" if any(head) else ""
+    return f'<div class="scroll"><table>{top}<tbody>{body}</tbody></table></div>'

@@ -1,0 +1,238 @@
+"""What a report is made of, read from the files of a sweep folder or of one run; no torch.
+
+A sweep folder holds sweep.json, ledger/{trial}.json and references.json; each trial names its run
+directory, whose files are read as far as they are there. Nothing missing is guessed: it is None,
+empty, or a line in `Sweep.problems`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+
+from ddpm.errors import InputError
+from ddpm.measures import X0Error
+from ddpm.report.files import (
+    Value,
+    mapping,
+    number,
+    read_arrays,
+    read_config,
+    read_json,
+    read_metrics,
+    sequence,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """A trial's final sample grid. images: uint8 (N, H, W, C); labels: (N,), -1 without class."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One training: its place in the grid, how it ended and what it left."""
+
+    name: str
+    cell: Mapping[str, Value]
+    seed: int
+    status: str  # done | failed | unfinished
+    reason: str | None
+    run_dir: Path | None
+    summary: Mapping[str, Value]
+    config: Mapping[str, Value]  # dotted keys
+    provenance: Mapping[str, Value]
+    metrics: Mapping[str, np.ndarray]  # "step" and the losses
+    evaluation: Mapping[str, Value]
+    error: X0Error | None
+    samples: Samples | None
+    inline: tuple[Path, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The cell as text that can be compared and sorted."""
+        return json.dumps(self.cell, sort_keys=True)
+
+    def number(self, name: str) -> float | None:
+        """A number of the trial's summary, None where it is absent or not a number."""
+        value = number(self.summary.get(name))
+        return value if isfinite(value) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A cell of the grid that was not trained, and why."""
+
+    cell: Mapping[str, Value]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lines:
+    """The two reference curves of the data, MSE by level, and some validation images."""
+
+    levels: tuple[int, ...]
+    gaussian: tuple[float, ...] | None
+    memorisation: tuple[float, ...] | None
+    num_train: int
+    samples: Samples | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """All a report shows. A single run is a sweep of one trial with `is_sweep` False."""
+
+    folder: Path
+    name: str
+    is_sweep: bool
+    question: str
+    command: str
+    grid: Mapping[str, tuple[Value, ...]]
+    planned: int
+    trials: tuple[Trial, ...]
+    skipped: tuple[Skipped, ...]
+    references: Lines | None
+    problems: tuple[str, ...] = field(default=())
+
+    def with_status(self, status: str) -> tuple[Trial, ...]:
+        """The trials that ended so."""
+        return tuple(trial for trial in self.trials if trial.status == status)
+
+    @property
+    def best_yaml(self) -> Path | None:
+        """The recommended configuration, where the sweep has written it."""
+        path = self.folder / "best.yaml"
+        return path if path.exists() else None
+
+
+def read(folder: Path) -> Sweep:
+    """A sweep folder or a run directory as a Sweep; InputError when it is neither."""
+    if (folder / "sweep.json").exists() or (folder / "ledger").is_dir():
+        return _read_sweep(folder)
+    if (folder / "training_config.yaml").exists():
+        return _read_run(folder)
+    raise InputError(
+        f"{folder} is neither a sweep (no sweep.json, no ledger/) nor a run "
+        "(no training_config.yaml); give a folder like OUTPUT_DIR/sweeps/NAME or a run directory"
+    )
+
+
+def _read_sweep(folder: Path) -> Sweep:
+    facts = mapping(read_json(folder / "sweep.json"))
+    problems: list[str] = []
+    trials = []
+    for path in sorted((folder / "ledger").glob("*.json")):
+        outcome = mapping(read_json(path))
+        if "status" not in outcome:
+            problems.append(f"ledger/{path.name} cannot be read; its trial is left out.")
+            continue
+        trials.append(_trial(folder, path.stem, outcome))
+    planned = [mapping(one) for one in sequence(facts.get("planned"))]
+    order = {str(one.get("trial")): place for place, one in enumerate(planned)}
+    trials.sort(key=lambda trial: (order.get(trial.name, len(order)), trial.key, trial.seed))
+    if order:
+        stale = [trial.name for trial in trials if trial.name not in order]
+        trials = [trial for trial in trials if trial.name in order]
+        if stale:
+            problems.append(
+                f"{len(stale)} trial(s) of an earlier grid are in the ledger but not in the sweep "
+                "as it is now; they are left out."
+            )
+    return Sweep(
+        folder=folder,
+        name=str(facts.get("name", folder.name)),
+        is_sweep=True,
+        question=str(facts.get("question") or ""),
+        command=str(facts.get("command") or ""),
+        grid={key: tuple(sequence(v)) for key, v in mapping(facts.get("grid")).items()},
+        planned=max(len(order), len(trials)),
+        trials=tuple(trials),
+        skipped=tuple(
+            Skipped(cell=mapping(one.get("cell")), reason=str(one.get("reason", "no reason given")))
+            for one in map(mapping, sequence(facts.get("skipped")))
+        ),
+        references=_lines(folder),
+        problems=tuple(problems),
+    )
+
+
+def _read_run(folder: Path) -> Sweep:
+    done = mapping(read_json(folder / "DONE.json"))
+    outcome = {
+        "status": "done" if (folder / "DONE.json").exists() else "unfinished",
+        "run_dir": str(folder.resolve()),
+        "summary": mapping(done.get("summary", done)),
+    }
+    trial = _trial(folder, folder.name.rsplit("_", 1)[-1], outcome)
+    return Sweep(
+        folder=folder,
+        name=folder.name,
+        is_sweep=False,
+        question="",
+        command=str(trial.provenance.get("command") or ""),
+        grid={},
+        planned=1,
+        trials=(trial,),
+        skipped=(),
+        references=_lines(folder),
+    )
+
+
+def _trial(folder: Path, name: str, outcome: Mapping[str, Value]) -> Trial:
+    run_dir = _run_dir(folder, outcome.get("run_dir"))
+    config = {} if run_dir is None else read_config(run_dir / "training_config.yaml")
+    seed = outcome.get("seed", config.get("TRAINING.SEED", 0))
+    return Trial(
+        name=str(outcome.get("trial", name)),
+        cell=mapping(outcome.get("cell")),
+        seed=seed if isinstance(seed, int) else 0,
+        status=str(outcome["status"]),
+        reason=None if outcome.get("reason") is None else str(outcome["reason"]),
+        run_dir=run_dir,
+        summary=mapping(outcome.get("summary")),
+        config=config,
+        provenance={} if run_dir is None else mapping(read_json(run_dir / "provenance.json")),
+        metrics={} if run_dir is None else read_metrics(run_dir / "metrics.jsonl"),
+        evaluation={} if run_dir is None else mapping(read_json(run_dir / "evaluation.json")),
+        error=None if run_dir is None else _error(run_dir / "evaluation.npz"),
+        samples=None if run_dir is None else _samples(run_dir / "samples.npz"),
+        inline=() if run_dir is None else tuple(sorted((run_dir / "inline_gen").glob("*.png"))),
+    )
+
+
+def _run_dir(folder: Path, value: Value) -> Path | None:
+    """The run directory a trial names: absolute, or relative to the sweep's OUTPUT_DIR."""
+    if not isinstance(value, str) or not value:
+        return None
+    path = Path(value) if Path(value).is_absolute() else folder.absolute().parents[1] / value
+    return path if path.is_dir() else None
+
+
+def _error(path: Path) -> X0Error | None:
+    arrays = read_arrays(path, ("levels", "mse", "ids"))
+    return None if arrays is None else X0Error(**arrays)
+
+
+def _samples(path: Path) -> Samples | None:
+    arrays = read_arrays(path, ("images", "labels"))
+    return None if arrays is None else Samples(**arrays)
+
+
+def _lines(folder: Path) -> Lines | None:
+    saved = mapping(read_json(folder / "references.json"))
+    if not saved.get("levels"):
+        return None
+    gaussian, memorisation = sequence(saved.get("gaussian")), sequence(saved.get("memorisation"))
+    return Lines(
+        levels=tuple(int(number(level)) for level in sequence(saved["levels"])),
+        gaussian=tuple(map(number, gaussian)) or None,
+        memorisation=tuple(map(number, memorisation)) or None,
+        num_train=int(number(saved.get("num_train", 0))),
+        samples=_samples(folder / "references.npz"),
+    )

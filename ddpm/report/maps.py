@@ -1,0 +1,210 @@
+"""The ranking table and the heat maps as HTML tables, to be read aloud, copied and printed."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from math import isfinite, log10
+
+import numpy as np
+
+from ddpm.measures import MEASURES
+from ddpm.report.axes import Axes, place
+from ddpm.report.data import Sweep
+from ddpm.report.labels import duration, number_with_error, part, signed, size, spoken
+from ddpm.report.ranking import Ranking, Standing
+from ddpm.report.svg import whisker
+from ddpm.report.table import Cost, cost
+from ddpm.report.verdict import NAMES, spread
+
+_MANY = 60  # rows shown at once; the rest is folded
+_PANELS = 24
+
+
+def ranking_table(ranking: Ranking) -> str:
+    """Every ranked cell with both numbers, their errors and its cost, the lowest first."""
+    scales = {measure: _scale(ranking.standings, measure) for measure in MEASURES}
+    rows = [_row(ranking, place, scales) for place in range(len(ranking.standings))]
+    head = (
+        '<thead><tr><th>#</th><th class="left">cell</th>'
+        f'<th class="left">{NAMES[MEASURES[0]]}</th><th class="left">{NAMES[MEASURES[1]]}</th>'
+        "<th>its rank</th><th>seeds</th><th>images/s</th>"
+        f"<th>{_compute_unit(ranking)}</th><th>wall time</th><th>peak memory</th></tr></thead>"
+    )
+    body = f'<div class="scroll"><table>{head}<tbody>{"".join(rows[:_MANY])}</tbody></table></div>'
+    if len(rows) > _MANY:
+        body += (
+            f"<details><summary>{len(rows) - _MANY} more cells</summary>"
+            f'<div class="scroll"><table>{head}<tbody>{"".join(rows[_MANY:])}</tbody></table></div>'
+            "</details>"
+        )
+    low, high = signed(ranking.levels[0]), signed(ranking.levels[-1])
+    return (
+        f"{body}<p class='note'>Lower is better. Averages run over the {len(ranking.levels)} "
+        f"log-SNR levels from {low} to {high} that all cells share; "
+        f"{escape(spread(ranking.standings))}. <em>{NAMES[MEASURES[0]].capitalize()}</em>: mean "
+        "over levels of log10 MSE of the x0 estimate; 0.1 lower is a 21 % smaller error at every "
+        f"level. <em>{NAMES[MEASURES[1]]}</em>: mean over levels of SNR \u00d7 MSE, which is the "
+        "error of the noise; the nearly clean levels weigh most.</p>"
+    )
+
+
+def _row(ranking: Ranking, at: int, scales: Mapping[str, tuple[float, float]]) -> str:
+    standing = ranking.standings[at]
+    costs = cost(list(standing.trials.values()))
+    numbers = "".join(
+        f'<td class="left">{_number(standing, m)}'
+        f"{whisker(standing.value(m), standing.error(m), *scales[m])}</td>"
+        for m in MEASURES
+    )
+    best = ' class="best"' if standing is ranking.recommended else ""
+    return (
+        f'<tr{best}><td>{at + 1}</td><th scope="row">{escape(standing.label)}</th>{numbers}'
+        f"<td>{ranking.rank(at, MEASURES[1])}</td><td>{len(standing.summaries)}</td>"
+        f"<td>{_speed(costs)}</td><td>{_seconds(costs)}</td><td>{duration(costs.seconds)}</td>"
+        f"<td>{size(costs.peak_memory_bytes)}</td></tr>"
+    )
+
+
+def _number(standing: Standing, measure: str) -> str:
+    value, error = number_with_error(standing.value(measure), standing.error(measure))
+    return f'{value} <span class="error">\u00b1 {error}</span>'
+
+
+def _speed(costs: Cost) -> str:
+    if costs.images_per_s is None:
+        return "\u2013"
+    mark = '<span class="mark-packed">packed</span>' if costs.is_packed else ""
+    return f"{costs.images_per_s:,.0f}{mark}"
+
+
+def _seconds(costs: Cost) -> str:
+    return "\u2013" if costs.compute_seconds is None else f"{costs.compute_seconds:,.0f}"
+
+
+def _compute_unit(ranking: Ranking) -> str:
+    units = {cost(list(standing.trials.values())).unit for standing in ranking.standings}
+    return " / ".join(sorted(units))
+
+
+def _scale(standings: Sequence[Standing], measure: str) -> tuple[float, float]:
+    values = [standing.value(measure) for standing in standings]
+    errors = [e if isfinite(e := s.error(measure)) else 0.0 for s in standings]
+    low = min(v - e for v, e in zip(values, errors, strict=True))
+    high = max(v + e for v, e in zip(values, errors, strict=True))
+    # One cell far behind would press all others together: the scale ends at 4 times the middle.
+    middle = float(np.median(values)) - low
+    return low, min(high, low + 4 * middle) if middle > 0 else high
+
+
+def heat_maps(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
+    """Both numbers over rows x series, one pair of maps a panel; "" without two varied keys."""
+    if axes.series is None or axes.rows is None or not ranking.standings:
+        return ""
+    cells = [*(trial.cell for trial in sweep.trials), *(one.cell for one in sweep.skipped)]
+    panels = list(axes.grouped(cells, axes.panels).items())
+    maps = [
+        _heat_map(sweep, ranking, axes, group, measure, title)
+        for title, group in panels[:_PANELS]
+        for measure in MEASURES
+    ]
+    rest = len(panels) - _PANELS
+    more = f"<p class='note'>{rest} more panels are in results.csv.</p>" if rest > 0 else ""
+    return f'<div class="maps">{"".join(maps)}</div>{more}'
+
+
+def _heat_map(
+    sweep: Sweep, ranking: Ranking, axes: Axes, group: list, measure: str, title: str
+) -> str:
+    assert axes.series is not None and axes.rows is not None
+    columns, rows = axes.values[axes.series], axes.values[axes.rows]
+    values = {
+        (place(rows, s.cell.get(axes.rows)), place(columns, s.cell.get(axes.series))): s
+        for s in ranking.standings
+        if s.cell in group
+    }
+    lowest = ranking.standings[ranking.order(measure)[0]]
+    numbers = [standing.value(measure) for standing in ranking.standings]
+    why = _reasons(sweep, axes, group)
+    body = ""
+    for i, row in enumerate(rows):
+        tds = []
+        for j in range(len(columns)):
+            standing = values.get((i, j))
+            if standing is None:
+                tds.append(f'<td class="empty">{escape(why.get((i, j), "not trained"))}</td>')
+                continue
+            share = _share(standing.value(measure), numbers, is_log=measure == MEASURES[0])
+            mark = ' class="first"' if standing is lowest else ""
+            shown = number_with_error(standing.value(measure), standing.error(measure))[0]
+            tds.append(f"<td{mark} style='{shade(share)}'>{shown}</td>")
+        body += f"<tr><th scope='row'>{escape(part(axes.rows, row))}</th>{''.join(tds)}</tr>"
+    heads = "".join(f"<th scope='col'>{escape(part(axes.series, v))}</th>" for v in columns)
+    caption = NAMES[measure].capitalize().replace("Snr", "SNR") + (f", {title}" if title else "")
+    return (
+        f"<figure><table class='heat'><caption>{escape(caption)}</caption>"
+        f"<thead><tr><th></th>{heads}</tr></thead><tbody>{body}</tbody></table></figure>"
+    )
+
+
+def _reasons(sweep: Sweep, axes: Axes, group: list) -> dict[tuple[int, int], str]:
+    """One word for each cell without a number."""
+    assert axes.series is not None and axes.rows is not None
+    words = {}
+    ended = [
+        (trial.cell, {"done": "not ranked"}.get(trial.status, trial.status))
+        for trial in sweep.trials
+    ]
+    for cell, word in [*ended, *((one.cell, "skipped") for one in sweep.skipped)]:
+        if cell in group:
+            words[axes.place(axes.rows, cell), axes.place(axes.series, cell)] = word
+    return words
+
+
+def level_map(ranking: Ranking) -> str:
+    """How far above the lowest cell each cell is at each common level, in per cent."""
+    standings, levels = ranking.standings[:_MANY], ranking.levels
+    curves = np.stack([standing.curve(levels) for standing in ranking.standings])
+    above = 100 * (curves / curves.min(axis=0) - 1)
+    top = max(float(np.log10(1 + above[: len(standings)]).max()), 1e-9)
+    body = ""
+    for standing, row in zip(standings, above, strict=False):
+        tds = "".join(
+            f"<td{' class=first' if value == 0 else ''} "
+            f"style='{shade(1 - log10(1 + value) / top)}'>{_per_cent(value)}</td>"
+            for value in row
+        )
+        body += f"<tr><th scope='row'>{escape(standing.label)}</th>{tds}</tr>"
+    heads = "".join(f"<th scope='col'>{signed(level)}</th>" for level in levels)
+    return (
+        "<figure class='scroll'><table class='heat levels'><caption>x0-error above the lowest at "
+        "each log-SNR level, in per cent (0 = lowest; noisy on the left, nearly clean on the "
+        f"right)</caption><thead><tr><th></th>{heads}</tr></thead><tbody>{body}</tbody></table>"
+        "</figure>"
+    )
+
+
+def _per_cent(value: float) -> str:
+    return f"{value:.0f}" if value >= 9.95 or value == 0 else f"{value:.1f}"
+
+
+def _share(value: float, values: Sequence[float], *, is_log: bool) -> float:
+    """1 for the lowest of the values, 0 for the highest."""
+    numbers = [v if is_log else log10(max(v, 1e-300)) for v in (value, *values)]
+    low, high = min(numbers), max(numbers)
+    return 1.0 if high == low else (high - numbers[0]) / (high - low)
+
+
+def shade(share: float) -> str:
+    """Background and text of a heat map cell: from pale (0) to deep blue (1, the best)."""
+    share = min(max(share, 0.0), 1.0)
+    pale, deep = (232, 238, 244), (8, 76, 140)
+    red, green, blue = (round(a + (b - a) * share) for a, b in zip(pale, deep, strict=True))
+    return f"background:rgb({red},{green},{blue});color:{'#fff' if share > 0.5 else '#17202a'}"
+
+
+def axes_caption(axes: Axes) -> str:
+    """What rows and columns of the heat maps are."""
+    assert axes.series is not None and axes.rows is not None
+    return (
+        f"Rows: {spoken(axes.rows)}; columns: {spoken(axes.series)}. Darker is better; the lowest "
+        "of all cells is framed."
+    )

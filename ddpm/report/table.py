@@ -1,0 +1,150 @@
+"""The ranking as rows: printed at the end of a sweep, and in results.csv."""
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isfinite
+
+from rich.console import Console
+from rich.table import Table
+
+from ddpm.measures import MEASURES
+from ddpm.report.data import Sweep, Trial
+from ddpm.report.labels import cell_label, duration, number_with_error, size, varied
+from ddpm.report.ranking import Ranking, Standing
+from ddpm.report.verdict import Verdict, spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a cell's trials took, mean over seeds; None where it was not measured."""
+
+    compute_seconds: float | None
+    unit: str  # core-seconds | GPU-seconds
+    images_per_s: float | None
+    is_packed: bool
+    peak_memory_bytes: float | None
+    seconds: float | None
+
+
+def cost(trials: list[Trial]) -> Cost:
+    """The cost of trials of one cell."""
+    on_gpu = any(trial.number("gpu_seconds") is not None for trial in trials)
+    return Cost(
+        compute_seconds=_mean(trials, "gpu_seconds" if on_gpu else "core_seconds"),
+        unit="GPU-seconds" if on_gpu else "core-seconds",
+        images_per_s=_mean(trials, "images_per_s"),
+        is_packed=any(trial.summary.get("packed") is True for trial in trials),
+        peak_memory_bytes=_mean(trials, "peak_memory_bytes"),
+        seconds=_mean(trials, "seconds"),
+    )
+
+
+def _mean(trials: list[Trial], name: str) -> float | None:
+    values = [value for trial in trials if (value := trial.number(name)) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def speed(of: Cost) -> str:
+    """Images/s, marked where trials ran side by side."""
+    if of.images_per_s is None:
+        return "\u2013"
+    return f"{of.images_per_s:,.0f}" + (" packed" if of.is_packed else "")
+
+
+def print_table(sweep: Sweep, ranking: Ranking, verdict: Verdict, console: Console) -> None:
+    """The ranking and its verdict on the terminal."""
+    table = Table(title=f"{sweep.name}: {len(ranking.standings)} cells by x0-error", expand=False)
+    for heading in ("#", "cell", "mean log10 error", "SNR-weighted error (#)"):
+        table.add_column(heading, justify="left" if heading == "cell" else "right", no_wrap=True)
+    for heading in ("images/s", "compute", "peak memory"):
+        table.add_column(heading, justify="right")
+    for place, standing in enumerate(ranking.standings):
+        costs = cost(list(standing.trials.values()))
+        second = f"{_with_error(standing, MEASURES[1])}  ({ranking.rank(place, MEASURES[1])})"
+        table.add_row(
+            str(place + 1),
+            standing.label,
+            _with_error(standing, MEASURES[0]),
+            second,
+            speed(costs),
+            duration(costs.compute_seconds),
+            size(costs.peak_memory_bytes),
+        )
+    if ranking.standings:
+        console.print(table)
+        low, high = ranking.levels[0], ranking.levels[-1]
+        console.print(f"Log-SNR levels {low} to {high}; {spread(ranking.standings)}.", style="dim")
+    console.print(verdict.headline, style="bold", markup=False, highlight=False)
+    for sentence in verdict.sentences:
+        console.print(sentence, markup=False, highlight=False)
+    for label, reason in ranking.excluded:
+        console.print(f"not ranked: {label}: {reason}", markup=False, highlight=False)
+
+
+def _with_error(standing: Standing, measure: str) -> str:
+    value, error = number_with_error(standing.value(measure), standing.error(measure))
+    return f"{value} \u00b1 {error}"
+
+
+_COLUMNS = (
+    "rank",
+    "status",
+    "trial",
+    "seed",
+    *MEASURES,
+    *(f"{measure}_evaluation_error" for measure in MEASURES),
+    "images_per_s",
+    "packed",
+    "seconds",
+    "core_seconds",
+    "gpu_seconds",
+    "peak_memory_bytes",
+    "steps",
+    "final_loss",
+    "reason",
+    "run_dir",
+)
+
+
+def csv_text(sweep: Sweep, ranking: Ranking) -> str:
+    """results.csv: one row a trial, best cell first; skipped cells last, with their reason."""
+    keys = tuple(dict.fromkeys(key for trial in sweep.trials for key in trial.cell))
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow((*keys, *_COLUMNS))
+    writer.writerows(_rows(sweep, ranking, keys))
+    return buffer.getvalue()
+
+
+def _rows(sweep: Sweep, ranking: Ranking, keys: tuple[str, ...]) -> Iterator[list[str]]:
+    places = {trial.key: (place, standing) for place, standing in enumerate(ranking.standings)
+              for trial in standing.trials.values()}  # fmt: skip
+    last = len(ranking.standings)
+    for trial in sorted(sweep.trials, key=lambda t: places[t.key][0] if t.key in places else last):
+        place, standing = places.get(trial.key, (None, None))
+        summary = standing.summaries.get(trial.seed) if standing else None
+        cells = [_plain(trial.cell.get(key)) for key in keys]
+        numbers = [_plain(summary.value(m)) if summary else "" for m in MEASURES]
+        errors = [_plain(summary.evaluation_error(m)) if summary else "" for m in MEASURES]
+        rank = "" if place is None or summary is None else str(place + 1)
+        costs = [_plain(trial.summary.get(name)) for name in _COLUMNS[8:16]]
+        run_dir = "" if trial.run_dir is None else str(trial.run_dir)
+        yield [*cells, rank, trial.status, trial.name, str(trial.seed), *numbers, *errors, *costs,
+               trial.reason or "", run_dir]  # fmt: skip
+    for skipped in sweep.skipped:
+        cells = [_plain(skipped.cell.get(key)) for key in keys]
+        blank = [""] * (len(_COLUMNS) - 4)
+        yield [*cells, "", "skipped", *blank, skipped.reason, ""]
+
+
+def _plain(value: object) -> str:
+    if value is None or (isinstance(value, float) and not isfinite(value)):
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def trial_label(sweep: Sweep, trial: Trial) -> str:
+    """A trial as `cosine · velocity, seed 0`."""
+    return f"{cell_label(trial.cell, varied(t.cell for t in sweep.trials))}, seed {trial.seed}"

@@ -1,0 +1,166 @@
+"""The answer of a sweep in words that claim no more than the numbers allow.
+
+A winner is named where both rankings agree and every other cell can be told apart from it;
+otherwise the sentences say which cells are level with it, or at which noise levels each of two is
+better. Comparisons are corrected for all pairs of cells (Bonferroni), since the best one was picked
+among them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+from ddpm.measures import MEASURES
+from ddpm.report.data import Sweep
+from ddpm.report.labels import listed, number_with_error, ranges
+from ddpm.report.ranking import Gap, Ranking, Standing, gap, level_gaps
+
+NAMES = {MEASURES[0]: "mean log10 error", MEASURES[1]: "SNR-weighted error"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the first screen says."""
+
+    kind: str  # winner | tie | split | none
+    headline: str
+    sentences: tuple[str, ...]
+
+
+def judge(sweep: Sweep, ranking: Ranking) -> Verdict:
+    """The verdict on a sweep's ranking."""
+    standings = ranking.standings
+    if ranking.problem:
+        return Verdict(kind="none", headline="No comparison.", sentences=(ranking.problem,))
+    if not standings:
+        return _nothing(sweep)
+    if len(standings) == 1:
+        return Verdict(
+            kind="none",
+            headline=f"Only {standings[0].label} can be measured; there is nothing to compare.",
+            sentences=(_scope(sweep, ranking),),
+        )
+    first, second = (standings[ranking.order(measure)[0]] for measure in MEASURES)
+    if first is second:
+        return _agreed(sweep, ranking, first)
+    return _split(sweep, ranking, first, second)
+
+
+def _nothing(sweep: Sweep) -> Verdict:
+    done = len(sweep.with_status("done"))
+    why = "No trial has finished." if not done else "No finished trial has been evaluated."
+    return Verdict(kind="none", headline="No answer yet.", sentences=(why,))
+
+
+def _agreed(sweep: Sweep, ranking: Ranking, best: Standing) -> Verdict:
+    confidence = _corrected(len(ranking.standings))
+    others = [standing for standing in ranking.standings if standing is not best]
+    level = [o.label for o in others if not _told_apart(o, best, confidence)]
+    where = "" if ranking.num_seeds > 1 else " of this run"
+    runner_up = others[0]
+    margin = gap(runner_up, best, MEASURES[0], confidence)
+    distance = f"Next is {runner_up.label}: {_distance(margin)}."
+    if not level:
+        headline = f"{best.label} has the lowest x0-error{where}, by both measures."
+        sentences = (distance, _scope(sweep, ranking))
+        return Verdict(kind="winner", headline=headline, sentences=sentences)
+    headline = (
+        f"No clear winner: {best.label} is lowest by both measures, but cannot be told apart from "
+        f"{listed(level)}."
+    )
+    return Verdict(kind="tie", headline=headline, sentences=(distance, _scope(sweep, ranking)))
+
+
+def _split(sweep: Sweep, ranking: Ranking, first: Standing, second: Standing) -> Verdict:
+    gaps = level_gaps(first, second, ranking.levels, _corrected_levels(len(ranking.levels)))
+    better = {
+        label: [level for level, one in zip(ranking.levels, gaps, strict=True) if test(one)]
+        for label, test in (
+            ("first", lambda one: one.is_told_apart and one.mean < 0),
+            ("second", lambda one: one.is_told_apart and one.mean > 0),
+            ("neither", lambda one: not one.is_told_apart),
+        )
+    }
+    parts = [
+        f"{cell.label} is better at {ranges(better[place])}"
+        for cell, place in ((first, "first"), (second, "second"))
+        if better[place]
+    ]
+    if better["neither"]:
+        parts.append(f"they cannot be told apart at {ranges(better['neither'])}")
+    sentence = "By log SNR (low is noisy, high nearly clean): " + "; ".join(parts) + "."
+    confidence = _corrected(len(ranking.standings))
+    differ = (
+        gap(second, first, MEASURES[0], confidence).is_told_apart
+        or gap(first, second, MEASURES[1], confidence).is_told_apart
+    )
+    lead = (
+        f"{first.label} has the lowest {NAMES[MEASURES[0]]}, "
+        f"{second.label} the lowest {NAMES[MEASURES[1]]}"
+    )
+    headline = (
+        f"No single winner: the two measures disagree. {lead}."
+        if differ
+        else f"No clear winner: {lead}, but the two cannot be told apart."
+    )
+    kind = "split" if differ else "tie"
+    return Verdict(kind=kind, headline=headline, sentences=(sentence, _scope(sweep, ranking)))
+
+
+def _told_apart(other: Standing, best: Standing, confidence: float) -> bool:
+    gaps = [gap(other, best, measure, confidence) for measure in MEASURES]
+    return all(one.is_told_apart and one.mean > 0 for one in gaps)
+
+
+def _corrected(cells: int) -> float:
+    """Confidence of one comparison, so that 95 % holds for all pairs of cells together."""
+    return 1 - 0.05 / max(cells * (cells - 1) // 2, 1)
+
+
+def _corrected_levels(levels: int) -> float:
+    return 1 - 0.05 / max(levels, 1)
+
+
+def _distance(margin: Gap) -> str:
+    if not isfinite(margin.half_width):
+        return "the two have no seed in common, so their distance has no interval"
+    value, width = number_with_error(margin.mean, margin.half_width)
+    percent = f"{100 * (10**margin.mean - 1):.1f} %"
+    over = f"over {margin.num_seeds} seeds" if margin.num_seeds > 1 else "evaluation error only"
+    return (
+        f"its {NAMES[MEASURES[0]]} is {value} \u00b1 {width} higher, a typical x0-error {percent} "
+        f"larger (interval corrected for all comparisons, {over})"
+    )
+
+
+def _scope(sweep: Sweep, ranking: Ranking) -> str:
+    count = len(ranking.standings)
+    pairs = next(iter(ranking.standings[0].summaries.values())).num_pairs
+    if ranking.num_seeds > 1:
+        return (
+            f"Intervals are over {ranking.num_seeds} training seeds, each measured on {pairs} "
+            "validation images."
+        )
+    what = "this one trained network" if count == 1 else f"these {count} trained networks"
+    reason = "One training seed"
+    if any(len(standing.summaries) > 1 for standing in ranking.standings):
+        reason = "Not every cell has finished two seeds"
+    more = " Give SEEDS three or more values to learn about the cells." if sweep.is_sweep else ""
+    return (
+        f"{reason}: this speaks of {what} on {pairs} validation images and claims nothing about "
+        f"the cells beyond this run.{more}"
+    )
+
+
+def spread(standings: Sequence[Standing]) -> str:
+    """What the errors in a table mean."""
+    if all(len(standing.summaries) > 1 for standing in standings):
+        return "\u00b1 is the half-width of the 95 % interval over training seeds"
+    if all(len(standing.summaries) == 1 for standing in standings):
+        return (
+            "\u00b1 is evaluation error: the standard error over validation pairs, not over seeds"
+        )
+    return (
+        "\u00b1 is the half-width of the 95 % interval over training seeds where a cell has two or "
+        "more, else evaluation error (standard error over validation pairs)"
+    )
