@@ -1,0 +1,76 @@
+"""Pictures of many images: grids with a thin gap; the bytes of PNG and NPZ files.
+
+Images are uint8 (N, H, W, C). One or three channels are shown as they are; any other number as its
+channels side by side, in grey. Small images are enlarged by a whole factor: pixels stay square.
+"""
+
+import io
+from math import ceil, isqrt
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixels = NDArray[np.uint8]
+
+GAP = 2
+BACKGROUND = 128
+# Images whose shorter side is less are enlarged to at least this many pixels.
+READABLE = 32
+
+
+def grid(images: Pixels, columns: int | None = None) -> Pixels:
+    """One picture (H', W', 1 or 3) of N images, row by row.
+
+    columns: None makes the grid as square as it goes. Missing images of the last row stay grey.
+    """
+    if images.ndim != 4 or images.dtype != np.uint8 or len(images) == 0:
+        raise ValueError(f"a grid takes uint8 (N, H, W, C), not {images.dtype} {images.shape}")
+    shown = _enlarged(_shown(images))
+    count, height, width, channels = shown.shape
+    columns = columns or ceil(count**0.5)
+    rows = ceil(count / columns)
+    canvas = np.full(
+        (rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels), BACKGROUND, np.uint8
+    )
+    for index, image in enumerate(shown):
+        top = GAP + index // columns * (height + GAP)
+        left = GAP + index % columns * (width + GAP)
+        canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
+def png(picture: Pixels) -> bytes:
+    """The PNG file of a picture (H, W, 1 or 3)."""
+    flat = picture[:, :, 0] if picture.shape[2] == 1 else picture
+    buffer = io.BytesIO()
+    Image.fromarray(flat).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def npz(**arrays: NDArray[np.uint8] | NDArray[np.int64]) -> bytes:
+    """The compressed NPZ file of some arrays; equal arrays give equal bytes."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def columns_by_class(num_images: int, num_classes: int | None) -> int:
+    """Columns of a grid that has its classes in rows, as square as it goes without classes."""
+    if num_classes is None:
+        return isqrt(num_images - 1) + 1
+    return max(1, num_images // num_classes)
+
+
+def _shown(images: Pixels) -> Pixels:
+    """(N, H, W, 1 or 3): other numbers of channels are laid side by side."""
+    count, height, width, channels = images.shape
+    if channels in (1, 3):
+        return images
+    return images.transpose(0, 1, 3, 2).reshape(count, height, channels * width, 1)
+
+
+def _enlarged(images: Pixels) -> Pixels:
+    """Every pixel repeated in a square, where the images are too small to look at."""
+    factor = ceil(READABLE / min(images.shape[1:3]))
+    return images.repeat(factor, axis=1).repeat(factor, axis=2)
