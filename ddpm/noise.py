@@ -166,7 +166,7 @@ def _blocks(
                 torch.arange(blocks.start, blocks.stop, device=ids.device),
                 ids[rows, None] & _MASK,
                 (ids[rows, None] >> 32) & _MASK,
-                torch.tensor(last_word, device=ids.device),
+                torch.full((), last_word, dtype=torch.int64, device=ids.device),
             )
             yield rows, blocks, _rounds([word.expand(shape).contiguous() for word in counter], seed)
 

@@ -1,0 +1,185 @@
+"""Noise schedules: abar as a function of continuous time, and its float64 table for T timesteps.
+
+    x_t = alpha x_0 + sigma noise,   alpha^2 = abar,   sigma^2 = 1 - abar
+    snr = alpha^2 / sigma^2,         logsnr = ln snr
+
+time is in [0, 1], where 0 is clean data. A model with T timesteps reads the function at t / T for
+t in {0, ..., T}; training draws t in {1, ..., T}. `alpha` and `sigma` occur only as this pair, with
+alpha^2 + sigma^2 = 1; the cumulative product is called `alphas_cumprod` and written abar.
+
+    linear          abar = exp(-(0.1 time + 9.95 time^2)), the VP-SDE     Song et al. 2021, Eq. 33
+    cosine          abar = cos^2(89 degrees time)                         DDPM v3
+    cos6            abar = cos^6(80 degrees time)                         DDPM v3
+    cos6_85         abar = cos^6(85 degrees time)                         DDPM v3, later
+    iddpm_linear    beta from 0.1 / T to 20 / T                           Ho et al. 2020, section 4
+    iddpm_cosine    abar ~ cos^2(90 degrees (time + .008) / 1.008)        Nichol-Dhariwal, Eq. 17
+    sigmoid         abar ~ sigmoid(3) - sigmoid(6 time - 3)               Jabri et al. 2022
+    laplace         over time, logsnr is distributed as Laplace(0, 0.5)   Hang et al. 2024
+    shifted_cosine  logsnr = -2 ln tan(time t_max) - 2 ln 2               Hoogeboom et al. 2023
+
+iddpm_cosine and sigmoid clip beta at 0.999. laplace and shifted_cosine (before its shift) end at
+logsnr = -15, as the latter's paper has it. The three with betas depend on T, and so does every
+schedule rescaled to zero terminal SNR.
+"""
+
+import math
+from dataclasses import KW_ONLY, dataclass, field
+
+import torch
+from torch import Tensor
+
+from ddpm.families import (
+    BETAS,
+    CONTINUOUS,
+    AlphaSigma,
+    Family,
+    Interpolated,
+    Shifted,
+    logsnr_of,
+    pair_from_betas,
+    shifted,
+    times_of,
+    with_zero_terminal_snr,
+)
+
+SCHEDULES: tuple[str, ...] = (
+    "linear",
+    "cosine",
+    "cos6",
+    "cos6_85",
+    "iddpm_linear",
+    "iddpm_cosine",
+    "sigmoid",
+    "laplace",
+    "shifted_cosine",
+)
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """A noise schedule read at num_timesteps + 1 places.
+
+    name: one of SCHEDULES.  num_timesteps: T, at least 1.
+    logsnr_shift: added to logsnr at every time. 2 ln(a / b) carries a schedule found for images of
+        a pixels a side over to images of b pixels a side (Hoogeboom et al. 2023, section 3.1).
+    zero_terminal_snr: move and scale alpha so that alpha_T is 0 and alpha_1 stays (Lin et al. 2023,
+        Algorithm 1). Noise prediction is then undefined at t = T.
+
+    alphas_cumprod: abar, float64 (T + 1,) on the CPU, falling from 1 at t = 0.
+    Raises ValueError for an unknown name or impossible numbers.
+    """
+
+    name: str
+    num_timesteps: int
+    _: KW_ONLY
+    logsnr_shift: float = 0.0
+    zero_terminal_snr: bool = False
+    alphas_cumprod: Tensor = field(init=False, repr=False, compare=False)
+    _family: Family = field(init=False, repr=False, compare=False)
+    _table: AlphaSigma = field(init=False, repr=False, compare=False)
+    _logsnr: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._check()
+        times = times_of(self.num_timesteps)
+        if self.name in BETAS:
+            table = pair_from_betas(BETAS[self.name](self.num_timesteps))
+        else:
+            table = CONTINUOUS[self.name].alpha_sigma(times)
+        table = shifted(table, self.logsnr_shift)
+        if self.zero_terminal_snr:
+            table = with_zero_terminal_snr(table)
+        logsnr = logsnr_of(table)
+        family: Family
+        if self.is_beta_defined:
+            family = Interpolated(logsnr)
+        else:
+            family = Shifted(CONTINUOUS[self.name], self.logsnr_shift)
+        # The dataclass is frozen for its users; these are derived once, here.
+        for name, value in (
+            ("alphas_cumprod", table[0] ** 2),
+            ("_family", family),
+            ("_table", table),
+            ("_logsnr", logsnr),
+        ):
+            object.__setattr__(self, name, value)
+
+    def _check(self) -> None:
+        if self.name not in SCHEDULES:
+            raise ValueError(f"schedule is {self.name!r}; give one of {', '.join(SCHEDULES)}")
+        if self.num_timesteps < 1:
+            raise ValueError(f"num_timesteps is {self.num_timesteps}; give at least 1")
+        if self.name == "iddpm_linear" and self.num_timesteps <= 20:
+            raise ValueError(
+                f"num_timesteps is {self.num_timesteps} but iddpm_linear ends with beta = 20 / T,"
+                " which must be below 1; give at least 21 or another schedule"
+            )
+        if not math.isfinite(self.logsnr_shift):
+            raise ValueError(f"logsnr_shift is {self.logsnr_shift}; give a finite number")
+        if self.zero_terminal_snr and self.num_timesteps < 2:
+            raise ValueError("zero_terminal_snr needs num_timesteps of at least 2, got 1")
+
+    @property
+    def is_beta_defined(self) -> bool:
+        """Whether the schedule is its table: then it depends on T, and time interpolates logsnr."""
+        return self.name in BETAS or self.zero_terminal_snr
+
+    @property
+    def logsnr_range(self) -> tuple[float, float]:
+        """logsnr at t = T and at t = 1: the noise levels a network is trained on."""
+        return float(self._logsnr[-1]), float(self._logsnr[1])
+
+    def alpha_bar(self, time: Tensor | float) -> Tensor:
+        """abar at time in [0, 1]: float64, shape of time.  Raises ValueError outside [0, 1]."""
+        return self.alpha_sigma(time)[0] ** 2
+
+    def logsnr(self, time: Tensor | float) -> Tensor:
+        """ln(abar / (1 - abar)) at time, +inf at 0: float64, shape of time.  Raises likewise."""
+        return logsnr_of(self.alpha_sigma(time))
+
+    def alpha_sigma(self, time: Tensor | float) -> AlphaSigma:
+        """sqrt(abar), sqrt(1 - abar) at time: float64, shape of time.  Raises likewise."""
+        time = torch.as_tensor(time, dtype=torch.float64)
+        if time.device.type == "cpu" and not bool(((time >= 0) & (time <= 1)).all()):
+            raise ValueError(f"time is {_offender(time, (time >= 0) & (time <= 1))}; give [0, 1]")
+        return self._family.alpha_sigma(time)
+
+    def alpha_sigma_at(self, t: Tensor) -> AlphaSigma:
+        """The pair at timesteps t, int64 in [0, T]: float64, shape and device of t.
+
+        Raises ValueError for another dtype, and on the CPU for a t outside the table.
+        """
+        self._check_timesteps(t)
+        return self._table[0].to(t.device)[t], self._table[1].to(t.device)[t]
+
+    def logsnr_at(self, t: Tensor) -> Tensor:
+        """logsnr at timesteps t, as alpha_sigma_at(); +inf at t = 0."""
+        self._check_timesteps(t)
+        return self._logsnr.to(t.device)[t]
+
+    def time_from_logsnr(self, logsnr: Tensor | float) -> Tensor:
+        """The time with this logsnr: float64, shape of logsnr.
+
+        Raises ValueError outside logsnr_range, where a network would not have been trained.
+        """
+        logsnr = torch.as_tensor(logsnr, dtype=torch.float64)
+        low, high = self.logsnr_range
+        is_inside = (logsnr >= low - 1e-9) & (logsnr <= high + 1e-9)
+        if not bool(is_inside.all()):
+            raise ValueError(
+                f"logsnr is {_offender(logsnr, is_inside)}, but {self.name} with"
+                f" {self.num_timesteps} timesteps goes from {low:.4f} to {high:.4f}"
+            )
+        return self._family.time(logsnr).clamp(0.0, 1.0)
+
+    def _check_timesteps(self, t: Tensor) -> None:
+        if t.dtype != torch.int64:
+            raise ValueError(f"t is {t.dtype}; give int64 timesteps")
+        is_inside = (t >= 0) & (t <= self.num_timesteps)
+        if t.device.type == "cpu" and not bool(is_inside.all()):
+            raise ValueError(f"t is {_offender(t, is_inside)}; give [0, {self.num_timesteps}]")
+
+
+def _offender(values: Tensor, is_valid: Tensor) -> float | int:
+    """The first value that is not valid."""
+    return values[~is_valid].flatten()[0].item()
