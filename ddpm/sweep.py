@@ -178,10 +178,15 @@ def _plain_cell(cell: Cell) -> dict[str, object]:
 
 
 def _question(path: Path) -> str:
-    """The paragraph `# Question: ...` of the comment that opens the file."""
-    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
-    words = " ".join(line.lstrip("# ") or "\n" for line in lines)
-    found = re.search(
-        r"question:\s*([^\n]*?)(?=\s[A-Z][a-z]+( [a-z]+)?: |\n|$)", words, re.IGNORECASE
-    )
-    return found.group(1).strip() if found else ""
+    """What the comment that opens the file says after "Question:", up to its next entry."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found: list[str] = []
+    for line in itertools.takewhile(lambda line: line.startswith("#"), lines):
+        entry = re.match(r"#\s*(\w+):\s*(.*)", line)
+        if entry and entry.group(1).lower() == "question":
+            found = [entry.group(2)]
+        elif found and (entry or line.strip("# ") == ""):
+            break
+        elif found:
+            found.append(line.strip("# "))
+    return " ".join(found).strip()
