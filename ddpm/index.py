@@ -1,0 +1,214 @@
+"""The index of a folder of shards: its samples, where their bytes lie, and checksums of all.
+
+index.json names the shards (samples, bytes, SHA-256) and what the images are; beside it,
+samples-XXXXXXXX.npy holds one row a sample: offset and size of its image in the shard, CRC-32 of
+these bytes, label. The number of a sample is its row. Opening reads the JSON and looks at file
+sizes; the table is read, and checked, when first used.
+"""
+
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpm.errors import InputError
+from ddpm.imagebar import ImageBar
+
+INDEX_FILE = "index.json"
+TABLE = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc", "<u4"), ("label", "<i4")])
+FORMAT = 1
+SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]*\.tar")
+_TABLE_NAME = re.compile(r"samples-[0-9a-f]{8}\.npy")
+AGAIN = "pack it again, or index it again with `python launch/pack.py FOLDER`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One tar file of the folder."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """What lies in a folder of shards.
+
+    image_shape: (C, H, W); None when sizes vary.  smallest_size: the least height and the least
+    width. dtype: "uint8", or "float32" with values in [0, 1].  num_classes: the highest label + 1
+    or the number of class names; None without labels.  sha256: identity of the data (shards,
+    samples, labels), wherever it lies. is_shuffled: the samples lie in random order.  recipe: what
+    `pack` made the shards from; None for foreign ones.
+    """
+
+    folder: Path
+    num_samples: int
+    image_shape: tuple[int, int, int] | None
+    smallest_size: tuple[int, int]
+    channels: int
+    dtype: str
+    num_classes: int | None
+    class_names: tuple[str, ...] | None
+    shards: tuple[Shard, ...]
+    is_shuffled: bool
+    recipe: str | None
+    table_file: str
+    table_sha256: str
+    sha256: str
+
+    @cached_property
+    def table(self) -> NDArray[np.void]:
+        """One row of TABLE a sample, checked against its SHA-256. Raises InputError."""
+        path = self.folder / self.table_file
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}; {AGAIN}") from error
+        if hashlib.sha256(content).hexdigest() != self.table_sha256:
+            raise InputError(f"{path} is damaged (its SHA-256 is not the index's); {AGAIN}")
+        # The content is what we wrote, so its layout needs no further check.
+        return np.frombuffer(content, TABLE, self.num_samples, len(content) - self._table_bytes)
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """The number of each shard's first sample, and num_samples at the end."""
+        return np.cumsum([0, *(shard.samples for shard in self.shards)])
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """The class of every sample."""
+        return None if self.num_classes is None else self.table["label"].astype(np.int64)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def _table_bytes(self) -> int:
+        return self.num_samples * TABLE.itemsize
+
+    def place(self, sample: int) -> str:
+        """Where a sample lies, for messages."""
+        shard = int(np.searchsorted(self.starts, sample, side="right")) - 1
+        offset = self.table["offset"][sample]
+        return f"{self.folder / self.shards[shard].name}: sample {sample} at byte {offset}"
+
+    def __str__(self) -> str:
+        size = "x".join(map(str, self.image_shape[1:])) if self.image_shape else "varying size"
+        classes = f"{self.num_classes} classes" if self.num_classes else "no labels"
+        return (
+            f"{self.folder}: {self.num_samples:,} images of {size}, {self.channels} "
+            f"{'channel' if self.channels == 1 else 'channels'}, {classes}, "
+            f"in {len(self.shards)} {'shard' if len(self.shards) == 1 else 'shards'} "
+            f"({_megabytes(self.num_bytes)})"
+        )
+
+
+def open_index(folder: Path | str) -> Index:
+    """The index in `folder`, every shard being there with its size. Raises InputError."""
+    folder = Path(folder)
+    path = folder / INDEX_FILE
+    try:
+        index = _from_json(folder, json.loads(path.read_text()))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} is not an index of shards ({error}); {AGAIN}") from error
+    if problems := list(_file_problems(index)):
+        raise InputError(problems)
+    return index
+
+
+def verify(index: Index, *, progress: bool = False) -> None:
+    """Reads every byte. Raises InputError naming each damaged shard and its damaged images."""
+    problems = list(_file_problems(index))
+    table = index.table
+    with ImageBar("verifying", index.num_samples, is_shown=progress) as bar:
+        for number, shard in enumerate(index.shards):
+            rows = table[index.starts[number] : index.starts[number + 1]]
+            path = index.folder / shard.name
+            if path.is_file() and (damage := _damage(path, shard, rows)) is not None:
+                first = int(index.starts[number])
+                where = ", ".join(str(first + row) for row in damage[:10])
+                more = f" and {len(damage) - 10} more" if len(damage) > 10 else ""
+                hit = f"damaged images: {where}{more}" if damage else "outside the images"
+                problems.append(f"{path} is damaged (its SHA-256 is not the index's); {hit}")
+            bar.advance(shard.samples)
+    if problems:
+        raise InputError(problems)
+
+
+def _damage(path: Path, shard: Shard, rows: NDArray[np.void]) -> list[int] | None:
+    """Rows whose image bytes are damaged; None when the whole file is as it was."""
+    with path.open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() == shard.sha256:
+            return None
+        damaged = []
+        for row, (offset, size, crc, _) in enumerate(rows.tolist()):
+            stream.seek(offset)
+            if zlib.crc32(stream.read(size)) != crc:
+                damaged.append(row)
+        return damaged
+
+
+def _file_problems(index: Index) -> Iterator[str]:
+    root = index.folder.resolve()
+    sizes = {shard.name: shard.bytes for shard in index.shards}
+    table_size = index._table_bytes
+    for name in (*sizes, index.table_file):
+        path = index.folder / name
+        if not path.is_file():
+            yield f"{path} is missing; {AGAIN}"
+        elif not path.resolve().is_relative_to(root):
+            yield f"{path} is a link out of its folder; copy the file there"
+        elif name in sizes and path.stat().st_size != sizes[name]:
+            yield f"{path} has {path.stat().st_size} bytes, the index says {sizes[name]}; {AGAIN}"
+        elif name not in sizes and path.stat().st_size < table_size:
+            yield f"{path} is truncated; {AGAIN}"
+    for path in sorted(index.folder.glob("*.tar")):
+        if path.name not in sizes:
+            yield f"{path} is not in {INDEX_FILE}; {AGAIN}"
+
+
+def data_sha256(shards: Sequence[Shard], table_sha256: str) -> str:
+    content = [FORMAT, [[shard.samples, shard.sha256] for shard in shards], table_sha256]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _from_json(folder: Path, content: dict[str, Any]) -> Index:
+    """The index in `content`; ValueError, KeyError or TypeError when it is not one."""
+    if content["format"] != FORMAT:
+        raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
+    shards = tuple(Shard(**shard) for shard in content.pop("shards"))
+    shape, names = content["image_shape"], content["class_names"]
+    fields = content | {
+        "image_shape": None if shape is None else tuple(shape),
+        "smallest_size": tuple(content["smallest_size"]),
+        "class_names": None if names is None else tuple(names),
+    }
+    del fields["format"]
+    index = Index(folder=folder, shards=shards, **fields)
+    for shard in shards:
+        if not SHARD_NAME.fullmatch(shard.name):
+            raise ValueError(f"shard name {shard.name!r}")
+    if not _TABLE_NAME.fullmatch(index.table_file):
+        raise ValueError(f"table name {index.table_file!r}")
+    if not 0 < index.num_samples == sum(shard.samples for shard in shards):
+        raise ValueError("num_samples is not the sum over shards")
+    if index.sha256 != data_sha256(shards, index.table_sha256):
+        raise ValueError("it was edited: sha256 does not match")
+    return index
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"

@@ -1,0 +1,161 @@
+"""Shards of images: made from a source, found, checked against a configuration.
+
+`prepare` turns DATASET.PATH into an index: shards are used where they lie (foreign ones are indexed
+in place), any other source is packed once into OUTPUT_DIR/shards/{digest of source and options}.
+A source is known by its content up to 256 MiB in 1,000 files, else by names, sizes and times.
+Everything but packing itself works without torch, webdataset and scikit-learn.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ddpm.config import image_shape
+from ddpm.errors import InputError
+from ddpm.index import INDEX_FILE, Index, Shard, open_index, verify
+from ddpm.indexing import index_foreign, shard_paths
+from ddpm.packing import pack, plan_packing
+from ddpm.schema import Config
+from ddpm.sources import DIGITS, ArraySource, Source, open_source
+
+__all__ = [
+    "ArraySource",
+    "Index",
+    "Shard",
+    "check",
+    "index_foreign",
+    "is_shards",
+    "open_index",
+    "open_source",
+    "pack",
+    "prepare",
+    "source_problems",
+    "verify",
+]
+
+# From so many expected samples on, a side of the split is empty with a chance below 1e-27.
+_SURELY_FILLED = 64
+
+
+def prepare(config: Config, *, progress: bool = True) -> Index:
+    """The index of the data that DATASET.PATH names, packed or indexed now if it never was.
+
+    Several processes may call it at once: one packs, the others wait. Raises InputError.
+    """
+    path = config.DATASET.PATH
+    if is_shards(path):
+        folder = Path(path)
+        has_index = (folder / INDEX_FILE).exists()
+        return open_index(folder) if has_index else index_foreign(folder, progress=progress)
+    source = open_source(path, config.DATASET.LABEL_KEY)
+    plan = plan_packing(source, name=None, samples_per_shard=None, seed=0)
+    folder = Path(config.TRAINING.OUTPUT_DIR) / "shards" / plan.recipe[:16]
+    return pack(source, folder, progress=progress)
+
+
+def is_shards(path: str | Path) -> bool:
+    """Whether a path is a folder of shards, indexed or not, rather than a source to pack."""
+    folder = Path(path)
+    if str(path) == DIGITS or not folder.is_dir():
+        return False
+    return (folder / INDEX_FILE).exists() or any(folder.glob("*.tar"))
+
+
+def check(config: Config, index: Index) -> list[str]:
+    """Why the data cannot be trained on with this configuration, one line each."""
+    problems = [
+        *_shape_problems(config, index.channels, index.smallest_size),
+        *_class_problems(config, index.num_classes is not None),
+        *_label_problems(config, index),
+        *_split_problems(config, index.num_samples),
+    ]
+    return [f"DATASET.PATH {index.folder}: {problem}" for problem in problems]
+
+
+def source_problems(config: Config) -> list[str]:
+    """Why the data cannot be used, as far as names, headers and sizes tell; writes nothing."""
+    path = config.DATASET.PATH
+    try:
+        if not is_shards(path):
+            return _unpacked_problems(config, open_source(path, config.DATASET.LABEL_KEY))
+        if (Path(path) / INDEX_FILE).exists():
+            return check(config, open_index(path))
+        shard_paths(Path(path))
+        return []
+    except InputError as error:
+        return [f"DATASET.PATH: {problem}" for problem in error.problems]
+
+
+def _unpacked_problems(config: Config, source: Source) -> list[str]:
+    problems = [
+        *_class_problems(config, source.has_labels),
+        *_split_problems(config, source.num_samples),
+    ]
+    if source.image_shape is not None:
+        channels, *size = source.image_shape
+        problems += _shape_problems(config, channels, (size[0], size[1]))
+    return [f"DATASET.PATH {source.name}: {problem}" for problem in problems]
+
+
+def _shape_problems(config: Config, channels: int, smallest: tuple[int, int]) -> Iterator[str]:
+    """smallest: the least height and the least width of the images."""
+    wanted, height, width = image_shape(config)
+    if channels != wanted:
+        yield (
+            f"images have {channels} channel(s) but TRAINING.INPUT_IMAGE_CHANNEL is {wanted}; "
+            f"give {channels}"
+        )
+    crop = config.DATASET.PREPROCESSING.CROP_SIZE
+    crop_size = (height, width) if crop is None else (crop, crop)
+    if smallest[0] < crop_size[0] or smallest[1] < crop_size[1]:
+        key = "TRAINING.INPUT_IMAGE_SIZE" if crop is None else "DATASET.PREPROCESSING.CROP_SIZE"
+        yield (
+            f"images have only {smallest[0]}x{smallest[1]} pixels but {key} crops "
+            f"{crop_size[0]}x{crop_size[1]}; give a CROP_SIZE of at most {min(smallest)}, "
+            "what is cropped is resized to INPUT_IMAGE_SIZE"
+        )
+
+
+def _class_problems(config: Config, has_labels: bool) -> Iterator[str]:
+    classes = config.TRAINING.NETWORK.NUM_CLASSES
+    if classes is not None and not has_labels:
+        yield (
+            f"has no labels but TRAINING.NETWORK.NUM_CLASSES is {classes}; "
+            "give labelled data, or null for an unconditional network"
+        )
+
+
+def _label_problems(config: Config, index: Index) -> Iterator[str]:
+    """Labels that are no class of the network."""
+    classes = config.TRAINING.NETWORK.NUM_CLASSES
+    if classes is None or index.num_classes is None or index.num_classes <= classes:
+        return
+    labels = index.table["label"]
+    beyond = np.flatnonzero(labels >= classes)
+    if len(beyond):
+        yield (
+            f"{len(beyond)} label(s) are outside 0..{classes - 1}, the first is "
+            f"{labels[beyond[0]]} of sample {beyond[0]}, but TRAINING.NETWORK.NUM_CLASSES is "
+            f"{classes}; give at least {int(labels.max()) + 1}"
+        )
+
+
+def _split_problems(config: Config, num_samples: int) -> Iterator[str]:
+    fraction = config.DATASET.VALIDATION_FRACTION
+    if num_samples * min(fraction, 1.0 - fraction) >= _SURELY_FILLED:
+        return
+    # Only data this small needs the split itself, and torch for it.
+    from ddpm.order import is_validation
+
+    count = int(is_validation(num_samples, fraction).sum())
+    if count == 0 and fraction > 0:
+        yield (
+            f"of {num_samples} samples none falls to validation with "
+            f"DATASET.VALIDATION_FRACTION {fraction}; give a larger share, 0, or more data"
+        )
+    if count == num_samples:
+        yield (
+            f"all {num_samples} samples fall to validation with DATASET.VALIDATION_FRACTION "
+            f"{fraction}; give a smaller share or more data"
+        )
