@@ -41,8 +41,8 @@ check: $(STAMP)    ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-docs: $(STAMP)     ## docs/configuration.md from the code
-	$(BIN)/python -m tests.test_readme
+docs: $(STAMP)     ## docs/configuration.md and the file map of README.md, from the code
+	$(BIN)/python docs/build.py
 
 clean:             ## remove .venv and every cache; trained runs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
