@@ -1,14 +1,15 @@
 """What a network costs: parameters, arithmetic and activation memory, by part, without running it.
 
-The network is traced once on fake tensors (shapes and dtypes, no numbers), so a large one is as
-quick as a small one. FLOPs are those of one forward pass of one image: matrix products,
+The network is traced on fake tensors (shapes and dtypes, no numbers), so a large one is as quick
+as a small one. FLOPs are those of one forward pass of one image: matrix products,
 convolutions and attention, a multiply-add as two; normalisations and the like are left out, as is
 usual. A training step takes about three times as many, four with activation checkpointing.
-Activation bytes are what autograd keeps of one image until the backward pass, each storage once,
-parameters apart; called under autocast, summary() counts what mixed precision keeps.
+Activation bytes are what autograd keeps until the backward pass, each storage once, of three
+images less those of two, so that what does not grow with the batch (half-precision copies of
+weights) stays out. Called under autocast, summary() counts what mixed precision keeps.
 """
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -86,11 +87,27 @@ def _scaled(number: float, base: int, units: tuple[str, ...]) -> str:
 
 
 class _Kept(NamedTuple):
-    """A storage that is alive until the backward pass, and the part of the network that kept it."""
+    """A tensor whose storage lives until the backward pass, and the module that kept it."""
 
-    part: str
-    storage: int
-    num_bytes: int
+    module: str
+    tensor: Tensor
+
+    @property
+    def storage(self) -> int:
+        """Tells storages apart, as long as the tensor lives."""
+        return self.tensor.untyped_storage()._cdata
+
+    @property
+    def num_bytes(self) -> int:
+        return self.tensor.untyped_storage().nbytes()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trace:
+    total_flops: int
+    flops: dict[str, int]
+    saved: list[_Kept]
+    stage_inputs: list[_Kept]
 
 
 def summary(network: nn.Module, image_shape: tuple[int, int, int]) -> Summary:
@@ -99,33 +116,41 @@ def summary(network: nn.Module, image_shape: tuple[int, int, int]) -> Summary:
     With checkpoint_activations the bytes are those of the blocks' inputs, of what lies between the
     blocks, and of the inside of the largest block, which exists while it is computed again.
     """
-    trace = _trace(network, image_shape)
     parts = _parts(network)
-    has_checkpoints = any(stage.checkpoint_activations for stage in _stages(network).values())
-    kept, recomputed = _checkpointed(network, trace) if has_checkpoints else (trace.saved, 0)
-    bytes_of: dict[str, int] = defaultdict(int)
-    for each in {each.storage: each for each in reversed(kept)}.values():
-        bytes_of[_part_of(each.part, parts)] += each.num_bytes
+    pair = _trace(network, image_shape, num_images=2)
+    less = _bytes_by_part(network, parts, pair)
+    more = _bytes_by_part(network, parts, _trace(network, image_shape, num_images=3))
+    bytes_per_image = {name: more[name] - less[name] for name in more}
     costs = [
         PartCost(
             name=name,
             parameters=sum(p.numel() for p in module.parameters()),
-            flops=trace.flops.get(name, 0),
-            activation_bytes=bytes_of[name],
+            flops=pair.flops.get(name, 0) // 2,
+            activation_bytes=bytes_per_image.pop(name, 0),
         )
         for name, module in parts.items()
     ]
-    if bytes_of[""] or recomputed:
-        between = bytes_of[""] + recomputed
-        name = "largest block, recomputed" if recomputed else "between the parts"
-        costs.append(PartCost(name=name, parameters=0, flops=0, activation_bytes=between))
+    for name, size in bytes_per_image.items():
+        costs.append(PartCost(name=name, parameters=0, flops=0, activation_bytes=size))
     return Summary(
         image_shape=image_shape,
         parameters=sum(p.numel() for p in network.parameters()),
-        flops_per_image=trace.total_flops,
+        flops_per_image=pair.total_flops // 2,
         activation_bytes_per_image=sum(cost.activation_bytes for cost in costs),
         parts=tuple(costs),
     )
+
+
+def _bytes_by_part(network: nn.Module, parts: dict[str, nn.Module], trace: _Trace) -> Counter[str]:
+    """What each part keeps until the backward pass; a storage counts where it was kept first."""
+    stages = _stages(network)
+    bytes_by_part: Counter[str] = Counter()
+    kept = trace.saved
+    if any(stage.checkpoint_activations for stage in stages.values()):
+        kept, bytes_by_part["largest block, recomputed"] = _checkpointed(stages, trace)
+    for each in {each.storage: each for each in reversed(kept)}.values():
+        bytes_by_part[_part_of(each.module, parts)] += each.num_bytes
+    return bytes_by_part
 
 
 def _parts(network: nn.Module) -> dict[str, nn.Module]:
@@ -140,25 +165,17 @@ def _parts(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def _part_of(module_name: str, parts: dict[str, nn.Module]) -> str:
-    return next((part for part in parts if f"{module_name}.".startswith(f"{part}.")), "")
+    return next((part for part in parts if _is_inside(module_name, part)), "between the parts")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Trace:
-    total_flops: int
-    flops: dict[str, int]
-    saved: list[_Kept]
-    stage_inputs: list[_Kept]
-
-
-def _trace(network: nn.Module, image_shape: tuple[int, int, int]) -> _Trace:
+def _trace(network: nn.Module, image_shape: tuple[int, int, int], num_images: int) -> _Trace:
     """One forward pass on fake tensors, in training mode and without checkpointing."""
     stack = [""]
     stage_inputs: list[_Kept] = []
     saved: list[_Kept] = []
 
     def keep(tensor: Tensor) -> Tensor:
-        saved.append(_kept(stack[-1], tensor))
+        saved.append(_Kept(stack[-1], tensor))
         return tensor
 
     def enter(name: str) -> Callable[..., None]:
@@ -166,7 +183,7 @@ def _trace(network: nn.Module, image_shape: tuple[int, int, int]) -> _Trace:
             stack.append(name)
             if isinstance(module, Stage):
                 tensors = [each for each in inputs if isinstance(each, Tensor)]
-                stage_inputs.extend(_kept(name, tensor) for tensor in tensors)
+                stage_inputs.extend(_Kept(name, tensor) for tensor in tensors)
 
         return hook
 
@@ -174,22 +191,20 @@ def _trace(network: nn.Module, image_shape: tuple[int, int, int]) -> _Trace:
         stack.pop()
 
     counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
-    with ExitStack() as hooks, FakeTensorMode() as fake, _training(network):
+    with ExitStack() as hooks, FakeTensorMode(), _training(network):
         for name, module in network.named_modules():
             if name and not isinstance(module, nn.ModuleList):
                 hooks.callback(module.register_forward_pre_hook(enter(name)).remove)
                 hooks.callback(module.register_forward_hook(leave).remove)
-        weights: dict[str, Tensor] = {
-            name: fake.from_tensor(p) for name, p in network.named_parameters()
-        }
+        weights = {name: _fake_like(each) for name, each in network.named_parameters()}
         device = next(iter(weights.values())).device
-        x = torch.zeros(1, *image_shape, device=device)
-        ids = torch.zeros(1, dtype=torch.int64, device=device)
+        x = torch.zeros(num_images, *image_shape, device=device)
+        ids = torch.zeros(num_images, dtype=torch.int64, device=device)
         with counter, saved_tensors_hooks(keep, lambda tensor: tensor):
             torch.func.functional_call(
-                network, weights, (x, x.new_zeros(1)), {"dropout_key": DropoutKey(0, ids)}
+                network, weights, (x, x.new_zeros(num_images)), {"dropout_key": DropoutKey(0, ids)}
             )
-        own = {_kept("", weight).storage for weight in weights.values()}
+        own = {_Kept("", weight).storage for weight in weights.values()}
     root = f"{type(network).__name__}."
     return _Trace(
         total_flops=counter.get_total_flops(),
@@ -202,13 +217,16 @@ def _trace(network: nn.Module, image_shape: tuple[int, int, int]) -> _Trace:
     )
 
 
-def _checkpointed(network: nn.Module, trace: _Trace) -> tuple[list[_Kept], int]:
+def _is_inside(module: str, other: str) -> bool:
+    return f"{module}.".startswith(f"{other}.")
+
+
+def _checkpointed(stages: dict[str, Stage], trace: _Trace) -> tuple[list[_Kept], int]:
     """What lives until the backward pass, and the bytes of the inside of the largest stage."""
-    stages = _stages(network)
     inside: dict[str, dict[int, int]] = {stage: {} for stage in stages}
     kept = list(trace.stage_inputs)
     for each in trace.saved:
-        stage = next((name for name in stages if f"{each.part}.".startswith(f"{name}.")), None)
+        stage = next((name for name in stages if _is_inside(each.module, name)), None)
         if stage is None:
             kept.append(each)
         else:
@@ -218,13 +236,16 @@ def _checkpointed(network: nn.Module, trace: _Trace) -> tuple[list[_Kept], int]:
     return kept, max(sizes)
 
 
+def _fake_like(parameter: Tensor) -> Tensor:
+    """A stand-in of a parameter; one on no device (meta) is taken to be on the CPU."""
+    device = torch.device("cpu") if parameter.is_meta else parameter.device
+    return torch.empty(
+        parameter.shape, dtype=parameter.dtype, device=device, requires_grad=parameter.requires_grad
+    )
+
+
 def _stages(network: nn.Module) -> dict[str, Stage]:
     return {name: each for name, each in network.named_modules() if isinstance(each, Stage)}
-
-
-def _kept(part: str, tensor: Tensor) -> _Kept:
-    storage = tensor.untyped_storage()
-    return _Kept(part, storage._cdata, storage.nbytes())
 
 
 @contextmanager
