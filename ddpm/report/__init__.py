@@ -7,17 +7,19 @@
 No torch is imported, so that a report is made in a second on a login node.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from ddpm import durable
+from ddpm.config import load
 from ddpm.report.data import Sweep, read
 from ddpm.report.html import next_command, page, progress
 from ddpm.report.ranking import Ranking, rank
 from ddpm.report.table import csv_text, print_table
 from ddpm.report.verdict import Verdict, judge
+from ddpm.sweep import write_best
 
 __all__ = ["Ranking", "Report", "Sweep", "Verdict", "assess", "build", "judge", "rank", "read"]
 
@@ -31,6 +33,7 @@ class Report:
     verdict: Verdict
     html: Path
     csv: Path
+    best: Path | None = None  # best.yaml, where one was written
 
     def print(self, console: Console | None = None) -> None:
         """The ranking, the answer and the next command on the terminal."""
@@ -56,9 +59,26 @@ def assess(folder: Path) -> Report:
     )
 
 
-def build(folder: Path) -> Report:
-    """Writes report.html and results.csv of a sweep folder or a run directory."""
+def build(folder: Path, *, console: Console | None = None) -> Report:
+    """Writes report.html and results.csv of a sweep folder or a run, and a sweep's best.yaml.
+
+    console: print the ranking and the answer there too.
+    """
     report = assess(folder)
+    report = replace(report, best=_write_best(report))
     durable.write_text(report.csv, csv_text(report.sweep, report.ranking))
     durable.write_text(report.html, page(report.sweep, report.ranking, report.verdict))
+    if console is not None:
+        report.print(console)
     return report
+
+
+def _write_best(report: Report) -> Path | None:
+    """best.yaml: the configuration of the recommended cell, its first seed; None without one."""
+    best = report.ranking.recommended
+    trial = None if best is None else best.trials[min(best.trials)]
+    if not report.sweep.is_sweep or trial is None or trial.run_dir is None:
+        return None
+    path = report.sweep.folder / "best.yaml"
+    write_best(load(trial.run_dir / "training_config.yaml"), path)
+    return path

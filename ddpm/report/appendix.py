@@ -15,6 +15,8 @@ from ddpm.report.ranking import Ranking
 
 _GRIDS = 12
 _STRIP = 8
+# Facts of provenance.json that differ from trial to trial by their nature, or repeat others.
+_OF_ONE_TRIAL = ("attempts", "command", "config_sha256", "job", "run_id", "sequence", "started")
 
 
 def samples(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
@@ -159,7 +161,7 @@ def _shared_facts(trials: Sequence[Trial]) -> list[tuple[str, str]]:
     values: dict[str, dict[str, None]] = {}
     for trial in trials:
         for key, value in _flat(trial.provenance):
-            if key.split(".")[-1] not in ("command", "argv", "run_id", "started", "pid"):
+            if key.split(".")[0] not in _OF_ONE_TRIAL and value not in (None, []):
                 values.setdefault(key, {})[text(value)] = None
     return [(key, listed(list(seen), limit=4)) for key, seen in values.items()]
 

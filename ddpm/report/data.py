@@ -17,6 +17,7 @@ from ddpm.errors import InputError
 from ddpm.measures import X0Error
 from ddpm.report.files import (
     Value,
+    command,
     mapping,
     number,
     read_arrays,
@@ -149,7 +150,7 @@ def _read_sweep(folder: Path) -> Sweep:
         name=str(facts.get("name", folder.name)),
         is_sweep=True,
         question=str(facts.get("question") or ""),
-        command=str(facts.get("command") or ""),
+        command=command(facts.get("command")),
         grid={key: tuple(sequence(v)) for key, v in mapping(facts.get("grid")).items()},
         planned=max(len(order), len(trials)),
         trials=tuple(trials),
@@ -175,7 +176,7 @@ def _read_run(folder: Path) -> Sweep:
         name=folder.name,
         is_sweep=False,
         question="",
-        command=str(trial.provenance.get("command") or ""),
+        command=command(trial.provenance.get("command")),
         grid={},
         planned=1,
         trials=(trial,),

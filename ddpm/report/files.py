@@ -1,6 +1,7 @@
 """Files of a run as plain values; what is missing or damaged reads as nothing, never as a guess."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +67,14 @@ def number(value: Value) -> float:
     """The value as a number; NaN when it is none."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number else float("nan")  # type: ignore[arg-type]
+
+
+def command(value: Value) -> str:
+    """A command line, recorded as text or as its words, as one types it."""
+    words = [str(word) for word in sequence(value)]
+    if words and words[0].endswith(".py"):
+        words.insert(0, "python")
+    return shlex.join(words) if words else str(value or "")
 
 
 def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:

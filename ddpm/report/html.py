@@ -53,7 +53,8 @@ def _first_screen(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
         f'<header><div class="kicker"><span>{escape(name)}</span>'
         f"<span>{progress(sweep)}</span></div><h1>{escape(question)}</h1>"
         f'<div class="answer"><p class="headline">{escape(_headline(sweep, verdict))}</p>'
-        f"{sentences}{_next(sweep, ranking, verdict)}</div>{_facts(ranking, verdict)}{_flags(sweep)}</header>"
+        f"{sentences}{_next(sweep, ranking, verdict)}</div>"
+        f"{_facts(ranking, verdict)}{_flags(sweep)}</header>"
     )
 
 

@@ -212,7 +212,10 @@ def _why_not(trial: Trial) -> str | None:
 
 def _not_comparable(trials: Sequence[Trial]) -> str | None:
     """Why these trials were not measured on the same pairs; None when they were."""
-    data = {str(trial.evaluation.get("data_sha256")) for trial in trials}
+    data = {
+        str(trial.evaluation.get("data_sha256") or trial.provenance.get("data_sha256"))
+        for trial in trials
+    }
     if len(data) > 1:
         return f"The trials used {len(data)} different data sets, so they cannot be ranked."
     seeds = {str(trial.evaluation.get("seed")) for trial in trials}
