@@ -54,9 +54,14 @@ class Checkpoint:
     manifest: dict[str, Any]
 
 
+def folder_name(step: int) -> str:
+    """The name of the folder with the checkpoint of optimizer step `step`."""
+    return f"step-{step:08d}"
+
+
 def folder_of(checkpoints: Path, step: int) -> Path:
     """Where the checkpoint of optimizer step `step` lies."""
-    return checkpoints / f"step-{step:08d}"
+    return checkpoints / folder_name(step)
 
 
 def steps(checkpoints: Path) -> list[int]:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ddpm import storage
 from ddpm.errors import StorageError
@@ -32,6 +33,7 @@ __all__ = [
     "free_bytes",
     "lock",
     "make_folder",
+    "read_json",
     "remove",
     "rename",
     "require_space",
@@ -114,6 +116,12 @@ def write_json(path: Path, value: object) -> Written:
     return write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that write_json wrote; empty when there is no file."""
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return content
+
+
 def write_files(
     folder: Path,
     writers: Mapping[str, Writer],
@@ -194,7 +202,9 @@ def rename(source: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or folder: out of sight in one step, then for good."""
+    """Removes a file or folder, if it is there: out of sight in one step, then for good."""
+    if not path.exists():
+        return
     trash = _sibling(path, "trash")
     rename(path, trash)
     _remove_quietly(trash)

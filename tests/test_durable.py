@@ -216,6 +216,13 @@ def test_folders_are_their_owners_alone(tmp_path: Path) -> None:
         durable.make_folder(tmp_path / "file")
 
 
+def test_removing_what_is_not_there_is_no_error(tmp_path: Path) -> None:
+    durable.remove(tmp_path / "stop")
+    (tmp_path / "stop").touch()
+    durable.remove(tmp_path / "stop")
+    assert not list(tmp_path.iterdir())
+
+
 def test_only_left_overs_are_cleaned(tmp_path: Path) -> None:
     kept = [".hidden", "x.tmp", ".x.tmp", "f.0123abcd.tmp", ".lock"]
     for name in [*kept, ".model.0123abcd.tmp"]:

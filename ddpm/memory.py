@@ -1,0 +1,91 @@
+"""What a process takes of the machine's memory: DDPM v3's MemoryLogger, as rows of memory.csv.
+
+All sizes in bytes. The process's peak is its high-water mark since `reset_peak`, because a reused
+process would remember the run before; a GPU's is what torch had allocated at most.
+"""
+
+import resource
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import torch
+
+from ddpm import durable
+
+COLUMNS = (
+    "attempt",
+    "step",
+    "stage",
+    "process_rss",
+    "process_peak",
+    "system_used",
+    "system_total",
+    "gpu_allocated",
+    "gpu_reserved",
+    "gpu_peak",
+    "gpu_utilization",
+)
+
+
+class MemoryLog:
+    """memory.csv: one row for each stage of training. The GPU's columns stay empty without one."""
+
+    def __init__(self, path: Path, attempt: int) -> None:
+        self._path, self._attempt = path, attempt
+        if not path.exists():
+            durable.write_text(path, ",".join(COLUMNS) + "\n")
+        elif not path.read_bytes().endswith(b"\n"):  # a kill has torn the last row
+            whole = path.read_bytes().rpartition(b"\n")[0]
+            durable.write_bytes(path, whole + b"\n")
+
+    def record(self, stage: str, step: int) -> None:
+        """Adds a row: the memory held now, at a stage: start, train, sampling, checkpoint, end."""
+        values: dict[str, object] = {"attempt": self._attempt, "step": step, "stage": stage}
+        values |= usage()
+        row = ",".join(str(values.get(column, "")) for column in COLUMNS)
+        durable.append_line(self._path, row)
+
+
+def usage() -> Mapping[str, int]:
+    """The memory held now by this process, the machine and this process's GPU, by column name."""
+    system = psutil.virtual_memory()
+    found = {
+        "process_rss": psutil.Process().memory_info().rss,
+        "process_peak": _process_peak(),
+        "system_used": system.total - system.available,
+        "system_total": system.total,
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        found |= {
+            "gpu_allocated": torch.cuda.memory_allocated(),
+            "gpu_reserved": torch.cuda.memory_reserved(),
+            "gpu_peak": torch.cuda.max_memory_allocated(),
+        }
+        # Needs NVIDIA's management library, which some machines hide.
+        with suppress(ImportError, RuntimeError):
+            found["gpu_utilization"] = torch.cuda.utilization()
+    return found
+
+
+def reset_peak() -> None:
+    """Starts the peaks of this process and its GPU anew."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_bytes() -> int:
+    """Most memory held at once since `reset_peak`: of the GPU if one is used, else the process."""
+    found = usage()
+    return found.get("gpu_peak", found["process_peak"])
+
+
+def _process_peak() -> int:
+    """The high-water mark of the resident memory; since the process began if Linux cannot say."""
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

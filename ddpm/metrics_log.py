@@ -1,0 +1,98 @@
+"""The numbers of a run: metrics.jsonl, the truth, and log.csv, the same for spreadsheets.
+
+One JSON object a line: {"step": 100, "images": 6400, "loss": 0.41, ..., "time/seconds": 7.9}.
+Keys that start with "time/" or "memory/" differ from one execution to the next; all others are
+reproducible. A number that is not finite is null. log.csv is derived, and rewritten when in doubt.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ddpm import durable
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a metrics.jsonl; a last line that a kill has cut is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            break
+        rows.append(json.loads(line))
+    return rows
+
+
+class MetricsLog:
+    """Both files in the folder of a run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.table_path = folder / "metrics.jsonl", folder / "log.csv"
+        self._columns: list[str] = []
+
+    def rows(self) -> list[Row]:
+        """All rows, oldest first."""
+        return read_rows(self.path)
+
+    def rewind(self, step: int) -> int:
+        """Drops the rows after `step` and what a kill has torn; the number of rows dropped.
+
+        The steps after it are about to be repeated, so that each appears exactly once.
+        """
+        rows = self.rows()
+        kept = [row for row in rows if row["step"] <= step]
+        content = "".join(f"{_line(row)}\n" for row in kept).encode()
+        if self.path.exists() and self.path.read_bytes() != content:
+            durable.write_bytes(self.path, content)
+        self._columns = _columns(kept)
+        if kept or self.table_path.exists():
+            durable.write_text(self.table_path, _table(self._columns, kept))
+        return len(rows) - len(kept)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Adds a row to both files, durably."""
+        clean: Row = without_nan(row)
+        durable.append_line(self.path, _line(clean))
+        if self._columns and clean.keys() <= set(self._columns):
+            durable.append_line(self.table_path, _cells(self._columns, clean))
+        else:
+            rows = self.rows()
+            self._columns = _columns(rows)
+            durable.write_text(self.table_path, _table(self._columns, rows))
+
+
+def without_nan(value: Any) -> Any:
+    """The value with numbers that JSON lacks, NaN and infinity, as None."""
+    if isinstance(value, Mapping):
+        return {str(key): without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, allow_nan=False)
+
+
+def _columns(rows: Iterable[Row]) -> list[str]:
+    """Every key, in order of first appearance."""
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _cells(columns: list[str], row: Row) -> str:
+    buffer = io.StringIO()
+    values = ["" if row.get(column) is None else row[column] for column in columns]
+    csv.writer(buffer, lineterminator="").writerow(values)
+    return buffer.getvalue()
+
+
+def _table(columns: list[str], rows: Iterable[Row]) -> str:
+    header = dict(zip(columns, columns, strict=True))
+    return "".join(f"{_cells(columns, row)}\n" for row in [header, *rows]) if columns else ""

@@ -1,0 +1,296 @@
+"""The run directory: everything a training leaves behind, and all it needs to go on.
+
+    training_config.yaml  provenance.json  train.log  metrics.jsonl  log.csv  memory.csv
+    checkpoints/step-00001000/  inline_gen/step-00001000.png  DONE.json (once finished)
+
+It is the truth about the run; other records are mirrors. One living process holds it. A row of
+metrics is written before the checkpoint of its step, and rows after the checkpoint that a run
+continues from are dropped, so that each step is there exactly once whatever happened between.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddpm import checkpoint, durable, pictures, provenance, run_names
+from ddpm import config as configuration
+from ddpm.checkpoint import Checkpoint
+from ddpm.config import Config
+from ddpm.errors import InputError
+from ddpm.memory import MemoryLog
+from ddpm.metrics_log import MetricsLog, Row, without_nan
+
+CONFIG = "training_config.yaml"
+PROVENANCE = "provenance.json"
+DONE = "DONE.json"
+STOP = "STOP"
+
+
+class State(Protocol):
+    """What a checkpoint holds."""
+
+    @property
+    def tensors(self) -> Mapping[str, Mapping[str, Tensor]]: ...
+
+    @property
+    def scalars(self) -> Mapping[str, Any]: ...
+
+
+class Report(Protocol):
+    """What happened in a training up to `step`, as the trainer yields it."""
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def images(self) -> int: ...
+
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+
+    @property
+    def samples(self) -> NDArray[np.uint8] | None: ...
+
+    @property
+    def state(self) -> State | None: ...
+
+
+class RunDirectory:
+    """The directory of one run, at `path`, whether it exists yet or not."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.inline_gen = self.path / "inline_gen"
+        self.log = logging.getLogger("ddpm.run")
+        self._metrics = MetricsLog(self.path)
+        self._memory: MemoryLog | None = None
+        self._open = ExitStack()
+
+    @classmethod
+    def find_or_name(cls, config: Config, data_sha256: str, *, new: bool = False) -> "RunDirectory":
+        """The run of this configuration and data under OUTPUT_DIR; an unfinished one goes first.
+
+        Where there is none, or new: one with a name of its own. Nothing is written.
+        """
+        run_id = configuration.run_id(config, data_sha256)
+        found = run_names.existing(Path(config.TRAINING.OUTPUT_DIR), run_id)
+        if new or not found:
+            return cls(run_names.new_path(config, run_id))
+        runs = [cls(path) for path in found]
+        return max(runs, key=lambda run: (not run.is_finished, run._sequence, run.path.name))
+
+    @property
+    def run_id(self) -> str:
+        """8 hexadecimal digits that name configuration and data."""
+        return self.path.name.rpartition("_")[2]
+
+    def config(self) -> Config:
+        """The configuration the run was started with."""
+        return configuration.load(self.path / CONFIG)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """The facts of the latest attempt, and under "attempts" of all; empty before the first."""
+        return durable.read_json(self.path / PROVENANCE)
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of each worker, fixed at the first start because they decide bits."""
+        return int(self.provenance["threads"])
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.path / DONE).exists()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What `finish` was given; empty while the run is unfinished."""
+        return durable.read_json(self.path / DONE).get("summary", {})
+
+    def metrics(self) -> list[Row]:
+        """The rows of metrics.jsonl."""
+        return self._metrics.rows()
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether somebody asked the run to save and stop."""
+        return (self.path / STOP).exists()
+
+    def request_stop(self) -> None:
+        """Asks the run, wherever it is, to save and stop. Its next start forgets it."""
+        durable.make_folder(self.path)
+        durable.write_text(self.path / STOP, "")
+
+    def start(
+        self,
+        config: Config,
+        *,
+        data_sha256: str,
+        data_dir: Path,
+        threads: int,
+        command: Sequence[str],
+        wait_s: float = 0.0,
+    ) -> Checkpoint | None:
+        """Takes the directory for this process; the checkpoint to continue from, None to begin.
+
+        Makes it when missing, sets it right when a kill left it half written. Raises LockedError
+        when a living process still holds it after `wait_s` seconds, InputError when it belongs to
+        another configuration or other data, StorageError.
+        """
+        for folder in (self.path, self.checkpoints, self.inline_gen):
+            durable.make_folder(folder)
+        try:
+            self._open.enter_context(
+                durable.lock(self.path / ".lock", f"run directory {self.path}", wait_s=wait_s)
+            )
+            self._refuse_another(config, data_sha256)
+            for folder in (self.path, self.checkpoints, self.inline_gen):
+                durable.clean_temporaries(folder)
+            durable.remove(self.path / STOP)
+            self._open_log()
+            self._record_attempt(config, data_sha256, data_dir, threads, command)
+            return self._rewind()
+        except BaseException:
+            self.close()
+            raise
+
+    def record(self, report: Report) -> None:
+        """Keeps a report: its metrics, its samples, and then its state as a checkpoint."""
+        if report.metrics:
+            row = {"step": report.step, "images": report.images, **report.metrics}
+            self._metrics.append(row)
+            self.log.info("step %d: %s", report.step, _glance(report.metrics))
+            self.record_memory("train", report.step)
+        if report.samples is not None:
+            classes = self.config().TRAINING.NETWORK.NUM_CLASSES
+            columns = pictures.columns_by_class(len(report.samples), classes)
+            picture = pictures.png(pictures.grid(report.samples, columns))
+            durable.write_bytes(self.inline_gen / f"step-{report.step:08d}.png", picture)
+            self.record_memory("sampling", report.step)
+        if report.state is not None:
+            self._commit(report.step, report.state)
+            self.record_memory("checkpoint", report.step)
+
+    def record_memory(self, stage: str, step: int) -> None:
+        """Adds a row to memory.csv."""
+        if self._memory is None:
+            self._memory = MemoryLog(self.path / "memory.csv", len(self.provenance["attempts"]))
+        self._memory.record(stage, step)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Marks the run as done; from now on the same command only prints `summary`."""
+        self.record_memory("end", self._last_step)
+        facts = {"run_id": self.run_id, "summary": without_nan(summary)}
+        durable.write_json(self.path / DONE, facts)
+        self.log.info("finished at step %d", self._last_step)
+
+    def close(self) -> None:
+        """Lets go of the directory. Harmless when it is not held."""
+        self._open.close()
+
+    @property
+    def _last_step(self) -> int:
+        return max(checkpoint.steps(self.checkpoints), default=0)
+
+    @property
+    def _sequence(self) -> int:
+        return int(self.provenance.get("sequence", 0))
+
+    def _refuse_another(self, config: Config, data_sha256: str) -> None:
+        """Raises InputError when the directory belongs to another configuration or other data."""
+        if not (self.path / CONFIG).exists():
+            return
+        own = self.config()
+        before, after = configuration.identity(own), configuration.identity(config)
+        changed = {key for key in before | after if before.get(key) != after.get(key)}
+        lines = [
+            line
+            for line in configuration.difference(own, config)
+            if line.partition(":")[0] in changed
+        ]
+        known = self.provenance.get("data_sha256", data_sha256)
+        if known != data_sha256:
+            lines.append(f"data: index {known[:8]} -> {data_sha256[:8]}")
+        if lines:
+            head = f"{self.path} belongs to another configuration; start a new run, or undo:"
+            raise InputError([head, *lines])
+
+    def _open_log(self) -> None:
+        """From now until close(), what `ddpm` logs goes to train.log too."""
+        handler = logging.FileHandler(self.path / "train.log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger = logging.getLogger("ddpm")
+        level = logger.level
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        self._open.callback(handler.close)
+        self._open.callback(logger.removeHandler, handler)
+        self._open.callback(logger.setLevel, level)
+
+    def _record_attempt(
+        self,
+        config: Config,
+        data_sha256: str,
+        data_dir: Path,
+        threads: int,
+        command: Sequence[str],
+    ) -> None:
+        """Writes training_config.yaml and provenance.json; warns of what changed meanwhile."""
+        known = self.provenance
+        facts = provenance.attempt(command) | {"data_dir": str(data_dir)}
+        if known:
+            for line in provenance.changes(known, facts):
+                self.log.warning("%s", line)
+            if known["threads"] != threads:
+                kept = known["threads"]
+                self.log.warning("%d threads asked for; the run keeps its %d", threads, kept)
+        fixed = {
+            "run_id": self.run_id,
+            "config_sha256": configuration.config_sha256(config),
+            "data_sha256": data_sha256,
+            "threads": known.get("threads", threads),
+            "sequence": known.get("sequence", self._next_sequence()),
+        }
+        attempts = [*known.get("attempts", []), facts]
+        durable.write_text(self.path / CONFIG, configuration.to_yaml(config))
+        durable.write_json(self.path / PROVENANCE, {**fixed, **facts, "attempts": attempts})
+        self.log.info("attempt %d: %s", len(attempts), facts["command"])
+
+    def _next_sequence(self) -> int:
+        """One more than any run of the same name has: which is newest is not left to clocks."""
+        others = run_names.existing(self.path.parent.parent.parent, self.run_id)
+        return 1 + max((RunDirectory(other)._sequence for other in others), default=0)
+
+    def _rewind(self) -> Checkpoint | None:
+        """The checkpoint to continue from, the metrics cut back to it."""
+        found = checkpoint.latest(self.checkpoints)
+        dropped = self._metrics.rewind(found.step if found else 0)
+        if dropped:
+            self.log.info("dropped %d rows of metrics after the checkpoint", dropped)
+        self.record_memory("start", found.step if found else 0)
+        return found
+
+    def _commit(self, step: int, state: State) -> None:
+        facts = self.provenance
+        manifest = {
+            "config_sha256": facts["config_sha256"],
+            "data_sha256": facts["data_sha256"],
+            "torch": facts["torch"],
+            "threads": facts["threads"],
+            "cpu": facts["cpu_capability"],
+        }
+        folder = checkpoint.folder_of(self.checkpoints, step)
+        checkpoint.save(folder, tensors=state.tensors, state=state.scalars, manifest=manifest)
+        checkpoint.prune(self.checkpoints, self.config().TRAINING.CHECKPOINTS_KEEP)
+
+
+def _glance(metrics: Mapping[str, float]) -> str:
+    """The first few numbers, short."""
+    return "  ".join(f"{key} {value:.4g}" for key, value in list(metrics.items())[:5])
