@@ -1,6 +1,6 @@
 """The forward process, what a network may predict of it, the posterior, and the losses.
 
-    x_t = alpha x_0 + sigma noise,   velocity = alpha noise - sigma x_0   (Salimans & Ho 2022, App. D)
+    x_t = alpha x_0 + sigma noise,  velocity = alpha noise - sigma x_0  (Salimans & Ho 2022, App. D)
 
 (x_t, velocity) is (x_0, noise) turned by the angle with cosine alpha and sine sigma, so that
 
@@ -10,7 +10,7 @@ need no division. Two conversions have to divide: x_0 from noise by alpha (a gai
 without limit at zero terminal SNR) and noise from x_0 by sigma (not defined at t = 0). Nothing is
 clipped.
 
-x_t, x_0, noise and predictions are (N, ...), usually (N, C, H, W). alpha and sigma are float64, (N,)
+x_t, x_0, noise, predictions are (N, ...), usually (N, C, H, W). alpha and sigma are float64, (N,)
 or of no dimension, as NoiseSchedule gives them; they are cast where they meet an image, and all
 arithmetic is in float32 or wider.
 """
