@@ -39,8 +39,10 @@ def lock(path: Path, what: str, *, wait_s: float = 0.0) -> Iterator[None]:
         _sign(path, descriptor)
         yield
     finally:
-        _held.discard(descriptor)
-        os.close(descriptor)
+        # In a forked child it is closed already, and its number may be another file's.
+        if descriptor in _held:
+            _held.remove(descriptor)
+            os.close(descriptor)
 
 
 def _acquire(path: Path, descriptor: int, what: str, deadline: float) -> None:
