@@ -22,13 +22,18 @@ T = typing.TypeVar("T")
 class Built:
     """A Config, or why there is none.
 
-    impossible: reasons that concern a combination of values each fine by itself, which a grid may
-    contain and skips. All else is in `problems`.
+    problems: lines for the user, with their places.  impossible: why a combination of values, each
+    fine by itself, makes no sense; a grid may contain it and skips it.
     """
 
     config: Config | None
     problems: tuple[str, ...]
     impossible: tuple[str, ...]
+
+    @property
+    def is_only_impossible(self) -> bool:
+        """Whether nothing but its combination of values speaks against it."""
+        return bool(self.impossible) and len(self.impossible) == len(self.problems)
 
 
 def apply_overrides(document: Document, overrides: Iterable[str]) -> None:
@@ -57,9 +62,10 @@ def build(document: Document) -> Built:
     problems = list(document.problems)
     impossible: list[str] = []
     for broken in violations((*NETWORK_RULES, *RUN_RULES), values):
-        line = f"{document.place(broken.key)}: {broken.text}"
-        (impossible if broken.is_impossible else problems).append(line)
-    config = None if problems or impossible else construct(Config, values)
+        problems.append(f"{document.place(broken.key)}: {broken.text}")
+        if broken.is_impossible:
+            impossible.append(broken.text)
+    config = None if problems else construct(Config, values)
     return Built(config, tuple(dict.fromkeys(problems)), tuple(impossible))
 
 
@@ -77,6 +83,8 @@ def read_values(document: Document, root: type) -> dict[str, Value]:
     items = items_under(root)
     values = dict(_defaults(root))
     for key, value in leaves(document.tree):
+        if key in document.spoiled:
+            continue
         if key in items:
             values[key] = read_item(document, key, items[key], value)
         elif key:

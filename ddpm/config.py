@@ -84,7 +84,7 @@ def from_dict(plain: Mapping[str, object], *, source: str = "config") -> Config:
 
 def _accept(built: Built) -> Config:
     if built.config is None:
-        raise InputError((*built.problems, *built.impossible))
+        raise InputError(built.problems)
     return built.config
 
 

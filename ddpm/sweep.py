@@ -143,12 +143,13 @@ def _check_cells(
         raise InputError(f"{base.source}: GRID has {len(every)} cells; give at most {_MOST_CELLS}")
     for cell in every:
         built = _build(base, document, cell, seed=0)
-        for problem in built.problems:
-            concerned.setdefault(problem, []).append(cell)
-        if built.impossible:
+        if built.config is not None:
+            cells.append(cell)
+        elif built.is_only_impossible:
             skipped.append(SkippedCell(cell=_plain_cell(cell), reason="; ".join(built.impossible)))
         else:
-            cells.append(cell)
+            for problem in built.problems:
+                concerned.setdefault(problem, []).append(cell)
     for problem, where in concerned.items():
         # A problem of the base is that of every cell: it needs no cell's name.
         part = f" (in {len(where)} cells, first {cell_name(where[0])})"
