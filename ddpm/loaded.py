@@ -1,0 +1,85 @@
+"""A trained network read back from its run directory or from one checkpoint."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ddpm import checkpoint
+from ddpm import config as configuration
+from ddpm.config import Config
+from ddpm.distributed import best_device
+from ddpm.errors import InputError
+from ddpm.request import CONFIG_FILE, RAW, locate, weights_name
+from ddpm.schedule import NoiseSchedule
+from ddpm.unet import UNet
+
+_EMA = re.compile(r"ema-(.+)\.safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A network in eval mode with one set of its trained weights, and all it was trained with.
+
+    name: which weights, "ema-0.999" or "model".  folder: the checkpoint.
+    sha256: of their file in it.
+    """
+
+    network: UNet
+    schedule: NoiseSchedule
+    config: Config
+    step: int
+    name: str
+    sha256: str
+    folder: Path
+
+    @property
+    def ema_network(self) -> UNet:
+        """The network images are drawn from."""
+        return self.network
+
+    @property
+    def pred_type(self) -> str:
+        return self.config.TRAINING.PRED_TYPE
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) it was trained on."""
+        return configuration.image_shape(self.config)
+
+
+def load_network(
+    source: Path, ema: float | None = None, *, device: torch.device | None = None
+) -> LoadedModel:
+    """The network of a run's last checkpoint, or of the checkpoint `source` itself.
+
+    ema: the decay of the averaged weights; None is the run's first, 0 the weights unaveraged.
+    device: None is the GPU where there is one. Raises InputError when `source` is no such thing.
+    """
+    run, folder = locate(source)
+    config = configuration.load(run / CONFIG_FILE)
+    name = weights_name(config, ema)
+    parts = (RAW, name)
+    if folder is None:
+        found = checkpoint.latest(run / "checkpoints", parts=parts, set_aside=False)
+    else:
+        found = checkpoint.load(folder, parts)
+    if found is None:
+        raise InputError(f"{run} has no checkpoint yet; train it first, or name another run")
+    if name not in found.tensors:
+        there = sorted(match[1] for match in map(_EMA.fullmatch, found.manifest["files"]) if match)
+        raise InputError(
+            f"{found.folder} has no {name}; it has the EMA decays {', '.join(there) or 'none'}"
+        )
+    network = UNet(**configuration.network_arguments(config))
+    network.load_state_dict(found.tensors[RAW] | found.tensors[name])
+    return LoadedModel(
+        network=network.to(device or best_device()).eval(),
+        schedule=NoiseSchedule(**configuration.schedule_arguments(config)),
+        config=config,
+        step=found.step,
+        name=name,
+        sha256=found.manifest["files"][f"{name}.safetensors"]["sha256"],
+        folder=found.folder,
+    )
