@@ -32,14 +32,16 @@ def samples(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
         return _strip(sweep)
     if sweep.references is not None and sweep.references.samples is not None:
         real = sample_grid(sweep.references.samples)
-        figures.insert(0, _figure(real, "<strong>real validation images</strong>", "real"))
+        figures.insert(0, _figure(real, "real validation images", "real"))
     note = (
         "<p class='note'>Every grid starts from the same noise and has the same class in the same "
         "column, so grids differ by the trained network alone"
     )
     left = len(trials) - len(shown)
     note += f"; the {len(shown)} best cells of {len(trials)} are shown.</p>" if left else ".</p>"
-    return f'{note}<div class="samples">{"".join(figures)}</div>'
+    columns = len(axes.values[axes.series]) if axes.series and not left else 0
+    fixed = f' style="--columns:{columns}"' if 2 <= columns <= 4 else ""
+    return f'{note}<div class="samples{" fixed" * bool(fixed)}"{fixed}>{"".join(figures)}</div>'
 
 
 def _with_samples(sweep: Sweep, ranking: Ranking) -> list[Trial]:
@@ -58,8 +60,8 @@ def _caption(trial: Trial, axes: Axes) -> str:
 
 def _figure(url: str, caption: str, kind: str = "") -> str:
     mark = f' class="{kind}"' if kind else ""
-    image = f'<img{mark} src="{url}" alt="Sample grid">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+    image = f'<img src="{url}" alt="{caption or "Sample grid"}">'
+    return f"<figure{mark}>{image}<figcaption>{caption}</figcaption></figure>"
 
 
 def _strip(sweep: Sweep) -> str:
@@ -145,7 +147,7 @@ def reproduce(trial: Trial) -> str:
     """The command that trains this trial again from nothing."""
     assert trial.run_dir is not None
     name = commit(trial)
-    checkout = f"git checkout {name.rstrip('+')} && " if name else ""
+    checkout = f"git checkout {name.rstrip('+')[:12]} && " if name else ""
     config = shown_path(trial.run_dir / "training_config.yaml")
     return f"{checkout}python launch/train.py {config} --new"
 

@@ -31,8 +31,8 @@ def x0_curves(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
     }
     levels = [x for series in drawn.values() for one in series for x in one.x]
     x_range = (min(levels), max(levels))
-    lines = [_inside(line, x_range) for line in lines]
     edges = y_range([one for series in drawn.values() for one in series])
+    lines = [_inside(line, x_range, edges[0]) for line in lines]
     frame = Frame(
         x_range=x_range,
         y_range=edges,
@@ -109,8 +109,11 @@ def _reference_series(lines: Lines | None) -> list[Series]:
     ]
 
 
-def _inside(series: Series, x_range: tuple[float, float]) -> Series:
-    kept = [k for k, x in enumerate(series.x) if x_range[0] <= x <= x_range[1]]
+def _inside(series: Series, x_range: tuple[float, float], lowest: float) -> Series:
+    """The part of a falling reference line that the charts show."""
+    below = [k for k, y in enumerate(series.y) if y < lowest]
+    last = below[0] if below else len(series.y)
+    kept = [k for k, x in enumerate(series.x) if x_range[0] <= x <= x_range[1] and k <= last]
     return Series(
         name=series.name,
         x=[series.x[k] for k in kept],

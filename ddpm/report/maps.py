@@ -22,12 +22,20 @@ _PANELS = 24
 def ranking_table(ranking: Ranking) -> str:
     """Every ranked cell with both numbers, their errors and its cost, the lowest first."""
     scales = {measure: _scale(ranking.standings, measure) for measure in MEASURES}
-    rows = [_row(ranking, place, scales) for place in range(len(ranking.standings))]
+    costs = [cost(list(standing.trials.values())) for standing in ranking.standings]
+    all_packed = all(one.is_packed for one in costs)
+    many_seeds = any(len(standing.summaries) > 1 for standing in ranking.standings)
+    rows = [
+        _row(ranking, at, scales, costs[at], mark_packed=not all_packed, with_seeds=many_seeds)
+        for at in range(len(ranking.standings))
+    ]
+    seeds = "<th>seeds</th>" if many_seeds else ""
+    packed = "<br>packed" if all_packed else ""
     head = (
         '<thead><tr><th>#</th><th class="left">cell</th>'
         f'<th class="left">{NAMES[MEASURES[0]]}</th><th class="left">{NAMES[MEASURES[1]]}</th>'
-        "<th>its rank</th><th>seeds</th><th>images/s</th>"
-        f"<th>{_compute_unit(ranking)}</th><th>wall time</th><th>peak memory</th></tr></thead>"
+        f"<th>rank<br>by it</th>{seeds}<th>images/s{packed}</th><th>{_compute_unit(costs)}</th>"
+        "<th>wall<br>time</th><th>peak<br>memory</th></tr></thead>"
     )
     body = f'<div class="scroll"><table>{head}<tbody>{"".join(rows[:_MANY])}</tbody></table></div>'
     if len(rows) > _MANY:
@@ -47,19 +55,27 @@ def ranking_table(ranking: Ranking) -> str:
     )
 
 
-def _row(ranking: Ranking, at: int, scales: Mapping[str, tuple[float, float]]) -> str:
+def _row(
+    ranking: Ranking,
+    at: int,
+    scales: Mapping[str, tuple[float, float]],
+    costs: Cost,
+    *,
+    mark_packed: bool,
+    with_seeds: bool,
+) -> str:
     standing = ranking.standings[at]
-    costs = cost(list(standing.trials.values()))
     numbers = "".join(
-        f'<td class="left">{_number(standing, m)}'
-        f"{whisker(standing.value(m), standing.error(m), *scales[m])}</td>"
+        f'<td class="left"><span class="number">{_number(standing, m)}</span>'
+        f"{whisker(_ends(standing, m), scales[m])}</td>"
         for m in MEASURES
     )
+    seeds = f"<td>{len(standing.summaries)}</td>" if with_seeds else ""
     best = ' class="best"' if standing is ranking.recommended else ""
     return (
         f'<tr{best}><td>{at + 1}</td><th scope="row">{escape(standing.label)}</th>{numbers}'
-        f"<td>{ranking.rank(at, MEASURES[1])}</td><td>{len(standing.summaries)}</td>"
-        f"<td>{_speed(costs)}</td><td>{_seconds(costs)}</td><td>{duration(costs.seconds)}</td>"
+        f"<td>{ranking.rank(at, MEASURES[1])}</td>{seeds}<td>{_speed(costs, mark_packed)}</td>"
+        f"<td>{_seconds(costs)}</td><td>{duration(costs.seconds)}</td>"
         f"<td>{size(costs.peak_memory_bytes)}</td></tr>"
     )
 
@@ -69,30 +85,37 @@ def _number(standing: Standing, measure: str) -> str:
     return f'{value} <span class="error">\u00b1 {error}</span>'
 
 
-def _speed(costs: Cost) -> str:
+def _speed(costs: Cost, mark_packed: bool) -> str:
     if costs.images_per_s is None:
         return "\u2013"
-    mark = '<span class="mark-packed">packed</span>' if costs.is_packed else ""
+    is_marked = mark_packed and costs.is_packed
+    mark = '<span class="mark-packed">packed</span>' if is_marked else ""
     return f"{costs.images_per_s:,.0f}{mark}"
 
 
 def _seconds(costs: Cost) -> str:
-    return "\u2013" if costs.compute_seconds is None else f"{costs.compute_seconds:,.0f}"
+    if costs.compute_seconds is None:
+        return "\u2013"
+    return f"{costs.compute_seconds:,.{0 if costs.compute_seconds >= 100 else 1}f}"
 
 
-def _compute_unit(ranking: Ranking) -> str:
-    units = {cost(list(standing.trials.values())).unit for standing in ranking.standings}
-    return " / ".join(sorted(units))
+def _compute_unit(costs: Sequence[Cost]) -> str:
+    return " / ".join(sorted({one.unit for one in costs})).replace("-", "-<br>")
+
+
+def _ends(standing: Standing, measure: str) -> tuple[float, float, float]:
+    """Value - error, value, value + error, where they lie on a scale of ratios."""
+    value, error = standing.value(measure), standing.error(measure)
+    ends = [value - error, value, value + error] if isfinite(error) else [value] * 3
+    if measure == MEASURES[0]:
+        return ends[0], ends[1], ends[2]
+    low, middle, high = (log10(max(end, 1e-3 * value, 1e-300)) for end in ends)
+    return low, middle, high
 
 
 def _scale(standings: Sequence[Standing], measure: str) -> tuple[float, float]:
-    values = [standing.value(measure) for standing in standings]
-    errors = [e if isfinite(e := s.error(measure)) else 0.0 for s in standings]
-    low = min(v - e for v, e in zip(values, errors, strict=True))
-    high = max(v + e for v, e in zip(values, errors, strict=True))
-    # One cell far behind would press all others together: the scale ends at 4 times the middle.
-    middle = float(np.median(values)) - low
-    return low, min(high, low + 4 * middle) if middle > 0 else high
+    ends = [_ends(standing, measure) for standing in standings]
+    return min(low for low, _, _ in ends), max(high for _, _, high in ends)
 
 
 def heat_maps(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
@@ -176,13 +199,15 @@ def level_map(ranking: Ranking) -> str:
     heads = "".join(f"<th scope='col'>{signed(level)}</th>" for level in levels)
     return (
         "<figure class='scroll'><table class='heat levels'><caption>x0-error above the lowest at "
-        "each log-SNR level, in per cent (0 = lowest; noisy on the left, nearly clean on the "
-        f"right)</caption><thead><tr><th></th>{heads}</tr></thead><tbody>{body}</tbody></table>"
-        "</figure>"
+        "each log-SNR level, in per cent (0: the lowest; \u00d712: twelve times it). Noisy on the "
+        f"left, nearly clean on the right.</caption><thead><tr><th></th>{heads}</tr></thead>"
+        f"<tbody>{body}</tbody></table></figure>"
     )
 
 
 def _per_cent(value: float) -> str:
+    if value >= 1000:
+        return f"\u00d7{1 + value / 100:,.0f}"
     return f"{value:.0f}" if value >= 9.95 or value == 0 else f"{value:.1f}"
 
 
@@ -198,7 +223,7 @@ def shade(share: float) -> str:
     share = min(max(share, 0.0), 1.0)
     pale, deep = (232, 238, 244), (8, 76, 140)
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(pale, deep, strict=True))
-    return f"background:rgb({red},{green},{blue});color:{'#fff' if share > 0.5 else '#17202a'}"
+    return f"background:rgb({red},{green},{blue});color:{'#fff' if share > 0.68 else '#17202a'}"
 
 
 def axes_caption(axes: Axes) -> str:

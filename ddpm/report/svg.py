@@ -190,19 +190,13 @@ def _plain(value: float) -> str:
     return f"{value:g}".replace("-", "\u2212")
 
 
-def whisker(value: float, error: float, low: float, high: float) -> str:
-    """A value and its error on a common scale from low to high, for a table's cell."""
-    span = (high - low) or 1.0
-
-    def place(v: float) -> float:
-        return 4 + 112 * min(max((v - low) / span, 0.0), 1.0)
-
-    bar = ""
-    if isfinite(error):
-        a, b = place(value - error), place(value + error)
-        bar = f'<line class="bar" x1="{a:.1f}" x2="{b:.1f}" y1="7" y2="7"/>'
+def whisker(ends: tuple[float, float, float], scale: tuple[float, float]) -> str:
+    """Low end, value and high end of an interval on a common scale, for a table's cell."""
+    span = (scale[1] - scale[0]) or 1.0
+    low, middle, high = (4 + 82 * min(max((v - scale[0]) / span, 0.0), 1.0) for v in ends)
     return (
-        '<svg class="whisker" viewBox="0 0 120 14" aria-hidden="true">'
-        '<line class="rule" x1="2" x2="118" y1="7" y2="7"/>'
-        f'{bar}<circle cx="{place(value):.1f}" cy="7" r="3.2"/></svg>'
+        '<svg class="whisker" viewBox="0 0 90 14" aria-hidden="true">'
+        '<line class="rule" x1="2" x2="88" y1="7" y2="7"/>'
+        f'<line class="bar" x1="{low:.1f}" x2="{high:.1f}" y1="7" y2="7"/>'
+        f'<circle cx="{middle:.1f}" cy="7" r="3.2"/></svg>'
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -47,35 +48,37 @@ def _mean(trials: list[Trial], name: str) -> float | None:
 
 
 def speed(of: Cost) -> str:
-    """Images/s, marked where trials ran side by side."""
+    """Images/s, with a star where trials ran side by side."""
     if of.images_per_s is None:
         return "\u2013"
-    return f"{of.images_per_s:,.0f}" + (" packed" if of.is_packed else "")
+    return f"{of.images_per_s:,.0f}" + ("*" if of.is_packed else "")
 
 
 def print_table(sweep: Sweep, ranking: Ranking, verdict: Verdict, console: Console) -> None:
     """The ranking and its verdict on the terminal."""
-    table = Table(title=f"{sweep.name}: {len(ranking.standings)} cells by x0-error", expand=False)
-    for heading in ("#", "cell", "mean log10 error", "SNR-weighted error (#)"):
-        table.add_column(heading, justify="left" if heading == "cell" else "right", no_wrap=True)
-    for heading in ("images/s", "compute", "peak memory"):
-        table.add_column(heading, justify="right")
+    wide = console.width >= 100
+    table = Table(
+        title=f"{sweep.name}: {len(ranking.standings)} cells by x0-error", box=SIMPLE_HEAD
+    )
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("cell", overflow="fold")
+    for heading in ("mean log10\nerror", "SNR-weighted\nerror", "#"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("images/s", "compute", "memory") if wide else ("images/s",):
+        table.add_column(heading, justify="right", no_wrap=True)
     for place, standing in enumerate(ranking.standings):
         costs = cost(list(standing.trials.values()))
-        second = f"{_with_error(standing, MEASURES[1])}  ({ranking.rank(place, MEASURES[1])})"
-        table.add_row(
-            str(place + 1),
-            standing.label,
-            _with_error(standing, MEASURES[0]),
-            second,
-            speed(costs),
-            duration(costs.compute_seconds),
-            size(costs.peak_memory_bytes),
-        )
+        both = [_with_error(standing, measure) for measure in MEASURES]
+        second = str(ranking.rank(place, MEASURES[1]))
+        rest = [duration(costs.compute_seconds), size(costs.peak_memory_bytes)] if wide else []
+        table.add_row(str(place + 1), standing.label, *both, second, speed(costs), *rest)
     if ranking.standings:
         console.print(table)
         low, high = ranking.levels[0], ranking.levels[-1]
-        console.print(f"Log-SNR levels {low} to {high}; {spread(ranking.standings)}.", style="dim")
+        packed = any(trial.summary.get("packed") is True for trial in sweep.trials)
+        star = " *: packed, several trials shared the machine." if packed else ""
+        note = f"Log-SNR levels {low} to {high}; {spread(ranking.standings)}.{star}"
+        console.print(note, style="dim", highlight=False)
     console.print(verdict.headline, style="bold", markup=False, highlight=False)
     for sentence in verdict.sentences:
         console.print(sentence, markup=False, highlight=False)
@@ -85,7 +88,7 @@ def print_table(sweep: Sweep, ranking: Ranking, verdict: Verdict, console: Conso
 
 def _with_error(standing: Standing, measure: str) -> str:
     value, error = number_with_error(standing.value(measure), standing.error(measure))
-    return f"{value} \u00b1 {error}"
+    return f"{value} \u00b1{error}"
 
 
 _COLUMNS = (

@@ -103,8 +103,16 @@ def _split(sweep: Sweep, ranking: Ranking, first: Standing, second: Standing) ->
         if differ
         else f"No clear winner: {lead}, but the two cannot be told apart."
     )
-    kind = "split" if differ else "tie"
-    return Verdict(kind=kind, headline=headline, sentences=(sentence, _scope(sweep, ranking)))
+    if differ:
+        sentences = (sentence, _scope(sweep, ranking))
+        return Verdict(kind="split", headline=headline, sentences=sentences)
+    level = [
+        other.label
+        for other in ranking.standings
+        if other not in (first, second) and not _told_apart(other, first, confidence)
+    ]
+    also = (f"Neither can {listed(level)} from {first.label}.",) if level else ()
+    return Verdict(kind="tie", headline=headline, sentences=(*also, _scope(sweep, ranking)))
 
 
 def _told_apart(other: Standing, best: Standing, confidence: float) -> bool:
