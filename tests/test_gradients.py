@@ -1,4 +1,4 @@
-"""The flat gradient buffer: accumulation, sums that ride along, and a sum whose bits do not depend on workers."""
+"""The flat gradient buffer: rows add up, sums ride along, and workers do not change the bits."""
 
 import pytest
 import torch
