@@ -178,8 +178,8 @@ def task_problems(config: Config) -> list[str]:
     )
     if options.GUIDANCE != 1 and not has_class:
         problems.append(
-            f"{SECTION}.GUIDANCE is {options.GUIDANCE} but GEN_TASK {options.GEN_TASK} draws without "
-            "classes: nothing to guide; give GUIDANCE 1.0, or class_cond"
+            f"{SECTION}.GUIDANCE is {options.GUIDANCE} but GEN_TASK {options.GEN_TASK} draws "
+            "without classes: nothing to guide; give GUIDANCE 1.0, or class_cond"
         )
     conditional = config.TRAINING.NETWORK.NUM_CLASSES is not None
     if options.GEN_TASK == "random_uncond" and conditional and config.TRAINING.LABEL_DROP == 0:
