@@ -23,11 +23,15 @@ def samples(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
     """Sample grids side by side: same seeds, same classes; the best cells when there are many."""
     trials = _with_samples(sweep, ranking)
     shown = trials[:_GRIDS]
-    order = {one: k for k, one in enumerate(axes.values)}
     if len(trials) <= _GRIDS:
         keys = (*axes.panels, *((axes.rows,) if axes.rows else ()), *filter(None, (axes.series,)))
-        shown.sort(key=lambda trial: [axes.place(key, trial.cell) for key in keys if key in order])
-    figures = [_figure(sample_grid(t.samples), _caption(t, axes)) for t in shown if t.samples]
+        shown.sort(key=lambda trial: [axes.place(key, trial.cell) for key in keys])
+    order = _columns(shown, axes)
+    figures = [
+        _figure(sample_grid(t.samples), _caption(t, axes), column=order.get(t.key, 0))
+        for t in shown
+        if t.samples
+    ]
     if not figures:
         return _strip(sweep)
     if sweep.references is not None and sweep.references.samples is not None:
@@ -39,8 +43,8 @@ def samples(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
     )
     left = len(trials) - len(shown)
     note += f"; the {len(shown)} best cells of {len(trials)} are shown.</p>" if left else ".</p>"
-    columns = len(axes.values[axes.series]) if axes.series and not left else 0
-    fixed = f' style="--columns:{columns}"' if 2 <= columns <= 4 else ""
+    columns = max(order.values(), default=0)
+    fixed = f' style="--columns:{columns}"' if columns else ""
     return f'{note}<div class="samples{" fixed" * bool(fixed)}"{fixed}>{"".join(figures)}</div>'
 
 
@@ -58,8 +62,20 @@ def _caption(trial: Trial, axes: Axes) -> str:
     return f"{escape(cell_label(trial.cell, tuple(axes.values)))}, seed {trial.seed}"
 
 
-def _figure(url: str, caption: str, kind: str = "") -> str:
+def _columns(trials: Sequence[Trial], axes: Axes) -> dict[str, int]:
+    """Column of each trial where prediction types (or the like) can stand side by side."""
+    if axes.series is None or len(trials) > _GRIDS:
+        return {}
+    places = {trial.key: axes.style(trial.cell) for trial in trials}
+    used = sorted(set(places.values()))
+    if not 2 <= len(used) <= 4:
+        return {}
+    return {key: used.index(place) + 1 for key, place in places.items()}
+
+
+def _figure(url: str, caption: str, kind: str = "", column: int = 0) -> str:
     mark = f' class="{kind}"' if kind else ""
+    mark += f' style="--column:{column}"' if column else ""
     image = f'<img src="{url}" alt="{caption or "Sample grid"}">'
     return f"<figure{mark}>{image}<figcaption>{caption}</figcaption></figure>"
 
@@ -89,7 +105,7 @@ def failures(sweep: Sweep, ranking: Ranking) -> str:
     rows = [
         (cell_label(t.cell, keys), str(t.seed), t.status, t.reason or "no reason was recorded")
         for t in sweep.trials
-        if t.status != "done"
+        if t.status != "done" and sweep.is_sweep
     ]
     rows += [(cell_label(one.cell, keys), "\u2013", "skipped", one.reason) for one in sweep.skipped]
     named = {t.key for t in sweep.trials if t.status != "done"}

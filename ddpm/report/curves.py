@@ -157,14 +157,14 @@ def _first_each(drawn: Mapping[str, Sequence[Series]]) -> list[Series]:
 
 
 def _facets(charts: Mapping[str, str], total: int) -> str:
-    single = " single" if len(charts) == 1 else ""
+    shape = {1: " single", 2: " pairs", 4: " pairs"}.get(len(charts), "")
     figures = "".join(
         f"<figure>{f'<h4>{escape(title)}</h4>' if title else ''}{svg}</figure>"
         for title, svg in charts.items()
     )
     more = total - len(charts)
     note = f"<p class='note'>{more} more charts are left out; see results.csv.</p>" if more else ""
-    return f'<div class="facets{single}">{figures}</div>{note}'
+    return f'<div class="facets{shape}">{figures}</div>{note}'
 
 
 def _legend(series: Sequence[Series]) -> str:

@@ -20,7 +20,7 @@ def page(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
     """The whole report.html."""
     axes = axes_of(sweep)
     sections = [
-        ("Ranking", maps.ranking_table(ranking) if ranking.standings else ""),
+        ("Ranking", maps.ranking_table(ranking) if ranking.standings and sweep.is_sweep else ""),
         ("Heat maps", _heat_maps(sweep, ranking, axes)),
         ("x0-error over noise level", _errors(sweep, ranking, axes)),
         ("Samples", appendix.samples(sweep, ranking, axes)),
@@ -54,7 +54,7 @@ def _first_screen(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
         f"<span>{progress(sweep)}</span></div><h1>{escape(question)}</h1>"
         f'<div class="answer"><p class="headline">{escape(_headline(sweep, verdict))}</p>'
         f"{sentences}{_next(sweep, ranking, verdict)}</div>"
-        f"{_facts(ranking, verdict)}{_flags(sweep)}</header>"
+        f"{_facts(ranking, verdict, sweep.is_sweep)}{_flags(sweep)}</header>"
     )
 
 
@@ -68,7 +68,7 @@ def _headline(sweep: Sweep, verdict: Verdict) -> str:
 def progress(sweep: Sweep) -> str:
     """`7 of 9 trials finished, 1 failed, 2 cells skipped`."""
     if not sweep.is_sweep:
-        return sweep.trials[0].status
+        return "finished" if sweep.trials[0].status == "done" else "unfinished"
     done, failed = len(sweep.with_status("done")), len(sweep.with_status("failed"))
     parts = [f"{done} of {sweep.planned} trials finished"]
     if failed:
@@ -122,9 +122,9 @@ def next_command(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> tuple[str,
     return what, f"python launch/train.py {appendix.shown_path(config)}{longer}"
 
 
-def _facts(ranking: Ranking, verdict: Verdict) -> str:
+def _facts(ranking: Ranking, verdict: Verdict, is_sweep: bool) -> str:
     best = ranking.recommended
-    if best is None:
+    if best is None or not is_sweep:
         return ""
     costs = cost(list(best.trials.values()))
     title = {"winner": "Winner", "none": "Cell"}.get(verdict.kind, "Lowest sum of ranks")

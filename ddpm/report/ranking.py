@@ -1,13 +1,10 @@
 """The two rankings of a sweep's cells, on the noise levels all of them share.
 
-A cell is one point of the grid; its trials differ in their seed alone. Differences between two
-cells are paired: by seed where both have at least two seeds in common, else by (image, noise) pair,
-which supports a statement about the two trained networks only.
+A cell is one point of the grid; its trials differ in their seed alone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
 
 import numpy as np
 
@@ -16,10 +13,8 @@ from ddpm.measures import (
     X0Error,
     X0Summary,
     common_levels,
-    influence,
     interval,
     summary,
-    t_quantile,
 )
 from ddpm.report.data import Sweep, Trial
 from ddpm.report.files import Value
@@ -85,34 +80,21 @@ class Ranking:
     @property
     def num_seeds(self) -> int:
         """Seeds every ranked cell has."""
-        return len(_shared_seeds(self.standings))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gap:
-    """How much higher one cell's number is than another's, with the half-width of its interval."""
-
-    mean: float
-    half_width: float
-    num_seeds: int  # 1: half_width is evaluation error times its quantile, over pairs
-
-    @property
-    def is_told_apart(self) -> bool:
-        """Whether the interval leaves zero out."""
-        return abs(self.mean) > self.half_width
+        return len(shared_seeds(self.standings))
 
 
 def rank(sweep: Sweep) -> Ranking:
     """Ranks a sweep's cells; what cannot be compared is excluded with its reason."""
     keys = varied([*(t.cell for t in sweep.trials), *(s.cell for s in sweep.skipped)])
-    usable, excluded = [], []
+    usable: list[tuple[str, list[Trial]]] = []
+    excluded: list[tuple[str, str]] = []
     for trials in _by_cell(sweep.trials):
         label = cell_label(trials[0].cell, keys)
-        good = [trial for trial in trials if _why_not(trial) is None]
+        reasons = {id(trial): _why_not(trial, sweep.is_sweep) for trial in trials}
+        good = [trial for trial in trials if reasons[id(trial)] is None]
         if good:
             usable.append((label, good))
-        reasons = sorted({_why_not(trial) or "" for trial in trials if trial not in good})
-        excluded += [(label, reason) for reason in reasons]
+        excluded += [(label, reason) for reason in sorted(filter(None, reasons.values()))]
     problem = _not_comparable([trial for _, trials in usable for trial in trials])
     levels = common_levels(_error(t).levels for _, trials in usable for t in trials)
     if usable and not levels:
@@ -124,63 +106,15 @@ def rank(sweep: Sweep) -> Ranking:
     return Ranking(levels=levels, standings=tuple(standings), excluded=tuple(excluded))
 
 
-def gap(worse: Standing, better: Standing, measure: str, confidence: float) -> Gap:
-    """The paired difference worse - better of one number, with its interval at `confidence`."""
-    seeds = _shared_seeds((worse, better))
-    differences = [
-        worse.summaries[seed].value(measure) - better.summaries[seed].value(measure)
-        for seed in seeds
-    ]
-    if len(seeds) > 1:
-        return Gap(
-            mean=float(np.mean(differences)),
-            half_width=interval(differences, confidence)[1],
-            num_seeds=len(seeds),
-        )
-    if not seeds:
-        mean = worse.value(measure) - better.value(measure)
-        return Gap(mean=mean, half_width=float("inf"), num_seeds=0)
-    row, levels = MEASURES.index(measure), worse.summaries[seeds[0]].levels
-    pairs = [influence(_error(cell.trials[seeds[0]]), levels)[row] for cell in (worse, better)]
-    return Gap(
-        mean=differences[0], half_width=_over_pairs(pairs[0] - pairs[1], confidence), num_seeds=1
-    )
-
-
-def level_gaps(a: Standing, b: Standing, levels: Sequence[int], confidence: float) -> list[Gap]:
-    """The paired difference a - b of the MSE at each level."""
-    seeds = _shared_seeds((a, b))
-    gaps = []
-    for level in levels:
-        pairs = [
-            _error(a.trials[seed]).at([level])[0] - _error(b.trials[seed]).at([level])[0]
-            for seed in seeds
-        ]
-        means = [float(one.mean()) for one in pairs]
-        if len(means) > 1:
-            width = interval(means, confidence)[1]
-        else:
-            width = _over_pairs(pairs[0], confidence) if pairs else float("inf")
-        mean = float(np.mean(means)) if means else 0.0
-        gaps.append(Gap(mean=mean, half_width=width, num_seeds=len(seeds)))
-    return gaps
-
-
-def _over_pairs(differences: np.ndarray, confidence: float) -> float:
-    count = len(differences)
-    if count < 2:
-        return float("inf")
-    return t_quantile(confidence, count - 1) * float(differences.std(ddof=1)) / sqrt(count)
-
-
-def _shared_seeds(standings: Iterable[Standing]) -> list[int]:
-    sets = [set(standing.summaries) for standing in standings]
-    return sorted(set.intersection(*sets)) if sets else []
-
-
 def _error(trial: Trial) -> X0Error:
     assert trial.error is not None  # `rank` keeps evaluated trials only
     return trial.error
+
+
+def shared_seeds(standings: Iterable[Standing]) -> list[int]:
+    """The seeds all of these cells have."""
+    sets = [set(standing.summaries) for standing in standings]
+    return sorted(set.intersection(*sets)) if sets else []
 
 
 def _by_cell(trials: Sequence[Trial]) -> list[list[Trial]]:
@@ -199,9 +133,9 @@ def _standing(label: str, trials: Sequence[Trial], levels: Sequence[int]) -> Sta
     )
 
 
-def _why_not(trial: Trial) -> str | None:
+def _why_not(trial: Trial, must_be_done: bool) -> str | None:
     """Why a trial has no place in the ranking; None when it has."""
-    if trial.status != "done":
+    if must_be_done and trial.status != "done":
         return f"seed {trial.seed} {trial.status}"
     if trial.error is None:
         return f"seed {trial.seed} has no evaluation.npz"

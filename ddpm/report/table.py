@@ -56,6 +56,16 @@ def speed(of: Cost) -> str:
 
 def print_table(sweep: Sweep, ranking: Ranking, verdict: Verdict, console: Console) -> None:
     """The ranking and its verdict on the terminal."""
+    if ranking.standings and sweep.is_sweep:
+        _print_ranking(sweep, ranking, console)
+    console.print(verdict.headline, style="bold", markup=False, highlight=False)
+    for sentence in verdict.sentences:
+        console.print(sentence, markup=False, highlight=False)
+    for label, reason in ranking.excluded:
+        console.print(f"not ranked: {label}: {reason}", markup=False, highlight=False)
+
+
+def _print_ranking(sweep: Sweep, ranking: Ranking, console: Console) -> None:
     wide = console.width >= 100
     table = Table(
         title=f"{sweep.name}: {len(ranking.standings)} cells by x0-error", box=SIMPLE_HEAD
@@ -72,18 +82,12 @@ def print_table(sweep: Sweep, ranking: Ranking, verdict: Verdict, console: Conso
         second = str(ranking.rank(place, MEASURES[1]))
         rest = [duration(costs.compute_seconds), size(costs.peak_memory_bytes)] if wide else []
         table.add_row(str(place + 1), standing.label, *both, second, speed(costs), *rest)
-    if ranking.standings:
-        console.print(table)
-        low, high = ranking.levels[0], ranking.levels[-1]
-        packed = any(trial.summary.get("packed") is True for trial in sweep.trials)
-        star = " *: packed, several trials shared the machine." if packed else ""
-        note = f"Log-SNR levels {low} to {high}; {spread(ranking.standings)}.{star}"
-        console.print(note, style="dim", highlight=False)
-    console.print(verdict.headline, style="bold", markup=False, highlight=False)
-    for sentence in verdict.sentences:
-        console.print(sentence, markup=False, highlight=False)
-    for label, reason in ranking.excluded:
-        console.print(f"not ranked: {label}: {reason}", markup=False, highlight=False)
+    console.print(table)
+    low, high = ranking.levels[0], ranking.levels[-1]
+    packed = any(trial.summary.get("packed") is True for trial in sweep.trials)
+    star = " *: packed, several trials shared the machine." if packed else ""
+    note = f"Log-SNR levels {low} to {high}; {spread(ranking.standings)}.{star}"
+    console.print(note, style="dim", highlight=False)
 
 
 def _with_error(standing: Standing, measure: str) -> str:

@@ -12,8 +12,9 @@ from math import isfinite
 
 from ddpm.measures import MEASURES
 from ddpm.report.data import Sweep
+from ddpm.report.gaps import Gap, gap, level_gaps
 from ddpm.report.labels import listed, number_with_error, ranges
-from ddpm.report.ranking import Gap, Ranking, Standing, gap, level_gaps
+from ddpm.report.ranking import Ranking, Standing
 
 NAMES = {MEASURES[0]: "mean log10 error", MEASURES[1]: "SNR-weighted error"}
 
@@ -34,6 +35,8 @@ def judge(sweep: Sweep, ranking: Ranking) -> Verdict:
         return Verdict(kind="none", headline="No comparison.", sentences=(ranking.problem,))
     if not standings:
         return _nothing(sweep)
+    if not sweep.is_sweep:
+        return _of_a_run(ranking)
     if len(standings) == 1:
         return Verdict(
             kind="none",
@@ -46,7 +49,28 @@ def judge(sweep: Sweep, ranking: Ranking) -> Verdict:
     return _split(sweep, ranking, first, second)
 
 
+def _of_a_run(ranking: Ranking) -> Verdict:
+    (standing,) = ranking.standings
+    numbers = [
+        f"{NAMES[m]} {value} \u00b1 {error}"
+        for m in MEASURES
+        for value, error in [number_with_error(standing.value(m), standing.error(m))]
+    ]
+    pairs = next(iter(standing.summaries.values())).num_pairs
+    sentence = (
+        f"Averaged over log SNR {ranges(ranking.levels)}, on {pairs} validation images (evaluation "
+        "error). Runs compare by these only over the same levels: train them in one sweep."
+    )
+    headline = f"x0-error of this run: {numbers[0]}, {numbers[1]}."
+    return Verdict(kind="none", headline=headline, sentences=(sentence,))
+
+
 def _nothing(sweep: Sweep) -> Verdict:
+    if not sweep.is_sweep:
+        why = "It has no evaluation.npz; a run writes one when it ends."
+        return Verdict(
+            kind="none", headline="This run has not been evaluated yet.", sentences=(why,)
+        )
     done = len(sweep.with_status("done"))
     why = "No trial has finished." if not done else "No finished trial has been evaluated."
     return Verdict(kind="none", headline="No answer yet.", sentences=(why,))
@@ -55,10 +79,10 @@ def _nothing(sweep: Sweep) -> Verdict:
 def _agreed(sweep: Sweep, ranking: Ranking, best: Standing) -> Verdict:
     confidence = _corrected(len(ranking.standings))
     others = [standing for standing in ranking.standings if standing is not best]
-    level = [o.label for o in others if not _told_apart(o, best, confidence)]
+    level = [o.label for o in others if not _told_apart(ranking, o, best, confidence)]
     where = "" if ranking.num_seeds > 1 else " of this run"
     runner_up = others[0]
-    margin = gap(runner_up, best, MEASURES[0], confidence)
+    margin = gap(ranking, runner_up, best, MEASURES[0], confidence)
     distance = f"Next is {runner_up.label}: {_distance(margin)}."
     if not level:
         headline = f"{best.label} has the lowest x0-error{where}, by both measures."
@@ -72,7 +96,7 @@ def _agreed(sweep: Sweep, ranking: Ranking, best: Standing) -> Verdict:
 
 
 def _split(sweep: Sweep, ranking: Ranking, first: Standing, second: Standing) -> Verdict:
-    gaps = level_gaps(first, second, ranking.levels, _corrected_levels(len(ranking.levels)))
+    gaps = level_gaps(ranking, first, second, _corrected_levels(len(ranking.levels)))
     better = {
         label: [level for level, one in zip(ranking.levels, gaps, strict=True) if test(one)]
         for label, test in (
@@ -91,8 +115,8 @@ def _split(sweep: Sweep, ranking: Ranking, first: Standing, second: Standing) ->
     sentence = "By log SNR (low is noisy, high nearly clean): " + "; ".join(parts) + "."
     confidence = _corrected(len(ranking.standings))
     differ = (
-        gap(second, first, MEASURES[0], confidence).is_told_apart
-        or gap(first, second, MEASURES[1], confidence).is_told_apart
+        gap(ranking, second, first, MEASURES[0], confidence).is_told_apart
+        or gap(ranking, first, second, MEASURES[1], confidence).is_told_apart
     )
     lead = (
         f"{first.label} has the lowest {NAMES[MEASURES[0]]}, "
@@ -109,14 +133,14 @@ def _split(sweep: Sweep, ranking: Ranking, first: Standing, second: Standing) ->
     level = [
         other.label
         for other in ranking.standings
-        if other not in (first, second) and not _told_apart(other, first, confidence)
+        if other not in (first, second) and not _told_apart(ranking, other, first, confidence)
     ]
     also = (f"Neither can {listed(level)} from {first.label}.",) if level else ()
     return Verdict(kind="tie", headline=headline, sentences=(*also, _scope(sweep, ranking)))
 
 
-def _told_apart(other: Standing, best: Standing, confidence: float) -> bool:
-    gaps = [gap(other, best, measure, confidence) for measure in MEASURES]
+def _told_apart(ranking: Ranking, other: Standing, best: Standing, confidence: float) -> bool:
+    gaps = [gap(ranking, other, best, measure, confidence) for measure in MEASURES]
     return all(one.is_told_apart and one.mean > 0 for one in gaps)
 
 
@@ -145,8 +169,10 @@ def _scope(sweep: Sweep, ranking: Ranking) -> str:
     count = len(ranking.standings)
     pairs = next(iter(ranking.standings[0].summaries.values())).num_pairs
     if ranking.num_seeds > 1:
+        most = max(len(standing.summaries) for standing in ranking.standings)
+        fewer = f"{ranking.num_seeds} to " if ranking.num_seeds < most else ""
         return (
-            f"Intervals are over {ranking.num_seeds} training seeds, each measured on {pairs} "
+            f"Intervals are over {fewer}{most} training seeds, each measured on {pairs} "
             "validation images."
         )
     what = "this one trained network" if count == 1 else f"these {count} trained networks"
