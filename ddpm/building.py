@@ -65,7 +65,7 @@ def build(document: Document) -> Built:
         problems.append(f"{document.place(broken.key)}: {broken.text}")
         if broken.is_impossible:
             impossible.append(broken.text)
-    config = None if problems else construct(Config, values)
+    config = None if problems or document.spoiled else construct(Config, values)
     return Built(config, tuple(dict.fromkeys(problems)), tuple(impossible))
 
 

@@ -68,7 +68,10 @@ def block_divides_image(block: int, size: int | Pair) -> RuleText:
 
 @rule(_SIZE, _NETWORK + "CHANNEL_MULTIPLIER", _NETWORK + "BLOCK_SIZE")
 def image_is_large_enough(size: int | Pair, multiplier: tuple[int, ...], block: int) -> RuleText:
-    return _too_small(_SIZE, height_width(size), multiplier, block)
+    height, width = height_width(size)
+    if height % block or width % block:
+        return None
+    return _too_small(_SIZE, (height, width), multiplier, block)
 
 
 @rule("IMAGE_GENERATION.NEW_IMAGE_SIZE", _NETWORK + "CHANNEL_MULTIPLIER", _NETWORK + "BLOCK_SIZE")

@@ -152,7 +152,7 @@ def _check_cells(
                 concerned.setdefault(problem, []).append(cell)
     for problem, where in concerned.items():
         # A problem of the base is that of every cell: it needs no cell's name.
-        part = f" (in {len(where)} cells, first {cell_name(where[0])})"
+        part = f" (in {len(where)} of {len(every)} cells, first {cell_name(where[0])})"
         document.problems.append(problem + (part if len(where) < len(every) else ""))
     return cells, skipped
 

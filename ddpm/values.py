@@ -55,7 +55,7 @@ def read_value(value: object, hint: object, limits: Option) -> Value:
         if type(None) in kinds:
             return None
         raise Refused(describe(hint, limits))
-    for kind in kinds:
+    for kind in (kind for kind in kinds if kind is not type(None)):
         read = _read_list(value, kind, limits) if _is_list(kind) else _read_one(value, kind, limits)
         if read is not None:
             return read
@@ -80,6 +80,8 @@ def _read_list(value: object, kind: object, limits: Option) -> tuple[Value, ...]
 
 def _read_one(value: object, kind: object, limits: Option) -> Value:
     """One scalar as `kind`, or None when it is not one or lies outside the limits."""
+    if is_null(value):
+        return None
     if kind is bool:
         return _read_bool(value)
     if kind is str:
