@@ -37,6 +37,8 @@ def samples(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
     if sweep.references is not None and sweep.references.samples is not None:
         real = sample_grid(sweep.references.samples)
         figures.insert(0, _figure(real, "real validation images", "real"))
+    if not sweep.is_sweep:
+        return f'<div class="samples">{"".join(figures)}</div>{_strip(sweep)}'
     note = (
         "<p class='note'>Every grid starts from the same noise and has the same class in the same "
         "column, so grids differ by the trained network alone"
@@ -81,11 +83,9 @@ def _figure(url: str, caption: str, kind: str = "", column: int = 0) -> str:
 
 
 def _strip(sweep: Sweep) -> str:
-    """A run's sample grids over training, where there are no final samples."""
-    paths = sweep.trials[0].inline if len(sweep.trials) == 1 else ()
-    if not paths:
-        return ""
-    return _over_training(paths)
+    """A single run's sample grids over training."""
+    paths = () if sweep.is_sweep else sweep.trials[0].inline
+    return _over_training(paths) if paths else ""
 
 
 def _over_training(paths: Sequence[Path]) -> str:

@@ -1,6 +1,6 @@
 """The curves of a report: x0-error over log SNR, and the training losses over steps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -22,7 +22,7 @@ def x0_curves(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
     """MSE of the x0 estimate over log SNR, one chart a facet, with the two reference lines."""
     by_cell = {standing.label: standing for standing in ranking.standings}
     lines = _reference_series(sweep.references)
-    facets = axes.grouped([s.cell for s in ranking.standings], axes.facets)
+    facets = axes.grouped((s.cell for s in ranking.standings), axes.facets)
     drawn = {
         title: [
             _error_series(standing, axes) for standing in by_cell.values() if standing.cell in cells
@@ -46,7 +46,8 @@ def x0_curves(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
         )
         for title, series in drawn.items()
     }
-    return _legend([*_ordered(_first_each(drawn)), *lines]) + _facets(charts, len(facets))
+    columns = 2 if len(charts) in (2, 4) else 3
+    return _legend([*_first_each(drawn.values()), *lines]) + _facets(charts, len(facets), columns)
 
 
 def loss_curves(sweep: Sweep, axes: Axes) -> str:
@@ -55,35 +56,38 @@ def loss_curves(sweep: Sweep, axes: Axes) -> str:
     first_seed = min((trial.seed for trial in trials), default=0)
     trials = [trial for trial in trials if trial.seed == first_seed]
     facets = list(axes.grouped([trial.cell for trial in trials], axes.facets).items())
-    rows: list[str] = []
-    legend: list[Series] = []
-    for loss in LOSSES:
-        drawn = {
-            title: [
-                _loss_series(trial, loss, axes)
-                for trial in trials
-                if trial.cell in cells and loss in trial.metrics
-            ]
-            for title, cells in facets[:_FACETS]
-        }
-        every = [one for series in drawn.values() for one in series]
-        if not every:
-            continue
-        steps = [x for one in every for x in one.x]
-        frame = Frame(
-            x_range=(0, max(steps)),
-            y_range=y_range(every),
-            x_title="optimizer steps",
-            y_title=_LOSS_TITLES[loss],
-            height=210,
-        )
-        charts = {
-            title: line_chart(_ordered(series), frame, f"{_LOSS_TITLES[loss]}, {title or 'all'}")
-            for title, series in drawn.items()
-        }
-        rows.append(_facets(charts, len(facets)))
-        legend = legend or _ordered(_first_each(drawn))
-    return _legend(legend) + "".join(rows) if rows else ""
+    drawn = {
+        (loss, title): [
+            _loss_series(trial, loss, axes)
+            for trial in trials
+            if trial.cell in cells and loss in trial.metrics
+        ]
+        for loss in LOSSES
+        for title, cells in facets[:_FACETS]
+    }
+    if not any(drawn.values()):
+        return ""
+    charts = {}
+    for (loss, title), series in drawn.items():
+        every = [one for key, some in drawn.items() if key[0] == loss for one in some]
+        if every:
+            frame = _loss_frame(every, loss)
+            name = f"{_LOSS_TITLES[loss]}, {title}" if title else _LOSS_TITLES[loss]
+            charts[name] = line_chart(_ordered(series), frame, name)
+    columns = len(facets) if len(facets) in (2, 4) else 3
+    return _legend(_first_each(drawn.values())) + _facets(
+        charts, len(LOSSES) * len(facets), columns
+    )
+
+
+def _loss_frame(series: Sequence[Series], loss: str) -> Frame:
+    return Frame(
+        x_range=(0, max(x for one in series for x in one.x)),
+        y_range=y_range(series),
+        x_title="optimizer steps",
+        y_title=_LOSS_TITLES[loss],
+        height=210,
+    )
 
 
 def _error_series(standing: Standing, axes: Axes) -> Series:
@@ -147,28 +151,30 @@ def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
     )
 
 
-def _ordered(series: Sequence[Series]) -> list[Series]:
+def _ordered(series: Iterable[Series]) -> list[Series]:
     return sorted(series, key=lambda one: str(one.style))
 
 
-def _first_each(drawn: Mapping[str, Sequence[Series]]) -> list[Series]:
-    """One series of each name, for the legend."""
-    return list({one.name: one for series in drawn.values() for one in series}.values())
+def _first_each(charts: Iterable[Sequence[Series]]) -> list[Series]:
+    """One series of each name, in the order of their styles, for the legend."""
+    return _ordered({one.name: one for some in charts for one in some}.values())
 
 
-def _facets(charts: Mapping[str, str], total: int) -> str:
-    shape = {1: " single", 2: " pairs", 4: " pairs"}.get(len(charts), "")
+def _facets(charts: Mapping[str, str], total: int, columns: int) -> str:
+    """Titled charts side by side; a sentence says how many of `total` are left out."""
     figures = "".join(
         f"<figure>{f'<h4>{escape(title)}</h4>' if title else ''}{svg}</figure>"
         for title, svg in charts.items()
     )
     more = total - len(charts)
     note = f"<p class='note'>{more} more charts are left out; see results.csv.</p>" if more else ""
-    return f'<div class="facets{shape}">{figures}</div>{note}'
+    return f'<div class="facets columns-{min(columns, len(charts))}">{figures}</div>{note}'
 
 
 def _legend(series: Sequence[Series]) -> str:
-    """Buttons that name the curves; a click hides one."""
+    """Buttons that name the curves; a click hides one. A single curve needs none."""
+    if len(series) < 2:
+        return ""
     items = "".join(
         f'<button type="button" aria-pressed="true" data-series="{escape(one.name)}">'
         f'<svg viewBox="0 0 30 12" aria-hidden="true"><g class="s-{one.style} s">'

@@ -8,9 +8,9 @@ from ddpm.report import appendix, curves, maps
 from ddpm.report.axes import Axes, axes_of
 from ddpm.report.data import Sweep
 from ddpm.report.flags import flags, is_confounded
-from ddpm.report.labels import duration, number_with_error
+from ddpm.report.labels import duration, number_with_error, size
 from ddpm.report.ranking import Ranking, Standing
-from ddpm.report.table import cost
+from ddpm.report.table import cost, speed
 from ddpm.report.verdict import NAMES, Verdict
 
 _EPOCHS = "TRAINING.HYPER_PARAMETERS.EPOCHS"
@@ -124,15 +124,22 @@ def next_command(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> tuple[str,
 
 def _facts(ranking: Ranking, verdict: Verdict, is_sweep: bool) -> str:
     best = ranking.recommended
-    if best is None or not is_sweep:
+    if best is None:
         return ""
     costs = cost(list(best.trials.values()))
-    title = {"winner": "Winner", "none": "Cell"}.get(verdict.kind, "Lowest sum of ranks")
-    values = [(title, best.label, "")]
-    values += [(NAMES[m].capitalize().replace("Snr", "SNR"), *_value(best, m)) for m in MEASURES]
     seconds = "" if costs.seconds is None else f"{duration(costs.seconds)} of wall time"
-    compute = duration(costs.compute_seconds)
-    values.append((f"Cost per trial, {costs.unit.removesuffix('-seconds')} time", compute, seconds))
+    unit = f"Cost per trial, {costs.unit.removesuffix('-seconds')} time"
+    values = [(unit, duration(costs.compute_seconds), seconds)]
+    if is_sweep:
+        title = {"winner": "Winner", "none": "Cell"}.get(verdict.kind, "Lowest sum of ranks")
+        names = {measure: NAMES[measure][0].upper() + NAMES[measure][1:] for measure in MEASURES}
+        numbers = [(names[measure], *_value(best, measure)) for measure in MEASURES]
+        values = [(title, best.label, ""), *numbers, *values]
+    else:
+        packed = "packed: others ran beside it" if costs.is_packed else ""
+        values.append(("Images per second", speed(costs).rstrip("*"), packed))
+        values.append(("Peak memory", size(costs.peak_memory_bytes), ""))
+    values = [value for value in values if value[1] != "\u2013"]
     items = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(more)}</small></dd></div>"
         for name, value, more in values
@@ -172,11 +179,16 @@ def _errors(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
         if sweep.references is not None
         else ""
     )
+    solid = (
+        " Solid: the levels all cells share, which alone are averaged. Dashed, on grey: levels "
+        "that some schedule does not reach."
+        if sweep.is_sweep
+        else ""
+    )
     note = (
         "<p class='note'>Mean squared error of the network's estimate of the clean image, on fixed "
-        "(validation image, noise) pairs, in units where pixels lie in [\u22121, 1]. Solid: the "
-        "levels all cells share, which alone are averaged. Dashed, on grey: levels that some "
-        f"schedule does not reach.{lines}</p>"
+        "(validation image, noise) pairs, in units where pixels lie in [\u22121, 1]."
+        f"{solid}{lines}</p>"
     )
     level_map = maps.level_map(ranking) if len(ranking.standings) > 1 else ""
     return f"{note}{curves.x0_curves(sweep, ranking, axes)}{level_map}"

@@ -47,7 +47,7 @@ def part(key: str, value: Value) -> str:
 def cell_label(cell: Mapping[str, Value], keys: Sequence[str]) -> str:
     """A cell by the keys in which cells differ: `cosine · velocity · T=250`."""
     used = [key for key in keys if key in cell] or list(cell)
-    return " · ".join(part(key, cell[key]) for key in used) or "the configuration"
+    return " · ".join(part(key, cell[key]) for key in used) or "this run"
 
 
 def listed(names: Sequence[str], *, limit: int = 6) -> str:

@@ -37,11 +37,11 @@ def ranking_table(ranking: Ranking) -> str:
         f"<th>rank<br>by it</th>{seeds}<th>images/s{packed}</th><th>{_compute_unit(costs)}</th>"
         "<th>wall<br>time</th><th>peak<br>memory</th></tr></thead>"
     )
-    body = f'<div class="scroll"><table>{head}<tbody>{"".join(rows[:_MANY])}</tbody></table></div>'
+    body = f'<div class="scroll"><table class="ranking">{head}<tbody>{"".join(rows[:_MANY])}</tbody></table></div>'
     if len(rows) > _MANY:
         body += (
             f"<details><summary>{len(rows) - _MANY} more cells</summary>"
-            f'<div class="scroll"><table>{head}<tbody>{"".join(rows[_MANY:])}</tbody></table></div>'
+            f'<div class="scroll"><table class="ranking">{head}<tbody>{"".join(rows[_MANY:])}</tbody></table></div>'
             "</details>"
         )
     low, high = signed(ranking.levels[0]), signed(ranking.levels[-1])
@@ -72,8 +72,9 @@ def _row(
     )
     seeds = f"<td>{len(standing.summaries)}</td>" if with_seeds else ""
     best = ' class="best"' if standing is ranking.recommended else ""
+    long = ' class="long"' if len(standing.label) > 36 else ""
     return (
-        f'<tr{best}><td>{at + 1}</td><th scope="row">{escape(standing.label)}</th>{numbers}'
+        f'<tr{best}><td>{at + 1}</td><th scope="row"{long}>{escape(standing.label)}</th>{numbers}'
         f"<td>{ranking.rank(at, MEASURES[1])}</td>{seeds}<td>{_speed(costs, mark_packed)}</td>"
         f"<td>{_seconds(costs)}</td><td>{duration(costs.seconds)}</td>"
         f"<td>{size(costs.peak_memory_bytes)}</td></tr>"

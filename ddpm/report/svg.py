@@ -193,10 +193,10 @@ def _plain(value: float) -> str:
 def whisker(ends: tuple[float, float, float], scale: tuple[float, float]) -> str:
     """Low end, value and high end of an interval on a common scale, for a table's cell."""
     span = (scale[1] - scale[0]) or 1.0
-    low, middle, high = (4 + 82 * min(max((v - scale[0]) / span, 0.0), 1.0) for v in ends)
+    low, middle, high = (4 + 58 * min(max((v - scale[0]) / span, 0.0), 1.0) for v in ends)
     return (
-        '<svg class="whisker" viewBox="0 0 90 14" aria-hidden="true">'
-        '<line class="rule" x1="2" x2="88" y1="7" y2="7"/>'
+        '<svg class="whisker" viewBox="0 0 66 14" aria-hidden="true">'
+        '<line class="rule" x1="2" x2="64" y1="7" y2="7"/>'
         f'<line class="bar" x1="{low:.1f}" x2="{high:.1f}" y1="7" y2="7"/>'
         f'<circle cx="{middle:.1f}" cy="7" r="3.2"/></svg>'
     )
