@@ -80,7 +80,7 @@ def q_posterior(
 
 def x0_from_pred(pred: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, pred_type: str) -> Tensor:
     """The clean image a prediction implies. From noise it divides by alpha.  Returns (N, ...)."""
-    _check_choice("pred_type", pred_type, PRED_TYPES)
+    check_choice("pred_type", pred_type, PRED_TYPES)
     if pred_type == "image":
         return pred
     alpha, sigma = per_sample(alpha, x_t), per_sample(sigma, x_t)
@@ -93,7 +93,7 @@ def noise_from_pred(
     pred: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, pred_type: str
 ) -> Tensor:
     """The noise a prediction implies. From an image it divides by sigma.  Returns (N, ...)."""
-    _check_choice("pred_type", pred_type, PRED_TYPES)
+    check_choice("pred_type", pred_type, PRED_TYPES)
     if pred_type == "noise":
         return pred
     if pred_type == "image":
@@ -119,7 +119,7 @@ def noise_from_x0(x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tens
 
 def target_for(pred_type: str, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """What a network of this prediction type should have returned.  Returns (N, ...)."""
-    _check_choice("pred_type", pred_type, PRED_TYPES)
+    check_choice("pred_type", pred_type, PRED_TYPES)
     if pred_type == "noise":
         return noise
     if pred_type == "image":
@@ -134,8 +134,8 @@ def convert(
 
     Divides by alpha from noise, by sigma to noise from image, and by sigma to velocity from image.
     """
-    _check_choice("source", source, PRED_TYPES)
-    _check_choice("target", target, PRED_TYPES)
+    check_choice("source", source, PRED_TYPES)
+    check_choice("target", target, PRED_TYPES)
     if source == target:
         return pred
     to = {"noise": noise_from_pred, "image": x0_from_pred, "velocity": velocity_from_pred}[target]
@@ -159,8 +159,8 @@ def loss_weight(logsnr: Tensor, loss_space: str, weighting: str, *, gamma: float
     logsnr: float64 (N,).  gamma: of min_snr, positive, infinity allowed.  Returns float64 (N,).
     Raises ValueError for an unknown space or weighting, or gamma <= 0.
     """
-    _check_choice("loss_space", loss_space, PRED_TYPES)
-    _check_choice("weighting", weighting, LOSS_WEIGHTINGS)
+    check_choice("loss_space", loss_space, PRED_TYPES)
+    check_choice("weighting", weighting, LOSS_WEIGHTINGS)
     if not gamma > 0:
         raise ValueError(f"gamma is {gamma}; give a positive number")
     one = torch.ones_like(logsnr)
@@ -189,7 +189,7 @@ def elementwise_loss(pred: Tensor, target: Tensor, loss_fn: str) -> Tensor:
     HUBER is e^2 / 2 up to |e| = 1 and |e| - 1/2 beyond.  pred, target: (N, ...).  Returns (N,),
     float32 or wider.  Raises ValueError for another loss_fn or unequal shapes.
     """
-    _check_choice("loss_fn", loss_fn, LOSS_FNS)
+    check_choice("loss_fn", loss_fn, LOSS_FNS)
     if pred.shape != target.shape:
         raise ValueError(f"pred is {tuple(pred.shape)} but target is {tuple(target.shape)}")
     error = (pred - target).flatten(1)
@@ -242,6 +242,7 @@ def check_step(t: Tensor | int, s: Tensor | int) -> tuple[Tensor, Tensor]:
     return t, s
 
 
-def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises ValueError, naming the choices, unless value is one of them."""
     if value not in choices:
         raise ValueError(f"{what} is {value!r}; give one of {', '.join(choices)}")

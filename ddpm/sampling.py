@@ -3,7 +3,7 @@
 A step goes from t to any s < t, by the posterior of DDIM (Song et al. 2021, Eq. 12 and 16):
 
     x_s = alpha_s x0_hat + sqrt(sigma_s^2 - step_std^2) noise_hat + step_std z,   z ~ N(0, I)
-    step_std = eta (sigma_s / sigma_t) sqrt(1 - abar_t / abar_s) = eta sigma_s sqrt(1 - snr_t / snr_s)
+    step_std = eta sigma_s / sigma_t sqrt(1 - abar_t / abar_s) = eta sigma_s sqrt(1 - snr_t / snr_s)
 
 eta = 0 draws no noise; eta = 1 is the ancestral sampler of DDPM, q_posterior() for any pair.
 Whatever eta, x_s has the marginal of the forward process where x0_hat is right: the variance given
@@ -20,7 +20,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import check_step, noise_from_pred, noise_from_x0, per_sample, x0_from_pred
+from ddpm.diffusion import (
+    PRED_TYPES,
+    check_choice,
+    check_step,
+    noise_from_pred,
+    noise_from_x0,
+    per_sample,
+    x0_from_pred,
+)
 from ddpm.guidance import Network, guided
 from ddpm.noise import Stream, normal
 from ddpm.schedule import NoiseSchedule
@@ -173,6 +181,7 @@ def sample_steps(
         path = reverse_timesteps(schedule.num_timesteps, reverse_stride)
     else:
         path = trailing_timesteps(schedule.num_timesteps, num_steps)
+    check_choice("pred_type", pred_type, PRED_TYPES)
     _check_eta(ddim_eta)
     if pred_type == "noise" and schedule.logsnr_range[0] == -math.inf:
         raise ValueError(
@@ -227,7 +236,7 @@ class _Process:
         pred = self.network(x_t, time).to(x_t.dtype)
         if pred.shape != x_t.shape:
             raise ValueError(
-                f"the network returned {tuple(pred.shape)} for {tuple(x_t.shape)}; shapes must agree"
+                f"the network returned {tuple(pred.shape)} for {tuple(x_t.shape)}; both must agree"
             )
         alpha, sigma = self.schedule.alpha_sigma_at(torch.tensor(t))
         x0_hat = x0_from_pred(pred, x_t, alpha, sigma, self.pred_type)
