@@ -366,8 +366,8 @@ def corners() -> Tensor:
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_the_ideal_denoiser_draws_the_data(name: str, pred_type: str, eta: float) -> None:
     schedule, data = NoiseSchedule(name, 1000), corners().float()
-    # Few timesteps of Laplace are far from logsnr 0, so with few of them both end steps are too long.
-    num_steps = 250 if name == "laplace" else 20
+    # Laplace has few timesteps far from logsnr 0: a coarse walk makes both its end steps too long.
+    num_steps = 500 if name == "laplace" else 20
     drawn = sample(
         ideal_network(schedule, data, pred_type),
         schedule,
