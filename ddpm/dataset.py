@@ -37,6 +37,14 @@ class Batch(NamedTuple):
     ids: Tensor
     positions: Tensor | None
 
+    def part(self, start: int, stop: int) -> "Batch":
+        """Samples start .. stop - 1."""
+        return Batch(*(None if tensor is None else tensor[start:stop] for tensor in self))
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on another device."""
+        return Batch(*(None if tensor is None else tensor.to(device) for tensor in self))
+
 
 class Dataset:
     """Images of an index as a configuration's DATASET section wants them.

@@ -129,6 +129,15 @@ def open_index(folder: Path | str) -> Index:
     return index
 
 
+def is_packed(folder: Path) -> bool:
+    """Whether the shards in `folder` were written by `pack`, as far as the index can be read."""
+    try:
+        content = json.loads((folder / INDEX_FILE).read_text())
+        return content["recipe"] is not None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
 def verify(index: Index, *, progress: bool = False) -> None:
     """Reads every byte. Raises InputError naming each damaged shard and its damaged images."""
     problems = list(_file_problems(index))

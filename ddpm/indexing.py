@@ -33,15 +33,7 @@ def index_foreign(folder: Path | str, *, progress: bool = False) -> Index:
     Raises InputError with all problems of all shards, naming shard and member.
     """
     folder = Path(folder)
-    paths = shard_paths(folder)
-    scans = []
-    with ImageBar("indexing", None, is_shown=progress) as bar:
-        for path in paths:
-            with path.open("rb") as stream:
-                scans.append(scan_tar(stream, str(path)))
-            bar.advance(len(scans[-1].samples))
-    if problems := [problem for scan in scans for problem in scan.problems]:
-        raise InputError(limited(problems))
+    paths, scans = scan_folder(folder, progress=progress)
     if not os.access(folder, os.W_OK):
         raise InputError(
             f"{folder} is read-only, and the index of foreign shards is written beside them; "
@@ -57,6 +49,20 @@ def index_foreign(folder: Path | str, *, progress: bool = False) -> Index:
             folder,
         )
     return index
+
+
+def scan_folder(folder: Path, *, progress: bool = False) -> tuple[list[Path], list[Scan]]:
+    """The foreign shards in `folder` and what each holds. Raises InputError with all problems."""
+    paths = shard_paths(folder)
+    scans = []
+    with ImageBar("indexing", None, is_shown=progress) as bar:
+        for path in paths:
+            with path.open("rb") as stream:
+                scans.append(scan_tar(stream, str(path)))
+            bar.advance(len(scans[-1].samples))
+    if problems := [problem for found in scans for problem in found.problems]:
+        raise InputError(limited(problems))
+    return paths, scans
 
 
 def shard_paths(folder: Path) -> list[Path]:

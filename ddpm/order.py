@@ -7,8 +7,9 @@ The unit is a run, up to 32 consecutive training samples of one shard, so readin
 runs. A pass lays out its runs so that every shard is spread evenly over it: the runs of a shard
 are put in random order, and the j-th of its r runs goes to (j + phase) / r of the pass, with one
 random phase per shard. Where samples do not lie in random order (foreign shards, often sorted by
-class), the runs are taken in groups of at least 64 runs and, up to 1,024 runs, whole rounds over
-all shards; the samples of a group are permuted among each other.
+class), shards are cut into equal blocks, 64 or more in all, which are spread instead of shards;
+the runs are taken in groups of whole rounds over the blocks (64 to 1,024 runs), and the samples of
+a group are permuted among each other.
 """
 
 import threading
@@ -62,12 +63,13 @@ class Order:
         shard_starts = np.searchsorted(train_ids, starts)
         counts = np.diff(shard_starts)
         runs = -(-counts // RUN)
-        self._shard = np.repeat(np.arange(len(runs)), runs)
-        within = np.arange(len(self._shard)) - np.repeat(np.cumsum(runs) - runs, runs)
-        self._first = shard_starts[self._shard] + within * RUN
-        ends = np.minimum(self._first + RUN, shard_starts[self._shard + 1])
-        self._length = ends - self._first
-        self._shard_runs = runs
+        shard = np.repeat(np.arange(len(runs)), runs)
+        within = np.arange(len(shard)) - np.repeat(np.cumsum(runs) - runs, runs)
+        self._first = shard_starts[shard] + within * RUN
+        self._length = np.minimum(self._first + RUN, shard_starts[shard + 1]) - self._first
+        cuts = 1 if is_shuffled else -(-_GROUP_RUNS[0] // max(1, int((runs > 0).sum())))
+        self._block = shard * cuts + within * cuts // runs[shard]
+        self._block_runs = np.bincount(self._block)
         self._lock = threading.Lock()
         self._passes: OrderedDict[int, _Pass] = OrderedDict()
         self._groups: OrderedDict[tuple[int, int], Ints] = OrderedDict()
@@ -117,16 +119,16 @@ class Order:
         return self._passes[number]
 
     def _lay_out(self, number: int) -> _Pass:
-        runs = torch.arange(len(self._shard))
+        runs = torch.arange(len(self._block))
         words = noise.words(self._seed, Stream.ORDER, runs, 3, step=number).numpy()
-        # Runs of a shard in random order (their number breaks ties): rank j of r.
-        by_shard = np.lexsort((words[:, 1], words[:, 0], self._shard))
-        begins = np.cumsum(self._shard_runs) - self._shard_runs
-        rank = np.empty(len(by_shard), np.int64)
-        rank[by_shard] = np.arange(len(by_shard)) - np.repeat(begins, self._shard_runs)
-        # The phase of a shard is the third word of its first run.
+        # Runs of a block in random order (their number breaks ties): rank j of r.
+        by_block = np.lexsort((words[:, 1], words[:, 0], self._block))
+        begins = np.cumsum(self._block_runs) - self._block_runs
+        rank = np.empty(len(by_block), np.int64)
+        rank[by_block] = np.arange(len(by_block)) - np.repeat(begins, self._block_runs)
+        # The phase of a block is the third word of its first run.
         phase = words[np.minimum(begins, len(words) - 1), 2] * 2.0**-32
-        place = (rank + phase[self._shard]) / self._shard_runs[self._shard]
+        place = (rank + phase[self._block]) / self._block_runs[self._block]
         order = np.argsort(place, kind="stable")
         starts = np.concatenate([[0], np.cumsum(self._length[order])])
         return _Pass(starts, self._first[order], self._group_starts(starts))
@@ -134,9 +136,9 @@ class Order:
     def _group_starts(self, starts: Ints) -> Ints:
         if self._is_shuffled:
             return np.empty(0, np.int64)
-        shards = int((self._shard_runs > 0).sum())
+        blocks = int((self._block_runs > 0).sum())
         least, most = _GROUP_RUNS
-        wanted = min(most, -(-least // shards) * shards)  # whole rounds over the shards
+        wanted = min(most, -(-least // blocks) * blocks)
         num_runs = len(starts) - 1
         count = max(1, num_runs // wanted)
         return starts[np.arange(count + 1) * num_runs // count]

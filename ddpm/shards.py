@@ -13,23 +13,28 @@ import numpy as np
 
 from ddpm.config import image_shape
 from ddpm.errors import InputError
-from ddpm.index import INDEX_FILE, Index, Shard, open_index, verify
-from ddpm.indexing import index_foreign, shard_paths
-from ddpm.packing import pack, plan_packing
+from ddpm.index import INDEX_FILE, Index, Shard, is_packed, open_index, verify
+from ddpm.indexing import index_foreign, scan_folder, shard_paths
+from ddpm.packing import Plan, pack, plan_packing
 from ddpm.schema import Config
 from ddpm.sources import DIGITS, ArraySource, Source, open_source
 
 __all__ = [
     "ArraySource",
     "Index",
+    "Plan",
     "Shard",
+    "Source",
     "check",
     "index_foreign",
     "is_shards",
     "open_index",
     "open_source",
     "pack",
+    "plan_packing",
     "prepare",
+    "refresh",
+    "scan_folder",
     "source_problems",
     "verify",
 ]
@@ -52,6 +57,21 @@ def prepare(config: Config, *, progress: bool = True) -> Index:
     plan = plan_packing(source, name=None, samples_per_shard=None, seed=0)
     folder = Path(config.TRAINING.OUTPUT_DIR) / "shards" / plan.recipe[:16]
     return pack(source, folder, progress=progress)
+
+
+def refresh(folder: Path, *, progress: bool = True) -> Index:
+    """The index of a folder of shards; that of foreign ones is made anew when shards came or went.
+
+    Raises InputError where shards that we packed are not as they were.
+    """
+    if not (folder / INDEX_FILE).exists():
+        return index_foreign(folder, progress=progress)
+    try:
+        return open_index(folder)
+    except InputError:
+        if is_packed(folder):
+            raise
+        return index_foreign(folder, progress=progress)
 
 
 def is_shards(path: str | Path) -> bool:

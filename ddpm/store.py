@@ -100,9 +100,7 @@ class ShardStore(Store):
     def close(self) -> None:
         _close_all(self._files)
 
-    def _decoded(
-        self, ids: Ints, preprocessor: Preprocessor, draws: Ints | None
-    ) -> NDArray[Any]:
+    def _decoded(self, ids: Ints, preprocessor: Preprocessor, draws: Ints | None) -> NDArray[Any]:
         frames: list[Pixels] = [_EMPTY] * len(ids)
         for place, data in self._bytes(ids):
             try:
