@@ -4,6 +4,7 @@ All sizes in bytes. The process's peak is its high-water mark since `reset_peak`
 process would remember the run before; a GPU's is what torch had allocated at most.
 """
 
+import csv
 import resource
 from collections.abc import Mapping
 from contextlib import suppress
@@ -46,6 +47,16 @@ class MemoryLog:
         values |= usage()
         row = ",".join(str(values.get(column, "")) for column in COLUMNS)
         durable.append_line(self._path, row)
+
+
+def read_rows(path: Path) -> dict[int, dict[str, int]]:
+    """The memory held at each training step that memory.csv has, by step and column name."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["stage"] == "train"]
+    sizes = COLUMNS[COLUMNS.index("process_rss") :]
+    return {int(row["step"]): {name: int(row[name]) for name in sizes if row[name]} for row in rows}
 
 
 def usage() -> Mapping[str, int]:

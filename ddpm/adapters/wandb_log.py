@@ -1,0 +1,281 @@
+"""Weights & Biases as a mirror of the run directory, which stays the truth.
+
+One W&B run for each run of ours, its id the run_id, whatever the number of attempts. Each attempt
+brings the mirror up to the run directory: offline it writes the whole history anew into one
+fragment and removes the incomplete ones that earlier attempts left, so that any `wandb sync` of it
+gives every step once; online it goes on after the last step that the server has. (Several offline
+fragments with one id, synced one after the other, would overwrite each other's history.)
+
+Training never waits for a server that does not answer, nor fails with it: without a key, or when
+nothing sensible answers within seconds, the attempt is logged offline and says so.
+"""
+
+import functools
+import logging
+import netrc
+import os
+import shutil
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
+
+from ddpm import config as configuration
+from ddpm import durable, memory
+from ddpm.config import Config
+from ddpm.rundir import Report, RunDirectory
+
+if TYPE_CHECKING:
+    import wandb
+
+PUBLIC_SERVER = "https://api.wandb.ai"
+MODES = ("disabled", "offline", "online")  # from the most private to the least
+PROBE_S = 1.5
+START_S = 3.4  # for probe and start together; going offline instead takes the rest of 5 s
+FINISH_S = 30.0
+log = logging.getLogger(__name__)
+
+
+class Mirror(Protocol):
+    """A second place for what the run directory holds."""
+
+    def log(self, report: Report) -> None: ...
+
+    def finish(self, summary: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class NoMirror:
+    """The mirror of a run with WANDB.MODE disabled."""
+
+    def log(self, report: Report) -> None: ...
+
+    def finish(self, summary: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def wandb_mirror(group: str | None) -> Callable[[Config, RunDirectory], Mirror]:
+    """What makes the mirror of a started run; `group` is the sweep it belongs to."""
+    return functools.partial(_mirror, group=group)
+
+
+def _mirror(config: Config, run: RunDirectory, *, group: str | None) -> Mirror:
+    if mode_of(config) == "disabled":
+        return NoMirror()
+    return WandbLog(config, run, group=group)
+
+
+def mode_of(config: Config) -> str:
+    """WANDB.MODE; the environment's WANDB_MODE can only make it more private."""
+    wanted = [config.WANDB.MODE, os.environ.get("WANDB_MODE", "")]
+    return min((mode for mode in wanted if mode in MODES), key=MODES.index)
+
+
+class WandbLog:
+    """The W&B run of a started run directory. No method raises: what fails is logged, once."""
+
+    def __init__(
+        self,
+        config: Config,
+        run: RunDirectory,
+        *,
+        group: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        self._directory, self._run, self._next = run, None, 0
+        try:
+            self._run = self._start(config, group, name or _name(config))
+            self._next = self._run.starting_step
+            self._catch_up()
+        except Exception as error:  # a mirror may fail in any way, the training must not
+            self._give_up(error)
+
+    def log(self, report: Report) -> None:
+        """Shows a report that the run directory has recorded."""
+        if not report.metrics:
+            return
+        numbers = {"images": report.images, **report.metrics}
+        self._log(report.step, numbers | _memory(memory.usage()))
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Adds the summary of a finished run and closes."""
+        self._end(0, summary)
+
+    def close(self) -> None:
+        """Closes; a run that has not finished is shown as failed until it is continued."""
+        self._end(75, {})
+
+    def _start(self, config: Config, group: str | None, name: str) -> "wandb.Run":
+        """The W&B run, online where that was asked for and a server answers in time."""
+        folder = self._directory.path / "wandb"
+        durable.make_folder(folder)
+        reason = None
+        if mode_of(config) == "online":
+            deadline = time.monotonic() + START_S
+            reason = why_not_online()
+            if reason is None:
+                try:
+                    left = deadline - time.monotonic()
+                    return self._init(config, group, name, "online", left)
+                except Exception as error:  # whatever keeps it from going online
+                    reason = _first_line(error)
+                    _restart_service()
+            log.warning(
+                "W&B: %s; logging offline, upload later with `wandb sync %s/offline-run-*`",
+                reason,
+                folder,
+            )
+        for old in folder.glob(f"offline-run-*-{self._directory.run_id}"):
+            shutil.rmtree(old, ignore_errors=True)
+        durable.write_json(folder / "mirror.json", {"mode": "offline", "reason": reason})
+        return self._init(config, group, name, "offline", START_S)
+
+    def _init(
+        self, config: Config, group: str | None, name: str, mode: str, timeout_s: float
+    ) -> "wandb.Run":
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        is_online = mode == "online"
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            # The command line may hold what is nobody's business; provenance.json has it masked.
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+            x_disable_stats=True,
+            disable_git=True,
+            save_code=False,
+            init_timeout=timeout_s,
+            finish_timeout=FINISH_S,
+        )
+        run = wandb.init(
+            dir=self._directory.path,
+            mode="online" if is_online else "offline",
+            id=self._directory.run_id,
+            resume="allow" if is_online else None,
+            reinit="create_new",
+            entity=config.WANDB.ENTITY,
+            project=config.WANDB.PROJECT,
+            group=group,
+            name=name,
+            tags=config.WANDB.TAGS,
+            config=configuration.to_dict(config),
+            settings=settings,
+        )
+        run.define_metric("step", hidden=True)
+        run.define_metric("*", step_metric="step")
+        if is_online:
+            path = self._directory.path / "wandb" / "mirror.json"
+            durable.write_json(path, {"mode": "online", "reason": None, "url": run.url})
+        return run
+
+    def _catch_up(self) -> None:
+        """Logs what the run directory has and the mirror lacks."""
+        held = memory.read_rows(self._directory.path / "memory.csv")
+        for row in self._directory.metrics():
+            self._log(row["step"], row | _memory(held.get(row["step"], {})))
+
+    def _log(self, step: int, numbers: Mapping[str, Any]) -> None:
+        """One step, with the sample grid drawn at it; steps that W&B has already are left out."""
+        if self._run is None or step < self._next:
+            return
+        try:
+            values = {key: value for key, value in numbers.items() if value is not None}
+            picture = self._directory.inline_gen / f"step-{step:08d}.png"
+            if picture.exists():
+                import wandb
+
+                values["samples"] = wandb.Image(str(picture), caption=f"step {step}")
+            self._run.log(values | {"step": step}, step=step)
+            self._next = step + 1
+        except Exception as error:
+            self._give_up(error)
+
+    def _end(self, exit_code: int, summary: Mapping[str, Any]) -> None:
+        run, self._run = self._run, None
+        if run is None:
+            return
+        try:
+            run.summary.update({key: value for key, value in summary.items() if value is not None})
+            run.finish(exit_code=exit_code)
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._run = None
+        log.warning(
+            "W&B: %s; this attempt is no longer mirrored, %s has everything",
+            _first_line(error),
+            self._directory.path / "metrics.jsonl",
+        )
+
+
+def _restart_service() -> None:
+    """Frees the id of a run that could not start; wandb's service holds it until it ends."""
+    import wandb
+
+    if wandb.run is None:  # else another run of this process lives on that service
+        wandb.teardown()
+
+
+def why_not_online() -> str | None:
+    """Why W&B cannot be used from here: no key, or no sensible answer in time; None if it can."""
+    server = os.environ.get("WANDB_BASE_URL") or PUBLIC_SERVER
+    if not _has_key(server):
+        return "no API key (set WANDB_API_KEY or run `wandb login`)"
+    answers: list[str | None] = []
+    # In a thread of its own, because looking up a host name knows no time limit.
+    thread = threading.Thread(target=lambda: answers.append(_probe(server)), daemon=True)
+    thread.start()
+    thread.join(PROBE_S + 0.2)
+    return answers[0] if answers else f"{server} did not answer within {PROBE_S} s"
+
+
+def _probe(server: str) -> str | None:
+    """What is wrong with the server's answer to an empty question; None when nothing is."""
+    request = urllib.request.Request(
+        f"{server.rstrip('/')}/graphql",
+        data=b'{"query": "{ __typename }"}',
+        headers={"Content-Type": "application/json", "User-Agent": "ddpm"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=PROBE_S):
+            return None
+    except urllib.error.HTTPError as error:
+        # 4xx: somebody is there, and does not know us yet
+        return None if error.code < 500 else f"{server} answers {error.code} {error.reason}"
+    except (OSError, ValueError) as error:
+        return f"{server} cannot be reached ({_first_line(error)})"
+
+
+def _has_key(server: str) -> bool:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return netrc.netrc(path).authenticators(urlsplit(server).hostname or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _name(config: Config) -> str:
+    """The cell and the seed, for people."""
+    training = config.TRAINING
+    network = training.NETWORK
+    cell = f"{network.SCHEDULER} {network.TIMESTEPS} {training.PRED_TYPE} {training.LOSS_FN}"
+    return f"{cell} seed {training.SEED}"
+
+
+def _memory(usage: Mapping[str, int]) -> dict[str, int]:
+    return {f"memory/{name}": value for name, value in usage.items()}
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
