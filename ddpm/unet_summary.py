@@ -5,8 +5,8 @@ as a small one. FLOPs are those of one forward pass of one image: matrix product
 convolutions and attention, a multiply-add as two; normalisations and the like are left out, as is
 usual. A training step takes about three times as many, four with activation checkpointing.
 Activation bytes are what autograd keeps until the backward pass, each storage once, of three
-images less those of two, so that what does not grow with the batch (half-precision copies of
-weights) stays out. Called under autocast, summary() counts what mixed precision keeps.
+images less those of two, so that what does not grow with the batch (weights and their
+half-precision copies) stays out. Called under autocast, summary() counts what mixed precision keeps.
 """
 
 from collections import Counter
@@ -204,7 +204,6 @@ def _trace(network: nn.Module, image_shape: tuple[int, int, int], num_images: in
             torch.func.functional_call(
                 network, weights, (x, x.new_zeros(num_images)), {"dropout_key": DropoutKey(0, ids)}
             )
-        own = {_Kept("", weight).storage for weight in weights.values()}
     root = f"{type(network).__name__}."
     return _Trace(
         total_flops=counter.get_total_flops(),
@@ -212,7 +211,7 @@ def _trace(network: nn.Module, image_shape: tuple[int, int, int], num_images: in
             name.removeprefix(root): sum(counts.values())
             for name, counts in counter.get_flop_counts().items()
         },
-        saved=[each for each in saved if each.storage not in own],
+        saved=saved,
         stage_inputs=stage_inputs,
     )
 
