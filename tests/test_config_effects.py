@@ -106,6 +106,26 @@ def test_trained_h5_is_where_a_training_starts_unless_it_is_new(plain: Path) -> 
     assert any(not torch.equal(t, state[name]) for name, t in warm.state_dict().items())
 
 
+def test_validation_fraction_moves_images_out_of_training(digits: Path) -> None:
+    less, more = (
+        worker.open_data(tiny(f"DATASET.VALIDATION_FRACTION={share}"), digits)
+        for share in (0.1, 0.5)
+    )
+    assert less.num_train + less.num_validation == more.num_train + more.num_validation
+    assert abs(more.num_validation / (more.num_train + more.num_validation) - 0.5) < 0.05
+    assert less.num_validation < more.num_validation / 3
+
+
+def test_cache_reads_an_image_once(digits: Path) -> None:
+    for cache, is_read_again in (("memory", False), ("off", True)):
+        data = worker.open_data(tiny(f"DATASET.CACHE={cache}"), digits)
+        ids = data.order(np.arange(8))
+        data.read(ids, None)
+        before = data.bytes_read
+        data.read(ids, None)
+        assert before > 0 and (data.bytes_read > before) == is_read_again
+
+
 def test_cluster_keys_say_what_a_run_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     # A cluster elsewhere may have the GPUs that this machine lacks.
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
