@@ -28,8 +28,9 @@ DECIDES_BITS = {
     "cpu_capability": "the CPU capability",
     "gpus": "the GPUs",
 }
-_SECRET_NAME = re.compile(r"(?i)(api_?key|token|secret|passw|credential)")
+_SECRET_NAME = re.compile(r"(?i)(api[_-]?key|token|secret|passw|credential)")
 _URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
+_MASK = "***"
 _PACKAGE = Path(__file__).parent
 
 
@@ -74,14 +75,14 @@ def masked(command: Sequence[str]) -> str:
     for word in command:
         name, equals, value = word.partition("=")
         for secret in secrets:
-            word = word.replace(secret, "***")
+            word = word.replace(secret, _MASK)
         if hide_next:
-            word = "***"
+            word = _MASK
         elif equals and value and _SECRET_NAME.search(name):
-            word = f"{name}=***"
+            word = f"{name}={_MASK}"
         hide_next = not equals and word.startswith("-") and bool(_SECRET_NAME.search(word))
-        words.append(_URL_LOGIN.sub("***@", word))
-    return shlex.join(words)
+        words.append(_URL_LOGIN.sub(f"{_MASK}@", word))
+    return " ".join(word if _MASK in word else shlex.quote(word) for word in words)
 
 
 def git_state() -> dict[str, Any] | None:

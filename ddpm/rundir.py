@@ -89,7 +89,8 @@ class RunDirectory:
     @property
     def run_id(self) -> str:
         """8 hexadecimal digits that name configuration and data."""
-        return self.path.name.rpartition("_")[2]
+        known: str | None = self.provenance.get("run_id")
+        return known or self.path.name.rpartition("_")[2]
 
     def config(self) -> Config:
         """The configuration the run was started with."""
@@ -252,7 +253,7 @@ class RunDirectory:
                 kept = known["threads"]
                 self.log.warning("%d threads asked for; the run keeps its %d", threads, kept)
         fixed = {
-            "run_id": self.run_id,
+            "run_id": configuration.run_id(config, data_sha256),
             "config_sha256": configuration.config_sha256(config),
             "data_sha256": data_sha256,
             "threads": known.get("threads", threads),

@@ -311,6 +311,34 @@ def test_a_mirror_that_breaks_on_the_way_says_so_once(
     assert caplog.text.count("no longer mirrored") == 1 and len(run.metrics()) == 3
 
 
+BROKEN = """
+import psutil, sys, time
+from pathlib import Path
+from tests.test_wandb_log import feed, opened, report, wandb_mirror, with_wandb
+settings = with_wandb(Path(sys.argv[1]))
+run = opened(settings)
+mirror = wandb_mirror(None)(settings, run)
+feed(mirror, run, [report(1)])
+(service,) = psutil.Process().children(recursive=True)
+service.kill()
+began = time.monotonic()
+feed(mirror, run, [report(step) for step in range(2, 40)])
+mirror.finish({})
+run.close()
+print(len(run.metrics()), time.monotonic() - began < 10)
+"""
+
+
+@pytest.mark.slow
+def test_the_death_of_wandbs_own_process_does_not_stop_the_training(tmp_path: Path) -> None:
+    own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    command = [sys.executable, "-c", BROKEN, str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "39 True\n"), result.stderr
+    (log,) = (tmp_path / "out").glob("*/*/*/train.log")
+    assert log.read_text().count("no longer mirrored") == 1
+
+
 def test_the_folder_is_private_and_holds_no_secret(
     settings: config.Config, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

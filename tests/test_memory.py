@@ -1,0 +1,66 @@
+"""Memory is measured in bytes, the peak can be reset, the rows can be read back."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpm import memory
+
+MIB = 1 << 20
+
+
+def test_usage_sees_what_is_allocated() -> None:
+    before = memory.usage()["process_rss"]
+    block = bytearray(b"x") * (64 * MIB)
+    during = memory.usage()
+    assert 60 * MIB < during["process_rss"] - before < 80 * MIB
+    assert during["process_rss"] <= during["process_peak"]
+    assert during["system_used"] < during["system_total"]
+    del block
+
+
+def test_the_peak_remembers_and_can_be_reset() -> None:
+    memory.reset_peak()
+    start = memory.peak_bytes()
+    block = bytearray(b"x") * (64 * MIB)
+    del block
+    assert memory.peak_bytes() - start > 50 * MIB
+    memory.reset_peak()
+    assert memory.peak_bytes() - start < 40 * MIB
+
+
+def test_rows_name_attempt_step_and_stage_and_are_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "memory.csv"
+    memory.MemoryLog(path, attempt=1).record("start", 0)
+    log = memory.MemoryLog(path, attempt=2)
+    for stage, step in (("train", 10), ("checkpoint", 10), ("train", 20)):
+        log.record(stage, step)
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == memory.COLUMNS
+    assert [(row["attempt"], row["stage"], row["step"]) for row in rows] == [
+        ("1", "start", "0"),
+        ("2", "train", "10"),
+        ("2", "checkpoint", "10"),
+        ("2", "train", "20"),
+    ]
+    assert memory.read_rows(path).keys() == {10, 20}
+    assert memory.read_rows(path)[20]["process_rss"] == int(rows[3]["process_rss"])
+    assert memory.read_rows(tmp_path / "missing.csv") == {}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_gpu_is_measured_where_there_is_one(tmp_path: Path) -> None:
+    memory.reset_peak()
+    block = torch.zeros(64 * MIB, dtype=torch.uint8, device="cuda")
+    used = memory.usage()
+    assert used["gpu_peak"] >= used["gpu_allocated"] >= 64 * MIB
+    assert used["gpu_reserved"] >= used["gpu_allocated"]
+    assert memory.peak_bytes() == used["gpu_peak"]
+    del block
+    torch.cuda.empty_cache()
+    memory.reset_peak()
+    assert memory.peak_bytes() < 64 * MIB
