@@ -6,7 +6,7 @@ nothing about reading needs saving. The bytes of every image are checked against
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -39,11 +39,19 @@ class Batch(NamedTuple):
 
     def part(self, start: int, stop: int) -> "Batch":
         """Samples start .. stop - 1."""
-        return Batch(*(None if tensor is None else tensor[start:stop] for tensor in self))
+        return self._each(lambda tensor: tensor[start:stop])
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device."""
-        return Batch(*(None if tensor is None else tensor.to(device) for tensor in self))
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(
+            change(self.images),
+            None if self.labels is None else change(self.labels),
+            change(self.ids),
+            None if self.positions is None else change(self.positions),
+        )
 
 
 class Dataset:

@@ -11,7 +11,7 @@ from ddpm import images
 from ddpm.errors import InputError
 from ddpm.imagebar import ImageBar
 from ddpm.indexing import limited
-from ddpm.sources import Loaded, Source, files_identity
+from ddpm.source import Loaded, Source, files_identity
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _UNREAD = (".avif", ".gif", ".heic", ".jp2", ".tif", ".tiff")

@@ -18,7 +18,7 @@ from ddpm.errors import InputError, StorageError
 from ddpm.images import Pixels
 from ddpm.index import Index
 from ddpm.preprocess import Preprocessor
-from ddpm.sources import ImageSequence
+from ddpm.source import ImageSequence
 
 _OPEN_SHARDS = 256
 _FREE_SHARE = 0.25

@@ -10,7 +10,7 @@ import pytest
 from ddpm import shards
 from ddpm.errors import InputError
 from launch import pack
-from tests.tarmaking import picture, write_tar
+from tests.shard_data import picture, write_tar
 from tests.test_layering import ROOT
 
 
