@@ -15,7 +15,8 @@ numpy only.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import atan, comb, cos, pi, sin, sqrt
+from functools import lru_cache
+from math import atan, cos, pi, sin, sqrt
 
 import numpy as np
 
@@ -126,16 +127,15 @@ def t_probability(t: float, dof: int) -> float:
     """
     theta = atan(t / sqrt(dof))
     c, s = cos(theta), sin(theta)
-    if dof % 2 == 0:
-        terms = dof // 2
-        return s * sum(comb(2 * k, k) / 4**k * c ** (2 * k) for k in range(terms))
-    total, term = 0.0, c
-    for k in range((dof - 1) // 2):
+    is_even = dof % 2 == 0
+    total, term = 0.0, 1.0 if is_even else c
+    for k in range(dof // 2):
         total += term
-        term *= c * c * (2 * k + 2) / (2 * k + 3)
-    return 2 / pi * (theta + s * total)
+        term *= c * c * ((2 * k + 1) / (2 * k + 2) if is_even else (2 * k + 2) / (2 * k + 3))
+    return s * total if is_even else 2 / pi * (theta + s * total)
 
 
+@lru_cache(maxsize=1024)
 def t_quantile(confidence: float, dof: int) -> float:
     """t with P(|X| <= t) = confidence: half-width of a two-sided interval in standard errors."""
     if not 0 < confidence < 1 or dof < 1:

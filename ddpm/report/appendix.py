@@ -109,16 +109,17 @@ def failures(sweep: Sweep, ranking: Ranking) -> str:
     ]
     rows += [(cell_label(one.cell, keys), "\u2013", "skipped", one.reason) for one in sweep.skipped]
     named = {t.key for t in sweep.trials if t.status != "done"}
-    done = {cell_label(t.cell, tuple(axes_keys(sweep))) for t in sweep.trials if t.key not in named}
+    short = varied_keys(sweep)
+    done = {cell_label(t.cell, short) for t in sweep.trials if t.key not in named}
     rows += [(label, "", "not ranked", why) for label, why in ranking.excluded if label in done]
     if not rows:
         return ""
     return table(("cell", "seed", "", "reason"), rows, wrap=(3,))
 
 
-def axes_keys(sweep: Sweep) -> list[str]:
+def varied_keys(sweep: Sweep) -> tuple[str, ...]:
     """The varied keys, in the order labels use."""
-    return list(varied([*(t.cell for t in sweep.trials), *(s.cell for s in sweep.skipped)]))
+    return varied([*(t.cell for t in sweep.trials), *(s.cell for s in sweep.skipped)])
 
 
 def configuration(sweep: Sweep) -> str:
@@ -142,8 +143,9 @@ def configuration(sweep: Sweep) -> str:
 def provenance(sweep: Sweep) -> str:
     """Code, versions, machine and the command that reproduces each trial."""
     facts = _shared_facts(sweep.trials)
+    keys = varied_keys(sweep)
     rows = [
-        (cell_label(t.cell, axes_keys(sweep)), str(t.seed), t.name, reproduce(t))
+        (cell_label(t.cell, keys), str(t.seed), t.name, reproduce(t))
         for t in sweep.trials
         if t.run_dir is not None
     ]

@@ -37,12 +37,11 @@ def ranking_table(ranking: Ranking) -> str:
         f"<th>rank<br>by it</th>{seeds}<th>images/s{packed}</th><th>{_compute_unit(costs)}</th>"
         "<th>wall<br>time</th><th>peak<br>memory</th></tr></thead>"
     )
-    body = f'<div class="scroll"><table class="ranking">{head}<tbody>{"".join(rows[:_MANY])}</tbody></table></div>'
+    body = _ranked(head, rows[:_MANY])
     if len(rows) > _MANY:
         body += (
             f"<details><summary>{len(rows) - _MANY} more cells</summary>"
-            f'<div class="scroll"><table class="ranking">{head}<tbody>{"".join(rows[_MANY:])}</tbody></table></div>'
-            "</details>"
+            f"{_ranked(head, rows[_MANY:])}</details>"
         )
     low, high = signed(ranking.levels[0]), signed(ranking.levels[-1])
     return (
@@ -53,6 +52,11 @@ def ranking_table(ranking: Ranking) -> str:
         f"level. <em>{NAMES[MEASURES[1]]}</em>: mean over levels of SNR \u00d7 MSE, which is the "
         "error of the noise; the nearly clean levels weigh most.</p>"
     )
+
+
+def _ranked(head: str, rows: Sequence[str]) -> str:
+    body = f"<tbody>{''.join(rows)}</tbody>"
+    return f'<div class="scroll"><table class="ranking">{head}{body}</table></div>'
 
 
 def _row(

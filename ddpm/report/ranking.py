@@ -5,6 +5,7 @@ A cell is one point of the grid; its trials differ in their seed alone.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -61,20 +62,28 @@ class Ranking:
 
     def order(self, measure: str) -> tuple[int, ...]:
         """Places in `standings` from the lowest of the measure up."""
-        values = [standing.value(measure) for standing in self.standings]
-        return tuple(int(place) for place in np.argsort(values, kind="stable"))
+        return self._orders[measure]
 
     def rank(self, place: int, measure: str) -> int:
         """1 for the lowest."""
-        return self.order(measure).index(place) + 1
+        return self._ranks[measure][place]
 
-    @property
+    @cached_property
+    def _orders(self) -> dict[str, tuple[int, ...]]:
+        values = {m: [standing.value(m) for standing in self.standings] for m in MEASURES}
+        return {m: tuple(map(int, np.argsort(values[m], kind="stable"))) for m in MEASURES}
+
+    @cached_property
+    def _ranks(self) -> dict[str, dict[int, int]]:
+        return {m: {place: k + 1 for k, place in enumerate(self._orders[m])} for m in MEASURES}
+
+    @cached_property
     def recommended(self) -> Standing | None:
         """The winner where both rankings agree, else the lowest sum of ranks. No claim."""
         if not self.standings or self.problem:
             return None
-        both = [self.order(measure) for measure in MEASURES]
-        totals = [sum(order.index(place) for order in both) for place in range(len(self.standings))]
+        places = range(len(self.standings))
+        totals = [sum(self.rank(place, measure) for measure in MEASURES) for place in places]
         return self.standings[int(np.argmin(totals))]
 
     @property
