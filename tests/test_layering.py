@@ -23,8 +23,8 @@ FLOORS = (
     "diffusion sampling guidance initialization layers levels unet unet_summary",
     "values options schema rules network_rules run_rules reading references building config",
     # data: shards and what they are made from
-    "dataset shards arraychecks arrayfiles arraysources images imagebar imagefolder index indexing order "
-    "packing preprocess source sources store tarheader tarscan "
+    "dataset shards arraychecks arrayfiles arraysources images imagebar imagefolder index "
+    "indexing order packing preprocess source sources store tarheader tarscan "
     # state: what is kept, how it is written, how workers share it
     "checkpoint durable lock storage distributed ema gradients objective optimizer train_state "
     "measures memory metrics_log pictures provenance run_names grid ledger sweep",
