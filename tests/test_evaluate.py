@@ -15,14 +15,19 @@ from ddpm.diffusion import convert
 from ddpm.evaluate import (
     USUAL_LEVELS,
     common_levels,
+    evaluate_run,
     levels_of,
     summary,
+    validation_metrics,
     write_evaluation,
     x0_error,
 )
+from ddpm.loaded import load_network
 from ddpm.noise import Stream
 from ddpm.reference_lines import gaussian_fit, memorisation, write_references
+from ddpm.report.data import read
 from ddpm.schedule import NoiseSchedule
+from tests.test_generate import make_run
 
 V3 = ("linear", "cosine", "cos6")
 MEAN, VARIANCE = 0.5, 0.25
@@ -299,3 +304,31 @@ def test_an_evaluation_with_infinities_is_written_as_json_without_them(tmp_path:
     write_evaluation(tmp_path, error, schedule=schedule, **facts)
     text = (tmp_path / "evaluation.json").read_text()
     assert "NaN" not in text and '"is_beta_defined": true' in text
+
+
+def test_a_run_is_measured_by_its_ema_and_a_report_reads_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    draws = noise.uniform(0, Stream.INIT, torch.arange(60), (8, 8, 3))
+    images = (draws * 255).round().to(torch.uint8).numpy()
+    source = Dataset.from_arrays(images, np.arange(60) % 3)
+    numbers = evaluate_run(run, source, batch_size=2)
+    model = load_network(run)
+    error = x0_error(
+        model.network,
+        model.schedule,
+        source.validation(256),
+        pred_type=model.pred_type,
+        levels=levels_of(model.schedule),
+        seed=0,
+    )
+    (trial,) = read(run).trials
+    assert trial.error is not None and trial.evaluation["weights"] == model.name
+    assert trial.evaluation["data_sha256"] == source.sha256
+    np.testing.assert_allclose(trial.error.mse, error.mse, rtol=1e-3)
+    np.testing.assert_array_equal(trial.error.ids, error.ids)
+    levels = common_levels([USUAL_LEVELS, levels_of(model.schedule)])
+    assert numbers["val_mean_log10_mse"] == summary(trial.error, levels).mean_log10_mse
+
+    model.network.train()
+    again = validation_metrics(model.network, model.schedule, model.config, source)
+    assert again == pytest.approx(numbers, rel=1e-3) and model.network.training
