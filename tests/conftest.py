@@ -14,6 +14,8 @@ import pytest
 
 # Bits depend on the number of threads, and workers of one test would fight over the cores.
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+# Threads that wait by spinning take the core from the process they wait for.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
