@@ -38,7 +38,7 @@ from ddpm.optimizer import (
 from ddpm.schedule import NoiseSchedule
 from ddpm.train_state import Tensors, TrainState, Window
 
-EXACT_PARTS = 4  # parts of the global batch kept apart under NUMERICS exact, unless MICRO_BATCH says otherwise
+EXACT_PARTS = 4  # parts of the global batch under NUMERICS exact, unless MICRO_BATCH is given
 
 
 class Stepper:
@@ -193,8 +193,8 @@ class Stepper:
         if pairs:
             what = "loss at " + ", ".join(f"timestep {t} of sample {i}" for t, i in pairs[:16])
         return NonFiniteError(
-            f"step {self.step}: non-finite {what}; the step was not applied and the last checkpoint "
-            "is intact; lower TRAINING.HYPER_PARAMETERS.LEARNING_RATE, or look at the samples named"
+            f"step {self.step}: non-finite {what}; the step was not applied and the last "
+            "checkpoint is intact; lower LEARNING_RATE, or look at the samples named"
         )
 
     def metrics(self) -> dict[str, float]:

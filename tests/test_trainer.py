@@ -133,7 +133,7 @@ def test_training_learns() -> None:
 
 @pytest.mark.parametrize("stop_at", [5, 7])
 def test_a_continued_run_is_the_uninterrupted_run_bit_for_bit(stop_at: int) -> None:
-    """Stopped at a boundary or between two, with dropout, two micro-batches, a batch over a pass."""
+    """Stopped at a boundary or between two; dropout, two micro-batches, a batch over a pass."""
     options = settings(3, MICRO_BATCH=20)
     whole = list(train(options, network(0.2), SCHEDULE, digits()))
     asked = iter([False] * (stop_at - 1) + [True])

@@ -1,0 +1,69 @@
+"""A Ray cluster for the length of a `with`: the one RAY_ADDRESS names, else one of our own on this
+machine.
+
+Ray executes what its clients send, so there is always a token: Ray's ports are not all on loopback.
+"""
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+@contextmanager
+def ray_cluster(num_cpus: int | None = None) -> Iterator[None]:
+    """Ray, initialised. num_cpus: what a cluster of our own may use; null = what this process may
+    use.
+    """
+    os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
+    address = os.environ.get("RAY_ADDRESS")
+    token_folder = None if address else _private_token()
+    import ray
+
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        else:
+            ray.init(
+                num_cpus=num_cpus or available_cpus(),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+        yield
+    finally:
+        ray.shutdown()
+        if token_folder:
+            shutil.rmtree(token_folder, ignore_errors=True)
+
+
+def available_cpus() -> int:
+    """CPU cores this process may run on (what SLURM or taskset gave, not what the host has)."""
+    return len(os.sched_getaffinity(0))
+
+
+def _private_token() -> Path | None:
+    """A fresh token only this user can read, unless the environment already says how to
+    authenticate.
+    """
+    os.environ["RAY_AUTH_MODE"] = "token"
+    if "RAY_AUTH_TOKEN_PATH" in os.environ or "RAY_AUTH_TOKEN" in os.environ:
+        return None
+    folder = Path(tempfile.mkdtemp(prefix="ddpm-ray-"))
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+    return folder

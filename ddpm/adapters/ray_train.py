@@ -1,0 +1,106 @@
+"""A training on several workers through Ray Train; `ddpm.worker.work` is what each of them runs.
+
+Ray starts the processes and their process group, nothing more: checkpoints are committed by rank 0
+to the run directory before anything is reported, and a worker's death is answered here by starting
+again from the last commit.
+"""
+
+import logging
+import shutil
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ddpm.adapters.wandb_log import wandb_mirror
+from ddpm.distributed import current_group
+from ddpm.errors import DdpmError
+from ddpm.rundir import RunDirectory
+from ddpm.worker import Job, work
+
+LOCK_PATIENCE_S = 30.0  # how long the workers of the last attempt may take to die
+log = logging.getLogger(__name__)
+
+
+def run(
+    job: Job,
+    *,
+    num_workers: int,
+    use_gpu: bool,
+    cpus_per_worker: int,
+    gpus_per_worker: float,
+    sweep: str | None = None,
+    max_failures: int = 3,
+) -> dict[str, Any]:
+    """The summary of a training over `num_workers` workers of an initialised Ray.
+
+    Raises the worker's own error (a DdpmError) at once; any other death of a worker is retried
+    `max_failures` times.
+    """
+    resources: dict[str, float] = {"CPU": cpus_per_worker}
+    if use_gpu:
+        resources["GPU"] = gpus_per_worker
+    job = Job(**(asdict(job) | {"wait_s": max(job.wait_s, LOCK_PATIENCE_S)}))
+    for attempt in range(max_failures + 1):
+        error = _attempt(job, num_workers, use_gpu, resources, sweep)
+        if error is None:
+            return RunDirectory(Path(job.run_dir)).summary
+        known = _own_error(error)
+        if known:
+            raise known from error
+        log.warning("attempt %d of %d failed: %s", attempt + 1, max_failures + 1, error)
+    raise DdpmError(
+        f"{job.run_dir}: workers died in {max_failures + 1} attempts; the last: {error}"
+    )
+
+
+def _attempt(
+    job: Job, num_workers: int, use_gpu: bool, resources: dict[str, float], sweep: str | None
+) -> Exception | None:
+    """One Ray Train run; its error, or None when it ended well."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    # a folder of its own: what an earlier attempt left half written cannot keep this one back
+    storage, name = Path(job.run_dir) / "ray", uuid.uuid4().hex[:12]
+    trainer = TorchTrainer(
+        _loop,
+        train_loop_config={"job": asdict(job), "sweep": sweep},
+        scaling_config=ScalingConfig(
+            num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources
+        ),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        run_config=RunConfig(
+            name=name, storage_path=str(storage), failure_config=FailureConfig(max_failures=0)
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:  # every kind of failure of a worker group arrives here
+        return error
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+    return None
+
+
+def _loop(settings: dict[str, Any]) -> None:
+    """What every worker process runs."""
+    import ray.train
+    from ray.train.torch import get_device
+
+    group = current_group(get_device())
+    work(Job(**settings["job"]), group, mirror=wandb_mirror(settings["sweep"]))
+    ray.train.report({"done": True})
+
+
+def _own_error(error: BaseException) -> DdpmError | None:
+    """The DdpmError behind Ray's: the first worker's that has one."""
+    failures = getattr(error, "worker_failures", {})
+    chain = [error, *failures.values()]
+    for candidate in chain:
+        seen = candidate
+        while seen is not None:
+            if isinstance(seen, DdpmError):
+                return seen
+            seen = getattr(seen, "cause", None) or seen.__cause__
+    return None

@@ -1,0 +1,255 @@
+"""The one worker function: a training from its plain description to its finished run directory.
+
+With one worker the caller's own process runs it; with several, Ray Train does. Nothing else
+differs. Rank 0 alone writes: the run directory first, then the mirror (Weights & Biases) and
+whoever listens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ddpm import checkpoint, evaluate, generate, memory, shards
+from ddpm import config as configuration
+from ddpm.config import Config
+from ddpm.dataset import Dataset
+from ddpm.distributed import Group
+from ddpm.errors import InputError, Interrupted
+from ddpm.rundir import RunDirectory
+from ddpm.schedule import NoiseSchedule
+from ddpm.trainer import Every, Report, TrainState, steps_per_epoch, train
+from ddpm.unet import UNet, init_weights
+
+
+class Mirror(Protocol):
+    """A second place for what the run directory holds; it may lag or vanish."""
+
+    def log(self, report: Report) -> None:
+        """Show one report."""
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """The last word on a run that ended well; closes."""
+
+    def close(self) -> None:
+        """Let go of everything; harmless when already closed."""
+
+
+MakeMirror = Callable[[Config, RunDirectory], Mirror]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A training as plain data, fit to travel between processes.
+
+    data_dir: the folder of packed shards.  threads: CPU threads of each worker.  wait_s: how long
+    to wait for the lock of the run directory.  packed: whether other trainings share the machine
+    meanwhile, so that speed is not the machine's.
+    """
+
+    config: dict[str, Any]
+    run_dir: str
+    data_dir: str
+    threads: int
+    command: tuple[str, ...]
+    wait_s: float = 0.0
+    packed: bool = False
+
+
+def work(
+    job: Job,
+    group: Group,
+    *,
+    mirror: MakeMirror | None = None,
+    on_report: Callable[[Report], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """Train, evaluate and finish the run; returns its summary (on rank 0; empty on the others).
+
+    Continues from the last checkpoint in the run directory. Raises Interrupted, after saving, when
+    `should_stop()` says so or when the run directory's stop file appears.
+    """
+    config = configuration.from_dict(job.config, source=job.run_dir)
+    data = open_data(config, Path(job.data_dir))
+    run = RunDirectory(Path(job.run_dir))
+    memory.reset_peak()
+    state = _start(run, config, data, job, group)
+    torch.set_num_threads(run.threads)
+    try:
+        mirrored = mirror(config, run) if mirror and group.is_main else None
+        try:
+            return _train(job, config, data, run, state, group, mirrored, on_report, should_stop)
+        finally:
+            if mirrored:
+                mirrored.close()
+    finally:
+        run.close()
+
+
+def open_data(config: Config, data_dir: Path) -> Dataset:
+    """The packed shards in data_dir as this configuration reads them; InputError with all that does
+    not fit.
+    """
+    index = shards.open_index(data_dir)
+    problems = shards.check(config, index)
+    if problems:
+        raise InputError(problems)
+    return Dataset(
+        index,
+        config.DATASET,
+        configuration.image_shape(config),
+        seed=config.TRAINING.SEED,
+        cache=config.DATASET.CACHE == "memory",
+    )
+
+
+def build(config: Config) -> tuple[UNet, NoiseSchedule]:
+    """The network with its keyed initial weights (or those TRAINED_H5 names) and the noise
+    schedule.
+    """
+    network = UNet(**configuration.network_arguments(config))
+    init_weights(network, config.TRAINING.SEED)
+    if not config.TRAINING.IS_NEW_TRAIN:
+        _start_from(network, config.TRAINING.TRAINED_H5 or "")
+    return network, NoiseSchedule(**configuration.schedule_arguments(config))
+
+
+def _start_from(network: nn.Module, source: str) -> None:
+    """The weights of the run or checkpoint `source` put into the network; InputError when they do
+    not fit.
+    """
+    if source.endswith((".h5", ".hdf5", ".keras")):
+        raise InputError(
+            f"TRAINING.TRAINED_H5 is {source!r}, a Keras file, which cannot be read yet; "
+            "give a run directory or a checkpoint of this project"
+        )
+    weights = generate.load_network(Path(source)).network.state_dict()
+    own = network.state_dict()
+    unlike = sorted(
+        name
+        for name in own.keys() | weights.keys()
+        if name not in own or name not in weights or own[name].shape != weights[name].shape
+    )
+    if unlike:
+        raise InputError(
+            f"TRAINING.TRAINED_H5 is {source!r}, a network of another architecture: "
+            f"{len(unlike)} parameters differ, {unlike[0]} first; "
+            "give TRAINING.NETWORK the keys of that run's training_config.yaml"
+        )
+    network.load_state_dict(weights)
+
+
+def _start(
+    run: RunDirectory, config: Config, data: Dataset, job: Job, group: Group
+) -> TrainState | None:
+    """The state all workers continue from: rank 0 opens the run directory and chooses, the others
+    read the same.
+    """
+    found = None
+    if group.is_main:
+        found = run.start(
+            config,
+            data_sha256=data.sha256,
+            data_dir=Path(job.data_dir),
+            threads=job.threads,
+            command=job.command,
+            wait_s=job.wait_s,
+        )
+    step = group.agree(found.step if found else -1)
+    if step >= 0 and not group.is_main:
+        found = checkpoint.load(checkpoint.folder_of(run.checkpoints, step))
+    return TrainState.restored(found.tensors, found.state) if found else None
+
+
+def _train(
+    job: Job,
+    config: Config,
+    data: Dataset,
+    run: RunDirectory,
+    state: TrainState | None,
+    group: Group,
+    mirror: Mirror | None,
+    on_report: Callable[[Report], None] | None,
+    should_stop: Callable[[], bool] | None,
+) -> dict[str, Any]:
+    network, schedule = build(config)
+    if group.is_main and state:
+        run.log.info("continuing at step %d", state.step)
+    reports = train(
+        config.TRAINING,
+        network,
+        schedule,
+        data,
+        state=state,
+        group=group,
+        sampler=_sampler(config, schedule, data),
+        evaluator=_evaluator(config, schedule, data),
+        should_stop=lambda: run.stop_requested or bool(should_stop and should_stop()),
+    )
+    last: Report | None = None
+    for report in reports:
+        last = report
+        if group.is_main:
+            run.record(report)
+            if mirror:
+                mirror.log(report)
+        if on_report:
+            on_report(report)
+    if last and last.stopped:
+        raise Interrupted(
+            f"stopped at step {last.step}, saved in {run.path}; "
+            "run the same command again to continue"
+        )
+    if not group.is_main:
+        return {}
+    summary = _finish(job, config, data, run)
+    if mirror:
+        mirror.finish(summary)
+    return summary
+
+
+def _sampler(config: Config, schedule: NoiseSchedule, data: Dataset) -> Every | None:
+    inline = config.TRAINING.INLINE_GEN
+    if not inline.ENABLE:
+        return None
+    steps = inline.PERIOD * steps_per_epoch(config.TRAINING, data.num_train)
+    return Every(steps=steps, call=lambda network: generate.sample_grid(network, schedule, config))
+
+
+def _evaluator(config: Config, schedule: NoiseSchedule, data: Dataset) -> Every | None:
+    if config.EVALUATION.EVERY is None:
+        return None
+    steps = config.EVALUATION.EVERY * steps_per_epoch(config.TRAINING, data.num_train)
+    return Every(
+        steps=steps,
+        call=lambda network: evaluate.validation_metrics(network, schedule, config, data),
+    )
+
+
+def _finish(job: Job, config: Config, data: Dataset, run: RunDirectory) -> dict[str, Any]:
+    """Evaluation and samples of the final EMA network, written beside the checkpoints; the run's
+    summary.
+    """
+    last = max(checkpoint.steps(run.checkpoints))
+    run.record_memory("evaluation", last)
+    numbers = evaluate.evaluate_run(run.path, data)
+    run.record_memory("sampling", last)
+    generate.save_samples(run.path, config)
+    rows = run.metrics()
+    seconds = sum(row["time/seconds"] for row in rows)
+    summary = {
+        "steps": rows[-1]["step"],
+        "images": rows[-1]["images"],
+        "final_loss": rows[-1]["loss"],
+        "seconds": seconds,
+        "core_seconds": sum(row["time/core_seconds"] for row in rows),
+        "images_per_s": rows[-1]["images"] / seconds,
+        "peak_memory_bytes": memory.peak_bytes(),
+        "packed": job.packed,
+        **numbers,
+    }
+    run.finish(summary)
+    return summary

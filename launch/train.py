@@ -1,0 +1,47 @@
+"""One training. Run the same command again to resume.
+
+examples: python launch/train.py configs/digits.yaml python launch/train.py configs/digits.yaml
+TRAINING.PRED_TYPE=noise TRAINING.NETWORK.SCHEDULER=cos6 python launch/train.py
+configs/fashion_mnist.yaml --dry-run
+"""
+
+import argparse
+import sys
+
+from ddpm import config
+from ddpm.errors import run_main
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("config", help="YAML file")
+    result.add_argument("overrides", nargs="*", metavar="SECTION.KEY=value", help="changed keys")
+    result.add_argument("--new", action="store_true", help="start another run of this config")
+    result.add_argument("--resume", metavar="DIR", help="continue exactly this run directory")
+    result.add_argument("--dry-run", action="store_true", help="check and print all, write nothing")
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train; the exit code."""
+    args = parser().parse_intermixed_args(argv)
+    loaded = config.load(args.config, args.overrides)
+
+    from ddpm.adapters import run_training
+    from launch.signals import stop_on_signals
+
+    if args.dry_run:
+        return run_training.dry_run(loaded)
+    return run_training.run(loaded, new=args.new, resume=args.resume, should_stop=stop_on_signals())
+
+
+def cli() -> int:
+    """Console entry point."""
+    return run_main(main)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

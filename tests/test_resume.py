@@ -1,0 +1,160 @@
+"""Killed at random and continued, a training on three workers is the undisturbed one."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from ddpm import config
+from ddpm.worker import Job
+
+WORKER = Path(__file__).parent / "train_process.py"
+DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
+KILLS = 20
+
+
+SETTINGS = {
+    "TRAINING.NETWORK.FIRST_CHANNEL": 8,
+    "TRAINING.NETWORK.NUM_RES_BLOCKS": 1,
+    "TRAINING.NETWORK.DROPOUT_RATE": 0.2,
+    "TRAINING.MICRO_BATCH": 22,
+    "TRAINING.EMA_DECAYS": [0.9, 0.99],
+    "TRAINING.INLINE_GEN.ENABLE": "false",
+    "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH": 5,
+    "TRAINING.HYPER_PARAMETERS.EPOCHS": 8,
+    "TRAINING.HYPER_PARAMETERS.SAVE_PERIOD": 1,
+    "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS": 10,
+    "EVALUATION.NUM": 16,
+}
+
+
+def make_job(root: Path, digits: Path, changed: dict[str, object]) -> Job:
+    """Digits with dropout, two micro-batches a worker, and batches that straddle passes."""
+    settings = SETTINGS | changed | {"TRAINING.OUTPUT_DIR": root}
+    loaded = config.load(DIGITS, [f"{key}={value}" for key, value in settings.items()])
+    return Job(
+        config=config.to_dict(loaded),
+        run_dir=str(root / "run_00000000"),
+        data_dir=str(digits),
+        threads=1,
+        command=("test",),
+        wait_s=20.0,
+    )
+
+
+def start(job: Job, root: Path, workers: int) -> list[subprocess.Popen[bytes]]:
+    """The job's workers, each a process."""
+    path = root / "job.json"
+    path.write_text(json.dumps(asdict(job)))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(workers)}
+    return [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(path)],
+            env={**os.environ, **places, "RANK": str(rank)},
+            stderr=subprocess.DEVNULL,
+        )
+        for rank in range(workers)
+    ]
+
+
+def stop(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    for process in processes:
+        process.wait()
+
+
+def fingerprint(run_dir: Path) -> dict[str, str]:
+    """SHA-256 of the last checkpoint's files and of the metrics without timings."""
+    last = max((run_dir / "checkpoints").glob("step-*"))
+    hashes = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in [*last.glob("*.safetensors"), last / "state.json"]
+    }
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    kept = [
+        {k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows
+    ]
+    hashes["metrics"] = hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+    hashes["last"] = last.name
+    return hashes
+
+
+def undisturbed(
+    root: Path, digits: Path, workers: int, changed: dict[str, object] | None = None
+) -> dict[str, str]:
+    root.mkdir()
+    job = make_job(root, digits, changed or {})
+    assert [process.wait(240) for process in start(job, root, workers)] == [0] * workers
+    return fingerprint(Path(job.run_dir))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_twenty_kills_leave_no_trace_on_three_workers(tmp_path: Path, digits: Path) -> None:
+    """kill -9 of one worker or all at random instants; weights, EMAs, optimizer, metrics equal."""
+    reference = undisturbed(tmp_path / "reference", digits, 3)
+    root = tmp_path / "killed"
+    root.mkdir()
+    job = make_job(root, digits, {})
+    rng = random.Random(0)
+    landed, steps = 0, set()
+    for attempt in range(KILLS * 4):
+        processes = start(job, root, 3)
+        alone = rng.random() < 0.3
+        deadline = time.monotonic() + rng.uniform(2.5, 9.0)
+        while time.monotonic() < deadline and all(p.poll() is None for p in processes):
+            time.sleep(0.02)
+        if landed < KILLS and all(p.poll() is None for p in processes):
+            landed += 1
+            if alone:
+                stop([processes[rng.randrange(3)]])
+                time.sleep(0.3)
+            stop(processes)
+            steps |= {path.name for path in Path(job.run_dir).glob("checkpoints/step-*")}
+            continue
+        if [process.wait(240) for process in processes] == [0, 0, 0]:
+            if landed >= KILLS:
+                break
+            pytest.fail(f"finished after {landed} kills in {attempt + 1} attempts; train longer")
+    assert landed == KILLS and len(steps) > 1, f"{landed} kills over checkpoints {sorted(steps)}"
+    assert fingerprint(Path(job.run_dir)) == reference
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_exact_numerics_give_the_same_bits_for_one_two_and_four_workers(
+    tmp_path: Path, digits: Path
+) -> None:
+    exact = {
+        "TRAINING.NUMERICS": "exact",
+        "TRAINING.MICRO_BATCH": 32,
+        "TRAINING.HYPER_PARAMETERS.EPOCHS": 2,
+    }
+    found = [undisturbed(tmp_path / f"{n}", digits, n, exact) for n in (1, 2, 4)]
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_any_number_of_workers_follows_the_same_loss(tmp_path: Path, digits: Path) -> None:
+    """fast numerics: the same samples and draws, sums in another order."""
+    losses = []
+    for workers in (1, 3):
+        root = tmp_path / str(workers)
+        undisturbed(root, digits, workers, {"TRAINING.HYPER_PARAMETERS.EPOCHS": 2})
+        text = (root / "run_00000000" / "metrics.jsonl").read_text()
+        losses.append([json.loads(line)["loss"] for line in text.splitlines()])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
