@@ -134,6 +134,27 @@ def test_a_kill_at_any_instant_leaves_whole_outcomes_and_all_that_was_reported(
                 assert outcomes[f"{trial:08x}"].seed in (last, last + 4)
 
 
+@pytest.mark.slow
+def test_a_reader_meets_no_half_written_outcome(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    try:
+        with caplog.at_level(logging.WARNING):
+            end = time.monotonic() + 3.0
+            seen: set[int] = set()
+            while time.monotonic() < end or len(seen) < 20:
+                outcomes = Ledger(tmp_path).outcomes()
+                seen |= {outcome.seed for outcome in outcomes.values()}
+                assert process.poll() is None
+        assert not caplog.records
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_cell_is_named_in_a_few_words() -> None:
     cell = {
         "TRAINING.NETWORK.SCHEDULER": "cosine",

@@ -99,6 +99,12 @@ def test_a_grid_of_impossible_cells_alone_is_refused(tmp_path: Path) -> None:
     assert len(lines) == 3
 
 
+def test_a_mistake_in_an_impossible_cell_is_still_a_mistake(tmp_path: Path) -> None:
+    text = BASE + "GRID: {TRAINING.NETWORK.TIMESTEPS: [3]}\n"
+    lines = problems(tmp_path, text, "TRAINING.NETWORK.NUM_HEADS=3")
+    assert len(lines) == 2 and any("NUM_HEADS is 3" in line for line in lines)
+
+
 def test_values_are_read_as_the_type_of_their_key(tmp_path: Path) -> None:
     text = BASE + (
         "GRID:\n"
