@@ -4,9 +4,9 @@ The network is traced on fake tensors (shapes and dtypes, no numbers), so a larg
 as a small one. FLOPs are those of one forward pass of one image: matrix products,
 convolutions and attention, a multiply-add as two; normalisations and the like are left out, as is
 usual. A training step takes about three times as many, four with activation checkpointing.
-Activation bytes are what autograd keeps until the backward pass, each storage once, of three
-images less those of two, so that what does not grow with the batch (weights and their
-half-precision copies) stays out. Called under autocast, summary() counts what mixed precision keeps.
+Activation bytes are what autograd keeps until the backward pass, each storage once: of three images
+less those of two, so that what does not grow with the batch (weights, their half-precision copies)
+stays out. Called under autocast, summary() counts what mixed precision keeps.
 """
 
 from collections import Counter
