@@ -119,7 +119,7 @@ def test_validation_fraction_moves_images_out_of_training(digits: Path) -> None:
 def test_cache_reads_an_image_once(digits: Path) -> None:
     for cache, is_read_again in (("memory", False), ("off", True)):
         data = worker.open_data(tiny(f"DATASET.CACHE={cache}"), digits)
-        ids = data.order(np.arange(8))
+        ids = data.order(torch.arange(8))
         data.read(ids, None)
         before = data.bytes_read
         data.read(ids, None)
