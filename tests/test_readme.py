@@ -26,12 +26,13 @@ SMALL = (
     "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS=0",
     "TRAINING.INLINE_GEN.NUMS=10",
     "TRAINING.NETWORK.TIMESTEPS=4",
+    "IMAGE_GENERATION.NUM_STEPS=4",
     "EVALUATION.NUM=16",
 )
 DATA_NOT_HERE = "needs Debian's dataset-fashion-mnist"
 A_CLUSTER = "needs a cluster"
 ELSEWHERE = {
-    "python launch/sweep.py sweeps/pred_types.yaml": "whole sweeps are run by test_sweep_run.py",
+    "python launch/sweep.py sweeps/pred_types.yaml": "a whole sweep takes minutes",
     "python launch/pack.py /usr/share/datasets/fashion-mnist shards/fashion_mnist": DATA_NOT_HERE,
     "python launch/train.py configs/fashion_mnist.yaml": DATA_NOT_HERE,
     'sbatch --nodes=1 --gpus=4 --wrap "make sweep SWEEP=sweeps/full_grid.yaml"': A_CLUSTER,
