@@ -15,6 +15,7 @@ from tests.shard_data import (
     GREY,
     PNG,
     Trap,
+    flip,
     lying_npy,
     member,
     npy,
@@ -215,3 +216,24 @@ def test_class_sorted_shards_are_warned_of(
     with caplog.at_level(logging.WARNING):
         assert shards.index_foreign(mixed).labels is not None
     assert caplog.text == ""
+
+
+def test_a_flipped_bit_in_a_header_is_found(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [("1.png", PNG), ("2.png", PNG)])
+    second = 512 + -(-len(PNG) // 512) * 512
+    for start in (0, second):
+        for byte in range(start, start + 512, 5):
+            flip(path, byte, byte % 8)
+            assert "a.tar" in problems_of(lambda: shards.index_foreign(tmp_path))[0]
+            flip(path, byte, byte % 8)
+    assert shards.index_foreign(tmp_path).num_samples == 2
+
+
+@pytest.mark.parametrize("size", [b"-0000000001", b"0x000000010", b"00000000_10", b"\xff" * 12])
+def test_sizes_that_are_no_octal_numbers_are_refused(tmp_path: Path, size: bytes) -> None:
+    header = bytearray(member("1.png").tobuf(tarfile.USTAR_FORMAT))
+    header[124:136], header[148:156] = size.ljust(12, b"\0"), b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "a.tar").write_bytes(header + bytes(20 * 512))
+    (problem,) = problems_of(lambda: shards.index_foreign(tmp_path))
+    assert "damaged" in problem or "says it has" in problem

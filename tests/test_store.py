@@ -102,7 +102,10 @@ def test_random_crops_are_not_frozen_by_the_cache(
 ) -> None:
     options = dataset_options(CROP_TYPE="random", CROP_SIZE=2)
     one, two = (Dataset(colour[0], options, (3, 2, 2), seed=0, cache=c) for c in (False, True))
+    ids, seen = torch.arange(20), set()
     for pass_number in range(3):
-        positions = torch.arange(20) + pass_number * one.num_train
-        ids = torch.arange(20)
-        assert torch.equal(one.read(ids, positions).images, two.read(ids, positions).images)
+        positions = ids + pass_number * one.num_train
+        images = one.read(ids, positions).images
+        assert torch.equal(images, two.read(ids, positions).images)
+        seen.add(images.numpy().tobytes())
+    assert len(seen) == 3
