@@ -99,7 +99,7 @@ def x0_error(
 
 
 def evaluate_run(folder: Path, data: Dataset, *, batch_size: int = 256) -> dict[str, float]:
-    """Measures a run's EMA network at its newest checkpoint; writes evaluation.json and evaluation.npz into the run.
+    """Measures a run's EMA network; writes evaluation.json and evaluation.npz into the run.
 
     Returns validation_metrics()' numbers, for the run's summary.
     """
