@@ -341,6 +341,7 @@ def first_only(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_call_of_save_and_prune_under_every_fault(tmp_path: Path) -> None:
     clean = first_only(tmp_path / "clean")
     calls = faults.calls_of(lambda: save_and_prune(clean))
@@ -364,7 +365,7 @@ def test_every_call_of_save_and_prune_under_every_fault(tmp_path: Path) -> None:
 
 
 def survivals(tmp_path: Path, forgets: frozenset[str]) -> Iterator[bool]:
-    """For each state after a power loss: does it load the old or the new, the new once committed?"""
+    """For each state after a power loss: does it load the old or the new (once committed)?"""
     work = first_only(tmp_path / "work")
     recorder = faults.record(work, lambda: save_and_prune(work), forgets)
     for moment, content in faults.crash_states(recorder, most=6):
@@ -384,6 +385,7 @@ def test_power_loss_at_any_moment_of_save_and_prune_loads_old_or_new(tmp_path: P
     assert len(survived) > 100 and all(survived)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forgotten", ["file", "folder"])
 def test_without_its_syncs_power_loss_would_lose_commits(forgotten: str, tmp_path: Path) -> None:
     assert not all(survivals(tmp_path, frozenset({forgotten})))

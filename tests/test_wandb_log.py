@@ -85,6 +85,7 @@ def steps(run: RunDirectory) -> list[int]:
     return [row["step"] for row in history(run)]
 
 
+@pytest.mark.slow
 def test_offline_by_default_and_every_number_arrives(settings: config.Config) -> None:
     run = opened(settings)
     mirror = wandb_mirror("sweeps/pred_types")(settings, run)
@@ -117,6 +118,7 @@ def test_offline_by_default_and_every_number_arrives(settings: config.Config) ->
     assert summary["best_level"] == -3.0 and "absent" not in summary
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_one_fragment_with_each_step_once(settings: config.Config) -> None:
     run = opened(settings)
     mirror = wandb_mirror(None)(settings, run)
