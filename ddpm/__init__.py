@@ -21,7 +21,9 @@ __all__ = sorted(_HOME)
 
 def __getattr__(name: str) -> object:
     if name not in _HOME:
-        raise AttributeError(f"module 'ddpm' has no attribute {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'ddpm' has no attribute {name!r}; it has {', '.join(__all__)}"
+        )
     return getattr(import_module(f"ddpm.{_HOME[name]}"), name)
 
 

@@ -1,7 +1,7 @@
 """The mistakes and accidents the project knows, and the exit code of each.
 
-0 done; 1 a sweep ended with failed trials; 2 bad config or input; 3 run directory locked by a living run;
-4 non-finite numbers; 5 storage; 75 interrupted, run the same command again to continue.
+0 done; 1 a sweep ended with failed trials; 2 bad config or input; 3 run directory locked by a
+living run; 4 non-finite numbers; 5 storage; 75 interrupted, run the same command again.
 """
 
 import sys

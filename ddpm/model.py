@@ -1,4 +1,4 @@
-"""The notebook face of the library: a network, a schedule and a prediction type that train and sample.
+"""The notebook face of the library: network, schedule and prediction type that train and sample.
 
 model = DiffusionModel(network, NoiseSchedule("cosine", 1000), pred_type="velocity")
 model.fit(dataset, epochs=100)
@@ -93,7 +93,7 @@ class DiffusionModel:
     def sample_images(
         self, num_images: int = 64, labels: Sequence[int] | Tensor | None = None, seed: int = 0
     ) -> np.ndarray:
-        """Images of the averaged weights: uint8 (N, H, W, C); image i depends on (seed, i) alone."""
+        """Images of the averaged weights, uint8 (N, H, W, C); image i depends on (seed, i)."""
         return generate.sample_images(self, num_images, labels, seed)
 
     def _training(self, hyper: HyperParameters) -> Training:

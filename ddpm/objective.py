@@ -11,9 +11,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ddpm import diffusion, noise
+from ddpm import noise
 from ddpm.config import Training
 from ddpm.dataset import Batch
+from ddpm.diffusion import (
+    convert,
+    diffuse,
+    elementwise_loss,
+    loss_weight,
+    stratified_timesteps,
+    target_for,
+    timesteps,
+)
 from ddpm.layers import DropoutKey
 from ddpm.noise import Stream
 from ddpm.schedule import NoiseSchedule
@@ -85,10 +94,8 @@ def standard_loss(training: Training) -> Loss:
     space = training.LOSS_SPACE or training.PRED_TYPE
 
     def loss(prediction: Tensor, target: Tensor, logsnr: Tensor) -> Tensor:
-        weight = diffusion.loss_weight(
-            logsnr, space, training.LOSS_WEIGHTING, gamma=training.MIN_SNR_GAMMA
-        )
-        return weight * diffusion.elementwise_loss(prediction, target, training.LOSS_FN)
+        weight = loss_weight(logsnr, space, training.LOSS_WEIGHTING, gamma=training.MIN_SNR_GAMMA)
+        return weight * elementwise_loss(prediction, target, training.LOSS_FN)
 
     return loss
 
@@ -97,14 +104,12 @@ def draw(
     training: Training, network: nn.Module, schedule: NoiseSchedule, batch: Batch, step: int
 ) -> Draws:
     """The draws of the samples of this batch: functions of (SEED, position) alone."""
-    seed, positions = training.SEED, batch.positions
+    seed, positions = training.SEED, positions_of(batch)
     if training.STRATIFIED_TIME:
         size = training.HYPER_PARAMETERS.BATCH_SIZE
-        t = diffusion.stratified_timesteps(
-            seed, step, positions - step * size, size, schedule.num_timesteps
-        )
+        t = stratified_timesteps(seed, step, positions - step * size, size, schedule.num_timesteps)
     else:
-        t = diffusion.timesteps(seed, positions, schedule.num_timesteps)
+        t = timesteps(seed, positions, schedule.num_timesteps)
     drops = getattr(network, "dropout", 0.0) > 0
     return Draws(
         t=t,
@@ -114,6 +119,13 @@ def draw(
     )
 
 
+def positions_of(batch: Batch) -> Tensor:
+    """Where the batch lies in the endless order; ValueError for one read outside of it."""
+    if batch.positions is None:
+        raise ValueError("a batch read without positions has no draws; read it by its positions")
+    return batch.positions
+
+
 def _labels(training: Training, network: nn.Module, batch: Batch) -> Tensor | None:
     """Labels, each replaced by the null class with probability LABEL_DROP; None for unconditional
     networks.
@@ -121,13 +133,13 @@ def _labels(training: Training, network: nn.Module, batch: Batch) -> Tensor | No
     null = getattr(network, "null_label", None)
     if null is None or batch.labels is None:
         return None
-    dropped = noise.uniform(training.SEED, Stream.LABEL_DROP, batch.positions) < training.LABEL_DROP
-    return torch.where(dropped, null, batch.labels)
+    draws = noise.uniform(training.SEED, Stream.LABEL_DROP, positions_of(batch))
+    return torch.where(draws < training.LABEL_DROP, null, batch.labels)
 
 
 def sample_losses(
     training: Training,
-    network: nn.Module,
+    network: Callable[..., Tensor],
     schedule: NoiseSchedule,
     batch: Batch,
     draws: Draws,
@@ -137,7 +149,7 @@ def sample_losses(
     """One network call and its losses. Only the call itself runs under `autocast`."""
     alpha, sigma = schedule.alpha_sigma_at(draws.t)
     x0, logsnr = batch.images, schedule.logsnr_at(draws.t)
-    x_t = diffusion.diffuse(x0, draws.noise, alpha, sigma)
+    x_t = diffuse(x0, draws.noise, alpha, sigma)
     time = draws.t.double() / schedule.num_timesteps
     extra = {} if draws.dropout_key is None else {"dropout_key": draws.dropout_key}
     with autocast or nullcontext():
@@ -145,13 +157,13 @@ def sample_losses(
     pred = pred.float()
 
     def in_space(space: str, of: Tensor) -> tuple[Tensor, Tensor]:
-        target = diffusion.target_for(space, x0, draws.noise, alpha, sigma)
-        return diffusion.convert(of, x_t, alpha, sigma, training.PRED_TYPE, space), target
+        target = target_for(space, x0, draws.noise, alpha, sigma)
+        return convert(of, x_t, alpha, sigma, training.PRED_TYPE, space), target
 
     trained = loss(*in_space(training.LOSS_SPACE or training.PRED_TYPE, pred), logsnr)
     with torch.no_grad():
         by_space = {
-            space: diffusion.elementwise_loss(*in_space(space, pred), training.LOSS_FN)
+            space: elementwise_loss(*in_space(space, pred), training.LOSS_FN)
             for space in SPACE_SUMS.values()
         }
     return SampleLosses(loss=trained.float(), by_space=by_space, logsnr=logsnr)

@@ -72,14 +72,15 @@ def train(
     sampler: Every | None = None,
     evaluator: Every | None = None,
     should_stop: Callable[[], bool] | None = None,
+    on_step: Callable[[], None] | None = None,
 ) -> Iterator[Report]:
     """Train from `state` (None: from the network's weights) to the end, yielding a Report at every
     boundary.
 
     Boundaries depend on the step alone: every epoch, and every LONGEST_WINDOW steps within one.
     Reports carry a state every SAVE_PERIOD epochs, at the end, and when `should_stop()` (asked each
-    step, rank 0's answer counts) ends the run. Raises NonFiniteError before a step with a
-    non-finite loss or gradient is applied.
+    step, rank 0's answer counts) ends the run. on_step is called after every optimizer step. Raises
+    NonFiniteError before a step with a non-finite loss or gradient is applied.
     """
     end = total_steps(training, data.num_train)
     run = Stepper(training, network, schedule, loss, state, group or Group(), end)
@@ -87,6 +88,8 @@ def train(
     save = (training.HYPER_PARAMETERS.SAVE_PERIOD or training.HYPER_PARAMETERS.EPOCHS) * epoch
     for batch in data.batches(run.share_of(step) for step in range(run.step, end)):
         stopping = run.train_step(batch, bool(should_stop and should_stop()))
+        if on_step:
+            on_step()
         at_end, boundary = run.step == end, run.step % epoch % LONGEST_WINDOW == 0
         if not (boundary or at_end or stopping):
             continue

@@ -5,7 +5,8 @@ differs. Rank 0 alone writes: the run directory first, then the mirror (Weights 
 whoever listens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from ddpm.config import Config
 from ddpm.dataset import Dataset
 from ddpm.distributed import Group
 from ddpm.errors import InputError, Interrupted
+from ddpm.profile import profiler
 from ddpm.rundir import RunDirectory
 from ddpm.schedule import NoiseSchedule
 from ddpm.trainer import Every, Report, TrainState, steps_per_epoch, train
@@ -31,11 +33,24 @@ class Mirror(Protocol):
     def log(self, report: Report) -> None:
         """Show one report."""
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: Mapping[str, Any]) -> None:
         """The last word on a run that ended well; closes."""
 
     def close(self) -> None:
         """Let go of everything; harmless when already closed."""
+
+
+class NoMirror:
+    """No second place."""
+
+    def log(self, report: Report) -> None:
+        """Nothing."""
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 MakeMirror = Callable[[Config, RunDirectory], Mirror]
@@ -79,12 +94,15 @@ def work(
     state = _start(run, config, data, job, group)
     torch.set_num_threads(run.threads)
     try:
-        mirrored = mirror(config, run) if mirror and group.is_main else None
-        try:
-            return _train(job, config, data, run, state, group, mirrored, on_report, should_stop)
-        finally:
-            if mirrored:
-                mirrored.close()
+        if not group.is_main:
+            _train(config, data, run, state, group, [], should_stop)
+            return {}
+        with closing(mirror(config, run) if mirror else NoMirror()) as mirrored:
+            listeners = [mirrored.log, *([on_report] if on_report else [])]
+            _train(config, data, run, state, group, listeners, should_stop)
+            summary = _finish(job, config, data, run)
+            mirrored.finish(summary)
+        return summary
     finally:
         run.close()
 
@@ -165,50 +183,41 @@ def _start(
 
 
 def _train(
-    job: Job,
     config: Config,
     data: Dataset,
     run: RunDirectory,
     state: TrainState | None,
     group: Group,
-    mirror: Mirror | None,
-    on_report: Callable[[Report], None] | None,
+    listeners: list[Callable[[Report], None]],
     should_stop: Callable[[], bool] | None,
-) -> dict[str, Any]:
+) -> None:
+    """Every report to the run directory (rank 0) and the listeners; Interrupted when stopped."""
     network, schedule = build(config)
-    if group.is_main and state:
-        run.log.info("continuing at step %d", state.step)
-    reports = train(
-        config.TRAINING,
-        network,
-        schedule,
-        data,
-        state=state,
-        group=group,
-        sampler=_sampler(config, schedule, data),
-        evaluator=_evaluator(config, schedule, data),
-        should_stop=lambda: run.stop_requested or bool(should_stop and should_stop()),
-    )
+    if group.is_main:
+        listeners = [run.record, *listeners]
     last: Report | None = None
-    for report in reports:
-        last = report
-        if group.is_main:
-            run.record(report)
-            if mirror:
-                mirror.log(report)
-        if on_report:
-            on_report(report)
+    traced = config.TRAINING.PROFILE if group.is_main else 0
+    with profiler(run.path / "profile.json", traced) as on_step:
+        for report in train(
+            config.TRAINING,
+            network,
+            schedule,
+            data,
+            state=state,
+            group=group,
+            sampler=_sampler(config, schedule, data),
+            evaluator=_evaluator(config, schedule, data),
+            should_stop=lambda: run.stop_requested or bool(should_stop and should_stop()),
+            on_step=on_step,
+        ):
+            last = report
+            for listener in listeners:
+                listener(report)
     if last and last.stopped:
         raise Interrupted(
             f"stopped at step {last.step}, saved in {run.path}; "
             "run the same command again to continue"
         )
-    if not group.is_main:
-        return {}
-    summary = _finish(job, config, data, run)
-    if mirror:
-        mirror.finish(summary)
-    return summary
 
 
 def _sampler(config: Config, schedule: NoiseSchedule, data: Dataset) -> Every | None:

@@ -29,12 +29,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run the sweep; the exit code."""
     args = parser().parse_intermixed_args(argv)
     planned = sweep.load_sweep(args.sweep, args.overrides)
-    if args.dry_run:
-        return planned.describe()
 
     from ddpm.adapters import run_sweep
     from launch.signals import stop_on_signals
 
+    if args.dry_run:
+        return run_sweep.dry_run(planned)
     return run_sweep.run(planned, should_stop=stop_on_signals())
 
 

@@ -64,8 +64,8 @@ BROKEN: dict[str, tuple[list[str], str]] = {
         "ZERO_TERMINAL_SNR is true but TIMESTEPS is 1",
     ),
     "warmup_fits": (
-        [HYPER + "WARMUP_STEPS=401"],
-        "WARMUP_STEPS is 401 but EPOCHS x STEPS_PER_EPOCH is 400 steps; give fewer",
+        [HYPER + "WARMUP_STEPS=601"],
+        "WARMUP_STEPS is 601 but EPOCHS x STEPS_PER_EPOCH is 600 steps; give fewer",
     ),
     "micro_batch_fits": (
         ["TRAINING.MICRO_BATCH=129"],

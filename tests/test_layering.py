@@ -28,7 +28,7 @@ FLOORS = (
     # state: what is kept, how it is written, how workers share it
     "checkpoint durable lock storage distributed ema gradients objective optimizer train_state "
     "measures memory metrics_log pictures provenance run_names grid ledger sweep",
-    "trainer train_step evaluate reference_lines model rundir worker progress doctor "
+    "trainer train_step evaluate reference_lines model rundir worker progress profile doctor "
     "generate image_generator film loaded request base_images slots",
     "adapters report",
     "launch",

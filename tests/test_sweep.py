@@ -56,9 +56,16 @@ def test_the_pred_types_sweep_varies_what_is_predicted_and_nothing_else() -> Non
     assert changed == {SCHEDULER, PRED_TYPE}
 
 
-def test_the_full_grid_skips_exactly_noise_at_zero_terminal_snr() -> None:
-    skipped = load_sweep(ROOT / "sweeps" / "full_grid.yaml").skipped
-    assert len(skipped) == 27
+def test_the_full_grid_is_three_by_three_by_three_with_three_seeds() -> None:
+    loaded = load_sweep(ROOT / "sweeps" / "full_grid.yaml")
+    assert len(loaded.trials) == 81 and not loaded.skipped
+    assert {trial.seed for trial in loaded.trials} == {0, 1, 2}
+
+
+def test_noise_prediction_at_zero_terminal_snr_is_skipped() -> None:
+    zero = "GRID.TRAINING.NETWORK.ZERO_TERMINAL_SNR=[false, true]"
+    skipped = load_sweep(ROOT / "sweeps" / "full_grid.yaml", [zero]).skipped
+    assert len(skipped) == 9
     for one in skipped:
         assert one.cell[PRED_TYPE] == "noise"
         assert one.reason.startswith("TRAINING.PRED_TYPE is noise but")

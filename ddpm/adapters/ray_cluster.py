@@ -4,6 +4,7 @@ machine.
 Ray executes what its clients send, so there is always a token: Ray's ports are not all on loopback.
 """
 
+import logging
 import os
 import secrets
 import shutil
@@ -34,13 +35,13 @@ def ray_cluster(num_cpus: int | None = None) -> Iterator[None]:
 
     try:
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
             ray.init(
                 num_cpus=num_cpus or available_cpus(),
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
             )
         yield
     finally:

@@ -85,7 +85,7 @@ def run_trials(
     finally:
         shutil.rmtree(storage, ignore_errors=True)
     ended = ledger.outcomes()
-    for trial, result in zip(trials, results, strict=True):
+    for trial, result in zip(trials, map(results.__getitem__, range(len(trials))), strict=True):
         if result.error is not None and trial.trial not in ended:
             ledger.record(
                 trial.failed(f"the trial's process died: {_last_line(str(result.error))}")

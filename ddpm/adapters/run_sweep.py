@@ -16,7 +16,7 @@ from ddpm.config import Config
 from ddpm.dataset import Dataset
 from ddpm.durable import lock, make_folder, remove, write_json
 from ddpm.errors import InputError, Interrupted
-from ddpm.ledger import Ledger, Outcome
+from ddpm.ledger import Ledger, Outcome, cell_name
 from ddpm.progress import Tail, watch
 from ddpm.rundir import RunDirectory
 from ddpm.sweep import PlannedTrial, Sweep, write_best
@@ -59,6 +59,24 @@ def run(sweep: Sweep, *, should_stop: Callable[[], bool]) -> int:
         if stop_file.exists():
             raise Interrupted(f"{folder}: stopped; run the same command again to continue")
         return _conclude(sweep, folder, ledger, trials, console)
+
+
+def dry_run(sweep: Sweep) -> int:
+    """Print every cell and what the trials would take; nothing is written, no data is packed."""
+    console = Console()
+    resources, concurrent = _resources(sweep)
+    found = [problem for t in sweep.trials for problem in shards.source_problems(t.config)]
+    if found:
+        raise InputError(list(dict.fromkeys(found)))
+    for trial in sweep.trials:
+        console.print(f"{cell_name(trial.cell)} · seed {trial.seed}", markup=False)
+    _print_skipped(sweep, console)
+    console.print(
+        f"would run {len(sweep.trials)} trials, {concurrent} side by side, each with "
+        f"{resources.num_workers} worker(s) of {resources.cpus_per_worker} core(s) and "
+        f"{resources.gpus_per_worker:g} GPU; nothing was written"
+    )
+    return 0
 
 
 def _resources(sweep: Sweep) -> tuple[Resources, int]:
@@ -163,12 +181,16 @@ def _announce(
     folder: Path,
     console: Console,
 ) -> None:
-    for cell in sweep.skipped:
-        console.print(f"skipped {cell.name}: {cell.reason}")
+    _print_skipped(sweep, console)
     console.print(
         f"sweep {sweep.name}: {len(trials)} trials, {todo} to run, {concurrent} side by side"
     )
     console.print(f"results go to {folder}", soft_wrap=True)
+
+
+def _print_skipped(sweep: Sweep, console: Console) -> None:
+    for cell in sweep.skipped:
+        console.print(f"skipped {cell.name}: {cell.reason}", markup=False)
 
 
 def _run_todo(
