@@ -124,9 +124,18 @@ def test_one_cell_is_not_compared() -> None:
     assert "nothing to compare" in verdict_of({"noise": [curve()]}).headline
 
 
+def tells_any_of_nine_apart(verdict: Verdict) -> bool:
+    """Whether a verdict on nine cells fails to list every cell as level with the leaders."""
+    if verdict.kind != "tie":
+        return True
+    if "lowest by both measures" in verdict.headline:
+        return "3 others" not in verdict.headline  # five named, three not
+    return "2 others" not in verdict.sentences[0]
+
+
 @pytest.mark.parametrize("num_seeds", [1, 2, 3])
 def test_one_configuration_under_nine_names_cannot_be_told_apart(num_seeds: int) -> None:
-    """A/A: at most 5 % of sweeps may name a winner or a disagreement between equal cells."""
+    """A/A: at most 5 % of sweeps may tell any of the equal cells from the best of them."""
     rng = np.random.default_rng(num_seeds)
     claims, sweeps = 0, 150
     for _ in range(sweeps):
@@ -139,7 +148,7 @@ def test_one_configuration_under_nine_names_cannot_be_told_apart(num_seeds: int)
                 own = rng.normal(1, 0.05, pairs.shape)
                 trials.append(trial_of(name, seed, curve()[:, None] * pairs * own * factor))
         sweep = sweep_of(trials)
-        claims += judge(sweep, rank(sweep)).kind in ("winner", "split")
+        claims += tells_any_of_nine_apart(judge(sweep, rank(sweep)))
     assert claims <= 0.06 * sweeps
 
 
