@@ -44,7 +44,7 @@ def run(sweep: Sweep, *, should_stop: Callable[[], bool]) -> int:
     data = _open_all(sweep)
     trials = [_trial(one, data, resources, concurrent) for one in sweep.trials]
     make_folder(folder)
-    with lock(folder / "sweep.lock", f"sweep {sweep.name}", wait_s=PATIENCE_S):
+    with lock(folder / "sweep.lock", f"sweep {sweep.name}"):
         write_json(folder / "sweep.json", _facts(sweep, trials))
         ledger, stop_file = Ledger(folder / "ledger"), folder / "stop"
         remove(stop_file)
