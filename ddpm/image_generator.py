@@ -75,7 +75,7 @@ class ImageGenerator:
         self.sampler = Sampler(
             pred_type=self.model.pred_type,
             steps=configuration.sampling_steps(request.options, timesteps),
-            ddim_eta=request.eta,
+            ddim_eta=request.options.DDIM_ETA,
             guidance=request.options.GUIDANCE,
             clip_denoise=request.options.CLIP_DENOISE,
             seed=request.seed,

@@ -51,10 +51,6 @@ class Request:
         return self.options.RANDOM_SEED or 0
 
     @property
-    def eta(self) -> float:
-        return 1.0 if self.options.SAMPLER == "ddpm" else self.options.DDIM_ETA
-
-    @property
     def folder(self) -> Path:
         """Where the images go."""
         chosen = self.options.GEN_SAVE_DIR
@@ -68,7 +64,7 @@ class Request:
         spacing = f"rev{number}" if kind == "reverse_stride" else f"steps{number}"
         channels, height, width = self.image_shape
         shape = f"{self.options.NUM_GEN_IMAGES}x{height}x{width}x{channels}"
-        return f"ddim_eta{self.eta}_{spacing}_gen_{shape}"
+        return f"ddim_eta{self.options.DDIM_ETA}_{spacing}_gen_{shape}"
 
     def describe(self) -> str:
         """One line: what is drawn, of what, to where."""
