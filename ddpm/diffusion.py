@@ -136,8 +136,6 @@ def convert(
     """
     check_choice("source", source, PRED_TYPES)
     check_choice("target", target, PRED_TYPES)
-    if source == target:
-        return pred
     to = {"noise": noise_from_pred, "image": x0_from_pred, "velocity": velocity_from_pred}[target]
     return to(pred, x_t, alpha, sigma, source)
 

@@ -271,7 +271,7 @@ def _step(
         x_s = x_s + per_sample(step_std, x0_hat) * noise
     elif eta > 0 and bool((s > 0).any()):
         raise ValueError(f"eta is {eta} and s is not 0, so the step needs noise; none was given")
-    return torch.where(per_sample(sigma_s, x0_hat) == 0, x0_hat, x_s)
+    return x_s
 
 
 def _check_eta(eta: float) -> None:

@@ -519,14 +519,20 @@ def test_autocast_around_the_sampler_changes_nothing_but_the_network() -> None:
     plain = draw()
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(draw(), plain)
-    half = sample(
-        lambda x_t, time, labels: affine_network(x_t, time, labels).bfloat16(),
-        schedule,
-        ids,
-        SHAPE,
-        pred_type="velocity",
-    )
-    assert half.dtype == torch.float32
+
+
+@every_pred_type
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_state_is_float32_whatever_the_network_returns(
+    pred_type: str, dtype: torch.dtype
+) -> None:
+    def network(x_t: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+        assert x_t.dtype == time.dtype == torch.float32
+        return affine_network(x_t, time, labels).to(dtype)
+
+    schedule, ids = NoiseSchedule("cosine", 10), torch.arange(3)
+    for state in sample_steps(network, schedule, ids, SHAPE, pred_type=pred_type, ddim_eta=0.5):
+        assert state.x_t.dtype == state.x0_hat.dtype == torch.float32
 
 
 # --- options

@@ -110,6 +110,28 @@ def test_time_from_logsnr_inverts_logsnr(name: str, variant: dict, num_timesteps
     assert float(schedule.time_from_logsnr(low)) == pytest.approx(1, abs=1e-12)
 
 
+@pytest.mark.parametrize("name", sorted(BETAS))
+def test_tables_are_interpolated_in_logsnr_and_at_infinite_ends_in_what_vanishes(
+    name: str,
+) -> None:
+    schedule = NoiseSchedule(name, 50, zero_terminal_snr=True)
+    fraction = torch.linspace(0, 1, 11, dtype=torch.float64)
+    alpha, sigma = schedule.alpha_sigma_at(torch.tensor([1, 49]))
+    first_alpha, first_sigma = schedule.alpha_sigma(fraction / 50)
+    assert_close(first_sigma / first_alpha, fraction * sigma[0] / alpha[0], rtol=1e-9, atol=0)
+    last_alpha, last_sigma = schedule.alpha_sigma((49 + fraction) / 50)
+    assert_close(
+        last_alpha / last_sigma, (1 - fraction) * alpha[1] / sigma[1], rtol=1e-9, atol=1e-15
+    )
+    before, after = schedule.logsnr_at(torch.tensor([20, 21]))
+    assert_close(
+        schedule.logsnr((20 + fraction) / 50),
+        before + fraction * (after - before),
+        rtol=1e-12,
+        atol=0,
+    )
+
+
 def test_python_numbers_keep_their_digits() -> None:
     schedule = NoiseSchedule("linear", 1000)
     assert float(schedule.alpha_bar(0.1)) == pytest.approx(math.exp(-0.1095), rel=1e-15)
@@ -267,7 +289,7 @@ def test_sigma_keeps_its_digits_near_clean_data(name: str, variant: dict) -> Non
         s2 = math.sin(math.radians(degrees) * 1e-6) ** 2
         variance = s2 if name == "cosine" else 3 * s2 - 3 * s2**2 + s2**3
     odds = variance / (1 - variance) * math.exp(-schedule.logsnr_shift)
-    assert sigma == pytest.approx(math.sqrt(odds / (1 + odds)), rel=1e-12)
+    assert sigma == pytest.approx(math.sqrt(odds / (1 + odds)), rel=1e-12, abs=0)
 
 
 def test_timesteps_may_have_any_shape() -> None:
@@ -326,7 +348,8 @@ def test_places_outside_a_schedule_are_refused() -> None:
             schedule.logsnr_at(torch.tensor([3, t]))
     with pytest.raises(ValueError, match="t is torch.float32; give int64"):
         schedule.alpha_sigma_at(torch.tensor([3.0]))
-    for logsnr in (-10.2, 5.0, math.inf, math.nan):
+    low, high = schedule.logsnr_range
+    for logsnr in (low - 1e-6, high + 1e-6, math.inf, math.nan):
         with pytest.raises(
             ValueError, match="logsnr is .*, but linear with 10 timesteps goes from"
         ):
