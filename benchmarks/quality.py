@@ -1,6 +1,6 @@
 """How good the digits of a sweep's networks are, judged from outside.
 
-    python benchmarks/quality.py training_outputs/sweeps/pred_types [--num 1000]
+    python benchmarks/quality.py training_outputs/sweeps/pred_types [--num 500]
 
 Of every finished trial: class-conditional DDIM samples (50 steps, EMA weights, x0 clipped). A
 support-vector classifier trained on the real training digits says how many it recognises as the
@@ -46,7 +46,13 @@ def samples(run_dir: Path, num: int) -> tuple[np.ndarray, np.ndarray]:
     labels = torch.arange(num) % (model.network.num_classes or 1)
     sampler = Sampler(pred_type=model.pred_type, steps={"num_steps": 50}, clip_denoise=True)
     images = draw(
-        model.network, model.schedule, num, (channels, height, width), sampler, labels=labels
+        model.network,
+        model.schedule,
+        num,
+        (channels, height, width),
+        sampler,
+        labels=labels,
+        batch_size=min(num, 250),
     )
     return images.reshape(num, -1).astype(np.float64), labels.numpy()
 
@@ -65,7 +71,7 @@ def main() -> int:
     """Print the table; 0."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sweep", type=Path, help="a sweep's folder, with its ledger")
-    parser.add_argument("--num", type=int, default=1000, help="samples of each trial")
+    parser.add_argument("--num", type=int, default=500, help="samples of each trial")
     args = parser.parse_args()
     done = [o for o in Ledger(args.sweep / "ledger").outcomes().values() if o.status == "done"]
     if not done:

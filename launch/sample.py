@@ -7,7 +7,6 @@ examples:
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -45,8 +44,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"would draw {request.describe()}; nothing was written")
         return 0
 
-    # Read when torch is loaded: threads that spin while they wait starve other processes.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ddpm.image_generator import generate
 
     print(generate(request).describe())
