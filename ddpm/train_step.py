@@ -20,9 +20,7 @@ from ddpm.errors import NonFiniteError
 from ddpm.gradients import GradientBuffer
 from ddpm.objective import (
     NUM_SUMS,
-    Draws,
     Loss,
-    SampleLosses,
     draw,
     metrics_from,
     sample_losses,
@@ -39,6 +37,17 @@ from ddpm.schedule import NoiseSchedule
 from ddpm.train_state import Tensors, TrainState, Window
 
 EXACT_PARTS = 4  # parts of the global batch under NUMERICS exact, unless MICRO_BATCH is given
+LEAST_LOSS_SCALE = 1.0  # fp16 gradients that overflow below it are not the scale's fault
+
+
+def exact_part_size(training: Training) -> int:
+    """Samples of one part of the global batch under NUMERICS exact."""
+    return training.MICRO_BATCH or -(-training.HYPER_PARAMETERS.BATCH_SIZE // EXACT_PARTS)
+
+
+def exact_parts(training: Training) -> int:
+    """Parts of the global batch under NUMERICS exact: the most workers there can be."""
+    return -(-training.HYPER_PARAMETERS.BATCH_SIZE // exact_part_size(training))
 
 
 class Stepper:
@@ -77,7 +86,7 @@ class Stepper:
         """
         micro = self.training.MICRO_BATCH
         if self.training.NUMERICS == "exact":
-            size = micro or -(-self.batch_size // EXACT_PARTS)
+            size = exact_part_size(self.training)
             own = range(self.batch_size)
         else:
             own = share(self.batch_size, self.group.rank, self.group.size)
@@ -121,7 +130,7 @@ class Stepper:
         self.buffer.begin()
         own = self._own_parts()
         offset = self.parts[own[0]].start
-        seen: list[tuple[Batch, Draws, SampleLosses]] = []
+        seen: list[Tensor] = []
         for index in own:
             part = self.parts[index]
             piece = batch.part(part.start - offset, part.stop - offset)
@@ -134,8 +143,10 @@ class Stepper:
         self.step += 1
         return numbers[-1] > 0
 
-    def _backward(self, piece: Batch, row: int) -> tuple[Batch, Draws, SampleLosses]:
-        """Gradients and sums of one part, added to its row."""
+    def _backward(self, piece: Batch, row: int) -> Tensor:
+        """Gradients and sums of one part, added to its row. Returns int64 (n, 3): timestep, sample
+        id and whether the loss is finite.
+        """
         draws = draw(self.training, self.network, self.schedule, piece, self.step)
         losses = sample_losses(
             self.training, self.forward, self.schedule, piece, draws, self.loss, self._autocast()
@@ -143,7 +154,7 @@ class Stepper:
         self.buffer.collect_into(row)
         self.scaler.scale(losses.loss.sum() / self.batch_size).backward()
         self.buffer.add_sums(row, torch.cat([losses.sums(), losses.loss.new_zeros(1)]))
-        return piece, draws, losses
+        return torch.stack([draws.t, piece.ids, torch.isfinite(losses.loss).long()], dim=1)
 
     def _autocast(self) -> AbstractContextManager[object]:
         dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -152,7 +163,7 @@ class Stepper:
         return torch.autocast(self.group.device.type, dtype=dtypes[self.training.PRECISION])
 
     def _apply(
-        self, gradient: Tensor, sums: Tensor, seen: list[tuple[Batch, Draws, SampleLosses]]
+        self, gradient: Tensor, sums: Tensor, seen: list[Tensor]
     ) -> tuple[bool, float, list[float]]:
         """(skipped, gradient norm, sums): clip by the global norm, AdamW, EMA. fp16 may skip an
         overflown step.
@@ -163,6 +174,8 @@ class Stepper:
         if numbers[1] > 0 or not (np.isfinite(norm) or self.scaler.is_enabled()):
             raise self._non_finite(norm, seen)
         skipped = not np.isfinite(norm)
+        if skipped and self.scaler.get_scale() < LEAST_LOSS_SCALE:
+            raise self._non_finite(norm, seen)
         clip = self.training.CLIP_NORM
         if clip is not None and not skipped and norm > clip:
             gradient *= clip / norm
@@ -175,18 +188,13 @@ class Stepper:
                 ema.update(tensors, self.parameters, decay, self.step)
         return skipped, norm, numbers
 
-    def _non_finite(
-        self, norm: float, seen: list[tuple[Batch, Draws, SampleLosses]]
-    ) -> NonFiniteError:
+    def _non_finite(self, norm: float, seen: list[Tensor]) -> NonFiniteError:
         """The error naming the step, and the timesteps and sample ids whose loss is not finite, on
         any worker.
         """
         found = torch.full((16, 2), -1, dtype=torch.int64, device=self.group.device)
-        bad = [
-            torch.stack([draws.t, piece.ids], 1)[~torch.isfinite(losses.loss)]
-            for piece, draws, losses in seen
-        ]
-        rows = torch.cat(bad)[:16]
+        samples = torch.cat(seen)
+        rows = samples[samples[:, 2] == 0][:16, :2]
         found[: len(rows)] = rows
         pairs = [pair for pair in self.group.gather(found).flatten(0, 1).tolist() if pair[0] >= 0]
         what = f"gradient norm {norm}"

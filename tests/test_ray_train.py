@@ -7,10 +7,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.test_resume import DIGITS, SETTINGS, fingerprint, undisturbed
 
 from ddpm.adapters.ray_tune import FilePoll
 from ddpm.errors import InputError, LockedError, NonFiniteError
+from tests.test_resume import DIGITS, SETTINGS, fingerprint, undisturbed
 
 ROOT = Path(__file__).parent.parent
 

@@ -299,3 +299,14 @@ def test_compile_follows_the_eager_run() -> None:
         list(train(settings(1, COMPILE=c), network(), SCHEDULE, digits())) for c in (False, True)
     )
     assert eager[0].metrics["loss"] == pytest.approx(compiled[0].metrics["loss"], rel=1e-3)
+
+
+def test_fp16_gradients_that_never_become_finite_stop_the_run() -> None:
+    """The loss scale has a floor: below it an overflow is not the scale's fault."""
+
+    def loss(prediction: Tensor, target: Tensor, logsnr: Tensor) -> Tensor:
+        return (prediction - prediction).flatten(1).sum(1).abs().sqrt()  # value 0, gradient NaN
+
+    options = settings(10, PRECISION="fp16")
+    with pytest.raises(NonFiniteError, match="non-finite gradient norm"):
+        list(train(options, network(), SCHEDULE, digits(), loss=loss))

@@ -21,6 +21,7 @@ from ddpm.distributed import Group, best_device
 from ddpm.errors import InputError, Interrupted
 from ddpm.progress import Tail, watch
 from ddpm.rundir import RunDirectory
+from ddpm.train_step import exact_parts
 from ddpm.trainer import total_steps
 from ddpm.unet import UNet
 from ddpm.unet_summary import summary
@@ -109,6 +110,12 @@ def workers_for(config: Config) -> Workers:
         raise InputError(
             f"CLUSTER.NUM_WORKERS is {count} but TRAINING.HYPER_PARAMETERS.BATCH_SIZE is {batch}; "
             f"give at most {batch} workers, so that each has a sample"
+        )
+    training = config.TRAINING
+    if training.NUMERICS == "exact" and count > (most := exact_parts(training)):
+        raise InputError(
+            f"CLUSTER.NUM_WORKERS is {count} but TRAINING.NUMERICS exact cuts a batch into {most} "
+            f"parts; give at most {most} workers, or a smaller TRAINING.MICRO_BATCH"
         )
     share = wanted.GPUS_PER_WORKER if wanted.GPUS_PER_WORKER is not None else float(gpus > 0)
     return Workers(count=count, cpus=cpus, gpus=share)

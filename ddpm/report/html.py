@@ -46,7 +46,7 @@ def page(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
 
 def _first_screen(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
     kind = "Sweep" if sweep.is_sweep else "Run"
-    question = sweep.question or sweep.name
+    question = sweep.question[:1].upper() + sweep.question[1:] or sweep.name
     name = f"{kind} {sweep.name}" if sweep.question else kind
     sentences = "".join(f"<p>{escape(one)}</p>" for one in verdict.sentences)
     return (
