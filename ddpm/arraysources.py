@@ -60,8 +60,19 @@ class ArraySource(Source):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
+    def labels(self) -> NDArray[np.int64] | None:
+        return self._checked_labels(self._labels)
+
     def load(self, *, progress: bool = False) -> Loaded:
         return self._checked(self._images, self._labels)
+
+    def _checked_labels(self, labels: NDArray | None) -> NDArray[np.int64] | None:
+        if labels is None:
+            return None
+        flat = np.asarray(labels).reshape(-1)
+        if problems := label_problems(flat):
+            raise InputError([f"{self.name}: {problem}" for problem in problems])
+        return flat.astype(np.int64)
 
     def _checked(self, images: NDArray, labels: NDArray | None) -> Loaded:
         problems = [] if images.dtype == np.uint8 else list(float_problems(images))
@@ -106,6 +117,12 @@ class NpzSource(ArraySource):
     def identity(self) -> str:
         return self._content
 
+    def labels(self) -> NDArray[np.int64] | None:
+        try:
+            return self._checked_labels(self._members[1].read() if self.has_labels else None)
+        except ValueError as error:
+            raise InputError(f"{self.name}: {error}") from error
+
     def load(self, *, progress: bool = False) -> Loaded:
         try:
             arrays = [member.read() for member in self._members]
@@ -142,6 +159,13 @@ class IdxSource(ArraySource):
     def identity(self) -> str:
         return files_identity(self._paths)
 
+    def labels(self) -> NDArray[np.int64] | None:
+        try:
+            labels = arrayfiles.read_idx(self._paths[1]) if self.has_labels else None
+        except ValueError as error:
+            raise InputError(f"{self._paths[1]} {error}") from error
+        return self._checked_labels(labels)
+
     def load(self, *, progress: bool = False) -> Loaded:
         arrays, problems = [], []
         for file in self._paths:
@@ -164,6 +188,9 @@ class DigitsSource(ArraySource):
 
     def identity(self) -> str:
         return hashlib.sha256(DIGITS.encode()).hexdigest()
+
+    def labels(self) -> NDArray[np.int64] | None:
+        return self.load().labels
 
     def load(self, *, progress: bool = False) -> Loaded:
         from sklearn.datasets import load_digits

@@ -48,6 +48,9 @@ class FolderSource(Source):
     def identity(self) -> str:
         return files_identity(self._paths, self._root)
 
+    def labels(self) -> np.ndarray | None:
+        return self._labels
+
     def load(self, *, progress: bool = False) -> Loaded:
         """Decodes every picture once: all broken ones are known before anything is written."""
         problems: list[str] = []

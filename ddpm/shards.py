@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ddpm.config import image_shape
 from ddpm.errors import InputError
@@ -87,7 +88,7 @@ def check(config: Config, index: Index) -> list[str]:
     problems = [
         *_shape_problems(config, index.channels, index.smallest_size),
         *_class_problems(config, index.num_classes is not None),
-        *_label_problems(config, index),
+        *_label_problems(config, index.labels),
         *_split_problems(config, index.num_samples),
     ]
     return [f"DATASET.PATH {index.folder}: {problem}" for problem in problems]
@@ -115,7 +116,18 @@ def _unpacked_problems(config: Config, source: Source) -> list[str]:
     if source.image_shape is not None:
         channels, *size = source.image_shape
         problems += _shape_problems(config, channels, (size[0], size[1]))
-    return [f"DATASET.PATH {source.name}: {problem}" for problem in problems]
+    unreadable: tuple[str, ...] = ()
+    # Names bound the class numbers, which spares scikit-learn's digits their import.
+    classes = config.TRAINING.NETWORK.NUM_CLASSES
+    if classes is not None and len(source.class_names or ()) not in range(1, classes + 1):
+        try:
+            problems += _label_problems(config, source.labels())
+        except InputError as error:
+            unreadable = error.problems
+    return [
+        *(f"DATASET.PATH {source.name}: {problem}" for problem in problems),
+        *(f"DATASET.PATH: {problem}" for problem in unreadable),
+    ]
 
 
 def _shape_problems(config: Config, channels: int, smallest: tuple[int, int]) -> Iterator[str]:
@@ -146,12 +158,11 @@ def _class_problems(config: Config, has_labels: bool) -> Iterator[str]:
         )
 
 
-def _label_problems(config: Config, index: Index) -> Iterator[str]:
+def _label_problems(config: Config, labels: NDArray[np.int64] | None) -> Iterator[str]:
     """Labels that are no class of the network."""
     classes = config.TRAINING.NETWORK.NUM_CLASSES
-    if classes is None or index.num_classes is None or index.num_classes <= classes:
+    if classes is None or labels is None:
         return
-    labels = index.table["label"]
     beyond = np.flatnonzero(labels >= classes)
     if len(beyond):
         yield (

@@ -49,6 +49,10 @@ class Source(ABC):
         """A hex digest that changes when the content does."""
 
     @abstractmethod
+    def labels(self) -> NDArray[np.int64] | None:
+        """The labels from 0, (N,), without the images; None without labels. Raises InputError."""
+
+    @abstractmethod
     def load(self, *, progress: bool = False) -> Loaded:
         """The images and labels. Raises InputError with every problem in them."""
 

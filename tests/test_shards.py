@@ -100,6 +100,18 @@ def test_source_problems_see_sources_without_packing(tmp_path: Path) -> None:
     assert "compressed" in shards.source_problems(make_config(tmp_path / "tars"))[0]
 
 
+def test_labels_are_judged_before_anything_is_packed(tmp_path: Path) -> None:
+    path = tmp_path / "in.npz"
+    np.savez(path, images=GREY, labels=np.where(np.arange(40) == 7, 12, LABELS))
+    *_, problem = shards.source_problems(make_config(path))
+    assert "outside 0..9" in problem and "12 of sample 7" in problem
+    np.savez(path, images=GREY, labels=LABELS - 1)
+    assert "below 0" in "".join(shards.source_problems(make_config(path)))
+    (problem,) = shards.source_problems(make_config("digits", TRAINING__NETWORK__NUM_CLASSES=3))
+    assert "outside 0..2" in problem
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_prepare_uses_shards_where_they_lie(tmp_path: Path, digits: Path) -> None:
     assert shards.prepare(make_config(digits, tmp_path / "out")).folder == digits
     sorted_shards(tmp_path / "foreign", "ab", 4)
