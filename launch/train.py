@@ -1,8 +1,9 @@
 """One training. Run the same command again to resume.
 
-examples: python launch/train.py configs/digits.yaml python launch/train.py configs/digits.yaml
-TRAINING.PRED_TYPE=noise TRAINING.NETWORK.SCHEDULER=cos6 python launch/train.py
-configs/fashion_mnist.yaml --dry-run
+examples:
+  python launch/train.py configs/digits.yaml
+  python launch/train.py configs/digits.yaml TRAINING.PRED_TYPE=noise TRAINING.SEED=1
+  python launch/train.py configs/fashion_mnist.yaml --dry-run
 """
 
 import argparse
@@ -19,8 +20,9 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("config", help="YAML file")
     result.add_argument("overrides", nargs="*", metavar="SECTION.KEY=value", help="changed keys")
-    result.add_argument("--new", action="store_true", help="start another run of this config")
-    result.add_argument("--resume", metavar="DIR", help="continue exactly this run directory")
+    which = result.add_mutually_exclusive_group()
+    which.add_argument("--new", action="store_true", help="start another run of this config")
+    which.add_argument("--resume", metavar="DIR", help="continue exactly this run directory")
     result.add_argument("--dry-run", action="store_true", help="check and print all, write nothing")
     return result
 

@@ -107,6 +107,9 @@ def test_help_answers_at_once_without_any_heavy_package(launcher: str) -> None:
     cpu_seconds = sum(os.times()[2:4]) - before
     assert done.returncode == 0, done.stderr[-2000:]
     assert "usage:" in done.stdout
+    commands = [line for line in done.stdout.splitlines() if "python launch/" in line]
+    assert commands, "no example"
+    assert all(line.count("python ") == 1 and line.startswith("  python") for line in commands)
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "argparse" in loaded
     assert not loaded & set(HEAVY)
