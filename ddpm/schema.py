@@ -89,7 +89,7 @@ class HyperParameters(Section):
         None, "Optimizer steps called an epoch; null = ceil(training images / BATCH_SIZE)", low=1
     )
     LR_TYPE: str = option("warmup_cosine", "Learning-rate curve", choices=LR_TYPES)
-    LEARNING_RATE: float = option(2e-4, "Peak learning rate", above=0, high=10.0)
+    LEARNING_RATE: float = option(2e-4, "Peak learning rate", above=0, high=1e4)
     WARMUP_STEPS: int | None = option(
         1000, "Steps of linear warm-up in warmup_cosine; null = none", low=0
     )
