@@ -151,7 +151,7 @@ class RunDirectory:
             self._open.enter_context(
                 durable.lock(self.path / ".lock", f"run directory {self.path}", wait_s=wait_s)
             )
-            self._refuse_another(config, data_sha256)
+            self.refuse_another(config, data_sha256)
             for folder in (self.path, self.checkpoints, self.inline_gen):
                 durable.clean_temporaries(folder)
             durable.remove(self.path / STOP)
@@ -196,15 +196,7 @@ class RunDirectory:
         """Lets go of the directory. Harmless when it is not held."""
         self._open.close()
 
-    @property
-    def _last_step(self) -> int:
-        return max(checkpoint.steps(self.checkpoints), default=0)
-
-    @property
-    def _sequence(self) -> int:
-        return int(self.provenance.get("sequence", 0))
-
-    def _refuse_another(self, config: Config, data_sha256: str) -> None:
+    def refuse_another(self, config: Config, data_sha256: str) -> None:
         """Raises InputError when the directory belongs to another configuration or other data."""
         if not (self.path / CONFIG).exists():
             return
@@ -222,6 +214,14 @@ class RunDirectory:
         if lines:
             head = f"{self.path} belongs to another configuration; start a new run, or undo:"
             raise InputError([head, *lines])
+
+    @property
+    def _last_step(self) -> int:
+        return max(checkpoint.steps(self.checkpoints), default=0)
+
+    @property
+    def _sequence(self) -> int:
+        return int(self.provenance.get("sequence", 0))
 
     def _open_log(self) -> None:
         """From now until close(), what `ddpm` logs goes to train.log too."""

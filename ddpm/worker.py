@@ -19,7 +19,7 @@ from ddpm import config as configuration
 from ddpm.config import Config
 from ddpm.dataset import Dataset
 from ddpm.distributed import Group
-from ddpm.errors import InputError, Interrupted
+from ddpm.errors import InputError, Interrupted, StorageError
 from ddpm.profile import profiler
 from ddpm.rundir import RunDirectory
 from ddpm.schedule import NoiseSchedule
@@ -135,16 +135,25 @@ def build(config: Config) -> tuple[UNet, NoiseSchedule]:
     return network, NoiseSchedule(**configuration.schedule_arguments(config))
 
 
+def start_problems(config: Config) -> list[str]:
+    """Why the weights of TRAINED_H5 cannot be started from; loads them where they are wanted."""
+    if config.TRAINING.IS_NEW_TRAIN:
+        return []
+    try:
+        build(config)
+    except (InputError, StorageError) as error:
+        return str(error).splitlines()
+    return []
+
+
 def _start_from(network: nn.Module, source: str) -> None:
     """The weights of the run or checkpoint `source` put into the network; InputError when they do
     not fit.
     """
-    if source.endswith((".h5", ".hdf5", ".keras")):
-        raise InputError(
-            f"TRAINING.TRAINED_H5 is {source!r}, a Keras file, which cannot be read yet; "
-            "give a run directory or a checkpoint of this project"
-        )
-    weights = generate.load_network(Path(source)).network.state_dict()
+    try:
+        weights = generate.load_network(Path(source)).network.state_dict()
+    except InputError as error:
+        raise InputError([f"TRAINING.TRAINED_H5: {line}" for line in error.problems]) from error
     own = network.state_dict()
     unlike = sorted(
         name

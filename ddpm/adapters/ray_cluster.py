@@ -24,9 +24,9 @@ QUIET = {
 
 
 @contextmanager
-def ray_cluster(num_cpus: int | None = None) -> Iterator[None]:
-    """Ray, initialised. num_cpus: what a cluster of our own may use; null = what this process may
-    use.
+def ray_cluster(least_cpus: int = 0) -> Iterator[None]:
+    """Ray, initialised. A cluster of our own has the cores this process may use, and least_cpus
+    where those are fewer: Ray would wait for ever for more cores than it knows of.
     """
     os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
     address = os.environ.get("RAY_ADDRESS")
@@ -38,7 +38,7 @@ def ray_cluster(num_cpus: int | None = None) -> Iterator[None]:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
             ray.init(
-                num_cpus=num_cpus or available_cpus(),
+                num_cpus=max(least_cpus, available_cpus()),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpm.distributed import Group, best_device
+from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import DdpmError, Interrupted
 from ddpm.ledger import Ledger, Outcome
 from ddpm.worker import Job, work
@@ -32,6 +32,11 @@ class Resources:
     num_workers: int
     cpus_per_worker: int
     gpus_per_worker: float
+
+    @property
+    def cores(self) -> int:
+        """Cores of a cluster that the trial fits in: one more where it waits for its workers."""
+        return self.num_workers * self.cpus_per_worker + (self.num_workers > 1)
 
     def request(self) -> dict[str, float]:
         """What Tune reserves for the trial; the workers of a nested run reserve their own."""
@@ -132,7 +137,7 @@ def _run(job: Job, sweep: str, resources: Resources, stop_file: Path) -> dict[st
             gpus_per_worker=resources.gpus_per_worker,
             sweep=sweep,
         )
-    group = Group(device=best_device())
+    group = Group(device=best_device() if resources.gpus_per_worker else CPU)
     return work(job, group, mirror=wandb_mirror(sweep), should_stop=FilePoll(stop_file))
 
 

@@ -1,10 +1,12 @@
 """A sweep from its file: pack the data, run what the ledger lacks, end with table and report."""
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from ddpm import config as configuration
@@ -21,7 +23,7 @@ from ddpm.progress import Tail, watch
 from ddpm.rundir import RunDirectory
 from ddpm.sweep import PlannedTrial, Sweep, write_best
 from ddpm.trainer import total_steps
-from ddpm.worker import Job, open_data
+from ddpm.worker import Job, open_data, start_problems
 
 # trials of a driver that was killed may take some seconds to die and let go of their locks
 PATIENCE_S = 60.0
@@ -40,7 +42,7 @@ def run(sweep: Sweep, *, should_stop: Callable[[], bool]) -> int:
     """Run the sweep to its end: 0, or 1 when trials failed. Raises Interrupted when stopped."""
     console = Console()
     folder = Path(sweep.base.TRAINING.OUTPUT_DIR).absolute() / "sweeps" / sweep.name
-    resources, concurrent = _resources(sweep)
+    resources, concurrent = _checked(sweep)
     data = _open_all(sweep)
     trials = [_trial(one, data, resources, concurrent) for one in sweep.trials]
     make_folder(folder)
@@ -64,10 +66,7 @@ def run(sweep: Sweep, *, should_stop: Callable[[], bool]) -> int:
 def dry_run(sweep: Sweep) -> int:
     """Print every cell and what the trials would take; nothing is written, no data is packed."""
     console = Console()
-    resources, concurrent = _resources(sweep)
-    found = [problem for t in sweep.trials for problem in shards.source_problems(t.config)]
-    if found:
-        raise InputError(list(dict.fromkeys(found)))
+    resources, concurrent = _checked(sweep)
     for trial in sweep.trials:
         console.print(f"{cell_name(trial.cell)} · seed {trial.seed}", markup=False)
     _print_skipped(sweep, console)
@@ -79,14 +78,31 @@ def dry_run(sweep: Sweep) -> int:
     return 0
 
 
+def _checked(sweep: Sweep) -> tuple[Resources, int]:
+    """As _resources; InputError with all that keeps any trial from starting."""
+    found = [problem for t in sweep.trials for problem in shards.source_problems(t.config)]
+    found += [problem for t in sweep.trials for problem in start_problems(t.config)]
+    resources = None
+    try:
+        resources = _resources(sweep)
+    except InputError as error:
+        found += error.problems
+    if resources is None or found:
+        raise InputError(list(dict.fromkeys(found)))
+    return resources
+
+
 def _resources(sweep: Sweep) -> tuple[Resources, int]:
     """What each trial takes, and how many run side by side: as many as the machine holds."""
-    workers = workers_for(sweep.base)
-    cluster = sweep.base.CLUSTER
-    count = cluster.NUM_WORKERS or 1
-    cpus = cluster.CPUS_PER_WORKER or 1 if not workers.gpus else workers.cpus
-    resources = Resources(num_workers=count, cpus_per_worker=cpus, gpus_per_worker=workers.gpus)
-    concurrent = max(1, available_cpus() // (count * cpus))
+    cluster, gpus = sweep.base.CLUSTER, workers_for(sweep.base).gpus
+    count, cores = cluster.NUM_WORKERS or 1, available_cpus()
+    # so many trials have room on the GPUs; on a CPU a core each is the best use of the cores
+    room = max(1, int(torch.cuda.device_count() / (count * gpus))) if gpus else cores
+    cpus = cluster.CPUS_PER_WORKER or max(1, cores // (room * count))
+    concurrent = min(room, max(1, cores // (count * cpus)))
+    if "RAY_ADDRESS" in os.environ:  # the cluster knows its own room, and Tune asks it
+        concurrent = len(sweep.trials)
+    resources = Resources(num_workers=count, cpus_per_worker=cpus, gpus_per_worker=gpus)
     return resources, min(concurrent, sweep.tune.MAX_CONCURRENT or concurrent)
 
 
@@ -118,7 +134,8 @@ def _open_all(sweep: Sweep) -> dict[str, Data]:
 
 def _data_key(config: Config) -> str:
     """Equal for configurations that read the same data in the same way."""
-    return str((config.DATASET, config.TRAINING.NETWORK.NUM_CLASSES, config.TRAINING.SEED))
+    shape = configuration.image_shape(config)
+    return str((config.DATASET, shape, config.TRAINING.NETWORK.NUM_CLASSES, config.TRAINING.SEED))
 
 
 def _trial(
@@ -208,7 +225,7 @@ def _run_todo(
     jobs = {trial.outcome.trial: trial.job for trial in trials}
     with (
         watch(tails, Console(), should_stop=should_stop, on_stop=stop_file.touch),
-        ray_cluster(),
+        ray_cluster(concurrent * resources.cores),
     ):
         run_trials(
             todo,

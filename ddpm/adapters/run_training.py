@@ -17,15 +17,16 @@ from ddpm import shards
 from ddpm.adapters.ray_cluster import available_cpus, ray_cluster
 from ddpm.adapters.wandb_log import wandb_mirror
 from ddpm.config import Config
-from ddpm.distributed import Group, best_device
+from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import InputError, Interrupted
 from ddpm.progress import Tail, watch
+from ddpm.request import locate
 from ddpm.rundir import RunDirectory
 from ddpm.train_step import exact_parts
 from ddpm.trainer import total_steps
 from ddpm.unet import UNet
 from ddpm.unet_summary import summary
-from ddpm.worker import Job, open_data, work
+from ddpm.worker import Job, open_data, start_problems, work
 
 GPU_KEY = "CLUSTER.GPUS_PER_WORKER"
 
@@ -42,11 +43,14 @@ class Workers:
 def run(config: Config, *, new: bool, resume: str | None, should_stop: Callable[[], bool]) -> int:
     """Train to the end and print where everything lies; 0. A finished run is not repeated."""
     console = Console()
-    workers = workers_for(config)
+    workers = _checked(config)
+    if resume and locate(Path(resume))[1] is not None:
+        raise InputError(f"--resume {resume} is a checkpoint; give the run directory it lies in")
     index = shards.prepare(config)
     data = open_data(config, index.folder)
     if resume:
         directory = RunDirectory(Path(resume))
+        directory.refuse_another(config, data.sha256)
     else:
         directory = RunDirectory.find_or_name(config, data.sha256, new=new)
     if not directory.is_finished:
@@ -70,16 +74,15 @@ def _train(
     console.print(f"run directory: {job.run_dir}", soft_wrap=True)
     tail = Tail(Path(job.run_dir), "training", steps)
     if workers.count == 1:
+        device = best_device() if workers.gpus else CPU
         with watch([tail], console):
-            work(
-                job, Group(device=best_device()), mirror=wandb_mirror(None), should_stop=should_stop
-            )
+            work(job, Group(device=device), mirror=wandb_mirror(None), should_stop=should_stop)
         return
     from ddpm.adapters import ray_train
 
     directory = RunDirectory(Path(job.run_dir))
     with (
-        ray_cluster(),
+        ray_cluster(workers.count * workers.cpus),
         watch([tail], console, should_stop=should_stop, on_stop=directory.request_stop),
     ):
         ray_train.run(
@@ -91,19 +94,36 @@ def _train(
         )
 
 
+def _checked(config: Config) -> Workers:
+    """The workers of a training that can start; InputError with all that keeps it from it."""
+    workers, problems = None, [*shards.source_problems(config), *start_problems(config)]
+    try:
+        workers = workers_for(config)
+    except InputError as error:
+        problems += error.problems
+    if workers is None or problems:
+        raise InputError(problems)
+    return workers
+
+
 def workers_for(config: Config) -> Workers:
     """Every GPU this machine has, else one worker on the CPU; CLUSTER keys win. InputError when it
     cannot be had.
     """
-    gpus = torch.cuda.device_count()
-    wanted = config.CLUSTER
+    gpus, wanted = torch.cuda.device_count(), config.CLUSTER
     elsewhere = "RAY_ADDRESS" in os.environ
-    if wanted.GPUS_PER_WORKER and not gpus and not elsewhere:
+    share = wanted.GPUS_PER_WORKER if wanted.GPUS_PER_WORKER is not None else float(gpus > 0)
+    count = wanted.NUM_WORKERS or (max(1, int(gpus / max(1.0, share))) if share else 1)
+    if share and not gpus and not elsewhere:
         raise InputError(
-            f"{GPU_KEY} is {wanted.GPUS_PER_WORKER:g} but this machine shows no GPU to torch; "
+            f"{GPU_KEY} is {share:g} but this machine shows no GPU to torch; "
             f"set {GPU_KEY}=null to train on the CPU, or run `python -m ddpm.doctor`"
         )
-    count = wanted.NUM_WORKERS or max(1, gpus)
+    if count * share > gpus and not elsewhere:
+        raise InputError(
+            f"{count} worker(s) of {share:g} GPU(s) each are more than this machine's {gpus}; give "
+            f"a smaller CLUSTER.NUM_WORKERS or {GPU_KEY}"
+        )
     cpus = wanted.CPUS_PER_WORKER or max(1, available_cpus() // count)
     batch = config.TRAINING.HYPER_PARAMETERS.BATCH_SIZE
     if count > batch:
@@ -117,22 +137,17 @@ def workers_for(config: Config) -> Workers:
             f"CLUSTER.NUM_WORKERS is {count} but TRAINING.NUMERICS exact cuts a batch into {most} "
             f"parts; give at most {most} workers, or a smaller TRAINING.MICRO_BATCH"
         )
-    share = wanted.GPUS_PER_WORKER if wanted.GPUS_PER_WORKER is not None else float(gpus > 0)
     return Workers(count=count, cpus=cpus, gpus=share)
 
 
 def dry_run(config: Config) -> int:
     """Print what would be trained and on what; nothing is written. InputError lists all errors."""
-    console = Console()
-    workers = workers_for(config)
-    problems = shards.source_problems(config)
-    if problems:
-        raise InputError(problems)
+    workers = _checked(config)
     network = UNet(**configuration.network_arguments(config))
-    console.print(configuration.to_yaml(config))
-    console.print(summary(network, configuration.image_shape(config)))
+    print(configuration.to_yaml(config))
+    print(summary(network, configuration.image_shape(config)))
     device = "GPU" if workers.gpus else "CPU"
-    console.print(
+    print(
         f"would train on the {device} with {workers.count} worker(s), each with {workers.cpus} "
         f"core(s) and {workers.gpus:g} GPU; nothing was written"
     )

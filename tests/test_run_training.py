@@ -1,0 +1,186 @@
+"""A training and a sweep before they start: everything that keeps them from it, at once."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpm import config as configuration
+from ddpm.adapters import ray_cluster, run_sweep, run_training
+from ddpm.config import Config
+from ddpm.errors import InputError
+from ddpm.sweep import Sweep, load_sweep
+from tests.shard_data import problems_of
+
+ROOT = Path(__file__).parent.parent
+
+
+def never() -> bool:
+    return False
+
+
+def small(out: Path, *overrides: str) -> Config:
+    """Digits with a network that trains in a second."""
+    return configuration.load(
+        ROOT / "configs" / "digits.yaml",
+        [
+            f"TRAINING.OUTPUT_DIR={out}",
+            "TRAINING.NETWORK.FIRST_CHANNEL=8",
+            "TRAINING.NETWORK.NUM_RES_BLOCKS=1",
+            "TRAINING.HYPER_PARAMETERS.EPOCHS=1",
+            "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH=2",
+            "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS=0",
+            "TRAINING.INLINE_GEN.ENABLE=false",
+            "EVALUATION.NUM=8",
+            "WANDB.MODE=disabled",
+            *overrides,
+        ],
+    )
+
+
+def sweep_of(tmp_path: Path, grid: str, *overrides: str) -> Sweep:
+    file = tmp_path / "one.yaml"
+    file.write_text(f"BASE: {ROOT / 'configs' / 'digits.yaml'}\nGRID: {{{grid}}}\n")
+    return load_sweep(file, [f"TRAINING.OUTPUT_DIR={tmp_path / 'out'}", *overrides])
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, *, gpus: int, cores: int) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(ray_cluster.os, "sched_getaffinity", lambda _: set(range(cores)))
+
+
+def test_problems_of_data_machine_and_start_come_at_once_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, gpus=0, cores=2)
+    config = small(
+        tmp_path / "out",
+        "DATASET.PATH=nowhere",
+        "CLUSTER.GPUS_PER_WORKER=1",
+        "TRAINING.IS_NEW_TRAIN=false",
+        f"TRAINING.TRAINED_H5={tmp_path / 'gone'}",
+    )
+    run = problems_of(lambda: run_training.run(config, new=False, resume=None, should_stop=never))
+    assert problems_of(lambda: run_training.dry_run(config)) == run
+    words = ["nowhere does not exist", "TRAINED_H5", "GPUS_PER_WORKER is 1"]
+    assert len(run) == 3
+    assert all(word in line for word, line in zip(words, run, strict=True))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("TRAINING.INPUT_IMAGE_SIZE=16", "crops 16x16"),
+        ("TRAINING.INPUT_IMAGE_CHANNEL=3", "INPUT_IMAGE_CHANNEL is 3"),
+        ("TRAINING.NETWORK.NUM_CLASSES=3", "outside 0..2"),
+    ],
+)
+def test_data_that_does_not_fit_is_not_packed(tmp_path: Path, override: str, words: str) -> None:
+    config = small(tmp_path / "out", override)
+    (line,) = problems_of(
+        lambda: run_training.run(config, new=False, resume=None, should_stop=never)
+    )
+    assert words in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_finds_the_cell_that_does_not_fit_the_data(tmp_path: Path) -> None:
+    planned = sweep_of(tmp_path, "TRAINING.INPUT_IMAGE_SIZE: [8, 16]", "CLUSTER.NUM_WORKERS=1")
+    for start in (
+        lambda: run_sweep.dry_run(planned),
+        lambda: run_sweep.run(planned, should_stop=never),
+    ):
+        (line,) = problems_of(start)
+        assert "crops 16x16" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_prints_the_configuration_and_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_training.dry_run(small(tmp_path / "out")) == 0
+    shown = capsys.readouterr().out
+    assert "one image of 1x8x8" in shown and "PartCost" not in shown
+    assert "nothing was written" in shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_resume_takes_a_run_of_the_same_configuration_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small(tmp_path / "out")
+    assert run_training.run(config, new=False, resume=None, should_stop=never) == 0
+    (run,) = [path.parent for path in tmp_path.glob("out/*/*/*/DONE.json")]
+    again = small(tmp_path / "out", "WANDB.PROJECT=other")
+    assert run_training.run(again, new=False, resume=str(run), should_stop=never) == 0
+    assert str(run) in capsys.readouterr().out.replace("\n", "")
+
+    other = small(tmp_path / "out", "TRAINING.SEED=7")
+    lines = problems_of(
+        lambda: run_training.run(other, new=False, resume=str(run), should_stop=never)
+    )
+    assert lines[1:] == ["TRAINING.SEED: 0 -> 7"]
+    for place in (tmp_path / "new", tmp_path):
+        with pytest.raises(InputError, match="run directory"):
+            run_training.run(config, new=False, resume=str(place), should_stop=never)
+    assert not (tmp_path / "new").exists() and not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "expected"),
+    [
+        (0, [], (1, 16, 0.0)),
+        (0, ["CLUSTER.NUM_WORKERS=32"], (32, 1, 0.0)),
+        (4, [], (4, 4, 1.0)),
+        (4, ["CLUSTER.GPUS_PER_WORKER=2"], (2, 8, 2.0)),
+        (4, ["CLUSTER.GPUS_PER_WORKER=0"], (1, 16, 0.0)),
+    ],
+)
+def test_workers_take_what_the_machine_has(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: int,
+    overrides: list[str],
+    expected: tuple[int, int, float],
+) -> None:
+    machine(monkeypatch, gpus=gpus, cores=16)
+    workers = run_training.workers_for(small(tmp_path, *overrides))
+    assert (workers.count, workers.cpus, workers.gpus) == expected
+
+
+def test_more_gpus_than_there_are_would_be_waited_for_in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, gpus=1, cores=16)
+    config = small(tmp_path, "CLUSTER.NUM_WORKERS=2")
+    (line,) = problems_of(lambda: run_training.workers_for(config))
+    assert "2 worker(s) of 1 GPU(s)" in line
+
+
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "side_by_side", "cores_each"),
+    [
+        (0, [], 16, 1),
+        (0, ["CLUSTER.NUM_WORKERS=2"], 8, 1),
+        (0, ["TUNE.MAX_CONCURRENT=3"], 3, 1),
+        (1, ["CLUSTER.GPUS_PER_WORKER=0.25"], 4, 4),
+        (4, [], 4, 4),
+        (4, ["CLUSTER.NUM_WORKERS=4"], 1, 4),
+    ],
+)
+def test_trials_are_packed_on_what_the_machine_has(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    gpus: int,
+    overrides: list[str],
+    side_by_side: int,
+    cores_each: int,
+) -> None:
+    machine(monkeypatch, gpus=gpus, cores=16)
+    run_sweep.dry_run(sweep_of(tmp_path, "TRAINING.PRED_TYPE: [noise, image]", *overrides))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{side_by_side} side by side" in shown
+    assert f"of {cores_each} core(s)" in shown
