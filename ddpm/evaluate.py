@@ -142,6 +142,7 @@ def _validation_error(
             levels=levels_of(schedule),
             seed=config.EVALUATION.SEED,
             batch_size=batch_size,
+            labels=config.TRAINING.NETWORK.NUM_CLASSES is not None,
         )
     finally:
         network.train(was_training)

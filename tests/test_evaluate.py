@@ -332,3 +332,12 @@ def test_a_run_is_measured_by_its_ema_and_a_report_reads_it(tmp_path: Path) -> N
     model.network.train()
     again = validation_metrics(model.network, model.schedule, model.config, source)
     assert again == pytest.approx(numbers, rel=1e-3) and model.network.training
+
+
+def test_an_unconditional_run_is_measured_on_labelled_images(tmp_path: Path) -> None:
+    run = make_run(tmp_path, NUM_CLASSES=None)
+    images = np.arange(60 * 8 * 8 * 3, dtype=np.uint8).reshape(60, 8, 8, 3)
+    plain, labelled = (
+        evaluate_run(run, Dataset.from_arrays(images, labels)) for labels in (None, np.arange(60))
+    )
+    assert plain == labelled and plain
