@@ -94,6 +94,7 @@ def train(
         if not (boundary or at_end or stopping):
             continue
         full = boundary or at_end
+        metrics = run.metrics()  # before the grid and the evaluation, which are no training
         extra: dict[str, float] = {}
         samples = None
         if full and run.group.is_main:
@@ -101,14 +102,13 @@ def train(
                 extra = evaluator.call(run.ema_network())
             if sampler and (run.step % sampler.steps == 0 or at_end):
                 samples = sampler.call(run.ema_network())
-        metrics = run.metrics() | extra
         if full:
             run.window = Window()
         due = at_end or stopping or run.step % save == 0
         yield Report(
             step=run.step,
             images=run.step * run.batch_size,
-            metrics=metrics if full else {},
+            metrics=metrics | extra if full else {},
             samples=samples,
             state=run.state() if due and run.group.is_main else None,
             stopped=stopping and not at_end,

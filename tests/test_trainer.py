@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 
 import numpy as np
 import pytest
@@ -230,6 +231,19 @@ def test_sampler_and_evaluator_see_an_eval_copy_and_their_results_are_reported()
     )
     assert [r.samples is not None for r in reports] == [False, True, True]
     assert all(r.metrics["validation/x"] == 1.0 for r in reports) and seen == [False, False]
+
+
+def test_the_time_of_sampling_is_not_that_of_training() -> None:
+    begin, ends = time.perf_counter(), [0.0]
+    (report,) = train(
+        settings(1),
+        network(),
+        SCHEDULE,
+        digits(),
+        sampler=Every(steps=5, call=lambda unet: time.sleep(1.0)),
+        on_step=lambda: ends.append(time.perf_counter() - begin),
+    )
+    assert report.metrics["time/seconds"] < ends[-1] + 0.5
 
 
 def changes(options: Training) -> bool:
