@@ -1,5 +1,9 @@
 """A training and a sweep before they start: everything that keeps them from it, at once."""
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -184,3 +188,29 @@ def test_trials_are_packed_on_what_the_machine_has(
     shown = " ".join(capsys.readouterr().out.split())
     assert f"{side_by_side} side by side" in shown
     assert f"of {cores_each} core(s)" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_ctrl_c_saves_what_several_workers_train(tmp_path: Path) -> None:
+    """More workers than most machines that test have cores; Ray's own handler would abort."""
+    settings = [
+        f"TRAINING.OUTPUT_DIR={tmp_path}",
+        "TRAINING.NETWORK.FIRST_CHANNEL=8",
+        "TRAINING.HYPER_PARAMETERS.EPOCHS=100000",
+        "TRAINING.HYPER_PARAMETERS.SAVE_PERIOD=null",
+        "TRAINING.INLINE_GEN.ENABLE=false",
+        "WANDB.MODE=disabled",
+        "CLUSTER.NUM_WORKERS=3",
+    ]
+    command = [sys.executable, ROOT / "launch" / "train.py", ROOT / "configs" / "digits.yaml"]
+    driver = subprocess.Popen([*command, *settings], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not list(tmp_path.glob("*/*/*/metrics.jsonl")):
+        time.sleep(0.2)
+    driver.send_signal(signal.SIGINT)
+    _, errors = driver.communicate(timeout=90)
+    assert driver.returncode == 75, errors
+    assert "saving, then stopping" in errors and "run the same command again" in errors
+    assert list(tmp_path.glob("*/*/*/checkpoints/step-*"))

@@ -8,6 +8,7 @@ again from the last commit.
 import logging
 import shutil
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,10 @@ def _attempt(
         ),
     )
     try:
-        trainer.fit()
+        # In a thread, because in the main thread Ray would put its own handler of Ctrl-C, which
+        # aborts, in the place of ours, which saves.
+        with ThreadPoolExecutor(1, thread_name_prefix="ddpm-ray") as pool:
+            pool.submit(trainer.fit).result()
     except Exception as error:  # every kind of failure of a worker group arrives here
         return error
     finally:
