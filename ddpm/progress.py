@@ -5,6 +5,7 @@ in any processes.
 """
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -63,17 +64,33 @@ def watch(
     should_stop: Callable[[], bool] | None = None,
     on_stop: Callable[[], None] | None = None,
 ) -> Iterator[None]:
-    """Show the runs until the `with` ends; call `on_stop` once when `should_stop()` turns true."""
-    ended = threading.Event()
+    """Show the runs, and what `ddpm` warns of, until the `with` ends; call `on_stop` once when
+    `should_stop()` turns true.
+    """
+    ended, shown = threading.Event(), _Shown(console)
     thread = threading.Thread(
         target=_watch, args=(tails, console, ended, should_stop, on_stop), daemon=True
     )
     thread.start()
+    logging.getLogger("ddpm").addHandler(shown)
     try:
         yield
     finally:
+        logging.getLogger("ddpm").removeHandler(shown)
         ended.set()
         thread.join()
+
+
+class _Shown(logging.Handler):
+    """Warnings as lines above the bars."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = f"{record.levelname.lower()}: {record.getMessage()}"
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _watch(

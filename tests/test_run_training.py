@@ -23,7 +23,7 @@ def never() -> bool:
     return False
 
 
-def small(out: Path, *overrides: str) -> Config:
+def small(out: Path, *overrides: str, wandb: str = "disabled") -> Config:
     """Digits with a network that trains in a second."""
     return configuration.load(
         ROOT / "configs" / "digits.yaml",
@@ -36,7 +36,7 @@ def small(out: Path, *overrides: str) -> Config:
             "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS=0",
             "TRAINING.INLINE_GEN.ENABLE=false",
             "EVALUATION.NUM=8",
-            "WANDB.MODE=disabled",
+            f"WANDB.MODE={wandb}",
             *overrides,
         ],
     )
@@ -130,6 +130,19 @@ def test_resume_takes_a_run_of_the_same_configuration_alone(
         with pytest.raises(InputError, match="run directory"):
             run_training.run(config, new=False, resume=str(place), should_stop=never)
     assert not (tmp_path / "new").exists() and not (tmp_path / "checkpoints").exists()
+
+
+def test_warnings_are_on_the_screen_as_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    config = small(tmp_path / "out", wandb="online")
+    assert run_training.run(config, new=False, resume=None, should_stop=never) == 0
+    warned = "W&B: no API key"
+    assert f"warning: {warned}" in capsys.readouterr().out
+    (log,) = tmp_path.glob("out/*/*/*/train.log")
+    assert warned in log.read_text()
 
 
 @pytest.mark.parametrize(
