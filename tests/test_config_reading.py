@@ -179,6 +179,7 @@ def test_a_lower_case_override_makes_no_second_tree(tmp_path: Path) -> None:
 
 def test_references_are_followed_whatever_they_lead_to() -> None:
     config = small(
+        "TRAINING.HYPER_PARAMETERS.EPOCHS=40",
         "EVALUATION.EVERY=${TRAINING.HYPER_PARAMETERS.EPOCHS}",
         "EVALUATION.SEED=${training.seed}",
         "DATASET.NAME=run-${TRAINING.NETWORK.TIMESTEPS}",

@@ -64,7 +64,7 @@ def test_the_workers_own_error_ends_the_training_with_its_code(
 ) -> None:
     """A NaN is not retried: exit 4 at once, in the words of the worker."""
     changed = {
-        "TRAINING.HYPER_PARAMETERS.LEARNING_RATE": "1.0e+3",
+        "TRAINING.HYPER_PARAMETERS.LEARNING_RATE": "1.0e+4",
         "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS": 0,
         "TRAINING.CLIP_NORM": "null",
     }

@@ -8,10 +8,13 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -21,6 +24,7 @@ QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
+TAKEN_BY_RAY = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @contextmanager
@@ -28,8 +32,9 @@ def ray_cluster(least_cpus: int = 0) -> Iterator[None]:
     """Ray, initialised. A cluster of our own has the cores this process may use, and least_cpus
     where those are fewer: Ray would wait for ever for more cores than it knows of.
     """
-    os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
     address = os.environ.get("RAY_ADDRESS")
+    os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
+    handlers = {number: signal.getsignal(number) for number in TAKEN_BY_RAY}
     token_folder = None if address else _private_token()
     import ray
 
@@ -43,11 +48,19 @@ def ray_cluster(least_cpus: int = 0) -> Iterator[None]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
+        _give_back(handlers)
         yield
     finally:
         ray.shutdown()
         if token_folder:
             shutil.rmtree(token_folder, ignore_errors=True)
+
+
+def _give_back(handlers: Mapping[signal.Signals, Any]) -> None:
+    """Install these signal handlers again: ray.init has put its own, which die, in their place."""
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def available_cpus() -> int:
