@@ -101,8 +101,10 @@ def x0_error(
 def evaluate_run(folder: Path, data: Dataset, *, batch_size: int = 256) -> dict[str, float]:
     """Measures a run's EMA network; writes evaluation.json and evaluation.npz into the run.
 
-    Returns validation_metrics()' numbers, for the run's summary.
+    Returns validation_metrics()' numbers, for the run's summary; none without validation images.
     """
+    if not data.num_validation:
+        return {}
     model = load_network(folder)
     error = _validation_error(model.network, model.schedule, model.config, data, batch_size)
     write_evaluation(
@@ -123,8 +125,10 @@ def validation_metrics(
     """The two numbers of a network on its validation images, over -8 ... 5 of log SNR.
 
     val_mean_log10_mse, val_snr_weighted_mse: over those of the usual levels the schedule passes.
-    A report averages over the levels that all its cells share instead.
+    A report averages over the levels that all its cells share instead. None without images.
     """
+    if not data.num_validation:
+        return {}
     return _metrics(_validation_error(network, schedule, config, data, 256))
 
 

@@ -132,6 +132,18 @@ def test_resume_takes_a_run_of_the_same_configuration_alone(
     assert not (tmp_path / "new").exists() and not (tmp_path / "checkpoints").exists()
 
 
+def test_without_validation_images_a_run_is_not_measured_and_a_sweep_refused(
+    tmp_path: Path,
+) -> None:
+    config = small(tmp_path / "out", "DATASET.VALIDATION_FRACTION=0", "EVALUATION.EVERY=1")
+    assert run_training.run(config, new=False, resume=None, should_stop=never) == 0
+    assert not list(tmp_path.glob("out/*/*/*/evaluation.json"))
+    grid = "TRAINING.PRED_TYPE: [noise, image]"
+    planned = sweep_of(tmp_path, grid, "DATASET.VALIDATION_FRACTION=0")
+    (line,) = problems_of(lambda: run_sweep.dry_run(planned))
+    assert "VALIDATION_FRACTION is 0" in line
+
+
 def test_warnings_are_on_the_screen_as_in_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,6 +82,11 @@ def _checked(sweep: Sweep) -> tuple[Resources, int]:
     """As _resources; InputError with all that keeps any trial from starting."""
     found = [problem for t in sweep.trials for problem in shards.source_problems(t.config)]
     found += [problem for t in sweep.trials for problem in start_problems(t.config)]
+    if any(t.config.DATASET.VALIDATION_FRACTION == 0 for t in sweep.trials):
+        found.append(
+            "DATASET.VALIDATION_FRACTION is 0 but a sweep compares trials on validation images; "
+            "give a share such as 0.1"
+        )
     resources = None
     try:
         resources = _resources(sweep)
