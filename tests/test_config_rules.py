@@ -96,7 +96,7 @@ BROKEN: dict[str, tuple[list[str], str]] = {
         "NUM_STEPS is 1001 but TRAINING.NETWORK.TIMESTEPS is 1000; give a number of steps of at",
     ),
     "steps_or_stride": (
-        [GENERATE + "REVERSE_STRIDE=10"],
+        [GENERATE + "REVERSE_STRIDE=10", GENERATE + "NUM_STEPS=50"],
         "NUM_STEPS is 50 and REVERSE_STRIDE is 10; give one of them, the other null",
     ),
     "ddpm_has_eta_one": (

@@ -103,3 +103,20 @@ def test_a_file_poll_remembers_and_does_not_look_at_every_call(tmp_path: Path) -
     assert poll()
     (tmp_path / "stop").unlink()
     assert poll()
+
+
+@pytest.mark.parametrize(
+    ("resources", "backend"),
+    [
+        ({"CPU": 1}, "gloo"),
+        ({"CPU": 1, "GPU": 1}, "nccl"),
+        ({"CPU": 1, "GPU": 0.5}, "gloo"),
+        ({"CPU": 1, "GPU": 2}, "nccl"),
+    ],
+)
+def test_workers_that_share_a_gpu_do_not_use_nccl(
+    resources: dict[str, float], backend: str
+) -> None:
+    from ddpm.adapters.ray_train import _backend
+
+    assert _backend(resources) == backend

@@ -101,14 +101,17 @@ def test_every_impossible_cell_is_skipped_with_its_reason(tmp_path: Path) -> Non
 
 
 def test_a_grid_of_impossible_cells_alone_is_refused(tmp_path: Path) -> None:
-    lines = problems(tmp_path, BASE + "GRID: {TRAINING.NETWORK.TIMESTEPS: [3, 4]}\n")
+    text = BASE + "GRID: {TRAINING.NETWORK.TIMESTEPS: [3, 4]}\n"
+    lines = problems(tmp_path, text, "IMAGE_GENERATION.NUM_STEPS=50")
     assert lines[0].endswith("every cell is impossible")
     assert len(lines) == 3
 
 
 def test_a_mistake_in_an_impossible_cell_is_still_a_mistake(tmp_path: Path) -> None:
     text = BASE + "GRID: {TRAINING.NETWORK.TIMESTEPS: [3]}\n"
-    lines = problems(tmp_path, text, "TRAINING.NETWORK.NUM_HEADS=3")
+    lines = problems(
+        tmp_path, text, "TRAINING.NETWORK.NUM_HEADS=3", "IMAGE_GENERATION.NUM_STEPS=50"
+    )
     assert len(lines) == 2 and any("NUM_HEADS is 3" in line for line in lines)
 
 

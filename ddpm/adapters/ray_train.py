@@ -70,7 +70,7 @@ def _attempt(
         scaling_config=ScalingConfig(
             num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources
         ),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=TorchConfig(backend=_backend(resources)),
         run_config=RunConfig(
             name=name, storage_path=str(storage), failure_config=FailureConfig(max_failures=0)
         ),
@@ -85,6 +85,11 @@ def _attempt(
     finally:
         shutil.rmtree(storage, ignore_errors=True)
     return None
+
+
+def _backend(resources: dict[str, float]) -> str:
+    """NCCL when every worker has a GPU of its own; it refuses two workers on one, gloo does not."""
+    return "nccl" if resources.get("GPU", 0) >= 1 else "gloo"
 
 
 def _loop(settings: dict[str, Any]) -> None:
