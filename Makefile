@@ -1,10 +1,11 @@
 # Every target first makes .venv and installs the pinned packages when they are missing or out of date.
-# make PYTHON=python3.12 chooses another interpreter; ARGS="SECTION.KEY=value ..." reaches the command.
+# make PYTHON=python3.12 chooses another interpreter; JOBS=8 runs more tests at once; ARGS="SECTION.KEY=value ..." reaches the command.
 
 PYTHON ?= python3
 CONFIG ?= configs/digits.yaml
 SWEEP  ?= sweeps/pred_types.yaml
 REPORT ?= training_outputs/sweeps/$(basename $(notdir $(SWEEP)))
+JOBS   ?= 2
 ARGS   ?=
 
 BIN   := .venv/bin
@@ -28,10 +29,10 @@ report: $(STAMP)   ## report.html of REPORT, a sweep or a run directory
 	$(BIN)/python launch/report.py $(REPORT) $(ARGS)
 
 test: $(STAMP)     ## every test that needs no GPU
-	$(BIN)/python -m pytest -q -m "not gpu" --durations=15 $(ARGS)
+	$(BIN)/python -m pytest -q -m "not gpu" -n $(JOBS) --dist worksteal --durations=15 $(ARGS)
 
 test-fast: $(STAMP) ## the tests that take under two seconds each
-	$(BIN)/python -m pytest -q -m "not gpu and not slow" --durations=15 $(ARGS)
+	$(BIN)/python -m pytest -q -m "not gpu and not slow" -n $(JOBS) --dist worksteal --durations=15 $(ARGS)
 
 bench: $(STAMP)    ## images/s through Ray Train beside the same loop without it
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
