@@ -1,5 +1,6 @@
 # Every target first makes .venv and installs the pinned packages when they are missing or out of date.
-# make PYTHON=python3.12 chooses another interpreter; JOBS=8 runs more tests at once; ARGS="SECTION.KEY=value ..." reaches the command.
+# make PYTHON=python3.12 chooses another interpreter; JOBS=8 runs more tests at once;
+# ARGS="SECTION.KEY=value ..." reaches the command.
 
 PYTHON ?= python3
 CONFIG ?= configs/digits.yaml
