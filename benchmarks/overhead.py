@@ -1,6 +1,6 @@
 """Training speed through Ray Train with one worker against the same loop without Ray, in one run.
 
-    python benchmarks/overhead.py [--rounds 10] [--steps 60]
+    python benchmarks/overhead.py [--rounds 10] [--steps 100] [--threads 1]
 
 Rounds are interleaved, and their order alternates, so that a drift of the machine hits both. What
 is compared is images/s of the training loop itself; the seconds Ray takes to start are shown apart.
@@ -73,9 +73,10 @@ def main() -> int:
     """Print the table; 0."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=available_cpus(), help="of the worker")
     args = parser.parse_args()
-    threads, speeds, starts = available_cpus(), {plain: [], through_ray: []}, {}
+    threads, speeds, starts = args.threads, {plain: [], through_ray: []}, {}
     with tempfile.TemporaryDirectory() as folder, ray_cluster():
         for number in range(args.rounds):
             for engine in (plain, through_ray) if number % 2 else (through_ray, plain):
