@@ -30,10 +30,10 @@ report: $(STAMP)   ## report.html of REPORT, a sweep or a run directory
 	$(BIN)/python launch/report.py $(REPORT) $(ARGS)
 
 test: $(STAMP)     ## every test that needs no GPU
-	$(BIN)/python -m pytest -q -m "not gpu" -n $(JOBS) --dist worksteal --durations=15 $(ARGS)
+	$(BIN)/python -m pytest -q -m "not gpu" -n $(JOBS) --durations=15 $(ARGS)
 
 test-fast: $(STAMP) ## the tests that take under two seconds each
-	$(BIN)/python -m pytest -q -m "not gpu and not slow" -n $(JOBS) --dist worksteal --durations=15 $(ARGS)
+	$(BIN)/python -m pytest -q -m "not gpu and not slow" -n $(JOBS) --durations=15 $(ARGS)
 
 bench: $(STAMP)    ## images/s through Ray Train beside the same loop without it
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
