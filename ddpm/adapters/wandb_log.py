@@ -21,13 +21,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ddpm import config as configuration
 from ddpm import durable, memory
 from ddpm.config import Config
 from ddpm.rundir import Report, RunDirectory
+from ddpm.worker import Mirror, NoMirror
 
 if TYPE_CHECKING:
     import wandb
@@ -38,26 +39,6 @@ PROBE_S = 1.5
 START_S = 3.4  # for probe and start together; going offline instead takes the rest of 5 s
 FINISH_S = 30.0
 log = logging.getLogger(__name__)
-
-
-class Mirror(Protocol):
-    """A second place for what the run directory holds."""
-
-    def log(self, report: Report) -> None: ...
-
-    def finish(self, summary: Mapping[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class NoMirror:
-    """The mirror of a run with WANDB.MODE disabled."""
-
-    def log(self, report: Report) -> None: ...
-
-    def finish(self, summary: Mapping[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def wandb_mirror(group: str | None) -> Callable[[Config, RunDirectory], Mirror]:
