@@ -40,6 +40,9 @@ ELSEWHERE = {
         A_CLUSTER
     ),
     "python benchmarks/overhead.py": "a measurement of minutes",
+    "python benchmarks/quality.py training_outputs/sweeps/pred_types --num 1000": (
+        "needs a finished sweep"
+    ),
 }
 
 
