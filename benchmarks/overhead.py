@@ -18,9 +18,10 @@ import numpy as np
 
 from ddpm import config, shards
 from ddpm.adapters import ray_train
-from ddpm.adapters.ray_cluster import available_cpus, ray_cluster
+from ddpm.adapters.ray_cluster import ray_cluster
 from ddpm.rundir import RunDirectory
 from ddpm.worker import Job
+from ddpm.workers import available_cpus
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = """

@@ -10,11 +10,11 @@ import torch
 
 from ddpm import config as c
 from ddpm import worker
-from ddpm.adapters import run_training
 from ddpm.adapters.wandb_log import wandb_mirror
 from ddpm.distributed import Group
 from ddpm.errors import InputError
 from ddpm.rundir import RunDirectory
+from ddpm.workers import workers_for
 from tests.test_rundir import DATA, report
 from tests.test_rundir import start as start_run
 from tests.test_wandb_log import records
@@ -132,7 +132,7 @@ def test_cluster_keys_say_what_a_run_takes(monkeypatch: pytest.MonkeyPatch) -> N
     changed = tiny(
         "CLUSTER.NUM_WORKERS=3", "CLUSTER.CPUS_PER_WORKER=5", "CLUSTER.GPUS_PER_WORKER=0.5"
     )
-    workers = run_training.workers_for(changed)
+    workers = workers_for(changed)
     assert (workers.count, workers.cpus, workers.gpus) == (3, 5, 0.5)
 
 
@@ -141,7 +141,7 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(
         InputError, match="CLUSTER.GPUS_PER_WORKER is 1 but this machine shows no GPU"
     ):
-        run_training.workers_for(tiny("CLUSTER.GPUS_PER_WORKER=1"))
+        workers_for(tiny("CLUSTER.GPUS_PER_WORKER=1"))
 
 
 @pytest.mark.slow

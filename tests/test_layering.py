@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the bottom up. A name stands for its module, or for a package and all that is in it.
 FLOORS = (
-    "errors",
+    "errors allocation",
     "noise schedule families",
     "diffusion sampling guidance initialization layers levels unet unet_summary",
     "values options schema rules network_rules run_rules reading references building config",
@@ -29,7 +29,7 @@ FLOORS = (
     "checkpoint durable lock storage distributed ema gradients objective optimizer train_state "
     "measures memory metrics_log pictures provenance run_names grid ledger sweep",
     "trainer train_step evaluate reference_lines model rundir worker progress profile doctor "
-    "generate image_generator film loaded request base_images slots",
+    "generate image_generator film loaded request base_images slots workers",
     "adapters report",
     "launch",
 )

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from ddpm import config as configuration
-from ddpm.adapters import ray_cluster, run_sweep, run_training
+from ddpm.adapters import run_sweep, run_training
 from ddpm.config import Config
 from ddpm.errors import InputError
 from ddpm.sweep import Sweep, load_sweep
+from ddpm.workers import workers_for
 from tests.shard_data import problems_of
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +52,7 @@ def sweep_of(tmp_path: Path, grid: str, *overrides: str) -> Sweep:
 def machine(monkeypatch: pytest.MonkeyPatch, *, gpus: int, cores: int) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(ray_cluster.os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
 
 
 def test_problems_of_data_machine_and_start_come_at_once_and_nothing_is_written(
@@ -175,7 +176,7 @@ def test_workers_take_what_the_machine_has(
     expected: tuple[int, int, float],
 ) -> None:
     machine(monkeypatch, gpus=gpus, cores=16)
-    workers = run_training.workers_for(small(tmp_path, *overrides))
+    workers = workers_for(small(tmp_path, *overrides))
     assert (workers.count, workers.cpus, workers.gpus) == expected
 
 
@@ -184,7 +185,7 @@ def test_more_gpus_than_there_are_would_be_waited_for_in_vain(
 ) -> None:
     machine(monkeypatch, gpus=1, cores=16)
     config = small(tmp_path, "CLUSTER.NUM_WORKERS=2")
-    (line,) = problems_of(lambda: run_training.workers_for(config))
+    (line,) = problems_of(lambda: workers_for(config))
     assert "2 worker(s) of 1 GPU(s)" in line
 
 

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ddpm.workers import available_cpus
+
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -61,11 +63,6 @@ def _give_back(handlers: Mapping[signal.Signals, Any]) -> None:
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def available_cpus() -> int:
-    """CPU cores this process may run on (what SLURM or taskset gave, not what the host has)."""
-    return len(os.sched_getaffinity(0))
 
 
 def _private_token() -> Path | None:

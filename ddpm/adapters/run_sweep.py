@@ -6,14 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from ddpm import config as configuration
 from ddpm import reference_lines, report, shards
-from ddpm.adapters.ray_cluster import available_cpus, ray_cluster
+from ddpm.adapters.ray_cluster import ray_cluster
 from ddpm.adapters.ray_tune import Resources, run_trials
-from ddpm.adapters.run_training import workers_for
 from ddpm.config import Config
 from ddpm.dataset import Dataset
 from ddpm.durable import lock, make_folder, remove, write_json
@@ -24,6 +22,7 @@ from ddpm.rundir import RunDirectory
 from ddpm.sweep import PlannedTrial, Sweep, write_best
 from ddpm.trainer import total_steps
 from ddpm.worker import Job, open_data, start_problems
+from ddpm.workers import machine, workers_for
 
 # trials of a driver that was killed may take some seconds to die and let go of their locks
 PATIENCE_S = 60.0
@@ -98,12 +97,12 @@ def _checked(sweep: Sweep) -> tuple[Resources, int]:
 
 
 def _resources(sweep: Sweep) -> tuple[Resources, int]:
-    """What each trial takes, and how many run side by side: as many as the machine holds."""
-    cluster, gpus = sweep.base.CLUSTER, workers_for(sweep.base).gpus
-    count, cores = cluster.NUM_WORKERS or 1, available_cpus()
+    """What each trial takes, and how many run side by side: as many as there is room for."""
+    cluster, gpus, there = sweep.base.CLUSTER, workers_for(sweep.base).gpus, machine()
+    count, cores = cluster.NUM_WORKERS or 1, sum(there.cpus)
     # so many trials have room on the GPUs; on a CPU a core each is the best use of the cores
-    room = max(1, int(torch.cuda.device_count() / (count * gpus))) if gpus else cores
-    cpus = cluster.CPUS_PER_WORKER or max(1, cores // (room * count))
+    room = max(1, int(there.num_gpus / (count * gpus))) if gpus else cores
+    cpus = cluster.CPUS_PER_WORKER or max(1, min(cores // (room * count), *there.cpus))
     concurrent = min(room, max(1, cores // (count * cpus)))
     if "RAY_ADDRESS" in os.environ:  # the cluster knows its own room, and Tune asks it
         concurrent = len(sweep.trials)

@@ -2,19 +2,16 @@
 it running.
 """
 
-import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from ddpm import config as configuration
 from ddpm import shards
-from ddpm.adapters.ray_cluster import available_cpus, ray_cluster
+from ddpm.adapters.ray_cluster import ray_cluster
 from ddpm.adapters.wandb_log import wandb_mirror
 from ddpm.config import Config
 from ddpm.distributed import CPU, Group, best_device
@@ -22,22 +19,11 @@ from ddpm.errors import InputError, Interrupted
 from ddpm.progress import Tail, watch
 from ddpm.request import locate
 from ddpm.rundir import RunDirectory
-from ddpm.train_step import exact_parts
 from ddpm.trainer import total_steps
 from ddpm.unet import UNet
 from ddpm.unet_summary import summary
 from ddpm.worker import Job, open_data, start_problems, work
-
-GPU_KEY = "CLUSTER.GPUS_PER_WORKER"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workers:
-    """How many workers a training has and what each takes of the machine."""
-
-    count: int
-    cpus: int
-    gpus: float
+from ddpm.workers import Workers, workers_for
 
 
 def run(config: Config, *, new: bool, resume: str | None, should_stop: Callable[[], bool]) -> int:
@@ -104,40 +90,6 @@ def _checked(config: Config) -> Workers:
     if workers is None or problems:
         raise InputError(problems)
     return workers
-
-
-def workers_for(config: Config) -> Workers:
-    """Every GPU this machine has, else one worker on the CPU; CLUSTER keys win. InputError when it
-    cannot be had.
-    """
-    gpus, wanted = torch.cuda.device_count(), config.CLUSTER
-    elsewhere = "RAY_ADDRESS" in os.environ
-    share = wanted.GPUS_PER_WORKER if wanted.GPUS_PER_WORKER is not None else float(gpus > 0)
-    count = wanted.NUM_WORKERS or (max(1, int(gpus / max(1.0, share))) if share else 1)
-    if share and not gpus and not elsewhere:
-        raise InputError(
-            f"{GPU_KEY} is {share:g} but this machine shows no GPU to torch; "
-            f"set {GPU_KEY}=null to train on the CPU, or run `python -m ddpm.doctor`"
-        )
-    if count * share > gpus and not elsewhere:
-        raise InputError(
-            f"{count} worker(s) of {share:g} GPU(s) each are more than this machine's {gpus}; give "
-            f"a smaller CLUSTER.NUM_WORKERS or {GPU_KEY}"
-        )
-    cpus = wanted.CPUS_PER_WORKER or max(1, available_cpus() // count)
-    batch = config.TRAINING.HYPER_PARAMETERS.BATCH_SIZE
-    if count > batch:
-        raise InputError(
-            f"CLUSTER.NUM_WORKERS is {count} but TRAINING.HYPER_PARAMETERS.BATCH_SIZE is {batch}; "
-            f"give at most {batch} workers, so that each has a sample"
-        )
-    training = config.TRAINING
-    if training.NUMERICS == "exact" and count > (most := exact_parts(training)):
-        raise InputError(
-            f"CLUSTER.NUM_WORKERS is {count} but TRAINING.NUMERICS exact cuts a batch into {most} "
-            f"parts; give at most {most} workers, or a smaller TRAINING.MICRO_BATCH"
-        )
-    return Workers(count=count, cpus=cpus, gpus=share)
 
 
 def dry_run(config: Config) -> int:

@@ -1,0 +1,82 @@
+"""What SLURM gave, from its variables; and the workers that follow from it."""
+
+import pytest
+
+from ddpm import config as configuration
+from ddpm.allocation import Allocation
+from ddpm.errors import InputError
+from ddpm.workers import workers_for
+from tests.test_layering import ROOT
+
+JOB = {
+    "SLURM_JOB_ID": "17",
+    "SLURMD_NODENAME": "n1",
+    "SLURM_JOB_CPUS_PER_NODE": "4(x2),2",
+    "SLURM_MEM_PER_NODE": "6000",
+    "SLURM_RESTART_COUNT": "3",
+}
+
+
+def test_a_job_is_read_from_the_variables_of_slurm() -> None:
+    job = Allocation.from_environment(JOB | {"SLURM_GPUS_ON_NODE": "2"})
+    assert job == Allocation(
+        job_id="17", cpus=(4, 4, 2), gpus_per_node=2, memory_mb=6000, restarts=3
+    )
+    assert (job.num_nodes, job.num_gpus) == (3, 6)
+
+
+def test_memory_by_core_is_that_of_the_node() -> None:
+    env = JOB | {"SLURM_MEM_PER_NODE": "0", "SLURM_MEM_PER_CPU": "750"}
+    assert Allocation.from_environment(env).memory_mb == 3000
+    assert Allocation.from_environment(JOB | {"SLURM_MEM_PER_NODE": "0"}).memory_mb is None
+
+
+def test_outside_of_a_job_there_is_none() -> None:
+    assert Allocation.from_environment({}) is None
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"SLURM_JOB_ID": "17"}, "is none of its nodes; use `sbatch"),
+        (JOB | {"SLURM_STEP_NUM_TASKS": "4"}, "srun started 4 copies"),
+        (JOB | {"SLURM_JOB_CPUS_PER_NODE": "4(x2"}, r"'4\(x2'"),
+        (JOB | {"SLURM_GPUS_ON_NODE": "two"}, "SLURM_GPUS_ON_NODE is 'two'"),
+    ],
+)
+def test_a_process_that_cannot_speak_for_the_job_is_told_why(
+    env: dict[str, str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        Allocation.from_environment(env)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "expected"),
+    [
+        ("0", [], (3, 2, 0.0)),  # a worker on each node, as wide as the smallest
+        ("0", ["CLUSTER.NUM_WORKERS=6"], (6, 1, 0.0)),
+        ("2", [], (6, 1, 1.0)),
+        ("2", ["CLUSTER.GPUS_PER_WORKER=2"], (3, 2, 2.0)),
+        ("2", ["CLUSTER.GPUS_PER_WORKER=0"], (3, 2, 0.0)),
+    ],
+)
+def test_workers_take_what_slurm_gave_and_not_what_the_host_has(
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: str,
+    overrides: list[str],
+    expected: tuple[int, int, float],
+) -> None:
+    for name, value in (JOB | {"SLURM_GPUS_ON_NODE": gpus}).items():
+        monkeypatch.setenv(name, value)
+    workers = workers_for(configuration.load(ROOT / "configs" / "digits.yaml", overrides))
+    assert (workers.count, workers.cpus, workers.gpus) == expected
+
+
+def test_a_gpu_the_job_does_not_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in JOB.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="SLURM job 17 has no GPU; ask for some"):
+        workers_for(
+            configuration.load(ROOT / "configs" / "digits.yaml", ["CLUSTER.GPUS_PER_WORKER=1"])
+        )
