@@ -1,48 +1,17 @@
 """The trials of a sweep through Ray Tune. Tune only schedules what the ledger lacks; the ledger is
 the truth.
-
-A trial with one worker trains in the trial's own process, which the next trial reuses; one with
-several workers starts a Ray Train run inside. Every trial commits its own outcome, so that nothing
-depends on the driver living to see it.
 """
 
-import logging
 import shutil
-import time
-import traceback
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ddpm.distributed import CPU, Group, best_device
-from ddpm.errors import DdpmError, Interrupted
+from ddpm.adapters.run_trial import FilePoll, Resources, run_trial
 from ddpm.ledger import Ledger, Outcome
-from ddpm.worker import Job, work
-
-log = logging.getLogger(__name__)
-STOP_POLL_S = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """What one trial takes: workers, CPU cores and GPUs (a fraction shares one) of each worker."""
-
-    num_workers: int
-    cpus_per_worker: int
-    gpus_per_worker: float
-
-    @property
-    def cores(self) -> int:
-        """Cores of a cluster that the trial fits in: one more where it waits for its workers."""
-        return self.num_workers * self.cpus_per_worker + (self.num_workers > 1)
-
-    def request(self) -> dict[str, float]:
-        """What Tune reserves for the trial; the workers of a nested run reserve their own."""
-        if self.num_workers > 1:
-            return {"cpu": 0.01}
-        return {"cpu": self.cpus_per_worker, "gpu": self.gpus_per_worker}
+from ddpm.worker import Job
 
 
 def run_trials(
@@ -106,59 +75,17 @@ def _trial(
     sweep: str,
     resources: dict[str, Any],
 ) -> dict[str, str]:
-    """One trial in its process: train, record the outcome, let the sweep go on in any case."""
-    ledger, stop_file = Ledger(Path(places[0])), Path(places[1])
-    outcome = Outcome(**blank[params["trial"]])
-    job = Job(**jobs[params["trial"]])
-    if stop_file.exists():
-        return {"status": "stopped"}
-    try:
-        summary = _run(job, sweep, Resources(**resources), stop_file)
-    except Interrupted:
-        return {"status": "stopped"}
-    except Exception as error:  # whatever a trial dies of is its outcome; the others go on
-        log.exception("trial %s failed", outcome.trial)
-        ledger.record(outcome.failed(_reason(error)))
-        return {"status": "failed"}
-    ledger.record(outcome.done(summary))
-    return {"status": "done"}
-
-
-def _run(job: Job, sweep: str, resources: Resources, stop_file: Path) -> dict[str, Any]:
-    from ddpm.adapters import ray_train
-    from ddpm.adapters.wandb_log import wandb_mirror
-
-    if resources.num_workers > 1:
-        return ray_train.run(
-            job,
-            num_workers=resources.num_workers,
-            use_gpu=resources.gpus_per_worker > 0,
-            cpus_per_worker=resources.cpus_per_worker,
-            gpus_per_worker=resources.gpus_per_worker,
-            sweep=sweep,
-        )
-    group = Group(device=best_device() if resources.gpus_per_worker else CPU)
-    return work(job, group, mirror=wandb_mirror(sweep), should_stop=FilePoll(stop_file))
-
-
-class FilePoll:
-    """Whether a file exists, looked up at most every STOP_POLL_S seconds."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.next, self.seen = path, 0.0, False
-
-    def __call__(self) -> bool:
-        if not self.seen and time.monotonic() >= self.next:
-            self.next = time.monotonic() + STOP_POLL_S
-            self.seen = self.path.exists()
-        return self.seen
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, DdpmError):
-        return str(error)
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
+    """One trial in its process; its outcome lies in the ledger when this returns."""
+    key = params["trial"]
+    ended = run_trial(
+        Outcome(**blank[key]),
+        Job(**jobs[key]),
+        Ledger(Path(places[0])),
+        sweep=sweep,
+        resources=Resources(**resources),
+        should_stop=FilePoll(Path(places[1])),
+    )
+    return {"status": ended}
 
 
 def _last_line(text: str) -> str:

@@ -1,0 +1,113 @@
+"""One trial of a sweep in its own process, whoever started that: Ray Tune or an array job.
+
+A trial with one worker trains in this process, which the next trial reuses; one with several
+workers starts a Ray Train run inside. Every trial commits its own outcome to the ledger, so that
+nothing depends on a driver living to see it.
+"""
+
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ddpm.distributed import CPU, Group, best_device
+from ddpm.errors import DdpmError, Interrupted, LockedError
+from ddpm.ledger import Ledger, Outcome
+from ddpm.worker import Job, work
+
+log = logging.getLogger(__name__)
+STOP_POLL_S = 0.5
+Ended = Literal["done", "failed", "stopped", "held"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one trial takes: workers, CPU cores and GPUs (a fraction shares one) of each worker."""
+
+    num_workers: int
+    cpus_per_worker: int
+    gpus_per_worker: float
+
+    @property
+    def cores(self) -> int:
+        """Cores of a cluster that the trial fits in: one more where it waits for its workers."""
+        return self.num_workers * self.cpus_per_worker + (self.num_workers > 1)
+
+    def request(self) -> dict[str, float]:
+        """What Tune reserves for the trial; the workers of a nested run reserve their own."""
+        if self.num_workers > 1:
+            return {"cpu": 0.01}
+        return {"cpu": self.cpus_per_worker, "gpu": self.gpus_per_worker}
+
+
+def run_trial(
+    outcome: Outcome,
+    job: Job,
+    ledger: Ledger,
+    *,
+    sweep: str,
+    resources: Resources,
+    should_stop: Callable[[], bool],
+) -> Ended:
+    """Train, record the outcome, let the sweep go on in any case.
+
+    outcome: the blank one.  "stopped": saved, to be continued.  "held": another living process
+    trains it. Neither is recorded.
+    """
+    if should_stop():
+        return "stopped"
+    try:
+        summary = _run(job, sweep, resources, should_stop)
+    except Interrupted:
+        return "stopped"
+    except LockedError as error:
+        log.warning("%s: %s", outcome.name, error)
+        return "held"
+    except Exception as error:  # whatever a trial dies of is its outcome; the others go on
+        log.exception("trial %s failed", outcome.trial)
+        ledger.record(outcome.failed(_reason(error)))
+        return "failed"
+    ledger.record(outcome.done(summary))
+    return "done"
+
+
+def _run(
+    job: Job, sweep: str, resources: Resources, should_stop: Callable[[], bool]
+) -> dict[str, Any]:
+    from ddpm.adapters import ray_train
+    from ddpm.adapters.wandb_log import wandb_mirror
+
+    if resources.num_workers > 1:
+        return ray_train.run(
+            job,
+            num_workers=resources.num_workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            cpus_per_worker=resources.cpus_per_worker,
+            gpus_per_worker=resources.gpus_per_worker,
+            sweep=sweep,
+        )
+    group = Group(device=best_device() if resources.gpus_per_worker else CPU)
+    return work(job, group, mirror=wandb_mirror(sweep), should_stop=should_stop)
+
+
+class FilePoll:
+    """Whether a file exists, looked up at most every STOP_POLL_S seconds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.next, self.seen = path, 0.0, False
+
+    def __call__(self) -> bool:
+        if not self.seen and time.monotonic() >= self.next:
+            self.next = time.monotonic() + STOP_POLL_S
+            self.seen = self.path.exists()
+        return self.seen
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, DdpmError):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
