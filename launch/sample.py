@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
         help="images of one network call (%(default)s)",
     )
     result.add_argument("--dry-run", action="store_true", help="check all, draw and write nothing")
+    result.add_argument("--plan", type=Path, help=argparse.SUPPRESS)  # for slurm/job.sh
     return result
 
 
@@ -42,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     request = read_request(args.source, args.overrides, ema=args.ema, batch_size=args.batch_size)
     if args.dry_run:
         print(f"would draw {request.describe()}; nothing was written")
+        return 0
+    if args.plan:
+        args.plan.write_bytes(b"\0" b"0\0")  # checked above; no folder, no Ray
         return 0
 
     from ddpm.image_generator import generate

@@ -8,6 +8,7 @@ examples:
 
 import argparse
 import sys
+from pathlib import Path
 
 from ddpm import config
 from ddpm.errors import run_main
@@ -24,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--new", action="store_true", help="start another run of this config")
     which.add_argument("--resume", metavar="DIR", help="continue exactly this run directory")
     result.add_argument("--dry-run", action="store_true", help="check and print all, write nothing")
+    result.add_argument("--plan", metavar="FILE", help=argparse.SUPPRESS)  # for slurm/job.sh
     return result
 
 
@@ -32,6 +34,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
     loaded = config.load(args.config, args.overrides)
 
+    if args.plan:
+        from ddpm.job_folder import plan
+
+        return plan([loaded], uses_ray=None, output=Path(args.plan))
     from ddpm.adapters import run_training
     from launch.signals import stop_on_signals
 

@@ -18,18 +18,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the bottom up. A name stands for its module, or for a package and all that is in it.
 FLOORS = (
-    "errors allocation",
+    "errors allocation batch_script",
     "noise schedule families",
     "diffusion sampling guidance initialization layers levels unet unet_summary",
     "values options schema rules network_rules run_rules reading references building config",
     # data: shards and what they are made from
     "dataset shards arraychecks arrayfiles arraysources images imagebar imagefolder index "
-    "indexing order packing preprocess source sources store tarheader tarscan "
+    "indexing order packing preprocess source sources stage_folder stage_notes staging store "
+    "tarheader tarscan "
     # state: what is kept, how it is written, how workers share it
     "checkpoint durable lock storage distributed ema gradients objective optimizer train_state "
-    "measures memory metrics_log pictures provenance run_names grid ledger sweep",
+    "measures memory metrics_log pictures provenance run_log run_names grid ledger sweep",
     "trainer train_step evaluate reference_lines model rundir worker progress profile doctor "
-    "generate image_generator film loaded request base_images slots workers",
+    "generate image_generator film loaded request base_images slots workers probe prediction job_folder",
     "adapters report",
     "launch",
 )

@@ -1,5 +1,5 @@
-"""A Ray cluster for the length of a `with`: the one RAY_ADDRESS names, else one of our own on this
-machine.
+"""A Ray cluster for the length of a `with`: that of the SLURM job, else the one RAY_ADDRESS names,
+else one of our own on this machine.
 
 Ray executes what its clients send, so there is always a token: Ray's ports are not all on loopback.
 """
@@ -11,11 +11,14 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ddpm.errors import DdpmError
+from ddpm.job_folder import FOLDER, JobFolder
 from ddpm.workers import available_cpus
 
 QUIET = {
@@ -26,6 +29,7 @@ QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
+PATIENCE_S = 120.0
 TAKEN_BY_RAY = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -34,7 +38,8 @@ def ray_cluster(least_cpus: int = 0) -> Iterator[None]:
     """Ray, initialised. A cluster of our own has the cores this process may use, and least_cpus
     where those are fewer: Ray would wait for ever for more cores than it knows of.
     """
-    address = os.environ.get("RAY_ADDRESS")
+    job = _of_the_job()
+    address = _wait_for_head(job) if job else os.environ.get("RAY_ADDRESS")
     os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
     handlers = {number: signal.getsignal(number) for number in TAKEN_BY_RAY}
     token_folder = None if address else _private_token()
@@ -51,6 +56,8 @@ def ray_cluster(least_cpus: int = 0) -> Iterator[None]:
                 logging_level=logging.ERROR,
             )
         _give_back(handlers)
+        if job:
+            _wait_for_nodes(job)
         yield
     finally:
         ray.shutdown()
@@ -63,6 +70,32 @@ def _give_back(handlers: Mapping[signal.Signals, Any]) -> None:
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _of_the_job() -> JobFolder | None:
+    """The folder of the SLURM job whose batch script starts Ray; None outside of one."""
+    path = os.environ.get(FOLDER)
+    return JobFolder(Path(path)) if path else None
+
+
+def _wait_for_head(job: JobFolder) -> str:
+    deadline = time.monotonic() + PATIENCE_S
+    while (address := job.address) is None:
+        if time.monotonic() > deadline:
+            raise DdpmError(f"{job.path}: Ray's head did not start in {PATIENCE_S:.0f} s")
+        time.sleep(0.05)
+    return address
+
+
+def _wait_for_nodes(job: JobFolder) -> None:
+    """Until Ray has all nodes of the job; DdpmError naming how many it lacks."""
+    import ray
+
+    wanted, deadline = job.num_nodes, time.monotonic() + PATIENCE_S
+    while (there := sum(node["Alive"] for node in ray.nodes())) < wanted:
+        if time.monotonic() > deadline:
+            raise DdpmError(f"{there} of the job's {wanted} nodes joined Ray in {PATIENCE_S:.0f} s")
+        time.sleep(0.1)
 
 
 def _private_token() -> Path | None:

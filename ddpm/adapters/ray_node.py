@@ -1,0 +1,206 @@
+"""One node's part of the Ray of a SLURM job: `srun ... python -m ddpm.adapters.ray_node FOLDER`.
+
+It lives until its standard input ends, a pipe that the batch script holds, so that however the
+script ends, Ray ends with it. SLURM signals all processes of a job when it stops one; Ray's have
+those signals blocked and live on while the training saves.
+"""
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from ddpm.allocation import Allocation, node_share
+from ddpm.errors import DdpmError, InputError, run_main
+from ddpm.job_folder import JobFolder
+
+HEAD_PATIENCE_S = 60.0
+OBJECT_STORE_BYTES = 100 << 20  # nothing large travels through Ray: data come from shards
+LONGEST_TEMPORARY = 40  # Ray puts sockets below it, whose paths may have 107 bytes
+SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
+BLOCKED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # SLURM limits the job's memory; Ray would watch the host's, which others fill too
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+def main() -> None:
+    """Ray on this node until standard input ends."""
+    share, node = node_share(), os.environ["SLURMD_NODENAME"]
+    folder = JobFolder(Path(sys.argv[1]))
+    folder.check(node)
+    is_head = os.environ["SLURM_NODEID"] == "0"
+    signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+    ctypes.CDLL(None).prctl(SUBREAPER, 1)  # whatever Ray starts stays below this process
+    temporary = _temporary_folder(share)
+    try:
+        if is_head:
+            ip = own_ip(node)
+            ray = _start(share, ip, temporary, ["--head", f"--port={_free_port(ip, share)}"])
+            folder.announce(_wait_until_up(ray, temporary))
+        else:
+            address = _wait_for_head(folder)
+            ip = own_ip(node, towards=address.rpartition(":")[0])
+            ray = _start(share, ip, temporary, [f"--address={address}"])
+        _until_input_ends(ray, temporary)
+    finally:
+        _kill_descendants()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def own_ip(node: str, towards: str | None = None) -> str:
+    """The address of this node that the others shall use.
+
+    That of the interface DDPM_INTERFACE names, else the one from which `towards` is reached, else
+    the one that the node's name stands for. InputError when it has none or only loopback.
+    """
+    wanted = os.environ.get("DDPM_INTERFACE")
+    if wanted:
+        for address in psutil.net_if_addrs().get(wanted, []):
+            if address.family == socket.AF_INET:
+                return address.address
+        there = ", ".join(sorted(psutil.net_if_addrs()))
+        raise InputError(f"node {node} has no IPv4 on DDPM_INTERFACE={wanted}; it has {there}")
+    with suppress(OSError):
+        ip = _source_address(towards) if towards else socket.gethostbyname(node)
+        if not ip.startswith("127."):
+            return ip
+    raise InputError(
+        f"node {node}: its name stands for no address that other nodes reach; name the interface "
+        "to use, such as `export DDPM_INTERFACE=ib0` in slurm/site.env"
+    )
+
+
+def _source_address(target: str) -> str:
+    """The address from which this node would talk to `target`; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((target, 9))
+        return str(probe.getsockname()[0])
+
+
+def _interface(ip: str) -> str:
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == ip for address in addresses):
+            return name
+    return "lo"
+
+
+def _free_port(ip: str, share: Allocation) -> int:
+    """A free port that follows from the job's number, so that jobs of one node do not collide."""
+    first = 20_000 + int(share.job_id) * 7 % 12_000
+    for port in range(first, first + 500):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((ip, port))
+            return port
+    raise DdpmError(f"no free port from {first} to {first + 500} on {ip}")
+
+
+def _temporary_folder(share: Allocation) -> Path:
+    """This job's own folder on this node, for its owner alone, with a short path."""
+    name = f"ddpm-{os.getuid()}-{share.job_id}-{os.environ['SLURM_NODEID']}"
+    for base in (os.environ.get("DDPM_SCRATCH"), tempfile.gettempdir(), "/tmp"):
+        if base and len(base) + len(name) <= LONGEST_TEMPORARY and os.access(base, os.W_OK):
+            folder = Path(base) / name
+            shutil.rmtree(folder, ignore_errors=True)  # of an earlier start of this job
+            folder.mkdir(mode=0o700)
+            return folder
+    raise InputError("no folder with a short path to write to; set DDPM_SCRATCH to one, or TMPDIR")
+
+
+def _start(
+    share: Allocation, ip: str, temporary: Path, place: list[str]
+) -> subprocess.Popen[bytes]:
+    """`ray start` of this node's share of the job, its words in a log beside its temporaries."""
+    interface = _interface(ip)
+    env = QUIET | os.environ | {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *place, "--block"]
+    command += [f"--node-ip-address={ip}", f"--temp-dir={temporary}"]
+    command += [f"--num-cpus={share.cpus[0]}", f"--num-gpus={share.gpus_per_node}"]
+    command += [f"--object-store-memory={OBJECT_STORE_BYTES}"]
+    if share.memory_mb:
+        command += [f"--memory={share.memory_mb << 20}"]
+    # worker ports as the system gives them: Ray's fixed range would collide with a neighbour's
+    command += ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]
+    if "--head" in place:
+        command += ["--include-dashboard=false", "--no-monitor"]
+    command += ["--include-log-monitor=false"]
+    with (temporary / "ray.log").open("wb") as log:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
+
+
+def _wait_until_up(ray: subprocess.Popen[bytes], temporary: Path) -> str:
+    """The address of the head that was started; DdpmError when it does not come up."""
+    known = temporary / "ray_current_cluster"
+    deadline = time.monotonic() + HEAD_PATIENCE_S
+    while not known.exists():
+        if ray.poll() is not None or time.monotonic() > deadline:
+            raise DdpmError(f"Ray's head did not start: {_last_words(temporary)}")
+        time.sleep(0.05)
+    return known.read_text().strip()
+
+
+def _wait_for_head(folder: JobFolder) -> str:
+    deadline = time.monotonic() + 2 * HEAD_PATIENCE_S
+    while (address := folder.address) is None:
+        if time.monotonic() > deadline:
+            raise DdpmError(f"{folder.path}: the first node did not start Ray's head in time")
+        time.sleep(0.05)
+    return address
+
+
+def _until_input_ends(ray: subprocess.Popen[bytes], temporary: Path) -> None:
+    """Wait for the end of standard input; DdpmError with Ray's last words when Ray ends before."""
+    ended = threading.Event()
+
+    def read() -> None:
+        while os.read(0, 4096):
+            pass
+        ended.set()
+
+    threading.Thread(target=read, daemon=True).start()
+    while not ended.wait(0.2):
+        if ray.poll() is not None:
+            raise DdpmError(f"Ray ended by itself: {_last_words(temporary)}")
+
+
+def _kill_descendants() -> None:
+    """Kill whatever was started from here, and what that started, until nothing is left."""
+    own = psutil.Process()
+    while children := own.children(recursive=True):
+        for child in children:
+            with suppress(psutil.Error):
+                child.kill()
+        psutil.wait_procs(children, timeout=1.0)
+
+
+def _last_words(temporary: Path) -> str:
+    lines = (temporary / "ray.log").read_text(errors="replace").strip().splitlines()
+    return " | ".join(lines[-3:]) or "it said nothing"
+
+
+def cli() -> int:
+    """The exit code of main(). A failure is also told to slurm/job.sh, which then stops the job:
+    srun would tell it of its own only once all nodes have ended.
+    """
+    code = run_main(main)
+    if code:
+        print(f"failed {code}", flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(cli())
