@@ -13,10 +13,10 @@ BIN   := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep train report test test-fast bench check docs clean
+.PHONY: help install sweep train report test test-fast test-slurm test-slurm-full bench check docs clean
 
 help:              ## what can be made
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
 
 install: $(STAMP)  ## .venv with every pinned package
 
@@ -29,11 +29,17 @@ train: $(STAMP)    ## one training of CONFIG; run again to resume
 report: $(STAMP)   ## report.html of REPORT, a sweep or a run directory
 	$(BIN)/python launch/report.py $(REPORT) $(ARGS)
 
-test: $(STAMP)     ## every test that needs no GPU
-	$(BIN)/python -m pytest -q -m "not gpu" -n $(JOBS) --durations=15 $(ARGS)
+test: $(STAMP)     ## every test that needs no GPU and no SLURM
+	$(BIN)/python -m pytest -q -m "not gpu and not slurm" -n $(JOBS) --durations=15 $(ARGS)
 
 test-fast: $(STAMP) ## the tests that take under two seconds each
-	$(BIN)/python -m pytest -q -m "not gpu and not slow" -n $(JOBS) --durations=15 $(ARGS)
+	$(BIN)/python -m pytest -q -m "not gpu and not slurm and not slow" -n $(JOBS) --durations=15 $(ARGS)
+
+test-slurm: $(STAMP) ## on a real SLURM of three nodes on this machine: Debian, as root, minutes
+	$(BIN)/python -m pytest -q -m "slurm and not slow" -n 0 --durations=15 $(ARGS)
+
+test-slurm-full: $(STAMP) ## the same with every fault and every way to run a sweep
+	$(BIN)/python -m pytest -q -m slurm -n 0 --durations=40 $(ARGS)
 
 bench: $(STAMP)    ## images/s through Ray Train beside the same loop without it
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
