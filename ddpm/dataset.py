@@ -8,6 +8,7 @@ nothing about reading needs saving. The bytes of every image are checked against
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -60,7 +61,8 @@ class Dataset:
     image_shape: (C, H, W) of the batches.  seed: of order and augmentation; the split is the same
     for every seed.  cache: keep decoded images in memory while a quarter of it is free (not with
     random crops: what is kept is the crop).
-    num_train, num_validation, num_classes (None: no labels), sha256 (of the data), bytes_read.
+    num_train, num_validation, num_classes (None: no labels), sha256 (of the data), bytes_read,
+    index (None: arrays).
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Dataset:
         )
         self.num_classes = index.num_classes if has_labels else None
         self.image_shape, self.sha256 = image_shape, index.sha256
+        self.index: Index | None = index
 
     @classmethod
     def from_arrays(
@@ -117,6 +120,7 @@ class Dataset:
         self.num_classes = None if loaded.labels is None else int(loaded.labels.max()) + 1
         assert source.image_shape is not None  # arrays have one shape
         self.image_shape, self.sha256 = source.image_shape, source.identity()
+        self.index = None
         return self
 
     def _take(
@@ -186,6 +190,11 @@ class Dataset:
     def validation(self, limit: int) -> Batch:
         """The first `limit` validation samples, not augmented."""
         return self.read(self._validation_ids[:limit])
+
+    def read_from(self, folder: Path) -> None:
+        """Reads the images from copies of the shards in `folder` from now on."""
+        assert isinstance(self._store, ShardStore)  # arrays have no shards to copy
+        self._store.read_from(folder)
 
     def close(self) -> None:
         """Closes the shards; reading opens them again."""

@@ -51,6 +51,11 @@ class Group:
         box = torch.tensor([value if self.is_main else 0], dtype=torch.int64, device=self.device)
         return int(self.sum_(box).item())
 
+    def any(self, value: bool) -> bool:
+        """Whether it is true on one worker at least, on every worker."""
+        box = torch.tensor([int(value)], dtype=torch.int64, device=self.device)
+        return bool(self.sum_(box).item())
+
 
 def share(count: int, rank: int, size: int) -> range:
     """The part of range(count) that `rank` of `size` takes; parts are contiguous and differ by at

@@ -15,6 +15,7 @@ import torch
 
 from ddpm import durable
 
+MEMORY = "memory.csv"
 COLUMNS = (
     "attempt",
     "step",

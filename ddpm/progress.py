@@ -17,6 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ddpm import stage_notes
+
 POLL_S = 0.5
 LINE_EVERY_S = 30.0
 
@@ -30,9 +32,11 @@ class Tail:
     total_steps: int
     offset: int = 0
     row: dict[str, Any] = field(default_factory=dict)
+    staging: str = ""
 
     def poll(self) -> None:
         """Read what came since; start over when the file was cut back by a resume."""
+        self.staging = stage_notes.read(self.run_dir)
         path = self.run_dir / "metrics.jsonl"
         if not path.exists():
             return
@@ -50,7 +54,9 @@ class Tail:
         return int(self.row.get("step", 0))
 
     def text(self) -> str:
-        """Loss and speed, short."""
+        """Loss and speed, short; how far the shards are copied before that."""
+        if self.staging:
+            return self.staging
         if not self.row:
             return "waiting"
         return f"loss {self.row['loss']:.4f}  {self.row['time/images_per_s']:,.0f} images/s"
@@ -128,7 +134,7 @@ def _print_lines(tails: Sequence[Tail], console: Console) -> None:
     """One line for what runs, one for how much is done."""
     done = sum(tail.step >= tail.total_steps for tail in tails)
     for tail in tails:
-        if 0 < tail.step < tail.total_steps:
+        if 0 < tail.step < tail.total_steps or tail.staging:
             console.print(f"{tail.name}: step {tail.step}/{tail.total_steps}  {tail.text()}")
     if len(tails) > 1:
         console.print(f"{done} of {len(tails)} trainings at their last step")

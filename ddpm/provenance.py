@@ -37,7 +37,7 @@ _PACKAGE = Path(__file__).parent
 def attempt(command: Sequence[str]) -> dict[str, Any]:
     """The facts of this execution, as JSON values."""
     return {
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "started": now(),
         "command": masked(command),
         "git": git_state(),
         "source_sha256": source_sha256(),
@@ -51,6 +51,20 @@ def attempt(command: Sequence[str]) -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "job": os.environ.get("SLURM_JOB_ID"),
     }
+
+
+def now() -> str:
+    """The time, as ISO 8601 has it."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def ended(attempts: Sequence[Mapping[str, Any]], sign: Path) -> list[Mapping[str, Any]]:
+    """The attempts with the end of the last: when it last wrote the file `sign`, if it ever did."""
+    if not attempts or not sign.exists():
+        return list(attempts)
+    last = datetime.fromtimestamp(sign.stat().st_mtime).astimezone()
+    end = max(last, datetime.fromisoformat(attempts[-1]["started"]))
+    return [*attempts[:-1], {**attempts[-1], "ended": end.isoformat(timespec="seconds")}]
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

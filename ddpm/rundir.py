@@ -1,7 +1,8 @@
 """The run directory: everything a training leaves behind, and all it needs to go on.
 
     training_config.yaml  provenance.json  train.log  metrics.jsonl  log.csv  memory.csv
-    checkpoints/step-00001000/  inline_gen/step-00001000.png  DONE.json (once finished)
+    checkpoints/step-00001000/  inline_gen/step-00001000.png
+    DONE.json (once finished)   FAILED.json (after an error, until the next start)
 
 It is the truth about the run; other records are mirrors. One living process holds it. A row of
 metrics is written before the checkpoint of its step, and rows after the checkpoint that a run
@@ -18,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpm import checkpoint, durable, pictures, provenance, run_names
+from ddpm import checkpoint, durable, pictures, provenance, run_log, run_names, stage_notes
 from ddpm import config as configuration
 from ddpm.checkpoint import Checkpoint
 from ddpm.config import Config
 from ddpm.errors import InputError
-from ddpm.memory import MemoryLog
+from ddpm.memory import MEMORY, MemoryLog
 from ddpm.metrics_log import MetricsLog, Row, without_nan
 
 CONFIG = "training_config.yaml"
@@ -138,9 +139,11 @@ class RunDirectory:
         threads: int,
         command: Sequence[str],
         wait_s: float = 0.0,
+        facts: Mapping[str, Any] | None = None,
     ) -> Checkpoint | None:
         """Takes the directory for this process; the checkpoint to continue from, None to begin.
 
+        facts: what else provenance.json shall say of this attempt, as JSON values.
         Makes it when missing, sets it right when a kill left it half written. Raises LockedError
         when a living process still holds it after `wait_s` seconds, InputError when it belongs to
         another configuration or other data, StorageError.
@@ -155,8 +158,11 @@ class RunDirectory:
             for folder in (self.path, self.checkpoints, self.inline_gen):
                 durable.clean_temporaries(folder)
             durable.remove(self.path / STOP)
-            self._open_log()
-            self._record_attempt(config, data_sha256, data_dir, threads, command)
+            durable.remove(self.path / run_log.FAILED)
+            stage_notes.forget(self.path)
+            self._open.enter_context(run_log.logging_to(self.path))
+            more = {"data_dir": str(data_dir), **(facts or {})}
+            self._record_attempt(config, data_sha256, threads, command, more)
             return self._rewind()
         except BaseException:
             self.close()
@@ -182,13 +188,13 @@ class RunDirectory:
     def record_memory(self, stage: str, step: int) -> None:
         """Adds a row to memory.csv."""
         if self._memory is None:
-            self._memory = MemoryLog(self.path / "memory.csv", len(self.provenance["attempts"]))
+            self._memory = MemoryLog(self.path / MEMORY, len(self.provenance["attempts"]))
         self._memory.record(stage, step)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Marks the run as done; from now on the same command only prints `summary`."""
         self.record_memory("end", self._last_step)
-        facts = {"run_id": self.run_id, "summary": without_nan(summary)}
+        facts = {"run_id": self.run_id, "ended": provenance.now(), "summary": without_nan(summary)}
         durable.write_json(self.path / DONE, facts)
         self.log.info("finished at step %d", self._last_step)
 
@@ -223,29 +229,17 @@ class RunDirectory:
     def _sequence(self) -> int:
         return int(self.provenance.get("sequence", 0))
 
-    def _open_log(self) -> None:
-        """From now until close(), what `ddpm` logs goes to train.log too."""
-        handler = logging.FileHandler(self.path / "train.log", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logger = logging.getLogger("ddpm")
-        level = logger.level
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        self._open.callback(handler.close)
-        self._open.callback(logger.removeHandler, handler)
-        self._open.callback(logger.setLevel, level)
-
     def _record_attempt(
         self,
         config: Config,
         data_sha256: str,
-        data_dir: Path,
         threads: int,
         command: Sequence[str],
+        more: Mapping[str, Any],
     ) -> None:
         """Writes training_config.yaml and provenance.json; warns of what changed meanwhile."""
         known = self.provenance
-        facts = provenance.attempt(command) | {"data_dir": str(data_dir)}
+        facts = {**provenance.attempt(command), **more}
         if known:
             for line in provenance.changes(known, facts):
                 self.log.warning("%s", line)
@@ -259,7 +253,8 @@ class RunDirectory:
             "threads": known.get("threads", threads),
             "sequence": known.get("sequence", self._next_sequence()),
         }
-        attempts = [*known.get("attempts", []), facts]
+        before = provenance.ended(known.get("attempts", []), self.path / MEMORY)
+        attempts = [*before, facts]
         durable.write_text(self.path / CONFIG, configuration.to_yaml(config))
         durable.write_json(self.path / PROVENANCE, {**fixed, **facts, "attempts": attempts})
         self.log.info("attempt %d: %s", len(attempts), facts["command"])

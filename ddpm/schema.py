@@ -7,7 +7,7 @@ prints this file as a table; network_rules.py and run_rules.py hold what ties ke
 from dataclasses import dataclass
 
 from ddpm.options import Section, option, required
-from ddpm.values import SAFE_NAME
+from ddpm.values import LOCAL_FOLDER, SAFE_NAME
 
 SCHEDULERS = tuple(
     "linear cosine cos6 cos6_85 iddpm_linear iddpm_cosine sigmoid laplace shifted_cosine".split()
@@ -58,6 +58,9 @@ class Dataset(Section):
     VALIDATION_FRACTION: float = option(0.1, "Share of images kept out of training", low=0, below=1)
     CACHE: str = option(
         "off", "Keep decoded images in memory", choices=("off", "memory"), is_machine=True
+    )
+    STAGE: str = option(
+        "off", "Copy shards to the node's own disk first", pattern=LOCAL_FOLDER, is_machine=True
     )
     PREPROCESSING: Preprocessing = Preprocessing()
 

@@ -1,5 +1,6 @@
 """Where images come from when they are read by number: shards, memory, and what is kept decoded."""
 
+import logging
 import os
 import threading
 import weakref
@@ -7,6 +8,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from ddpm.index import Index
 from ddpm.preprocess import Preprocessor
 from ddpm.source import ImageSequence
 
+_LOG = logging.getLogger("ddpm.store")
 _OPEN_SHARDS = 256
 _FREE_SHARE = 0.25
 
@@ -60,7 +63,8 @@ class ShardStore(Store):
     def __init__(self, index: Index) -> None:
         self._index = index
         self._table, self._starts = index.table, index.starts
-        self._files: dict[int, int] = {}
+        self._paths = [index.folder / shard.name for shard in index.shards]
+        self._files: dict[Path, int] = {}
         self._lock = threading.Lock()
         self._kept: NDArray[Any] | None = None
         self._is_kept = np.zeros(0, bool)
@@ -97,6 +101,12 @@ class ShardStore(Store):
         self._kept = np.empty((count, height, width, channels), dtype)
         self._is_kept = np.zeros(count, bool)
 
+    def read_from(self, folder: Path) -> None:
+        """From now on reads the copies of the shards in `folder`; one that turns out damaged or
+        gone is thrown away, and its shard read where the index lies.
+        """
+        self._paths = [folder / shard.name for shard in self._index.shards]
+
     def close(self) -> None:
         _close_all(self._files)
 
@@ -121,27 +131,43 @@ class ShardStore(Store):
 
     def _span(self, ids: Ints, places: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         """Samples that lie side by side in one shard, with one read."""
-        rows = self._table[ids[places]]
         shard = int(np.searchsorted(self._starts, ids[places[0]], side="right")) - 1
+        path, original = self._paths[shard], self._index.folder / self._index.shards[shard].name
+        try:
+            images = self._images(path, ids[places])
+        except (InputError, StorageError) as error:
+            if path == original:
+                raise
+            self._paths[shard] = original
+            _LOG.warning("a copy is not used any more, its shard is read in place: %s", error)
+            with suppress(OSError):
+                path.unlink()
+            images = self._images(original, ids[places])
+        return zip(places, images, strict=True)
+
+    def _images(self, path: Path, ids: Ints) -> list[bytes]:
+        """The bytes of samples that lie side by side in the shard at `path`, checked."""
+        rows = self._table[ids]
         begin = int(rows["offset"][0])
-        data = self._read(shard, begin, int(rows["offset"][-1] + rows["size"][-1]) - begin)
-        for place, (offset, size, crc, _) in zip(places, rows.tolist(), strict=True):
+        data = self._read(path, begin, int(rows["offset"][-1] + rows["size"][-1]) - begin)
+        found = []
+        for sample, (offset, size, crc, _) in zip(ids.tolist(), rows.tolist(), strict=True):
             image = data[offset - begin : offset - begin + size]
             if zlib.crc32(image) != crc:
                 raise InputError(
-                    f"{self._index.place(int(ids[place]))} is damaged (its CRC-32 is not the "
+                    f"{path}: sample {sample} at byte {offset} is damaged (its CRC-32 is not the "
                     "index's); find all damage with `python launch/pack.py FOLDER --verify`"
                 )
-            yield place, image
+            found.append(image)
+        return found
 
-    def _read(self, shard: int, offset: int, size: int) -> bytes:
-        path = self._index.folder / self._index.shards[shard].name
+    def _read(self, path: Path, offset: int, size: int) -> bytes:
         try:
-            file = self._file(shard)
+            file = self._file(path)
             try:
                 data = _pread(file, offset, size)
             finally:
-                if self._files.get(shard) != file:
+                if self._files.get(path) != file:
                     os.close(file)
         except OSError as error:
             raise StorageError(f"{path}: cannot be read at byte {offset}: {error}") from error
@@ -149,16 +175,15 @@ class ShardStore(Store):
             self.bytes_read += len(data)
         return data
 
-    def _file(self, shard: int) -> int:
+    def _file(self, path: Path) -> int:
         """An open shard; beyond a number of them, one that the caller closes."""
         with self._lock:
-            if shard not in self._files:
-                path = self._index.folder / self._index.shards[shard].name
+            if path not in self._files:
                 file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 if len(self._files) >= _OPEN_SHARDS:
                     return file
-                self._files[shard] = file
-            return self._files[shard]
+                self._files[path] = file
+            return self._files[path]
 
 
 _EMPTY: Pixels = np.empty((0, 0, 0), np.uint8)
@@ -177,7 +202,7 @@ def _pread(file: int, offset: int, size: int) -> bytes:
     return b"".join(pieces)
 
 
-def _close_all(files: dict[int, int]) -> None:
+def _close_all(files: dict[Path, int]) -> None:
     while files:
         with suppress(OSError, KeyError):
             os.close(files.popitem()[1])

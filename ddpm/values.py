@@ -16,6 +16,7 @@ from difflib import get_close_matches
 Value = bool | int | float | str | None | tuple["Value", ...]
 
 SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+LOCAL_FOLDER = r"(?i:auto|off)|/.+"
 _NULL = ("", "~", "null")
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 # No octal (010), no sexagesimal (1:30), no 1_000: what two YAML readers disagree on is refused.
@@ -149,7 +150,8 @@ def _describe_kind(kind: object, limits: Option) -> str:
         return "true or false"
     if kind is str:
         named = "a name of at most 64 letters, digits, '.', '_', '-'"
-        return {None: "text", SAFE_NAME: named}.get(limits.pattern, "non-empty text")
+        words = {None: "text", SAFE_NAME: named, LOCAL_FOLDER: "auto, off or an absolute path"}
+        return words.get(limits.pattern, "non-empty text")
     return f"{'an integer' if kind is int else 'a finite number'}{_describe_range(limits)}"
 
 

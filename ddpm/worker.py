@@ -6,7 +6,7 @@ whoever listens.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,16 +14,17 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ddpm import checkpoint, evaluate, generate, memory, shards
+from ddpm import checkpoint, evaluate, generate, memory, shards, staging
 from ddpm import config as configuration
 from ddpm.config import Config
 from ddpm.dataset import Dataset
 from ddpm.distributed import Group
 from ddpm.errors import InputError, Interrupted, StorageError
 from ddpm.profile import profiler
+from ddpm.run_log import failure_recorded
 from ddpm.rundir import RunDirectory
 from ddpm.schedule import NoiseSchedule
-from ddpm.trainer import Every, Report, TrainState, steps_per_epoch, train
+from ddpm.trainer import Every, Report, TrainState, steps_per_epoch, total_steps, train
 from ddpm.unet import UNet, init_weights
 
 
@@ -93,16 +94,24 @@ def work(
     memory.reset_peak()
     state = _start(run, config, data, job, group)
     torch.set_num_threads(run.threads)
+
+    def stops() -> bool:
+        return run.stop_requested or bool(should_stop and should_stop())
+
     try:
-        if not group.is_main:
-            _train(config, data, run, state, group, [], should_stop)
-            return {}
-        with closing(mirror(config, run) if mirror else NoMirror()) as mirrored:
-            listeners = [mirrored.log, *([on_report] if on_report else [])]
-            _train(config, data, run, state, group, listeners, should_stop)
-            summary = _finish(job, config, data, run)
-            mirrored.finish(summary)
-        return summary
+        # with several workers their driver knows which of their errors came first
+        recorded = failure_recorded(run.path) if group.size == 1 else nullcontext()
+        stage = config.DATASET.STAGE
+        with recorded, staging.reading(data, stage, group, notes=run.path, should_stop=stops):
+            if not group.is_main:
+                _train(config, data, run, state, group, [], stops)
+                return {}
+            with closing(mirror(config, run) if mirror else NoMirror()) as mirrored:
+                listeners = [mirrored.log, *([on_report] if on_report else [])]
+                _train(config, data, run, state, group, listeners, stops)
+                summary = _finish(job, config, data, run)
+                mirrored.finish(summary)
+            return summary
     finally:
         run.close()
 
@@ -176,6 +185,7 @@ def _start(
     read the same.
     """
     found = None
+    gpus = 1.0 if config.CLUSTER.GPUS_PER_WORKER is None else config.CLUSTER.GPUS_PER_WORKER
     if group.is_main:
         found = run.start(
             config,
@@ -184,6 +194,12 @@ def _start(
             threads=job.threads,
             command=job.command,
             wait_s=job.wait_s,
+            facts={
+                "total_steps": total_steps(config.TRAINING, data.num_train),
+                "workers": group.size,
+                "cpus_per_worker": job.threads,
+                "gpus_per_worker": gpus if group.device.type == "cuda" else 0,
+            },
         )
     step = group.agree(found.step if found else -1)
     if step >= 0 and not group.is_main:
@@ -198,7 +214,7 @@ def _train(
     state: TrainState | None,
     group: Group,
     listeners: list[Callable[[Report], None]],
-    should_stop: Callable[[], bool] | None,
+    should_stop: Callable[[], bool],
 ) -> None:
     """Every report to the run directory (rank 0) and the listeners; Interrupted when stopped."""
     network, schedule = build(config)
@@ -216,7 +232,7 @@ def _train(
             group=group,
             sampler=_sampler(config, schedule, data),
             evaluator=_evaluator(config, schedule, data),
-            should_stop=lambda: run.stop_requested or bool(should_stop and should_stop()),
+            should_stop=should_stop,
             on_step=on_step,
         ):
             last = report

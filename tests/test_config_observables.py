@@ -27,6 +27,7 @@ _DATASET = {
     "LABEL_KEY": "test_label_key_names_the_labels_and_null_leaves_them_out",
     "VALIDATION_FRACTION": "test_validation_fraction_moves_images_out_of_training",
     "CACHE": "test_cache_reads_an_image_once",
+    "STAGE": "test_stage_says_where_the_bytes_of_the_images_are_read",
     "PREPROCESSING.CROP_SIZE": "test_a_crop_of_another_size_is_resized",
     "PREPROCESSING.CROP_TYPE": "test_random_crops_are_not_frozen_by_the_cache",
     "PREPROCESSING.CROP_POSITION": "test_crop_positions",

@@ -16,6 +16,7 @@ from typing import Any
 from ddpm.adapters.wandb_log import wandb_mirror
 from ddpm.distributed import current_group
 from ddpm.errors import DdpmError
+from ddpm.run_log import failure_recorded
 from ddpm.rundir import RunDirectory
 from ddpm.worker import Job, work
 
@@ -42,17 +43,18 @@ def run(
     if use_gpu:
         resources["GPU"] = gpus_per_worker
     job = Job(**(asdict(job) | {"wait_s": max(job.wait_s, LOCK_PATIENCE_S)}))
-    for attempt in range(max_failures + 1):
-        error = _attempt(job, num_workers, use_gpu, resources, sweep)
-        if error is None:
-            return RunDirectory(Path(job.run_dir)).summary
-        known = _own_error(error)
-        if known:
-            raise known from error
-        log.warning("attempt %d of %d failed: %s", attempt + 1, max_failures + 1, error)
-    raise DdpmError(
-        f"{job.run_dir}: workers died in {max_failures + 1} attempts; the last: {error}"
-    )
+    with failure_recorded(Path(job.run_dir)):
+        for attempt in range(max_failures + 1):
+            error = _attempt(job, num_workers, use_gpu, resources, sweep)
+            if error is None:
+                return RunDirectory(Path(job.run_dir)).summary
+            known = _own_error(error)
+            if known:
+                raise known from error
+            log.warning("attempt %d of %d failed: %s", attempt + 1, max_failures + 1, error)
+        raise DdpmError(
+            f"{job.run_dir}: workers died in {max_failures + 1} attempts; the last: {error}"
+        )
 
 
 def _attempt(
