@@ -70,8 +70,8 @@ def watch(
     should_stop: Callable[[], bool] | None = None,
     on_stop: Callable[[], None] | None = None,
 ) -> Iterator[None]:
-    """Show the runs, and what `ddpm` warns of, until the `with` ends; call `on_stop` once when
-    `should_stop()` turns true.
+    """Show the runs, and what `ddpm` warns of, until the `with` ends; call `on_stop` at every look
+    while `should_stop()` is true.
     """
     ended, shown = threading.Event(), _Shown(console)
     thread = threading.Thread(
@@ -123,8 +123,7 @@ def _watch(
                 tail.poll()
                 bars.update(task, completed=tail.step, text=tail.text())
             if should_stop and on_stop and should_stop():
-                on_stop()
-                should_stop = None
+                on_stop()  # again and again: a training that starts late forgets earlier requests
             if not console.is_terminal and (time.monotonic() >= next_line or not running):
                 next_line = time.monotonic() + LINE_EVERY_S
                 _print_lines(tails, console)

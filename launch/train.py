@@ -38,12 +38,14 @@ def main(argv: list[str] | None = None) -> int:
         from ddpm.job_folder import plan
 
         return plan([loaded], uses_ray=None, output=Path(args.plan))
-    from ddpm.adapters import run_training
     from launch.signals import stop_on_signals
+
+    should_stop = stop_on_signals()  # before the imports, which take seconds
+    from ddpm.adapters import run_training
 
     if args.dry_run:
         return run_training.dry_run(loaded)
-    return run_training.run(loaded, new=args.new, resume=args.resume, should_stop=stop_on_signals())
+    return run_training.run(loaded, new=args.new, resume=args.resume, should_stop=should_stop)
 
 
 def cli() -> int:
