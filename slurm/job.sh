@@ -51,9 +51,11 @@ start_ray() {
   export DDPM_RAY_FOLDER=$folder
 }
 
-# End of file on the pipe ends Ray on every node and removes what it left there.
+# End of file on the pipe ends Ray on every node and removes what it left there; where SLURM has told
+# srun to stop, the end of the job's folder does.
 end_ray() {
   exec {alive}>&-
+  rm -rf -- "$folder"
   for _ in {1..50}; do
     kill -0 "$ray" 2>/dev/null || return 0
     sleep 0.1

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def main() -> None:
     folder = JobFolder(Path(sys.argv[1]))
     folder.check(node)
     is_head = os.environ["SLURM_NODEID"] == "0"
-    signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+    stopping = _outlive_signals()
     ctypes.CDLL(None).prctl(SUBREAPER, 1)  # whatever Ray starts stays below this process
     temporary = _temporary_folder(share)
     try:
@@ -56,7 +57,7 @@ def main() -> None:
             address = _wait_for_head(folder)
             ip = own_ip(node, towards=address.rpartition(":")[0])
             ray = _start(share, ip, temporary, [f"--address={address}"])
-        _until_input_ends(ray, temporary)
+        _wait_for_the_end(ray, temporary, lambda: stopping.is_set() and not folder.path.exists())
     finally:
         _kill_descendants()
         shutil.rmtree(temporary, ignore_errors=True)
@@ -139,7 +140,14 @@ def _start(
         command += ["--include-dashboard=false", "--no-monitor"]
     command += ["--include-log-monitor=false"]
     with (temporary / "ray.log").open("wb") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=env,
+            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED),
+        )
 
 
 def _wait_until_up(ray: subprocess.Popen[bytes], temporary: Path) -> str:
@@ -162,8 +170,20 @@ def _wait_for_head(folder: JobFolder) -> str:
     return address
 
 
-def _until_input_ends(ray: subprocess.Popen[bytes], temporary: Path) -> None:
-    """Wait for the end of standard input; DdpmError with Ray's last words when Ray ends before."""
+def _outlive_signals() -> threading.Event:
+    """From now on no signal but SIGKILL ends this process; the event tells that one came."""
+    came = threading.Event()
+    for number in BLOCKED:
+        signal.signal(number, lambda number, frame: came.set())
+    return came
+
+
+def _wait_for_the_end(
+    ray: subprocess.Popen[bytes], temporary: Path, is_over: Callable[[], bool]
+) -> None:
+    """Until standard input ends; an srun that was told to stop no longer passes that on, so
+    `is_over()` is asked too. DdpmError with Ray's last words when Ray ends before.
+    """
     ended = threading.Event()
 
     def read() -> None:
@@ -172,7 +192,7 @@ def _until_input_ends(ray: subprocess.Popen[bytes], temporary: Path) -> None:
         ended.set()
 
     threading.Thread(target=read, daemon=True).start()
-    while not ended.wait(0.2):
+    while not ended.wait(0.2) and not is_over():
         if ray.poll() is not None:
             raise DdpmError(f"Ray ended by itself: {_last_words(temporary)}")
 
