@@ -26,7 +26,7 @@ NETWORK = frozenset(
 MEMORY = frozenset(("ramfs", "tmpfs"))
 _MOUNTS = Path("/proc/self/mountinfo")
 _POLL_S = 0.1
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # not the place is wrong, its disk is
 
 
 def private_root(
@@ -100,7 +100,7 @@ def _under(place: Path, is_made: bool) -> Path | None:
             place.mkdir(0o700)  # its parents must be there: a disk may not be mounted
         make_private(root)
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in _DISK:
             raise storage.failure(root, error) from error
         raise InputError(
             f"DATASET.STAGE: {root} cannot be made on {os.uname().nodename} ({error.strerror}); "

@@ -154,7 +154,7 @@ def _fill(folder: Path, index: Index, shown: StageNote, should_stop: Stop) -> No
     """Every file of the index in `folder`, verified."""
     files = _files(index)
     record = _read_record(folder)
-    todo = [file for file in files if record.get(file.name) != _state(folder / file.name)]
+    todo = [f for f in files if _state(folder / f.name) != record.get(f.name, "unverified")]
     if not todo:
         return
     present = {file.name for file in todo if _size(folder / file.name) == file.size}

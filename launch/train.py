@@ -24,6 +24,9 @@ def parser() -> argparse.ArgumentParser:
     which = result.add_mutually_exclusive_group()
     which.add_argument("--new", action="store_true", help="start another run of this config")
     which.add_argument("--resume", metavar="DIR", help="continue exactly this run directory")
+    result.add_argument(
+        "--clean-stage", action="store_true", help="remove what DATASET.STAGE copied, at the end"
+    )
     result.add_argument("--dry-run", action="store_true", help="check and print all, write nothing")
     result.add_argument("--plan", metavar="FILE", help=argparse.SUPPRESS)  # for slurm/job.sh
     return result
@@ -45,7 +48,13 @@ def main(argv: list[str] | None = None) -> int:
 
     if args.dry_run:
         return run_training.dry_run(loaded)
-    return run_training.run(loaded, new=args.new, resume=args.resume, should_stop=should_stop)
+    return run_training.run(
+        loaded,
+        new=args.new,
+        resume=args.resume,
+        should_stop=should_stop,
+        clean_stage=args.clean_stage,
+    )
 
 
 def cli() -> int:

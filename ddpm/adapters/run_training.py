@@ -12,6 +12,7 @@ from rich.console import Console
 from ddpm import config as configuration
 from ddpm import shards
 from ddpm.adapters.ray_cluster import ray_cluster
+from ddpm.adapters.stage_clean import cleaned
 from ddpm.adapters.wandb_log import wandb_mirror
 from ddpm.config import Config
 from ddpm.distributed import CPU, Group, best_device
@@ -26,8 +27,18 @@ from ddpm.worker import Job, open_data, start_problems, work
 from ddpm.workers import Workers, workers_for
 
 
-def run(config: Config, *, new: bool, resume: str | None, should_stop: Callable[[], bool]) -> int:
-    """Train to the end and print where everything lies; 0. A finished run is not repeated."""
+def run(
+    config: Config,
+    *,
+    new: bool,
+    resume: str | None,
+    should_stop: Callable[[], bool],
+    clean_stage: bool = False,
+) -> int:
+    """Train to the end and print where everything lies; 0. A finished run is not repeated.
+
+    clean_stage: remove the nodes' copies of the shards at the end.
+    """
     console = Console()
     workers = _checked(config)
     if resume and locate(Path(resume))[1] is not None:
@@ -48,20 +59,26 @@ def run(config: Config, *, new: bool, resume: str | None, should_stop: Callable[
             command=tuple(sys.argv),
         )
         steps = total_steps(config.TRAINING, data.num_train)
-        _train(job, workers, steps, console, should_stop)
+        places = [(job.data_dir, config.DATASET.STAGE)] if clean_stage else []
+        _train(job, workers, steps, console, should_stop, places)
     _print_summary(RunDirectory(directory.path), console)
     return 0
 
 
 def _train(
-    job: Job, workers: Workers, steps: int, console: Console, should_stop: Callable[[], bool]
+    job: Job,
+    workers: Workers,
+    steps: int,
+    console: Console,
+    should_stop: Callable[[], bool],
+    places: list[tuple[str, str]],
 ) -> None:
     """In this process with one worker, else through Ray Train."""
     console.print(f"run directory: {job.run_dir}", soft_wrap=True)
     tail = Tail(Path(job.run_dir), "training", steps)
     if workers.count == 1:
         device = best_device() if workers.gpus else CPU
-        with watch([tail], console):
+        with watch([tail], console), cleaned(places):
             work(job, Group(device=device), mirror=wandb_mirror(None), should_stop=should_stop)
         return
     from ddpm.adapters import ray_train
@@ -70,6 +87,7 @@ def _train(
     with (
         ray_cluster(workers.count * workers.cpus),
         watch([tail], console, should_stop=should_stop, on_stop=directory.request_stop),
+        cleaned(places),
     ):
         ray_train.run(
             job,
