@@ -15,11 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from ddpm import storage
 from ddpm.errors import LockedError
 
 _POLL_SECONDS = 0.1
+# `is_held` takes a lock for an instant: nobody shall be refused because of that
+_GLANCE_SECONDS = 0.3
 _held: set[int] = set()
 
 
@@ -35,14 +38,47 @@ def lock(path: Path, what: str, *, wait_s: float = 0.0) -> Iterator[None]:
     _close_in_children()
     _held.add(descriptor)
     try:
-        _acquire(path, descriptor, what, time.monotonic() + wait_s)
-        _sign(path, descriptor)
-        yield
+        _acquire(path, descriptor, what, time.monotonic() + max(wait_s, _GLANCE_SECONDS))
+        try:
+            _sign(path, descriptor)
+            yield
+        finally:
+            _unsign(descriptor)
     finally:
         # In a forked child it is closed already, and its number may be another file's.
         if descriptor in _held:
             _held.remove(descriptor)
             os.close(descriptor)
+
+
+def is_held(path: Path) -> bool | None:
+    """Whether a living process holds the lock file; None where this host cannot tell. Writes
+    nothing.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def signature(path: Path) -> dict[str, Any]:
+    """Who holds the lock or died holding it: host, pid, job, started; empty when it was let go."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):  # nobody, or it has only just taken the lock
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _acquire(path: Path, descriptor: int, what: str, deadline: float) -> None:
@@ -72,11 +108,18 @@ def _sign(path: Path, descriptor: int) -> None:
 
 def _holder(path: Path) -> str:
     try:
-        holder = json.loads(path.read_text())
+        holder = signature(path)
         job = f", job {holder['job']}" if holder["job"] else ""
         return f"process {holder['pid']} on {holder['host']}{job}, since {holder['started']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it has only just taken the lock
+    except KeyError:
         return "another process"
+
+
+def _unsign(descriptor: int) -> None:
+    """A signature that stays tells those who cannot see the lock that its holder was killed."""
+    if descriptor in _held:
+        with suppress(OSError):
+            storage.system.ftruncate(descriptor, 0)
 
 
 @functools.cache

@@ -15,7 +15,6 @@ import torch
 
 from ddpm import durable
 
-MEMORY = "memory.csv"
 COLUMNS = (
     "attempt",
     "step",

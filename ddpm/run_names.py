@@ -1,4 +1,4 @@
-"""Where a run's directory lies and what it is called.
+"""Where a run's directory lies, what it is called, and what the files in it are called.
 
     OUTPUT_DIR/{dataset}_{H}x{W}x{C}/{architecture_tag}/
         {scheduler}_{timesteps}_{pred_type}_{loss}_{timestamp}_{run_id}
@@ -11,6 +11,14 @@ from pathlib import Path
 
 from ddpm import config as configuration
 from ddpm.config import Config
+
+CONFIG = "training_config.yaml"
+PROVENANCE = "provenance.json"
+METRICS = "metrics.jsonl"
+MEMORY = "memory.csv"
+DONE = "DONE.json"
+STOP = "STOP"
+LOCK = ".lock"
 
 
 def existing(root: Path, run_id: str) -> list[Path]:

@@ -24,13 +24,9 @@ from ddpm import config as configuration
 from ddpm.checkpoint import Checkpoint
 from ddpm.config import Config
 from ddpm.errors import InputError
-from ddpm.memory import MEMORY, MemoryLog
+from ddpm.memory import MemoryLog
 from ddpm.metrics_log import MetricsLog, Row, without_nan
-
-CONFIG = "training_config.yaml"
-PROVENANCE = "provenance.json"
-DONE = "DONE.json"
-STOP = "STOP"
+from ddpm.run_names import CONFIG, DONE, LOCK, MEMORY, PROVENANCE, STOP
 
 
 class State(Protocol):
@@ -152,7 +148,7 @@ class RunDirectory:
             durable.make_folder(folder)
         try:
             self._open.enter_context(
-                durable.lock(self.path / ".lock", f"run directory {self.path}", wait_s=wait_s)
+                durable.lock(self.path / LOCK, f"run directory {self.path}", wait_s=wait_s)
             )
             self.refuse_another(config, data_sha256)
             for folder in (self.path, self.checkpoints, self.inline_gen):
