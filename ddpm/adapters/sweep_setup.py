@@ -208,6 +208,7 @@ def _facts(sweep: Sweep, trials: list[Trial]) -> dict[str, object]:
                 "cell": trial.outcome.cell,
                 "seed": trial.outcome.seed,
                 "run_dir": trial.outcome.run_dir,
+                "steps": trial.steps,
             }
             for trial in trials
         ],
