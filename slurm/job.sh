@@ -10,7 +10,7 @@
 
 export DDPM_JOB_START=${DDPM_JOB_START:-$(date +%s.%N)}
 root=$SLURM_SUBMIT_DIR
-asked=() main='' ray='' folder=''
+asked=() main='' ray='' folder='' temporary=''
 exec {alive}>/dev/null
 
 say() { printf '[%s] job %s: %s\n' "$(date +%T)" "${SLURM_JOB_ID:-none}" "$*"; }
@@ -103,16 +103,19 @@ job() {
   local entry=$root/$1 plan code uses_ray
   shift
   [[ -r $entry ]] || fail "$entry is missing; run sbatch from the root of the repository"
-  plan=$(mktemp) || fail "no room for a temporary file" 5
+  # Nothing that the command puts among the temporary files outlives the job; staged shards do.
+  export DDPM_SCRATCH=${DDPM_SCRATCH:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}
+  temporary=$(mktemp -d) || fail "no room for a temporary folder" 5
+  trap 'rm -rf -- "$temporary"' EXIT
+  plan=$temporary/plan
   "${python[@]}" "$entry" "$@" --plan "$plan"; code=$?
   { IFS= read -r -d '' folder; IFS= read -r -d '' uses_ray; } <"$plan"
-  rm -f -- "$plan"
   ((code == 0)) || { say "nothing was started (exit code $code)" >&2; exit "$code"; }
   say "$SLURM_JOB_NUM_NODES node(s), ${SLURM_RESTART_COUNT:-0} restart(s): configuration checked"
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token
   [[ $uses_ray != 1 ]] || start_ray
   if ((${#asked[@]} == 0)); then
-    "${python[@]}" "$entry" "$@" {alive}>&- & main=$!
+    TMPDIR=$temporary "${python[@]}" "$entry" "$@" {alive}>&- & main=$!
     wait_for_main; code=$?
   else
     code=75

@@ -128,6 +128,8 @@ def _start(
     """`ray start` of this node's share of the job, its words in a log beside its temporaries."""
     interface = _interface(ip)
     env = QUIET | os.environ | {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+    env["TMPDIR"] = str(temporary / "tmp")  # of the workers: nothing there outlives the job
+    (temporary / "tmp").mkdir()
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", *place, "--block"]
     command += [f"--node-ip-address={ip}", f"--temp-dir={temporary}"]
     command += [f"--num-cpus={share.cpus[0]}", f"--num-gpus={share.gpus_per_node}"]
