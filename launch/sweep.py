@@ -5,13 +5,24 @@ examples:
   python launch/sweep.py sweeps/pred_types.yaml
   python launch/sweep.py sweeps/timesteps.yaml TRAINING.HYPER_PARAMETERS.EPOCHS=10
   python launch/sweep.py sweeps/full_grid.yaml --dry-run
+  python launch/sweep.py sweeps/full_grid.yaml --cluster slurm --time 2:00:00 --sbatch account=me
+
+--cluster slurm runs on a login node: an array job trains the sweep in groups of trials, each task
+on one worker; this process only watches. Ctrl-C leaves the jobs alone. Without --cluster the trials
+run here, or on the whole allocation inside `sbatch slurm/sweep.sh SWEEP`. Each way continues what
+another has begun.
 """
 
 import argparse
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ddpm import sweep
-from ddpm.errors import run_main
+from ddpm.errors import InputError, run_main
+
+if TYPE_CHECKING:
+    from ddpm.adapters.array_request import Options
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,7 +32,49 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("sweep", help="YAML file with BASE, GRID, SEEDS, TUNE")
     result.add_argument("overrides", nargs="*", metavar="SECTION.KEY=value", help="changes of BASE")
-    result.add_argument("--dry-run", action="store_true", help="check every cell, write nothing")
+    result.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check every cell, print time and batch script; write nothing",
+    )
+    result.add_argument(
+        "--no-probe",
+        dest="probe",
+        action="store_false",
+        help="do not measure a few steps: no predicted time, groups by number alone",
+    )
+    jobs = result.add_argument_group("many small jobs")
+    jobs.add_argument(
+        "--cluster",
+        choices=("slurm", "local", "debug"),
+        help="array jobs; processes of this machine; or one group after the other here",
+    )
+    jobs.add_argument(
+        "--group-size",
+        type=int,
+        metavar="N",
+        help="trials of a task (default: trials over --jobs, and at least two minutes' worth)",
+    )
+    jobs.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="tasks that run at once (default: 16; local: as many as this machine holds)",
+    )
+    jobs.add_argument(
+        "--time",
+        metavar="LIMIT",
+        help="of a task, which goes on in a new one when it is over (default: 1:00:00)",
+    )
+    jobs.add_argument("--partition", metavar="NAME", help="default: SBATCH_PARTITION, the site's")
+    jobs.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another option of sbatch, such as mem=4G; may be given often",
+    )
+    result.add_argument("--plan", metavar="FILE", help=argparse.SUPPRESS)  # for slurm/job.sh
     return result
 
 
@@ -30,12 +83,37 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
     planned = sweep.load_sweep(args.sweep, args.overrides)
 
-    from ddpm.adapters import run_sweep
+    if args.plan:
+        from ddpm.job_folder import plan
+
+        return plan([t.config for t in planned.trials], uses_ray=True, output=Path(args.plan))
+    if args.dry_run:
+        from ddpm.adapters import dry_run
+
+        return dry_run.sweep(planned, _options(args), probe=args.probe)
     from launch.signals import stop_on_signals
 
-    if args.dry_run:
-        return run_sweep.dry_run(planned)
+    if options := _options(args):
+        from ddpm.adapters import array_sweep
+
+        return array_sweep.run(planned, options, should_stop=stop_on_signals())
+    from ddpm.adapters import run_sweep
+
     return run_sweep.run(planned, should_stop=stop_on_signals())
+
+
+def _options(args: argparse.Namespace) -> "Options | None":
+    """What --cluster and its companions say; None without it, InputError for them alone."""
+    companions = ("group_size", "jobs", "time", "partition", "sbatch")
+    given = {name: value for name in companions if (value := getattr(args, name))}
+    if not args.cluster:
+        if given:
+            name = next(iter(given)).replace("_", "-")
+            raise InputError(f"--{name} says how to submit small jobs; give --cluster slurm too")
+        return None
+    from ddpm.adapters.array_request import Options
+
+    return Options(cluster=args.cluster, probe=args.probe, **given)
 
 
 def cli() -> int:

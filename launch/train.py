@@ -27,7 +27,17 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--clean-stage", action="store_true", help="remove what DATASET.STAGE copied, at the end"
     )
-    result.add_argument("--dry-run", action="store_true", help="check and print all, write nothing")
+    result.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check all, print network, time and batch script; write nothing",
+    )
+    result.add_argument(
+        "--no-probe",
+        dest="probe",
+        action="store_false",
+        help="--dry-run without the seconds that measuring a few steps takes",
+    )
     result.add_argument("--plan", metavar="FILE", help=argparse.SUPPRESS)  # for slurm/job.sh
     return result
 
@@ -47,7 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     from ddpm.adapters import run_training
 
     if args.dry_run:
-        return run_training.dry_run(loaded)
+        from ddpm.adapters import dry_run
+
+        return dry_run.training(loaded, run_training.checked(loaded), probe=args.probe)
     return run_training.run(
         loaded,
         new=args.new,

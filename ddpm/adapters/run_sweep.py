@@ -5,14 +5,14 @@ from collections.abc import Callable
 
 from rich.console import Console
 
+from ddpm import job_list
 from ddpm.adapters import sweep_setup
 from ddpm.adapters.ray_cluster import ray_cluster
 from ddpm.adapters.ray_tune import run_trials
 from ddpm.adapters.run_trial import Resources
 from ddpm.adapters.sweep_setup import OpenSweep, Trial
 from ddpm.durable import remove
-from ddpm.errors import InputError, Interrupted
-from ddpm.ledger import cell_name
+from ddpm.errors import InputError, Interrupted, LockedError
 from ddpm.progress import watch
 from ddpm.sweep import Sweep
 from ddpm.workers import machine, workers_for
@@ -21,9 +21,10 @@ from ddpm.workers import machine, workers_for
 def run(sweep: Sweep, *, should_stop: Callable[[], bool]) -> int:
     """Run the sweep to its end: 0, or 1 when trials failed. Raises Interrupted when stopped."""
     console = Console()
-    resources, concurrent = _checked(sweep)
+    resources, concurrent = checked(sweep)
     threads = resources.cpus_per_worker
     with sweep_setup.opened(sweep, threads=threads, packed=concurrent > 1) as opened:
+        _refuse_array_jobs(opened)
         remove(opened.stop_file)
         todo = opened.todo()
         sweep_setup.print_skipped(sweep, console)
@@ -39,26 +40,21 @@ def run(sweep: Sweep, *, should_stop: Callable[[], bool]) -> int:
         return sweep_setup.conclude(opened, console)
 
 
-def dry_run(sweep: Sweep) -> int:
-    """Print every cell and what the trials would take; nothing is written, no data is packed."""
-    console = Console()
-    resources, concurrent = _checked(sweep)
-    for trial in sweep.trials:
-        console.print(f"{cell_name(trial.cell)} · seed {trial.seed}", markup=False)
-    sweep_setup.print_skipped(sweep, console)
-    console.print(
-        f"would run {len(sweep.trials)} trials, {concurrent} side by side, each with "
-        f"{resources.num_workers} worker(s) of {resources.cpus_per_worker} core(s) and "
-        f"{resources.gpus_per_worker:g} GPU; nothing was written"
-    )
-    return 0
+def _refuse_array_jobs(opened: OpenSweep) -> None:
+    """LockedError while jobs of --cluster wait or run: both would train the same trials."""
+    jobs = job_list.living(job_list.read(opened.folder))
+    if jobs:
+        raise LockedError(
+            f"sweep {opened.sweep.name}: job {jobs[0].job} and {len(jobs) - 1} more hold trials of "
+            f"it; watch them with --cluster {jobs[0].cluster}, or stop them first"
+        )
 
 
-def _checked(sweep: Sweep) -> tuple[Resources, int]:
-    """As _resources; InputError with all that keeps any trial from starting."""
+def checked(sweep: Sweep) -> tuple[Resources, int]:
+    """As room(); InputError with all that keeps any trial from starting."""
     found, resources = sweep_setup.problems(sweep), None
     try:
-        resources = _resources(sweep)
+        resources = room(sweep)
     except InputError as error:
         found += error.problems
     if resources is None or found:
@@ -66,7 +62,7 @@ def _checked(sweep: Sweep) -> tuple[Resources, int]:
     return resources
 
 
-def _resources(sweep: Sweep) -> tuple[Resources, int]:
+def room(sweep: Sweep) -> tuple[Resources, int]:
     """What each trial takes, and how many run side by side: as many as there is room for."""
     cluster, gpus, there = sweep.base.CLUSTER, workers_for(sweep.base).gpus, machine()
     count, cores = cluster.NUM_WORKERS or 1, sum(there.cpus)

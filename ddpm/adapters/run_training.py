@@ -2,11 +2,14 @@
 it running.
 """
 
+import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from ddpm import config as configuration
@@ -20,9 +23,8 @@ from ddpm.errors import InputError, Interrupted
 from ddpm.progress import Tail, watch
 from ddpm.request import locate
 from ddpm.rundir import RunDirectory
+from ddpm.startup import begun, marked
 from ddpm.trainer import total_steps
-from ddpm.unet import UNet
-from ddpm.unet_summary import summary
 from ddpm.worker import Job, open_data, start_problems, work
 from ddpm.workers import Workers, workers_for
 
@@ -39,8 +41,8 @@ def run(
 
     clean_stage: remove the nodes' copies of the shards at the end.
     """
-    console = Console()
-    workers = _checked(config)
+    console, startup = Console(), begun()
+    workers = checked(config)
     if resume and locate(Path(resume))[1] is not None:
         raise InputError(f"--resume {resume} is a checkpoint; give the run directory it lies in")
     index = shards.prepare(config)
@@ -57,6 +59,7 @@ def run(
             data_dir=str(index.folder.absolute()),
             threads=workers.cpus,
             command=tuple(sys.argv),
+            startup=marked(startup, "data"),
         )
         steps = total_steps(config.TRAINING, data.num_train)
         places = [(job.data_dir, config.DATASET.STAGE)] if clean_stage else []
@@ -90,7 +93,7 @@ def _train(
         cleaned(places),
     ):
         ray_train.run(
-            job,
+            replace(job, startup=marked(job.startup, "Ray")),
             num_workers=workers.count,
             use_gpu=workers.gpus > 0,
             cpus_per_worker=workers.cpus,
@@ -98,30 +101,21 @@ def _train(
         )
 
 
-def _checked(config: Config) -> Workers:
+def checked(config: Config) -> Workers:
     """The workers of a training that can start; InputError with all that keeps it from it."""
     workers, problems = None, [*shards.source_problems(config), *start_problems(config)]
     try:
         workers = workers_for(config)
+        if workers.gpus and not torch.cuda.is_available() and "RAY_ADDRESS" not in os.environ:
+            problems.append(
+                "there are GPUs but torch sees none; run `python -m ddpm.doctor`, or set "
+                "CLUSTER.GPUS_PER_WORKER=0 to train on CPUs"
+            )
     except InputError as error:
         problems += error.problems
     if workers is None or problems:
         raise InputError(problems)
     return workers
-
-
-def dry_run(config: Config) -> int:
-    """Print what would be trained and on what; nothing is written. InputError lists all errors."""
-    workers = _checked(config)
-    network = UNet(**configuration.network_arguments(config))
-    print(configuration.to_yaml(config))
-    print(summary(network, configuration.image_shape(config)))
-    device = "GPU" if workers.gpus else "CPU"
-    print(
-        f"would train on the {device} with {workers.count} worker(s), each with {workers.cpus} "
-        f"core(s) and {workers.gpus:g} GPU; nothing was written"
-    )
-    return 0
 
 
 def _print_summary(directory: RunDirectory, console: Console) -> None:

@@ -17,6 +17,7 @@ from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import DdpmError, Interrupted, LockedError
 from ddpm.ledger import Ledger, Outcome
 from ddpm.worker import Job, work
+from ddpm.workers import Workers
 
 log = logging.getLogger(__name__)
 STOP_POLL_S = 0.5
@@ -35,6 +36,10 @@ class Resources:
     def cores(self) -> int:
         """Cores of a cluster that the trial fits in: one more where it waits for its workers."""
         return self.num_workers * self.cpus_per_worker + (self.num_workers > 1)
+
+    def workers(self) -> Workers:
+        """The same, as one training's."""
+        return Workers(count=self.num_workers, cpus=self.cpus_per_worker, gpus=self.gpus_per_worker)
 
     def request(self) -> dict[str, float]:
         """What Tune reserves for the trial; the workers of a nested run reserve their own."""

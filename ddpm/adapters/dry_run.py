@@ -1,0 +1,151 @@
+"""--dry-run: what would be trained, on what, for how long, and the batch script; nothing is written."""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+import ddpm
+from ddpm import config as configuration
+from ddpm import prediction, slurm_queue
+from ddpm.adapters import run_sweep, submitit_jobs, sweep_setup
+from ddpm.adapters.array_request import Options, checked, group_size
+from ddpm.batch_script import as_submitted, from_environment
+from ddpm.config import Config
+from ddpm.errors import InputError
+from ddpm.ledger import cell_name
+from ddpm.prediction import Prediction, duration
+from ddpm.sweep import Sweep
+from ddpm.unet import UNet
+from ddpm.unet_summary import summary
+from ddpm.workers import Workers
+
+SCRIPTS = Path(ddpm.__file__).parent.parent / "slurm"
+_NOT_FOR_JOBS = ("--dry-run", "--no-probe")
+
+
+def training(config: Config, workers: Workers, *, probe: bool) -> int:
+    """One training that has been checked."""
+    network = UNet(**configuration.network_arguments(config))
+    print(configuration.to_yaml(config))
+    print(summary(network, configuration.image_shape(config)))
+    device = "GPU" if workers.gpus else "CPU"
+    print(
+        f"would train on the {device} with {workers.count} worker(s), each with {workers.cpus} "
+        f"core(s) and {workers.gpus:g} GPU; nothing was written"
+    )
+    if probe:
+        _print_time(_predicted([config], workers), workers, side_by_side=1)
+    _print_script("train.sh")
+    return 0
+
+
+def sweep(planned: Sweep, options: Options | None, *, probe: bool) -> int:
+    """Every cell of a sweep, in one allocation or, with options, as many small jobs.
+
+    InputError with all that keeps any trial from starting.
+    """
+    if options is None:
+        resources, side_by_side = run_sweep.checked(planned)
+        _print_cells(planned)
+        print(
+            f"would run {len(planned.trials)} trials, {side_by_side} side by side, each with "
+            f"{resources.num_workers} worker(s) of {resources.cpus_per_worker} core(s) and "
+            f"{resources.gpus_per_worker:g} GPU; nothing was written"
+        )
+        if probe:
+            workers = resources.workers()
+            configs = [trial.config for trial in planned.trials]
+            _print_time(_predicted(configs, workers), workers, side_by_side=side_by_side)
+        _print_script("sweep.sh")
+    else:
+        _arrays(planned, options)
+    return 0
+
+
+def _arrays(planned: Sweep, options: Options) -> None:
+    """The array jobs that --cluster would submit, or the processes it would start."""
+    request, resources = checked(planned, options)
+    if options.cluster == "slurm":
+        slurm_queue.require_slurm()
+    _print_cells(planned)
+    workers, found, seconds = resources.workers(), None, None
+    if options.probe:
+        found = _predicted([trial.config for trial in planned.trials], workers)
+        seconds = prediction.mean_s(found) if found else None
+    todo = len(planned.trials)
+    size = group_size(todo, options, request.jobs, seconds)
+    tasks = -(-todo // size)
+    print(
+        f"would train {todo} trials in {tasks} task(s) of up to {size}, "
+        f"{min(tasks, request.jobs)} at a time, each with {request.cpus} core(s), {request.gpus} "
+        f"GPU and {request.minutes} minutes, after which it goes on in a new one; nothing was "
+        "written"
+    )
+    if options.probe:
+        _print_time(found, workers, side_by_side=min(tasks, request.jobs))
+    if options.cluster != "slurm":
+        return
+    most = slurm_queue.largest_array()
+    if tasks > most:
+        print(f"{-(-tasks // most)} array jobs: this site allows {most} tasks in each")
+    folder = sweep_setup.folder_of(planned) / "submitit"
+    text = submitit_jobs.script(request, folder, min(tasks, most))
+    print("\n" + _framed("what sbatch gets", text))
+    with submitit_jobs.undisturbed(request, text):
+        for option, value in from_environment(os.environ).items():
+            print(f"from the environment: --{option}={value}")
+
+
+def _print_cells(planned: Sweep) -> None:
+    console = Console()
+    for trial in planned.trials:
+        console.print(f"{cell_name(trial.cell)} · seed {trial.seed}", markup=False)
+    sweep_setup.print_skipped(planned, console)
+
+
+def _predicted(configs: Sequence[Config], workers: Workers) -> list[Prediction] | None:
+    """As a probe of this machine sees it; None, once it is said why, where that cannot be."""
+    try:
+        return prediction.predict_all(configs, workers)
+    except InputError as error:
+        print(f"predicted: nothing; {error}")
+        return None
+
+
+def _print_time(found: list[Prediction] | None, workers: Workers, *, side_by_side: int) -> None:
+    """Seconds of a training and of all, and their hours of cores or GPUs."""
+    if found is None:
+        return
+    all_s = sum(one.seconds for one in found)
+    longest = max(found, key=lambda one: one.seconds)
+    each, what = (workers.gpus, "GPU") if workers.gpus else (workers.cpus, "core")
+    print(f"predicted: {'the longest of them, ' if len(found) > 1 else ''}{longest}")
+    if len(found) > 1:
+        wall = duration(max(all_s / side_by_side, longest.seconds))
+        print(f"predicted: {len(found)} trainings, {side_by_side} at a time: {wall}")
+    print(
+        f"predicted: {all_s * workers.count * each / 3600:.3g} {what}-hours; what starting takes comes on top"
+    )
+    for line in prediction.notes(found, workers):
+        print(f"  {line}")
+
+
+def _print_script(name: str) -> None:
+    """What `sbatch slurm/NAME` would submit for this command line."""
+    path = SCRIPTS / name
+    if not path.exists():
+        print(f"no batch script: {path} is missing; the scripts come with a clone of the project")
+        return
+    arguments = [word for word in sys.argv[1:] if word not in _NOT_FOR_JOBS]
+    print(f"\nas a SLURM job, from {path.parent.parent}:\n")
+    print(f"  sbatch slurm/{name} {shlex.join(arguments)}\n")
+    print(_framed(f"slurm/{name}", as_submitted(path.read_text(), os.environ)))
+
+
+def _framed(title: str, text: str) -> str:
+    rule = "-" * 72
+    return f"{rule} {title}\n{text.rstrip()}\n{rule}"

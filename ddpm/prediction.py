@@ -1,0 +1,142 @@
+"""How long trainings will take, from what a probe has measured and what their configurations count.
+
+Optimizer steps, and the passes through the network without gradients: sample grids, validation, the
+last samples. Starting (some ten seconds of imports) and writing are not counted.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ddpm import config as configuration
+from ddpm import generate, probe, shards
+from ddpm.config import Config
+from ddpm.evaluate import levels_of
+from ddpm.index import INDEX_FILE
+from ddpm.order import is_validation
+from ddpm.probe import Speed
+from ddpm.schedule import NoiseSchedule
+from ddpm.slots import Sampler, num_calls
+from ddpm.trainer import steps_per_epoch, total_steps
+from ddpm.workers import Workers
+
+UNKNOWN_IMAGES = 10_000  # of shards that nobody has indexed yet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One training. passes: images through the network without gradients. Seconds of both."""
+
+    steps: int
+    passes: int
+    training_s: float
+    passes_s: float
+    speed: Speed
+
+    @property
+    def seconds(self) -> float:
+        return self.training_s + self.passes_s
+
+    def __str__(self) -> str:
+        return (
+            f"{self.steps:,} steps of {self.speed.step_s:.3g} s and {self.passes:,} images through "
+            f"the network for samples and validation: {duration(self.seconds)}"
+        )
+
+
+def predict(config: Config, speed: Speed) -> Prediction:
+    """One training at that speed."""
+    train, held_out = _split(config)
+    steps, passes = total_steps(config.TRAINING, train), _passes(config, train, held_out)
+    return Prediction(
+        steps=steps,
+        passes=passes,
+        training_s=steps * speed.step_s,
+        passes_s=passes * speed.call_s,
+        speed=speed,
+    )
+
+
+def predict_all(configs: Sequence[Config], workers: Workers) -> list[Prediction]:
+    """Each training on these workers; every network that costs something else is measured.
+
+    A step on several is that of one worker's share; what they tell each other is left out.
+    """
+    speeds: dict[str, Speed] = {}
+    found = []
+    for config in configs:
+        shared = _share(config, workers.count)
+        key = probe.same_cost(shared)
+        if key not in speeds:
+            speeds[key] = probe.measure(shared, threads=workers.cpus, uses_gpu=workers.gpus > 0)
+        found.append(predict(config, speeds[key]))
+    return found
+
+
+def mean_s(predictions: Sequence[Prediction]) -> float:
+    """Seconds of a training, on average."""
+    return sum(one.seconds for one in predictions) / len(predictions)
+
+
+def notes(predictions: Iterable[Prediction], workers: Workers) -> list[str]:
+    """Where the figures come from and what they do not say, one line each."""
+    speeds = list(dict.fromkeys(p.speed for p in predictions))
+    devices = ", ".join(dict.fromkeys(speed.device for speed in speeds))
+    lines = [f"measured just now on {devices}; another device takes another time"]
+    lines += dict.fromkeys(speed.note for speed in speeds if speed.note)
+    if workers.gpus and not all(speed.on_gpu for speed in speeds):
+        lines.append("no GPU here to measure: on one it will be many times faster")
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > cores:
+        lines.append(f"this machine is busy (load {load:.1f} on {cores} cores): figures too high")
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """`50 s`, `12 min`, `3.4 h`, `2.1 days`."""
+    for limit, size, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            number = seconds / size
+            return f"{number:.1f} {name}" if number < 10 else f"{number:.0f} {name}"
+    return f"{seconds / 86_400:.1f} days"
+
+
+def _share(config: Config, workers: int) -> Config:
+    hyper = config.TRAINING.HYPER_PARAMETERS
+    share = replace(hyper, BATCH_SIZE=-(-hyper.BATCH_SIZE // workers))
+    return replace(config, TRAINING=replace(config.TRAINING, HYPER_PARAMETERS=share))
+
+
+def _split(config: Config) -> tuple[int, int]:
+    """(training images, validation images), without packing or indexing anything."""
+    path = config.DATASET.PATH
+    if not shards.is_shards(path):
+        count = shards.open_source(path, config.DATASET.LABEL_KEY).num_samples
+    elif (Path(path) / INDEX_FILE).exists():
+        count = shards.open_index(path).num_samples
+    else:
+        count = UNKNOWN_IMAGES
+    held_out = int(is_validation(count, config.DATASET.VALIDATION_FRACTION).sum())
+    return count - held_out, held_out
+
+
+def _passes(config: Config, train: int, held_out: int) -> int:
+    """Images that go through the network without gradients, over the whole run."""
+    training, evaluation = config.TRAINING, config.EVALUATION
+    inline, total = training.INLINE_GEN, total_steps(training, train)
+    epoch = steps_per_epoch(training, train)
+    schedule = NoiseSchedule(**configuration.schedule_arguments(config))
+    labels = generate.grid_labels(config)
+    images = inline.NUMS if labels is None else len(labels)
+    at_once = min(images, generate.GRID_BATCH)
+    sampler = Sampler(
+        pred_type=training.PRED_TYPE,
+        steps=configuration.sampling_steps(inline, schedule.num_timesteps),
+    )
+    # the last samples, and the grids on the way
+    grids = 1 + (-(-total // (inline.PERIOD * epoch)) if inline.ENABLE else 0)
+    grid = -(-images // at_once) * at_once * num_calls(sampler, schedule.num_timesteps)
+    pairs = min(evaluation.NUM, held_out) * len(levels_of(schedule))
+    rounds = 1 + (-(-total // (evaluation.EVERY * epoch)) if evaluation.EVERY else 0)
+    return grids * grid + rounds * pairs
