@@ -24,6 +24,7 @@ from ddpm.profile import profiler
 from ddpm.run_log import failure_recorded
 from ddpm.rundir import RunDirectory
 from ddpm.schedule import NoiseSchedule
+from ddpm.startup import Marks, marked, told_after_first_step
 from ddpm.trainer import Every, Report, TrainState, steps_per_epoch, total_steps, train
 from ddpm.unet import UNet, init_weights
 
@@ -63,7 +64,7 @@ class Job:
 
     data_dir: the folder of packed shards.  threads: CPU threads of each worker.  wait_s: how long
     to wait for the lock of the run directory.  packed: whether other trainings share the machine
-    meanwhile, so that speed is not the machine's.
+    meanwhile, so that speed is not the machine's.  startup: when what had ended before the worker.
     """
 
     config: dict[str, Any]
@@ -73,6 +74,7 @@ class Job:
     command: tuple[str, ...]
     wait_s: float = 0.0
     packed: bool = False
+    startup: Marks = ()
 
 
 def work(
@@ -88,6 +90,7 @@ def work(
     Continues from the last checkpoint in the run directory. Raises Interrupted, after saving, when
     `should_stop()` says so or when the run directory's stop file appears.
     """
+    startup = marked(job.startup, "workers") if job.startup and group.is_main else ()
     config = configuration.from_dict(job.config, source=job.run_dir)
     data = open_data(config, Path(job.data_dir))
     run = RunDirectory(Path(job.run_dir))
@@ -104,11 +107,11 @@ def work(
         stage = config.DATASET.STAGE
         with recorded, staging.reading(data, stage, group, notes=run.path, should_stop=stops):
             if not group.is_main:
-                _train(config, data, run, state, group, [], stops)
+                _train(config, data, run, state, group, [], stops, startup)
                 return {}
             with closing(mirror(config, run) if mirror else NoMirror()) as mirrored:
                 listeners = [mirrored.log, *([on_report] if on_report else [])]
-                _train(config, data, run, state, group, listeners, stops)
+                _train(config, data, run, state, group, listeners, stops, startup)
                 summary = _finish(job, config, data, run)
                 mirrored.finish(summary)
             return summary
@@ -215,6 +218,7 @@ def _train(
     group: Group,
     listeners: list[Callable[[Report], None]],
     should_stop: Callable[[], bool],
+    startup: Marks,
 ) -> None:
     """Every report to the run directory (rank 0) and the listeners; Interrupted when stopped."""
     network, schedule = build(config)
@@ -233,7 +237,7 @@ def _train(
             sampler=_sampler(config, schedule, data),
             evaluator=_evaluator(config, schedule, data),
             should_stop=should_stop,
-            on_step=on_step,
+            on_step=told_after_first_step(startup, on_step),
         ):
             last = report
             for listener in listeners:
