@@ -78,7 +78,7 @@ def test_every_module_imports(module: str) -> None:
     importlib.import_module(module)
 
 
-@pytest.mark.parametrize("name", ["config", "errors", "durable", "sweep", "shards"])
+@pytest.mark.parametrize("name", "config errors durable sweep shards staging status".split())
 def test_checking_input_loads_no_heavy_package(name: str) -> None:
     assert heavy_after(f"import ddpm.{name}") == ""
 

@@ -319,11 +319,11 @@ def test_a_folder_that_somebody_else_has_put_there_is_refused(
 
 MOUNTS = """\
 21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
-22 21 0:40 / /home rw - nfs4 server:/home rw,vers=4.2
+22 21 0:40 / /net rw - nfs4 server:/net rw,vers=4.2
 23 21 0:41 / /lustre\\040old rw - lustre mds@tcp:/old rw
 24 21 0:42 / /tmp rw - tmpfs tmpfs rw
 25 21 8:2 / /local rw shared:2 master:1 - xfs /dev/nvme0n1 rw
-26 22 0:43 / /home/me/cloud rw - fuse.sshfs me@there: rw
+26 22 0:43 / /net/me/cloud rw - fuse.sshfs me@there: rw
 27 21 0:44 / /over rw - nfs server:/hidden rw
 28 21 8:3 / /over rw - ext4 /dev/sdb1 rw
 """
@@ -332,8 +332,8 @@ MOUNTS = """\
 @pytest.mark.parametrize(
     ("path", "kind"),
     [
-        *(("/", "ext4"), ("/home/me/data", "nfs4"), ("/home/me/cloud/x", "fuse.sshfs")),
-        *(("/homes", "ext4"), ("/lustre old/x", "lustre"), ("/local", "xfs"), ("/over/x", "ext4")),
+        *(("/", "ext4"), ("/net/me/data", "nfs4"), ("/net/me/cloud/x", "fuse.sshfs")),
+        *(("/network", "ext4"), ("/lustre old/x", "lustre"), ("/local", "xfs"), ("/over/x", "ext4")),
     ],
 )
 def test_the_file_system_is_known_by_its_mount(tmp_path: Path, path: str, kind: str) -> None:
