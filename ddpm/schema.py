@@ -19,7 +19,7 @@ CROP_POSITIONS = ("center", "top_left", "top_right", "bottom_left", "bottom_righ
 AUGMENT_TYPES = ("horizontal_flip", "vertical_flip", "flip", "rot90")
 LR_TYPES = ("constant", "warmup_cosine", "cosine_decay")
 GEN_TASKS = ("random_uncond", "class_cond", "channel_inpaint")
-_SOME_TEXT = r".*\S.*"
+_SOME_TEXT = r"(?s).*\S.*"
 _LARGEST_SEED = 2**63 - 1
 
 

@@ -16,7 +16,7 @@ from difflib import get_close_matches
 Value = bool | int | float | str | None | tuple["Value", ...]
 
 SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-LOCAL_FOLDER = r"(?i:auto|off)|/.+"
+LOCAL_FOLDER = r"(?i:auto|off)|/(?s:.+)"
 _NULL = ("", "~", "null")
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 # No octal (010), no sexagesimal (1:30), no 1_000: what two YAML readers disagree on is refused.
@@ -120,7 +120,8 @@ def _is_inside(number: int | float, limits: Option) -> bool:
 
 
 def _read_text(value: object, limits: Option) -> str | None:
-    if not isinstance(value, str) or not value.isprintable() or value == "???":
+    # a newline may be part of a path, however odd; other control characters are accidents
+    if not isinstance(value, str) or not value.replace("\n", "").isprintable() or value == "???":
         return None
     if limits.choices:
         return {choice.lower(): choice for choice in limits.choices}.get(value.lower())

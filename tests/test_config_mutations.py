@@ -9,6 +9,7 @@ from ddpm import config as c
 from ddpm.errors import InputError
 from ddpm.options import Item, items_under, sections_under
 from ddpm.schema import Config
+from ddpm.values import LOCAL_FOLDER
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -161,6 +162,8 @@ def good_values(item: Item) -> Iterator[str]:
         yield from (str(bound / 2) for bound in (limits.below,) if bound)
         if (limits.low or 0) <= 1 and limits.below != 1:
             yield "1"
+    elif limits.pattern == LOCAL_FOLDER:
+        yield from ("off", "auto", "Auto", "/tmp/a b", "'/tmp/c'")
     elif "str" in hint:
         yield from ("abc", "'abc'", "a.b-c_1")
 
