@@ -67,7 +67,7 @@ def bad_values(item: Item) -> Iterator[str]:
         yield from NO_NUMBER
         yield "[1.0]"
     else:
-        yield from ("[a]", "{a: b}", '"a\\nb"')
+        yield from ("[a]", "{a: b}", '"a\\tb"')
         if limits.pattern or limits.choices:
             yield '""'
     if limits.choices:
