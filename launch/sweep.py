@@ -43,6 +43,9 @@ def parser() -> argparse.ArgumentParser:
         action="store_false",
         help="do not measure a few steps: no predicted time, groups by number alone",
     )
+    result.add_argument(
+        "--clean-stage", action="store_true", help="remove what DATASET.STAGE copied, at the end"
+    )
     jobs = result.add_argument_group("many small jobs")
     jobs.add_argument(
         "--cluster",
@@ -96,10 +99,12 @@ def main(argv: list[str] | None = None) -> int:
     if options := _options(args):
         from ddpm.adapters import array_sweep
 
-        return array_sweep.run(planned, options, should_stop=stop_on_signals())
+        return array_sweep.run(
+            planned, options, should_stop=stop_on_signals(), clean_stage=args.clean_stage
+        )
     from ddpm.adapters import run_sweep
 
-    return run_sweep.run(planned, should_stop=stop_on_signals())
+    return run_sweep.run(planned, should_stop=stop_on_signals(), clean_stage=args.clean_stage)
 
 
 def _options(args: argparse.Namespace) -> "Options | None":

@@ -333,7 +333,12 @@ MOUNTS = """\
     ("path", "kind"),
     [
         *(("/", "ext4"), ("/net/me/data", "nfs4"), ("/net/me/cloud/x", "fuse.sshfs")),
-        *(("/network", "ext4"), ("/lustre old/x", "lustre"), ("/local", "xfs"), ("/over/x", "ext4")),
+        *(
+            ("/network", "ext4"),
+            ("/lustre old/x", "lustre"),
+            ("/local", "xfs"),
+            ("/over/x", "ext4"),
+        ),
     ],
 )
 def test_the_file_system_is_known_by_its_mount(tmp_path: Path, path: str, kind: str) -> None:
@@ -461,16 +466,20 @@ def test_the_bits_of_a_training_are_the_same_with_copies(
     assert len(list(place.rglob("*.tar"))) == len(open_index(digits).shards)
 
 
+# a network that trains in a second
+SETTINGS = (
+    *("TRAINING.NETWORK.FIRST_CHANNEL=8", "TRAINING.NETWORK.NUM_RES_BLOCKS=1"),
+    *("TRAINING.HYPER_PARAMETERS.EPOCHS=1", "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH=2"),
+    *("TRAINING.HYPER_PARAMETERS.WARMUP_STEPS=0", "TRAINING.INLINE_GEN.ENABLE=false"),
+    *("EVALUATION.NUM=8", "WANDB.MODE=disabled"),
+)
+
+
 def train(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """launch/train.py of a network that trains in a second."""
-    settings = [
-        *("TRAINING.NETWORK.FIRST_CHANNEL=8", "TRAINING.NETWORK.NUM_RES_BLOCKS=1"),
-        *("TRAINING.HYPER_PARAMETERS.EPOCHS=1", "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH=2"),
-        *("TRAINING.HYPER_PARAMETERS.WARMUP_STEPS=0", "TRAINING.INLINE_GEN.ENABLE=false"),
-        *("EVALUATION.NUM=8", "WANDB.MODE=disabled", f"TRAINING.OUTPUT_DIR={tmp_path / 'out'}"),
-    ]
+    """launch/train.py."""
+    words = [*SETTINGS, f"TRAINING.OUTPUT_DIR={tmp_path / 'out'}", *arguments]
     return subprocess.run(
-        [sys.executable, "launch/train.py", "configs/digits.yaml", *settings, *arguments],
+        [sys.executable, "launch/train.py", "configs/digits.yaml", *words],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -489,4 +498,41 @@ def test_train_stages_keeps_and_cleans(tmp_path: Path, place: Path) -> None:
     assert "staging: complete" in log.read_text()
     again = train(tmp_path, f"DATASET.STAGE={place}", "--clean-stage", "--new")
     assert again.returncode == 0, again.stderr
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_workers_of_ray_stage_and_every_node_is_cleaned(tmp_path: Path, place: Path) -> None:
+    two = ("CLUSTER.NUM_WORKERS=2", "CLUSTER.CPUS_PER_WORKER=1", f"DATASET.STAGE={place}")
+    done = train(tmp_path, *two)
+    assert done.returncode == 0, done.stderr
+    assert list(place.rglob("*.tar"))
+    done = train(tmp_path, *two, "--clean-stage", "--new")
+    assert done.returncode == 0, done.stderr
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("how", [(), ("--cluster", "debug", "--group-size", "2")])
+def test_a_sweep_stages_for_all_its_trials_and_cleans(
+    tmp_path: Path, place: Path, how: tuple[str, ...]
+) -> None:
+    file = tmp_path / "one.yaml"
+    grid = "GRID: {TRAINING.PRED_TYPE: [noise, image]}"
+    file.write_text(f"BASE: {ROOT / 'configs' / 'digits.yaml'}\n{grid}\n")
+    words = [*SETTINGS, f"TRAINING.OUTPUT_DIR={tmp_path / 'out'}", f"DATASET.STAGE={place}"]
+    done = subprocess.run(
+        [sys.executable, "launch/sweep.py", str(file), *words, *how, "--clean-stage"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    logs = [path.read_text() for path in tmp_path.glob("out/*/*/*/train.log")]
+    assert len(logs) == 2 and any("staging: complete" in log for log in logs)
     assert list(place.iterdir()) == []

@@ -32,9 +32,17 @@ RECORDS_S = 10.0  # sacct may lag behind
 FAILURES = ("FAILED", "OUT_OF_MEMORY")  # what a trial is to blame for; the rest interrupts it
 
 
-def run(sweep: Sweep, options: Options, *, should_stop: Callable[[], bool]) -> int:
+def run(
+    sweep: Sweep,
+    options: Options,
+    *,
+    should_stop: Callable[[], bool],
+    clean_stage: bool = False,
+) -> int:
     """Submit, watch to the end, conclude: 0, or 1 when trials failed. A stop detaches: Interrupted,
     and the jobs go on.
+
+    clean_stage: each job removes its node's copies of the shards at its end, if none reads them.
     """
     console = Console()
     request, resources = checked(sweep, options)
@@ -53,7 +61,7 @@ def run(sweep: Sweep, options: Options, *, should_stop: Callable[[], bool]) -> i
             f"{len(held)} held by living jobs"
         )
         console.print(f"results go to {opened.folder}", soft_wrap=True)
-        groups = _groups(opened, todo, options, request, resources)
+        groups = _groups(opened, todo, options, request, resources, clean_stage)
         if options.cluster == "debug":
             with watch(
                 _tails(opened), console, should_stop=should_stop, on_stop=opened.stop_file.touch
@@ -71,6 +79,7 @@ def _groups(
     options: Options,
     request: Request,
     resources: Resources,
+    clean_stage: bool,
 ) -> list[Group]:
     """The groups to submit, each in its file."""
     if not todo:
@@ -86,6 +95,7 @@ def _groups(
             outcomes=tuple(trial.outcome for trial in part),
             jobs=tuple(asdict(trial.job) for trial in part),
             resources=asdict(resources),
+            clean_stage=clean_stage,
         )
         for number, part in enumerate(split(todo, size))
     ]

@@ -10,6 +10,7 @@ from ddpm.adapters import sweep_setup
 from ddpm.adapters.ray_cluster import ray_cluster
 from ddpm.adapters.ray_tune import run_trials
 from ddpm.adapters.run_trial import Resources
+from ddpm.adapters.stage_clean import clean
 from ddpm.adapters.sweep_setup import OpenSweep, Trial
 from ddpm.durable import remove
 from ddpm.errors import InputError, Interrupted, LockedError
@@ -18,8 +19,11 @@ from ddpm.sweep import Sweep
 from ddpm.workers import machine, workers_for
 
 
-def run(sweep: Sweep, *, should_stop: Callable[[], bool]) -> int:
-    """Run the sweep to its end: 0, or 1 when trials failed. Raises Interrupted when stopped."""
+def run(sweep: Sweep, *, should_stop: Callable[[], bool], clean_stage: bool = False) -> int:
+    """Run the sweep to its end: 0, or 1 when trials failed. Raises Interrupted when stopped.
+
+    clean_stage: remove the nodes' copies of the shards at the end.
+    """
     console = Console()
     resources, concurrent = checked(sweep)
     threads = resources.cpus_per_worker
@@ -34,7 +38,7 @@ def run(sweep: Sweep, *, should_stop: Callable[[], bool]) -> int:
         )
         console.print(f"results go to {opened.folder}", soft_wrap=True)
         if todo:
-            _run_todo(opened, todo, resources, concurrent, should_stop)
+            _run_todo(opened, todo, resources, concurrent, should_stop, clean_stage)
         if opened.stop_file.exists():
             raise Interrupted(f"{opened.folder}: stopped; run the same command again to continue")
         return sweep_setup.conclude(opened, console)
@@ -82,6 +86,7 @@ def _run_todo(
     resources: Resources,
     concurrent: int,
     should_stop: Callable[[], bool],
+    clean_stage: bool,
 ) -> None:
     """Start Ray, run, and show all trials meanwhile."""
     tails = [trial.tail() for trial in opened.trials]
@@ -99,3 +104,5 @@ def _run_todo(
             max_concurrent=concurrent,
             max_failures=opened.sweep.tune.MAX_FAILURES,
         )
+        if clean_stage and not opened.stop_file.exists():
+            clean(trial.job.stage for trial in opened.trials)

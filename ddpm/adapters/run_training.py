@@ -62,7 +62,7 @@ def run(
             startup=marked(startup, "data"),
         )
         steps = total_steps(config.TRAINING, data.num_train)
-        places = [(job.data_dir, config.DATASET.STAGE)] if clean_stage else []
+        places = [job.stage] if clean_stage else []
         _train(job, workers, steps, console, should_stop, places)
     _print_summary(RunDirectory(directory.path), console)
     return 0

@@ -19,18 +19,22 @@ def cleaned(places: Iterable[tuple[str, str]]) -> Iterator[None]:
     places: (folder of shards, DATASET.STAGE).  An interrupted training keeps its copies: the same
     command continues with them. One that failed does not.
     """
-    places = sorted(set(places))
+    places = list(places)
     try:
         yield
     except (Interrupted, KeyboardInterrupt):
         raise
     except BaseException:
-        _clean(places)
+        clean(places)
         raise
-    _clean(places)
+    clean(places)
 
 
-def _clean(places: list[tuple[str, str]]) -> None:
+def clean(places: Iterable[tuple[str, str]]) -> None:
+    """Removes the copies that nobody reads from all nodes, as `cleaned` does."""
+    places = sorted(set(places))
+    if not places:
+        return
     try:
         import ray
 
@@ -42,9 +46,9 @@ def _clean(places: list[tuple[str, str]]) -> None:
         _LOG.warning("--clean-stage: copies may be left on some node: %s", error)
 
 
-def clean_here(places: list[tuple[str, str]]) -> None:
+def clean_here(places: Iterable[tuple[str, str]]) -> None:
     """Removes this node's copies that nobody reads."""
-    for folder, setting in places:
+    for folder, setting in set(places):
         staging.clean(open_index(folder), setting)
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ddpm.adapters.run_trial import FilePoll, Resources, run_trial
+from ddpm.adapters.stage_clean import clean_here
 from ddpm.errors import Interrupted, run_main
 from ddpm.groups import Group
 from ddpm.worker import Job
@@ -31,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     group = Group.read(Path(path))
     asked, stop_file = stop_asked(), FilePoll(group.stop_file)
     code = run(group, lambda: asked() or stop_file())
+    if group.clean_stage and code != Interrupted.exit_code:
+        clean_here([Job(**job).stage for job in group.jobs])
     group.journal.exit(code)
     return code
 
