@@ -21,9 +21,13 @@ class Workers:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What there is to train on: cores by node, and GPUs on each node."""
+    """What there is to train on: cores by node, and GPUs on each node.
+
+    is_job: whether it is a SLURM job's, which is held to what it was given.
+    """
 
     name: str
+    is_job: bool
     cpus: tuple[int, ...]
     gpus_per_node: int
 
@@ -37,12 +41,18 @@ def machine() -> Machine:
     job = Allocation.from_environment()
     if job:
         return Machine(
-            name=f"SLURM job {job.job_id}", cpus=job.cpus, gpus_per_node=job.gpus_per_node
+            name=f"SLURM job {job.job_id}",
+            is_job=True,
+            cpus=job.cpus,
+            gpus_per_node=job.gpus_per_node,
         )
     import torch  # seconds, which a job's check of its configuration does without
 
     return Machine(
-        name="this machine", cpus=(available_cpus(),), gpus_per_node=torch.cuda.device_count()
+        name="this machine",
+        is_job=False,
+        cpus=(available_cpus(),),
+        gpus_per_node=torch.cuda.device_count(),
     )
 
 
@@ -78,6 +88,13 @@ def workers_for(config: Config) -> Workers:
     _check_exact_parts(config, count)
     on_a_node = -(-count // len(there.cpus))
     cpus = wanted.CPUS_PER_WORKER or max(1, min(there.cpus) // on_a_node)
+    if there.is_job and on_a_node * cpus > min(there.cpus):
+        raise InputError(
+            f"{on_a_node} worker(s) of {cpus} core(s) on a node are more than the "
+            f"{min(there.cpus)} core(s) a node of {there.name} has; ask for more, such as "
+            f"`sbatch --cpus-per-task={on_a_node * cpus} ...`, or give a smaller "
+            "CLUSTER.NUM_WORKERS or CLUSTER.CPUS_PER_WORKER"
+        )
     return Workers(count=count, cpus=cpus, gpus=share)
 
 
@@ -101,7 +118,7 @@ def _workers_that_fit(share: float, there: Machine) -> int:
 
 
 def _no_gpu(share: float, there: Machine) -> str:
-    if there.name == "this machine":
+    if not there.is_job:
         return (
             f"{GPU_KEY} is {share:g} but this machine shows no GPU to torch; "
             f"set {GPU_KEY}=null to train on the CPU, or run `python -m ddpm.doctor`"

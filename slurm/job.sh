@@ -109,8 +109,8 @@ job() {
   trap 'rm -rf -- "$temporary"' EXIT
   plan=$temporary/plan
   "${python[@]}" "$entry" "$@" --plan "$plan"; code=$?
-  { IFS= read -r -d '' folder; IFS= read -r -d '' uses_ray; } <"$plan"
   ((code == 0)) || { say "nothing was started (exit code $code)" >&2; exit "$code"; }
+  { IFS= read -r -d '' folder; IFS= read -r -d '' uses_ray; } <"$plan"
   say "$SLURM_JOB_NUM_NODES node(s), ${SLURM_RESTART_COUNT:-0} restart(s): configuration checked"
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token
   [[ $uses_ray != 1 ]] || start_ray
@@ -122,7 +122,7 @@ job() {
     code=75
   fi
   [[ -z $ray ]] || end_ray
-  [[ -z $folder ]] || rm -rf -- "$folder"
+  rm -rf -- "$temporary" ${folder:+"$folder"}  # now: SLURM kills the script that requeues its job
   say "exit code $code after $SECONDS s"
   if ((code == 75)) && [[ " ${asked[*]} " == *" USR2 "* && " ${asked[*]} " != *" TERM "* ]]; then
     requeue

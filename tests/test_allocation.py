@@ -56,6 +56,7 @@ def test_a_process_that_cannot_speak_for_the_job_is_told_why(
     [
         ("0", [], (3, 2, 0.0)),  # a worker on each node, as wide as the smallest
         ("0", ["CLUSTER.NUM_WORKERS=6"], (6, 1, 0.0)),
+        ("0", ["CLUSTER.CPUS_PER_WORKER=1"], (3, 1, 0.0)),
         ("2", [], (6, 1, 1.0)),
         ("2", ["CLUSTER.GPUS_PER_WORKER=2"], (3, 2, 2.0)),
         ("2", ["CLUSTER.GPUS_PER_WORKER=0"], (3, 2, 0.0)),
@@ -80,3 +81,13 @@ def test_a_gpu_the_job_does_not_have_is_refused(monkeypatch: pytest.MonkeyPatch)
         workers_for(
             configuration.load(ROOT / "configs" / "digits.yaml", ["CLUSTER.GPUS_PER_WORKER=1"])
         )
+
+
+@pytest.mark.parametrize("override", ["CLUSTER.NUM_WORKERS=9", "CLUSTER.CPUS_PER_WORKER=3"])
+def test_more_cores_than_slurm_gave_would_be_waited_for_in_vain(
+    monkeypatch: pytest.MonkeyPatch, override: str
+) -> None:
+    for name, value in JOB.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="2 core.s. a node of SLURM job 17 has; ask for more"):
+        workers_for(configuration.load(ROOT / "configs" / "digits.yaml", [override]))
