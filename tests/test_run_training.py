@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ddpm import config as configuration
-from ddpm.adapters import run_sweep, run_training
+from ddpm.adapters import dry_run, run_sweep, run_training
 from ddpm.config import Config
 from ddpm.errors import InputError
 from ddpm.sweep import Sweep, load_sweep
@@ -55,6 +55,14 @@ def machine(monkeypatch: pytest.MonkeyPatch, *, gpus: int, cores: int) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
 
 
+def train_dry(config: Config) -> int:
+    return dry_run.training(config, run_training.checked(config), probe=False)
+
+
+def sweep_dry(planned: Sweep) -> int:
+    return dry_run.sweep(planned, None, probe=False)
+
+
 def test_problems_of_data_machine_and_start_come_at_once_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,7 +75,7 @@ def test_problems_of_data_machine_and_start_come_at_once_and_nothing_is_written(
         f"TRAINING.TRAINED_H5={tmp_path / 'gone'}",
     )
     run = problems_of(lambda: run_training.run(config, new=False, resume=None, should_stop=never))
-    assert problems_of(lambda: run_training.dry_run(config)) == run
+    assert problems_of(lambda: train_dry(config)) == run
     words = ["nowhere does not exist", "TRAINED_H5", "GPUS_PER_WORKER is 1"]
     assert len(run) == 3
     assert all(word in line for word, line in zip(words, run, strict=True))
@@ -94,7 +102,7 @@ def test_data_that_does_not_fit_is_not_packed(tmp_path: Path, override: str, wor
 def test_a_sweep_finds_the_cell_that_does_not_fit_the_data(tmp_path: Path) -> None:
     planned = sweep_of(tmp_path, "TRAINING.INPUT_IMAGE_SIZE: [8, 16]", "CLUSTER.NUM_WORKERS=1")
     for start in (
-        lambda: run_sweep.dry_run(planned),
+        lambda: sweep_dry(planned),
         lambda: run_sweep.run(planned, should_stop=never),
     ):
         (line,) = problems_of(start)
@@ -105,7 +113,7 @@ def test_a_sweep_finds_the_cell_that_does_not_fit_the_data(tmp_path: Path) -> No
 def test_dry_run_prints_the_configuration_and_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_training.dry_run(small(tmp_path / "out")) == 0
+    assert train_dry(small(tmp_path / "out")) == 0
     shown = capsys.readouterr().out
     assert "one image of 1x8x8" in shown and "PartCost" not in shown
     assert "nothing was written" in shown
@@ -141,7 +149,7 @@ def test_without_validation_images_a_run_is_not_measured_and_a_sweep_refused(
     assert not list(tmp_path.glob("out/*/*/*/evaluation.json"))
     grid = "TRAINING.PRED_TYPE: [noise, image]"
     planned = sweep_of(tmp_path, grid, "DATASET.VALIDATION_FRACTION=0")
-    (line,) = problems_of(lambda: run_sweep.dry_run(planned))
+    (line,) = problems_of(lambda: sweep_dry(planned))
     assert "VALIDATION_FRACTION is 0" in line
 
 
@@ -210,7 +218,7 @@ def test_trials_are_packed_on_what_the_machine_has(
     cores_each: int,
 ) -> None:
     machine(monkeypatch, gpus=gpus, cores=16)
-    run_sweep.dry_run(sweep_of(tmp_path, "TRAINING.PRED_TYPE: [noise, image]", *overrides))
+    sweep_dry(sweep_of(tmp_path, "TRAINING.PRED_TYPE: [noise, image]", *overrides))
     shown = " ".join(capsys.readouterr().out.split())
     assert f"{side_by_side} side by side" in shown
     assert f"of {cores_each} core(s)" in shown
