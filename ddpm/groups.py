@@ -115,7 +115,7 @@ class Journal:
         self._append(
             {
                 "begin": trial,
-                "job": os.environ.get("SLURM_JOB_ID"),
+                "job": _job(),
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
                 "time": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -170,6 +170,14 @@ class Journal:
             except ValueError:
                 continue
         return found
+
+
+def _job() -> str | None:
+    """The SLURM job this process runs in, as jobs.json names it."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array is None:
+        return os.environ.get("SLURM_JOB_ID")
+    return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}"
 
 
 def split(trials: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:

@@ -27,7 +27,7 @@ from ddpm.job_list import Submitted
 from ddpm.progress import Tail, watch
 from ddpm.sweep import Sweep
 
-QUEUE_POLL_S = {"slurm": 5.0, "local": 0.5}
+QUEUE_POLL_S = {"slurm": 3.0, "local": 0.5}
 RECORDS_S = 10.0  # sacct may lag behind
 FAILURES = ("FAILED", "OUT_OF_MEMORY")  # what a trial is to blame for; the rest interrupts it
 

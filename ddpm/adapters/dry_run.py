@@ -1,4 +1,4 @@
-"""--dry-run: what would be trained, on what, for how long, and the batch script; nothing is written."""
+"""--dry-run: what would be trained, on what, how long, and the batch script. Writes nothing."""
 
 import os
 import shlex
@@ -127,9 +127,8 @@ def _print_time(found: list[Prediction] | None, workers: Workers, *, side_by_sid
     if len(found) > 1:
         wall = duration(max(all_s / side_by_side, longest.seconds))
         print(f"predicted: {len(found)} trainings, {side_by_side} at a time: {wall}")
-    print(
-        f"predicted: {all_s * workers.count * each / 3600:.3g} {what}-hours; what starting takes comes on top"
-    )
+    hours = all_s * workers.count * each / 3600
+    print(f"predicted: {hours:.3g} {what}-hours; what starting takes comes on top")
     for line in prediction.notes(found, workers):
         print(f"  {line}")
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -172,11 +172,11 @@ _INSTEAD = {
 
 
 def check_folder(folder: Path) -> None:
-    """InputError for a folder that #SBATCH lines cannot name."""
-    if re.search(r"[\n\r%\\]", str(folder)):
+    """InputError for a folder whose name SLURM would read as a pattern."""
+    if re.search(r"[%\\]", str(folder)):
         raise InputError(
-            f"{str(folder)!r}: SLURM cannot write logs into a folder with a line break, '%' or a "
-            "backslash in its name; choose another TRAINING.OUTPUT_DIR"
+            f"{str(folder)!r}: SLURM cannot write logs into a folder with '%' or a backslash in "
+            "its name; choose another TRAINING.OUTPUT_DIR"
         )
 
 
@@ -204,7 +204,8 @@ def submit(request: Request, folder: Path, groups: Sequence[Group]) -> Iterator[
             visible = list(range(first, first + request.gpus))
             executor._executor.parameters["visible_gpus"] = visible
         tasks = [GroupTask(str(group.path), requeues=request.requeues) for group in part]
-        with undisturbed(request, script(request, folder, len(part))):
+        apart = _detached() if request.cluster == "local" else nullcontext()
+        with apart, undisturbed(request, script(request, folder, len(part))):
             jobs = _submit_array(executor, tasks)
         yield [
             Submitted(
@@ -240,6 +241,9 @@ def _executor(request: Request, folder: Path) -> submitit.AutoExecutor:
     executor = submitit.AutoExecutor(
         folder, cluster=request.cluster, slurm_max_num_timeout=request.requeues
     )
+    options: dict[str, str | bool] = {"requeue": True, **request.options}
+    if re.search(r"[\n\r]", str(folder)):  # no #SBATCH line can say it; srun's --output can
+        options["output"] = os.devnull
     executor.update_parameters(
         name=request.name,
         timeout_min=request.minutes,
@@ -250,7 +254,7 @@ def _executor(request: Request, folder: Path) -> submitit.AutoExecutor:
         slurm_signal_delay_s=SIGNAL_S,
         # since 22.05 srun does not take them from the job
         slurm_srun_args=["--cpus-per-task", str(request.cpus)],
-        slurm_additional_parameters={"requeue": True, **request.options},
+        slurm_additional_parameters=options,
     )
     if request.cluster == "local":
         executor._executor.parameters["signal_delay_s"] = SIGNAL_S
@@ -259,9 +263,7 @@ def _executor(request: Request, folder: Path) -> submitit.AutoExecutor:
 
 @contextmanager
 def undisturbed(request: Request, text: str) -> Iterator[None]:
-    """Without the SBATCH_* variables that would outrank the script's lines; and what starts here
-    never gets the Ctrl-C that is meant for this process.
-    """
+    """Without the SBATCH_* variables that would outrank the script's lines."""
     options = {"array", "wait", "no-requeue"} | options_in(text)
     if request.gpus:
         options |= set(GPU_OPTIONS)
@@ -270,9 +272,28 @@ def undisturbed(request: Request, text: str) -> Iterator[None]:
         for option in options
         if (name := VARIABLES.get(option, "")) in os.environ
     }
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.environ.update(taken)
+
+
+@contextmanager
+def _detached() -> Iterator[None]:
+    """What is started in the block outlives this process and its terminal: neither Ctrl-C nor a
+    hang-up reaches it, and it does not hold our output open.
+    """
+    kept = [os.dup(number) for number in (0, 1, 2)]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    nothing = os.open(os.devnull, os.O_RDWR)
+    sys.stdout.flush()
+    try:
+        for number in (0, 1, 2):
+            os.dup2(nothing, number)
+        yield
+    finally:
+        for number, old in enumerate(kept):
+            os.dup2(old, number)
+        for number in (nothing, *kept):
+            os.close(number)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
