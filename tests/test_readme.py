@@ -17,7 +17,7 @@ import pytest
 from tests.test_layering import ROOT
 
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "slurm" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 SMALL = (
     "TRAINING.HYPER_PARAMETERS.EPOCHS=1",
@@ -35,7 +35,9 @@ ELSEWHERE = {
     "python launch/sweep.py sweeps/pred_types.yaml": "a whole sweep takes minutes",
     "python launch/pack.py /usr/share/datasets/fashion-mnist shards/fashion_mnist": DATA_NOT_HERE,
     "python launch/train.py configs/fashion_mnist.yaml": DATA_NOT_HERE,
-    'sbatch --nodes=1 --gpus=4 --wrap "make sweep SWEEP=sweeps/full_grid.yaml"': A_CLUSTER,
+    "sbatch -N2 --gpus-per-node=4 slurm/train.sh configs/cifar10.yaml": A_CLUSTER,
+    "sbatch --gpus-per-node=4 slurm/sweep.sh sweeps/full_grid.yaml": A_CLUSTER,
+    "python launch/sweep.py sweeps/full_grid.yaml --cluster slurm": A_CLUSTER,
     "RAY_ADDRESS=auto python launch/train.py configs/fashion_mnist.yaml CLUSTER.NUM_WORKERS=8": (
         A_CLUSTER
     ),
@@ -135,7 +137,7 @@ def test_the_python_of_the_readme_runs(index: int, tmp_path: Path) -> None:
 OURS = r"(?:configs|sweeps|launch|ddpm|docs|benchmarks|tests|slurm|\.ci)/[\w./-]*\w"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_path_named_in_a_document_exists(page: Path) -> None:
     named = set(re.findall(rf"(?<![\w/.-]){OURS}", page.read_text()))
     assert not [name for name in sorted(named) if not (ROOT / name).exists()]
@@ -149,7 +151,7 @@ def anchors(page: Path) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         path, _, anchor = target.partition("#")
