@@ -68,7 +68,7 @@ class Allocation:
 
 def node_share(env: Mapping[str, str] = os.environ) -> Allocation:
     """This node's part of the job, as one of the tasks that srun started on its nodes sees it."""
-    cpus = _whole(env, "SLURM_CPUS_ON_NODE", 1)
+    cpus = _by_node(env)[_whole(env, "SLURM_NODEID", 0)]
     return Allocation(
         job_id=env["SLURM_JOB_ID"],
         cpus=(cpus,),

@@ -87,7 +87,9 @@ def train(
     epoch = steps_per_epoch(training, data.num_train)
     save = (training.HYPER_PARAMETERS.SAVE_PERIOD or training.HYPER_PARAMETERS.EPOCHS) * epoch
     for batch in data.batches(run.share_of(step) for step in range(run.step, end)):
-        stopping = run.train_step(batch, bool(should_stop and should_stop()))
+        # rank 0's answer counts: thousands of workers need not look for the same file
+        wanted = bool(run.group.is_main and should_stop and should_stop())
+        stopping = run.train_step(batch, wanted)
         if on_step:
             on_step()
         at_end, boundary = run.step == end, run.step % epoch % LONGEST_WINDOW == 0

@@ -45,7 +45,7 @@ done
 start_ray() {
   local nodes=$SLURM_JOB_NUM_NODES
   coproc RAY { exec srun --overlap --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 \
-    --cpus-per-task=1 --mpi=none --quiet "${python[@]}" -m ddpm.adapters.ray_node "$folder"; }
+    --mpi=none --quiet "${python[@]}" -m ddpm.adapters.ray_node "$folder"; }
   ray=$RAY_PID
   exec {alive}>&- {alive}>&"${RAY[1]}" {RAY[1]}>&- {words}<&"${RAY[0]}" {RAY[0]}<&-
   export DDPM_RAY_FOLDER=$folder
@@ -105,7 +105,9 @@ job() {
   [[ -r $entry ]] || fail "$entry is missing; run sbatch from the root of the repository"
   # Nothing that the command puts among the temporary files outlives the job; staged shards do.
   export DDPM_SCRATCH=${DDPM_SCRATCH:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}
-  temporary=$(mktemp -d) || fail "no room for a temporary folder" 5
+  temporary=${TMPDIR:-/tmp}/ddpm-$UID-$SLURM_JOB_ID
+  rm -rf -- "$temporary"  # of an earlier start that was killed
+  mkdir -m 700 -- "$temporary" || fail "$temporary cannot be made; is the disk full?" 5
   trap 'rm -rf -- "$temporary"' EXIT
   plan=$temporary/plan
   "${python[@]}" "$entry" "$@" --plan "$plan"; code=$?

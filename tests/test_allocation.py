@@ -3,7 +3,7 @@
 import pytest
 
 from ddpm import config as configuration
-from ddpm.allocation import Allocation
+from ddpm.allocation import Allocation, node_share
 from ddpm.errors import InputError
 from ddpm.workers import workers_for
 from tests.test_layering import ROOT
@@ -29,6 +29,11 @@ def test_memory_by_core_is_that_of_the_node() -> None:
     env = JOB | {"SLURM_MEM_PER_NODE": "0", "SLURM_MEM_PER_CPU": "750"}
     assert Allocation.from_environment(env).memory_mb == 3000
     assert Allocation.from_environment(JOB | {"SLURM_MEM_PER_NODE": "0"}).memory_mb is None
+
+
+def test_a_node_has_its_own_share() -> None:
+    shares = [node_share(JOB | {"SLURM_NODEID": str(node)}) for node in range(3)]
+    assert [share.cpus for share in shares] == [(4,), (4,), (2,)]
 
 
 def test_outside_of_a_job_there_is_none() -> None:

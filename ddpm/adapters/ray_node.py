@@ -26,6 +26,7 @@ from ddpm.errors import DdpmError, InputError, run_main
 from ddpm.job_folder import JobFolder
 
 HEAD_PATIENCE_S = 60.0
+LOOK_S = 0.3  # all nodes of a job look for the same file
 OBJECT_STORE_BYTES = 100 << 20  # nothing large travels through Ray: data come from shards
 LONGEST_TEMPORARY = 40  # Ray puts sockets below it, whose paths may have 107 bytes
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
@@ -169,7 +170,7 @@ def _wait_for_head(folder: JobFolder) -> str:
     while (address := folder.address) is None:
         if time.monotonic() > deadline:
             raise DdpmError(f"{folder.path}: the first node did not start Ray's head in time")
-        time.sleep(0.05)
+        time.sleep(LOOK_S)
     return address
 
 
