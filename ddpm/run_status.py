@@ -111,7 +111,8 @@ class _Notes:
 
     def _slurm(self) -> str:
         end = self.jobs.end(self.job)
-        return f"; job {self.job}: {end}" if end else ""
+        is_news = end and end != f"FAILED, exit code {self.failed.get('exit_code')}"
+        return f"; job {self.job}: {end}" if is_news else ""
 
 
 def _is_alive(path: Path, held_by: dict[str, Any], row: dict[str, Any], jobs: JobStates) -> bool:

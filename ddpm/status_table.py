@@ -13,7 +13,9 @@ from ddpm.run_status import RunStatus
 from ddpm.status import Row, Section, Status, Totals, totals
 
 HEADER = ("state", "training", "step", "loss", "images/s", "left", "node", "job", "hours", "")
+_LONGEST_NOTE = 160
 _NUMBERS = ("step", "loss", "images/s", "left", "hours")
+_INTEREST = ("failed", "running", "queued", "stopped", "planned", "done")
 _COLOURS = {"running": "cyan", "done": "green", "failed": "red", "queued": "yellow"}
 
 
@@ -30,7 +32,7 @@ def cells(row: Row) -> tuple[str, ...]:
         status.node,
         status.job or "",
         _hours(status.gpu_hours, status.core_hours),
-        status.note,
+        _short(status.note),
     )
 
 
@@ -65,8 +67,13 @@ def plain(sections: Sequence[Section]) -> str:
     return "\n".join([*lines, summary(sections)])
 
 
-def rendered(sections: Sequence[Section]) -> RenderableType:
-    """The same for a terminal, wrapped to its width."""
+def rendered(sections: Sequence[Section], height: int | None = None) -> RenderableType:
+    """The same for a terminal, wrapped to its width.
+
+    height: of the screen, which cuts what is below it: then the totals and what needs a look come
+    first.
+    """
+    is_cut = height is not None and 3 * len(sections) + sum(len(s.rows) for s in sections) > height
     shown = _columns(sections)
     parts: list[RenderableType] = []
     for section in sections:
@@ -75,11 +82,13 @@ def rendered(sections: Sequence[Section]) -> RenderableType:
         for word in (HEADER[i] for i in shown):
             justify: JustifyMethod = "right" if word in _NUMBERS else "left"
             table.add_column(word, justify=justify, overflow="fold")
-        for row in section.rows:
+        rows = section.rows if not is_cut else sorted(section.rows, key=_by_interest)
+        for row in rows:
             colour, texts = _COLOURS.get(row.status.state, ""), cells(row)
             table.add_row(*(Text(texts[i], colour if i == 0 else "") for i in shown))
         parts += [table, Text()]
-    return Group(*parts, Text(summary(sections)))
+    line = Text(summary(sections))
+    return Group(line, Text(), *parts) if is_cut else Group(*parts, line)
 
 
 def show(sections: Sequence[Section], console: Console) -> None:
@@ -98,7 +107,7 @@ def watch(status: Status, console: Console, every_s: float) -> None:
             with Live(console=console, auto_refresh=False) as live:
                 while True:
                     sections = status.read()
-                    live.update(rendered(sections), refresh=True)
+                    live.update(rendered(sections, height=console.height), refresh=True)
                     if totals(sections).has_ended:
                         return
                     time.sleep(every_s)
@@ -122,6 +131,10 @@ def duration(seconds: float) -> str:
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
+def _by_interest(row: Row) -> int:
+    return _INTEREST.index(row.status.state)
+
+
 def _columns(sections: Iterable[Section]) -> list[int]:
     """The columns that say something of one training at least."""
     rows = [cells(row) for section in sections for row in section.rows]
@@ -136,6 +149,13 @@ def _steps(status: RunStatus) -> str:
     if status.total is None:
         return str(status.step) if status.step else ""
     return f"{status.step}/{status.total}"
+
+
+def _short(note: str) -> str:
+    """The note without its middle, where it is long: train.log has all of it."""
+    if len(note) <= _LONGEST_NOTE:
+        return note
+    return f"{note[: _LONGEST_NOTE - 60]} ... {note[-55:]}"
 
 
 def _hours(gpu: float, core: float, digits: int = 3) -> str:

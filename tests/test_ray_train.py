@@ -1,5 +1,6 @@
 """A training over two Ray workers: the same bits as without Ray, also when a worker is killed."""
 
+import json
 import subprocess
 import sys
 import time
@@ -72,6 +73,10 @@ def test_the_workers_own_error_ends_the_training_with_its_code(
     output, _ = driver.communicate(timeout=250)
     assert driver.returncode == 4, output
     assert "non-finite" in output and "attempt" not in output
+    (path,) = tmp_path.rglob("FAILED.json")
+    failed = json.loads(path.read_text())
+    assert failed["exit_code"] == 4 and "non-finite" in failed["reason"]
+    assert "ERROR exit code 4: step" in (path.parent / "train.log").read_text()
 
 
 def test_the_error_behind_rays_is_found() -> None:

@@ -22,6 +22,7 @@ from ddpm import durable, job_states, lock, status_table
 from ddpm.errors import InputError, NonFiniteError
 from ddpm.ledger import Ledger, Outcome
 from ddpm.run_log import failure_recorded
+from ddpm.run_status import RunStatus
 from ddpm.rundir import RunDirectory
 from ddpm.status import Row, Status, totals
 from tests.test_rundir import DATA, make_config, report, start
@@ -410,14 +411,30 @@ def test_watch_ends_when_all_has_ended_and_ctrl_c_ends_it_before(tmp_path: Path)
 def test_a_terminal_gets_a_table_that_fits(tmp_path: Path) -> None:
     run = began(tmp_path / "out")
     with pytest.raises(NonFiniteError), failure_recorded(run.path):
-        raise NonFiniteError("[red] " + "long " * 30)
+        raise NonFiniteError("[red] " + "long " * 50)
     run.close()
+    sections = Status(run.path).read()
     with (tmp_path / "shown").open("w") as file:
         console = Console(file=file, force_terminal=True, width=100, color_system=None)
-        status_table.show(Status(run.path).read(), console)
+        status_table.show(sections, console)
     lines = (tmp_path / "shown").read_text().splitlines()
     assert len(lines) > 4 and max(map(len, lines)) <= 100
+    assert " ... " in "".join(lines) and "(exit code 4)" in status_table.plain(sections)
     assert "[red]" in "".join(lines)
+
+
+def test_on_a_low_screen_the_totals_and_what_needs_a_look_come_first(tmp_path: Path) -> None:
+    states = ["done"] * 30 + ["running", "planned", "failed"]
+    rows = [Row(name=f"t{i}", status=RunStatus(state=s)) for i, s in enumerate(states)]
+    sections = [Section(title="sweep x", rows=rows)]
+    with (tmp_path / "shown").open("w") as file:
+        console = Console(file=file, force_terminal=True, width=100, color_system=None)
+        console.print(status_table.rendered(sections, height=24))
+        console.print(status_table.rendered(sections, height=50))
+    lines = [line.split() for line in (tmp_path / "shown").read_text().splitlines()]
+    words = [line[0] if line else "" for line in lines]
+    assert words[:7] == ["33", "", "sweep", "state", "failed", "running", "planned"]
+    assert words[-1] == "33" and words[-4:-2] == ["planned", "failed"]
 
 
 @pytest.mark.parametrize(
