@@ -24,7 +24,7 @@ from ddpm.ledger import Ledger, Outcome
 from ddpm.run_log import failure_recorded
 from ddpm.run_status import RunStatus
 from ddpm.rundir import RunDirectory
-from ddpm.status import Row, Status, totals
+from ddpm.status import Row, Section, Status, totals
 from tests.test_rundir import DATA, make_config, report, start
 
 ROOT = Path(__file__).resolve().parent.parent
