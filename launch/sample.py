@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"would draw {request.describe()}; nothing was written")
         return 0
     if args.plan:
-        args.plan.write_bytes(b"\0" b"0\0")  # checked above; no folder, no Ray
+        args.plan.write_bytes(bytes([0, ord("0"), 0]))  # checked above; no folder, no Ray
         return 0
 
     from ddpm.image_generator import generate

@@ -110,9 +110,7 @@ def main(argv: list[str] | None = None) -> int:
 def _options(args: argparse.Namespace) -> "Options | None":
     """What --cluster and its companions say; None without it, InputError for them alone."""
     companions = ("group_size", "jobs", "time", "partition", "sbatch")
-    given = {
-        name: value for name in companions if (value := getattr(args, name)) not in (None, [])
-    }
+    given = {name: value for name in companions if (value := getattr(args, name)) not in (None, [])}
     if not args.cluster:
         if given:
             name = next(iter(given)).replace("_", "-")
