@@ -5,7 +5,6 @@ Arguments: the folder of shards, where to stage.
 
 import logging
 import sys
-from pathlib import Path
 
 from ddpm.errors import run_main
 from ddpm.index import open_index
