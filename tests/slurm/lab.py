@@ -71,6 +71,11 @@ class Lab:
         states = shown.stdout.split()
         return len(states) == len(NODES) and set(states) <= usable
 
+    def node_field(self, name: str, field: str) -> str:
+        """What `scontrol show node` says under a name, such as State."""
+        shown = self.ctl.run("scontrol", "show", "node", "-o", name).stdout
+        return dict(word.partition("=")[::2] for word in shown.split())[field]
+
     def heal(self) -> None:
         """Put right what was crashed, killed, cut or drained."""
         if not self.ctl.runs("slurmctld"):

@@ -1,63 +1,69 @@
-"""Two jobs on one node: neither sees the other's Ray, and nobody without the token sees either."""
+"""Two jobs of one user on one node: neither sees the other's Ray, and nobody else gets in."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.slurm.hosts import wait_until
-from tests.slurm.jobs import Job, Train, rows, run_of
+from tests.slurm.jobs import Job, Train, Undisturbed, assert_same, run_of
 from tests.slurm.lab import Lab
 
-ATTACH = """
-import json, sys, ray
+TWO_WORKERS = {"CLUSTER.NUM_WORKERS": 2}
+STRANGER = """
+import os, sys
+os.environ["RAY_AUTH_MODE"] = "token"
+if sys.argv[2]:
+    os.environ["RAY_AUTH_TOKEN"] = sys.argv[2]
+import ray
 ray.init(address=sys.argv[1], log_to_driver=False)
-print(json.dumps(sorted(node["NodeManagerAddress"] for node in ray.nodes())))
+print("let in:", len(ray.nodes()), "nodes")
 """
 
 
-def head(root: Path) -> Path:
-    """The folder of the one job that runs below a TRAINING.OUTPUT_DIR, once its Ray listens."""
-    wait_until("Ray's head listens", lambda: list(root.glob(".jobs/*/head.json")), 90)
-    return next(root.glob(".jobs/*/head.json")).parent
+def ray_of(job: Job, root: Path) -> Path:
+    """The folder of a job whose Ray is up."""
+    folder = root / ".jobs" / job.id
+    wait_until(f"Ray of job {job.id}", (folder / "head.json").exists, 60)
+    return folder
 
 
-def attach(lab: Lab, folder: Path, **environment: str) -> tuple[int, str]:
-    """Exit code and words of a stranger on n1 who tries the address of a job's Ray."""
-    address = json.loads((folder / "head.json").read_text())["address"]
-    settings = [f"{name}={value}" for name, value in environment.items()]
-    done = lab.nodes["n1"].run(
-        *["env", "RAY_AUTH_MODE=token", f"HOME={folder.parent}", *settings],
-        *["timeout", "40", sys.executable, "-c", ATTACH, address],
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
-
-
-def test_two_jobs_share_a_node_and_no_stranger_gets_in(
-    lab: Lab, train: Train, folder: Path
+def test_two_jobs_of_one_user_share_a_node_and_nothing_else(
+    lab: Lab, train: Train, undisturbed: Undisturbed, folder: Path
 ) -> None:
-    changed = {"TRAINING.HYPER_PARAMETERS.EPOCHS": 150, "CLUSTER.NUM_WORKERS": 2}
-    roots = [folder / "one", folder / "two"]
-    jobs: list[Job] = [
-        train(root, "--nodelist=n1", "--cpus-per-task=2", changed=changed) for root in roots
-    ]
-    folders = [head(root) for root in roots]
-    addresses = {json.loads((one / "head.json").read_text())["address"] for one in folders}
-    tokens = [(one / "token").read_text() for one in folders]
-    for job, root in zip(jobs, roots, strict=True):
-        job.wait_for_rows(root, 5)
-    assert all(job.state == "RUNNING" for job in jobs) and all(rows(root) for root in roots)
-    assert len(addresses) == 2 and len(set(tokens)) == 2
-    assert all(os.stat(one / "token").st_mode & 0o777 == 0o600 for one in folders)
-
-    own = attach(lab, folders[0], RAY_AUTH_TOKEN_PATH=str(folders[0] / "token"))
-    assert own[0] == 0 and own[1].count("10.") == 1, own
-    wrong = attach(lab, folders[0], RAY_AUTH_TOKEN_PATH=str(folders[1] / "token"))
-    assert wrong[0] != 0 and "uthentication" in wrong[1], wrong
-    none = attach(lab, folders[0])
-    assert none[0] != 0 and "oken" in none[1], none
-
+    roots = [folder / "a", folder / "b"]
+    options = ("--nodelist=n1", "--cpus-per-task=2")
+    jobs = [train(root, *options, changed=TWO_WORKERS) for root in roots]
+    folders = [ray_of(job, root) for job, root in zip(jobs, roots, strict=True)]
+    tokens = [path / "token" for path in folders]
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in tokens)
+    assert all(path.stat().st_mode & 0o777 == 0o700 for path in folders)
+    assert tokens[0].read_text() != tokens[1].read_text()
+    addresses = [json.loads((path / "head.json").read_text())["address"] for path in folders]
+    assert addresses[0] != addresses[1]
+    assert_strangers_stay_out(lab, addresses[0], tokens[1].read_text())
+    assert [job.state for job in jobs] == ["RUNNING", "RUNNING"], "they ran one after the other"
     for job, root in zip(jobs, roots, strict=True):
         job.completes()
-        assert json.loads((run_of(root) / "DONE.json").read_text())["summary"]["steps"] == 150
+        assert_same(run_of(root), undisturbed(2))
+
+
+def assert_strangers_stay_out(lab: Lab, address: str, wrong: str) -> None:
+    """A client without a token, and one with another job's."""
+    for token in ("", wrong):
+        words = ["timeout", "40", sys.executable, "-c", STRANGER, address, token]
+        tried = lab.nodes["n1"].run(*words, check=False)
+        assert tried.returncode != 0 and "let in" not in tried.stdout
+        said = tried.stderr.lower()
+        assert "token" in said or "authent" in said, tried.stderr[-1000:]
+
+
+@pytest.mark.slow
+def test_two_jobs_over_the_same_three_nodes(
+    train: Train, undisturbed: Undisturbed, folder: Path
+) -> None:
+    jobs = [train(folder / name, "--nodes=3") for name in "ab"]
+    for job, name in zip(jobs, "ab", strict=True):
+        job.completes(300)
+        assert_same(run_of(folder / name), undisturbed(3))
