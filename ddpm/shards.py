@@ -106,6 +106,8 @@ def source_problems(config: Config) -> list[str]:
         return []
     except InputError as error:
         return [f"DATASET.PATH: {problem}" for problem in error.problems]
+    except PermissionError as error:
+        return [f"DATASET.PATH: {error.filename} may not be read by you; ask its owner to share it"]
 
 
 def _unpacked_problems(config: Config, source: Source) -> list[str]:

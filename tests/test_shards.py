@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from tests.shard_data import (
     run_python,
     sorted_shards,
 )
+from tests.test_layering import ROOT
 
 PREPARE = """
 import sys
@@ -155,3 +159,21 @@ assert shards.check(c, index) == [] == shards.source_problems(c)
 print(sorted({"torch", "webdataset", "sklearn", "ray", "pandas"} & set(sys.modules)))
 """
     assert run_python(code, digits).communicate(timeout=60)[0].strip() == "[]"
+
+
+def test_shards_of_somebody_else_are_a_problem_not_a_traceback(tmp_path: Path) -> None:
+    """Root may read anything, unless it gives up just that."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    humble = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    code = """
+import sys
+from ddpm import config, shards
+loaded = config.load("configs/digits.yaml", [f"DATASET.PATH={sys.argv[1]}"])
+print(shards.source_problems(loaded))
+"""
+    words = [*(humble if os.geteuid() == 0 else ()), sys.executable, "-c", code, str(folder)]
+    folder.chmod(0)
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    folder.chmod(0o700)
+    assert "may not be read by you" in done.stdout, done.stderr
