@@ -10,7 +10,7 @@ import pytest
 
 from tests.slurm import packages
 from tests.slurm.hosts import LabError, wait_until
-from tests.slurm.jobs import TRAINING, Job, Train, run_of, submit
+from tests.slurm.jobs import TRAINING, Job, Train, as_words, run_of, submit
 from tests.slurm.lab import Lab
 
 HERE = Path(__file__).resolve().parent
@@ -78,7 +78,11 @@ def folder(lab: Lab, request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def packed(lab: Lab, digits: Path) -> Path:
     """scikit-learn's digits as shards, where all hosts see them."""
-    return Path(shutil.copytree(digits, lab.shared / "digits"))
+    folder = Path(shutil.copytree(digits, lab.shared / "digits"))
+    folder.chmod(0o755)  # for every user
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +92,7 @@ def train(lab: Lab, packed: Path) -> Train:
     def start(root: Path, *options: str, changed: Mapping[str, object] | None = None) -> Job:
         root.mkdir(parents=True, exist_ok=True)
         settings = {"DATASET.PATH": packed, "TRAINING.OUTPUT_DIR": root, **TRAINING}
-        words = [f"{key}={value}" for key, value in (settings | dict(changed or {})).items()]
+        words = as_words(settings | dict(changed or {}))
         options = ("--cpus-per-task=1", *options)
         return submit(
             lab, "slurm/train.sh", "configs/digits.yaml", *words, options=options, output=root

@@ -120,6 +120,14 @@ class Job:
             raise LabError(f"{error}\n{shown}\n{self.read_log()[-6000:]}") from None
 
 
+def as_words(settings: Mapping[str, object]) -> list[str]:
+    """Settings as a user gives them after the configuration; paths in YAML's double quotes."""
+    return [
+        f"{key}={json.dumps(str(value)) if isinstance(value, Path) else value}"
+        for key, value in settings.items()
+    ]
+
+
 class Train(Protocol):
     """train(folder, *sbatch options, changed={key: value}): a small training, submitted."""
 

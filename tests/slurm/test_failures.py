@@ -20,7 +20,7 @@ def assert_refused(job: Job, *words: str) -> None:
 
 
 def test_numbers_that_explode_fail_the_job(train: Train, folder: Path) -> None:
-    job = train(folder, changed={"TRAINING.HYPER_PARAMETERS.LEARNING_RATE": 1e30})
+    job = train(folder, changed={"TRAINING.HYPER_PARAMETERS.LEARNING_RATE": 10000.0})
     assert job.end() == ("FAILED", "4:0"), job.read_log()
     assert job.restarts == 0
 
@@ -38,7 +38,7 @@ def test_a_bad_configuration_is_refused_before_ray(train: Train, folder: Path) -
 
 
 def test_a_failed_job_of_three_nodes_has_its_exit_code(train: Train, folder: Path) -> None:
-    job = train(folder, "--nodes=3", changed={"TRAINING.HYPER_PARAMETERS.LEARNING_RATE": 1e30})
+    job = train(folder, "--nodes=3", changed={"TRAINING.HYPER_PARAMETERS.LEARNING_RATE": 10000.0})
     assert job.end() == ("FAILED", "4:0"), job.read_log()
 
 

@@ -1,14 +1,13 @@
-"""A grid of nine trainings in one allocation and as array jobs: interrupted, nothing runs twice."""
+"""A grid of nine trainings in one allocation, also after array jobs: nothing runs twice."""
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.slurm.hosts import wait_until
-from tests.slurm.jobs import TRAINING, submit
+from tests.slurm.jobs import TRAINING, as_words, submit
 from tests.slurm.lab import Lab
 from tests.test_sweep_run import attempts, outcomes
 
@@ -28,7 +27,7 @@ def sweep(packed: Path, folder: Path) -> list[str]:
     file = folder / "small.yaml"
     file.write_text(NINE.format(base=Path.cwd() / "configs" / "digits.yaml"))
     settings = {"DATASET.PATH": packed, "TRAINING.OUTPUT_DIR": folder / "out", **TRAINING, **SHORT}
-    return [str(file), *(f"{key}={value}" for key, value in settings.items())]
+    return [str(file), *as_words(settings)]
 
 
 def some_done(folder: Path) -> bool:
@@ -51,29 +50,6 @@ def test_nine_trials_in_one_allocation(lab: Lab, sweep: list[str], folder: Path)
     done, before = set(outcomes(folder)), attempts(folder)
     second = submit(lab, "slurm/sweep.sh", *sweep, options=options, output=folder)
     second.completes(300)
-    assert_only_the_rest_ran(folder, before, done)
-
-
-def test_nine_trials_as_array_jobs(lab: Lab, sweep: list[str], folder: Path) -> None:
-    """From the login node, where the command only watches: its death leaves the jobs alone."""
-    words = ["launch/sweep.py", *sweep, "--cluster", "slurm", "--group-size", "3", "--no-probe"]
-    command = lab.ctl.command(sys.executable, *words, "--time", "10:00")
-    log = (folder / "login.log").open("wb")
-    watching = subprocess.Popen(command, env=lab.ctl.environment(), stdout=log, stderr=log)
-    try:
-        wait_until("two trials are done", lambda: some_done(folder), 250)
-    except Exception as error:
-        raise AssertionError((folder / "login.log").read_text()[-4000:]) from error
-    lab.ctl.run("scancel", "--user=root")
-    wait_until("the queue is empty", lambda: not lab.ctl.run("squeue", "-h").stdout, 60)
-    watching.wait(timeout=120)
-    done, before = set(outcomes(folder)), attempts(folder)
-    time.sleep(8)  # longer than a requeued job waits
-    assert not lab.ctl.run("squeue", "-h").stdout, "a cancelled task came back"
-    again = subprocess.run(
-        command, env=lab.ctl.environment(), capture_output=True, text=True, timeout=400
-    )
-    assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
     assert_only_the_rest_ran(folder, before, done)
 
 

@@ -1,17 +1,40 @@
 """Another user with a home of its own; jobs that wait for jobs; arrays."""
 
 import shutil
+import stat
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.jobs import TRAINING, Train, Undisturbed, assert_same, run_of, submit
+from tests.slurm.hosts import wait_until
+from tests.slurm.jobs import TRAINING, Train, Undisturbed, as_words, assert_same, run_of, submit
 from tests.slurm.lab import Lab
 
 pytestmark = pytest.mark.slow
 EPOCHS = "TRAINING.HYPER_PARAMETERS.EPOCHS"
 
 
+@pytest.fixture
+def open_interpreter(lab: Lab) -> Iterator[None]:
+    """On the nodes, every user may run the interpreter below .venv, wherever it is installed."""
+    prefix = Path(sys.base_prefix).resolve()
+    closed = [path for path in reversed(prefix.parents) if not path.stat().st_mode & stat.S_IXOTH]
+    for node in lab.nodes.values() if closed else ():
+        node.run("mkdir", "/run/python")
+        node.run("mount", "--bind", prefix, "/run/python")
+        node.run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", closed[0])
+        node.run("mkdir", "-p", prefix)
+        node.run("mount", "--bind", "/run/python", prefix)
+    yield
+    for node in lab.nodes.values() if closed else ():
+        node.run("umount", "--recursive", closed[0])
+        node.run("umount", "/run/python")
+        node.run("rmdir", "/run/python")
+
+
+@pytest.mark.usefixtures("open_interpreter")
 def test_nobody_trains_in_a_home_of_its_own(
     lab: Lab, packed: Path, undisturbed: Undisturbed, folder: Path
 ) -> None:
@@ -20,7 +43,7 @@ def test_nobody_trains_in_a_home_of_its_own(
     shutil.chown(home, "nobody", "nogroup")
     home.chmod(0o700)
     settings = TRAINING | {"DATASET.PATH": packed, "TRAINING.OUTPUT_DIR": home / "runs"}
-    words = [f"{key}={value}" for key, value in settings.items()]
+    words = as_words(settings)
     options = ("--uid=nobody", "--gid=nogroup", "--nodes=2", "--cpus-per-task=1")
     job = submit(
         lab,
@@ -65,7 +88,7 @@ def test_every_task_of_an_array_is_a_job_of_its_own(
     """Two trainings on two workers each, as two tasks of one array on one node."""
     script = folder / "array.sh"
     settings = TRAINING | {"DATASET.PATH": packed}
-    words = " ".join(f"'{key}={value}'" for key, value in settings.items())
+    words = " ".join(f"'{word}'" for word in as_words(settings))
     script.write_text(
         "#!/bin/bash\n"
         f"exec bash slurm/train.sh configs/digits.yaml {words} CLUSTER.NUM_WORKERS=2 "
@@ -74,8 +97,6 @@ def test_every_task_of_an_array_is_a_job_of_its_own(
     options = ("--array=1-2", "--nodelist=n1", "--cpus-per-task=2", "--ntasks-per-node=1")
     job = submit(lab, str(script), options=options, output=folder)
     tasks = lambda: [row[0].split()[0] for row in job.starts()]  # noqa: E731
-    from tests.slurm.hosts import wait_until
-
     wait_until("both tasks end", lambda: tasks() == ["COMPLETED"] * 2, 200)
     for number in "12":
         assert_same(run_of(folder / number), undisturbed(2))
