@@ -128,6 +128,11 @@ job() {
   say "exit code $code after $SECONDS s"
   if ((code == 75)) && [[ " ${asked[*]} " == *" USR2 "* && " ${asked[*]} " != *" TERM "* ]]; then
     requeue
+  elif ((code == 3 && ${SLURM_RESTART_COUNT:-0} > 0)); then
+    # a start of this job on a node that SLURM has lost sight of may still be training there
+    say "waiting for the run directory"
+    sleep 20 & wait "$!"
+    ((${#asked[@]})) || requeue
   fi
   exit "$code"
 }
