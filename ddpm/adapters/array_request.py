@@ -142,4 +142,7 @@ def expected_s(sweep: Sweep, options: Options, resources: Resources) -> float | 
     if options.cluster != "slurm" or options.group_size or not options.probe:
         return None
     configs = [trial.config for trial in sweep.trials]
-    return prediction.mean_s(prediction.predict_all(configs, resources.workers()))
+    try:
+        return prediction.mean_s(prediction.predict_all(configs, resources.workers()))
+    except InputError:  # too large for this machine, which is none of the nodes
+        return None

@@ -7,6 +7,7 @@ array jobs began, and the other way round.
 """
 
 import secrets
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -141,8 +142,13 @@ def _submit(
 def _how_to(jobs: Sequence[Submitted], folder: Path) -> str:
     """How to look after the jobs without this process."""
     ids = " ".join(dict.fromkeys(job.job.partition("_")[0] for job in jobs))
-    stop = f"scancel {ids}" if jobs[0].cluster == "slurm" else f"touch {folder / 'stop'}"
-    return f"look: python launch/status.py {folder}    stop: {stop}    detach: Ctrl-C"
+    stop = (
+        f"scancel {ids}"
+        if jobs[0].cluster == "slurm"
+        else shlex.join(["touch", str(folder / "stop")])
+    )
+    look = shlex.join(["python", "launch/status.py", str(folder)])
+    return f"look: {look}    stop: {stop}    detach: Ctrl-C"
 
 
 def _watch_to_the_end(
