@@ -351,8 +351,10 @@ def test_bad_requests_write_nothing(
     assert not small.out.exists()
 
 
-def test_without_sbatch_it_says_what_to_do(small: Small) -> None:
-    done = small.run("--cluster", "slurm", env={"PATH": "/usr/bin:/bin"})
+def test_without_sbatch_it_says_what_to_do(small: Small, tmp_path: Path) -> None:
+    # A folder of its own: /usr/bin has sbatch where SLURM's packages are installed.
+    (tmp_path / "empty").mkdir()
+    done = small.run("--cluster", "slurm", env={"PATH": str(tmp_path / "empty")})
     assert done.returncode == 2 and "not found on this machine" in done.stderr, done.stderr
     assert not small.out.exists()
     done = small.run("--jobs", "2")
