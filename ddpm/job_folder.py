@@ -20,12 +20,13 @@ from pathlib import Path
 from ddpm import durable
 from ddpm.allocation import Allocation
 from ddpm.config import Config
-from ddpm.errors import InputError
+from ddpm.errors import DdpmError, InputError
 from ddpm.shards import source_problems
 from ddpm.workers import workers_for
 
 FOLDER = "DDPM_RAY_FOLDER"  # the variable that names the folder to the job's processes
 STALE_S = 86_400.0
+_LOOK_S = 0.3  # all nodes of a job look for the same file
 
 
 class JobFolder:
@@ -74,6 +75,20 @@ class JobFolder:
     def announce(self, address: str) -> None:
         """Says where Ray's head listens."""
         durable.write_json(self._head, {"address": address})
+
+    def keep(self) -> None:
+        """Says that the job lives, to those that remove what dead jobs left; hourly will do."""
+        with suppress(OSError):
+            os.utime(self.path)
+
+    def wait_for_head(self, patience_s: float) -> str:
+        """Where Ray's head listens; DdpmError when it does not in time."""
+        deadline = time.monotonic() + patience_s
+        while (address := self.address) is None:
+            if time.monotonic() > deadline:
+                raise DdpmError(f"{self.path}: Ray's head did not start in {patience_s:.0f} s")
+            time.sleep(_LOOK_S)
+        return address
 
     @property
     def address(self) -> str | None:

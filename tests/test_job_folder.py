@@ -13,7 +13,7 @@ from ddpm import config as configuration
 from ddpm import job_folder
 from ddpm.adapters import ray_node
 from ddpm.allocation import Allocation
-from ddpm.errors import InputError
+from ddpm.errors import DdpmError, InputError
 from ddpm.job_folder import JobFolder, plan
 from tests.shard_data import problems_of
 from tests.test_allocation import JOB
@@ -78,6 +78,23 @@ def test_folders_that_dead_jobs_left_are_removed(tmp_path: Path) -> None:
     os.utime(old, (past, past))
     JobFolder.make(tmp_path, ALLOCATION)
     assert not old.exists() and young.exists()
+
+
+def test_the_folder_of_a_job_that_runs_for_days_stays(tmp_path: Path) -> None:
+    living = JobFolder.make(tmp_path, Allocation(job_id="3", cpus=(1,)))
+    past = time.time() - 2 * job_folder.STALE_S
+    os.utime(living.path, (past, past))
+    living.keep()
+    JobFolder.make(tmp_path, ALLOCATION)
+    assert living.path.exists()
+
+
+def test_a_head_that_does_not_start_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    folder = JobFolder.make(tmp_path, ALLOCATION)
+    with pytest.raises(DdpmError, match="Ray's head did not start in 0 s"):
+        folder.wait_for_head(0.0)
+    folder.announce("10.0.0.1:6379")
+    assert folder.wait_for_head(0.0) == "10.0.0.1:6379"
 
 
 def test_a_node_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:

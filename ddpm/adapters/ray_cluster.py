@@ -39,7 +39,7 @@ def ray_cluster(least_cpus: int = 0) -> Iterator[None]:
     where those are fewer: Ray would wait for ever for more cores than it knows of.
     """
     job = _of_the_job()
-    address = _wait_for_head(job) if job else os.environ.get("RAY_ADDRESS")
+    address = job.wait_for_head(PATIENCE_S) if job else os.environ.get("RAY_ADDRESS")
     os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
     handlers = {number: signal.getsignal(number) for number in TAKEN_BY_RAY}
     token_folder = None if address else _private_token()
@@ -76,15 +76,6 @@ def _of_the_job() -> JobFolder | None:
     """The folder of the SLURM job whose batch script starts Ray; None outside of one."""
     path = os.environ.get(FOLDER)
     return JobFolder(Path(path)) if path else None
-
-
-def _wait_for_head(job: JobFolder) -> str:
-    deadline = time.monotonic() + PATIENCE_S
-    while (address := job.address) is None:
-        if time.monotonic() > deadline:
-            raise DdpmError(f"{job.path}: Ray's head did not start in {PATIENCE_S:.0f} s")
-        time.sleep(0.05)
-    return address
 
 
 def _wait_for_nodes(job: JobFolder) -> None:

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from ddpm.errors import DdpmError, InputError, run_main
 from ddpm.job_folder import JobFolder
 
 HEAD_PATIENCE_S = 60.0
-LOOK_S = 0.3  # all nodes of a job look for the same file
+KEEP_EVERY_S = 3600.0
 OBJECT_STORE_BYTES = 100 << 20  # nothing large travels through Ray: data come from shards
 LONGEST_TEMPORARY = 40  # Ray puts sockets below it, whose paths may have 107 bytes
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
@@ -56,10 +55,10 @@ def main() -> None:
             ray = _start(share, ip, temporary, ["--head", f"--port={_free_port(ip, share)}"])
             folder.announce(_wait_until_up(ray, temporary))
         else:
-            address = _wait_for_head(folder)
+            address = folder.wait_for_head(2 * HEAD_PATIENCE_S)
             ip = own_ip(node, towards=address.rpartition(":")[0])
             ray = _start(share, ip, temporary, [f"--address={address}"])
-        _wait_for_the_end(ray, temporary, lambda: stopping.is_set() and not folder.path.exists())
+        _wait_for_the_end(ray, temporary, folder, stopping)
     finally:
         _kill_descendants()
         shutil.rmtree(temporary, ignore_errors=True)
@@ -165,15 +164,6 @@ def _wait_until_up(ray: subprocess.Popen[bytes], temporary: Path) -> str:
     return known.read_text().strip()
 
 
-def _wait_for_head(folder: JobFolder) -> str:
-    deadline = time.monotonic() + 2 * HEAD_PATIENCE_S
-    while (address := folder.address) is None:
-        if time.monotonic() > deadline:
-            raise DdpmError(f"{folder.path}: the first node did not start Ray's head in time")
-        time.sleep(LOOK_S)
-    return address
-
-
 def _outlive_signals() -> threading.Event:
     """From now on no signal but SIGKILL ends this process; the event tells that one came."""
     came = threading.Event()
@@ -183,12 +173,12 @@ def _outlive_signals() -> threading.Event:
 
 
 def _wait_for_the_end(
-    ray: subprocess.Popen[bytes], temporary: Path, is_over: Callable[[], bool]
+    ray: subprocess.Popen[bytes], temporary: Path, folder: JobFolder, stopping: threading.Event
 ) -> None:
-    """Until standard input ends; an srun that was told to stop no longer passes that on, so
-    `is_over()` is asked too. DdpmError with Ray's last words when Ray ends before.
+    """Until standard input ends; an srun that was told to stop no longer passes that on: then until
+    the job's folder has gone. DdpmError with Ray's last words when Ray ends before.
     """
-    ended = threading.Event()
+    ended, kept = threading.Event(), time.monotonic()
 
     def read() -> None:
         while os.read(0, 4096):
@@ -196,9 +186,12 @@ def _wait_for_the_end(
         ended.set()
 
     threading.Thread(target=read, daemon=True).start()
-    while not ended.wait(0.2) and not is_over():
+    while not ended.wait(0.2) and not (stopping.is_set() and not folder.path.exists()):
         if ray.poll() is not None:
             raise DdpmError(f"Ray ended by itself: {_last_words(temporary)}")
+        if time.monotonic() > kept + KEEP_EVERY_S:
+            folder.keep()
+            kept = time.monotonic()
 
 
 def _kill_descendants() -> None:
