@@ -3,10 +3,11 @@ soon or not at all.
 """
 
 import os
-import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from ddpm import slurm_queue
 
 _PATIENCE_S = 5.0
 ASK_EVERY_S = 15.0
@@ -83,10 +84,5 @@ class JobStates:
 
 def _ask(*command: str) -> Sequence[str] | None:
     """The lines of an answer; None when the command is missing, fails or takes too long."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PATIENCE_S, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.splitlines()
+    answer = slurm_queue.ask(*command, timeout_s=_PATIENCE_S)
+    return None if answer is None else answer.splitlines()

@@ -39,7 +39,7 @@ def require_slurm() -> None:
 
 def living(name: str) -> set[str] | None:
     """This user's jobs called `name` that wait or run; None while SLURM does not answer."""
-    text = _ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%j")
+    text = ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%j")
     if text is None:
         return None
     rows = (line.strip().partition("|") for line in text.splitlines())
@@ -53,7 +53,7 @@ def endings(jobs: Iterable[str]) -> dict[str, Ending] | None:
     wanted = set(jobs)
     if not wanted:
         return {}
-    text = _ask(
+    text = ask(
         *("sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State,ExitCode"),
         f"--jobs={','.join(sorted({job.partition('_')[0] for job in wanted}))}",
     )
@@ -69,16 +69,16 @@ def endings(jobs: Iterable[str]) -> dict[str, Ending] | None:
 
 def largest_array() -> int:
     """Most tasks of one array job at this site."""
-    text = _ask("scontrol", "show", "config") or ""
+    text = ask("scontrol", "show", "config") or ""
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
     return max(1, int(match[1]) if match else _DEFAULT_ARRAY)
 
 
-def _ask(*command: str) -> str | None:
+def ask(*command: str, timeout_s: float = _ANSWER_S) -> str | None:
     """The answer of one of SLURM's commands; None when it is missing, fails or says nothing."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_ANSWER_S, check=True
+            command, capture_output=True, text=True, timeout=timeout_s, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None
