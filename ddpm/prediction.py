@@ -16,6 +16,7 @@ from ddpm.evaluate import levels_of
 from ddpm.index import INDEX_FILE
 from ddpm.order import is_validation
 from ddpm.probe import Speed
+from ddpm.progress import duration
 from ddpm.schedule import NoiseSchedule
 from ddpm.slots import Sampler, num_calls
 from ddpm.trainer import steps_per_epoch, total_steps
@@ -91,15 +92,6 @@ def notes(predictions: Iterable[Prediction], workers: Workers) -> list[str]:
     if load > cores:
         lines.append(f"this machine is busy (load {load:.1f} on {cores} cores): figures too high")
     return lines
-
-
-def duration(seconds: float) -> str:
-    """`50 s`, `12 min`, `3.4 h`, `2.1 days`."""
-    for limit, size, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
-        if seconds < limit:
-            number = seconds / size
-            return f"{number:.1f} {name}" if number < 10 else f"{number:.0f} {name}"
-    return f"{seconds / 86_400:.1f} days"
 
 
 def _share(config: Config, workers: int) -> Config:

@@ -3,11 +3,9 @@
 The figures hold for the device and the threads they were measured with, and for nothing else.
 """
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -18,6 +16,7 @@ from ddpm.config import Config
 from ddpm.dataset import Dataset
 from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import InputError
+from ddpm.provenance import cpu_model
 from ddpm.schedule import NoiseSchedule
 from ddpm.train_step import Stepper
 from ddpm.unet import UNet
@@ -209,16 +208,7 @@ def _room(device: torch.device) -> int:
 def _name(device: torch.device, threads: int) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {threads} thread(s)"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or f"this machine's CPU ({os.uname().machine})"
+    return f"{cpu_model()}, {threads} thread(s)"
 
 
 def _gib(size: float) -> str:

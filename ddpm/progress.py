@@ -137,3 +137,12 @@ def _print_lines(tails: Sequence[Tail], console: Console) -> None:
             console.print(f"{tail.name}: step {tail.step}/{tail.total_steps}  {tail.text()}")
     if len(tails) > 1:
         console.print(f"{done} of {len(tails)} trainings at their last step")
+
+
+def duration(seconds: float) -> str:
+    """`50 s`, `12 min`, `3.4 h`, `2.1 days`."""
+    for limit, size, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            number = seconds / size
+            return f"{number:.1f} {name}" if number < 10 else f"{number:.0f} {name}"
+    return f"{seconds / 86_400:.1f} days"

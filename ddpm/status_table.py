@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ddpm.progress import duration
 from ddpm.run_status import RunStatus
 from ddpm.status import Row, Section, Status, Totals, totals
 
@@ -117,18 +118,6 @@ def watch(status: Status, console: Console, every_s: float) -> None:
             if totals(sections).has_ended:
                 return
             time.sleep(every_s)
-
-
-def duration(seconds: float) -> str:
-    """Rounded to two units: `45 s`, `12 min`, `3 h 20 min`, `2 d 5 h`."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 90:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
 def _by_interest(row: Row) -> int:

@@ -13,6 +13,7 @@ from ddpm import config, prediction, probe
 from ddpm.batch_script import as_submitted, from_environment, minutes, options_in
 from ddpm.errors import InputError
 from ddpm.probe import Speed
+from ddpm.progress import duration
 from ddpm.workers import Workers
 from tests.test_submitit_jobs import SMALL, Small
 
@@ -193,6 +194,6 @@ def test_several_workers_share_a_batch() -> None:
 
 
 def test_durations() -> None:
-    seconds = (0.5, 50, 119, 130, 3600 * 3.4, 86_400 * 2.1)
-    shown = [prediction.duration(s) for s in seconds]
-    assert shown == ["0.5 s", "50 s", "119 s", "2.2 min", "3.4 h", "2.1 days"]
+    seconds = (0.5, 4, 50, 119, 130, 7000, 3600 * 3.4, 200_000)
+    shown = [duration(s) for s in seconds]
+    assert shown == ["0.5 s", "4.0 s", "50 s", "119 s", "2.2 min", "117 min", "3.4 h", "2.3 days"]

@@ -17,7 +17,8 @@ from ddpm.batch_script import as_submitted, from_environment
 from ddpm.config import Config
 from ddpm.errors import InputError
 from ddpm.ledger import cell_name
-from ddpm.prediction import Prediction, duration
+from ddpm.prediction import Prediction
+from ddpm.progress import duration
 from ddpm.sweep import Sweep
 from ddpm.unet import UNet
 from ddpm.unet_summary import summary
