@@ -27,6 +27,8 @@ if [[ -n ${DDPM_MODULES:-} ]]; then
   # shellcheck disable=SC2086
   module load $DDPM_MODULES || fail "module load $DDPM_MODULES failed; see DDPM_MODULES in slurm/site.env"
 fi
+most=${DDPM_REQUEUES:-100}
+[[ $most =~ ^[0-9]+$ ]] || fail "DDPM_REQUEUES is '$most'; give a whole number such as 100"
 python=("${DDPM_CONTAINER[@]}" "${DDPM_PYTHON:-$root/.venv/bin/python}")
 "${python[@]}" -c 'import ddpm' || fail "${python[*]} cannot import ddpm; run \`make install\` or set DDPM_PYTHON in slurm/site.env"
 
@@ -93,7 +95,7 @@ wait_for_main() {
 
 # Back into the queue under the same number; SLURM counts how often.
 requeue() {
-  local count=${SLURM_RESTART_COUNT:-0} most=${DDPM_REQUEUES:-100}
+  local count=${SLURM_RESTART_COUNT:-0}
   ((count < most)) || fail "requeued $count times, the most that DDPM_REQUEUES allows; submit it again to continue" 75
   say "requeue $((count + 1)) of at most $most"
   scontrol requeue "$SLURM_JOB_ID" || fail "scontrol requeue failed; submit the job again to continue" 75

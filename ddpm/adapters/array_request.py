@@ -68,9 +68,10 @@ def _request(sweep: Sweep, options: Options) -> tuple[Request, Resources]:
             "sweep: `sbatch slurm/sweep.sh SWEEP`; a task of --cluster trains on one worker"
         )
     asked: dict[str, str | bool] = {}
-    limit = DEFAULT_MINUTES
+    limit, requeues = DEFAULT_MINUTES, REQUEUES
     try:
         asked = submitit_jobs.check_options(options.sbatch)
+        requeues = _requeues()
         limit = minutes(options.time or from_environment(os.environ).get("time") or str(limit))
     except InputError as error:
         problems += error.problems
@@ -91,10 +92,17 @@ def _request(sweep: Sweep, options: Options) -> tuple[Request, Resources]:
         gpus=int(gpus) if options.cluster == "slurm" else int(resources.gpus_per_worker),
         jobs=jobs,
         minutes=limit,
-        requeues=int(os.environ.get("DDPM_REQUEUES", REQUEUES)),
+        requeues=requeues,
         options=asked,
     )
     return request, resources
+
+
+def _requeues() -> int:
+    text = os.environ.get("DDPM_REQUEUES", str(REQUEUES))
+    if not text.isdecimal():
+        raise InputError(f"DDPM_REQUEUES is {text!r}; give a whole number such as {REQUEUES}")
+    return int(text)
 
 
 def _resources(
