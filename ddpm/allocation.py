@@ -19,22 +19,16 @@ class Allocation:
 
     cpus: cores by node, the first node first.  gpus_per_node: GPUs of this node; a job has the same
     number on every node.  memory_mb: memory of this node, None where SLURM does not share it out.
-    restarts: how often SLURM has started the job again.
     """
 
     job_id: str
     cpus: tuple[int, ...]
     gpus_per_node: int = 0
     memory_mb: int | None = None
-    restarts: int = 0
 
     @property
     def num_nodes(self) -> int:
         return len(self.cpus)
-
-    @property
-    def num_gpus(self) -> int:
-        return self.num_nodes * self.gpus_per_node
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str] = os.environ) -> Self | None:
@@ -62,7 +56,6 @@ class Allocation:
             cpus=cpus,
             gpus_per_node=_whole(env, "SLURM_GPUS_ON_NODE", 0),
             memory_mb=_memory(env, cpus[0]),
-            restarts=_whole(env, "SLURM_RESTART_COUNT", 0),
         )
 
 
@@ -74,7 +67,6 @@ def node_share(env: Mapping[str, str] = os.environ) -> Allocation:
         cpus=(cpus,),
         gpus_per_node=_whole(env, "SLURM_GPUS_ON_NODE", 0),
         memory_mb=_memory(env, cpus),
-        restarts=_whole(env, "SLURM_RESTART_COUNT", 0),
     )
 
 

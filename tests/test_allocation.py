@@ -13,16 +13,13 @@ JOB = {
     "SLURMD_NODENAME": "n1",
     "SLURM_JOB_CPUS_PER_NODE": "4(x2),2",
     "SLURM_MEM_PER_NODE": "6000",
-    "SLURM_RESTART_COUNT": "3",
 }
 
 
 def test_a_job_is_read_from_the_variables_of_slurm() -> None:
     job = Allocation.from_environment(JOB | {"SLURM_GPUS_ON_NODE": "2"})
-    assert job == Allocation(
-        job_id="17", cpus=(4, 4, 2), gpus_per_node=2, memory_mb=6000, restarts=3
-    )
-    assert (job.num_nodes, job.num_gpus) == (3, 6)
+    assert job == Allocation(job_id="17", cpus=(4, 4, 2), gpus_per_node=2, memory_mb=6000)
+    assert job.num_nodes == 3
 
 
 def test_memory_by_core_is_that_of_the_node() -> None:
