@@ -123,8 +123,9 @@ class RunDirectory:
 
     def request_stop(self) -> None:
         """Asks the run, wherever it is, to save and stop. Its next start forgets it."""
-        durable.make_folder(self.path)
-        durable.write_text(self.path / STOP, "")
+        if not self.stop_requested:
+            durable.make_folder(self.path)
+            durable.write_text(self.path / STOP, "")
 
     def start(
         self,

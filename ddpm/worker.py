@@ -74,13 +74,12 @@ class Job:
     command: tuple[str, ...]
     wait_s: float = 0.0
     packed: bool = False
+    startup: Marks = ()
 
     @property
     def stage(self) -> tuple[str, str]:
         """What is copied to the nodes' disks, and where: the folder of shards, DATASET.STAGE."""
         return self.data_dir, self.config["DATASET"]["STAGE"]
-
-    startup: Marks = ()
 
 
 def work(

@@ -21,6 +21,7 @@ from ddpm.adapters.array_request import Options, group_size
 from ddpm.errors import InputError
 from ddpm.groups import Group, Journal
 from ddpm.ledger import Ledger, Outcome
+from tests import test_sweep_run
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.timeout(600)
@@ -30,18 +31,7 @@ GRID:
   TRAINING.PRED_TYPE: [image, velocity]
   TRAINING.NETWORK.SCHEDULER: [linear, cosine]
 """
-SMALL = {
-    "TRAINING.NETWORK.FIRST_CHANNEL": 8,
-    "TRAINING.NETWORK.NUM_RES_BLOCKS": 1,
-    "TRAINING.INLINE_GEN.NUMS": 10,
-    "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH": 4,
-    "TRAINING.HYPER_PARAMETERS.EPOCHS": 6,
-    "TRAINING.HYPER_PARAMETERS.SAVE_PERIOD": 1,
-    "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS": 2,
-    "EVALUATION.NUM": 16,
-    "CLUSTER.CPUS_PER_WORKER": 1,
-    "WANDB.MODE": "disabled",
-}
+SMALL = test_sweep_run.SMALL | {"CLUSTER.CPUS_PER_WORKER": 1, "WANDB.MODE": "disabled"}
 LONG = {"TRAINING.HYPER_PARAMETERS.EPOCHS": 60}
 
 
@@ -348,6 +338,12 @@ def test_bad_requests_write_nothing(
 ) -> None:
     done = small.run("--cluster", "slurm", *options, env=slurm, **changed)
     assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert not small.out.exists()
+
+
+def test_a_number_of_requeues_that_is_none_is_refused(small: Small, slurm: dict[str, str]) -> None:
+    done = small.run("--cluster", "slurm", env=slurm | {"DDPM_REQUEUES": "often"})
+    assert done.returncode == 2 and "DDPM_REQUEUES is 'often'" in done.stderr, done.stderr
     assert not small.out.exists()
 
 

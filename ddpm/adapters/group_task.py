@@ -10,10 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import submitit
 from submitit.helpers import DelayedSubmission
@@ -33,16 +31,14 @@ class GroupTask:
     rest.  requeues: how often the job may be put into the queue again.
     """
 
+    _child: subprocess.Popen[bytes] | None = None
+    _is_ending = False
+
     def __init__(self, group: str, *, requeues: int) -> None:
         self.group, self.requeues = group, requeues
-        self._child: subprocess.Popen[bytes] | None = None
-        self._is_ending = False
 
     def __getstate__(self) -> dict[str, object]:
-        return {"group": self.group, "requeues": self.requeues}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.__init__(state["group"], requeues=state["requeues"])  # type: ignore[misc]
+        return {"group": self.group, "requeues": self.requeues}  # a process cannot travel
 
     def __call__(self) -> int:
         """Train what is left; the exit code, with which a task of its own process ends too."""
