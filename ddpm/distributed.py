@@ -46,6 +46,11 @@ class Group:
         dist.all_gather(parts, tensor)
         return torch.stack(parts)
 
+    def wait(self) -> None:
+        """Until all workers are here."""
+        if self.size > 1:
+            dist.barrier()
+
     def agree(self, value: int) -> int:
         """Rank 0's value, on every worker."""
         box = torch.tensor([value if self.is_main else 0], dtype=torch.int64, device=self.device)

@@ -248,6 +248,8 @@ def _train(
             for listener in listeners:
                 listener(report)
     if last and last.stopped:
+        # whoever started the workers may kill them all when the first ends: none before it is saved
+        group.wait()
         raise Interrupted(
             f"stopped at step {last.step}, saved in {run.path}; "
             "run the same command again to continue"

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from ddpm import config
+from ddpm import checkpoint, config
+from ddpm.rundir import RunDirectory
 from ddpm.worker import Job
 
 WORKER = Path(__file__).parent / "train_process.py"
@@ -173,3 +174,31 @@ def test_any_number_of_workers_follows_the_same_loss(tmp_path: Path, digits: Pat
         text = (root / "run_00000000" / "metrics.jsonl").read_text()
         losses.append([json.loads(line)["loss"] for line in text.splitlines()])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_no_worker_ends_a_stopped_run_before_it_is_saved(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train kills the others when one worker ends; a save takes seconds on slow storage."""
+    monkeypatch.setenv("DDPM_TEST_FSYNC_S", "0.3")
+    job = make_job(
+        tmp_path,
+        digits,
+        {
+            "TRAINING.HYPER_PARAMETERS.EPOCHS": 100_000,
+            "TRAINING.HYPER_PARAMETERS.SAVE_PERIOD": "null",
+        },
+    )
+    run = RunDirectory(Path(job.run_dir))
+    workers = start(job, tmp_path, 2)
+    try:
+        deadline = time.monotonic() + 120
+        while not rows_of(run.path) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not checkpoint.steps(run.checkpoints)
+        run.request_stop()
+        assert workers[1].wait(60) == 75
+        assert checkpoint.steps(run.checkpoints)
+        assert workers[0].wait(60) == 75
+    finally:
+        stop(workers)
