@@ -96,7 +96,7 @@ def _under(place: Path, is_made: bool) -> Path | None:
     if not is_made:
         return root if root.is_dir() and root.stat().st_uid == os.geteuid() else None
     try:
-        if not place.exists():
+        with suppress(FileExistsError):  # another worker of this node may be faster
             place.mkdir(0o700)  # its parents must be there: a disk may not be mounted
         make_private(root)
     except OSError as error:
