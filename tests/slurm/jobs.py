@@ -1,6 +1,7 @@
 """Jobs on the lab: submitting, watching, and what SLURM's own books say about them."""
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -157,9 +158,14 @@ def submit(
     return Job(lab, lab.ctl.run(*words, cwd=cwd).stdout.strip(), log)
 
 
+def files_called(name: str, root: Path) -> list[Path]:
+    """The files of that name below a folder in which others write: folders may vanish meanwhile."""
+    return [Path(place) / name for place, _, files in os.walk(root) if name in files]
+
+
 def run_of(root: Path) -> Path:
     """The one run directory below a TRAINING.OUTPUT_DIR."""
-    found = [path.parent for path in root.rglob("metrics.jsonl")]
+    found = [path.parent for path in files_called("metrics.jsonl", root)]
     if len(found) != 1:
         raise LabError(f"{root} holds {len(found)} runs, not one")
     return found[0]
@@ -167,7 +173,7 @@ def run_of(root: Path) -> Path:
 
 def rows(root: Path) -> int:
     """Rows of metrics written below a TRAINING.OUTPUT_DIR so far."""
-    return sum(path.read_bytes().count(b"\n") for path in root.rglob("metrics.jsonl"))
+    return sum(path.read_bytes().count(b"\n") for path in files_called("metrics.jsonl", root))
 
 
 def metrics(run: Path) -> list[dict[str, float]]:

@@ -9,7 +9,7 @@ import pytest
 from tests.slurm.jobs import Job, Train
 from tests.slurm.lab import Lab
 
-EPOCHS = "TRAINING.HYPER_PARAMETERS.EPOCHS"
+SMALL_BATCH = {"TRAINING.HYPER_PARAMETERS.BATCH_SIZE": 2, "TRAINING.MICRO_BATCH": "null"}
 
 
 def assert_refused(job: Job, *words: str) -> None:
@@ -30,11 +30,19 @@ def test_a_bad_configuration_is_refused_before_ray(train: Train, folder: Path) -
         train(folder / "key", "--nodes=3", changed={"TRAINING.SEEED": 1}),
         train(folder / "gpu", "--nodes=3", changed={"CLUSTER.GPUS_PER_WORKER": 1}),
         train(folder / "many", "--nodes=3", changed={"CLUSTER.NUM_WORKERS": 129}),
+        train(folder / "few", "--nodes=3", changed=SMALL_BATCH),
         train(folder / "path", "--nodes=3", changed={"DATASET.PATH": folder / "nothing"}),
     ]
-    words = [("SEEED",), ("has no GPU", "--gpus-per-node"), ("129",), ("nothing",)]
+    words = [
+        ("did you mean TRAINING.SEED",),
+        (f"SLURM job {several[1].id} has no GPU", "--gpus-per-node"),
+        ("129", "give at most 128"),
+        ("give at most 2 workers",),
+        ("nothing",),
+    ]
     for job, said in zip(several, words, strict=True):
         assert_refused(job, *said)
+        assert list(job.log.parent.iterdir()) == [job.log], "a refused job has written something"
 
 
 def test_a_failed_job_of_three_nodes_has_its_exit_code(train: Train, folder: Path) -> None:
@@ -42,7 +50,6 @@ def test_a_failed_job_of_three_nodes_has_its_exit_code(train: Train, folder: Pat
     assert job.end() == ("FAILED", "4:0"), job.read_log()
 
 
-@pytest.mark.slow
 def test_a_run_directory_that_not_all_nodes_see_is_refused(train: Train, folder: Path) -> None:
     """/tmp is each node's own."""
     changed = {"TRAINING.OUTPUT_DIR": "/tmp/runs"}
