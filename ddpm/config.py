@@ -264,16 +264,18 @@ _TAG_WORDS = {
 
 def generation_problems(config: Config) -> list[str]:
     """What is missing to draw images, looked at only when images are drawn."""
-    generation = config.IMAGE_GENERATION
-    if generation.GEN_TASK != "channel_inpaint":
-        return []
+    generation, channels = config.IMAGE_GENERATION, config.TRAINING.INPUT_IMAGE_CHANNEL
+    images = ("EXTERNAL_NPZ_INPUT", "an NPZ file with the base images")
+    channel = ("FREEZE_CHANNEL", f"the known channel, from 0 to {channels - 1}")
     needed = {
-        "EXTERNAL_NPZ_INPUT": "an NPZ file with the base images",
-        "FREEZE_CHANNEL": f"the known channel, from 0 to {config.TRAINING.INPUT_IMAGE_CHANNEL - 1}",
+        "channel_inpaint": (images, channel),
+        "inpaint": (images,),
+        "sdedit": (images,),
+        "interpolate": (("BETWEEN", "two image numbers such as [0, 1]"),),
     }
     return [
-        f"IMAGE_GENERATION.GEN_TASK is channel_inpaint but {name} is null; give {what}"
-        for name, what in needed.items()
+        f"IMAGE_GENERATION.GEN_TASK is {generation.GEN_TASK} but {name} is null; give {what}"
+        for name, what in needed.get(generation.GEN_TASK, ())
         if getattr(generation, name) is None
     ]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddpm import base_images, durable, noise
 from ddpm import config as configuration
-from ddpm.film import Film
+from ddpm.film import SUFFIX, Film
 from ddpm.imagebar import ImageBar
 from ddpm.loaded import load_network
 from ddpm.noise import Stream
@@ -64,7 +64,8 @@ class ImageGenerator:
         ImageGenerator(read_request(run, ["IMAGE_GENERATION.NUM_GEN_IMAGES=64"])).run()
 
     In the request's folder: {stem}.npz (images uint8 (N, H, W, C), and labels where there are
-    classes), {stem}.png, {stem}_steps.png with EXPORT_INTERM, and last {stem}.json, the recipe.
+    classes), {stem}.png, {stem}_steps.png or .gif with EXPORT_INTERM, and last {stem}.json, the
+    recipe.
     Where the name is taken by images of another recipe, eight digits of its SHA-256 are added.
     """
 
@@ -87,14 +88,16 @@ class ImageGenerator:
         generated = place(self.request, recipe)
         if generated.was_there:
             return generated
-        film = Film(self._calls) if generated.film else None
+        every = self.request.options.EXPORT_EVERY
+        film = Film(self._calls, every) if generated.film else None
         images, labels = self.draw(film, progress=progress), self.labels()
         arrays = {"images": images} | ({} if labels is None else {"labels": labels.numpy()})
         durable.make_folder(self.request.folder)
         durable.write_bytes(generated.images, npz(**arrays))
         durable.write_bytes(generated.picture, png(grid(images[:MAX_PICTURED])))
         if film and generated.film:
-            durable.write_bytes(generated.film, png(film.picture(len(images))))
+            form = self.request.options.EXPORT_FORMAT
+            durable.write_bytes(generated.film, film.file(len(images), form))
         durable.write_json(generated.recipe, recipe)
         return generated
 
@@ -143,7 +146,9 @@ class ImageGenerator:
             "freeze_channel": options.FREEZE_CHANNEL,
             "base_sha256": None if request.base is None else base_images.sha256(request.base),
             "batch_size": request.batch_size,
-            "film": options.EXPORT_INTERM,
+            "film": [options.EXPORT_FORMAT, options.EXPORT_EVERY]
+            if options.EXPORT_INTERM
+            else None,
         }
 
     @property
@@ -189,13 +194,14 @@ def place(request: Request, recipe: Mapping[str, object]) -> Generated:
         )
         if is_same or not path.exists():
             break
-    has_film = request.options.EXPORT_INTERM
+    options = request.options
+    film = request.folder / f"{stem}_steps{SUFFIX[options.EXPORT_FORMAT]}"
     return Generated(
         images=request.folder / f"{stem}.npz",
         picture=request.folder / f"{stem}.png",
-        film=request.folder / f"{stem}_steps.png" if has_film else None,
+        film=film if options.EXPORT_INTERM else None,
         recipe=path,
-        num_images=request.options.NUM_GEN_IMAGES,
+        num_images=options.NUM_GEN_IMAGES,
         was_there=is_same and path.with_suffix(".npz").is_file(),
     )
 

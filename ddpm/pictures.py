@@ -1,10 +1,11 @@
-"""Pictures of many images: grids with a thin gap; the bytes of PNG and NPZ files.
+"""Pictures of many images: grids with a thin gap; the bytes of PNG, GIF and NPZ files.
 
 Images are uint8 (N, H, W, C). One or three channels are shown as they are; any other number as its
 channels side by side, in grey. Small images are enlarged by a whole factor: pixels stay square.
 """
 
 import io
+from collections.abc import Sequence
 from math import ceil, isqrt
 
 import numpy as np
@@ -42,9 +43,23 @@ def grid(images: Pixels, columns: int | None = None) -> Pixels:
 
 def png(picture: Pixels) -> bytes:
     """The PNG file of a picture (H, W, 1 or 3)."""
-    flat = picture[:, :, 0] if picture.shape[2] == 1 else picture
     buffer = io.BytesIO()
-    Image.fromarray(flat).save(buffer, format="PNG", optimize=True)
+    Image.fromarray(_flat(picture)).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def gif(pictures: Sequence[Pixels], *, frame_ms: int = 120, last_ms: int = 1500) -> bytes:
+    """The GIF file of pictures of one size (H, W, 1 or 3), in a loop that dwells on the last."""
+    frames = [Image.fromarray(_flat(picture)) for picture in pictures]
+    buffer = io.BytesIO()
+    frames[0].save(
+        buffer,
+        format="GIF",
+        save_all=True,
+        append_images=frames[1:],
+        duration=[frame_ms] * (len(frames) - 1) + [last_ms],
+        loop=0,
+    )
     return buffer.getvalue()
 
 
@@ -60,6 +75,10 @@ def columns_by_class(num_images: int, num_classes: int | None) -> int:
     if num_classes is None:
         return isqrt(num_images - 1) + 1
     return max(1, num_images // num_classes)
+
+
+def _flat(picture: Pixels) -> Pixels:
+    return picture[:, :, 0] if picture.shape[2] == 1 else picture
 
 
 def _shown(images: Pixels) -> Pixels:

@@ -6,9 +6,10 @@ The options are IMAGE_GENERATION of the run's own configuration (or of a YAML na
 run, whose MODEL_PATH then names it), with overrides; they are checked against the trained network.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ RAW = "model"
 # Small, since the last batch is filled up: one image costs a whole batch.
 BATCH_SIZE = 16
 SECTION = "IMAGE_GENERATION"
+INPAINTING = ("channel_inpaint", "inpaint")
+T = TypeVar("T")
 _KERAS = (".h5", ".hdf5", ".keras")
 
 
@@ -31,7 +34,8 @@ class Request:
     """A valid request.
 
     checkpoint: None is the run's newest.  config: the run's, with the IMAGE_GENERATION asked for.
-    image_shape: (C, H, W) of what is drawn.  base: (N, H, W, C) in [0, 1], for inpainting.
+    image_shape: (C, H, W) of what is drawn.  base: (N, H, W, C) in [0, 1], what inpainting keeps
+    a part of and sdedit begins with.  mask: (M, H, W), true where inpaint knows the image.
     """
 
     run: Path
@@ -41,6 +45,7 @@ class Request:
     batch_size: int
     image_shape: tuple[int, int, int]
     base: NDArray[np.float32] | None
+    mask: NDArray[np.bool_] | None
 
     @property
     def options(self) -> ImageGeneration:
@@ -106,10 +111,10 @@ def read_request(
     if batch_size < 1:
         problems.append(f"--batch-size {batch_size}: give at least 1")
     config = _merged(run, trained, own, asked, problems)
-    base = None
+    base = mask = None
     if config is not None:
         problems += task_problems(config) + _folder_problems(config)
-        base = _base(config, problems)
+        base, mask = _base(config, problems), _mask(config, problems)
     if problems or config is None:
         raise InputError(problems)
     return Request(
@@ -120,6 +125,7 @@ def read_request(
         batch_size=batch_size,
         image_shape=drawn_shape(config),
         base=base,
+        mask=mask,
     )
 
 
@@ -169,8 +175,13 @@ def task_problems(config: Config) -> list[str]:
             f"{SECTION}.GEN_TASK is channel_inpaint but images have one channel, so nothing is "
             "left to draw; give another task"
         )
+    if options.RESAMPLES > 1 and options.GEN_TASK not in INPAINTING:
+        problems.append(
+            f"{SECTION}.RESAMPLES is {options.RESAMPLES} but GEN_TASK {options.GEN_TASK} keeps no "
+            f"part of an image; give RESAMPLES 1, or {' or '.join(INPAINTING)}"
+        )
     has_class = options.GEN_TASK == "class_cond" or (
-        options.GEN_TASK == "channel_inpaint" and options.CLASS_LABEL is not None
+        options.GEN_TASK != "random_uncond" and options.CLASS_LABEL is not None
     )
     if options.GUIDANCE != 1 and not has_class:
         problems.append(
@@ -178,10 +189,10 @@ def task_problems(config: Config) -> list[str]:
             "without classes: nothing to guide; give GUIDANCE 1.0, or class_cond"
         )
     conditional = config.TRAINING.NETWORK.NUM_CLASSES is not None
-    if options.GEN_TASK == "random_uncond" and conditional and config.TRAINING.LABEL_DROP == 0:
+    if conditional and not has_class and config.TRAINING.LABEL_DROP == 0:
         problems.append(
-            f"{SECTION}.GEN_TASK is random_uncond but the network was trained with LABEL_DROP 0.0, "
-            "never without a class; give class_cond"
+            f"{SECTION}.GEN_TASK {options.GEN_TASK} draws without classes but the network was "
+            "trained with LABEL_DROP 0.0, never without one; give class_cond, or a CLASS_LABEL"
         )
     return problems
 
@@ -218,16 +229,26 @@ def _folder_problems(config: Config) -> list[str]:
 
 
 def _base(config: Config, problems: list[str]) -> NDArray[np.float32] | None:
+    return _read(base_images.read, config, (*INPAINTING, "sdedit"), problems)
+
+
+def _mask(config: Config, problems: list[str]) -> NDArray[np.bool_] | None:
+    return _read(base_images.read_mask, config, ("inpaint",), problems)
+
+
+def _read(
+    read: Callable[[Path, tuple[int, int, int], int, str], T],
+    config: Config,
+    tasks: Sequence[str],
+    problems: list[str],
+) -> T | None:
+    """What EXTERNAL_NPZ_INPUT holds for these tasks; None for others, and with problems."""
     options = config.IMAGE_GENERATION
-    if options.GEN_TASK != "channel_inpaint" or options.EXTERNAL_NPZ_INPUT is None:
+    if options.GEN_TASK not in tasks or options.EXTERNAL_NPZ_INPUT is None:
         return None
+    path, key = Path(options.EXTERNAL_NPZ_INPUT), f"{SECTION}.EXTERNAL_NPZ_INPUT"
     try:
-        return base_images.read(
-            Path(options.EXTERNAL_NPZ_INPUT),
-            drawn_shape(config),
-            options.NUM_GEN_IMAGES,
-            f"{SECTION}.EXTERNAL_NPZ_INPUT",
-        )
+        return read(path, drawn_shape(config), options.NUM_GEN_IMAGES, key)
     except InputError as error:
-        problems += error.problems
+        problems += [text for text in error.problems if text not in problems]
         return None

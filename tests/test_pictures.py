@@ -71,6 +71,19 @@ def test_png_bytes_decode_to_the_picture(channels: int) -> None:
     assert (read == picture).all()
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_gif_shows_every_picture_and_dwells_on_the_last(channels: int) -> None:
+    frames = [np.full((6, 8, channels), grey, np.uint8) for grey in (0, 100, 255)]
+    with Image.open(io.BytesIO(pictures.gif(frames, frame_ms=50, last_ms=900))) as film:
+        shown, times = [], []
+        for number in range(film.n_frames):
+            film.seek(number)
+            shown.append(np.asarray(film.convert("L")))
+            times.append(film.info["duration"])
+    assert [picture.shape for picture in shown] == [(6, 8)] * 3 and times == [50, 50, 900]
+    assert [int(picture.mean().round()) for picture in shown] == [0, 100, 255]
+
+
 def test_npz_bytes_depend_on_the_arrays_alone() -> None:
     images = numbered(3, 4, 1)
     first = pictures.npz(images=images, labels=np.arange(3))
