@@ -1,10 +1,12 @@
 """A trained network read back from its run directory or from one checkpoint."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from ddpm import checkpoint
 from ddpm import config as configuration
@@ -73,7 +75,13 @@ def load_network(
             f"{found.folder} has no {name}; it has the EMA decays {', '.join(there) or 'none'}"
         )
     network = UNet(**configuration.network_arguments(config))
-    network.load_state_dict(found.tensors[RAW] | found.tensors[name])
+    weights = found.tensors[RAW] | found.tensors[name]
+    if unlike := misfits(network, weights):
+        raise InputError(
+            f"{found.folder} holds a network of another architecture than {run / CONFIG_FILE}: "
+            f"{len(unlike)} parameters differ, {unlike[0]} first; name a checkpoint of that run"
+        )
+    network.load_state_dict(weights)
     return LoadedModel(
         network=network.to(device or best_device()).eval(),
         schedule=NoiseSchedule(**configuration.schedule_arguments(config)),
@@ -82,4 +90,14 @@ def load_network(
         name=name,
         sha256=found.manifest["files"][f"{name}.safetensors"]["sha256"],
         folder=found.folder,
+    )
+
+
+def misfits(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """Names of the parameters that the network or the weights lack, or that differ in shape."""
+    own = network.state_dict()
+    return sorted(
+        name
+        for name in own.keys() | weights.keys()
+        if name not in own or name not in weights or own[name].shape != weights[name].shape
     )

@@ -20,6 +20,7 @@ from ddpm.config import Config
 from ddpm.dataset import Dataset
 from ddpm.distributed import Group
 from ddpm.errors import InputError, Interrupted, StorageError
+from ddpm.loaded import load_network, misfits
 from ddpm.profile import profiler
 from ddpm.run_log import failure_recorded
 from ddpm.rundir import RunDirectory
@@ -168,16 +169,10 @@ def _start_from(network: nn.Module, source: str) -> None:
     not fit.
     """
     try:
-        weights = generate.load_network(Path(source)).network.state_dict()
+        weights = load_network(Path(source)).network.state_dict()
     except InputError as error:
         raise InputError([f"TRAINING.TRAINED_H5: {line}" for line in error.problems]) from error
-    own = network.state_dict()
-    unlike = sorted(
-        name
-        for name in own.keys() | weights.keys()
-        if name not in own or name not in weights or own[name].shape != weights[name].shape
-    )
-    if unlike:
+    if unlike := misfits(network, weights):
         raise InputError(
             f"TRAINING.TRAINED_H5 is {source!r}, a network of another architecture: "
             f"{len(unlike)} parameters differ, {unlike[0]} first; "

@@ -1,6 +1,7 @@
 """Images from trained networks: which weights, which images, where they go, and what is refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -163,6 +164,13 @@ def test_what_is_no_run_is_named(run: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=words):
             load_network(source)
         assert words in problems(source)[0]
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    run, wider = make_run(tmp_path / "a"), make_run(tmp_path / "b", FIRST_CHANNEL=16)
+    shutil.copy(wider / "training_config.yaml", run)
+    with pytest.raises(InputError, match="another architecture than .*parameters differ, "):
+        load_network(run)
 
 
 def test_a_run_without_checkpoint_says_so(tmp_path: Path) -> None:
