@@ -11,7 +11,7 @@ _HOME = {
     "DiffusionModel": "model",
     "q_sample": "diffusion",
     "ddim_step": "sampling",
-    "reverse_timesteps": "sampling",
+    "reverse_timesteps": "spacing",
     "sample": "sampling",
     "sample_steps": "sampling",
     "sample_images": "generate",

@@ -1,17 +1,51 @@
-"""Classifier-free guidance: a class-conditional prediction, exaggerated (Ho & Salimans 2022).
+"""Guidance: a prediction, exaggerated away from a worse one.
 
-    null + guidance (pred - null)
+    worse + guidance (pred - worse)
 
-with null the prediction for the null class. guidance = 1 is the prediction itself, 0 the null one.
-(The paper's w is guidance - 1.)
+guidance = 1 is the prediction itself, 0 the worse one. (Ho & Salimans' w is guidance - 1.) Worse is
+
+    classifier-free    the prediction for the null class                     Ho & Salimans 2022
+    autoguidance       that of another network, of an earlier checkpoint or another average, for the
+                       same labels                                           Karras et al. 2024
+
+It may be limited to an interval of logsnr (Kynkaanniemi et al. 2024), outside of which the network
+is called once, and rescaled, so that the guided prediction has a standard deviation nearer to that
+of the plain one (Lin et al. 2023, section 3.4):
+
+    rescale std(pred) / std(guided) guided + (1 - rescale) guided
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guiding:
+    """How guidance is applied, where it is on.
+
+    interval: the lowest and the highest logsnr that is guided; None is all.
+    rescale: in [0, 1].  guide: the network to be guided away from; None is the null class.
+    Raises ValueError for what cannot be.
+    """
+
+    interval: tuple[float, float] | None = None
+    rescale: float = 0.0
+    guide: Network | None = None
+
+    def __post_init__(self) -> None:
+        if self.interval is not None and not self.interval[0] <= self.interval[1]:
+            raise ValueError(f"interval is {self.interval}; give the lower logsnr first")
+        if not 0.0 <= self.rescale <= 1.0:
+            raise ValueError(f"rescale is {self.rescale}; give one from 0 to 1")
+
+    def reaches(self, logsnr: float) -> bool:
+        """Whether this level is guided."""
+        return self.interval is None or self.interval[0] <= logsnr <= self.interval[1]
 
 
 def guided(
@@ -20,27 +54,42 @@ def guided(
     num_images: int,
     guidance: float,
     null_label: int | None,
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The network with its labels, and guided where guidance is not 1: (x_t, time) -> prediction.
+    guiding: Guiding,
+) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """The network with its labels, guided where guidance is not 1: (x_t, time, logsnr) -> pred.
 
-    Raises ValueError for labels that are not (num_images,), and for guidance without labels or
-    without a null label.
+    Raises ValueError for labels that are not (num_images,), and for guidance that has neither a
+    guide nor labels and a null label.
     """
     if labels is not None and labels.shape != (num_images,):
         raise ValueError(f"labels is {tuple(labels.shape)}; give one for each of {num_images} ids")
     if guidance == 1.0:
-        return lambda x_t, time: network(x_t, time, labels)
-    if labels is None or null_label is None:
-        raise ValueError(
-            f"guidance is {guidance} but {'labels' if labels is None else 'null_label'} is missing;"
-            " give both, or guidance 1"
-        )
-    null_labels = torch.full_like(labels, null_label)
+        return lambda x_t, time, logsnr: network(x_t, time, labels)
+    worse, worse_labels = guiding.guide, labels
+    if worse is None:
+        if labels is None or null_label is None:
+            raise ValueError(
+                f"guidance is {guidance} but {'labels' if labels is None else 'null_label'} is "
+                "missing; give both, or guidance 1"
+            )
+        worse, worse_labels = network, torch.full_like(labels, null_label)
 
-    def both(x_t: Tensor, time: Tensor) -> Tensor:
+    def predict(x_t: Tensor, time: Tensor, logsnr: float) -> Tensor:
+        if not guiding.reaches(logsnr):
+            return network(x_t, time, labels)
         # Not one call of twice the size: libraries may change bits with the batch size.
-        null, pred = network(x_t, time, null_labels), network(x_t, time, labels)
-        null, pred = null.to(x_t.dtype), pred.to(x_t.dtype)
-        return null + guidance * (pred - null)
+        away, pred = worse(x_t, time, worse_labels), network(x_t, time, labels)
+        away, pred = away.to(x_t.dtype), pred.to(x_t.dtype)
+        mixed = away + guidance * (pred - away)
+        return mixed if guiding.rescale == 0 else _rescaled(mixed, pred, guiding.rescale)
 
-    return both
+    return predict
+
+
+def _rescaled(mixed: Tensor, pred: Tensor, rescale: float) -> Tensor:
+    """mixed, its standard deviation over each image moved towards that of pred."""
+    axes = tuple(range(1, mixed.ndim))
+    ratio = pred.std(dim=axes, keepdim=True) / mixed.std(dim=axes, keepdim=True)
+    # A constant image has nothing to rescale.
+    factor = 1.0 + rescale * (torch.where(ratio.isfinite(), ratio, 1.0) - 1.0)
+    return factor * mixed

@@ -26,8 +26,8 @@ from ddpm.pictures import grid, npz, png
 from ddpm.request import Request
 from ddpm.rundir import RunDirectory
 from ddpm.sampling import Constrain, SampleState
-from ddpm.schedule import NoiseSchedule
 from ddpm.slots import OnState, Sampler, draw, num_calls
+from ddpm.spacing import Level
 
 # A picture of more is too large to look at; the NPZ file has them all.
 MAX_PICTURED = 400
@@ -160,10 +160,10 @@ class ImageGenerator:
         if base is None or channel is None:
             return None
         known = torch.from_numpy(base[..., channel].copy()) * 2 - 1
-        return known_channel(self.model.schedule, known, channel, self.sampler.seed)
+        return known_channel(known, channel, self.sampler.seed)
 
 
-def known_channel(schedule: NoiseSchedule, known: Tensor, channel: int, seed: int) -> Constrain:
+def known_channel(known: Tensor, channel: int, seed: int) -> Constrain:
     """Replaces one channel of every state by its known clean image, noised to the state's level.
 
     x_s[channel] = alpha_s known + sigma_s noise
@@ -172,8 +172,8 @@ def known_channel(schedule: NoiseSchedule, known: Tensor, channel: int, seed: in
     known: (M, H, W) in [-1, 1]; image i takes known[i % M].
     """
 
-    def constrain(x_s: Tensor, s: int, ids: Tensor) -> Tensor:
-        alpha, sigma = (float(x) for x in schedule.alpha_sigma_at(torch.tensor(s)))
+    def constrain(x_s: Tensor, level: Level, ids: Tensor) -> Tensor:
+        alpha, sigma = float(level.alpha), float(level.sigma)
         start = noise.normal(seed, Stream.X_T, ids, tuple(x_s.shape[1:]))[:, channel]
         clean = known.to(x_s.device)[ids % len(known)]
         x_s = x_s.clone()

@@ -51,6 +51,7 @@ class Stream(IntEnum):
     X_T = 8
     STEP_NOISE = 9
     EVAL = 10
+    RESAMPLE = 11
 
 
 def philox(counter: Tensor, key: int) -> Tensor:

@@ -1,39 +1,36 @@
-"""The reverse process: from pure noise to images over any falling sequence of timesteps.
+"""The reverse process: from noise to images, over any falling sequence of noise levels.
 
-A step goes from t to any s < t, by the posterior of DDIM (Song et al. 2021, Eq. 12 and 16):
+One loop: the network is asked at t, its answer read as an estimate of the clean images and of the
+noise (estimate.py), and a sampler (samplers.py) steps to the next level s (spacing.py), until s = 0
+where the estimate is the image. eta = 0 is DDIM, eta = 1 the ancestral sampler of DDPM; whatever
+eta, x_s has the marginal of the forward process where x0_hat is right.
 
-    x_s = alpha_s x0_hat + sqrt(sigma_s^2 - step_std^2) noise_hat + step_std z,   z ~ N(0, I)
-    step_std = eta sigma_s / sigma_t sqrt(1 - abar_t / abar_s) = eta sigma_s sqrt(1 - snr_t / snr_s)
-
-eta = 0 draws no noise; eta = 1 is the ancestral sampler of DDPM, q_posterior() for any pair.
-Whatever eta, x_s has the marginal of the forward process where x0_hat is right: the variance given
-to z, eta^2 and all, is taken from the direction.
-
-Draws are keyed by (seed, image id): of x_T in Stream.X_T, of z in Stream.STEP_NOISE at step s. The
-state is float32, coefficients are float64 until they meet it; only the network may work in less.
+Draws are keyed by (seed, image id): of the start in Stream.X_T; of step noise in Stream.STEP_NOISE
+at the key of level s, which is s itself on whole timesteps; of the way back up, with resampling, in
+Stream.RESAMPLE likewise; at the k-th return to a level, k << 20 is added to the key. The state is
+float32, coefficients are float64 until they meet it; only the network may work in less.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import (
-    PRED_TYPES,
-    check_choice,
-    check_step,
-    noise_from_pred,
-    noise_from_x0,
-    per_sample,
-    x0_from_pred,
-)
-from ddpm.guidance import Network, guided
+from ddpm.diffusion import PRED_TYPES, check_choice, check_step, diffuse, noise_from_x0
+from ddpm.estimate import Estimate, Estimator
+from ddpm.guidance import Guiding, Network, guided
+from ddpm.method import Method, Start
 from ddpm.noise import Stream, normal
+from ddpm.samplers import SAMPLERS, Move, ddim_move, renoised
 from ddpm.schedule import NoiseSchedule
+from ddpm.spacing import Level, below, levels
+from ddpm.spacing import reverse_timesteps as reverse_timesteps
+from ddpm.spacing import trailing_timesteps as trailing_timesteps
 
-Constrain = Callable[[Tensor, int, Tensor], Tensor]
+Constrain = Callable[[Tensor, Level, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,36 +39,13 @@ class SampleState:
 
     x_t: (N, C, H, W), the state reached, at timestep s; the images when s is 0.
     x0_hat: (N, C, H, W), the network's estimate of the images at t, clipped if that was asked for.
+    t, s: T times the time; ints where they are whole timesteps.
     """
 
     x_t: Tensor
     x0_hat: Tensor
-    t: int
-    s: int
-
-
-def reverse_timesteps(num_timesteps: int, stride: int) -> list[int]:
-    """[T, T - stride, ..., 0]: the timesteps to walk, starting at T whatever the stride.
-
-    Raises ValueError unless 1 <= stride <= T.
-    """
-    if not 1 <= stride <= num_timesteps:
-        raise ValueError(f"stride is {stride}; give one from 1 to {num_timesteps}, the timesteps")
-    return [*range(num_timesteps, 0, -stride), 0]
-
-
-def trailing_timesteps(num_timesteps: int, num_steps: int) -> list[int]:
-    """num_steps + 1 timesteps from T to 0, as even as whole numbers are (Lin et al. 2023, Table 2).
-
-    T i / num_steps, rounded half up.  Raises ValueError unless 1 <= num_steps <= T.
-    """
-    if not 1 <= num_steps <= num_timesteps:
-        raise ValueError(
-            f"num_steps is {num_steps}; give one from 1 to {num_timesteps}, the timesteps"
-        )
-    return [
-        (2 * num_timesteps * i + num_steps) // (2 * num_steps) for i in range(num_steps, -1, -1)
-    ]
+    t: float
+    s: float
 
 
 def ddim_step(
@@ -83,17 +57,21 @@ def ddim_step(
     eta: float,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """x_s, one reverse step from t, given an estimate of the clean images.
+    """x_s, one reverse step of DDIM from t, given an estimate of the clean images.
 
-    The equation is in the module's docstring, with noise_hat = (x_t - alpha_t x0_hat) / sigma_t.
+    The equation is in samplers.py, with noise_hat = (x_t - alpha_t x0_hat) / sigma_t.
 
     x_t, x0_hat, noise: (N, ...).  t, s: int64 (N,) or an int, in [0, T].  Returns (N, ...).
     s = 0 returns x0_hat. noise may be None where eta is 0 or s is 0.
     Raises ValueError unless s < t and eta is in [0, 1], and for noise that is missing.
     """
     t, s = check_step(t, s)
-    noise_hat = noise_from_x0(x0_hat, x_t, *schedule.alpha_sigma_at(t))
-    return _step(schedule, x0_hat, noise_hat, t, s, eta, noise)
+    _check_eta(eta)
+    if eta > 0 and noise is None and bool((s > 0).any()):
+        raise ValueError(f"eta is {eta} and s is not 0, so the step needs noise; none was given")
+    now, then = _level_at(schedule, t), _level_at(schedule, s)
+    noise_hat = noise_from_x0(x0_hat, x_t, now.alpha, now.sigma)
+    return ddim_move(Estimate(x0_hat=x0_hat, noise_hat=noise_hat), now, then, eta, noise)
 
 
 def sample(
@@ -113,6 +91,9 @@ def sample(
     null_label: int | None = None,
     recompute_noise_after_clip: bool = True,
     constrain: Constrain | None = None,
+    method: Method | None = None,
+    guiding: Guiding | None = None,
+    start: Start | None = None,
 ) -> Tensor:
     """Images drawn by the reverse process; the arguments are those of sample_steps().
 
@@ -135,6 +116,9 @@ def sample(
         null_label=null_label,
         recompute_noise_after_clip=recompute_noise_after_clip,
         constrain=constrain,
+        method=method,
+        guiding=guiding,
+        start=start,
     )
     for state in states:
         last = state
@@ -158,120 +142,122 @@ def sample_steps(
     null_label: int | None = None,
     recompute_noise_after_clip: bool = True,
     constrain: Constrain | None = None,
+    method: Method | None = None,
+    guiding: Guiding | None = None,
+    start: Start | None = None,
 ) -> Iterator[SampleState]:
     """The steps of the reverse process, each once it is done; the last one has s = 0.
 
-    network: any callable (x_t (N, C, H, W) float32, time (N,) float32 in [0, 1], labels (N,) or
-        None) -> (N, C, H, W).
+    network: (x_t (N, C, H, W) float32, time (N,) float32, labels (N,) or None) -> (N, C, H, W).
     ids: int64 (N,), global image numbers; everything happens on their device.
     image_shape: (C, H, W).  labels: int64 (N,) or None.
-    reverse_stride: timesteps a step; or num_steps: as many steps, evenly spaced.
-    ddim_eta: in [0, 1]; 1 is DDPM.
-    guidance: null + guidance (pred - null) replaces the prediction pred, where null is the one for
-        null_label (Ho & Salimans 2022); 1 is off and calls the network once a step, not twice.
-    clip_denoise: clamp x0_hat to [-1, 1]; recompute_noise_after_clip then makes noise_hat fit it
+    reverse_stride: timesteps a step; or num_steps: as many steps, spaced as method says.
+    ddim_eta: in [0, 1]; 1 is DDPM.  Of the ddim sampler alone.
+    guidance, null_label, guiding: as in guidance.py; guidance 1 is off.
+    clip_denoise: keep x0_hat in [-1, 1]; recompute_noise_after_clip then makes noise_hat fit it
         (as Ho et al. 2020 do), otherwise it stays as predicted.
-    constrain: (x_s, s, ids) -> x_s, applied to every state, x_T with s = T the first; inpainting.
+    constrain: (x_s, level of s, ids) -> x_s, applied to every state, the first too; inpainting.
 
     Raises ValueError, before the first step, for arguments that are impossible or contradict.
     """
-    if num_steps is not None and reverse_stride != 1:
-        raise ValueError("both num_steps and reverse_stride are given; give one of them")
-    if num_steps is None:
-        path = reverse_timesteps(schedule.num_timesteps, reverse_stride)
-    else:
-        path = trailing_timesteps(schedule.num_timesteps, num_steps)
+    method, start = method or Method(), start or Start()
+    path = levels(
+        schedule, spacing=method.spacing, num_steps=num_steps, reverse_stride=reverse_stride
+    )
+    _check(schedule, pred_type, ddim_eta, clip_denoise, method)
+    walk = _Walk(
+        estimate=Estimator(
+            network=guided(network, labels, len(ids), guidance, null_label, guiding or Guiding()),
+            pred_type=pred_type,
+            clips=clip_denoise,
+            dynamic_threshold=method.dynamic_threshold,
+            recomputes_noise=recompute_noise_after_clip,
+        ),
+        path=below(path, start.time),
+        method=method,
+        eta=ddim_eta,
+        seed=seed,
+        ids=ids,
+        image_shape=tuple(image_shape),
+        constrain=constrain or (lambda x_s, level, ids: x_s),
+    )
+    return walk.steps(start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Walk:
+    """The reverse process with all its choices made."""
+
+    estimate: Estimator
+    path: list[Level]
+    method: Method
+    eta: float
+    seed: int
+    ids: Tensor
+    image_shape: tuple[int, ...]
+    constrain: Constrain
+
+    @torch.no_grad()
+    def steps(self, start: Start) -> Iterator[SampleState]:
+        step = SAMPLERS[self.method.sampler]
+        x_t = self.constrain(self.first(start), self.path[0], self.ids)
+        before = None
+        for now, then in zip(self.path, self.path[1:], strict=False):
+            for visit in range(1 if then.is_clean else 1 + self.method.resamples):
+                if visit > 0:
+                    back = renoised(x_t, then, now, self.draw(Stream.RESAMPLE, then, visit))
+                    # What was estimated before led to another x_t than this one.
+                    x_t, before = self.constrain(back, now, self.ids), None
+                estimate = self.estimate(x_t, now)
+                move = Move(
+                    estimate=estimate,
+                    now=now,
+                    then=then,
+                    draw=partial(self.draw, Stream.STEP_NOISE, then, visit),
+                    ask=self.estimate,
+                    before=before,
+                    eta=self.eta,
+                    x0_variance=self.method.x0_variance,
+                )
+                x_t, before = self.constrain(step(move), then, self.ids), (now, estimate)
+                yield SampleState(x_t=x_t, x0_hat=estimate.x0_hat, t=now.t, s=then.t)
+
+    def first(self, start: Start) -> Tensor:
+        noise = start.noise
+        if noise is None:
+            noise = normal(self.seed, Stream.X_T, self.ids, self.image_shape)
+        x_t = noise if start.x0 is None else self.diffused(start.x0, noise)
+        if x_t.shape != (len(self.ids), *self.image_shape):
+            raise ValueError(f"the start is {tuple(x_t.shape)}; give an image for every id")
+        return x_t.float()
+
+    def diffused(self, x0: Tensor, noise: Tensor) -> Tensor:
+        return diffuse(x0, noise, self.path[0].alpha, self.path[0].sigma)
+
+    def draw(self, stream: Stream, level: Level, visit: int) -> Tensor:
+        return normal(self.seed, stream, self.ids, self.image_shape, step=level.key + (visit << 20))
+
+
+def _level_at(schedule: NoiseSchedule, t: Tensor) -> Level:
+    """Timesteps t, (N,) or one, as levels of a single step."""
+    alpha, sigma = schedule.alpha_sigma_at(t)
+    return Level(time=0, t=0, alpha=alpha, sigma=sigma, logsnr=schedule.logsnr_at(t), key=0)
+
+
+def _check(
+    schedule: NoiseSchedule, pred_type: str, eta: float, clips: bool, method: Method
+) -> None:
     check_choice("pred_type", pred_type, PRED_TYPES)
-    _check_eta(ddim_eta)
+    _check_eta(eta)
+    if eta != 0 and method.sampler != "ddim":
+        raise ValueError(f"eta is {eta} but sampler is {method.sampler}; eta belongs to ddim")
+    if method.dynamic_threshold is not None and not clips:
+        raise ValueError("dynamic_threshold is given but clip_denoise is off; give both or neither")
     if pred_type == "noise" and schedule.logsnr_range[0] == -math.inf:
         raise ValueError(
             "pred_type is noise but the schedule ends at zero SNR, where noise says nothing about"
             " the image; predict image or velocity"
         )
-    process = _Process(
-        network=guided(network, labels, len(ids), guidance, null_label),
-        schedule=schedule,
-        path=path,
-        pred_type=pred_type,
-        eta=ddim_eta,
-        seed=seed,
-        clips=clip_denoise,
-        recomputes_noise=recompute_noise_after_clip,
-        constrain=constrain or (lambda x_s, s, ids: x_s),
-    )
-    return process.walk(ids, tuple(image_shape))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Process:
-    """The reverse process with all its choices made."""
-
-    network: Callable[[Tensor, Tensor], Tensor]
-    schedule: NoiseSchedule
-    path: list[int]
-    pred_type: str
-    eta: float
-    seed: int
-    clips: bool
-    recomputes_noise: bool
-    constrain: Constrain
-
-    @torch.no_grad()
-    def walk(self, ids: Tensor, image_shape: tuple[int, ...]) -> Iterator[SampleState]:
-        x_T = normal(self.seed, Stream.X_T, ids, image_shape)
-        x_t = self.constrain(x_T, self.path[0], ids)
-        for t, s in zip(self.path, self.path[1:], strict=False):
-            x0_hat, noise_hat = self.estimate(x_t, t)
-            noise = None
-            if self.eta > 0 and s > 0:
-                noise = normal(self.seed, Stream.STEP_NOISE, ids, image_shape, step=s)
-            pair = torch.tensor(t), torch.tensor(s)
-            x_s = _step(self.schedule, x0_hat, noise_hat, *pair, self.eta, noise)
-            x_t = self.constrain(x_s, s, ids)
-            yield SampleState(x_t=x_t, x0_hat=x0_hat, t=t, s=s)
-
-    def estimate(self, x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        """The clean images and the noise that the network sees in x_t."""
-        time = x_t.new_full((len(x_t),), t / self.schedule.num_timesteps)
-        pred = self.network(x_t, time).to(x_t.dtype)
-        if pred.shape != x_t.shape:
-            raise ValueError(
-                f"the network returned {tuple(pred.shape)} for {tuple(x_t.shape)}; both must agree"
-            )
-        alpha, sigma = self.schedule.alpha_sigma_at(torch.tensor(t))
-        x0_hat = x0_from_pred(pred, x_t, alpha, sigma, self.pred_type)
-        noise_hat = noise_from_pred(pred, x_t, alpha, sigma, self.pred_type)
-        if not self.clips:
-            return x0_hat, noise_hat
-        clipped = x0_hat.clamp(-1.0, 1.0)
-        if self.recomputes_noise:
-            # (x_t - alpha clipped) / sigma, in the form that leaves unclipped pixels alone
-            noise_hat = noise_hat + per_sample(alpha / sigma, x_t) * (x0_hat - clipped)
-        return clipped, noise_hat
-
-
-def _step(
-    schedule: NoiseSchedule,
-    x0_hat: Tensor,
-    noise_hat: Tensor,
-    t: Tensor,
-    s: Tensor,
-    eta: float,
-    noise: Tensor | None,
-) -> Tensor:
-    """The equation of the module's docstring; the direction in a form that does not cancel."""
-    _check_eta(eta)
-    alpha_s, sigma_s = schedule.alpha_sigma_at(s)
-    log_ratio = schedule.logsnr_at(t) - schedule.logsnr_at(s)
-    # sigma_s^2 - step_std^2 = sigma_s^2 (1 - eta^2 + eta^2 snr_t / snr_s)
-    direction = sigma_s * torch.sqrt(1.0 - eta**2 + eta**2 * torch.exp(log_ratio))
-    x_s = per_sample(alpha_s, x0_hat) * x0_hat + per_sample(direction, x0_hat) * noise_hat
-    if eta > 0 and noise is not None:
-        step_std = eta * sigma_s * torch.sqrt(-torch.expm1(log_ratio))
-        x_s = x_s + per_sample(step_std, x0_hat) * noise
-    elif eta > 0 and bool((s > 0).any()):
-        raise ValueError(f"eta is {eta} and s is not 0, so the step needs noise; none was given")
-    return x_s
 
 
 def _check_eta(eta: float) -> None:

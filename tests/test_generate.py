@@ -330,7 +330,7 @@ def test_inpainting_noises_the_known_channel_to_the_level_of_every_step(
         3,
         model.image_shape,
         slots.Sampler(pred_type="velocity", steps={"num_steps": 4}, seed=5),
-        constrain=generate.known_channel(model.schedule, known, 2, seed=5),
+        constrain=generate.known_channel(known, 2, seed=5),
         on_state=look,
         batch_size=3,
     )

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     "errors allocation batch_script",
     "noise schedule families",
-    "diffusion sampling guidance initialization layers levels unet unet_summary",
+    "diffusion sampling samplers spacing estimate method guidance "
+    "initialization layers levels unet unet_summary",
     "values options schema rules network_rules run_rules reading references building config",
     # data: shards and what they are made from
     "dataset shards arraychecks arrayfiles arraysources images imagebar imagefolder index "

@@ -11,6 +11,7 @@ from ddpm.diffusion import PRED_TYPES, convert, diffuse, q_sample
 from ddpm.noise import Stream, normal
 from ddpm.sampling import SampleState, ddim_step, sample, sample_steps
 from ddpm.schedule import NoiseSchedule
+from ddpm.spacing import Level
 from tests.diffusion_cases import (
     SHAPE,
     corners,
@@ -160,11 +161,13 @@ def test_a_constraint_is_applied_to_every_state_the_network_sees_and_to_the_imag
     seen: list[Tensor] = []
     levels: list[int] = []
 
-    def constrain(x_s: Tensor, s: int, of: Tensor) -> Tensor:
+    def constrain(x_s: Tensor, level: Level, of: Tensor) -> Tensor:
         assert torch.equal(of, ids)
-        levels.append(s)
-        level = torch.full((3,), s)
-        return torch.cat([q_sample(schedule, known, level, fixed), x_s[:, 1:]], dim=1)
+        levels.append(round(30 * level.time))
+        alpha, sigma = schedule.alpha_sigma_at(torch.tensor(levels[-1]))
+        assert (level.alpha, level.sigma) == (alpha, sigma)
+        assert level.logsnr == schedule.logsnr_at(torch.tensor(levels[-1]))
+        return torch.cat([diffuse(known, fixed, level.alpha, level.sigma), x_s[:, 1:]], dim=1)
 
     def network(x_t: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
         seen.append(x_t)
