@@ -48,9 +48,10 @@ def read_mask(
     return np.asarray(found)
 
 
-def sha256(images: NDArray[np.float32] | NDArray[np.bool_]) -> str:
-    """Identity of base images or masks, whatever file they came from."""
-    return hashlib.sha256(repr(images.shape).encode() + images.tobytes()).hexdigest()
+def sha256(path: Path) -> str:
+    """Identity of such a file, of all that is in it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hwc(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:

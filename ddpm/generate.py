@@ -17,7 +17,7 @@ from ddpm import config as configuration
 from ddpm import durable
 from ddpm.config import Config
 from ddpm.guidance import Network
-from ddpm.image_generator import Generated, ImageGenerator, known_channel
+from ddpm.image_generator import Generated, ImageGenerator
 from ddpm.loaded import LoadedModel, load_network
 from ddpm.pictures import columns_by_class, grid, npz, png
 from ddpm.request import Request, read_request
@@ -31,7 +31,6 @@ __all__ = [
     "LoadedModel",
     "Request",
     "grid_labels",
-    "known_channel",
     "load_network",
     "read_request",
     "sample_grid",

@@ -1,9 +1,4 @@
-"""The three tasks of IMAGE_GENERATION, from a trained network to files.
-
-random_uncond: no class.  class_cond: CLASS_LABEL, several in turn, all in turn when null.
-channel_inpaint: channel FREEZE_CHANNEL of the images in EXTERNAL_NPZ_INPUT is known, the others are
-drawn.
-"""
+"""What IMAGE_GENERATION asks for, from a trained network to files; the tasks are in tasks.py."""
 
 import hashlib
 import json
@@ -16,18 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpm import base_images, durable, noise
 from ddpm import config as configuration
+from ddpm import durable, tasks
 from ddpm.film import SUFFIX, Film
 from ddpm.imagebar import ImageBar
 from ddpm.loaded import load_network
-from ddpm.noise import Stream
 from ddpm.pictures import grid, npz, png
 from ddpm.request import Request
 from ddpm.rundir import RunDirectory
-from ddpm.sampling import Constrain, SampleState
+from ddpm.sampling import SampleState
 from ddpm.slots import OnState, Sampler, draw, num_calls
-from ddpm.spacing import Level
 
 # A picture of more is too large to look at; the NPZ file has them all.
 MAX_PICTURED = 400
@@ -112,22 +105,14 @@ class ImageGenerator:
                 self.request.image_shape,
                 self.sampler,
                 labels=self.labels(),
-                constrain=self._constrain(),
+                task=tasks.task_of(self.request),
                 on_state=_watch(film, bar, count, self._calls),
                 batch_size=self.request.batch_size,
             )
 
     def labels(self) -> Tensor | None:
         """The class of each image, int64 (N,); None where all are drawn without one."""
-        options, num_classes = self.request.options, self.model.network.num_classes
-        if num_classes is None or options.GEN_TASK == "random_uncond":
-            return None
-        wanted = options.CLASS_LABEL
-        if wanted is None and options.GEN_TASK == "channel_inpaint":
-            return None
-        classes = range(num_classes) if wanted is None else np.atleast_1d(wanted)
-        turn = torch.as_tensor(list(classes), dtype=torch.int64)
-        return turn[torch.arange(options.NUM_GEN_IMAGES) % len(turn)]
+        return tasks.labels_of(self.request, torch.arange(self.request.options.NUM_GEN_IMAGES))
 
     def recipe(self) -> dict[str, object]:
         """All that the images depend on."""
@@ -138,49 +123,20 @@ class ImageGenerator:
             "step": self.model.step,
             "weights": self.model.name,
             "weights_sha256": self.model.sha256,
-            "task": options.GEN_TASK,
             "num_images": options.NUM_GEN_IMAGES,
             "image_shape": list(request.image_shape),
             "sampler": asdict(self.sampler),
             "labels": None if self.labels() is None else options.CLASS_LABEL,
-            "freeze_channel": options.FREEZE_CHANNEL,
-            "base_sha256": None if request.base is None else base_images.sha256(request.base),
             "batch_size": request.batch_size,
             "film": [options.EXPORT_FORMAT, options.EXPORT_EVERY]
             if options.EXPORT_INTERM
             else None,
+            **tasks.recipe(request),
         }
 
     @property
     def _calls(self) -> int:
         return num_calls(self.sampler, self.model.schedule.num_timesteps)
-
-    def _constrain(self) -> Constrain | None:
-        channel, base = self.request.options.FREEZE_CHANNEL, self.request.base
-        if base is None or channel is None:
-            return None
-        known = torch.from_numpy(base[..., channel].copy()) * 2 - 1
-        return known_channel(known, channel, self.sampler.seed)
-
-
-def known_channel(known: Tensor, channel: int, seed: int) -> Constrain:
-    """Replaces one channel of every state by its known clean image, noised to the state's level.
-
-    x_s[channel] = alpha_s known + sigma_s noise
-
-    with the noise the image starts from, the same at every level; at s = 0 it is the clean one.
-    known: (M, H, W) in [-1, 1]; image i takes known[i % M].
-    """
-
-    def constrain(x_s: Tensor, level: Level, ids: Tensor) -> Tensor:
-        alpha, sigma = float(level.alpha), float(level.sigma)
-        start = noise.normal(seed, Stream.X_T, ids, tuple(x_s.shape[1:]))[:, channel]
-        clean = known.to(x_s.device)[ids % len(known)]
-        x_s = x_s.clone()
-        x_s[:, channel] = (alpha * clean.double() + sigma * start.double()).to(x_s.dtype)
-        return x_s
-
-    return constrain
 
 
 def place(request: Request, recipe: Mapping[str, object]) -> Generated:

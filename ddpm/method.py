@@ -41,16 +41,14 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Where a walk begins, if not in noise drawn at time 1: alpha x0 + sigma noise.
+    """Where a walk begins, if not in noise at time 1: alpha x0 + sigma noise.
 
     time: in (0, 1]; the walk is the part of the path at or below it.
     x0: (N, C, H, W), the images to begin from (SDEdit, Meng et al. 2022); None: none, at time 1.
-    noise: (N, C, H, W) in place of the noise drawn.
     """
 
     time: float = 1.0
     x0: Tensor | None = None
-    noise: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.x0 is None and self.time != 1.0:

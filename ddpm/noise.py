@@ -52,6 +52,7 @@ class Stream(IntEnum):
     STEP_NOISE = 9
     EVAL = 10
     RESAMPLE = 11
+    KNOWN = 12
 
 
 def philox(counter: Tensor, key: int) -> Tensor:

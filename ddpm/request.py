@@ -56,6 +56,12 @@ class Request:
         return self.options.RANDOM_SEED or 0
 
     @property
+    def base_sha256(self) -> str | None:
+        """Identity of the file of base images and masks; None where the task takes none."""
+        path = self.options.EXTERNAL_NPZ_INPUT
+        return None if self.base is None or path is None else base_images.sha256(Path(path))
+
+    @property
     def folder(self) -> Path:
         """Where the images go."""
         chosen = self.options.GEN_SAVE_DIR
@@ -175,10 +181,10 @@ def task_problems(config: Config) -> list[str]:
             f"{SECTION}.GEN_TASK is channel_inpaint but images have one channel, so nothing is "
             "left to draw; give another task"
         )
-    if options.RESAMPLES > 1 and options.GEN_TASK not in INPAINTING:
+    if options.RESAMPLES > 0 and options.GEN_TASK not in INPAINTING:
         problems.append(
             f"{SECTION}.RESAMPLES is {options.RESAMPLES} but GEN_TASK {options.GEN_TASK} keeps no "
-            f"part of an image; give RESAMPLES 1, or {' or '.join(INPAINTING)}"
+            f"part of an image; give RESAMPLES 0, or {' or '.join(INPAINTING)}"
         )
     has_class = options.GEN_TASK == "class_cond" or (
         options.GEN_TASK != "random_uncond" and options.CLASS_LABEL is not None

@@ -26,11 +26,18 @@ from ddpm.method import Method, Start
 from ddpm.noise import Stream, normal
 from ddpm.samplers import SAMPLERS, Move, ddim_move, renoised
 from ddpm.schedule import NoiseSchedule
-from ddpm.spacing import Level, below, levels
+from ddpm.spacing import Level, levels
+from ddpm.spacing import below as part_below
 from ddpm.spacing import reverse_timesteps as reverse_timesteps
 from ddpm.spacing import trailing_timesteps as trailing_timesteps
 
 Constrain = Callable[[Tensor, Level, Tensor], Tensor]
+Draws = Callable[[Stream, Tensor, tuple[int, ...], int], Tensor]
+
+
+def keyed(seed: int) -> Draws:
+    """(stream, ids, image shape, key) -> the noise of each image, (N, C, H, W) standard normal."""
+    return lambda stream, ids, shape, key: normal(seed, stream, ids, shape, step=key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +101,7 @@ def sample(
     method: Method | None = None,
     guiding: Guiding | None = None,
     start: Start | None = None,
+    draws: Draws | None = None,
 ) -> Tensor:
     """Images drawn by the reverse process; the arguments are those of sample_steps().
 
@@ -119,6 +127,7 @@ def sample(
         method=method,
         guiding=guiding,
         start=start,
+        draws=draws,
     )
     for state in states:
         last = state
@@ -145,6 +154,7 @@ def sample_steps(
     method: Method | None = None,
     guiding: Guiding | None = None,
     start: Start | None = None,
+    draws: Draws | None = None,
 ) -> Iterator[SampleState]:
     """The steps of the reverse process, each once it is done; the last one has s = 0.
 
@@ -157,6 +167,7 @@ def sample_steps(
     clip_denoise: keep x0_hat in [-1, 1]; recompute_noise_after_clip then makes noise_hat fit it
         (as Ho et al. 2020 do), otherwise it stays as predicted.
     constrain: (x_s, level of s, ids) -> x_s, applied to every state, the first too; inpainting.
+    draws: all noise of the walk; None: keyed(seed).
 
     Raises ValueError, before the first step, for arguments that are impossible or contradict.
     """
@@ -173,10 +184,10 @@ def sample_steps(
             dynamic_threshold=method.dynamic_threshold,
             recomputes_noise=recompute_noise_after_clip,
         ),
-        path=below(path, start.time),
+        path=part_below(path, start.time),
         method=method,
         eta=ddim_eta,
-        seed=seed,
+        draws=draws or keyed(seed),
         ids=ids,
         image_shape=tuple(image_shape),
         constrain=constrain or (lambda x_s, level, ids: x_s),
@@ -192,7 +203,7 @@ class _Walk:
     path: list[Level]
     method: Method
     eta: float
-    seed: int
+    draws: Draws
     ids: Tensor
     image_shape: tuple[int, ...]
     constrain: Constrain
@@ -202,18 +213,19 @@ class _Walk:
         step = SAMPLERS[self.method.sampler]
         x_t = self.constrain(self.first(start), self.path[0], self.ids)
         before = None
-        for now, then in zip(self.path, self.path[1:], strict=False):
-            for visit in range(1 if then.is_clean else 1 + self.method.resamples):
+        for now, below in zip(self.path, self.path[1:], strict=False):
+            for visit in range(1 if below.is_clean else 1 + self.method.resamples):
+                then = below.visited(visit)
                 if visit > 0:
-                    back = renoised(x_t, then, now, self.draw(Stream.RESAMPLE, then, visit))
+                    back = renoised(x_t, then, now, self.draw(Stream.RESAMPLE, then))
                     # What was estimated before led to another x_t than this one.
-                    x_t, before = self.constrain(back, now, self.ids), None
+                    x_t, before = self.constrain(back, now.visited(visit), self.ids), None
                 estimate = self.estimate(x_t, now)
                 move = Move(
                     estimate=estimate,
                     now=now,
                     then=then,
-                    draw=partial(self.draw, Stream.STEP_NOISE, then, visit),
+                    draw=partial(self.draw, Stream.STEP_NOISE, then),
                     ask=self.estimate,
                     before=before,
                     eta=self.eta,
@@ -223,19 +235,16 @@ class _Walk:
                 yield SampleState(x_t=x_t, x0_hat=estimate.x0_hat, t=now.t, s=then.t)
 
     def first(self, start: Start) -> Tensor:
-        noise = start.noise
-        if noise is None:
-            noise = normal(self.seed, Stream.X_T, self.ids, self.image_shape)
-        x_t = noise if start.x0 is None else self.diffused(start.x0, noise)
-        if x_t.shape != (len(self.ids), *self.image_shape):
-            raise ValueError(f"the start is {tuple(x_t.shape)}; give an image for every id")
-        return x_t.float()
+        level = self.path[0]
+        noise = self.draws(Stream.X_T, self.ids, self.image_shape, 0)
+        if start.x0 is None:
+            return noise
+        if start.x0.shape != noise.shape:
+            raise ValueError(f"the start is {tuple(start.x0.shape)}; give an image for every id")
+        return diffuse(start.x0, noise, level.alpha, level.sigma)
 
-    def diffused(self, x0: Tensor, noise: Tensor) -> Tensor:
-        return diffuse(x0, noise, self.path[0].alpha, self.path[0].sigma)
-
-    def draw(self, stream: Stream, level: Level, visit: int) -> Tensor:
-        return normal(self.seed, stream, self.ids, self.image_shape, step=level.key + (visit << 20))
+    def draw(self, stream: Stream, level: Level) -> Tensor:
+        return self.draws(stream, self.ids, self.image_shape, level.key)
 
 
 def _level_at(schedule: NoiseSchedule, t: Tensor) -> Level:

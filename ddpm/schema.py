@@ -229,7 +229,7 @@ class ImageGeneration(Section):
         choices=("fixed", "fresh", "none"),
     )
     RESAMPLES: int = option(
-        1, "How often inpainting walks each step (RePaint); 1 = once", low=1, high=16
+        0, "How often inpainting takes each step again (RePaint); 0 = never", low=0, high=15
     )
     STRENGTH: float = option(
         0.5, "Noise level that sdedit begins at: its time, 1 = pure noise", above=0, high=1

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from ddpm.errors import NonFiniteError
 from ddpm.guidance import Network
+from ddpm.method import Method
 from ddpm.request import BATCH_SIZE
-from ddpm.sampling import Constrain, SampleState, sample_steps, to_uint8
+from ddpm.sampling import SampleState, sample_steps, to_uint8
 from ddpm.schedule import NoiseSchedule
+from ddpm.tasks import PLAIN, Task
 
 OnState = Callable[[Tensor, SampleState], None]
 
@@ -45,14 +47,14 @@ def draw(
     sampler: Sampler,
     *,
     labels: Tensor | None = None,
-    constrain: Constrain | None = None,
+    task: Task = PLAIN,
     on_state: OnState | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> NDArray[np.uint8]:
     """Images 0 .. num_images - 1, uint8 (N, H, W, C).
 
     image_shape: (C, H, W).  labels: (N,) int64; None: no classes, or all the null class.
-    constrain(x_s, s, ids): replaces every new state.  on_state(ids, state): is told of each.
+    task: what is asked besides images.  on_state(ids, state): is told of each state.
     """
     device = device_of(network)
     images = []
@@ -60,7 +62,7 @@ def draw(
         ids = torch.arange(start, start + batch_size, device=device)
         wanted = None if labels is None else labels.to(device)[ids % num_images]
         state = None
-        for state in _steps(network, schedule, ids, image_shape, sampler, wanted, constrain):
+        for state in _steps(network, schedule, ids, image_shape, sampler, wanted, task):
             if on_state is not None:
                 on_state(ids, state)
         assert state is not None
@@ -75,7 +77,7 @@ def _steps(
     image_shape: tuple[int, int, int],
     sampler: Sampler,
     labels: Tensor | None,
-    constrain: Constrain | None,
+    task: Task,
 ) -> Iterator[SampleState]:
     return sample_steps(
         network,
@@ -89,7 +91,10 @@ def _steps(
         labels=labels,
         seed=sampler.seed,
         clip_denoise=sampler.clip_denoise,
-        constrain=constrain,
+        method=Method(resamples=task.resamples),
+        constrain=task.constrain,
+        start=task.start(ids),
+        draws=task.draws,
         num_steps=sampler.steps.get("num_steps"),
         reverse_stride=sampler.steps.get("reverse_stride", 1),
     )

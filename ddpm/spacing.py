@@ -12,7 +12,7 @@ start there all the same, and their grid begins at the timestep after it.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,6 +46,10 @@ class Level:
     def is_clean(self) -> bool:
         """Whether this is time 0, where images are."""
         return self.time == 0.0
+
+    def visited(self, times: int) -> "Level":
+        """The same level at its return after so many visits: other noise is drawn."""
+        return replace(self, key=self.key + (times << 20)) if times else self
 
 
 def reverse_timesteps(num_timesteps: int, stride: int) -> list[int]:

@@ -93,7 +93,13 @@ _GENERATION = {
     "EXTERNAL_NPZ_INPUT": _INPAINT,
     "FREEZE_CHANNEL": _INPAINT,
     "CLASS_LABEL": "test_class_label_chooses_the_class_of_each_image",
+    "KNOWN_NOISE": "test_how_the_known_part_is_treated_changes_the_rest",
+    "RESAMPLES": "test_how_the_known_part_is_treated_changes_the_rest",
+    "STRENGTH": "test_the_less_strength_the_nearer_to_the_input",
+    "BETWEEN": "test_interpolation_ends_in_the_two_images_themselves",
     "EXPORT_INTERM": "test_export_interm_shows_the_way_from_noise_to_image",
+    "EXPORT_EVERY": "test_films_are_exported_as_asked",
+    "EXPORT_FORMAT": "test_films_are_exported_as_asked",
     "GEN_SAVE_DIR": "test_images_go_into_the_run_by_default",
     "NEW_IMAGE_SIZE": "test_a_new_image_size_is_drawn_by_the_same_network",
 }

@@ -14,15 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm import config as configuration
-from ddpm import generate, noise, slots
+from ddpm import generate, slots
 from ddpm.checkpoint import folder_of
 from ddpm.config import Config
 from ddpm.errors import InputError, NonFiniteError
 from ddpm.generate import ImageGenerator, load_network, read_request
 from ddpm.image_generator import Generated
-from ddpm.noise import Stream
 from ddpm.rundir import RunDirectory
-from ddpm.sampling import SampleState, sample
+from ddpm.sampling import sample
 from ddpm.train_state import TrainState
 from ddpm.trainer import Report
 from ddpm.unet import UNet
@@ -313,35 +312,6 @@ def test_inpainting_keeps_the_known_channel_to_the_last_bit(
         assert (drawn[..., channel] != turn[..., channel]).mean() > 0.5
 
 
-def test_inpainting_noises_the_known_channel_to_the_level_of_every_step(
-    run: Path, base: np.ndarray
-) -> None:
-    """x_s[channel] = alpha_s known + sigma_s noise, one noise for all s, at s = 0 the clean one."""
-    model = load_network(run)
-    known = torch.from_numpy(base[..., 2]) * 2 - 1
-    seen: list[tuple[int, Tensor]] = []
-
-    def look(ids: Tensor, state: SampleState) -> None:
-        seen.append((state.s, state.x_t[:, 2].double()))
-
-    slots.draw(
-        model.network,
-        model.schedule,
-        3,
-        model.image_shape,
-        slots.Sampler(pred_type="velocity", steps={"num_steps": 4}, seed=5),
-        constrain=generate.known_channel(known, 2, seed=5),
-        on_state=look,
-        batch_size=3,
-    )
-    start = noise.normal(5, Stream.X_T, torch.arange(3), model.image_shape)[:, 2].double()
-    assert [s for s, _ in seen][-1] == 0 and len(seen) == 4
-    for s, channel in seen:
-        alpha, sigma = model.schedule.alpha_sigma_at(torch.tensor(s))
-        torch.testing.assert_close(channel, alpha * known + sigma * start, atol=1e-6, rtol=0)
-    assert torch.equal(seen[-1][1].float(), known)
-
-
 def test_the_known_channel_reaches_the_other_channels(
     draw: Draw, base: np.ndarray, tmp_path: Path
 ) -> None:
@@ -407,6 +377,15 @@ def test_export_interm_shows_the_way_from_noise_to_image(draw: Draw) -> None:
         assert (last == image).all()
         assert (film[top + 34 : top + 66 : 4, left : left + 32 : 4] == image).all()
         assert (film[top : top + 32 : 4, 2:34:4] != image).any()
+
+
+def test_films_are_exported_as_asked(draw: Draw) -> None:
+    keys = {"EXPORT_INTERM": "true", "NUM_STEPS": 12, "EXPORT_EVERY": 5}
+    strip, film = draw(**keys).film, draw(**keys, EXPORT_FORMAT="gif").film
+    assert strip and pixels(strip).shape[1] == 2 + 3 * 34
+    assert film and film.suffix == ".gif"
+    with Image.open(film) as shown:
+        assert shown.n_frames == 3
 
 
 def test_the_film_changes_no_image(draw: Draw, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ FLOORS = (
     "measures memory metrics_log pictures provenance run_log run_names grid ledger sweep",
     "trainer train_step evaluate reference_lines model rundir worker progress profile doctor "
     "status run_status status_table job_states groups job_list slurm_queue "
-    "generate image_generator film loaded request base_images slots startup workers probe "
+    "generate image_generator film loaded request base_images slots tasks startup workers probe "
     "prediction job_folder",
     "adapters report",
     "launch",
