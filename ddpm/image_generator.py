@@ -20,10 +20,10 @@ from ddpm import base_images, durable, noise
 from ddpm import config as configuration
 from ddpm.film import Film
 from ddpm.imagebar import ImageBar
-from ddpm.loaded import load_network
+from ddpm.loaded import LoadedModel, load_network
 from ddpm.noise import Stream
 from ddpm.pictures import grid, npz, png
-from ddpm.request import Request
+from ddpm.request import Request, guide_weights
 from ddpm.rundir import RunDirectory
 from ddpm.sampling import Constrain, SampleState
 from ddpm.slots import OnState, Sampler, draw, num_calls
@@ -71,15 +71,8 @@ class ImageGenerator:
     def __init__(self, request: Request, *, device: torch.device | None = None) -> None:
         self.request = request
         self.model = load_network(request.checkpoint or request.run, request.ema, device=device)
-        timesteps = self.model.schedule.num_timesteps
-        self.sampler = Sampler(
-            pred_type=self.model.pred_type,
-            steps=configuration.sampling_steps(request.options, timesteps),
-            ddim_eta=request.options.DDIM_ETA,
-            guidance=request.options.GUIDANCE,
-            clip_denoise=request.options.CLIP_DENOISE,
-            seed=request.seed,
-        )
+        self.guide = _guide(request, self.model, device)
+        self.sampler = sampler_of(request, self.model, self.guide)
 
     def run(self, *, progress: bool = True) -> Generated:
         """Draw and save; what the same recipe has drawn before is left as it is."""
@@ -109,6 +102,7 @@ class ImageGenerator:
                 self.request.image_shape,
                 self.sampler,
                 labels=self.labels(),
+                guide=None if self.guide is None else self.guide.network,
                 constrain=self._constrain(),
                 on_state=_watch(film, bar, count, self._calls),
                 batch_size=self.request.batch_size,
@@ -156,6 +150,34 @@ class ImageGenerator:
             return None
         known = torch.from_numpy(base[..., channel].copy()) * 2 - 1
         return known_channel(known, channel, self.sampler.seed)
+
+
+def sampler_of(request: Request, model: LoadedModel, guide: LoadedModel | None) -> Sampler:
+    """The options of a request as a sampler; what an option does not reach is left at its rest."""
+    options = request.options
+    return Sampler(
+        pred_type=model.pred_type,
+        steps=configuration.sampling_steps(options, model.schedule.num_timesteps),
+        name=options.SAMPLER,
+        ddim_eta=options.DDIM_ETA if options.SAMPLER == "ddim" else 0.0,
+        spacing=options.SPACING,
+        guidance=options.GUIDANCE,
+        guidance_interval=options.GUIDANCE_INTERVAL,
+        guidance_rescale=options.GUIDANCE_RESCALE,
+        guide_sha256=None if guide is None else guide.sha256,
+        clip_denoise=options.CLIP_DENOISE,
+        dynamic_threshold=options.DYNAMIC_THRESHOLD,
+        recompute_noise=options.RECOMPUTE_NOISE,
+        x0_variance=request.x0_variance,
+        seed=request.seed,
+    )
+
+
+def _guide(request: Request, model: LoadedModel, device: torch.device | None) -> LoadedModel | None:
+    if request.options.GUIDE is None:
+        return None
+    source, ema = guide_weights(request.options.GUIDE, request.ema)
+    return load_network(source or model.folder, ema, device=device)
 
 
 def known_channel(known: Tensor, channel: int, seed: int) -> Constrain:

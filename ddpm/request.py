@@ -17,6 +17,7 @@ from ddpm import base_images
 from ddpm import config as configuration
 from ddpm.config import Config, ImageGeneration
 from ddpm.errors import InputError
+from ddpm.x0_variance import X0Variance, read_x0_variance
 
 CONFIG_FILE = "training_config.yaml"
 RAW = "model"
@@ -24,6 +25,9 @@ RAW = "model"
 BATCH_SIZE = 16
 SECTION = "IMAGE_GENERATION"
 _KERAS = (".h5", ".hdf5", ".keras")
+# What two networks must share for one to guide the other, and what of it is training's alone.
+_OF_THE_NETWORK = ("TRAINING.NETWORK.", "TRAINING.INPUT_IMAGE_", "TRAINING.PRED_TYPE")
+_OF_TRAINING_IT = ("TRAINING.NETWORK.DROPOUT_RATE", "TRAINING.NETWORK.CHECKPOINT_ACTIVATIONS")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,7 @@ class Request:
 
     checkpoint: None is the run's newest.  config: the run's, with the IMAGE_GENERATION asked for.
     image_shape: (C, H, W) of what is drawn.  base: (N, H, W, C) in [0, 1], for inpainting.
+    x0_variance: of the run, for the analytic sampler.
     """
 
     run: Path
@@ -41,6 +46,7 @@ class Request:
     batch_size: int
     image_shape: tuple[int, int, int]
     base: NDArray[np.float32] | None
+    x0_variance: X0Variance | None = None
 
     @property
     def options(self) -> ImageGeneration:
@@ -58,13 +64,16 @@ class Request:
 
     @property
     def stem(self) -> str:
-        """Their file's name, as v3 has it: ddim_eta{eta}_rev{stride}_gen_{shape}."""
+        """Their file's name, as v3 has it: ddim_eta{eta}_rev{stride}_gen_{shape}, or {sampler}_."""
         steps = configuration.sampling_steps(self.options, self.config.TRAINING.NETWORK.TIMESTEPS)
         (kind, number), *_ = steps.items()
         spacing = f"rev{number}" if kind == "reverse_stride" else f"steps{number}"
         channels, height, width = self.image_shape
         shape = f"{self.options.NUM_GEN_IMAGES}x{height}x{width}x{channels}"
-        return f"ddim_eta{self.options.DDIM_ETA}_{spacing}_gen_{shape}"
+        sampler = self.options.SAMPLER
+        if sampler in ("ddim", "ddpm"):
+            sampler = f"ddim_eta{self.options.DDIM_ETA}"
+        return f"{sampler}_{spacing}_gen_{shape}"
 
     def describe(self) -> str:
         """One line: what is drawn, of what, to where."""
@@ -106,10 +115,10 @@ def read_request(
     if batch_size < 1:
         problems.append(f"--batch-size {batch_size}: give at least 1")
     config = _merged(run, trained, own, asked, problems)
-    base = None
+    base = variance = None
     if config is not None:
-        problems += task_problems(config) + _folder_problems(config)
-        base = _base(config, problems)
+        problems += task_problems(config) + _folder_problems(config) + guide_problems(config, ema)
+        base, variance = _base(config, problems), _x0_variance(run, config, problems)
     if problems or config is None:
         raise InputError(problems)
     return Request(
@@ -120,6 +129,7 @@ def read_request(
         batch_size=batch_size,
         image_shape=drawn_shape(config),
         base=base,
+        x0_variance=variance,
     )
 
 
@@ -172,7 +182,7 @@ def task_problems(config: Config) -> list[str]:
     has_class = options.GEN_TASK == "class_cond" or (
         options.GEN_TASK == "channel_inpaint" and options.CLASS_LABEL is not None
     )
-    if options.GUIDANCE != 1 and not has_class:
+    if options.GUIDANCE != 1 and options.GUIDE is None and not has_class:
         problems.append(
             f"{SECTION}.GUIDANCE is {options.GUIDANCE} but GEN_TASK {options.GEN_TASK} draws "
             "without classes: nothing to guide; give GUIDANCE 1.0, or class_cond"
@@ -184,6 +194,50 @@ def task_problems(config: Config) -> list[str]:
             "never without a class; give class_cond"
         )
     return problems
+
+
+def guide_weights(guide: str, ema: float | None) -> tuple[Path | None, float | None]:
+    """GUIDE as arguments of load_network: where, None for the checkpoint drawn from, and which."""
+    if guide.lower() == RAW:
+        return None, 0.0
+    try:
+        return None, float(guide)
+    except ValueError:
+        return Path(guide), ema
+
+
+def guide_problems(config: Config, ema: float | None) -> list[str]:
+    """Why GUIDE cannot guide, one line each: other weights of the same network are needed."""
+    guide = config.IMAGE_GENERATION.GUIDE
+    if guide is None:
+        return []
+    source, guide_ema = guide_weights(guide, ema)
+    opening, trained = f"{SECTION}.GUIDE is {guide}", config
+    if source is not None:
+        try:
+            trained = configuration.load(locate(source)[0] / CONFIG_FILE)
+        except InputError as error:
+            return [f"{opening}: {problem}" for problem in error.problems]
+    elif weights_name(config, guide_ema) == weights_name(config, ema):
+        return [f"{opening}, the weights drawn from themselves; give others, or null"]
+    if guide_ema not in (None, 0.0, *trained.TRAINING.EMA_DECAYS):
+        there = ", ".join(f"{decay:g}" for decay in trained.TRAINING.EMA_DECAYS)
+        return [f"{opening} with the EMA decay {guide_ema:g}; give one of {there}, or `model`"]
+    return [
+        f"{opening}, which has another {line}; give a run of the same network and noise schedule"
+        for line in configuration.difference(config, trained)
+        if line.startswith(_OF_THE_NETWORK) and not line.startswith(_OF_TRAINING_IT)
+    ]
+
+
+def _x0_variance(run: Path, config: Config, problems: list[str]) -> X0Variance | None:
+    if config.IMAGE_GENERATION.SAMPLER != "analytic":
+        return None
+    try:
+        return read_x0_variance(run)
+    except InputError as error:
+        problems += error.problems
+        return None
 
 
 def _model_path(source: Path, asked: ImageGeneration) -> Path:

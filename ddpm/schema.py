@@ -7,6 +7,7 @@ prints this file as a table; network_rules.py and run_rules.py hold what ties ke
 from dataclasses import dataclass
 
 from ddpm.options import Section, option, required
+from ddpm.sampler_schema import SamplerOptions
 from ddpm.values import LOCAL_FOLDER, SAFE_NAME
 
 SCHEDULERS = tuple(
@@ -199,7 +200,7 @@ class Training(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageGeneration(Section):
+class ImageGeneration(SamplerOptions):
     """Images drawn from a trained network."""
 
     MODEL_PATH: str = option("", "The run or checkpoint to draw from")
@@ -218,25 +219,11 @@ class ImageGeneration(Section):
         min_items=1,
     )
     FREEZE_CHANNEL: int | None = option(None, "The known channel of channel_inpaint, from 0", low=0)
-    REVERSE_STRIDE: int | None = option(
-        None, "Timesteps per reverse step; not with NUM_STEPS", low=1
-    )
-    NUM_STEPS: int | None = option(
-        None, "Reverse steps, evenly spaced; both null = min(50, TIMESTEPS)", low=1
-    )
-    SAMPLER: str = option(
-        "ddim", "ddim with DDIM_ETA; ddpm = ancestral, eta 1", choices=("ddim", "ddpm")
-    )
-    DDIM_ETA: float = option(1.0, "Noise of a reverse step: 0 none, 1 that of DDPM", low=0, high=1)
-    GUIDANCE: float = option(1.0, "Classifier-free guidance; 1 = off", low=0, high=100)
     EXPORT_INTERM: bool = option(False, "Export the states between noise and image too")
     GEN_SAVE_DIR: str | None = option(
         None, "Where images go; null = inside the run", pattern=_SOME_TEXT
     )
     RANDOM_SEED: int | None = option(None, "Seed of the draws; null = 0", low=0, high=_LARGEST_SEED)
-    CLIP_DENOISE: bool = option(
-        False, "Clip the estimate of the clean image to [-1, 1] at every step"
-    )
     NEW_IMAGE_SIZE: int | None = option(
         None, "Side of the images drawn, pixels; null = INPUT_IMAGE_SIZE", low=1, high=8192
     )
