@@ -15,12 +15,13 @@ from ddpm import config as configuration
 from ddpm import durable, tasks
 from ddpm.film import SUFFIX, Film
 from ddpm.imagebar import ImageBar
-from ddpm.loaded import load_network
+from ddpm.loaded import LoadedModel, load_network
 from ddpm.pictures import grid, npz, png
 from ddpm.request import Request
 from ddpm.rundir import RunDirectory
 from ddpm.sampling import SampleState
 from ddpm.slots import OnState, Sampler, draw, num_calls
+from ddpm.weights import guide_weights
 
 # A picture of more is too large to look at; the NPZ file has them all.
 MAX_PICTURED = 400
@@ -65,15 +66,8 @@ class ImageGenerator:
     def __init__(self, request: Request, *, device: torch.device | None = None) -> None:
         self.request = request
         self.model = load_network(request.checkpoint or request.run, request.ema, device=device)
-        timesteps = self.model.schedule.num_timesteps
-        self.sampler = Sampler(
-            pred_type=self.model.pred_type,
-            steps=configuration.sampling_steps(request.options, timesteps),
-            ddim_eta=request.options.DDIM_ETA,
-            guidance=request.options.GUIDANCE,
-            clip_denoise=request.options.CLIP_DENOISE,
-            seed=request.seed,
-        )
+        self.guide = _guide(request, self.model, device)
+        self.sampler = sampler_of(request, self.model, self.guide)
 
     def run(self, *, progress: bool = True) -> Generated:
         """Draw and save; what the same recipe has drawn before is left as it is."""
@@ -105,6 +99,7 @@ class ImageGenerator:
                 self.request.image_shape,
                 self.sampler,
                 labels=self.labels(),
+                guide=None if self.guide is None else self.guide.network,
                 task=tasks.task_of(self.request),
                 on_state=_watch(film, bar, count, self._calls),
                 batch_size=self.request.batch_size,
@@ -136,7 +131,36 @@ class ImageGenerator:
 
     @property
     def _calls(self) -> int:
-        return num_calls(self.sampler, self.model.schedule.num_timesteps)
+        return num_calls(self.sampler, self.model.schedule, begin=tasks.task_of(self.request).begin)
+
+
+def sampler_of(request: Request, model: LoadedModel, guide: LoadedModel | None) -> Sampler:
+    """The options of a request as a sampler; what an option does not reach is left at its rest."""
+    options = request.options
+    return Sampler(
+        pred_type=model.pred_type,
+        steps=configuration.sampling_steps(options, model.schedule.num_timesteps),
+        name=options.SAMPLER,
+        ddim_eta=options.DDIM_ETA if options.SAMPLER == "ddim" else 0.0,
+        spacing=options.SPACING,
+        guidance=options.GUIDANCE,
+        guidance_interval=options.GUIDANCE_INTERVAL,
+        guidance_rescale=options.GUIDANCE_RESCALE,
+        guide_sha256=None if guide is None else guide.sha256,
+        clip_denoise=options.CLIP_DENOISE,
+        dynamic_threshold=options.DYNAMIC_THRESHOLD,
+        recompute_noise=options.RECOMPUTE_NOISE,
+        resamples=options.RESAMPLES,
+        x0_variance=request.x0_variance,
+        seed=request.seed,
+    )
+
+
+def _guide(request: Request, model: LoadedModel, device: torch.device | None) -> LoadedModel | None:
+    if request.options.GUIDE is None:
+        return None
+    source, ema = guide_weights(request.options.GUIDE, request.ema)
+    return load_network(source or model.folder, ema, device=device)
 
 
 def place(request: Request, recipe: Mapping[str, object]) -> Generated:

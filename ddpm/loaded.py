@@ -13,9 +13,9 @@ from ddpm import config as configuration
 from ddpm.config import Config
 from ddpm.distributed import best_device
 from ddpm.errors import InputError
-from ddpm.request import CONFIG_FILE, RAW, locate, weights_name
 from ddpm.schedule import NoiseSchedule
 from ddpm.unet import UNet
+from ddpm.weights import CONFIG_FILE, RAW, locate, weights_name
 
 _EMA = re.compile(r"ema-(.+)\.safetensors")
 

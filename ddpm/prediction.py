@@ -128,7 +128,7 @@ def _passes(config: Config, train: int, held_out: int) -> int:
     )
     # the last samples, and the grids on the way
     grids = 1 + (-(-total // (inline.PERIOD * epoch)) if inline.ENABLE else 0)
-    grid = -(-images // at_once) * at_once * num_calls(sampler, schedule.num_timesteps)
+    grid = -(-images // at_once) * at_once * num_calls(sampler, schedule)
     pairs = min(evaluation.NUM, held_out) * len(levels_of(schedule))
     rounds = 1 + (-(-total // (evaluation.EVERY * epoch)) if evaluation.EVERY else 0)
     return grids * grid + rounds * pairs

@@ -18,15 +18,13 @@ from ddpm import base_images
 from ddpm import config as configuration
 from ddpm.config import Config, ImageGeneration
 from ddpm.errors import InputError
+from ddpm.request_rules import INPAINTING, SECTION, guide_problems, task_problems
+from ddpm.weights import CONFIG_FILE, locate, weights_name
+from ddpm.x0_variance import X0Variance, read_x0_variance
 
-CONFIG_FILE = "training_config.yaml"
-RAW = "model"
 # Small, since the last batch is filled up: one image costs a whole batch.
 BATCH_SIZE = 16
-SECTION = "IMAGE_GENERATION"
-INPAINTING = ("channel_inpaint", "inpaint")
 T = TypeVar("T")
-_KERAS = (".h5", ".hdf5", ".keras")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +34,7 @@ class Request:
     checkpoint: None is the run's newest.  config: the run's, with the IMAGE_GENERATION asked for.
     image_shape: (C, H, W) of what is drawn.  base: (N, H, W, C) in [0, 1], what inpainting keeps
     a part of and sdedit begins with.  mask: (M, H, W), true where inpaint knows the image.
+    x0_variance: of the run, for the analytic sampler.
     """
 
     run: Path
@@ -46,6 +45,7 @@ class Request:
     image_shape: tuple[int, int, int]
     base: NDArray[np.float32] | None
     mask: NDArray[np.bool_] | None
+    x0_variance: X0Variance | None = None
 
     @property
     def options(self) -> ImageGeneration:
@@ -69,13 +69,16 @@ class Request:
 
     @property
     def stem(self) -> str:
-        """Their file's name, as v3 has it: ddim_eta{eta}_rev{stride}_gen_{shape}."""
+        """Their file's name, as v3 has it: ddim_eta{eta}_rev{stride}_gen_{shape}, or {sampler}_."""
         steps = configuration.sampling_steps(self.options, self.config.TRAINING.NETWORK.TIMESTEPS)
         (kind, number), *_ = steps.items()
         spacing = f"rev{number}" if kind == "reverse_stride" else f"steps{number}"
         channels, height, width = self.image_shape
         shape = f"{self.options.NUM_GEN_IMAGES}x{height}x{width}x{channels}"
-        return f"ddim_eta{self.options.DDIM_ETA}_{spacing}_gen_{shape}"
+        sampler = self.options.SAMPLER
+        if sampler in ("ddim", "ddpm"):
+            sampler = f"ddim_eta{self.options.DDIM_ETA}"
+        return f"{sampler}_{spacing}_gen_{shape}"
 
     def describe(self) -> str:
         """One line: what is drawn, of what, to where."""
@@ -117,10 +120,11 @@ def read_request(
     if batch_size < 1:
         problems.append(f"--batch-size {batch_size}: give at least 1")
     config = _merged(run, trained, own, asked, problems)
-    base = mask = None
+    base = mask = variance = None
     if config is not None:
-        problems += task_problems(config) + _folder_problems(config)
+        problems += task_problems(config) + _folder_problems(config) + guide_problems(config, ema)
         base, mask = _base(config, problems), _mask(config, problems)
+        variance = _x0_variance(run, config, problems)
     if problems or config is None:
         raise InputError(problems)
     return Request(
@@ -132,33 +136,8 @@ def read_request(
         image_shape=drawn_shape(config),
         base=base,
         mask=mask,
+        x0_variance=variance,
     )
-
-
-def locate(source: Path) -> tuple[Path, Path | None]:
-    """The run directory of `source`, and the checkpoint when `source` is one and no run."""
-    if source.suffix in _KERAS:
-        raise InputError(
-            f"{source} is a Keras file, which cannot be read; "
-            "name a run directory or a checkpoint of this project"
-        )
-    if not source.is_dir():
-        raise InputError(f"{source} is no folder; name a run directory or a checkpoint")
-    if (source / CONFIG_FILE).is_file():
-        return source, None
-    run = source.resolve().parent.parent
-    if source.resolve().parent.name == "checkpoints" and (run / CONFIG_FILE).is_file():
-        return run, source
-    raise InputError(
-        f"{source} is no run directory, which has a {CONFIG_FILE}, and no checkpoint of one"
-    )
-
-
-def weights_name(config: Config, ema: float | None) -> str:
-    """The part of a checkpoint that holds the weights: "ema-0.999", or "model" for ema 0."""
-    if ema == 0:
-        return RAW
-    return f"ema-{config.TRAINING.EMA_DECAYS[0] if ema is None else ema:g}"
 
 
 def foreign_overrides(overrides: Sequence[str]) -> list[str]:
@@ -173,34 +152,14 @@ def drawn_shape(config: Config) -> tuple[int, int, int]:
     return (channels, height, width) if new is None else (channels, new, new)
 
 
-def task_problems(config: Config) -> list[str]:
-    """What the task lacks, one line each."""
-    options, problems = config.IMAGE_GENERATION, configuration.generation_problems(config)
-    if options.GEN_TASK == "channel_inpaint" and config.TRAINING.INPUT_IMAGE_CHANNEL < 2:
-        problems.append(
-            f"{SECTION}.GEN_TASK is channel_inpaint but images have one channel, so nothing is "
-            "left to draw; give another task"
-        )
-    if options.RESAMPLES > 0 and options.GEN_TASK not in INPAINTING:
-        problems.append(
-            f"{SECTION}.RESAMPLES is {options.RESAMPLES} but GEN_TASK {options.GEN_TASK} keeps no "
-            f"part of an image; give RESAMPLES 0, or {' or '.join(INPAINTING)}"
-        )
-    has_class = options.GEN_TASK == "class_cond" or (
-        options.GEN_TASK != "random_uncond" and options.CLASS_LABEL is not None
-    )
-    if options.GUIDANCE != 1 and not has_class:
-        problems.append(
-            f"{SECTION}.GUIDANCE is {options.GUIDANCE} but GEN_TASK {options.GEN_TASK} draws "
-            "without classes: nothing to guide; give GUIDANCE 1.0, or class_cond"
-        )
-    conditional = config.TRAINING.NETWORK.NUM_CLASSES is not None
-    if conditional and not has_class and config.TRAINING.LABEL_DROP == 0:
-        problems.append(
-            f"{SECTION}.GEN_TASK {options.GEN_TASK} draws without classes but the network was "
-            "trained with LABEL_DROP 0.0, never without one; give class_cond, or a CLASS_LABEL"
-        )
-    return problems
+def _x0_variance(run: Path, config: Config, problems: list[str]) -> X0Variance | None:
+    if config.IMAGE_GENERATION.SAMPLER != "analytic":
+        return None
+    try:
+        return read_x0_variance(run)
+    except InputError as error:
+        problems += error.problems
+        return None
 
 
 def _model_path(source: Path, asked: ImageGeneration) -> Path:

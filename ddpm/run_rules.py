@@ -1,6 +1,7 @@
 """Rules over training, data and generation."""
 
 from ddpm.rules import Pair, Rule, RuleText, height_width, rule
+from ddpm.sampler_rules import SAMPLER_RULES
 from ddpm.schema import AUGMENT_TYPES
 
 _NETWORK = "TRAINING.NETWORK."
@@ -87,40 +88,28 @@ def classes_have_labels(classes: int | None, label_key: str | None) -> RuleText:
 
 
 def _at_most_timesteps(key: str) -> Rule:
-    unit = "stride" if key.endswith("STRIDE") else "number of steps"
-
     @rule(key, _NETWORK + "TIMESTEPS", is_impossible=True)
     def at_most_timesteps(value: int | None, timesteps: int) -> RuleText:
         if value is None or value <= timesteps:
             return None
         return (
             f"{key} is {value} but {_NETWORK}TIMESTEPS is {timesteps}; "
-            f"give a {unit} of at most {timesteps}"
+            f"give a stride of at most {timesteps}"
         )
 
     return at_most_timesteps
 
 
-@rule(_GENERATE + "NUM_STEPS", _GENERATE + "REVERSE_STRIDE")
-def steps_or_stride(num_steps: int | None, stride: int | None) -> RuleText:
-    if num_steps is None or stride is None:
-        return None
-    return (
-        f"{_GENERATE}NUM_STEPS is {num_steps} and REVERSE_STRIDE is {stride}; give one of them, "
-        "the other null"
-    )
-
-
-@rule(_GENERATE + "SAMPLER", _GENERATE + "DDIM_ETA")
-def ddpm_has_eta_one(sampler: str, eta: float) -> RuleText:
-    if sampler != "ddpm" or eta == 1.0:
-        return None
-    return f"{_GENERATE}SAMPLER is ddpm but DDIM_ETA is {eta}; give DDIM_ETA 1.0 or SAMPLER ddim"
-
-
-@rule(_GENERATE + "GUIDANCE", _NETWORK + "NUM_CLASSES", "TRAINING.LABEL_DROP")
-def guidance_needs_classes(guidance: float, classes: int | None, drop: float) -> RuleText:
-    if guidance == 1.0:
+@rule(
+    _GENERATE + "GUIDANCE",
+    _NETWORK + "NUM_CLASSES",
+    "TRAINING.LABEL_DROP",
+    _GENERATE + "GUIDE",
+)
+def guidance_needs_classes(
+    guidance: float, classes: int | None, drop: float, guide: str | None
+) -> RuleText:
+    if guidance == 1.0 or guide is not None:
         return None
     if classes is None:
         return (
@@ -178,9 +167,7 @@ RUN_RULES = (
     classes_have_labels,
     _at_most_timesteps("TRAINING.INLINE_GEN.REVERSE_STRIDE"),
     _at_most_timesteps(_GENERATE + "REVERSE_STRIDE"),
-    _at_most_timesteps(_GENERATE + "NUM_STEPS"),
-    steps_or_stride,
-    ddpm_has_eta_one,
+    *SAMPLER_RULES,
     guidance_needs_classes,
     classes_to_draw,
     label_is_a_class,

@@ -7,6 +7,7 @@ prints this file as a table; network_rules.py and run_rules.py hold what ties ke
 from dataclasses import dataclass
 
 from ddpm.options import Section, option, required
+from ddpm.task_schema import TaskOptions
 from ddpm.values import LOCAL_FOLDER, SAFE_NAME
 
 SCHEDULERS = tuple(
@@ -18,10 +19,6 @@ LOSS_WEIGHTINGS = ("uniform", "snr", "truncated_snr", "min_snr", "p2")
 CROP_POSITIONS = ("center", "top_left", "top_right", "bottom_left", "bottom_right")
 AUGMENT_TYPES = ("horizontal_flip", "vertical_flip", "flip", "rot90")
 LR_TYPES = ("constant", "warmup_cosine", "cosine_decay")
-GEN_TASKS = (
-    *("random_uncond", "class_cond", "channel_inpaint"),  # v3's
-    *("inpaint", "sdedit", "interpolate"),
-)
 _SOME_TEXT = r"(?s).*\S.*"
 _LARGEST_SEED = 2**63 - 1
 
@@ -202,52 +199,11 @@ class Training(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageGeneration(Section):
+class ImageGeneration(TaskOptions):
     """Images drawn from a trained network."""
 
     MODEL_PATH: str = option("", "The run or checkpoint to draw from")
-    GEN_TASK: str = option("random_uncond", "What is drawn", choices=GEN_TASKS)
     NUM_GEN_IMAGES: int = option(20, "Images to draw", low=1, high=10**9)
-    EXTERNAL_NPZ_INPUT: str | None = option(
-        None,
-        "NPZ with `images` (N, H, W, C) in [0, 1], the base of channel_inpaint, inpaint, sdedit; "
-        "inpaint needs `mask` (H, W) or (N, H, W) too, true where the image is known",
-        pattern=_SOME_TEXT,
-    )
-    CLASS_LABEL: int | tuple[int, ...] | None = option(
-        None,
-        "Class or classes, in turn; null = every class for class_cond, else none",
-        low=0,
-        high=10**6,
-        min_items=1,
-    )
-    FREEZE_CHANNEL: int | None = option(None, "The known channel of channel_inpaint, from 0", low=0)
-    KNOWN_NOISE: str = option(
-        "fixed",
-        "Noise of a step on what inpainting keeps: fixed = that the image starts from, fresh = "
-        "another at every step, none = kept clean, as v3 does",
-        choices=("fixed", "fresh", "none"),
-    )
-    RESAMPLES: int = option(
-        0, "How often inpainting takes each step again (RePaint); 0 = never", low=0, high=15
-    )
-    STRENGTH: float = option(
-        0.5, "Noise level that sdedit begins at: its time, 1 = pure noise", above=0, high=1
-    )
-    BETWEEN: tuple[int, int] | None = option(
-        None, "The two image numbers that interpolate leads from and to", low=0, is_unique=True
-    )
-    REVERSE_STRIDE: int | None = option(
-        None, "Timesteps per reverse step; not with NUM_STEPS", low=1
-    )
-    NUM_STEPS: int | None = option(
-        None, "Reverse steps, evenly spaced; both null = min(50, TIMESTEPS)", low=1
-    )
-    SAMPLER: str = option(
-        "ddim", "ddim with DDIM_ETA; ddpm = ancestral, eta 1", choices=("ddim", "ddpm")
-    )
-    DDIM_ETA: float = option(1.0, "Noise of a reverse step: 0 none, 1 that of DDPM", low=0, high=1)
-    GUIDANCE: float = option(1.0, "Classifier-free guidance; 1 = off", low=0, high=100)
     EXPORT_INTERM: bool = option(False, "Export the states between noise and image too")
     EXPORT_EVERY: int | None = option(
         None, "Steps between exported states; null = ten states, evenly spaced", low=1
@@ -259,9 +215,6 @@ class ImageGeneration(Section):
         None, "Where images go; null = inside the run", pattern=_SOME_TEXT
     )
     RANDOM_SEED: int | None = option(None, "Seed of the draws; null = 0", low=0, high=_LARGEST_SEED)
-    CLIP_DENOISE: bool = option(
-        False, "Clip the estimate of the clean image to [-1, 1] at every step"
-    )
     NEW_IMAGE_SIZE: int | None = option(
         None, "Side of the images drawn, pixels; null = INPUT_IMAGE_SIZE", low=1, high=8192
     )

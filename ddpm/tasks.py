@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ddpm.method import Start
 from ddpm.noise import Stream
-from ddpm.request import INPAINTING, Request
+from ddpm.request import Request
+from ddpm.request_rules import INPAINTING
 from ddpm.sampling import Constrain, Draws, keyed
 from ddpm.spacing import Level
 
@@ -38,7 +39,6 @@ class Task:
     x0: Callable[[Tensor], Tensor] | None = None
     begin: float = 1.0
     draws: Draws | None = None
-    resamples: int = 0
 
     def start(self, ids: Tensor) -> Start:
         """Where the walk of these images begins."""
@@ -54,10 +54,7 @@ def task_of(request: Request) -> Task:
     if options.GEN_TASK in INPAINTING:
         clean = _model_space(request)
         known = torch.tensor(_known_pixels(request))
-        return Task(
-            constrain=keep_known(clean, known, keyed(seed), options.KNOWN_NOISE),
-            resamples=options.RESAMPLES,
-        )
+        return Task(constrain=keep_known(clean, known, keyed(seed), options.KNOWN_NOISE))
     if options.GEN_TASK == "sdedit":
         clean = _model_space(request)
         return Task(x0=lambda ids: clean.to(ids.device)[ids % len(clean)], begin=options.STRENGTH)
@@ -85,7 +82,7 @@ def recipe(request: Request) -> dict[str, object]:
     options = request.options
     facts: dict[str, object] = {"task": options.GEN_TASK, "base_sha256": request.base_sha256}
     if options.GEN_TASK in INPAINTING:
-        facts |= {"known_noise": options.KNOWN_NOISE, "resamples": options.RESAMPLES}
+        facts["known_noise"] = options.KNOWN_NOISE
     if options.GEN_TASK == "channel_inpaint":
         facts["freeze_channel"] = options.FREEZE_CHANNEL
     if options.GEN_TASK == "sdedit":

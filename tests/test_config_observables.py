@@ -87,6 +87,13 @@ _GENERATION = {
         ),
         _OPTION,
     ),
+    **dict.fromkeys(
+        (
+            *("SPACING", "DYNAMIC_THRESHOLD", "RECOMPUTE_NOISE"),
+            *("GUIDE", "GUIDANCE_INTERVAL", "GUIDANCE_RESCALE"),
+        ),
+        "test_every_sampling_option_changes_the_images",
+    ),
     "MODEL_PATH": "test_a_yaml_names_its_run_and_brings_its_own_options",
     "GEN_TASK": "test_random_uncond_is_the_null_class",
     "NUM_GEN_IMAGES": "test_an_image_depends_on_its_number_and_not_on_how_many_are_drawn",

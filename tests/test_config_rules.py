@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 from ddpm import config as c
-from ddpm import diffusion, schema
+from ddpm import diffusion, sampler_rules, sampler_schema, schema
 from ddpm.errors import InputError
 from ddpm.network_rules import NETWORK_RULES
 from ddpm.options import items_under
 from ddpm.run_rules import RUN_RULES
+from ddpm.samplers import SAMPLERS
 from ddpm.schedule import SCHEDULES, NoiseSchedule
 from ddpm.schema import Config
+from ddpm.spacing import SPACINGS, WHOLE
 from ddpm.unet import UNet
 
 DIGITS = Path(__file__).resolve().parent.parent / "configs" / "digits.yaml"
@@ -92,8 +94,44 @@ BROKEN: dict[str, tuple[list[str], str]] = {
         "NUM_CLASSES is 10 but DATASET.LABEL_KEY is null; name the labels",
     ),
     "at_most_timesteps": (
+        ["TRAINING.INLINE_GEN.REVERSE_STRIDE=1001"],
+        "INLINE_GEN.REVERSE_STRIDE is 1001 but TRAINING.NETWORK.TIMESTEPS is 1000; give a stride",
+    ),
+    "steps_fit_spacing": (
         [GENERATE + "NUM_STEPS=1001"],
         "NUM_STEPS is 1001 but TRAINING.NETWORK.TIMESTEPS is 1000; give a number of steps of at",
+    ),
+    "spacing_has_room": (
+        [GENERATE + "SPACING=karras", NETWORK + "TIMESTEPS=2", GENERATE + "NUM_STEPS=null"],
+        "SPACING is karras but TRAINING.NETWORK.TIMESTEPS is 2, with no room between",
+    ),
+    "stride_is_trailing": (
+        [
+            GENERATE + "SPACING=linspace",
+            GENERATE + "REVERSE_STRIDE=10",
+            GENERATE + "NUM_STEPS=null",
+        ],
+        "REVERSE_STRIDE is 10 but SPACING is linspace, which spaces NUM_STEPS; give REVERSE_STRIDE",
+    ),
+    "eta_belongs_to_ddim": (
+        [GENERATE + "SAMPLER=heun", GENERATE + "DDIM_ETA=0.5"],
+        "SAMPLER is heun, which draws no noise, but DDIM_ETA is 0.5; give DDIM_ETA 0.0 or SAMPLER",
+    ),
+    "guidance_is_on": (
+        [GENERATE + "GUIDANCE_RESCALE=0.7"],
+        "GUIDANCE_RESCALE is 0.7 but GUIDANCE is 1.0, which is off; give GUIDANCE such as 2.0",
+    ),
+    "interval_rises": (
+        [GENERATE + "GUIDANCE_INTERVAL=[2, -2]", GENERATE + "GUIDANCE=2"],
+        "GUIDANCE_INTERVAL is [2.0, -2.0], which holds no log SNR; give the lower one first",
+    ),
+    "threshold_needs_clipping": (
+        [GENERATE + "DYNAMIC_THRESHOLD=0.99", GENERATE + "CLIP_DENOISE=false"],
+        "DYNAMIC_THRESHOLD is 0.99 but CLIP_DENOISE is false, so nothing is clipped; give",
+    ),
+    "recomputing_needs_clipping": (
+        [GENERATE + "RECOMPUTE_NOISE=false", GENERATE + "CLIP_DENOISE=false"],
+        "RECOMPUTE_NOISE is false but CLIP_DENOISE is false too, so there is nothing to recompute;",
     ),
     "steps_or_stride": (
         [GENERATE + "REVERSE_STRIDE=10", GENERATE + "NUM_STEPS=50"],
@@ -137,6 +175,10 @@ ALSO_BROKEN = [
         "stride of at most 1000",
     ),
     (["TRAINING.INLINE_GEN.REVERSE_STRIDE=1001"], "INLINE_GEN.REVERSE_STRIDE is 1001 but"),
+    ([GENERATE + "SAMPLER=dpmpp_2m_sde"], "SAMPLER is dpmpp_2m_sde but DDIM_ETA is 0.0; give"),
+    ([GENERATE + "SAMPLER=analytic"], "SAMPLER is analytic but DDIM_ETA is 0.0; give DDIM_ETA 1.0"),
+    ([GENERATE + "GUIDE=model"], "GUIDE is model but GUIDANCE is 1.0, which is off; give"),
+    ([GENERATE + "GUIDANCE_INTERVAL=[-2, 2]"], "GUIDANCE_INTERVAL is [-2.0, 2.0] but GUIDANCE is"),
     (
         [
             NETWORK + "NUM_CLASSES=null",
@@ -201,6 +243,11 @@ def test_a_rule_says_nothing_about_a_key_that_was_misspelt() -> None:
         [CROP + "AUGMENT_TYPE=rot90", "TRAINING.INPUT_IMAGE_SIZE=[8, 4]"],
         [GENERATE + "SAMPLER=ddpm", GENERATE + "DDIM_ETA=1"],
         [GENERATE + "GUIDANCE=2"],
+        [GENERATE + "GUIDANCE=2", GENERATE + "GUIDE=0.9", "TRAINING.LABEL_DROP=0"],
+        [GENERATE + "GUIDANCE=2", GENERATE + "GUIDANCE_INTERVAL=[-2, -2]"],
+        [GENERATE + "SPACING=logsnr", GENERATE + "NUM_STEPS=1001"],
+        [GENERATE + "SAMPLER=heun", GENERATE + "DDIM_ETA=0"],
+        [GENERATE + "SAMPLER=dpmpp_2m", GENERATE + "DDIM_ETA=1"],
         [GENERATE + "CLASS_LABEL=[9, 9, 0]"],
         [NETWORK + "NUM_HEADS=32"],
         ["TRAINING.IS_NEW_TRAIN=false", "TRAINING.TRAINED_H5=runs/one"],
@@ -217,6 +264,8 @@ def test_the_words_are_those_of_the_mathematics() -> None:
     assert schema.PRED_TYPES == diffusion.PRED_TYPES
     assert schema.LOSS_FNS == diffusion.LOSS_FNS
     assert schema.LOSS_WEIGHTINGS == diffusion.LOSS_WEIGHTINGS
+    assert sampler_schema.SAMPLERS == tuple(SAMPLERS)
+    assert sampler_schema.SPACINGS == SPACINGS and sampler_rules.WHOLE == WHOLE
 
 
 def test_the_arguments_are_those_of_network_and_schedule() -> None:

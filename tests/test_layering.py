@@ -22,7 +22,8 @@ FLOORS = (
     "noise schedule families",
     "diffusion sampling samplers spacing estimate method guidance "
     "initialization layers levels unet unet_summary",
-    "values options schema rules network_rules run_rules reading references building config",
+    "values options schema sampler_schema task_schema rules network_rules run_rules sampler_rules "
+    "reading references building config",
     # data: shards and what they are made from
     "dataset shards arraychecks arrayfiles arraysources images imagebar imagefolder index "
     "indexing order packing preprocess source sources stage_folder stage_notes staging store "
@@ -32,8 +33,8 @@ FLOORS = (
     "measures memory metrics_log pictures provenance run_log run_names grid ledger sweep",
     "trainer train_step evaluate reference_lines model rundir worker progress profile doctor "
     "status run_status status_table job_states groups job_list slurm_queue "
-    "generate image_generator film loaded request base_images slots tasks startup workers probe "
-    "prediction job_folder",
+    "generate image_generator film loaded weights request request_rules x0_variance base_images "
+    "slots tasks startup workers probe prediction job_folder",
     "adapters report",
     "launch",
 )

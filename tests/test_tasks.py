@@ -106,8 +106,8 @@ def test_resampling_walks_every_step_but_the_last_again(
     model: LoadedModel, base: np.ndarray
 ) -> None:
     clean, known = in_model_space(base), torch.rand(1, 1, 8, 8) < 0.5
-    task = Task(constrain=keep_known(clean, known, keyed(SEED), "fresh"), resamples=2)
-    seen = states(model, task)
+    task = Task(constrain=keep_known(clean, known, keyed(SEED), "fresh"))
+    seen = states(model, task, resamples=2)
     walked = [(state.t, state.s) for state in seen]
     assert walked == [(12, 9)] * 3 + [(9, 6)] * 3 + [(6, 3)] * 3 + [(3, 0)]
     assert all(not torch.equal(a.x_t, b.x_t) for a, b in zip(seen, seen[1:], strict=False))

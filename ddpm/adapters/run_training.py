@@ -21,10 +21,10 @@ from ddpm.config import Config
 from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import InputError, Interrupted
 from ddpm.progress import Tail, watch
-from ddpm.request import locate
 from ddpm.rundir import RunDirectory
 from ddpm.startup import begun, marked
 from ddpm.trainer import total_steps
+from ddpm.weights import locate
 from ddpm.worker import Job, open_data, start_problems, work
 from ddpm.workers import Workers, workers_for
 
