@@ -13,6 +13,7 @@ import platform
 import secrets
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +21,7 @@ from pathlib import Path
 from ddpm import durable
 from ddpm.allocation import Allocation
 from ddpm.config import Config
-from ddpm.errors import DdpmError, InputError
+from ddpm.errors import DdpmError, InputError, Interrupted
 from ddpm.shards import source_problems
 from ddpm.workers import workers_for
 
@@ -81,10 +82,14 @@ class JobFolder:
         with suppress(OSError):
             os.utime(self.path)
 
-    def wait_for_head(self, patience_s: float) -> str:
-        """Where Ray's head listens; DdpmError when it does not in time."""
+    def wait_for_head(
+        self, patience_s: float, should_stop: Callable[[], bool] = lambda: False
+    ) -> str:
+        """Where Ray's head listens; DdpmError when it does not in time, Interrupted on request."""
         deadline = time.monotonic() + patience_s
         while (address := self.address) is None:
+            if should_stop():
+                raise Interrupted("the job ended before Ray's head had started")
             if time.monotonic() > deadline:
                 raise DdpmError(f"{self.path}: Ray's head did not start in {patience_s:.0f} s")
             time.sleep(_LOOK_S)

@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from ddpm.allocation import Allocation, node_share
-from ddpm.errors import DdpmError, InputError, run_main
+from ddpm.errors import DdpmError, InputError, Interrupted, run_main
 from ddpm.job_folder import JobFolder
 
 HEAD_PATIENCE_S = 60.0
@@ -44,24 +44,56 @@ def main() -> None:
     """Ray on this node until standard input ends."""
     share, node = node_share(), os.environ["SLURMD_NODENAME"]
     folder = JobFolder(Path(sys.argv[1]))
+    has_ended = _End(folder)
     folder.check(node)
-    is_head = os.environ["SLURM_NODEID"] == "0"
-    stopping = _outlive_signals()
     ctypes.CDLL(None).prctl(SUBREAPER, 1)  # whatever Ray starts stays below this process
     temporary = _temporary_folder(share)
     try:
-        if is_head:
-            ip = own_ip(node)
-            ray = _start(share, ip, temporary, ["--head", f"--port={_free_port(ip, share)}"])
-            folder.announce(_wait_until_up(ray, temporary))
-        else:
-            address = folder.wait_for_head(2 * HEAD_PATIENCE_S)
-            ip = own_ip(node, towards=address.rpartition(":")[0])
-            ray = _start(share, ip, temporary, [f"--address={address}"])
-        _wait_for_the_end(ray, temporary, folder, stopping)
+        with suppress(Interrupted):  # the job has ended while Ray was starting
+            ray = _started(share, node, temporary, folder, has_ended)
+            _wait_for_the_end(ray, temporary, folder, has_ended)
     finally:
         _kill_descendants()
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+class _End:
+    """Whether this node's part shall end: standard input has ended. An srun that was told to stop
+    no longer passes that on; then, whether the job's folder has gone.
+
+    From its making on no signal but SIGKILL ends this process.
+    """
+
+    def __init__(self, folder: JobFolder) -> None:
+        self._folder, self._ended, self._stopping = folder, threading.Event(), threading.Event()
+        for number in BLOCKED:
+            signal.signal(number, lambda number, frame: self._stopping.set())
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def __call__(self, wait_s: float = 0.0) -> bool:
+        """After waiting for it so long at most."""
+        if self._ended.wait(wait_s):
+            return True
+        return self._stopping.is_set() and not self._folder.path.exists()
+
+    def _read(self) -> None:
+        while os.read(0, 4096):
+            pass
+        self._ended.set()
+
+
+def _started(
+    share: Allocation, node: str, temporary: Path, folder: JobFolder, has_ended: _End
+) -> subprocess.Popen[bytes]:
+    """Ray of this node: its head, or joining that. Interrupted where the job ends meanwhile."""
+    if os.environ["SLURM_NODEID"] == "0":
+        ip = own_ip(node)
+        ray = _start(share, ip, temporary, ["--head", f"--port={_free_port(ip, share)}"])
+        folder.announce(_wait_until_up(ray, temporary, has_ended))
+        return ray
+    address = folder.wait_for_head(2 * HEAD_PATIENCE_S, has_ended)
+    ip = own_ip(node, towards=address.rpartition(":")[0])
+    return _start(share, ip, temporary, [f"--address={address}"])
 
 
 def own_ip(node: str, towards: str | None = None) -> str:
@@ -153,40 +185,25 @@ def _start(
         )
 
 
-def _wait_until_up(ray: subprocess.Popen[bytes], temporary: Path) -> str:
+def _wait_until_up(ray: subprocess.Popen[bytes], temporary: Path, has_ended: _End) -> str:
     """The address of the head that was started; DdpmError when it does not come up."""
     known = temporary / "ray_current_cluster"
     deadline = time.monotonic() + HEAD_PATIENCE_S
     while not known.exists():
+        if has_ended():
+            raise Interrupted("the job ended before Ray's head had started")
         if ray.poll() is not None or time.monotonic() > deadline:
             raise DdpmError(f"Ray's head did not start: {_last_words(temporary)}")
         time.sleep(0.05)
     return known.read_text().strip()
 
 
-def _outlive_signals() -> threading.Event:
-    """From now on no signal but SIGKILL ends this process; the event tells that one came."""
-    came = threading.Event()
-    for number in BLOCKED:
-        signal.signal(number, lambda number, frame: came.set())
-    return came
-
-
 def _wait_for_the_end(
-    ray: subprocess.Popen[bytes], temporary: Path, folder: JobFolder, stopping: threading.Event
+    ray: subprocess.Popen[bytes], temporary: Path, folder: JobFolder, has_ended: _End
 ) -> None:
-    """Until standard input ends; an srun that was told to stop no longer passes that on: then until
-    the job's folder has gone. DdpmError with Ray's last words when Ray ends before.
-    """
-    ended, kept = threading.Event(), time.monotonic()
-
-    def read() -> None:
-        while os.read(0, 4096):
-            pass
-        ended.set()
-
-    threading.Thread(target=read, daemon=True).start()
-    while not ended.wait(0.2) and not (stopping.is_set() and not folder.path.exists()):
+    """DdpmError with Ray's last words when Ray ends before."""
+    kept = time.monotonic()
+    while not has_ended(wait_s=0.2):
         if ray.poll() is not None:
             raise DdpmError(f"Ray ended by itself: {_last_words(temporary)}")
         if time.monotonic() > kept + KEEP_EVERY_S:

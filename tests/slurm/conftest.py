@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm import packages
-from tests.slurm.hosts import LabError, wait_until
+from tests.slurm.hosts import Host, LabError, wait_until
 from tests.slurm.jobs import TRAINING, Job, Train, as_words, run_of, submit
 from tests.slurm.lab import Lab
 
@@ -49,22 +49,33 @@ def clean_cluster(lab: Lab) -> Iterator[None]:
     try:
         wait_until("nothing is left on the nodes", lambda: not leftovers(lab), 10)
     except LabError:
-        pytest.fail(f"left on the nodes: {leftovers(lab)}")
+        left = leftovers(lab)
+        remove_files(lab)  # for the tests that follow
+        pytest.fail(f"left on the nodes: {left}")
 
 
 def leftovers(lab: Lab) -> list[str]:
     """What jobs left on the nodes: processes, listening ports, files in /tmp and /dev/shm."""
-    found, mounts = [], {path.parts[2] for path in (lab.folder, HERE) if path.parts[1] == "tmp"}
+    found = []
     for name, node in lab.nodes.items():
         found += [f"{name}: {p}" for p in node.tree() if p.name() not in DAEMONS]
         ports = node.run("ss", "-Hltn").stdout.splitlines()
         found += [f"{name}: {line}" for line in ports if not line.split()[3].endswith(":6818")]
-        files = [*(node.own / "tmp").iterdir()]
         shm = node.run("find", "/dev/shm", "-mindepth", "1").stdout.splitlines()
-        found += [f"{name}: {line}" for line in shm]
-        # The first folder of what is mounted there is a host's own.
-        found += [f"{name}: {path}" for path in files if path.name not in mounts]
+        found += [f"{name}: {path}" for path in (*shm, *temporary_files(lab, node))]
     return found
+
+
+def temporary_files(lab: Lab, node: Host) -> list[Path]:
+    """What lies in a node's /tmp, seen from outside, but for what is mounted there."""
+    mounts = {path.parts[2] for path in (lab.folder, HERE) if path.parts[1] == "tmp"}
+    return [path for path in (node.own / "tmp").iterdir() if path.name not in mounts]
+
+
+def remove_files(lab: Lab) -> None:
+    for node in lab.nodes.values():
+        for path in temporary_files(lab, node):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.jobs import Train, Undisturbed, assert_same, rows, run_of, submit
+from ddpm.rundir import RunDirectory
+from tests import test_wandb_log as wandb
+from tests.slurm.jobs import Train, Undisturbed, assert_same, rows, run_of, steps, submit
 from tests.slurm.lab import Lab
 
 Figure = Callable[[str], None]
@@ -26,6 +28,8 @@ def test_requeued_on_three_nodes_it_goes_on_bit_for_bit(
     job.completes()
     assert job.restarts == 1 and job.starts()[0][0] == "REQUEUED"
     assert_same(run_of(folder), undisturbed(3))
+    run = RunDirectory(run_of(folder))
+    assert wandb.steps(run) == steps(run.path), "W&B has not one run with every step once"
     figure(f"from RUNNING again to the next step: {seconds:.1f} s; row {before} was saved")
     assert seconds <= RESUME_S
 
@@ -76,6 +80,7 @@ def test_at_its_time_limit_it_saves_and_goes_on(
     for process in training:
         process.resume()
     job.wait_for_restart()
+    lab.ctl.run("scontrol", "update", f"JobId={job.id}", "TimeLimit=10")
     job.completes()
     assert job.restarts == 1 and job.starts()[0][0] == "REQUEUED"
     assert "requeue 1 of at most" in job.read_log()
