@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -202,18 +203,19 @@ class _Walk:
         step = SAMPLERS[self.method.sampler]
         x_t = self.constrain(self.first(start), self.path[0], self.ids)
         before = None
-        for now, then in zip(self.path, self.path[1:], strict=False):
-            for visit in range(1 if then.is_clean else 1 + self.method.resamples):
+        for now, end in pairwise(self.path):
+            for visit in range(1 if end.is_clean else 1 + self.method.resamples):
+                then = end.again(visit)
                 if visit > 0:
-                    back = renoised(x_t, then, now, self.draw(Stream.RESAMPLE, then, visit))
+                    back = renoised(x_t, then, now, self.draw(Stream.RESAMPLE, then))
                     # What was estimated before led to another x_t than this one.
-                    x_t, before = self.constrain(back, now, self.ids), None
+                    x_t, before = self.constrain(back, now.again(visit), self.ids), None
                 estimate = self.estimate(x_t, now)
                 move = Move(
                     estimate=estimate,
                     now=now,
                     then=then,
-                    draw=partial(self.draw, Stream.STEP_NOISE, then, visit),
+                    draw=partial(self.draw, Stream.STEP_NOISE, then),
                     ask=self.estimate,
                     before=before,
                     eta=self.eta,
@@ -234,8 +236,8 @@ class _Walk:
     def diffused(self, x0: Tensor, noise: Tensor) -> Tensor:
         return diffuse(x0, noise, self.path[0].alpha, self.path[0].sigma)
 
-    def draw(self, stream: Stream, level: Level, visit: int) -> Tensor:
-        return normal(self.seed, stream, self.ids, self.image_shape, step=level.key + (visit << 20))
+    def draw(self, stream: Stream, level: Level) -> Tensor:
+        return normal(self.seed, stream, self.ids, self.image_shape, step=level.key)
 
 
 def _level_at(schedule: NoiseSchedule, t: Tensor) -> Level:
