@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -213,13 +214,13 @@ class _Walk:
         step = SAMPLERS[self.method.sampler]
         x_t = self.constrain(self.first(start), self.path[0], self.ids)
         before = None
-        for now, below in zip(self.path, self.path[1:], strict=False):
-            for visit in range(1 if below.is_clean else 1 + self.method.resamples):
-                then = below.visited(visit)
+        for now, end in pairwise(self.path):
+            for visit in range(1 if end.is_clean else 1 + self.method.resamples):
+                then = end.again(visit)
                 if visit > 0:
                     back = renoised(x_t, then, now, self.draw(Stream.RESAMPLE, then))
                     # What was estimated before led to another x_t than this one.
-                    x_t, before = self.constrain(back, now.visited(visit), self.ids), None
+                    x_t, before = self.constrain(back, now.again(visit), self.ids), None
                 estimate = self.estimate(x_t, now)
                 move = Move(
                     estimate=estimate,
@@ -241,7 +242,7 @@ class _Walk:
             return noise
         if start.x0.shape != noise.shape:
             raise ValueError(f"the start is {tuple(start.x0.shape)}; give an image for every id")
-        return diffuse(start.x0, noise, level.alpha, level.sigma)
+        return diffuse(start.x0.float(), noise, level.alpha, level.sigma)
 
     def draw(self, stream: Stream, level: Level) -> Tensor:
         return self.draws(stream, self.ids, self.image_shape, level.key)

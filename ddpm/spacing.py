@@ -23,7 +23,8 @@ SPACINGS: tuple[str, ...] = ("trailing", "linspace", "logsnr", "karras")
 WHOLE: tuple[str, ...] = ("trailing", "linspace")
 _RHO = 7
 # Keys of draws have 24 bits: 20 for the level, 4 for how often it has been visited.
-MAX_KEY, MAX_VISITS = 2**20 - 1, 16
+_LEVEL_BITS = 20
+MAX_KEY, MAX_VISITS = 2**_LEVEL_BITS - 1, 2 ** (24 - _LEVEL_BITS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,8 @@ class Level:
 
     time: in [0, 1].  t: T time, an int where it is a whole timestep.
     alpha, sigma, logsnr: float64, of no dimension (or (N,), a level for each of a batch).
-    key: of the noise drawn on the way here: t on whole timesteps, else the number of steps left.
+    key: of the noise drawn on the way here: t on whole timesteps, else the number of steps left;
+        at the k-th return, k << 20 more.
     """
 
     time: float
@@ -47,9 +49,9 @@ class Level:
         """Whether this is time 0, where images are."""
         return self.time == 0.0
 
-    def visited(self, times: int) -> "Level":
-        """The same level at its return after so many visits: other noise is drawn."""
-        return replace(self, key=self.key + (times << 20)) if times else self
+    def again(self, visit: int) -> "Level":
+        """The level at its visit-th return, with noise of its own."""
+        return replace(self, key=self.key + (visit << _LEVEL_BITS))
 
 
 def reverse_timesteps(num_timesteps: int, stride: int) -> list[int]:
