@@ -27,7 +27,7 @@ from ddpm.request import Request
 from ddpm.rundir import RunDirectory
 from ddpm.sampling import Constrain, SampleState
 from ddpm.schedule import NoiseSchedule
-from ddpm.slots import OnState, Sampler, draw, num_calls
+from ddpm.slots import OnState, Sampler, device_of, draw, draw_batch, num_calls
 
 # A picture of more is too large to look at; the NPZ file has them all.
 MAX_PICTURED = 400
@@ -114,8 +114,30 @@ class ImageGenerator:
                 batch_size=self.request.batch_size,
             )
 
+    def batch(self, first: int, size: int, *, on_state: OnState | None = None) -> NDArray[np.uint8]:
+        """Images first .. first + size - 1 in one network batch, uint8 (size, H, W, C).
+
+        They have the bits of draw() where `size` is the request's batch size and divides `first`.
+        """
+        ids = torch.arange(first, first + size, device=device_of(self.model.network))
+        labels = self.labels_of(ids.cpu())
+        return draw_batch(
+            self.model.network,
+            self.model.schedule,
+            ids,
+            self.request.image_shape,
+            self.sampler,
+            labels=None if labels is None else labels.to(ids.device),
+            constrain=self._constrain(),
+            on_state=on_state,
+        )
+
     def labels(self) -> Tensor | None:
         """The class of each image, int64 (N,); None where all are drawn without one."""
+        return self.labels_of(torch.arange(self.request.options.NUM_GEN_IMAGES))
+
+    def labels_of(self, ids: Tensor) -> Tensor | None:
+        """The class of each of these images; it depends on the image's number alone."""
         options, num_classes = self.request.options, self.model.network.num_classes
         if num_classes is None or options.GEN_TASK == "random_uncond":
             return None
@@ -124,7 +146,7 @@ class ImageGenerator:
             return None
         classes = range(num_classes) if wanted is None else np.atleast_1d(wanted)
         turn = torch.as_tensor(list(classes), dtype=torch.int64)
-        return turn[torch.arange(options.NUM_GEN_IMAGES) % len(turn)]
+        return turn[ids % len(turn)]
 
     def recipe(self) -> dict[str, object]:
         """All that the images depend on."""

@@ -59,13 +59,38 @@ def draw(
     for start in range(0, num_images, batch_size):
         ids = torch.arange(start, start + batch_size, device=device)
         wanted = None if labels is None else labels.to(device)[ids % num_images]
-        state = None
-        for state in _steps(network, schedule, ids, image_shape, sampler, wanted, constrain):
-            if on_state is not None:
-                on_state(ids, state)
-        assert state is not None
-        images.append(to_uint8(_finite(state.x_t, ids)).cpu())
-    return torch.cat(images)[:num_images].numpy()
+        images.append(
+            draw_batch(
+                *(network, schedule, ids, image_shape, sampler),
+                labels=wanted,
+                constrain=constrain,
+                on_state=on_state,
+            )
+        )
+    return np.concatenate(images)[:num_images]
+
+
+def draw_batch(
+    network: Network,
+    schedule: NoiseSchedule,
+    ids: Tensor,
+    image_shape: tuple[int, int, int],
+    sampler: Sampler,
+    *,
+    labels: Tensor | None = None,
+    constrain: Constrain | None = None,
+    on_state: OnState | None = None,
+) -> NDArray[np.uint8]:
+    """One batch of images by their numbers, each in its slot, uint8 (N, H, W, C); as in draw().
+
+    ids: int64 (N,), on the network's device, as labels are.
+    """
+    state = None
+    for state in _steps(network, schedule, ids, image_shape, sampler, labels, constrain):
+        if on_state is not None:
+            on_state(ids, state)
+    assert state is not None
+    return to_uint8(_finite(state.x_t, ids)).cpu().numpy()
 
 
 def _steps(
