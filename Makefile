@@ -13,7 +13,7 @@ BIN   := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep train report test test-fast test-slurm test-slurm-full bench check docs clean
+.PHONY: help install sweep train report test test-fast test-kills test-slurm test-slurm-full bench check docs clean
 
 help:              ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
@@ -30,10 +30,13 @@ report: $(STAMP)   ## report.html of REPORT, a sweep or a run directory
 	$(BIN)/python launch/report.py $(REPORT) $(ARGS)
 
 test: $(STAMP)     ## every test that needs no GPU and no SLURM
-	$(BIN)/python -m pytest -q -m "not gpu and not slurm" -n $(JOBS) --durations=15 $(ARGS)
+	$(BIN)/python -m pytest -q -m "not gpu and not slurm and not campaign" -n $(JOBS) --durations=15 $(ARGS)
 
 test-fast: $(STAMP) ## the tests that take under two seconds each
 	$(BIN)/python -m pytest -q -m "not gpu and not slurm and not slow" -n $(JOBS) --durations=15 $(ARGS)
+
+test-kills: $(STAMP) ## 10,000 images by 8 jobs that lose 50 processes to kill -9; minutes
+	$(BIN)/python -m pytest -q -m campaign -n 0 -s $(ARGS)
 
 test-slurm: $(STAMP) ## on a real SLURM of three nodes on this machine: Debian, as root, minutes
 	$(BIN)/python -m pytest -q -m "slurm and not slow" -n 0 --durations=15 $(ARGS)

@@ -4,13 +4,12 @@ the one size of the series, and image i sits in slot i % B of batch i // B whoev
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ddpm import base_images, durable, request, spans, units
+from ddpm import durable, spans, units
 from ddpm.errors import DdpmError, InputError, Interrupted, LockedError, StorageError
 from ddpm.image_generator import ImageGenerator
 from ddpm.request import Request, read_request
@@ -18,10 +17,10 @@ from ddpm.rundir import RunDirectory
 from ddpm.series import REQUEST, Series, digest, recipe_of
 from ddpm.slots import device_of
 from ddpm.spans import Span
+from ddpm.wish import whole_base
 
 LARGEST = {"cpu": 64, "cuda": 512}
 _NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
-_ANY = 10**9
 
 
 class _Enough(Exception):
@@ -179,15 +178,6 @@ def largest_that_fits(probe: Callable[[int], None], candidates: Sequence[int]) -
 def request_of(series: Series) -> Request:
     """What the series draws, as its folder says it."""
     return whole_base(read_request(series.folder / REQUEST, ema=series.ema))
-
-
-def whole_base(asked: Request) -> Request:
-    """The request with every image of its EXTERNAL_NPZ_INPUT: more images may need them later."""
-    path = asked.options.EXTERNAL_NPZ_INPUT
-    if asked.base is None or path is None:
-        return asked
-    key = f"{request.SECTION}.EXTERNAL_NPZ_INPUT"
-    return replace(asked, base=base_images.read(Path(path), asked.image_shape, _ANY, key))
 
 
 @contextmanager

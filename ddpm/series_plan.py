@@ -1,6 +1,5 @@
 """From a command line to a series of images: all checked, the network read, nothing written yet."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,31 +8,14 @@ from ddpm import config as configuration
 from ddpm import durable, series, units
 from ddpm.errors import InputError
 from ddpm.image_generator import ImageGenerator
-from ddpm.request import BATCH_SIZE, SECTION, Request, read_request
+from ddpm.request import Request
 from ddpm.series import REQUEST, Series
-from ddpm.series_draw import whole_base
+from ddpm.wish import Wish
 
-FORMATS = ("shards", "npz", "png")
 _UNITS = (64, 4096)
 _UNIT_BYTES = 1 << 27
 _UNITS_OF_A_TASK = 4
 _TASKS = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What the command line says of the images; None takes the default.
-
-    num: images.  unit: of a work unit.  batch_size: of a network call.
-    """
-
-    source: Path
-    overrides: Sequence[str] = ()
-    ema: float | None = None
-    num: int | None = None
-    unit: int | None = None
-    batch_size: int | None = None
-    format: str = "shards"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,16 +71,7 @@ def make(wish: Wish, *, jobs: int | None = None) -> Plan:
 
     jobs: tasks that run at once, for the default size of a unit.
     """
-    problems = _number_problems(wish)
-    overrides = list(wish.overrides)
-    if wish.num is not None and not problems:
-        overrides.append(f"{SECTION}.NUM_GEN_IMAGES={wish.num}")
-    try:
-        request = whole_base(_request(wish, overrides))
-    except InputError as error:
-        problems += error.problems
-    if problems:
-        raise InputError(problems)
+    request = wish.request()
     generator = ImageGenerator(request)
     recipe = series.recipe_of(generator.recipe())
     options = request.options
@@ -116,30 +89,6 @@ def make(wish: Wish, *, jobs: int | None = None) -> Plan:
         unit=begun.unit if begun else default_unit(wish, request, jobs or _TASKS),
         series=begun,
     )
-
-
-def _request(wish: Wish, overrides: Sequence[str]) -> Request:
-    """The request of a run, a checkpoint, a YAML file, or a series that goes on."""
-    source, ema = wish.source, wish.ema
-    if series.is_series(source):
-        own = Series.open(source)
-        source, ema = own.folder / REQUEST, own.ema if ema is None else ema
-    return read_request(source, overrides, ema=ema, batch_size=wish.batch_size or BATCH_SIZE)
-
-
-def _number_problems(wish: Wish) -> list[str]:
-    problems = [
-        f"--{name.replace('_', '-')} is {value}; give at least 1"
-        for name in ("num", "unit", "batch_size")
-        if (value := getattr(wish, name)) is not None and value < 1
-    ]
-    if problems or wish.unit is None or wish.batch_size is None or wish.unit % wish.batch_size == 0:
-        return problems
-    nearest = max(1, round(wish.unit / wish.batch_size)) * wish.batch_size
-    return [
-        f"--unit is {wish.unit}, which is no multiple of --batch-size {wish.batch_size}; "
-        f"give --unit {nearest}"
-    ]
 
 
 def _clashes(wish: Wish, begun: Series) -> list[str]:

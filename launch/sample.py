@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpm.errors import InputError, run_main
-from ddpm.request import BATCH_SIZE, SECTION, Request, read_request
+from ddpm.request import BATCH_SIZE, read_request
 
 if TYPE_CHECKING:
     from ddpm.adapters.image_request import Options
     from ddpm.series import Series
-    from ddpm.series_plan import Wish
+    from ddpm.wish import Wish
 
 _OF_JOBS = ("jobs", "time", "partition", "sbatch")
 _OF_BULK = ("unit", "format")
@@ -99,18 +99,21 @@ def main(argv: list[str] | None = None) -> int:
         return _look(args)
     if args.num is None and args.cluster is None:
         return _draw(args)
-    wish, options = _wish(args), _options(args)
     if args.plan:
-        _read(args)
+        _wish(args).request()
         return _planned(args.plan)
+    options = _options(args)
+    from ddpm.adapters.image_request import checked
+
+    plan, request = checked(_wish(args), options)
     if args.dry_run:
         from ddpm.adapters import dry_run_images
 
-        return dry_run_images.show(wish, options)
+        return dry_run_images.show(plan, request)
     from ddpm.adapters import array_images
     from launch.signals import stop_on_signals
 
-    return array_images.run(wish, options, should_stop=stop_on_signals())
+    return array_images.run(plan, request, should_stop=stop_on_signals())
 
 
 def _draw(args: argparse.Namespace) -> int:
@@ -119,7 +122,8 @@ def _draw(args: argparse.Namespace) -> int:
         if getattr(args, name) not in (None, []):
             what = "--cluster slurm" if name in _OF_JOBS else "--num"
             raise InputError(f"--{name} is for images in bulk; give {what} too")
-    request = _read(args)
+    size = BATCH_SIZE if args.batch_size is None else args.batch_size
+    request = read_request(args.source, args.overrides, ema=args.ema, batch_size=size)
     if args.dry_run:
         print(f"would draw {request.describe()}; nothing was written")
         return 0
@@ -130,14 +134,6 @@ def _draw(args: argparse.Namespace) -> int:
 
     print(generate(request).describe())
     return 0
-
-
-def _read(args: argparse.Namespace) -> Request:
-    overrides = list(args.overrides)
-    if args.num is not None:
-        overrides.append(f"{SECTION}.NUM_GEN_IMAGES={args.num}")
-    size = BATCH_SIZE if args.batch_size is None else args.batch_size
-    return read_request(args.source, overrides, ema=args.ema, batch_size=size)
 
 
 def _planned(path: Path) -> int:
@@ -172,9 +168,11 @@ def _series(args: argparse.Namespace) -> "tuple[Series, int]":
     if series.is_series(args.source) and not args.overrides:  # torch is not needed
         found, num = series.Series.open(args.source), args.num
     else:
+        wish = _wish(args)
+        wish.request()  # what is wrong is known before torch is imported
         from ddpm import series_plan
 
-        plan = series_plan.make(_wish(args))
+        plan = series_plan.make(wish)
         found, num = plan.series or series.Series.open(plan.folder), args.num
     if num is not None and num < 1:
         raise InputError(f"--num is {num}; give at least 1")
@@ -182,7 +180,7 @@ def _series(args: argparse.Namespace) -> "tuple[Series, int]":
 
 
 def _wish(args: argparse.Namespace) -> "Wish":
-    from ddpm.series_plan import Wish
+    from ddpm.wish import Wish
 
     return Wish(
         source=args.source,

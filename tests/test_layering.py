@@ -34,7 +34,7 @@ FLOORS = (
     "status run_status status_table job_states groups job_list slurm_queue "
     "generate image_generator film loaded request base_images slots startup workers probe "
     "prediction job_folder series series_plan series_draw series_check series_export "
-    "series_status draws",
+    "series_status draws wish",
     "adapters report",
     "launch",
 )

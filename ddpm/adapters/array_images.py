@@ -18,7 +18,6 @@ from rich.progress import Progress as Bars
 from ddpm import errors, job_list, series_export, slurm_queue, spans
 from ddpm.adapters import job_watch, submitit_jobs
 from ddpm.adapters.draw_task import DrawTask
-from ddpm.adapters.image_request import Options, checked
 from ddpm.adapters.submitit_jobs import Request
 from ddpm.draws import Draws, shared_out
 from ddpm.durable import remove
@@ -28,21 +27,21 @@ from ddpm.job_list import Submitted
 from ddpm.progress import LINE_EVERY_S
 from ddpm.series import STOP, Series
 from ddpm.series_draw import Artist
-from ddpm.series_plan import Plan, Wish
+from ddpm.series_plan import Plan
 from ddpm.series_status import Watch
 from ddpm.spans import Span
 
 _GOOD_ENDS = (0, Interrupted.exit_code)
 
 
-def run(wish: Wish, options: Options, *, should_stop: Callable[[], bool]) -> int:
+def run(plan: Plan, request: Request | None, *, should_stop: Callable[[], bool]) -> int:
     """Draw what is missing, or submit and watch it; the exit code, 0, once all images are there.
 
-    A stop detaches from jobs, which go on, and ends the drawing here: Interrupted.
+    request: what each task gets; None draws here.  A stop detaches from jobs, which go on, and ends
+    the drawing here: Interrupted.
     """
     console = Console()
-    plan, request = checked(wish, options)
-    if options.cluster == "slurm":
+    if request is not None and request.cluster == "slurm":
         slurm_queue.require_slurm()
     series = plan.begin()
     with series.launching():

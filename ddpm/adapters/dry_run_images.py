@@ -5,17 +5,16 @@ import os
 from ddpm import slurm_queue, spans
 from ddpm.adapters import submitit_jobs
 from ddpm.adapters.dry_run import framed
-from ddpm.adapters.image_request import Options, checked
+from ddpm.adapters.submitit_jobs import Request
 from ddpm.batch_script import from_environment
 from ddpm.draws import shared_out
-from ddpm.series_plan import Plan, Wish
+from ddpm.series_plan import Plan
 from ddpm.spans import Span
 
 
-def show(wish: Wish, options: Options) -> int:
-    """Prints it; the exit code. InputError and StorageError as for the real thing."""
-    plan, request = checked(wish, options)
-    if options.cluster == "slurm":
+def show(plan: Plan, request: Request | None) -> int:
+    """Prints it; the exit code."""
+    if request is not None and request.cluster == "slurm":
         slurm_queue.require_slurm()
     print(f"would draw {plan.describe()}")
     missing = _missing(plan)

@@ -5,17 +5,17 @@ images and as what each task gets.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-
-from ddpm import series_plan
 from ddpm.adapters import job_limits, submitit_jobs
 from ddpm.adapters.job_limits import Limits
 from ddpm.adapters.submitit_jobs import Request
 from ddpm.errors import InputError
 from ddpm.job_list import Cluster
-from ddpm.rundir import RunDirectory
-from ddpm.series_plan import Plan, Wish
+from ddpm.wish import Wish
+
+if TYPE_CHECKING:
+    from ddpm.series_plan import Plan
 
 JOBS = 16  # tasks that run at once unless --jobs says otherwise
 _INSTEAD = {
@@ -41,7 +41,7 @@ class Options:
     sbatch: Sequence[str] = ()
 
 
-def checked(wish: Wish, options: Options) -> tuple[Plan, Request | None]:
+def checked(wish: Wish, options: Options) -> "tuple[Plan, Request | None]":
     """The plan, and what to ask of the cluster for each task (None where there is no cluster).
 
     InputError with all that is wrong, StorageError where there is no room; nothing is written.
@@ -52,22 +52,29 @@ def checked(wish: Wish, options: Options) -> tuple[Plan, Request | None]:
     limits = job_limits.read(
         options.time, options.partition, options.sbatch, problems, instead=_INSTEAD
     )
-    plan = None
     try:
-        plan = series_plan.make(wish, jobs=options.jobs if not problems else None)
+        folder = wish.request().folder.resolve()
         if options.cluster is not None:
-            submitit_jobs.check_folder(plan.folder, "IMAGE_GENERATION.GEN_SAVE_DIR")
+            submitit_jobs.check_folder(folder, "IMAGE_GENERATION.GEN_SAVE_DIR")
     except InputError as error:
         problems += error.problems
-    if problems or plan is None:
+    if problems:
         raise InputError(problems)
+
+    from ddpm import series_plan  # imports torch, which takes seconds
+
+    plan = series_plan.make(wish, jobs=options.jobs)
     series_plan.require_room(plan)
     return plan, None if options.cluster is None else _request(
         plan, options.cluster, options, limits
     )
 
 
-def _request(plan: Plan, cluster: Cluster, options: Options, limits: Limits) -> Request:
+def _request(plan: "Plan", cluster: Cluster, options: Options, limits: Limits) -> Request:
+    import torch
+
+    from ddpm.rundir import RunDirectory
+
     threads = RunDirectory(plan.request.run).threads
     gpus = int(plan.request.config.CLUSTER.GPUS_PER_WORKER or 0)
     most = JOBS
