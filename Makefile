@@ -11,9 +11,10 @@ ARGS   ?=
 
 BIN   := .venv/bin
 STAMP := .venv/.installed
+PLAIN := not gpu and not slurm and not oracle and not campaign
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep train report test test-fast test-oracle test-slurm test-slurm-full bench check docs clean
+.PHONY: help install sweep train report test test-fast test-oracle test-kills test-slurm test-slurm-full bench check docs clean
 
 help:              ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
@@ -30,14 +31,17 @@ report: $(STAMP)   ## report.html of REPORT, a sweep or a run directory
 	$(BIN)/python launch/report.py $(REPORT) $(ARGS)
 
 test: $(STAMP)     ## every test that needs no GPU and no SLURM
-	$(BIN)/python -m pytest -q -m "not gpu and not slurm and not oracle" -n $(JOBS) --durations=15 $(ARGS)
+	$(BIN)/python -m pytest -q -m "$(PLAIN)" -n $(JOBS) --durations=15 $(ARGS)
 
 test-fast: $(STAMP) ## the tests that take under two seconds each
-	$(BIN)/python -m pytest -q -m "not gpu and not slurm and not oracle and not slow" -n $(JOBS) --durations=15 $(ARGS)
+	$(BIN)/python -m pytest -q -m "$(PLAIN) and not slow" -n $(JOBS) --durations=15 $(ARGS)
 
 test-oracle: $(STAMP) ## samplers against those of diffusers, which it installs beside the pinned packages
 	$(BIN)/python -m pip install --constraint constraints.txt --quiet "diffusers>=0.32"
 	$(BIN)/python -m pytest -q -m oracle -n 0 --no-skips $(ARGS) tests/test_diffusers_oracle.py
+
+test-kills: $(STAMP) ## 10,000 images by 8 jobs that lose 50 processes to kill -9; minutes
+	$(BIN)/python -m pytest -q -m campaign -n 0 -s $(ARGS)
 
 test-slurm: $(STAMP) ## on a real SLURM of three nodes on this machine: Debian, as root, minutes
 	$(BIN)/python -m pytest -q -m "slurm and not slow" -n 0 --durations=15 $(ARGS)

@@ -30,6 +30,7 @@ __all__ = [
     "Written",
     "append_line",
     "clean_temporaries",
+    "create_json",
     "free_bytes",
     "lock",
     "make_folder",
@@ -114,6 +115,26 @@ def write_text(path: Path, text: str) -> Written:
 def write_json(path: Path, value: object) -> Written:
     """Writes `value` as readable JSON, doubles exactly. Raises ValueError on NaN and infinity."""
     return write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def create_json(path: Path, value: object) -> bool:
+    """As write_json, where nothing lies there yet; False, changing nothing, where something does.
+
+    Of several processes on any machines the first one wins, and nobody reads half a file.
+    """
+    temporary = _sibling(path, "tmp")
+    data = (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+    try:
+        _write_synced(temporary, lambda sink: sink.write(data), path)
+        storage.system.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise failure(path, error) from error
+    finally:
+        _remove_quietly(temporary)
+    sync_folder(path.parent)
+    return True
 
 
 def read_json(path: Path) -> dict[str, Any]:

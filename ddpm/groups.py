@@ -74,6 +74,11 @@ class Group:
         return Journal(self.path)
 
     @property
+    def holds(self) -> tuple[str, ...]:
+        """The ids of its trials, for the list of jobs."""
+        return tuple(outcome.trial for outcome in self.outcomes)
+
+    @property
     def ledger(self) -> Ledger:
         return Ledger(self.folder / "ledger")
 

@@ -14,13 +14,14 @@ from torch import Tensor
 from ddpm import config as configuration
 from ddpm import durable, tasks
 from ddpm.film import SUFFIX, Film
+from ddpm.guidance import Network
 from ddpm.imagebar import ImageBar
 from ddpm.loaded import LoadedModel, load_network
 from ddpm.pictures import grid, npz, png
 from ddpm.request import Request
 from ddpm.rundir import RunDirectory
 from ddpm.sampling import SampleState
-from ddpm.slots import OnState, Sampler, draw, num_calls
+from ddpm.slots import OnState, Sampler, device_of, draw, draw_batch, num_calls
 from ddpm.weights import guide_weights
 
 # A picture of more is too large to look at; the NPZ file has them all.
@@ -68,6 +69,7 @@ class ImageGenerator:
         self.model = load_network(request.checkpoint or request.run, request.ema, device=device)
         self.guide = _guide(request, self.model, device)
         self.sampler = sampler_of(request, self.model, self.guide)
+        self.task = tasks.task_of(request)
 
     def run(self, *, progress: bool = True) -> Generated:
         """Draw and save; what the same recipe has drawn before is left as it is."""
@@ -99,11 +101,29 @@ class ImageGenerator:
                 self.request.image_shape,
                 self.sampler,
                 labels=self.labels(),
-                guide=None if self.guide is None else self.guide.network,
-                task=tasks.task_of(self.request),
+                guide=self._guide_network,
+                task=self.task,
                 on_state=_watch(film, bar, count, self._calls),
                 batch_size=self.request.batch_size,
             )
+
+    def batch(self, first: int, size: int, *, on_state: OnState | None = None) -> NDArray[np.uint8]:
+        """Images first .. first + size - 1 in one network batch, uint8 (size, H, W, C).
+
+        They have the bits of draw() where `size` is the request's batch size and divides `first`.
+        """
+        ids = torch.arange(first, first + size, device=device_of(self.model.network))
+        return draw_batch(
+            self.model.network,
+            self.model.schedule,
+            ids,
+            self.request.image_shape,
+            self.sampler,
+            labels=tasks.labels_of(self.request, ids),
+            guide=self._guide_network,
+            task=self.task,
+            on_state=on_state,
+        )
 
     def labels(self) -> Tensor | None:
         """The class of each image, int64 (N,); None where all are drawn without one."""
@@ -131,7 +151,11 @@ class ImageGenerator:
 
     @property
     def _calls(self) -> int:
-        return num_calls(self.sampler, self.model.schedule, begin=tasks.task_of(self.request).begin)
+        return num_calls(self.sampler, self.model.schedule, begin=self.task.begin)
+
+    @property
+    def _guide_network(self) -> Network | None:
+        return None if self.guide is None else self.guide.network
 
 
 def sampler_of(request: Request, model: LoadedModel, guide: LoadedModel | None) -> Sampler:

@@ -1,4 +1,6 @@
-"""jobs.json of a sweep folder: which submitted job holds which trials, and which of them live."""
+"""jobs.json of a sweep folder, or of a series of images: which submitted job holds which trials or
+images, and which of them live.
+"""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -20,7 +22,7 @@ class Submitted:
     """A job and what it holds.
 
     job: SLURM's id (`123_4`), or the process that a local job runs in.  name: what SLURM calls it.
-    trials: their ids.  group: file of the group.
+    trials: their ids, or the images' numbers.  group: file of the group.
     """
 
     job: str
@@ -35,7 +37,7 @@ class Submitted:
 
 
 def read(folder: Path) -> list[Submitted]:
-    """The jobs of the sweep in `folder`, those that have ended among them."""
+    """The jobs of `folder`, those that have ended among them."""
     path = folder / FILE
     entries = json.loads(path.read_text()) if path.exists() else []
     return [Submitted(**(entry | {"trials": tuple(entry["trials"])})) for entry in entries]

@@ -97,32 +97,59 @@ def draw(
     guide: the network to be guided away from, on the network's device; in eval mode.
     task: what is asked besides images.  on_state(ids, state): is told of each state.
     """
-    if (guide is None) != (sampler.guide_sha256 is None):
-        raise ValueError("a sampler with guide_sha256 and a guide go together; give both or none")
     device = device_of(network)
     images = []
     for first in range(0, num_images, batch_size):
         ids = torch.arange(first, first + batch_size, device=device)
         wanted = None if labels is None else labels.to(device)[ids % num_images]
-        state = None
-        states = sample_steps(
-            network,
-            schedule,
-            ids,
-            image_shape,
-            labels=wanted,
-            null_label=getattr(network, "null_label", None),
-            constrain=task.constrain,
-            start=task.start(ids),
-            draws=task.draws,
-            **_options(sampler, guide),
+        images.append(
+            draw_batch(
+                *(network, schedule, ids, image_shape, sampler),
+                labels=wanted,
+                guide=guide,
+                task=task,
+                on_state=on_state,
+            )
         )
-        for state in states:
-            if on_state is not None:
-                on_state(ids, state)
-        assert state is not None
-        images.append(to_uint8(_finite(state.x_t, ids)).cpu())
-    return torch.cat(images)[:num_images].numpy()
+    return np.concatenate(images)[:num_images]
+
+
+def draw_batch(
+    network: Network,
+    schedule: NoiseSchedule,
+    ids: Tensor,
+    image_shape: tuple[int, int, int],
+    sampler: Sampler,
+    *,
+    labels: Tensor | None = None,
+    guide: Network | None = None,
+    task: Task = PLAIN,
+    on_state: OnState | None = None,
+) -> NDArray[np.uint8]:
+    """One batch of images by their numbers, each in its slot, uint8 (N, H, W, C); as in draw().
+
+    ids: int64 (N,), on the network's device, as labels are.
+    """
+    if (guide is None) != (sampler.guide_sha256 is None):
+        raise ValueError("a sampler with guide_sha256 and a guide go together; give both or none")
+    states = sample_steps(
+        network,
+        schedule,
+        ids,
+        image_shape,
+        labels=labels,
+        null_label=getattr(network, "null_label", None),
+        constrain=task.constrain,
+        start=task.start(ids),
+        draws=task.draws,
+        **_options(sampler, guide),
+    )
+    state = None
+    for state in states:
+        if on_state is not None:
+            on_state(ids, state)
+    assert state is not None
+    return to_uint8(_finite(state.x_t, ids)).cpu().numpy()
 
 
 def _options(sampler: Sampler, guide: Network | None) -> _Options:

@@ -37,6 +37,7 @@ class SystemCalls:
     close = staticmethod(os.close)
     ftruncate = staticmethod(os.ftruncate)
     rename = staticmethod(os.rename)
+    link = staticmethod(os.link)
     mkdir = staticmethod(os.mkdir)
     unlink = staticmethod(os.unlink)
     rmdir = staticmethod(os.rmdir)

@@ -7,20 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ddpm import prediction
-from ddpm.adapters import submitit_jobs, sweep_setup
+from ddpm.adapters import job_limits, submitit_jobs, sweep_setup
 from ddpm.adapters.run_sweep import room
 from ddpm.adapters.run_trial import Resources
 from ddpm.adapters.submitit_jobs import Request
-from ddpm.batch_script import GPU_OPTIONS, from_environment, minutes
+from ddpm.batch_script import GPU_OPTIONS, from_environment
 from ddpm.errors import InputError
 from ddpm.job_list import Cluster
 from ddpm.sweep import Sweep
 
 JOBS = 16  # tasks that run at once unless --jobs says otherwise
 LEAST_GROUP_S = 120.0  # a task takes some ten seconds to start
-LEAST_MINUTES = 15  # submitit takes the end of a shorter job for its time limit
-DEFAULT_MINUTES = 60
-REQUEUES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,42 +64,21 @@ def _request(sweep: Sweep, options: Options) -> tuple[Request, Resources]:
             "CLUSTER.NUM_WORKERS above 1 and shares of a GPU need one allocation for the whole "
             "sweep: `sbatch slurm/sweep.sh SWEEP`; a task of --cluster trains on one worker"
         )
-    asked: dict[str, str | bool] = {}
-    limit, requeues = DEFAULT_MINUTES, REQUEUES
-    try:
-        asked = submitit_jobs.check_options(options.sbatch)
-        requeues = _requeues()
-        limit = minutes(options.time or from_environment(os.environ).get("time") or str(limit))
-    except InputError as error:
-        problems += error.problems
-    if limit < LEAST_MINUTES:
-        problems.append(
-            f"a time limit of {limit} minutes is too short to save and to queue again; give "
-            f"--time {LEAST_MINUTES} or more"
-        )
+    limits = job_limits.read(options.time, options.partition, options.sbatch, problems)
     if problems:
         raise InputError(problems)
-    if options.partition:
-        asked["partition"] = options.partition
-    resources, jobs = _resources(sweep, options, asked)
+    resources, jobs = _resources(sweep, options, limits.options)
     request = Request(
         cluster=options.cluster,
         name=f"sweep-{sweep.name}",
         cpus=resources.cpus_per_worker,
         gpus=int(gpus) if options.cluster == "slurm" else int(resources.gpus_per_worker),
         jobs=jobs,
-        minutes=limit,
-        requeues=requeues,
-        options=asked,
+        minutes=limits.minutes,
+        requeues=limits.requeues,
+        options=limits.options,
     )
     return request, resources
-
-
-def _requeues() -> int:
-    text = os.environ.get("DDPM_REQUEUES", str(REQUEUES))
-    if not text.isdecimal():
-        raise InputError(f"DDPM_REQUEUES is {text!r}; give a whole number such as {REQUEUES}")
-    return int(text)
 
 
 def _resources(

@@ -8,7 +8,6 @@ array jobs began, and the other way round.
 
 import secrets
 import shlex
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,21 +15,17 @@ from pathlib import Path
 from rich.console import Console
 
 from ddpm import job_list, slurm_queue
-from ddpm.adapters import submitit_jobs, sweep_setup
+from ddpm.adapters import job_watch, submitit_jobs, sweep_setup
 from ddpm.adapters.array_request import Options, checked, expected_s, group_size
 from ddpm.adapters.run_trial import Resources
 from ddpm.adapters.submitit_jobs import Request
 from ddpm.adapters.sweep_setup import OpenSweep, Trial
 from ddpm.durable import remove
-from ddpm.errors import DdpmError, InputError, Interrupted
+from ddpm.errors import DdpmError, Interrupted
 from ddpm.groups import Group, split
 from ddpm.job_list import Submitted
 from ddpm.progress import Tail, watch
 from ddpm.sweep import Sweep
-
-QUEUE_POLL_S = {"slurm": 3.0, "local": 0.5}
-RECORDS_S = 10.0  # sacct may lag behind
-FAILURES = ("FAILED", "OUT_OF_MEMORY")  # what a trial is to blame for; the rest interrupts it
 
 
 def run(
@@ -51,7 +46,7 @@ def run(
         slurm_queue.require_slurm()
     threads, packed = resources.cpus_per_worker, request.jobs > 1
     with sweep_setup.opened(sweep, threads=threads, packed=packed) as opened:
-        living = _living(opened.folder)
+        living = job_watch.living(opened.folder)
         held = {trial for job in living for trial in job.trials}
         if not living:
             remove(opened.stop_file)
@@ -105,17 +100,6 @@ def _groups(
     return groups
 
 
-def _living(folder: Path) -> list[Submitted]:
-    """The jobs of an earlier command that still wait or run; InputError when SLURM cannot say."""
-    living = job_list.living(job_list.read(folder))
-    if living is None:
-        raise InputError(
-            f"{folder / job_list.FILE} names jobs and squeue does not answer, so that nobody knows "
-            "whether they run; try again when SLURM is back"
-        )
-    return living
-
-
 def _submit(
     opened: OpenSweep,
     groups: list[Group],
@@ -141,14 +125,8 @@ def _submit(
 
 def _how_to(jobs: Sequence[Submitted], folder: Path) -> str:
     """How to look after the jobs without this process."""
-    ids = " ".join(dict.fromkeys(job.job.partition("_")[0] for job in jobs))
-    stop = (
-        f"scancel {ids}"
-        if jobs[0].cluster == "slurm"
-        else shlex.join(["touch", str(folder / "stop")])
-    )
     look = shlex.join(["python", "launch/status.py", str(folder)])
-    return f"look: {look}    stop: {stop}    detach: Ctrl-C"
+    return job_watch.how_to(jobs, look, folder / "stop")
 
 
 def _watch_to_the_end(
@@ -158,42 +136,14 @@ def _watch_to_the_end(
     console: Console,
 ) -> dict[str, str]:
     """Show all trials until no job lives; how the jobs ended, by id."""
-    living, suspects = {job.job: job for job in jobs}, set[str]()
     with watch(_tails(opened), console):
-        while living:
-            _sleep(QUEUE_POLL_S[jobs[0].cluster], should_stop)
+        for living in job_watch.until_the_end(jobs, should_stop):
             if should_stop():
                 raise Interrupted(
                     f"detached; {len(living)} job(s) go on, and the same command watches them "
-                    f"again. {_how_to(list(living.values()), opened.folder)}"
+                    f"again. {_how_to(living, opened.folder)}"
                 )
-            there = job_list.living(living.values())
-            if there is None:
-                continue
-            gone = living.keys() - {job.job for job in there}
-            for job in gone & suspects:  # twice: a job on its way back may be missing for a moment
-                del living[job]
-            suspects = gone
-    return _endings(jobs)
-
-
-def _sleep(seconds: float, should_stop: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and not should_stop():
-        time.sleep(0.2)
-
-
-def _endings(jobs: Sequence[Submitted]) -> dict[str, str]:
-    """What SLURM says of the jobs that did not end by themselves; nothing where it keeps no
-    records.
-    """
-    killed = {j.job for j in jobs if j.cluster == "slurm" and j.journal.exit_code is None}
-    deadline = time.monotonic() + RECORDS_S
-    while True:
-        found = slurm_queue.endings(killed)
-        if found is None or found.keys() == killed or time.monotonic() >= deadline:
-            return {job: str(ending) for job, ending in (found or {}).items()}
-        time.sleep(1.0)
+    return job_watch.endings(jobs)
 
 
 def _concluded(
@@ -209,8 +159,8 @@ def _concluded(
             continue
         how = endings.get(job.job, "no record of how it ended")
         log = opened.folder / "submitit" / f"{job.job}_0_log.out"
-        if how.startswith(FAILURES):
-            reason = f"job {job.job}: {how}{_last_line(log)}"
+        if how.startswith(job_watch.FAILURES):
+            reason = f"job {job.job}: {how}{job_watch.last_line(log)}"
             if Group.read(Path(job.group)).record_death(reason) is None and job.journal.is_empty:
                 unstarted.append(f"{reason}; see {log}")
         console.print(f"job {job.job} was ended: {how}", soft_wrap=True, markup=False)
@@ -219,13 +169,6 @@ def _concluded(
             "\n".join([f"{len(unstarted)} job(s) failed before their first trial:", *unstarted])
         )
     return sweep_setup.conclude(opened, console)
-
-
-def _last_line(log: Path) -> str:
-    """The last line that a job printed, after a colon; empty without one."""
-    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return f": {last}" if last else ""
 
 
 def _tails(opened: OpenSweep) -> list[Tail]:

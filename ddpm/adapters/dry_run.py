@@ -95,7 +95,7 @@ def _arrays(planned: Sweep, options: Options) -> None:
         print(f"{-(-tasks // most)} array jobs: this site allows {most} tasks in each")
     folder = sweep_setup.folder_of(planned) / "submitit"
     text = submitit_jobs.script(request, folder, min(tasks, most))
-    print("\n" + _framed("what sbatch gets", text))
+    print("\n" + framed("what sbatch gets", text))
     with submitit_jobs.undisturbed(request, text):
         for option, value in from_environment(os.environ).items():
             print(f"from the environment: --{option}={value}")
@@ -143,9 +143,10 @@ def _print_script(name: str) -> None:
     arguments = [word for word in sys.argv[1:] if word not in _NOT_FOR_JOBS]
     print(f"\nas a SLURM job, from {path.parent.parent}:\n")
     print(f"  sbatch slurm/{name} {shlex.join(arguments)}\n")
-    print(_framed(f"slurm/{name}", as_submitted(path.read_text(), os.environ)))
+    print(framed(f"slurm/{name}", as_submitted(path.read_text(), os.environ)))
 
 
-def _framed(title: str, text: str) -> str:
+def framed(title: str, text: str) -> str:
+    """A text between two rules."""
     rule = "-" * 72
     return f"{rule} {title}\n{text.rstrip()}\n{rule}"

@@ -1,7 +1,7 @@
-"""Groups of trials as jobs of submitit: an array job on SLURM, processes here ("local"), or one
-after the other in this process ("debug").
+"""Files of work as jobs of submitit: an array job on SLURM, processes here ("local"), or one after
+the other in this process ("debug").
 
-What travels is the path of a group's file, never code or data: submitit pickles a GroupTask.
+What travels is the path of a file, never code or data: submitit pickles a FileTask.
 """
 
 import os
@@ -12,15 +12,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import submitit
 
 from ddpm import durable, slurm_queue
+from ddpm.adapters.file_task import FileTask
 from ddpm.adapters.group_task import GroupTask
 from ddpm.batch_script import GPU_OPTIONS, VARIABLES, options_in
 from ddpm.errors import InputError
-from ddpm.groups import Group, split
+from ddpm.groups import split
 from ddpm.job_list import Cluster, Submitted
 
 SIGNAL_S = 120  # SLURM asks a task to save so long before its time is up
@@ -45,8 +46,26 @@ class Request:
     options: Mapping[str, str | bool] = field(default_factory=dict)
 
 
-def check_options(options: Sequence[str]) -> dict[str, str | bool]:
-    """`KEY=VALUE` or `KEY` as sbatch's long options; InputError with all that cannot be given."""
+class Part(Protocol):
+    """What one task does."""
+
+    @property
+    def path(self) -> Path:
+        """The file that says it."""
+
+    @property
+    def holds(self) -> tuple[str, ...]:
+        """What it does, for the list of jobs."""
+
+
+def check_options(
+    options: Sequence[str], *, instead: Mapping[str, str] | None = None
+) -> dict[str, str | bool]:
+    """`KEY=VALUE` or `KEY` as sbatch's long options; InputError with all that cannot be given.
+
+    instead: what to use for options that have a word of their own; None: as a sweep has them.
+    """
+    instead = _INSTEAD if instead is None else instead
     found: dict[str, str | bool] = {}
     problems = []
     for text in options:
@@ -55,9 +74,9 @@ def check_options(options: Sequence[str]) -> dict[str, str | bool]:
         if not re.fullmatch("[a-z][a-z-]*", key):
             problems.append(f"--sbatch {text!r}: give KEY=VALUE, such as mem=4G or account=physics")
         elif key in _OURS:
-            problems.append(f"--sbatch {text!r}: the sweep sets --{key} itself; leave it out")
-        elif key in ("time", "partition", "job-name", "cpus-per-task"):
-            problems.append(f"--sbatch {text!r}: {_INSTEAD[key]}")
+            problems.append(f"--sbatch {text!r}: this command sets --{key} itself; leave it out")
+        elif key in instead:
+            problems.append(f"--sbatch {text!r}: {instead[key]}")
         elif re.search(r"[\n\r\0]", value):
             problems.append(f"--sbatch {text!r}: a value is one line; leave the line break out")
         else:
@@ -67,6 +86,7 @@ def check_options(options: Sequence[str]) -> dict[str, str | bool]:
     return found
 
 
+# of a sweep
 _INSTEAD = {
     "time": "use --time",
     "partition": "use --partition",
@@ -75,12 +95,12 @@ _INSTEAD = {
 }
 
 
-def check_folder(folder: Path) -> None:
-    """InputError for a folder whose name SLURM would read as a pattern."""
+def check_folder(folder: Path, key: str = "TRAINING.OUTPUT_DIR") -> None:
+    """InputError for a folder whose name SLURM would read as a pattern.  key: what chooses it."""
     if re.search(r"[%\\]", str(folder)):
         raise InputError(
             f"{str(folder)!r}: SLURM cannot write logs into a folder with '%' or a backslash in "
-            "its name; choose another TRAINING.OUTPUT_DIR"
+            f"its name; choose another {key}"
         )
 
 
@@ -93,46 +113,48 @@ def script(request: Request, folder: Path, tasks: int) -> str:
     return text
 
 
-def submit(request: Request, folder: Path, groups: Sequence[Group]) -> Iterator[list[Submitted]]:
-    """Submit a task for each group; each yield is an array job, submitted just now.
+def submit(
+    request: Request, folder: Path, parts: Sequence[Part], task: type[FileTask] = GroupTask
+) -> Iterator[list[Submitted]]:
+    """Submit a task for each part; each yield is an array job, submitted just now.
 
     folder: of submitit, only for its owner. On SLURM an array has as many tasks as the site allows.
     """
     durable.make_folder(folder)
     folder.chmod(0o700)
     chunk = slurm_queue.largest_array() if request.cluster == "slurm" else 1
-    for number, part in enumerate(split(groups, chunk)):
+    for number, some in enumerate(split(parts, chunk)):
         executor = _executor(request, folder)
         if request.cluster == "local" and request.gpus:  # else all of them would use the first
             first = number * request.gpus
             visible = list(range(first, first + request.gpus))
             executor._executor.parameters["visible_gpus"] = visible
-        tasks = [GroupTask(str(group.path), requeues=request.requeues) for group in part]
+        tasks = [task(str(part.path), requeues=request.requeues) for part in some]
         apart = _detached() if request.cluster == "local" else nullcontext()
-        with apart, undisturbed(request, script(request, folder, len(part))):
+        with apart, undisturbed(request, script(request, folder, len(some))):
             jobs = _submit_array(executor, tasks)
         yield [
             Submitted(
                 job=job.job_id,
                 name=request.name,
                 cluster=request.cluster,
-                trials=tuple(outcome.trial for outcome in group.outcomes),
-                group=str(group.path),
+                trials=part.holds,
+                group=str(part.path),
             )
-            for job, group in zip(jobs, part, strict=True)
+            for job, part in zip(jobs, some, strict=True)
         ]
 
 
-def run_here(folder: Path, groups: Sequence[Group]) -> None:
-    """Train the groups one after the other, as submitit's "debug" does."""
+def run_here(folder: Path, parts: Sequence[Part], task: type[FileTask] = GroupTask) -> None:
+    """Do the parts one after the other, as submitit's "debug" does."""
     durable.make_folder(folder)
     executor = submitit.AutoExecutor(folder, cluster="debug")
-    for job in executor.submit_array([GroupTask(str(g.path), requeues=0) for g in groups]):
+    for job in executor.submit_array([task(str(part.path), requeues=0) for part in parts]):
         job.wait()
 
 
 def _submit_array(
-    executor: submitit.AutoExecutor, tasks: list[GroupTask]
+    executor: submitit.AutoExecutor, tasks: Sequence[FileTask]
 ) -> list[submitit.Job[int]]:
     try:
         return executor.submit_array(tasks)

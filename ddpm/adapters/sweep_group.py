@@ -2,28 +2,19 @@
 
 Exit codes: 0 all done, 1 some failed, 75 stopped after saving: the same command goes on. Stops on
 SIGTERM, SIGUSR2 and SIGINT, however often they come, when the sweep's stop file appears, and when
-the process at the other end of the pipe that its standard input is has gone.
-
-Those signals are blocked from the first instant on and taken by a thread that waits for them.
-SLURM sends them to every process of a step, and children inherit the block: what this process has
-started (W&B's service, a compiler) lives on until the trial is saved.
+the process that has started it is gone.
 """
 
-import os
-import signal
-import stat
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from ddpm.adapters.run_trial import FilePoll, Resources, run_trial
 from ddpm.adapters.stage_clean import clean_here
+from ddpm.adapters.task_signals import stop_asked
 from ddpm.errors import Interrupted, run_main
 from ddpm.groups import Group
 from ddpm.worker import Job
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,28 +52,6 @@ def run(group: Group, should_stop: Callable[[], bool]) -> int:
     return int(
         any(o.trial in outcomes and outcomes[o.trial].status == "failed" for o in group.outcomes)
     )
-
-
-def stop_asked() -> Callable[[], bool]:
-    """Block the signals for good; whether one has come, or the starter of this process has gone."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    asked = threading.Event()
-
-    def wait_for_signals() -> None:
-        while True:
-            name = signal.Signals(signal.sigwait(SIGNALS)).name
-            print(f"{name}: saving, then stopping", file=sys.stderr, flush=True)
-            asked.set()
-
-    def wait_for_starter() -> None:
-        while os.read(sys.stdin.fileno(), 1):
-            pass
-        asked.set()
-
-    threading.Thread(target=wait_for_signals, daemon=True).start()
-    if stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
-        threading.Thread(target=wait_for_starter, daemon=True).start()
-    return asked.is_set
 
 
 if __name__ == "__main__":
