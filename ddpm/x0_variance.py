@@ -41,7 +41,7 @@ def read_x0_variance(run: Path) -> X0Variance:
         raise InputError(
             f"IMAGE_GENERATION.SAMPLER is analytic but {path} is not there, whose errors it needs; "
             f"finish the training (python launch/train.py {run / 'training_config.yaml'}), which "
-            "evaluates, or give another SAMPLER"
+            "evaluates where there are validation images, or give another SAMPLER"
         )
     try:
         facts = json.loads(path.read_text())

@@ -215,8 +215,8 @@ def test_the_logarithm_of_the_variance_is_linear_between_levels_and_constant_out
     variance = X0Variance(levels=(-2, 0, 4), mse=(0.4, 0.1, 1e-4))
     assert [variance(level) for level in (-2, 0, 4)] == pytest.approx([0.4, 0.1, 1e-4], rel=1e-12)
     assert variance(-1) == pytest.approx(0.2) and variance(1) == pytest.approx(0.1 * 1e-3**0.25)
-    assert variance(-np.inf) == variance(-9) == 0.4
-    assert variance(np.inf) == variance(9) == 1e-4
+    assert variance(-np.inf) == variance(-9) == variance(-2.5) == 0.4
+    assert variance(np.inf) == variance(9) == variance(4.5) == 1e-4
 
 
 @pytest.mark.parametrize(

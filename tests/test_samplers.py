@@ -109,6 +109,20 @@ def test_a_step_out_of_zero_snr_is_of_first_order(sampler: str, name: str) -> No
     assert torch.equal(after, step("ddim", then, later, x_s, x_s))
 
 
+@pytest.mark.parametrize("name", ["iddpm_cosine", "sigmoid", "laplace", "shifted_cosine"])
+def test_heun_does_not_magnify_errors_out_of_next_to_zero_snr(name: str) -> None:
+    """sigma / alpha falls there from thousands to tens in one step; half of that is a factor."""
+    schedule = NoiseSchedule(name, 1000)
+    for path in (levels(schedule, num_steps=20), levels(schedule, spacing="karras", num_steps=20)):
+        now, then = path[:2]
+        weight = 0.5 * float(then.alpha * now.sigma / now.alpha - then.sigma)
+        x_t = torch.linspace(-2, 2, 7, dtype=torch.float64)
+        is_first_order = torch.equal(
+            step("heun", now, then, x_t, x_t), step("ddim", now, then, x_t, x_t)
+        )
+        assert is_first_order == (weight > 30) == (path[1].t == 950)
+
+
 @every_schedule
 def test_heun_averages_the_noise_in_sigma_over_alpha(name: str) -> None:
     """Karras et al. 2022, Algorithm 1, in y = x / alpha and its own words."""
@@ -252,7 +266,7 @@ def test_zero_terminal_snr_draws_the_right_mean(name: str, sampler: str, spacing
 @every_schedule
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
 @pytest.mark.parametrize(
-    "sampler, order, within", [("ddim", 1, 0.05), ("heun", 2, 0.05), ("dpmpp_2m", 2, 0.25)]
+    "sampler, order, within", [("ddim", 1, 0.05), ("heun", 2, 0.1), ("dpmpp_2m", 2, 0.25)]
 )
 def test_orders_of_convergence_to_the_flow_from_T_to_one(
     name: str, zero_terminal_snr: bool, sampler: str, order: int, within: float
@@ -260,7 +274,7 @@ def test_orders_of_convergence_to_the_flow_from_T_to_one(
     schedule = NoiseSchedule(name, 1000, zero_terminal_snr=zero_terminal_snr)
     x_T = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64).view(3, 1)
     errors = []
-    for num_steps in (160, 320, 640):
+    for num_steps in (160, 320, 640) if sampler == "dpmpp_2m" else (80, 160, 320):
         path = levels(schedule, spacing="logsnr", num_steps=num_steps)[int(zero_terminal_snr) : -1]
         reached = carried(sampler, path, x_T, lambda k: never())
         errors.append(float((reached - flowed(x_T, path[0], path[-1])).abs().max()))
