@@ -73,6 +73,8 @@ def _prepared(
     missing = series.missing(plan.num)
     todo = spans.difference(missing, held)
     console.print(plan.describe(), soft_wrap=True, markup=False)
+    if plan.request.options.EXPORT_INTERM:
+        console.print("EXPORT_INTERM: no film is made of images in bulk")
     console.print(
         f"{plan.num - spans.total(missing):,} are there, {spans.total(todo):,} to draw, "
         f"{spans.total(missing) - spans.total(todo):,} held by living jobs"
