@@ -77,6 +77,8 @@ def make(wish: Wish, *, jobs: int | None = None) -> Plan:
     options = request.options
     stem = request.stem.replace(f"_gen_{options.NUM_GEN_IMAGES}x", "_gen_")
     folder = request.folder / f"{stem}_{series.digest(recipe)[:8]}"
+    if series.is_series(wish.source) and Series.open(wish.source).digest == series.digest(recipe):
+        folder = wish.source  # wherever it has been moved
     begun = Series.open(folder) if series.is_series(folder) else None
     if begun is not None and (found := _clashes(wish, begun)):
         raise InputError(found)

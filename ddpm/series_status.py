@@ -25,14 +25,17 @@ class JobLine:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """A series as it is now.  rate: images/s over all jobs; None while that cannot be told."""
+    """A series as it is now.  rate: images/s over all jobs; None while that cannot be told.
+
+    jobs: those that live; None while SLURM does not answer.
+    """
 
     num: int
     there: int
     units: int
     missing: Sequence[Span]
     rate: float | None
-    jobs: Sequence[JobLine] = field(default_factory=tuple)
+    jobs: Sequence[JobLine] | None = field(default_factory=tuple)
 
     @property
     def eta(self) -> str:
@@ -46,7 +49,7 @@ class Progress:
         parts = [f"{self.there:,} of {self.num:,} images"]
         parts += [f"{self.rate:,.1f} images/s"] if self.rate else []
         parts += [f"{self.eta} left"] if self.eta else []
-        states = [job.state for job in self.jobs]
+        states = [job.state for job in self.jobs or ()]
         counts = [f"{states.count(state)} {state}" for state in sorted(set(states))]
         parts += [f"jobs: {', '.join(counts)}"] if counts else []
         return "  ".join(parts)
@@ -60,8 +63,10 @@ class Progress:
         if self.rate:
             left = f", {self.eta} left" if self.eta else ""
             found.append(f"{self.rate:,.1f} images/s{left}")
-        found += [f"job {line.job}: {line.state}{line.at}" for line in self.jobs]
-        if not self.jobs:
+        found += [f"job {line.job}: {line.state}{line.at}" for line in self.jobs or ()]
+        if self.jobs is None:
+            found.append("SLURM does not answer, so that nobody knows which jobs run")
+        elif not self.jobs:
             found.append("no job waits or runs")
         return found
 
@@ -78,7 +83,7 @@ class Watch:
         """The series now.  living: its jobs, where the caller knows them."""
         there = self.series.present()
         if living is None:
-            living = job_list.living(job_list.read(self.series.folder)) or []
+            living = job_list.living(job_list.read(self.series.folder))
         missing = spans.difference([Span(0, self.num)], there)
         return Progress(
             num=self.num,
@@ -86,7 +91,7 @@ class Watch:
             units=len(there),
             missing=missing,
             rate=self._rate(there) if missing else None,
-            jobs=[self._line(job) for job in living],
+            jobs=None if living is None else [self._line(job) for job in living],
         )
 
     def _rate(self, there: Sequence[Span]) -> float | None:

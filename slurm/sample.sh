@@ -2,6 +2,7 @@
 # Images from a trained run. Submit it from the root of the repository:
 #
 #   sbatch --gpus=1 slurm/sample.sh RUN IMAGE_GENERATION.NUM_GEN_IMAGES=10000
+#   sbatch --gpus=1 slurm/sample.sh RUN --num 10000       in units, which a requeue does not lose
 #
 # It saves before its time ends and goes on by itself; scancel ends it for good. Options on the
 # command line win over the lines below. How to look and how to stop: slurm/README.md.

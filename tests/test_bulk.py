@@ -19,9 +19,10 @@ from ddpm.adapters.image_request import Options, checked
 from ddpm.checkpoint import folder_of
 from ddpm.errors import DdpmError, InputError, Interrupted, StorageError
 from ddpm.image_generator import ImageGenerator
-from ddpm.request import read_request
+from ddpm.request import Request, read_request
 from ddpm.series import Series
 from ddpm.series_draw import Artist, largest_that_fits, request_of, sizes
+from ddpm.slots import OnState
 from ddpm.spans import Span
 from ddpm.wish import Wish
 from tests.bulk_data import Bulk, files_of, whole
@@ -104,6 +105,26 @@ def test_more_images_draw_the_rest_only_and_are_the_same(
     assert sorted(before) == list(range(first))
     assert files_of(series) == files_of(undisturbed)
     assert series_check.verify(series, 30, progress=False).is_whole
+
+
+class Recording(ImageGenerator):
+    """Knows which batches it was asked for."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        self.asked: list[tuple[int, int]] = []
+
+    def batch(self, first: int, size: int, **more: OnState | None) -> np.ndarray:
+        self.asked.append((first, size))
+        return super().batch(first, size, **more)
+
+
+def test_image_i_sits_in_slot_i_mod_b_of_batch_i_div_b(bulk: Bulk) -> None:
+    """Wherever a unit begins and ends: bits may depend on the slot, on other machines than this."""
+    series = bulk.draw(5)
+    generator = Recording(request_of(series))
+    Artist(series, generator).draw(whole(22), should_stop=lambda: False)
+    assert generator.asked == [(first, 4) for first in (4, 8, 12, 16, 20)]
 
 
 def test_fewer_images_than_there_are_draw_nothing(bulk: Bulk) -> None:
@@ -376,6 +397,13 @@ def test_other_weights_are_not_drawn_into_the_same_folder(tmp_path: Path) -> Non
         Artist(Series.open(series.folder))
 
 
+def test_a_folder_belongs_to_one_recipe(bulk: Bulk) -> None:
+    series = bulk.draw(4)
+    assert Series.begin(series.folder, series.recipe, 99) == series
+    with pytest.raises(InputError, match="holds images of another recipe"):
+        Series.begin(series.folder, {**series.recipe, "step": 8}, 8)
+
+
 def test_jobs_draw_what_the_folder_says(bulk: Bulk) -> None:
     series = bulk.draw(4)
     request = request_of(series)
@@ -384,10 +412,12 @@ def test_jobs_draw_what_the_folder_says(bulk: Bulk) -> None:
 
 
 def test_a_series_goes_on_from_its_own_folder(bulk: Bulk, undisturbed: Series) -> None:
+    """Also where that was moved."""
     series = bulk.draw(10)
-    wish = Wish(source=series.folder, num=30)
+    moved = series.folder.rename(bulk.out.parent / "moved")
+    wish = Wish(source=moved, num=30)
     assert array_images.run(*checked(wish, Options()), should_stop=lambda: False) == 0
-    assert files_of(bulk.series) == files_of(undisturbed)
+    assert files_of(Series.open(moved)) == files_of(undisturbed) and not list(bulk.out.iterdir())
 
 
 # Bad input

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from ddpm import job_list, series_check, spans
+from ddpm.adapters import array_images
+from ddpm.adapters.image_request import Options, checked
+from ddpm.errors import StorageError
 from ddpm.series import Series
 from ddpm.spans import Span
 from tests.bulk_data import Bulk, files_of
@@ -117,6 +120,15 @@ def test_debug_draws_one_part_after_the_other(bulk: Bulk) -> None:
     done = bulk.command("--num", 30, "--unit", 8, "--cluster", "debug")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith("done: 30 images in ")
+
+
+def test_debug_ends_with_the_error_of_its_part(bulk: Bulk) -> None:
+    mine = Bulk(make_run(bulk.out.parent), bulk.out, KEYS)
+    plan, request = checked(mine.wish(8), Options(cluster="debug"))
+    for path in mine.run.glob("checkpoints/*/*"):
+        path.unlink()
+    with pytest.raises(StorageError, match="failed for the reason above"):
+        array_images.run(plan, request, should_stop=lambda: False)
 
 
 def test_a_task_that_fails_by_itself_is_named_with_its_reason(bulk: Bulk) -> None:

@@ -35,6 +35,7 @@ class Campaign:
     kills: int
     seed: int
     unit: int
+    batch: int
     landed: Counter[str] = field(default_factory=Counter)
     launches: int = 0
     duplicates: int = 0
@@ -59,7 +60,7 @@ class Campaign:
 
     def _launch(self) -> "Popen[str]":
         self.launches += 1
-        options = ("--num", self.num, "--unit", self.unit, "--batch-size", 4)
+        options = ("--num", self.num, "--unit", self.unit, "--batch-size", self.batch)
         return self.bulk.start(*options, "--cluster", "local", "--jobs", self.jobs)
 
     def _wait_for_work(self, driver: "Popen[str]") -> None:
@@ -89,10 +90,12 @@ class Campaign:
             (self.bulk.series.shards / f"{span}.json").unlink()
 
 
-def fight(run: Path, place: Path, *, num: int, jobs: int, kills: int, unit: int, seed: int) -> str:
+def fight(
+    run: Path, place: Path, *, num: int, jobs: int, kills: int, unit: int, batch: int, seed: int
+) -> str:
     """A campaign and what it must come to; the figures."""
-    undisturbed = Bulk(run, place / "undisturbed", KEYS).draw(num, unit=unit)
-    campaign = Campaign(Bulk(run, place / "out", KEYS), num, jobs, kills, seed, unit)
+    undisturbed = Bulk(run, place / "undisturbed", KEYS).draw(num, unit=unit, batch_size=batch)
+    campaign = Campaign(Bulk(run, place / "out", KEYS), num, jobs, kills, seed, unit, batch)
     began = time.monotonic()
     try:
         series = campaign.run()
@@ -119,7 +122,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_each_image_once_through_kills_and_a_duplicate(run: Path, tmp_path: Path) -> None:
-    print(fight(run, tmp_path, num=400, jobs=2, kills=4, unit=8, seed=0))
+    print(fight(run, tmp_path, num=400, jobs=2, kills=4, unit=8, batch=4, seed=0))
 
 
 @pytest.mark.campaign
@@ -128,6 +131,6 @@ def test_each_image_once_through_kills_and_a_duplicate(run: Path, tmp_path: Path
 def test_ten_thousand_images_through_fifty_kills(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = fight(run, tmp_path, num=10_000, jobs=8, kills=50, unit=16, seed=1)
+    told = fight(run, tmp_path, num=10_000, jobs=8, kills=50, unit=16, batch=16, seed=1)
     with capsys.disabled():
         print(f"\n{told}")

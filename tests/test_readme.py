@@ -38,6 +38,8 @@ ELSEWHERE = {
     "sbatch -N2 --gpus-per-node=4 slurm/train.sh configs/cifar10.yaml": A_CLUSTER,
     "sbatch --gpus-per-node=4 slurm/sweep.sh sweeps/full_grid.yaml": A_CLUSTER,
     "python launch/sweep.py sweeps/full_grid.yaml --cluster slurm": A_CLUSTER,
+    "python launch/sample.py RUN --num 50000 --cluster slurm": A_CLUSTER,
+    "python launch/sample.py RUN --verify": "needs the images of the line above it",
     "RAY_ADDRESS=auto python launch/train.py configs/fashion_mnist.yaml CLUSTER.NUM_WORKERS=8": (
         A_CLUSTER
     ),

@@ -53,6 +53,9 @@ def run(plan: Plan, request: Request | None, *, should_stop: Callable[[], bool])
     elif request.cluster == "debug":
         with _stopping(series, should_stop):
             submitit_jobs.run_here(series.folder / "submitit", parts, DrawTask)
+        for part in parts:
+            if (code := part.journal.exit_code) not in (None, *_GOOD_ENDS):
+                raise _error(code)(f"{part.path.name} failed for the reason above")
     endings = _watch_to_the_end(series, plan.num, jobs, should_stop, console)
     return _concluded(plan, series, jobs, endings, bool(todo), console)
 
@@ -73,6 +76,8 @@ def _prepared(
     missing = series.missing(plan.num)
     todo = spans.difference(missing, held)
     console.print(plan.describe(), soft_wrap=True, markup=False)
+    if plan.request.options.EXPORT_INTERM:
+        console.print("EXPORT_INTERM: no film is made of images in bulk")
     console.print(
         f"{plan.num - spans.total(missing):,} are there, {spans.total(todo):,} to draw, "
         f"{spans.total(missing) - spans.total(todo):,} held by living jobs"
@@ -239,7 +244,7 @@ def _failures(
     return failed, next(iter(codes), 0)
 
 
-def _error(code: int) -> type[DdpmError]:
+def _error(code: int | None) -> type[DdpmError]:
     """The kind of error that has an exit code."""
     kinds = (errors.InputError, errors.NonFiniteError, errors.StorageError)
     return next((kind for kind in kinds if kind.exit_code == code), DdpmError)
