@@ -49,7 +49,7 @@ class FileTask:
         if in_own_process:  # submitit has installed a handler that does nothing
             signal.signal(signal.SIGTERM, self._end)
         while True:
-            with _temporary_folder() as folder:
+            with temporary_folder() as folder:
                 code = self._run(folder)
             if code >= 0 or self._is_ending:
                 break
@@ -121,7 +121,7 @@ class FileTask:
 
 
 @contextmanager
-def _temporary_folder() -> Iterator[str]:
+def temporary_folder() -> Iterator[str]:
     """A private folder for what a child leaves behind. That of a SLURM job has its number, so that
     a start of the job that was killed has its folder removed by the next.
     """
