@@ -151,6 +151,11 @@ class Journal:
         return last.get("begin")
 
     @property
+    def last_begun(self) -> str | None:
+        """The trial that began last, whether it has ended or not."""
+        return next((line["begin"] for line in reversed(self._lines()) if "begin" in line), None)
+
+    @property
     def exit_code(self) -> int | None:
         """How the task ended, None while it runs or when it was killed."""
         last = next(iter(self._lines()[-1:]), {})

@@ -3,11 +3,15 @@ the one size of the series, and image i sits in slot i % B of batch i // B whoev
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ddpm import durable, spans, tasks, units
 from ddpm.errors import DdpmError, InputError, Interrupted, LockedError, StorageError
@@ -65,66 +69,89 @@ class Artist:
         """Draw what of these images is missing, telling of each unit. Interrupted when it was asked
         to stop; every batch that was finished is kept.
         """
-        busy = []
-        for span in self._left(wanted):
-            if not self._try(span, should_stop, on_begin, on_end, wait_s=0.0):
-                busy.append(span)
-        for span in busy:  # somebody else drew them meanwhile, or was killed over it
-            self._try(span, should_stop, on_begin, on_end, wait_s=float("inf"))
+        left = spans.cut(spans.difference(wanted, self.series.present()), self.series.unit)
+        with _Writer() as writer:
 
-    def _left(self, wanted: Sequence[Span]) -> list[Span]:
-        return spans.cut(spans.difference(wanted, self.series.present()), self.series.unit)
+            def attempt(span: Span, wait_s: float) -> bool:
+                return self._try(span, writer, should_stop, on_begin, on_end, wait_s=wait_s)
+
+            busy = [span for span in left if not attempt(span, 0.0)]
+            for span in busy:  # somebody else drew them meanwhile, or was killed over it
+                attempt(span, float("inf"))
 
     def _try(
         self,
         span: Span,
+        writer: "_Writer",
         should_stop: Callable[[], bool],
         on_begin: Callable[[Span], object],
         on_end: Callable[[Span], object],
         *,
         wait_s: float,
     ) -> bool:
-        """Draw a unit unless another process is at it; False if one is."""
-        try:
-            with _locked(self.series.lock_of(span), f"images {span}", wait_s, should_stop):
-                for left in spans.difference([span], self.series.present()):
-                    on_begin(left)
-                    self._unit(left, should_stop)
-                    on_end(left)
-        except LockedError:
-            return False
+        """Draw a unit and have it written, unless another process is at it; False if one is."""
+        drawn: list[_Drawn] = []
+        is_stopped = False
+        with ExitStack() as held:
+            try:
+                held.enter_context(
+                    _locked(self.series.lock_of(span), f"images {span}", wait_s, should_stop)
+                )
+            except LockedError:
+                return False
+            for left in spans.difference([span], self.series.present()):
+                on_begin(left)
+                one = self._unit(left, should_stop)
+                drawn += [one] if one.span.stop > one.span.start else []
+                if is_stopped := one.span != left:
+                    break
+            writer.finish()  # at most one unit waits: memory stays what it is
+            writer.start(partial(self._write, drawn, on_end, held.pop_all()))
+        if is_stopped:
+            raise Interrupted("stopped; the same command draws what is left")
         return True
 
-    def _unit(self, span: Span, should_stop: Callable[[], bool]) -> None:
-        """Draw and write a unit, or as many of its batches as there is time for."""
-        size, drawn = self.batch_size(), []
+    def _unit(self, span: Span, should_stop: Callable[[], bool]) -> "_Drawn":
+        """A unit drawn, or as many of its batches as there was time for."""
+        size, pieces = self.batch_size(), []
         end = span.start
         while end < span.stop and not should_stop():
             first = end // size * size
             pixels = self.generator.batch(first, size)
             stop = min(span.stop, first + size)
-            drawn.append(pixels[end - first : stop - first])
+            pieces.append(pixels[end - first : stop - first])
             self._on_batch(stop - end)
             end = stop
-        if drawn:
-            self._write(Span(span.start, end), np.concatenate(drawn))
-        if end < span.stop:
-            raise Interrupted("stopped; the same command draws what is left")
+        labels = tasks.labels_of(self.generator.request, torch.arange(span.start, end))
+        return _Drawn(
+            span=Span(span.start, end),
+            pixels=np.concatenate(pieces) if pieces else None,
+            labels=None if labels is None else labels.tolist(),
+            facts=self._facts(size),
+        )
 
-    def _write(self, span: Span, pixels: np.ndarray) -> None:
-        labels = tasks.labels_of(self.generator.request, torch.arange(span.start, span.stop))
+    def _facts(self, batch_size: int) -> dict[str, object]:
+        """What a manifest says beside the images themselves."""
         recipe = self.series.recipe
-        facts = {
+        return {
             "recipe": self.series.digest,
             "weights_sha256": recipe["weights_sha256"],
             "sampler": recipe["sampler"],
             "seed": self.generator.request.seed,
-            "batch_size": self.batch_size(),
+            "batch_size": batch_size,
             "threads": torch.get_num_threads(),
             "device": self.device,
         }
-        rows = None if labels is None else labels.tolist()
-        units.write(self.series.shards, span, pixels, rows, facts)
+
+    def _write(
+        self, drawn: Sequence["_Drawn"], on_end: Callable[[Span], object], held: ExitStack
+    ) -> None:
+        """Write what was drawn of one unit, then let go of it."""
+        with held:
+            for one in drawn:
+                assert one.pixels is not None
+                units.write(self.series.shards, one.span, one.pixels, one.labels, one.facts)
+                on_end(one.span)
 
     def batch_size(self) -> int:
         """The one size of the series, found now where nobody has drawn before."""
@@ -145,6 +172,44 @@ class Artist:
             self.generator.batch(0, size, on_state=enough)
         except _Enough:
             return
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    """A unit that is to be written.  pixels: (N, H, W, C); None where it has no images."""
+
+    span: Span
+    pixels: NDArray[np.uint8] | None
+    labels: list[int] | None
+    facts: dict[str, object]
+
+
+class _Writer:
+    """Writes one unit while the next is drawn: encoding takes its time where a GPU draws. What
+    fails shows in the next call, or at the end.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def start(self, write: Callable[[], None]) -> None:
+        self._last = self._pool.submit(write)
+
+    def finish(self) -> None:
+        """Wait for what was started last."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self.finish()
+        finally:
+            self._pool.shutdown()
 
 
 def sizes(unit: int, largest: int) -> list[int]:

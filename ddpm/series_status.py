@@ -120,6 +120,6 @@ class Watch:
             state = queued.state.lower() if queued else "in the queue"
             if queued and queued.is_waiting and queued.reason not in ("", "None"):
                 state += f" ({queued.reason})"
-        span = Span.parse(job.journal.open_trial or "")
+        span = Span.parse(job.journal.last_begun or "")
         at = "" if span is None else f", at images {span.start}-{span.stop - 1}"
         return JobLine(job=job.job, state=state, at=at)

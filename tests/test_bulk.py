@@ -1,6 +1,7 @@
 """Images in bulk: each index exactly once, with the same bytes however it came about."""
 
 import json
+import os
 import random
 import threading
 import time
@@ -466,6 +467,27 @@ def test_no_room_is_told_before_anything_is_written(
         bulk.draw(1000)
     assert not bulk.out.exists()
     bulk.draw(30)
+
+
+def test_a_disk_that_is_full_ends_the_drawing_and_leaves_holes_only(
+    bulk: Bulk, undisturbed: Series, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Units are written while the next is drawn; the failure is not lost for that."""
+    artist, written = Artist(bulk.draw(1)), []
+
+    class Full(storage.SystemCalls):
+        @staticmethod
+        def write(descriptor: int, data: memoryview) -> int:
+            if len(written) == 2:
+                raise OSError(28, "No space left on device")
+            return os.write(descriptor, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "system", Full())
+        with pytest.raises(StorageError, match="No space left on device"):
+            artist.draw(whole(30), should_stop=lambda: False, on_end=written.append)
+    assert bulk.series.present() == [Span(0, 1), *written] and len(written) == 2
+    assert files_of(bulk.draw(30)) == files_of(undisturbed)
 
 
 # What is made of them
