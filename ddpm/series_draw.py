@@ -117,7 +117,7 @@ class Artist:
         end = span.start
         while end < span.stop and not should_stop():
             first = end // size * size
-            pixels = self.generator.batch(first, size)
+            pixels = self._batch(first, size)
             stop = min(span.stop, first + size)
             pieces.append(pixels[end - first : stop - first])
             self._on_batch(stop - end)
@@ -129,6 +129,18 @@ class Artist:
             labels=None if labels is None else labels.tolist(),
             facts=self._facts(size),
         )
+
+    def _batch(self, first: int, size: int) -> NDArray[np.uint8]:
+        try:
+            return self.generator.batch(first, size)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_memory(error):
+                raise
+            raise DdpmError(
+                f"{self.series.folder}: its images are drawn {size} at a time, for which this "
+                "device has too little memory; take one with more, or begin anew in another "
+                f"IMAGE_GENERATION.GEN_SAVE_DIR with --batch-size {max(1, size // 2)}"
+            ) from error
 
     def _facts(self, batch_size: int) -> dict[str, object]:
         """What a manifest says beside the images themselves."""
@@ -229,8 +241,7 @@ def largest_that_fits(probe: Callable[[int], None], candidates: Sequence[int]) -
             probe(size)
             return size
         except (MemoryError, RuntimeError) as error:
-            is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-            if not is_memory and not any(words in str(error) for words in _NO_MEMORY):
+            if not _is_memory(error):
                 raise
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -238,6 +249,11 @@ def largest_that_fits(probe: Callable[[int], None], candidates: Sequence[int]) -
         "the memory is not enough to draw a single image; take a device with more, or smaller "
         "images (IMAGE_GENERATION.NEW_IMAGE_SIZE)"
     )
+
+
+def _is_memory(error: Exception) -> bool:
+    is_named = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return is_named or any(words in str(error) for words in _NO_MEMORY)
 
 
 def request_of(series: Series) -> Request:

@@ -360,6 +360,16 @@ def test_the_batch_size_is_found_by_halving() -> None:
         largest_that_fits(probe, [30, 15])
 
 
+def test_a_device_too_small_for_the_batch_that_was_settled_says_so(bulk: Bulk) -> None:
+    class Small(ImageGenerator):
+        def batch(self, first: int, size: int, **options: object) -> np.ndarray:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    artist = Artist(bulk.draw(8), Small(request_of(bulk.series)))
+    with pytest.raises(DdpmError, match="drawn 4 at a time, for which this device has too little"):
+        artist.draw([Span(8, 16)], should_stop=lambda: False)
+
+
 def test_the_batch_size_is_settled_by_the_first_who_draws(bulk: Bulk) -> None:
     series = bulk.draw(30, batch_size=None)
     assert series.batch_size == 8, "the largest of at most 64 that divides the unit"
