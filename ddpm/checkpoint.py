@@ -157,9 +157,11 @@ def latest(
     return None
 
 
-def prune(checkpoints: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints, once the newest has been read and verified."""
-    old = steps(checkpoints)[:-keep]
+def prune(checkpoints: Path, keep: int, pinned: Collection[int] = ()) -> None:
+    """Removes all but the newest `keep` checkpoints and those of `pinned` steps, once the newest
+    has been read and verified.
+    """
+    old = [step for step in steps(checkpoints)[:-keep] if step not in pinned]
     if not old:
         return
     verify(folder_of(checkpoints, steps(checkpoints)[-1]))

@@ -187,9 +187,13 @@ class Dataset:
     def _read_positions(self, positions: Tensor) -> Batch:
         return self.read(self.order(positions), positions)
 
+    def validation_ids(self, limit: int) -> Tensor:
+        """The numbers of the first `limit` validation samples, int64."""
+        return self._validation_ids[:limit]
+
     def validation(self, limit: int) -> Batch:
         """The first `limit` validation samples, not augmented."""
-        return self.read(self._validation_ids[:limit])
+        return self.read(self.validation_ids(limit))
 
     def read_from(self, folder: Path) -> None:
         """Reads the images from copies of the shards in `folder` from now on."""

@@ -31,7 +31,6 @@ __all__ = [
     "evaluate_run",
     "levels_of",
     "summary",
-    "validation_metrics",
     "x0_error",
 ]
 
@@ -101,7 +100,7 @@ def x0_error(
 def evaluate_run(folder: Path, data: Dataset, *, batch_size: int = 256) -> dict[str, float]:
     """Measures a run's EMA network; writes evaluation.json and evaluation.npz into the run.
 
-    Returns validation_metrics()' numbers, for the run's summary; none without validation images.
+    Returns metrics_of()'s numbers, for the run's summary; none without validation images.
     """
     if not data.num_validation:
         return {}
@@ -116,20 +115,7 @@ def evaluate_run(folder: Path, data: Dataset, *, batch_size: int = 256) -> dict[
         schedule=model.schedule,
         data_sha256=data.sha256,
     )
-    return _metrics(error)
-
-
-def validation_metrics(
-    network: nn.Module, schedule: NoiseSchedule, config: Config, data: Dataset
-) -> dict[str, float]:
-    """The two numbers of a network on its validation images, over -8 ... 5 of log SNR.
-
-    val_mean_log10_mse, val_snr_weighted_mse: over those of the usual levels the schedule passes.
-    A report averages over the levels that all its cells share instead. None without images.
-    """
-    if not data.num_validation:
-        return {}
-    return _metrics(_validation_error(network, schedule, config, data, 256))
+    return metrics_of(error)
 
 
 def _validation_error(
@@ -152,7 +138,11 @@ def _validation_error(
         network.train(was_training)
 
 
-def _metrics(error: X0Error) -> dict[str, float]:
+def metrics_of(error: X0Error) -> dict[str, float]:
+    """val_mean_log10_mse and val_snr_weighted_mse, over those of the usual levels that there are.
+
+    A report averages over the levels that all its cells share instead. None without a level.
+    """
     levels = common_levels([USUAL_LEVELS, error.levels]) or tuple(map(int, error.levels))
     if not levels:  # a schedule too short to pass any integer
         return {}

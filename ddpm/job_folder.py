@@ -127,7 +127,7 @@ def plan(configs: list[Config], *, uses_ray: bool | None, output: Path) -> int:
         except InputError as error:
             problems += error.problems
         if not config.TRAINING.IS_NEW_TRAIN:
-            from ddpm.worker import start_problems  # loads weights, so it takes torch
+            from ddpm.starting import start_problems  # loads weights, so it takes torch
 
             problems += start_problems(config)
     if problems:

@@ -157,6 +157,26 @@ def frozen_channel_exists(frozen: int | None, channels: int) -> RuleText:
     )
 
 
+@rule("EVALUATION.BEST", "EVALUATION.EVERY")
+def best_is_measured(best: str | None, every: int | None) -> RuleText:
+    if best is None or every is not None:
+        return None
+    return (
+        f"EVALUATION.BEST is {best} but EVERY is null, so nothing is evaluated while training; "
+        "give EVERY such as 10, or BEST null"
+    )
+
+
+@rule("EVALUATION.PATIENCE", "EVALUATION.BEST")
+def patience_waits_for_something(patience: int | None, best: str | None) -> RuleText:
+    if patience is None or best is not None:
+        return None
+    return (
+        f"EVALUATION.PATIENCE is {patience} but BEST is null, so nothing can get better; "
+        "give BEST mean_log10_mse, or PATIENCE null"
+    )
+
+
 RUN_RULES = (
     warmup_fits,
     micro_batch_fits,
@@ -172,4 +192,6 @@ RUN_RULES = (
     classes_to_draw,
     label_is_a_class,
     frozen_channel_exists,
+    best_is_measured,
+    patience_waits_for_something,
 )

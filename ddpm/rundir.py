@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ddpm import checkpoint, durable, pictures, provenance, run_log, run_names, stage_notes
 from ddpm import config as configuration
+from ddpm.best import Best, best_of
 from ddpm.checkpoint import Checkpoint
 from ddpm.config import Config
 from ddpm.errors import InputError
@@ -115,6 +116,11 @@ class RunDirectory:
     def metrics(self) -> list[Row]:
         """The rows of metrics.jsonl."""
         return self._metrics.rows()
+
+    @property
+    def best(self) -> Best | None:
+        """The best evaluation so far; None where EVALUATION.BEST asks for none."""
+        return best_of(self.metrics(), self.config().EVALUATION)
 
     @property
     def stop_requested(self) -> bool:
@@ -281,7 +287,8 @@ class RunDirectory:
         }
         folder = checkpoint.folder_of(self.checkpoints, step)
         checkpoint.save(folder, tensors=state.tensors, state=state.scalars, manifest=manifest)
-        checkpoint.prune(self.checkpoints, self.config().TRAINING.CHECKPOINTS_KEEP)
+        pinned = {self.best.step} if self.best else set()
+        checkpoint.prune(self.checkpoints, self.config().TRAINING.CHECKPOINTS_KEEP, pinned)
 
 
 def _glance(metrics: Mapping[str, float]) -> str:

@@ -226,6 +226,14 @@ class Evaluation(Section):
 
     EVERY: int | None = option(None, "Epochs between evaluations; null = only at the end", low=1)
     NUM: int = option(256, "Validation images evaluated", low=1)
+    BEST: str | None = option(
+        None,
+        "Measure whose best evaluation has its checkpoint kept; null = none",
+        choices=("mean_log10_mse", "snr_weighted_mse"),
+    )
+    PATIENCE: int | None = option(
+        None, "Evaluations without a better BEST after which training ends; null = never", low=1
+    )
     SEED: int = option(
         0, "Seed of the split, evaluation noise and sample grids", low=0, high=_LARGEST_SEED
     )

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from ddpm.best import Verdict
 from ddpm.config import Training
 from ddpm.dataset import Dataset
 from ddpm.distributed import Group
@@ -71,6 +72,7 @@ def train(
     group: Group | None = None,
     sampler: Every | None = None,
     evaluator: Every | None = None,
+    judge: Callable[[dict[str, float]], Verdict] | None = None,
     should_stop: Callable[[], bool] | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> Iterator[Report]:
@@ -79,8 +81,10 @@ def train(
 
     Boundaries depend on the step alone: every epoch, and every LONGEST_WINDOW steps within one.
     Reports carry a state every SAVE_PERIOD epochs, at the end, and when `should_stop()` (asked each
-    step, rank 0's answer counts) ends the run. on_step is called after every optimizer step. Raises
-    NonFiniteError before a step with a non-finite loss or gradient is applied.
+    step, rank 0's answer counts) ends the run. on_step is called after every optimizer step.
+    The evaluator is called on all workers, which share its work, the sampler on rank 0. judge says
+    what the numbers of an evaluation mean (rank 0's answer counts). Raises NonFiniteError before a
+    step with a non-finite loss or gradient is applied.
     """
     end = total_steps(training, data.num_train)
     run = Stepper(training, network, schedule, loss, state, group or Group(), end)
@@ -98,15 +102,18 @@ def train(
         full = boundary or at_end
         metrics = run.metrics()  # before the grid and the evaluation, which are no training
         extra: dict[str, float] = {}
-        samples = None
-        if full and run.group.is_main:
-            if evaluator and (run.step % evaluator.steps == 0 or at_end):
-                extra = evaluator.call(run.ema_network())
-            if sampler and (run.step % sampler.steps == 0 or at_end):
-                samples = sampler.call(run.ema_network())
+        verdict, samples = Verdict.NOTHING, None
+        if full and evaluator and (run.step % evaluator.steps == 0 or at_end):
+            extra = evaluator.call(run.ema_network())
+            row = {"step": run.step, **extra}
+            verdict = judge(row) if judge and run.group.is_main else verdict
+            verdict = Verdict(run.group.agree(verdict))
+            at_end = at_end or Verdict.ENOUGH in verdict
+        if full and sampler and run.group.is_main and (run.step % sampler.steps == 0 or at_end):
+            samples = sampler.call(run.ema_network())
         if full:
             run.window = Window()
-        due = at_end or stopping or run.step % save == 0
+        due = at_end or stopping or run.step % save == 0 or Verdict.KEEP in verdict
         yield Report(
             step=run.step,
             images=run.step * run.batch_size,
@@ -115,6 +122,6 @@ def train(
             state=run.state() if due and run.group.is_main else None,
             stopped=stopping and not at_end,
         )
-        if stopping:
+        if stopping or at_end:
             return
         run.window.started, run.window.started_cpu = time.perf_counter(), time.process_time()

@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
-from ddpm import checkpoint, evaluate, generate, memory, shards, staging
+from ddpm import best, checkpoint, evaluate, generate, memory, shards, staging
 from ddpm import config as configuration
+from ddpm.best import Verdict
 from ddpm.config import Config
 from ddpm.dataset import Dataset
 from ddpm.distributed import Group
-from ddpm.errors import InputError, Interrupted, StorageError
-from ddpm.loaded import load_network, misfits
+from ddpm.errors import InputError, Interrupted
 from ddpm.profile import profiler
 from ddpm.run_log import failure_recorded
 from ddpm.rundir import RunDirectory
 from ddpm.schedule import NoiseSchedule
+from ddpm.starting import build
 from ddpm.startup import Marks, marked, told_after_first_step
 from ddpm.trainer import Every, Report, TrainState, steps_per_epoch, total_steps, train
-from ddpm.unet import UNet, init_weights
+from ddpm.validation import validation_metrics
 
 
 class Mirror(Protocol):
@@ -142,45 +142,6 @@ def open_data(config: Config, data_dir: Path) -> Dataset:
     )
 
 
-def build(config: Config) -> tuple[UNet, NoiseSchedule]:
-    """The network with its keyed initial weights (or those TRAINED_H5 names) and the noise
-    schedule.
-    """
-    network = UNet(**configuration.network_arguments(config))
-    init_weights(network, config.TRAINING.SEED)
-    if not config.TRAINING.IS_NEW_TRAIN:
-        _start_from(network, config.TRAINING.TRAINED_H5 or "")
-    return network, NoiseSchedule(**configuration.schedule_arguments(config))
-
-
-def start_problems(config: Config) -> list[str]:
-    """Why the weights of TRAINED_H5 cannot be started from; loads them where they are wanted."""
-    if config.TRAINING.IS_NEW_TRAIN:
-        return []
-    try:
-        build(config)
-    except (InputError, StorageError) as error:
-        return str(error).splitlines()
-    return []
-
-
-def _start_from(network: nn.Module, source: str) -> None:
-    """The weights of the run or checkpoint `source` put into the network; InputError when they do
-    not fit.
-    """
-    try:
-        weights = load_network(Path(source)).network.state_dict()
-    except InputError as error:
-        raise InputError([f"TRAINING.TRAINED_H5: {line}" for line in error.problems]) from error
-    if unlike := misfits(network, weights):
-        raise InputError(
-            f"TRAINING.TRAINED_H5 is {source!r}, a network of another architecture: "
-            f"{len(unlike)} parameters differ, {unlike[0]} first; "
-            "give TRAINING.NETWORK the keys of that run's training_config.yaml"
-        )
-    network.load_state_dict(weights)
-
-
 def _start(
     run: RunDirectory, config: Config, data: Dataset, job: Job, group: Group
 ) -> TrainState | None:
@@ -221,6 +182,8 @@ def _train(
     startup: Marks,
 ) -> None:
     """Every report to the run directory (rank 0) and the listeners; Interrupted when stopped."""
+    if group.any(group.is_main and _has_lost_patience(run, config)):
+        return  # and was killed before it could say that it is done
     network, schedule = build(config)
     if group.is_main:
         listeners = [run.record, *listeners]
@@ -235,7 +198,8 @@ def _train(
             state=state,
             group=group,
             sampler=_sampler(config, schedule, data),
-            evaluator=_evaluator(config, schedule, data),
+            evaluator=_evaluator(config, schedule, data, group),
+            judge=lambda row: best.judge([*run.metrics(), row], config.EVALUATION),
             should_stop=should_stop,
             on_step=told_after_first_step(startup, on_step),
         ):
@@ -259,13 +223,19 @@ def _sampler(config: Config, schedule: NoiseSchedule, data: Dataset) -> Every | 
     return Every(steps=steps, call=lambda network: generate.sample_grid(network, schedule, config))
 
 
-def _evaluator(config: Config, schedule: NoiseSchedule, data: Dataset) -> Every | None:
+def _has_lost_patience(run: RunDirectory, config: Config) -> bool:
+    return Verdict.ENOUGH in best.judge(run.metrics(), config.EVALUATION)
+
+
+def _evaluator(
+    config: Config, schedule: NoiseSchedule, data: Dataset, group: Group
+) -> Every | None:
     if config.EVALUATION.EVERY is None:
         return None
     steps = config.EVALUATION.EVERY * steps_per_epoch(config.TRAINING, data.num_train)
     return Every(
         steps=steps,
-        call=lambda network: evaluate.validation_metrics(network, schedule, config, data),
+        call=lambda network: validation_metrics(network, schedule, config, data, group),
     )
 
 
@@ -278,7 +248,7 @@ def _finish(job: Job, config: Config, data: Dataset, run: RunDirectory) -> dict[
     numbers = evaluate.evaluate_run(run.path, data)
     run.record_memory("sampling", last)
     generate.save_samples(run.path, config)
-    rows = run.metrics()
+    rows, found = run.metrics(), run.best
     seconds = sum(row["time/seconds"] for row in rows)
     summary = {
         "steps": rows[-1]["step"],
@@ -289,6 +259,7 @@ def _finish(job: Job, config: Config, data: Dataset, run: RunDirectory) -> dict[
         "images_per_s": rows[-1]["images"] / seconds,
         "peak_memory_bytes": memory.peak_bytes(),
         "packed": job.packed,
+        **({"best_step": found.step} if found else {}),
         **numbers,
     }
     run.finish(summary)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ddpm import config as c
-from ddpm import worker
+from ddpm import starting, worker
 from ddpm.adapters.wandb_log import wandb_mirror
 from ddpm.distributed import Group
 from ddpm.errors import InputError
@@ -98,9 +98,9 @@ def test_num_and_seed_choose_images_and_noise_of_the_evaluation(
 @pytest.mark.slow
 def test_trained_h5_is_where_a_training_starts_unless_it_is_new(plain: Path) -> None:
     start = f"TRAINING.TRAINED_H5={plain}"
-    fresh, _ = worker.build(tiny())
-    unused, _ = worker.build(tiny(start))
-    warm, _ = worker.build(tiny(start, "TRAINING.IS_NEW_TRAIN=false"))
+    fresh, _ = starting.build(tiny())
+    unused, _ = starting.build(tiny(start))
+    warm, _ = starting.build(tiny(start, "TRAINING.IS_NEW_TRAIN=false"))
     state = fresh.state_dict()
     assert all(torch.equal(t, state[name]) for name, t in unused.state_dict().items())
     assert any(not torch.equal(t, state[name]) for name, t in warm.state_dict().items())

@@ -113,6 +113,7 @@ _GENERATION = {
 _PAIRS = "test_num_and_seed_choose_images_and_noise_of_the_evaluation"
 _EVALUATION = {
     "EVERY": "test_every_says_when_the_network_is_measured",
+    **dict.fromkeys(("BEST", "PATIENCE"), "test_a_run_keeps_the_checkpoint_of_its_best_evaluation"),
     "NUM": _PAIRS,
     "SEED": _PAIRS,
 }

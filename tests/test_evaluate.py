@@ -18,7 +18,6 @@ from ddpm.evaluate import (
     evaluate_run,
     levels_of,
     summary,
-    validation_metrics,
     write_evaluation,
     x0_error,
 )
@@ -27,6 +26,7 @@ from ddpm.noise import Stream
 from ddpm.reference_lines import gaussian_fit, memorisation, write_references
 from ddpm.report.data import read
 from ddpm.schedule import NoiseSchedule
+from ddpm.validation import validation_metrics
 from tests.test_generate import make_run
 
 V3 = ("linear", "cosine", "cos6")

@@ -1,0 +1,51 @@
+"""The network and the noise schedule that a training starts from."""
+
+from pathlib import Path
+
+from torch import nn
+
+from ddpm import config as configuration
+from ddpm.config import Config
+from ddpm.errors import InputError, StorageError
+from ddpm.loaded import load_network, misfits
+from ddpm.schedule import NoiseSchedule
+from ddpm.unet import UNet, init_weights
+
+
+def build(config: Config) -> tuple[UNet, NoiseSchedule]:
+    """The network with its keyed initial weights (or those TRAINED_H5 names) and the noise
+    schedule.
+    """
+    network = UNet(**configuration.network_arguments(config))
+    init_weights(network, config.TRAINING.SEED)
+    if not config.TRAINING.IS_NEW_TRAIN:
+        _start_from(network, config.TRAINING.TRAINED_H5 or "")
+    return network, NoiseSchedule(**configuration.schedule_arguments(config))
+
+
+def start_problems(config: Config) -> list[str]:
+    """Why the weights of TRAINED_H5 cannot be started from; loads them where they are wanted."""
+    if config.TRAINING.IS_NEW_TRAIN:
+        return []
+    try:
+        build(config)
+    except (InputError, StorageError) as error:
+        return str(error).splitlines()
+    return []
+
+
+def _start_from(network: nn.Module, source: str) -> None:
+    """The weights of the run or checkpoint `source` put into the network; InputError when they do
+    not fit.
+    """
+    try:
+        weights = load_network(Path(source)).network.state_dict()
+    except InputError as error:
+        raise InputError([f"TRAINING.TRAINED_H5: {line}" for line in error.problems]) from error
+    if unlike := misfits(network, weights):
+        raise InputError(
+            f"TRAINING.TRAINED_H5 is {source!r}, a network of another architecture: "
+            f"{len(unlike)} parameters differ, {unlike[0]} first; "
+            "give TRAINING.NETWORK the keys of that run's training_config.yaml"
+        )
+    network.load_state_dict(weights)
