@@ -28,11 +28,16 @@ FLOORS = (
     "tarheader tarscan "
     # state: what is kept, how it is written, how workers share it
     "checkpoint durable lock storage distributed ema gradients objective optimizer train_state "
-    "measures memory metrics_log pictures provenance run_log run_names grid ledger sweep",
+    "measures memory metrics_log pictures provenance run_log run_names grid ledger sweep "
+    # distances between sets of features
+    "estimates moments fid kid manifold memorisation tensor_files",
     "trainer train_step evaluate reference_lines model rundir worker progress profile doctor "
     "status run_status status_table job_states groups job_list slurm_queue "
     "generate image_generator film loaded request base_images slots startup workers probe "
-    "prediction job_folder",
+    "prediction job_folder "
+    # samples measured: extractors, what is kept of images, the real side, the numbers
+    "features classifier sample_statistics class_measures real_data reference_statistics "
+    "sample_sources sample_measures sample_evaluation sample_table",
     "adapters report",
     "launch",
 )
