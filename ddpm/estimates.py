@@ -3,11 +3,8 @@
     jackknife   a statistic of moments, from what it is without each of K groups of images
                 theta_J = K theta - (K - 1) mean_k theta_-k     takes out a bias of order 1/n
                 se^2    = (K - 1) / K  sum_k (theta_-k - mean)^2        (Quenouille, Tukey 1958)
-                This counts twice what is of second order in the images (Efron & Stein 1981), all
-                there is where two sets are alike. Values without two groups k, l tell how much:
-                Q_kl    = K theta - (K - 1) (theta_-k + theta_-l) + (K - 2) theta_-kl
-                se^2   -= 2/3 sum_{k < l} (Q_kl - mean)^2 / (K (K - 2)),   at most half of it
-                (two thirds: Q has the third order too; simulated, all of it is too much)
+                Where two sets are alike all is of second order in the images, which this
+                counts twice (Efron & Stein 1981): there the interval is too wide, never narrow
     mean        of independent numbers, with Student's t
     share       of images that are something, with Wilson's interval, which stays inside [0, 1]
     order       P(a < b) of two sets of numbers, by their placements in each other (DeLong 1988)
@@ -16,7 +13,7 @@ All intervals are two-sided at 95 %. The percentile bootstrap is not used: the b
 distance moves all its resamples to one side, and the interval misses the truth every time.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite, sqrt
 
@@ -59,20 +56,15 @@ def jackknife(
     n: int,
     *,
     corrected: bool,
-    without_two: Mapping[tuple[int, int], float] | None = None,
 ) -> Estimate:
     """The estimate of a statistic from its value on all images and without each of K groups.
 
     corrected: take the bias of order 1/n out of value and interval; else both are of n images.
-    without_two: its value without groups k and l, for every k < l.
     """
     left_out = np.asarray(without, dtype=np.float64)
     count = len(left_out)
     value = count * whole - (count - 1) * left_out.mean() if corrected else whole
     variance = (count - 1) / count * np.square(left_out - left_out.mean()).sum()
-    if without_two:
-        twice = _second_order(whole, left_out, without_two)
-        variance -= min(twice, variance / 2)
     half = t_quantile(CONFIDENCE, count - 1) * sqrt(variance)
     return Estimate(
         value=float(value),
@@ -81,20 +73,6 @@ def jackknife(
         n=n,
         unbiased=corrected,
     )
-
-
-def _second_order(
-    whole: float, left_out: Numbers, without_two: Mapping[tuple[int, int], float]
-) -> float:
-    """Two thirds of the variance of what is quadratic in the groups."""
-    count = len(left_out)
-    parts = np.array(
-        [
-            count * whole - (count - 1) * (left_out[k] + left_out[j]) + (count - 2) * value
-            for (k, j), value in without_two.items()
-        ]
-    )
-    return float(np.square(parts - parts.mean()).sum() / (1.5 * count * (count - 2)))
 
 
 def mean(values: Sequence[float] | Numbers, n: int, *, unbiased: bool = True) -> Estimate:

@@ -1,5 +1,7 @@
 """The measures of samples as a table on the terminal, the protocol line under it."""
 
+from typing import Literal
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -14,7 +16,8 @@ def show(measured: Measured, console: Console) -> None:
     table = Table(title=f"{measured.samples.name}", title_justify="left", box=box.SIMPLE)
     for heading in ("measure", "value", "95 % interval", "n", "floor", "better"):
         is_number = heading in ("value", "n", "floor")
-        table.add_column(heading, justify="right" if is_number else "left")
+        side: Literal["left", "right"] = "right" if is_number else "left"
+        table.add_column(heading, justify=side, no_wrap=heading != "measure")
     for row in measured.rows:
         table.add_row(*cells(row))
     console.print(table)
