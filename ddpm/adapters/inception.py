@@ -56,22 +56,12 @@ def load_inception(weights: Path | None, *, published: str = PUBLISHED) -> Incep
     published: the first digits of the SHA-256 that the file must have. Raises InputError for a
     missing package, a missing file, or one that is something else.
     """
-    network_class = _network_class()
-    if weights is None:
-        raise InputError(f"inception needs its file of weights; {ADVICE}")
-    try:
-        content = weights.read_bytes()
-    except OSError as error:
-        raise InputError(f"--weights {weights}: {error.strerror}; {ADVICE}") from error
-    sha256 = hashlib.sha256(content).hexdigest()
-    if not sha256.startswith(published):
-        raise InputError(
-            f"--weights {weights} has the SHA-256 {sha256[:8]}..., not {published}...: other "
-            f"weights give other numbers; {ADVICE}"
-        )
-    _require_tensors(weights, content)
+    network_class, problems = _network_class()
+    content = _content(weights, published, problems)
+    if problems or content is None:
+        raise InputError(problems)
     network = network_class("inception", ["2048", "logits_unbiased"], io.BytesIO(content))
-    return InceptionFeatures(network, sha256, best_device())
+    return InceptionFeatures(network, hashlib.sha256(content).hexdigest(), best_device())
 
 
 def self_check(extractor: Extractor, images: Tensor, expected: Tensor, *, tolerance: float) -> None:
@@ -89,22 +79,39 @@ def self_check(extractor: Extractor, images: Tensor, expected: Tensor, *, tolera
         )
 
 
-def _network_class() -> Any:
+def _network_class() -> tuple[Any, list[str]]:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
-        raise InputError(
+        return None, [
             f"inception needs the package torch-fidelity ({error}); "
             'pip install "ddpm[inception]", or use --features classifier'
-        ) from error
-    return FeatureExtractorInceptionV3
+        ]
+    return FeatureExtractorInceptionV3, []
 
 
-def _require_tensors(path: Path, content: bytes) -> None:
-    """The file holds tensors by name and nothing that runs."""
+def _content(weights: Path | None, published: str, problems: list[str]) -> bytes | None:
+    """The bytes of the file: those that are published, and tensors by name, nothing that runs."""
+    if weights is None:
+        problems.append(f"inception needs its file of weights; {ADVICE}")
+        return None
+    try:
+        content = weights.read_bytes()
+    except OSError as error:
+        problems.append(f"--weights {weights}: {error.strerror}; {ADVICE}")
+        return None
+    sha256 = hashlib.sha256(content).hexdigest()
+    if not sha256.startswith(published):
+        problems.append(
+            f"--weights {weights} has the SHA-256 {sha256[:8]}..., not {published}...: other "
+            f"weights give other numbers; {ADVICE}"
+        )
+        return None
     try:
         tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"--weights {path} holds no tensors that can be read: {error}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):
+        tensors = None
     if not isinstance(tensors, dict):
-        raise InputError(f"--weights {path} holds a {type(tensors).__name__}, not named tensors")
+        problems.append(f"--weights {weights} is no file of named tensors; {ADVICE}")
+        return None
+    return content
