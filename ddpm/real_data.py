@@ -18,6 +18,7 @@ from ddpm.config import Config
 from ddpm.dataset import Dataset
 from ddpm.errors import InputError
 from ddpm.features import Pixels
+from ddpm.index import INDEX_FILE
 from ddpm.noise import Stream
 from ddpm.request import CONFIG_FILE, locate
 from ddpm.rundir import RunDirectory
@@ -126,6 +127,26 @@ def data_named(against: str, cache: Path | None = None) -> RealData:
     if (path / CONFIG_FILE).is_file():
         return data_of_run(locate(path)[0], cache)
     return real_data(*_described(against), cache)
+
+
+def told_without_reading(named: str | Path) -> tuple[str, bool]:
+    """Name of the data that `named` would be, and whether it has labels; packs and writes nothing.
+
+    named: as for data_named.  Raises InputError with what names, headers and sizes show to be wrong.
+    """
+    path = Path(named)
+    is_run = (path / CONFIG_FILE).is_file()
+    if is_run or path.suffix in (".yaml", ".yml"):
+        config = configuration.load(path / CONFIG_FILE if is_run else path)
+        if problems := shards.source_problems(config):
+            raise InputError(problems)
+        return config.DATASET.NAME, config.DATASET.LABEL_KEY is not None
+    if not shards.is_shards(path):
+        return _name_of(str(named)), open_with_labels(str(named)).has_labels
+    if (path / INDEX_FILE).exists():
+        return _name_of(str(named)), shards.open_index(path).num_classes is not None
+    _, scans = shards.scan_folder(path)
+    return _name_of(str(named)), scans[0].samples[0].label is not None
 
 
 def _described(against: str) -> tuple[Config, Path]:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from ddpm.adapters.inception import load_inception
 from ddpm.errors import InputError
-from ddpm.real_data import RealData, data_named, data_of_run
+from ddpm.real_data import RealData, data_named, data_of_run, told_without_reading
 from ddpm.request import Request, foreign_overrides, locate
 from ddpm.sample_evaluation import evaluate, open_extractor
 from ddpm.sample_sources import Samples, drawn, is_trained, read, request_of
@@ -33,24 +33,35 @@ class Asked:
 def run(asked: Asked, *, dry: bool = False) -> int:
     """Measures what was asked for and prints it; 0. Dry: checks it, draws and trains nothing."""
     console, request = Console(), _request(asked)
-    real = _real(asked)
-    features = asked.features or ("pixels" if (real.data.num_classes or 0) < 2 else "classifier")
-    if features == "inception":
+    if asked.features == "inception":
         load_inception(asked.weights)  # before images are drawn
     if dry:
-        what = request.describe() if request else f"images of {asked.source}"
-        against = f"{len(real.ids(asked.split)):,} {asked.split} images of {real.name}"
-        console.print(
-            f"would measure {what} against {against} by {features}; nothing was written",
-            soft_wrap=True,
-        )
+        console.print(_plan(asked, request), soft_wrap=True, highlight=False)
         return 0
+    real = _real(asked)
+    features = asked.features or ("pixels" if (real.data.num_classes or 0) < 2 else "classifier")
     samples = _samples(asked, request, real)
     extractor = open_extractor(features, real, asked.weights, load_inception)
     measured = evaluate(samples, real, asked.split, extractor)
     show(measured, console)
     console.print(f"record: {measured.write()}", soft_wrap=True, highlight=False)
     return 0
+
+
+def _plan(asked: Asked, request: Request | None) -> str:
+    """What would be done, as far as names, headers and sizes tell."""
+    own = request.run if request else asked.source
+    name, has_labels = told_without_reading(own if asked.against is None else asked.against)
+    if request is None:
+        told_without_reading(asked.source)
+    features = asked.features or ("classifier" if has_labels else "pixels")
+    if features == "classifier" and not has_labels:
+        raise InputError(f"classifier features need labels, {name} has none: use pixels")
+    what = request.describe() if request else f"the images of {asked.source}"
+    return (
+        f"would measure {what} against the {asked.split} images of {name} by {features} features; "
+        "nothing was written"
+    )
 
 
 def _request(asked: Asked) -> Request | None:
