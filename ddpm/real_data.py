@@ -132,7 +132,7 @@ def data_named(against: str, cache: Path | None = None) -> RealData:
 def told_without_reading(named: str | Path) -> tuple[str, bool]:
     """Name of the data that `named` would be, and whether it has labels; packs and writes nothing.
 
-    named: as for data_named.  Raises InputError with what names, headers and sizes show to be wrong.
+    named: as for data_named.  Raises InputError with what headers and sizes show to be wrong.
     """
     path = Path(named)
     is_run = (path / CONFIG_FILE).is_file()

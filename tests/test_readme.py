@@ -89,6 +89,8 @@ def small(command: str, out: Path) -> list[str]:
     words[0] = sys.executable
     if words[1] == "launch/train.py":
         words += [*SMALL, f"TRAINING.OUTPUT_DIR={out}"]
+    if words[1] == "launch/evaluate.py":
+        words += ["--num", "64", "--features", "pixels"]
     if words[1] == "launch/pack.py":
         words[-1] = str(out / words[-1])
     return words
