@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm import arrayfiles, shards
+from ddpm import config as configuration
 from ddpm.dataset import Dataset
 from ddpm.errors import InputError
 from ddpm.features import Pixels
@@ -24,7 +25,22 @@ from ddpm.source import ImageSequence, Loaded, Source
 
 DRAWN = 2000
 DRAW_BATCH = 64
-_DRAWS = (f"{SECTION}.DDIM_ETA=0", f"{SECTION}.CLIP_DENOISE=true")
+# Whatever the run's own file says of its pictures.
+_PROTOCOL = {
+    "DDIM_ETA": "0",
+    "CLIP_DENOISE": "true",
+    "SAMPLER": "ddim",
+    "REVERSE_STRIDE": "null",
+    "NUM_STEPS": "null",
+    "GUIDANCE": "1",
+    "RANDOM_SEED": "0",
+    "CLASS_LABEL": "null",
+    "FREEZE_CHANNEL": "null",
+    "EXTERNAL_NPZ_INPUT": "null",
+    "NEW_IMAGE_SIZE": "null",
+    "EXPORT_INTERM": "false",
+    "GEN_SAVE_DIR": "null",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +94,16 @@ def request_of(
 ) -> Request:
     """What is drawn from a run, everything checked. `overrides` go over the usual protocol."""
     run, _ = locate(source)
-    network = read_request(run).config.TRAINING.NETWORK
-    task = "random_uncond" if network.NUM_CLASSES is None else "class_cond"
-    usual = (f"{SECTION}.NUM_GEN_IMAGES={num or DRAWN}", f"{SECTION}.GEN_TASK={task}", *_DRAWS)
-    return read_request(source, [*usual, *overrides], ema=ema, batch_size=DRAW_BATCH)
+    classes = configuration.load(run / CONFIG_FILE).TRAINING.NETWORK.NUM_CLASSES
+    task = "random_uncond" if classes is None else "class_cond"
+    usual = {"NUM_GEN_IMAGES": str(num or DRAWN), "GEN_TASK": task, **_PROTOCOL}
+    changed = {text.partition("=")[0].upper() for text in overrides}
+    kept = [
+        f"{SECTION}.{key}={value}"
+        for key, value in usual.items()
+        if f"{SECTION}.{key}" not in changed
+    ]
+    return read_request(source, [*kept, *overrides], ema=ema, batch_size=DRAW_BATCH)
 
 
 def drawn(request: Request) -> Samples:

@@ -13,7 +13,7 @@ from ddpm.errors import InputError
 from ddpm.real_data import RealData
 from ddpm.reference_statistics import pixel_features
 from ddpm.sample_evaluation import Measured, evaluate
-from ddpm.sample_sources import read
+from ddpm.sample_sources import drawn, read, request_of
 from ddpm.sample_table import cells
 from launch import evaluate as command
 from tests.digits_runs import digit_images, digits_run, real_digits
@@ -209,12 +209,23 @@ def test_a_run_is_drawn_from_measured_and_recorded(
 
 
 def test_runs_are_compared_on_the_same_labels(digits: Path, tmp_path: Path) -> None:
-    from ddpm.sample_sources import drawn, request_of
-
     path = digits_run(digits, tmp_path)
     samples = drawn(request_of(path, 70, (), None))
     assert samples.labels is not None
     assert samples.labels.tolist() == [i % 10 for i in range(70)]
+
+
+def test_every_run_is_drawn_from_in_the_same_way_unless_told(digits: Path, tmp_path: Path) -> None:
+    path = digits_run(digits, tmp_path)
+    config = path / "training_config.yaml"
+    config.write_text(
+        config.read_text().replace("RANDOM_SEED: null", "RANDOM_SEED: 7")
+        + ("" if "RANDOM_SEED" in config.read_text() else "IMAGE_GENERATION: {RANDOM_SEED: 7}\n")
+    )
+    usual = request_of(path, 70, (), None)
+    assert usual.seed == 0 and usual.options.DDIM_ETA == 0 and usual.options.CLIP_DENOISE
+    told = request_of(path, 70, ("image_generation.ddim_eta=1.0",), None)
+    assert told.options.DDIM_ETA == 1.0 and told.seed == 0
 
 
 def test_a_dry_run_writes_nothing(
