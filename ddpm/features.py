@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddpm.errors import NonFiniteError
 from ddpm.moments import Moments
 from ddpm.tensor_files import digest
 
@@ -63,13 +64,23 @@ class Extractor(ABC):
 
     @torch.no_grad()
     def __call__(self, images: Pixels) -> Features:
-        """The features of images, uint8 (N, H, W, C), N at least 1, on the CPU."""
+        """The features of images, uint8 (N, H, W, C), N at least 1, on the CPU.
+
+        Raises NonFiniteError where one is not finite.
+        """
         if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
             raise ValueError(
                 f"features are of uint8 (N, H, W, C), not {images.dtype} {images.shape}"
             )
         with exact_arithmetic(self.threads):
             found = [self._padded(part) for part in _parts(images, self.batch_size)]
+        for number, part in enumerate(found):
+            if not bool(part.vectors.isfinite().all()):
+                first = number * self.batch_size
+                raise NonFiniteError(
+                    f"{self.name} features of images {first} to {first + len(part.vectors) - 1} "
+                    "are not finite; nothing can be measured with these weights"
+                )
         probabilities = [part.probabilities for part in found if part.probabilities is not None]
         return Features(
             vectors=torch.cat([part.vectors for part in found]),

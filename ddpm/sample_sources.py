@@ -121,6 +121,7 @@ def drawn(request: Request) -> Samples:
     )
     labels = generator.labels()
     source, loaded = _npz(made.images, has_labels=labels is not None)
+    step = request.checkpoint
     return Samples(
         name=str(request.checkpoint or request.run),
         images=loaded.images,
@@ -128,7 +129,7 @@ def drawn(request: Request) -> Samples:
         in_turn=True,
         protocol=protocol,
         facts={**facts, "images_sha256": source.identity()},
-        beside=request.run / "evaluation_of_samples",
+        beside=request.run / f"evaluation_of_samples{f'_{step.name}' if step else ''}",
     )
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
+from ddpm.errors import NonFiniteError
 from ddpm.features import (
     PixelFeatures,
     exact_arithmetic,
@@ -58,6 +59,14 @@ def test_large_images_are_averaged_before_the_components() -> None:
 def test_what_are_no_images_is_refused(wrong: np.ndarray) -> None:
     with pytest.raises(ValueError, match="features are of uint8"):
         fitted(images(200))(wrong)
+
+
+def test_features_that_are_not_finite_stop_it() -> None:
+    found = principal_components([images(200)])
+    found["components"][0, 0] = float("nan")
+    extractor = PixelFeatures(found["mean"], found["components"], "0" * 64)
+    with pytest.raises(NonFiniteError, match="pixels features of images 0 to 63 are not finite"):
+        extractor(images(100))
 
 
 def test_tf32_is_off_inside_and_all_is_as_before_afterwards() -> None:
