@@ -4,6 +4,7 @@ measured = evaluate(samples, real, "train", extractor)
 measured.write()
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -56,9 +57,10 @@ class Measured:
 
     @property
     def file(self) -> Path:
-        """Where the record goes: beside the run's or the samples' files."""
+        """Where the record goes: beside the samples, or to the statistics where none may write."""
         beside = self.samples.beside
-        return beside.with_name(f"{beside.name}_{self.extractor.name}.json")
+        folder = beside.parent if os.access(beside.parent, os.W_OK) else self.real.folder
+        return folder / f"{beside.name}_{self.extractor.name}.json"
 
     def write(self) -> Path:
         """Keeps the record durably."""
