@@ -41,7 +41,12 @@ ELSEWHERE = {
     "RAY_ADDRESS=auto python launch/train.py configs/fashion_mnist.yaml CLUSTER.NUM_WORKERS=8": (
         A_CLUSTER
     ),
+    "python launch/evaluate.py /usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz "
+    "--against /usr/share/datasets/fashion-mnist": DATA_NOT_HERE,
     "python benchmarks/overhead.py": "a measurement of minutes",
+    "python benchmarks/metrics.py coverage": "a measurement of minutes",
+    "python benchmarks/metrics.py memory": "a measurement of minutes",
+    "python benchmarks/metrics.py speed": "a measurement of minutes",
     "python benchmarks/quality.py training_outputs/sweeps/pred_types --num 1000": (
         "needs a finished sweep"
     ),
