@@ -23,6 +23,8 @@ GROUPS = 16
 KEPT = 10_000
 _DEAL_ID = (1 << 42) + 1  # of the draw that deals images; those of data sets lie below
 _TINY = 1e-12
+# Vectors of a group added together: each addition passes over a D x D matrix three times.
+_AT_ONCE = 256
 
 Ints = NDArray[np.int64]
 
@@ -120,6 +122,7 @@ class _Collector:
     def __init__(self, extractor: Extractor, dealt: Ints, labels: Ints | None, kept: int) -> None:
         self._dealt, self._labels, self._count = torch.from_numpy(dealt), labels, len(dealt)
         self._groups = [Moments.empty(extractor.dimension) for _ in range(int(dealt.max()) + 1)]
+        self._waiting: list[list[Tensor]] = [[] for _ in self._groups]
         self._is_kept = torch.zeros(self._count, dtype=torch.bool)
         order = noise.permutation(0, Stream.EVAL, self._count, id=_DEAL_ID + 1)
         self._is_kept[order[:kept]] = True
@@ -131,11 +134,19 @@ class _Collector:
         places = slice(first, first + len(features.vectors))
         dealt, is_kept = self._dealt[places], self._is_kept[places]
         for group in dealt.unique().tolist():
-            self._groups[group].add(features.vectors[dealt == group])
+            self._waiting[group].append(features.vectors[dealt == group])
+            if sum(map(len, self._waiting[group])) >= _AT_ONCE:
+                self._take(group)
         self._kept.append(features.vectors[is_kept])
         self._kept_groups.append(dealt[is_kept])
         if features.probabilities is not None:
             self._judge(features.probabilities.to(torch.float64), dealt, places)
+
+    def _take(self, group: int) -> None:
+        """Adds what waits to the moments of a group."""
+        if self._waiting[group]:
+            self._groups[group].add(torch.cat(self._waiting[group]))
+            self._waiting[group].clear()
 
     def _judge(self, p: Tensor, dealt: Tensor, places: slice) -> None:
         if self._judged is None:
@@ -155,6 +166,8 @@ class _Collector:
             judged.hits += int((p.argmax(dim=1) == wanted).sum())
 
     def statistics(self) -> Statistics:
+        for group in range(len(self._groups)):
+            self._take(group)
         return Statistics(
             groups=self._groups,
             kept=torch.cat(self._kept),
