@@ -49,7 +49,9 @@ def parser() -> argparse.ArgumentParser:
         default="train",
         help="the real images compared with; the floor is of the others (default: train)",
     )
-    result.add_argument("--weights", type=Path, metavar="FILE", help="the weights of inception")
+    result.add_argument(
+        "--weights", type=Path, metavar="FILE", help="the weights of inception, safetensors"
+    )
     result.add_argument(
         "--ema", type=float, metavar="DECAY", help="averaged weights; 0 = as trained, unaveraged"
     )

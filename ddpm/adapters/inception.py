@@ -1,17 +1,16 @@
 """`inception`: the TF-2015 Inception-v3 features of published FIDs, as torch-fidelity ports them.
 
-Optional: `pip install ddpm[inception]`, and a file of weights that you fetched, which is never
-downloaded here. torch-fidelity loads weights by unpickling, so the file is first read as tensors
-only, and its bytes must be those of the file that torch-fidelity publishes. Images are enlarged to
-299 x 299 inside, bilinear as TensorFlow 1 did; one channel is shown as three equal ones.
+Optional: `pip install ddpm[inception]`, and a file of weights that you made, which is never
+downloaded. torch-fidelity publishes them as a pickle, which is never loaded here: docs/metrics.md
+says how they are converted to safetensors once. Images are enlarged to 299 x 299 inside,
+bilinear as TensorFlow 1 did; one channel is shown as three equal ones.
 """
 
 import hashlib
-import io
-import pickle
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -20,13 +19,11 @@ from ddpm.errors import InputError
 from ddpm.features import Extractor, Features
 from ddpm.tensor_files import digest
 
-# The first digits of the SHA-256 of the published file are part of its name.
 FILE_NAME = "weights-inception-2015-12-05-6726825d.pth"
-PUBLISHED = "6726825d"
 DIMENSION, CLASSES = 2048, 1008
 ADVICE = (
-    f"fetch {FILE_NAME} from torch-fidelity's releases (v0.2.0) on a machine with a network, "
-    "and name it with --weights"
+    f"convert torch-fidelity's {FILE_NAME} to safetensors as docs/metrics.md says, and name that "
+    "file with --weights"
 )
 
 
@@ -50,18 +47,34 @@ class InceptionFeatures(Extractor):
         return Features(vectors=features.cpu(), probabilities=logits.softmax(dim=1).cpu())
 
 
-def load_inception(weights: Path | None, *, published: str = PUBLISHED) -> InceptionFeatures:
-    """The extractor with the weights in a file.
+def load_inception(weights: Path | None) -> InceptionFeatures:
+    """The extractor with the weights in a safetensors file.
 
-    published: the first digits of the SHA-256 that the file must have. Raises InputError for a
-    missing package, a missing file, or one that is something else.
+    Raises InputError for a missing package, a missing file, or one that holds something else.
     """
-    network_class, problems = _network_class()
-    content = _content(weights, published, problems)
+    module, problems = _package()
+    content = _content(weights, problems)
     if problems or content is None:
         raise InputError(problems)
-    network = network_class("inception", ["2048", "logits_unbiased"], io.BytesIO(content))
+    try:
+        network = _network(module, safetensors.torch.load(content))
+    except RuntimeError as error:  # load_state_dict names what is missing or too much
+        first = str(error).splitlines()[-1].strip()
+        raise InputError(f"--weights {weights} are another network's: {first}") from error
     return InceptionFeatures(network, hashlib.sha256(content).hexdigest(), best_device())
+
+
+def _network(module: Any, tensors: dict[str, Tensor]) -> Any:
+    """torch-fidelity's network with these weights.
+
+    Its class downloads or unpickles them as it is made: where it would download, it is given ours.
+    """
+    download = module.load_state_dict_from_url
+    module.load_state_dict_from_url = lambda *_, **__: tensors
+    try:
+        return module.FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"])
+    finally:
+        module.load_state_dict_from_url = download
 
 
 def self_check(extractor: Extractor, images: Tensor, expected: Tensor, *, tolerance: float) -> None:
@@ -79,19 +92,19 @@ def self_check(extractor: Extractor, images: Tensor, expected: Tensor, *, tolera
         )
 
 
-def _network_class() -> tuple[Any, list[str]]:
+def _package() -> tuple[Any, list[str]]:
     try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        from torch_fidelity import feature_extractor_inceptionv3
     except ImportError as error:
         return None, [
             f"inception needs the package torch-fidelity ({error}); "
             'pip install "ddpm[inception]", or use --features classifier'
         ]
-    return FeatureExtractorInceptionV3, []
+    return feature_extractor_inceptionv3, []
 
 
-def _content(weights: Path | None, published: str, problems: list[str]) -> bytes | None:
-    """The bytes of the file: those that are published, and tensors by name, nothing that runs."""
+def _content(weights: Path | None, problems: list[str]) -> bytes | None:
+    """The bytes of the file, which are those of a safetensors file."""
     if weights is None:
         problems.append(f"inception needs its file of weights; {ADVICE}")
         return None
@@ -100,18 +113,9 @@ def _content(weights: Path | None, published: str, problems: list[str]) -> bytes
     except OSError as error:
         problems.append(f"--weights {weights}: {error.strerror}; {ADVICE}")
         return None
-    sha256 = hashlib.sha256(content).hexdigest()
-    if not sha256.startswith(published):
-        problems.append(
-            f"--weights {weights} has the SHA-256 {sha256[:8]}..., not {published}...: other "
-            f"weights give other numbers; {ADVICE}"
-        )
-        return None
     try:
-        tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):
-        tensors = None
-    if not isinstance(tensors, dict):
-        problems.append(f"--weights {weights} is no file of named tensors; {ADVICE}")
+        safetensors.torch.load(content)
+    except (ValueError, safetensors.SafetensorError) as error:
+        problems.append(f"--weights {weights} is no safetensors file ({error}); {ADVICE}")
         return None
     return content
