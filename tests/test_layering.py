@@ -31,12 +31,17 @@ FLOORS = (
     # state: what is kept, how it is written, how workers share it
     "checkpoint durable lock storage spans units distributed ema gradients objective optimizer "
     "train_state measures best memory metrics_log pictures provenance run_log run_names grid "
-    "ledger sweep",
+    "ledger sweep "
+    # distances between sets of features
+    "estimates moments fid kid manifold memorisation tensor_files",
     "trainer train_step evaluate validation reference_lines model rundir worker progress profile "
     "doctor status run_status status_table job_states groups job_list slurm_queue "
     "generate image_generator film loaded weights request request_rules x0_variance base_images "
     "slots tasks starting startup workers probe prediction job_folder series series_plan "
-    "series_draw series_check series_export series_status draws wish",
+    "series_draw series_check series_export series_status draws wish "
+    # samples measured: extractors, what is kept of images, the real side, the numbers
+    "features classifier sample_statistics class_measures real_data reference_statistics "
+    "sample_sources sample_measures sample_evaluation sample_table",
     "adapters report",
     "launch",
 )

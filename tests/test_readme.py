@@ -43,7 +43,12 @@ ELSEWHERE = {
     "RAY_ADDRESS=auto python launch/train.py configs/fashion_mnist.yaml CLUSTER.NUM_WORKERS=8": (
         A_CLUSTER
     ),
+    "python launch/evaluate.py /usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz "
+    "--against /usr/share/datasets/fashion-mnist": DATA_NOT_HERE,
     "python benchmarks/overhead.py": "a measurement of minutes",
+    "python benchmarks/metrics.py coverage": "a measurement of minutes",
+    "python benchmarks/metrics.py memory": "a measurement of minutes",
+    "python benchmarks/metrics.py speed": "a measurement of minutes",
     "python benchmarks/quality.py training_outputs/sweeps/pred_types --num 1000": (
         "needs a finished sweep"
     ),
@@ -91,6 +96,8 @@ def small(command: str, out: Path) -> list[str]:
     words[0] = sys.executable
     if words[1] == "launch/train.py":
         words += [*SMALL, f"TRAINING.OUTPUT_DIR={out}"]
+    if words[1] == "launch/evaluate.py":
+        words += ["--num", "64", "--features", "pixels"]
     if words[1] == "launch/pack.py":
         words[-1] = str(out / words[-1])
     return words

@@ -1,0 +1,121 @@
+"""`inception`: the TF-2015 Inception-v3 features of published FIDs, as torch-fidelity ports them.
+
+Optional: `pip install ddpm[inception]`, and a file of weights that you made, which is never
+downloaded. torch-fidelity publishes them as a pickle, which is never loaded here: docs/metrics.md
+says how they are converted to safetensors once. Images are enlarged to 299 x 299 inside,
+bilinear as TensorFlow 1 did; one channel is shown as three equal ones.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ddpm.distributed import best_device
+from ddpm.errors import InputError
+from ddpm.features import Extractor, Features
+from ddpm.tensor_files import digest
+
+FILE_NAME = "weights-inception-2015-12-05-6726825d.pth"
+DIMENSION, CLASSES = 2048, 1008
+ADVICE = (
+    f"convert torch-fidelity's {FILE_NAME} to safetensors as docs/metrics.md says, and name that "
+    "file with --weights"
+)
+
+
+class InceptionFeatures(Extractor):
+    """The 2048 pooled features, and the probabilities of the 1008 unbiased logits."""
+
+    name = "inception"
+    threads = None
+
+    def __init__(self, network: Any, sha256: str, device: torch.device) -> None:
+        self._network, self._device = network.to(device), device
+        self.sha256 = digest({"extractor": self.name, "version": 1, "weights": sha256})
+        self.dimension = DIMENSION
+        self.description = f"{DIMENSION} features of Inception-v3 (TF 2015, torch-fidelity)"
+
+    def batch(self, images: Tensor) -> Features:
+        shown = images.permute(0, 3, 1, 2)
+        if shown.shape[1] not in (1, 3):
+            raise InputError(f"inception takes 1 or 3 channels, the images have {shown.shape[1]}")
+        features, logits = self._network(shown.expand(-1, 3, -1, -1).to(self._device))
+        return Features(vectors=features.cpu(), probabilities=logits.softmax(dim=1).cpu())
+
+
+def load_inception(weights: Path | None) -> InceptionFeatures:
+    """The extractor with the weights in a safetensors file.
+
+    Raises InputError for a missing package, a missing file, or one that holds something else.
+    """
+    module, problems = _package()
+    content = _content(weights, problems)
+    if problems or content is None:
+        raise InputError(problems)
+    try:
+        network = _network(module, safetensors.torch.load(content))
+    except RuntimeError as error:  # load_state_dict names what is missing or too much
+        first = str(error).splitlines()[-1].strip()
+        raise InputError(f"--weights {weights} are another network's: {first}") from error
+    return InceptionFeatures(network, hashlib.sha256(content).hexdigest(), best_device())
+
+
+def _network(module: Any, tensors: dict[str, Tensor]) -> Any:
+    """torch-fidelity's network with these weights.
+
+    Its class downloads or unpickles them as it is made: where it would download, it is given ours.
+    """
+    download = module.load_state_dict_from_url
+    module.load_state_dict_from_url = lambda *_, **__: tensors
+    try:
+        return module.FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"])
+    finally:
+        module.load_state_dict_from_url = download
+
+
+def self_check(extractor: Extractor, images: Tensor, expected: Tensor, *, tolerance: float) -> None:
+    """Refuses an extractor whose features of `images` are not those known for them.
+
+    images: uint8 (n, H, W, C).  expected: (n, D).  tolerance: relative to the largest of them.
+    Raises InputError with the deviation.
+    """
+    found = extractor(images.numpy()).vectors
+    apart = float((found - expected).abs().max() / expected.abs().max())
+    if not apart <= tolerance:
+        raise InputError(
+            f"{extractor.name} gives features {apart:.2g} off the known ones, more than "
+            f"{tolerance:.2g}: its numbers would not be comparable with any others"
+        )
+
+
+def _package() -> tuple[Any, list[str]]:
+    try:
+        from torch_fidelity import feature_extractor_inceptionv3
+    except ImportError as error:
+        return None, [
+            f"inception needs the package torch-fidelity ({error}); "
+            'pip install "ddpm[inception]", or use --features classifier'
+        ]
+    return feature_extractor_inceptionv3, []
+
+
+def _content(weights: Path | None, problems: list[str]) -> bytes | None:
+    """The bytes of the file, which are those of a safetensors file."""
+    if weights is None:
+        problems.append(f"inception needs its file of weights; {ADVICE}")
+        return None
+    try:
+        content = weights.read_bytes()
+    except OSError as error:
+        problems.append(f"--weights {weights}: {error.strerror}; {ADVICE}")
+        return None
+    try:
+        safetensors.torch.load(content)
+    except (ValueError, safetensors.SafetensorError) as error:
+        problems.append(f"--weights {weights} is no safetensors file ({error}); {ADVICE}")
+        return None
+    return content

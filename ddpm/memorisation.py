@@ -1,0 +1,65 @@
+"""Whether samples are copies: distances in pixels to the nearest training image (Meehan 2020).
+
+    nearer   P(a sample is nearer to the training images than a held-out image is)      fresh: 1/2
+    copies   share of samples nearer than all but 1 % of held-out images are            fresh: 1 %
+
+Held-out images say how near an image comes that was never seen. A network that remembers shows
+in both numbers; one that blurs shows in the first alone, since blurred images are near everything.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddpm import estimates
+from ddpm.estimates import Estimate
+
+# Samples looked up; every one is compared with every training image.
+MOST_LOOKED_UP = 2000
+COPY_SHARE = 0.01
+HELD_OUT_LEAST = int(1 / COPY_SHARE)
+
+Pixels = NDArray[np.uint8]
+
+
+def nearest_distances(
+    images: Pixels, training: Iterable[Pixels], device: torch.device
+) -> NDArray[np.float64]:
+    """Root mean square difference in grey values of each image from the nearest training image.
+
+    images: (n, H, W, C).  training: batches of the same size.  The nearest is found in float32 and
+    its distance then taken exactly, so a copy is at 0.
+    """
+    x = _flat(images, device)
+    lengths, best = x.square().sum(dim=1), np.full(len(images), np.inf)
+    for batch in training:
+        y = _flat(batch, device)
+        squared = lengths[:, None] + y.square().sum(dim=1) - 2.0 * (x @ y.mT)
+        found = squared.argmin(dim=1).cpu().numpy()
+        apart = images.astype(np.int16) - batch[found]
+        exact = np.square(apart.astype(np.float64)).reshape(len(images), -1).mean(axis=1)
+        best = np.minimum(best, exact)
+    return np.sqrt(best)
+
+
+def nearer(samples: NDArray[np.float64], held_out: NDArray[np.float64]) -> Estimate:
+    """P(a sample is nearer to the training images than a held-out one), from their distances."""
+    return estimates.order(samples, held_out)
+
+
+def copies(samples: NDArray[np.float64], held_out: NDArray[np.float64]) -> Estimate:
+    """The share of samples nearer than all but 1 % of the held-out images, of 100 or more."""
+    return estimates.share(int((samples < bound(held_out)).sum()), len(samples))
+
+
+def bound(held_out: NDArray[np.float64]) -> float:
+    """The distance that 1 % of the held-out images are below."""
+    return float(np.quantile(held_out, COPY_SHARE, method="lower"))
+
+
+def _flat(images: Pixels, device: torch.device) -> Tensor:
+    """(n, D) around 0, where float32 has most digits."""
+    return torch.from_numpy(images).to(device, torch.float32).sub_(127.5).flatten(1)

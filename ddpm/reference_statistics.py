@@ -1,0 +1,166 @@
+"""The real side of every comparison, computed once: trained extractors, statistics of a split.
+
+They are kept under OUTPUT_DIR/metrics/{data}/ with what they were computed from: the data's hash,
+split, count and extractor. Anything else found there is refused.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddpm import durable, tensor_files
+from ddpm.classifier import RECIPE, STEPS, ClassifierFeatures, Network, scale_features, train
+from ddpm.errors import InputError
+from ddpm.features import Extractor, PixelFeatures, Pixels, principal_components
+from ddpm.imagebar import ImageBar
+from ddpm.moments import Moments
+from ddpm.real_data import RealData, subset
+from ddpm.sample_statistics import KEPT, collect, deal
+from ddpm.tensor_files import Kept, digest
+
+PIXELS_VERSION = 1
+STATISTICS_VERSION = 1
+# Beyond this the principal components are those of a part of the training images.
+_COMPONENTS_OF = 100_000
+_SCALED_BY = 10_000
+_HELD_IN_MEMORY = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A split of the real data as an extractor sees it.
+
+    moments: of all its images.  kept: (m, D) features of at most 10,000, dealt into kept_groups.
+    """
+
+    moments: Moments
+    kept: Tensor
+    kept_groups: Tensor
+
+    def blocks(self) -> list[Tensor]:
+        """The kept features of each group."""
+        return [
+            self.kept[self.kept_groups == group] for group in range(int(self.kept_groups.max()) + 1)
+        ]
+
+
+def pixel_features(real: RealData) -> PixelFeatures:
+    """The principal components of the training images, kept or computed now."""
+    facts = {**real.facts, "extractor": "pixels", "version": PIXELS_VERSION}
+    with _locked(real.folder):
+        stem = _stem(real, "pixels", facts)
+        kept = tensor_files.read(stem, facts)
+        if kept is None:
+            ids = real.train_ids[subset(len(real.train_ids), _COMPONENTS_OF)]
+            batches = _shown("principal components", real, ids)
+            kept = tensor_files.write(stem, principal_components(batches), facts)
+    return PixelFeatures(kept.tensors["mean"], kept.tensors["components"], kept.sha256)
+
+
+def classifier_features(real: RealData) -> ClassifierFeatures:
+    """The classifier of the data's own labels, kept or trained now. Raises InputError without."""
+    num_classes = real.data.num_classes
+    if num_classes is None or num_classes < 2:
+        raise InputError(
+            f"classifier features need data of two classes or more; {real.name} has "
+            f"{'no labels' if num_classes is None else 'one'}: use --features pixels"
+        )
+    facts = {**real.facts, "extractor": "classifier", "classes": num_classes, **RECIPE}
+    with _locked(real.folder):
+        stem = _stem(real, "classifier", facts)
+        kept = tensor_files.read(stem, facts) or _trained(real, num_classes, stem, facts)
+    network = Network(real.image_shape, num_classes)
+    network.load_state_dict(kept.tensors)
+    return ClassifierFeatures(network, kept.sha256, kept.results["accuracy"])
+
+
+def reference(real: RealData, split: str, extractor: Extractor) -> Reference:
+    """The statistics of a split of the real data, kept or computed now."""
+    ids = real.ids(split)
+    facts = {
+        **real.facts,
+        "split": split,
+        "count": len(ids),
+        "extractor": extractor.name,
+        "extractor_sha256": extractor.sha256,
+        "version": STATISTICS_VERSION,
+    }
+    with _locked(real.folder):
+        stem = _stem(real, f"{split}-{extractor.name}", facts)
+        kept = tensor_files.read(stem, facts)
+        if kept is None:
+            batches = _shown(f"{split} images", real, ids)
+            statistics = collect(extractor, batches, deal(len(ids)), kept=KEPT)
+            whole = statistics.whole()
+            tensors = {
+                "mean": whole.mean,
+                "scatter": whole.scatter,
+                "kept": statistics.kept,
+                "kept_groups": statistics.kept_groups,
+            }
+            kept = tensor_files.write(stem, tensors, facts)
+    found = kept.tensors
+    return Reference(
+        moments=Moments(count=len(ids), mean=found["mean"], scatter=found["scatter"]),
+        kept=found["kept"],
+        kept_groups=found["kept_groups"],
+    )
+
+
+def _trained(real: RealData, num_classes: int, stem: Path, facts: dict) -> Kept:
+    labels = real.labels(real.train_ids)
+    assert labels is not None  # there are classes
+    whole = _in_memory(real)
+
+    def read(places: NDArray[np.int64]) -> Pixels:
+        return real.images(real.train_ids[places]) if whole is None else whole[places]
+
+    with ImageBar("training the classifier", STEPS, is_shown=True) as bar:
+        network = train(read, labels, real.image_shape, num_classes, bar.advance)
+    judge = ClassifierFeatures(network, "", None)
+    ids = real.train_ids[subset(len(real.train_ids), _SCALED_BY)]
+    scale_features(network, collect(judge, real.batches(ids), deal(len(ids)), kept=0).whole())
+    weights = {name: tensor.detach() for name, tensor in network.state_dict().items()}
+    return tensor_files.write(stem, weights, facts, {"accuracy": _accuracy(judge, real)})
+
+
+def _accuracy(judge: ClassifierFeatures, real: RealData) -> float | None:
+    """The share of held-out images it tells right, of at most 10,000; None without any."""
+    ids = real.validation_ids[:KEPT]
+    labels = real.labels(ids)
+    if not len(ids) or labels is None:
+        return None
+    statistics = collect(judge, real.batches(ids), deal(len(ids)), labels=labels, kept=0)
+    assert statistics.judged is not None and statistics.judged.hits is not None
+    return statistics.judged.hits / len(ids)
+
+
+def _in_memory(real: RealData) -> Pixels | None:
+    """All training images, where they are small."""
+    if len(real.train_ids) * int(np.prod(real.image_shape)) > _HELD_IN_MEMORY:
+        return None
+    return np.concatenate(list(real.batches(real.train_ids)))
+
+
+def _shown(what: str, real: RealData, ids: NDArray[np.int64]) -> Iterator[Pixels]:
+    with ImageBar(what, len(ids), is_shown=True) as bar:
+        for batch in real.batches(ids):
+            yield batch
+            bar.advance(len(batch))
+
+
+def _stem(real: RealData, what: str, facts: dict) -> Path:
+    return real.folder / f"{what}-{digest(facts)[:8]}"
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time computes what is not there."""
+    durable.make_folder(folder)
+    with durable.lock(folder / "lock", f"the statistics in {folder}", wait_s=float("inf")):
+        yield

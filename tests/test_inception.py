@@ -1,0 +1,70 @@
+"""`inception` without its weights, never downloaded: every way it cannot be had is told."""
+
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from ddpm.adapters.inception import FILE_NAME, load_inception, self_check
+from ddpm.errors import InputError
+from tests.moments_process import Known, images_of
+
+
+def refused(weights: Path | None) -> str:
+    with pytest.raises(InputError) as caught:
+        load_inception(weights)
+    return "\n".join(caught.value.problems)
+
+
+@pytest.fixture(autouse=True)
+def without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if torch-fidelity were not installed, whether or not it is."""
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+
+
+def test_a_missing_package_and_a_missing_file_are_told_at_once() -> None:
+    told = refused(None)
+    assert 'pip install "ddpm[inception]"' in told
+    assert FILE_NAME in told and "--weights" in told
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    assert f"--weights {tmp_path / 'none.pth'}: No such file" in refused(tmp_path / "none.pth")
+
+
+class Trap:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.mark,)
+
+
+def test_a_pickle_is_refused_and_nothing_in_it_runs(tmp_path: Path) -> None:
+    path, mark = tmp_path / "weights.pth", tmp_path / "mark"
+    for save in (torch.save, lambda value, at: at.write_bytes(pickle.dumps(value))):
+        save({"a": Trap(mark)}, path)
+        assert "is no safetensors file" in refused(path)
+    torch.save({"a": torch.ones(3)}, path)
+    assert "is no safetensors file" in refused(path) and "docs/metrics.md" in refused(path)
+    assert not mark.exists()
+
+
+def test_tensors_alone_are_accepted_and_the_package_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file({"a": torch.ones(3)}, path)
+    told = refused(path)
+    assert "--weights" not in told and "torch-fidelity" in told
+
+
+def test_the_self_check_refuses_features_that_are_not_the_known_ones() -> None:
+    extractor, images = Known(12), torch.from_numpy(images_of(10, 12))
+    expected = extractor(images.numpy()).vectors
+    self_check(extractor, images, expected, tolerance=1e-6)
+    with pytest.raises(InputError, match="off the known ones, more than 0.001"):
+        self_check(extractor, images, expected * 1.01, tolerance=1e-3)
