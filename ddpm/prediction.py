@@ -67,7 +67,7 @@ def predict_all(configs: Sequence[Config], workers: Workers) -> list[Prediction]
     speeds: dict[str, Speed] = {}
     found = []
     for config in configs:
-        shared = _share(config, workers.count)
+        shared = share(config, workers.count)
         key = probe.same_cost(shared)
         if key not in speeds:
             speeds[key] = probe.measure(shared, threads=workers.cpus, uses_gpu=workers.gpus > 0)
@@ -94,7 +94,8 @@ def notes(predictions: Iterable[Prediction], workers: Workers) -> list[str]:
     return lines
 
 
-def _share(config: Config, workers: int) -> Config:
+def share(config: Config, workers: int) -> Config:
+    """The training as one of so many workers has it: with its part of the batch."""
     hyper = config.TRAINING.HYPER_PARAMETERS
     share = replace(hyper, BATCH_SIZE=-(-hyper.BATCH_SIZE // workers))
     return replace(config, TRAINING=replace(config.TRAINING, HYPER_PARAMETERS=share))

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -194,17 +193,24 @@ def test_inpainting_keeps_its_folder_when_more_known_images_are_needed(
 
 def test_a_unit_that_another_process_draws_is_waited_for(bulk: Bulk, undisturbed: Series) -> None:
     bulk.draw(1)
-    series, begun, other = bulk.series, [], threading.Event()
+    series, begun = bulk.series, []
+    other, all_but_it = threading.Event(), threading.Event()
 
     def hold() -> None:
         with durable.lock(series.lock_of(Span(8, 16)), "unit"):
             other.set()
-            time.sleep(1.0)
+            all_but_it.wait(30)
 
     holder = threading.Thread(target=hold)
     holder.start()
     other.wait()
-    Artist(series).draw(whole(30), should_stop=lambda: False, on_begin=begun.append)
+
+    def begin(span: Span) -> None:
+        begun.append(span)
+        if span.stop == 30:
+            all_but_it.set()
+
+    Artist(series).draw(whole(30), should_stop=lambda: False, on_begin=begin)
     holder.join()
     assert begun[-1] == Span(8, 16), "last, when its holder had let it go"
     assert files_of(series) == files_of(undisturbed)

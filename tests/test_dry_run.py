@@ -188,9 +188,16 @@ def test_a_batch_that_does_not_fit_is_told() -> None:
 @pytest.mark.slow
 def test_several_workers_share_a_batch() -> None:
     cell = small_config()
-    one = prediction.predict_all([cell], Workers(count=1, cpus=1, gpus=0.0))
-    four = prediction.predict_all([cell], Workers(count=4, cpus=1, gpus=0.0))
-    assert four[0].speed.step_s < one[0].speed.step_s and four[0].steps == one[0].steps
+    one, four = (
+        prediction.predict_all([cell], Workers(count=count, cpus=1, gpus=0.0))[0]
+        for count in (1, 4)
+    )
+    assert four.steps == one.steps
+    whole = cell.TRAINING.HYPER_PARAMETERS.BATCH_SIZE
+    shared = prediction.share(cell, 4).TRAINING.HYPER_PARAMETERS.BATCH_SIZE
+    assert shared == -(-whole // 4) and probe.same_cost(prediction.share(cell, 1)) != (
+        probe.same_cost(prediction.share(cell, 4))
+    )
 
 
 def test_durations() -> None:

@@ -1,6 +1,7 @@
 """Memory is measured in bytes, the peak can be reset, the rows can be read back."""
 
 import csv
+import mmap
 from pathlib import Path
 
 import pytest
@@ -11,21 +12,28 @@ from ddpm import memory
 MIB = 1 << 20
 
 
+def pages(size: int) -> mmap.mmap:
+    """Memory fresh from the system: what malloc gives may be of what was freed before."""
+    block = mmap.mmap(-1, size)
+    for start in range(0, size, mmap.PAGESIZE):
+        block[start] = 1
+    return block
+
+
 def test_usage_sees_what_is_allocated() -> None:
     before = memory.usage()["process_rss"]
-    block = bytearray(b"x") * (64 * MIB)
+    block = pages(64 * MIB)
     during = memory.usage()
     assert 60 * MIB < during["process_rss"] - before < 80 * MIB
     assert during["process_rss"] <= during["process_peak"]
     assert during["system_used"] < during["system_total"]
-    del block
+    block.close()
 
 
 def test_the_peak_remembers_and_can_be_reset() -> None:
     memory.reset_peak()
     start = memory.peak_bytes()
-    block = bytearray(b"x") * (64 * MIB)
-    del block
+    pages(64 * MIB).close()
     assert memory.peak_bytes() - start > 50 * MIB
     memory.reset_peak()
     assert memory.peak_bytes() - start < 40 * MIB

@@ -151,7 +151,7 @@ def test_draws_of_other_seeds_streams_steps_and_ids_share_no_block() -> None:
 
 def test_stream_numbers_never_change() -> None:
     names = (
-        "INIT ORDER SPLIT AUGMENT TIME NOISE LABEL_DROP DROPOUT X_T STEP_NOISE EVAL RESAMPLE"
+        "INIT ORDER SPLIT AUGMENT TIME NOISE LABEL_DROP DROPOUT X_T STEP_NOISE EVAL RESAMPLE KNOWN"
     ).split()
     assert [(stream.name, stream.value) for stream in Stream] == [
         (name, number) for number, name in enumerate(names)

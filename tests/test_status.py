@@ -398,13 +398,13 @@ def test_watch_ends_when_all_has_ended_and_ctrl_c_ends_it_before(tmp_path: Path)
     while "1 running" not in (line := second.stdout.readline()):
         assert line
     second.send_signal(signal.SIGINT)
-    assert second.communicate(timeout=20)[1] == "" and second.returncode == 0
+    assert second.communicate(timeout=60)[1] == "" and second.returncode == 0
     while "1 running" not in (line := first.stdout.readline()):
         assert line
     assert first.poll() is None
     run.finish({"steps": 40})
     run.close()
-    out, errors = first.communicate(timeout=20)
+    out, errors = first.communicate(timeout=60)
     assert first.returncode == 0 and errors == "" and "1 done" in out.splitlines()[-1]
 
 
