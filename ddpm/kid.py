@@ -41,8 +41,8 @@ def kid(first: Sequence[Tensor], second: Sequence[Tensor]) -> Estimate:
     between = _means(first, first) + _means(second, second) - cross - cross.T
     count = len(first)
     value = float(between[~np.eye(count, dtype=bool)].mean())
-    # The unbiased variance varies more than that of K numbers would: simulated, like that of K / 2.
-    half = t_quantile(CONFIDENCE, count // 2 - 1) * sqrt(_variance(between))
+    # The unbiased variance varies more than that of K numbers: in simulations like that of 2 K / 3.
+    half = t_quantile(CONFIDENCE, 2 * (count - 1) // 3) * sqrt(_variance(between))
     number = sum(len(block) for block in first)
     return Estimate(value=value, low=value - half, high=value + half, n=number)
 

@@ -1,4 +1,4 @@
-"""The kernel distance: by scikit-learn, unbiased, and 0 within its interval on two halves of one set."""
+"""The kernel distance: scikit-learn's kernel, no bias, 0 within its interval on two halves."""
 
 import numpy as np
 import pytest
@@ -36,12 +36,14 @@ def test_it_has_no_bias_whatever_the_number_of_images() -> None:
         assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))
 
 
+@pytest.mark.slow
 def test_two_halves_of_one_set_are_at_zero_within_the_interval() -> None:
     hits = 0
-    for seed in range(200):
+    for seed in range(1000):
         x = draw(1000, seed)
         hits += kid(blocks(x[:500]), blocks(x[500:])).covers(0.0)
-    assert 0.91 <= hits / 200 <= 0.98
+    # any 200 trials of 96 % lie between 91 and 98 % but for one time in twenty; a thousand say more
+    assert 0.94 <= hits / 1000 <= 0.98
 
 
 def test_the_interval_covers_the_truth_where_the_sets_differ() -> None:
