@@ -51,8 +51,8 @@ class Measured:
             f"{self.split} images of {self.real.name} ({self.real.data.sha256[:8]}), uint8, not "
             f"resized; {self.extractor.description} ({self.extractor.sha256[:8]}); FID "
             "extrapolated to infinitely many samples by the jackknife over 16 groups, KID "
-            "unbiased over 16 blocks, k = 3 (precision, recall) and 5 (density, coverage); "
-            "95 % intervals"
+            "unbiased over pairs of 16 groups, k = 3 (precision, recall) and 5 (density, "
+            "coverage); 95 % intervals"
         )
 
     @property
