@@ -12,7 +12,7 @@ from ddpm.reading import COMMAND_LINE, Document, Tree, leaves, read_override, se
 from ddpm.references import resolve
 from ddpm.rules import violations
 from ddpm.run_rules import RUN_RULES
-from ddpm.schema import Config
+from ddpm.schema import Config, ImageGeneration
 from ddpm.values import Refused, Value, advice, is_null, nearest, read_value, show
 
 T = typing.TypeVar("T")
@@ -67,6 +67,25 @@ def build(document: Document) -> Built:
             impossible.append(broken.text)
     config = None if problems or document.spoiled else construct(Config, values)
     return Built(config, tuple(dict.fromkeys(problems)), tuple(impossible))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Generation:
+    IMAGE_GENERATION: ImageGeneration
+
+
+def build_generation(document: Document) -> ImageGeneration:
+    """The document's IMAGE_GENERATION alone, each value checked by itself; changes the document.
+
+    Raises InputError.
+    """
+    resolve(document, default_values())
+    own = document.tree.get("IMAGE_GENERATION")
+    document.tree = {} if own is None else {"IMAGE_GENERATION": own}
+    values = read_values(document, _Generation)
+    if document.problems:
+        raise InputError(list(dict.fromkeys(document.problems)))
+    return construct(_Generation, values).IMAGE_GENERATION
 
 
 @cache

@@ -16,7 +16,7 @@ from typing import TypedDict, cast
 
 import yaml
 
-from ddpm.building import Built, apply_overrides, build
+from ddpm.building import Built, apply_overrides, build, build_generation
 from ddpm.errors import InputError
 from ddpm.options import items_under
 from ddpm.reading import read_file, read_plain
@@ -58,6 +58,7 @@ __all__ = [
     "identity",
     "image_shape",
     "load",
+    "load_generation",
     "network_arguments",
     "run_id",
     "sampling_steps",
@@ -75,6 +76,13 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     document = read_file(Path(path))
     apply_overrides(document, overrides)
     return _accept(build(document))
+
+
+def load_generation(path: str | Path, overrides: Iterable[str] = ()) -> ImageGeneration:
+    """The IMAGE_GENERATION of a YAML file, whatever else it says. Raises InputError."""
+    document = read_file(Path(path))
+    apply_overrides(document, overrides)
+    return build_generation(document)
 
 
 def from_dict(plain: Mapping[str, object], *, source: str = "config") -> Config:

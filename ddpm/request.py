@@ -110,7 +110,7 @@ def read_request(
     named = source
     asked: ImageGeneration | None = None
     if source.is_file() and source.suffix in (".yaml", ".yml"):
-        asked = configuration.load(source, own).IMAGE_GENERATION
+        asked = configuration.load_generation(source, own)
         named, own = _model_path(source, asked), []
     run, checkpoint = locate(named)
     trained = configuration.load(run / CONFIG_FILE)

@@ -501,6 +501,40 @@ def test_a_yaml_names_its_run_and_brings_its_own_options(run: Path, tmp_path: Pa
     assert "MODEL_PATH is empty; name a run or a checkpoint" in problems(path)[0]
 
 
+V3 = """
+TRAINING:
+  NETWORK:
+    NUM_CLASSES: null   # of another network: only what is to be drawn counts here
+IMAGE_GENERATION:
+  MODEL_PATH: "{run}"
+  GEN_TASK: {task}
+  NUM_GEN_IMAGES: 4
+  EXTERNAL_NPZ_INPUT: "{base}"
+  CLASS_LABEL: [0, 2]
+  FREEZE_CHANNEL: 1
+  REVERSE_STRIDE: 5
+  DDIM_ETA: 1.0
+  EXPORT_INTERM: false
+  GEN_SAVE_DIR: "{out}"
+  RANDOM_SEED: null
+  CLIP_DENOISE: false
+  NEW_IMAGE_SIZE: null
+"""
+
+
+@pytest.mark.parametrize("task", ["random_uncond", "class_cond", "channel_inpaint"])
+def test_the_tasks_of_v3_run_from_its_section_unchanged(
+    run: Path, base: np.ndarray, tmp_path: Path, task: str
+) -> None:
+    npz, path = save_base(tmp_path / "base.npz", base), tmp_path / "v3.yaml"
+    path.write_text(V3.format(run=run, task=task, base=npz, out=tmp_path / "out"))
+    done = ImageGenerator(read_request(path)).run(progress=False)
+    assert done.images.name == "ddim_eta1.0_rev5_gen_4x8x8x3.npz"
+    images = images_of(done)
+    known = (base[np.arange(4) % 3][..., 1] * 255).round().astype(np.uint8)
+    assert (images[..., 1] == known).all() == (task == "channel_inpaint")
+
+
 # The library's own faces
 
 
