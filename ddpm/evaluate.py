@@ -16,6 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from ddpm import durable, noise
+from ddpm.bits_per_dim import (
+    BYTES,
+    NOT_BYTES,
+    USUAL_STEPS,
+    Bound,
+    bound_timesteps,
+    variational_bound,
+)
 from ddpm.config import Config
 from ddpm.dataset import Batch, Dataset
 from ddpm.diffusion import diffuse, x0_from_pred
@@ -107,6 +115,7 @@ def evaluate_run(folder: Path, data: Dataset, *, batch_size: int = 256) -> dict[
         return {}
     model = load_network(folder)
     error = _validation_error(model.network, model.schedule, model.config, data, batch_size)
+    bound = _validation_bound(model.network, model.schedule, model.config, data, batch_size)
     write_evaluation(
         folder,
         error,
@@ -115,6 +124,7 @@ def evaluate_run(folder: Path, data: Dataset, *, batch_size: int = 256) -> dict[
         seed=model.config.EVALUATION.SEED,
         schedule=model.schedule,
         data_sha256=data.sha256,
+        bound=bound,
     )
     return _metrics(error)
 
@@ -152,6 +162,25 @@ def _validation_error(
         network.train(was_training)
 
 
+def _validation_bound(
+    network: nn.Module, schedule: NoiseSchedule, config: Config, data: Dataset, batch_size: int
+) -> Bound | None:
+    """The bound on bits/dim of a network in eval mode; None where images are not bytes."""
+    batch = data.validation(config.EVALUATION.NUM)
+    if not BYTES.holds(batch.images):
+        return None
+    return variational_bound(
+        network,
+        schedule,
+        _on(_device(network), batch),
+        pred_type=config.TRAINING.PRED_TYPE,
+        timesteps=bound_timesteps(schedule, USUAL_STEPS),
+        seed=config.EVALUATION.SEED,
+        batch_size=batch_size,
+        labels=config.TRAINING.NETWORK.NUM_CLASSES is not None,
+    )
+
+
 def _metrics(error: X0Error) -> dict[str, float]:
     levels = common_levels([USUAL_LEVELS, error.levels]) or tuple(map(int, error.levels))
     if not levels:  # a schedule too short to pass any integer
@@ -169,8 +198,12 @@ def write_evaluation(
     seed: int,
     schedule: NoiseSchedule,
     data_sha256: str,
+    bound: Bound | None = None,
 ) -> None:
-    """evaluation.npz (every pair), then evaluation.json (the curve and what it was measured on)."""
+    """evaluation.npz (every pair), then evaluation.json (the curve and what it was measured on).
+
+    bound: on bits/dim; None says that the images have none.
+    """
     mean, spread = error.curve()
     buffer = io.BytesIO()
     np.savez(buffer, levels=error.levels, mse=error.mse, ids=error.ids)
@@ -186,6 +219,7 @@ def write_evaluation(
         "levels": [int(level) for level in error.levels],
         "mse": _json_numbers(mean),
         "mse_evaluation_error": _json_numbers(spread),
+        "bits_per_dim": {"value": None, "reason": NOT_BYTES} if bound is None else bound.facts(),
     }
     durable.write_json(folder / "evaluation.json", facts)
 

@@ -32,7 +32,8 @@ FLOORS = (
     "checkpoint durable lock storage spans units distributed ema gradients objective optimizer "
     "train_state measures memory metrics_log pictures provenance run_log run_names grid ledger "
     "sweep",
-    "trainer train_step evaluate reference_lines model rundir worker progress profile doctor "
+    "trainer train_step evaluate bits_per_dim reference_lines "
+    "model rundir worker progress profile doctor "
     "status run_status status_table job_states groups job_list slurm_queue "
     "generate image_generator film loaded weights request request_rules x0_variance base_images "
     "slots tasks startup workers probe prediction job_folder series series_plan series_draw "
