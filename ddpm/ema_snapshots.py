@@ -68,17 +68,21 @@ def forget_after(run: Path, step: int) -> None:
             durable.remove(checkpoint.folder_of(folder, later))
 
 
-def snapshots(run: Path, config: Config, own: Checkpoint) -> list[Snapshot]:
-    """All tracked averages up to the checkpoint `own`, which brings those of its own step."""
-    earlier = [step for step in checkpoint.steps(run / FOLDER) if step < own.step]
+def snapshots(
+    run: Path, config: Config, step: int, own: Checkpoint | None = None
+) -> list[Snapshot]:
+    """All tracked averages up to `step`, which is that of a checkpoint and has averages in it.
+
+    own: that checkpoint, read, where snapshots are to be loaded: its averages are its own.
+    """
     found = []
     for sigma_rel in config.TRAINING.EMA_POWER:
         name = name_of(sigma_rel)
-        for step in earlier:
-            load = partial(_load, checkpoint.folder_of(run / FOLDER, step), name)
-            found.append(Snapshot(step=step, sigma_rel=sigma_rel, load=load))
-        load = partial(own.tensors.__getitem__, name)
-        found.append(Snapshot(step=own.step, sigma_rel=sigma_rel, load=load))
+        for earlier in _before(run, step):
+            load = partial(_load, checkpoint.folder_of(run / FOLDER, earlier), name)
+            found.append(Snapshot(step=earlier, sigma_rel=sigma_rel, load=load))
+        last = partial(_of, own, name)
+        found.append(Snapshot(step=step, sigma_rel=sigma_rel, load=last))
     return found
 
 
@@ -89,7 +93,7 @@ def averaged(run: Path, config: Config, own: Checkpoint, sigma_rel: float) -> di
     """
     if not config.TRAINING.EMA_POWER:
         raise InputError(f"{run} was trained without TRAINING.EMA_POWER, so it has no snapshots")
-    there = snapshots(run, config, own)
+    there = snapshots(run, config, own.step, own)
     error = fit(there, sigma_rel, own.step).error
     if error > LARGEST_ERROR:
         tracked = ", ".join(f"{one:g}" for one in config.TRAINING.EMA_POWER)
@@ -108,12 +112,20 @@ def identity(run: Path, config: Config, own: Checkpoint, sigma_rel: float) -> st
         own.manifest["files"],
         *(
             checkpoint.read_manifest(checkpoint.folder_of(run / FOLDER, step))["files"]
-            for step in checkpoint.steps(run / FOLDER)
-            if step < own.step
+            for step in _before(run, own.step)
         ),
     ]
     hashes = [[each[f"{name}.safetensors"]["sha256"] for name in names] for each in files]
     return hashlib.sha256(json.dumps([sigma_rel, own.step, hashes]).encode()).hexdigest()
+
+
+def _before(run: Path, step: int) -> list[int]:
+    return [each for each in checkpoint.steps(run / FOLDER) if each < step]
+
+
+def _of(own: Checkpoint | None, name: str) -> dict[str, Tensor]:
+    assert own is not None  # only fits are asked of snapshots without it
+    return own.tensors[name]
 
 
 def _load(folder: Path, name: str) -> dict[str, Tensor]:

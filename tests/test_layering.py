@@ -33,7 +33,7 @@ FLOORS = (
     "post_hoc_ema gradients objective optimizer "
     "train_state measures memory metrics_log pictures provenance run_log run_names grid ledger "
     "sweep",
-    "trainer train_step evaluate bits_per_dim ema_snapshots reference_lines "
+    "trainer train_step evaluate bits_per_dim ema_snapshots ema_curve reference_lines "
     "model rundir worker progress profile doctor "
     "status run_status status_table job_states groups job_list slurm_queue "
     "generate image_generator film loaded weights request request_rules x0_variance base_images "
