@@ -101,7 +101,7 @@ def save(
 
 def verify(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose every byte was compared with it."""
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     for name in manifest["files"]:
         _read(folder, name, manifest)
     return manifest
@@ -112,7 +112,7 @@ def load(folder: Path, parts: Collection[str] | None = None) -> Checkpoint:
 
     Raises DamagedCheckpoint; InputError when another version of the program wrote it.
     """
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     tensors: dict[str, dict[str, Tensor]] = {}
     state: dict[str, Any] = {}
     for name in manifest["files"]:
@@ -204,7 +204,8 @@ def _encode(manifest: Mapping[str, Any]) -> bytes:
     return (json.dumps({**body, "sha256": digest}, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, genuine; the files it names are not looked at."""
     data = _read_bytes(folder, MANIFEST)
     try:
         manifest = json.loads(data)

@@ -16,6 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from ddpm import durable, noise
+from ddpm.bits_per_dim import (
+    BYTES,
+    NOT_BYTES,
+    USUAL_STEPS,
+    Bound,
+    bound_timesteps,
+    variational_bound,
+)
 from ddpm.config import Config
 from ddpm.dataset import Batch, Dataset
 from ddpm.diffusion import diffuse, x0_from_pred
@@ -106,6 +114,7 @@ def evaluate_run(folder: Path, data: Dataset, *, batch_size: int = 256) -> dict[
         return {}
     model = load_network(folder)
     error = _validation_error(model.network, model.schedule, model.config, data, batch_size)
+    bound = _validation_bound(model.network, model.schedule, model.config, data, batch_size)
     write_evaluation(
         folder,
         error,
@@ -114,6 +123,7 @@ def evaluate_run(folder: Path, data: Dataset, *, batch_size: int = 256) -> dict[
         seed=model.config.EVALUATION.SEED,
         schedule=model.schedule,
         data_sha256=data.sha256,
+        bound=bound,
     )
     return metrics_of(error)
 
@@ -138,6 +148,25 @@ def _validation_error(
         network.train(was_training)
 
 
+def _validation_bound(
+    network: nn.Module, schedule: NoiseSchedule, config: Config, data: Dataset, batch_size: int
+) -> Bound | None:
+    """The bound on bits/dim of a network in eval mode; None where images are not bytes."""
+    batch = data.validation(config.EVALUATION.NUM)
+    if not BYTES.holds(batch.images):
+        return None
+    return variational_bound(
+        network,
+        schedule,
+        _on(_device(network), batch),
+        pred_type=config.TRAINING.PRED_TYPE,
+        timesteps=bound_timesteps(schedule, USUAL_STEPS),
+        seed=config.EVALUATION.SEED,
+        batch_size=batch_size,
+        labels=config.TRAINING.NETWORK.NUM_CLASSES is not None,
+    )
+
+
 def metrics_of(error: X0Error) -> dict[str, float]:
     """val_mean_log10_mse and val_snr_weighted_mse, over those of the usual levels that there are.
 
@@ -159,8 +188,12 @@ def write_evaluation(
     seed: int,
     schedule: NoiseSchedule,
     data_sha256: str,
+    bound: Bound | None = None,
 ) -> None:
-    """evaluation.npz (every pair), then evaluation.json (the curve and what it was measured on)."""
+    """evaluation.npz (every pair), then evaluation.json (the curve and what it was measured on).
+
+    bound: on bits/dim; None says that the images have none.
+    """
     mean, spread = error.curve()
     buffer = io.BytesIO()
     np.savez(buffer, levels=error.levels, mse=error.mse, ids=error.ids)
@@ -176,6 +209,7 @@ def write_evaluation(
         "levels": [int(level) for level in error.levels],
         "mse": _json_numbers(mean),
         "mse_evaluation_error": _json_numbers(spread),
+        "bits_per_dim": {"value": None, "reason": NOT_BYTES} if bound is None else bound.facts(),
     }
     durable.write_json(folder / "evaluation.json", facts)
 

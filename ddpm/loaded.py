@@ -8,14 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ddpm import checkpoint
+from ddpm import checkpoint, ema_snapshots
 from ddpm import config as configuration
 from ddpm.config import Config
 from ddpm.distributed import best_device
+from ddpm.ema_profile import name_of
 from ddpm.errors import InputError
 from ddpm.schedule import NoiseSchedule
 from ddpm.unet import UNet
-from ddpm.weights import CONFIG_FILE, RAW, locate, weights_name
+from ddpm.weights import CONFIG_FILE, RAW, Ema, PowerEma, locate, weights_name
 
 _EMA = re.compile(r"ema-(.+)\.safetensors")
 
@@ -24,8 +25,8 @@ _EMA = re.compile(r"ema-(.+)\.safetensors")
 class LoadedModel:
     """A network in eval mode with one set of its trained weights, and all it was trained with.
 
-    name: which weights, "ema-0.999" or "model".  folder: the checkpoint.
-    sha256: of their file in it.
+    name: which weights, "ema-0.999", "power-0.07" or "model".  folder: the checkpoint.
+    sha256: of their file in it, or of all that they were made from.
     """
 
     network: UNet
@@ -52,30 +53,38 @@ class LoadedModel:
 
 
 def load_network(
-    source: Path, ema: float | None = None, *, device: torch.device | None = None
+    source: Path, ema: Ema | None = None, *, device: torch.device | None = None
 ) -> LoadedModel:
     """The network of a run's last checkpoint, or of the checkpoint `source` itself.
 
-    ema: the decay of the averaged weights; None is the run's first, 0 the weights unaveraged.
+    ema: the decay of the averaged weights; None is the run's first, 0 the weights unaveraged. A
+    PowerEma is made from the run's snapshots up to the checkpoint.
     device: None is the GPU where there is one. Raises InputError when `source` is no such thing.
     """
     run, folder = locate(source)
     config = configuration.load(run / CONFIG_FILE)
     name = weights_name(config, ema)
-    parts = (RAW, name)
+    tracked = config.TRAINING.EMA_POWER if isinstance(ema, PowerEma) else ()
+    parts = (RAW, name, *map(name_of, tracked))
     if folder is None:
         found = checkpoint.latest(run / "checkpoints", parts=parts, set_aside=False)
     else:
         found = checkpoint.load(folder, parts)
     if found is None:
         raise InputError(f"{run} has no checkpoint yet; train it first, or name another run")
-    if name not in found.tensors:
+    if isinstance(ema, PowerEma):
+        averaged = ema_snapshots.averaged(run, config, found, ema.sigma_rel)
+        sha256 = ema_snapshots.identity(run, config, found, ema.sigma_rel)
+    elif name in found.tensors:
+        averaged = found.tensors[name]
+        sha256 = found.manifest["files"][f"{name}.safetensors"]["sha256"]
+    else:
         there = sorted(match[1] for match in map(_EMA.fullmatch, found.manifest["files"]) if match)
         raise InputError(
             f"{found.folder} has no {name}; it has the EMA decays {', '.join(there) or 'none'}"
         )
     network = UNet(**configuration.network_arguments(config))
-    weights = found.tensors[RAW] | found.tensors[name]
+    weights = found.tensors[RAW] | averaged
     if unlike := misfits(network, weights):
         raise InputError(
             f"{found.folder} holds a network of another architecture than {run / CONFIG_FILE}: "
@@ -88,7 +97,7 @@ def load_network(
         config=config,
         step=found.step,
         name=name,
-        sha256=found.manifest["files"][f"{name}.safetensors"]["sha256"],
+        sha256=sha256,
         folder=found.folder,
     )
 

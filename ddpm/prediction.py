@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ddpm import config as configuration
 from ddpm import generate, probe, shards
+from ddpm.bits_per_dim import USUAL_STEPS, bound_timesteps
 from ddpm.config import Config
 from ddpm.evaluate import levels_of
 from ddpm.index import INDEX_FILE
@@ -132,4 +133,7 @@ def _passes(config: Config, train: int, held_out: int) -> int:
     grid = -(-images // at_once) * at_once * num_calls(sampler, schedule)
     pairs = min(evaluation.NUM, held_out) * len(levels_of(schedule))
     rounds = 1 + (-(-total // (evaluation.EVERY * epoch)) if evaluation.EVERY else 0)
-    return grids * grid + rounds * pairs
+    # at the end alone, of images that are bytes, as all but float arrays are
+    walk = bound_timesteps(schedule, USUAL_STEPS)
+    bound = min(evaluation.NUM, held_out) * (len(walk) - 1)
+    return grids * grid + rounds * pairs + bound

@@ -63,7 +63,7 @@ def same_cost(config: Config) -> str:
     numbers = (
         training.HYPER_PARAMETERS.BATCH_SIZE,
         *(training.MICRO_BATCH, training.PRECISION, training.NUMERICS, training.COMPILE),
-        len(training.EMA_DECAYS),
+        len(training.EMA_DECAYS) + len(training.EMA_POWER),
         configuration.image_shape(config),
     )
     return str((configuration.network_arguments(config), numbers))
@@ -74,7 +74,7 @@ def _measure(config: Config, threads: int, device: torch.device) -> Speed:
     with torch.device("meta"):
         frame = UNet(**configuration.network_arguments(config))
     cost = summary(frame, configuration.image_shape(config))
-    copies = _ADAM + len(config.TRAINING.EMA_DECAYS)
+    copies = _ADAM + len(config.TRAINING.EMA_DECAYS) + len(config.TRAINING.EMA_POWER)
     fixed, one = copies * _BYTES * cost.parameters, cost.activation_bytes_per_image
     room, notes = _room(device), []
     if fixed + one > room:

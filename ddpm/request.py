@@ -19,7 +19,7 @@ from ddpm import config as configuration
 from ddpm.config import Config, ImageGeneration
 from ddpm.errors import InputError
 from ddpm.request_rules import INPAINTING, SECTION, guide_problems, task_problems
-from ddpm.weights import CONFIG_FILE, locate, weights_name
+from ddpm.weights import CONFIG_FILE, Ema, ema_problem, locate, weights_name
 from ddpm.x0_variance import X0Variance, read_x0_variance
 
 # Small, since the last batch is filled up: one image costs a whole batch.
@@ -40,7 +40,7 @@ class Request:
     run: Path
     checkpoint: Path | None
     config: Config
-    ema: float | None
+    ema: Ema | None
     batch_size: int
     image_shape: tuple[int, int, int]
     base: NDArray[np.float32] | None
@@ -94,7 +94,7 @@ def read_request(
     source: Path,
     overrides: Sequence[str] = (),
     *,
-    ema: float | None = None,
+    ema: Ema | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Request:
     """The request for images of `source`: a run directory, a checkpoint, or a YAML that names one.
@@ -114,9 +114,8 @@ def read_request(
         named, own = _model_path(source, asked), []
     run, checkpoint = locate(named)
     trained = configuration.load(run / CONFIG_FILE)
-    if ema is not None and ema != 0 and ema not in trained.TRAINING.EMA_DECAYS:
-        there = ", ".join(f"{decay:g}" for decay in trained.TRAINING.EMA_DECAYS)
-        problems.append(f"--ema {ema:g}: {run} has the EMA decays {there}, or 0 for none")
+    if why := ema_problem(trained, ema):
+        problems.append(f"--ema {ema}: {run} {why}")
     if batch_size < 1:
         problems.append(f"--batch-size {batch_size}: give at least 1")
     config = _merged(run, trained, own, asked, problems)

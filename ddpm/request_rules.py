@@ -3,7 +3,15 @@
 from ddpm import config as configuration
 from ddpm.config import Config
 from ddpm.errors import InputError
-from ddpm.weights import CONFIG_FILE, guide_weights, locate, weights_name
+from ddpm.weights import (
+    CONFIG_FILE,
+    Ema,
+    PowerEma,
+    ema_problem,
+    guide_weights,
+    locate,
+    weights_name,
+)
 
 SECTION = "IMAGE_GENERATION"
 INPAINTING = ("channel_inpaint", "inpaint")
@@ -42,12 +50,15 @@ def task_problems(config: Config) -> list[str]:
     return problems
 
 
-def guide_problems(config: Config, ema: float | None) -> list[str]:
+def guide_problems(config: Config, ema: Ema | None) -> list[str]:
     """Why GUIDE cannot guide, one line each: other weights of the same network are needed."""
     guide = config.IMAGE_GENERATION.GUIDE
     if guide is None:
         return []
-    source, guide_ema = guide_weights(guide, ema)
+    try:
+        source, guide_ema = guide_weights(guide, ema)
+    except InputError as error:
+        return [f"{SECTION}.GUIDE: {problem}" for problem in error.problems]
     opening, trained = f"{SECTION}.GUIDE is {guide}", config
     if source is not None:
         try:
@@ -56,7 +67,10 @@ def guide_problems(config: Config, ema: float | None) -> list[str]:
             return [f"{opening}: {problem}" for problem in error.problems]
     elif weights_name(config, guide_ema) == weights_name(config, ema):
         return [f"{opening}, the weights drawn from themselves; give others, or null"]
-    if guide_ema not in (None, 0.0, *trained.TRAINING.EMA_DECAYS):
+    if isinstance(guide_ema, PowerEma):
+        if why := ema_problem(trained, guide_ema):
+            return [f"{opening}, but the run {why}; give a decay, or `model`"]
+    elif guide_ema not in (None, 0.0, *trained.TRAINING.EMA_DECAYS):
         there = ", ".join(f"{decay:g}" for decay in trained.TRAINING.EMA_DECAYS)
         return [f"{opening} with the EMA decay {guide_ema:g}; give one of {there}, or `model`"]
     return [

@@ -1,7 +1,7 @@
 """The run directory: everything a training leaves behind, and all it needs to go on.
 
     training_config.yaml  provenance.json  train.log  metrics.jsonl  log.csv  memory.csv
-    checkpoints/step-00001000/  inline_gen/step-00001000.png
+    checkpoints/step-00001000/  inline_gen/step-00001000.png  ema_snapshots/ (with EMA_POWER)
     DONE.json (once finished)   FAILED.json (after an error, until the next start)
 
 It is the truth about the run; other records are mirrors. One living process holds it. A row of
@@ -24,6 +24,7 @@ from ddpm import config as configuration
 from ddpm.best import Best, best_of
 from ddpm.checkpoint import Checkpoint
 from ddpm.config import Config
+from ddpm.ema_snapshots import forget_after, keep_if_due
 from ddpm.errors import InputError
 from ddpm.memory import MemoryLog
 from ddpm.metrics_log import MetricsLog, Row, without_nan
@@ -270,6 +271,7 @@ class RunDirectory:
     def _rewind(self) -> Checkpoint | None:
         """The checkpoint to continue from, the metrics cut back to it."""
         found = checkpoint.latest(self.checkpoints)
+        forget_after(self.path, found.step if found else 0)
         dropped = self._metrics.rewind(found.step if found else 0)
         if dropped:
             self.log.info("dropped %d rows of metrics after the checkpoint", dropped)
@@ -285,10 +287,12 @@ class RunDirectory:
             "threads": facts["threads"],
             "cpu": facts["cpu_capability"],
         }
-        folder = checkpoint.folder_of(self.checkpoints, step)
+        config, folder = self.config(), checkpoint.folder_of(self.checkpoints, step)
+        total = facts.get("total_steps", step)
+        keep_if_due(self.path, config, step, total, state.tensors, manifest)
         checkpoint.save(folder, tensors=state.tensors, state=state.scalars, manifest=manifest)
         pinned = {self.best.step} if self.best else set()
-        checkpoint.prune(self.checkpoints, self.config().TRAINING.CHECKPOINTS_KEEP, pinned)
+        checkpoint.prune(self.checkpoints, config.TRAINING.CHECKPOINTS_KEEP, pinned)
 
 
 def _glance(metrics: Mapping[str, float]) -> str:

@@ -185,6 +185,14 @@ class Training(Section):
         min_items=1,
         is_unique=True,
     )
+    EMA_POWER: tuple[float, ...] = option(
+        (),
+        "Lengths of averages with a power-function profile, as shares of the training, such as "
+        "[0.05, 0.1]; they are kept at every SAVE_PERIOD, and any length can be made of them later",
+        above=0,
+        below=0.28,
+        is_unique=True,
+    )
     CHECKPOINTS_KEEP: int = option(3, "Newest checkpoints kept", low=1, is_machine=True)
     PROFILE: int = option(0, "Optimizer steps to profile", low=0, high=10_000, is_machine=True)
     INLINE_GEN: InlineGen = InlineGen()

@@ -26,7 +26,7 @@ from ddpm.errors import InputError, StorageError
 from ddpm.imagebar import ImageBar
 from ddpm.lock import is_held
 from ddpm.spans import Span
-from ddpm.weights import RAW
+from ddpm.weights import Ema, ema_of
 
 RECIPE, REQUEST, ASKED, UNIT, BATCH = (
     "recipe.json",
@@ -83,10 +83,9 @@ class Series:
         return digest(self.recipe)
 
     @property
-    def ema(self) -> float:
+    def ema(self) -> Ema:
         """Which weights, as load_network takes it."""
-        name = str(self.recipe["weights"])
-        return 0.0 if name == RAW else float(name.removeprefix("ema-"))
+        return ema_of(str(self.recipe["weights"]))
 
     @property
     def asked(self) -> int:

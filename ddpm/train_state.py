@@ -15,8 +15,8 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """All that must survive: a CPU copy, safe to keep. tensors: model, ema-DECAY..., optimizer,
-    each {name: tensor}.
+    """All that must survive: a CPU copy, safe to keep. tensors: model, ema-DECAY...,
+    power-LENGTH..., optimizer, each {name: tensor}.
 
     window: the sums of the report under way, so that a run stopped between two reports loses none
     of them.

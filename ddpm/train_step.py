@@ -16,6 +16,7 @@ from ddpm import ema
 from ddpm.config import Training
 from ddpm.dataset import Batch
 from ddpm.distributed import Group, share
+from ddpm.ema_profile import beta_at, gamma_of, name_of
 from ddpm.errors import NonFiniteError
 from ddpm.gradients import GradientBuffer
 from ddpm.objective import (
@@ -107,13 +108,20 @@ class Stepper:
         self.emas = {
             f"ema-{decay:g}": ema.init(self.parameters) for decay in self.training.EMA_DECAYS
         }
+        self.gammas = {name_of(length): gamma_of(length) for length in self.training.EMA_POWER}
+        self.powers = {name: ema.init(self.parameters) for name in self.gammas}
         if state is None:
             return
         self.network.load_state_dict(state.tensors["model"])
-        self.emas = {
-            name: {k: v.to(self.group.device, copy=True) for k, v in state.tensors[name].items()}
-            for name in self.emas
-        }
+        self.emas, self.powers = (
+            {
+                name: {
+                    k: v.to(self.group.device, copy=True) for k, v in state.tensors[name].items()
+                }
+                for name in averages
+            }
+            for averages in (self.emas, self.powers)
+        )
         load_state_by_name(self.optimizer, self.network, state.tensors["optimizer"])
         if state.grad_scaler:
             self.scaler.load_state_dict(state.grad_scaler)
@@ -186,6 +194,9 @@ class Stepper:
         if not skipped:
             for decay, tensors in zip(self.training.EMA_DECAYS, self.emas.values(), strict=True):
                 ema.update(tensors, self.parameters, decay, self.step)
+        # Averages over steps: at one that was skipped the weights stood still, and count again.
+        for name, gamma in self.gammas.items():
+            ema.move(self.powers[name], self.parameters, beta_at(gamma, self.step))
         return skipped, norm, numbers
 
     def _non_finite(self, norm: float, seen: list[Tensor]) -> NonFiniteError:
@@ -232,9 +243,10 @@ class Stepper:
         tensors = {
             "model": dict(self.network.state_dict()),
             **self.emas,
+            **self.powers,
             "optimizer": state_by_name(self.optimizer, self.network),
         }
-        for part in ("model", *self.emas):
+        for part in ("model", *self.emas, *self.powers):
             for name, tensor in tensors[part].items():
                 if not torch.isfinite(tensor).all():
                     raise NonFiniteError(

@@ -8,6 +8,7 @@ from ddpm import base_images, series
 from ddpm.errors import InputError
 from ddpm.request import BATCH_SIZE, SECTION, Request, read_request
 from ddpm.series import REQUEST, Series
+from ddpm.weights import Ema
 
 _ANY = 10**9
 
@@ -21,7 +22,7 @@ class Wish:
 
     source: Path
     overrides: Sequence[str] = ()
-    ema: float | None = None
+    ema: Ema | None = None
     num: int | None = None
     unit: int | None = None
     batch_size: int | None = None

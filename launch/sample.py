@@ -4,6 +4,7 @@ that are missing.
 examples:
   python launch/sample.py RUN IMAGE_GENERATION.NUM_GEN_IMAGES=100 IMAGE_GENERATION.DDIM_ETA=0
   python launch/sample.py RUN/checkpoints/step-00001000 --ema 0
+  python launch/sample.py RUN --ema power:0.07      of a run trained with TRAINING.EMA_POWER
   python launch/sample.py options.yaml       of the run or checkpoint its MODEL_PATH names
   python launch/sample.py RUN --num 50000 --format npz
   python launch/sample.py RUN --num 1000000 --cluster slurm --jobs 32 --sbatch gpus-per-node=1
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from ddpm.errors import InputError, run_main
 from ddpm.request import BATCH_SIZE, read_request
+from ddpm.weights import parse_ema
 
 if TYPE_CHECKING:
     from ddpm.adapters.image_request import Options
@@ -44,7 +46,10 @@ def parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="IMAGE_GENERATION.KEY=value", help="changed keys"
     )
     result.add_argument(
-        "--ema", type=float, metavar="DECAY", help="averaged weights; 0 = as trained, unaveraged"
+        "--ema",
+        type=parse_ema,
+        metavar="DECAY",
+        help="averaged weights; 0 = as trained, unaveraged; power:LENGTH = made from snapshots",
     )
     result.add_argument(
         "--batch-size",

@@ -57,6 +57,7 @@ _TRAINING = {
     "MICRO_BATCH": "test_accumulation_equals_the_big_batch",
     "COMPILE": "test_compile_follows_the_eager_run",
     "EMA_DECAYS": "test_ema_decays_are_kept_apart_and_warm_up",
+    "EMA_POWER": "test_power_averages_are_tracked_beside_the_others",
     "NUMERICS": "test_exact_numerics_give_the_same_bits_for_one_two_and_four_workers",
     "PROFILE": "test_a_trace_of_the_steps_asked_for_is_written",
     "CHECKPOINTS_KEEP": "test_only_the_newest_checkpoints_are_kept",

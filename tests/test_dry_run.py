@@ -168,6 +168,8 @@ def test_networks_that_cost_the_same_are_measured_once() -> None:
     assert [probe.same_cost(cell) == probe.same_cost(cells[0]) for cell in cells] == [
         *(True, True, True, True, False)
     ]
+    averaged = small_config(**{"TRAINING.EMA_POWER": "[0.05,0.1]"})
+    assert probe.same_cost(averaged) != probe.same_cost(cells[0])
 
 
 def test_a_network_that_does_not_fit_is_told() -> None:

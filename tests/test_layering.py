@@ -29,12 +29,13 @@ FLOORS = (
     "indexing order packing preprocess source sources stage_folder stage_notes staging store "
     "tarheader tarscan "
     # state: what is kept, how it is written, how workers share it
-    "checkpoint durable lock storage spans units distributed ema gradients objective optimizer "
-    "train_state measures best memory metrics_log pictures provenance run_log run_names grid "
-    "ledger sweep "
+    "checkpoint durable lock storage spans units distributed ema ema_profile post_hoc_ema "
+    "gradients objective optimizer train_state measures best memory metrics_log pictures "
+    "provenance run_log run_names grid ledger sweep "
     # distances between sets of features
     "estimates moments fid kid manifold memorisation tensor_files",
-    "trainer train_step evaluate validation reference_lines model rundir worker progress profile "
+    "trainer train_step evaluate validation bits_per_dim ema_snapshots ema_curve "
+    "reference_lines model rundir worker progress profile "
     "doctor status run_status status_table job_states groups job_list slurm_queue "
     "generate image_generator film loaded weights request request_rules x0_variance base_images "
     "slots tasks starting startup workers probe prediction job_folder series series_plan "

@@ -26,6 +26,7 @@ SMALL = (
     "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS=0",
     "TRAINING.INLINE_GEN.NUMS=10",
     "TRAINING.NETWORK.TIMESTEPS=4",
+    "TRAINING.EMA_POWER=[0.05,0.1]",
     "IMAGE_GENERATION.NUM_STEPS=4",
     "EVALUATION.NUM=16",
 )
@@ -95,7 +96,9 @@ def small(command: str, out: Path) -> list[str]:
     words = shlex.split(command)
     words[0] = sys.executable
     if words[1] == "launch/train.py":
-        words += [*SMALL, f"TRAINING.OUTPUT_DIR={out}"]
+        given = {word.partition("=")[0] for word in words}
+        words += [word for word in SMALL if word.partition("=")[0] not in given]
+        words.append(f"TRAINING.OUTPUT_DIR={out}")
     if words[1] == "launch/evaluate.py":
         words += ["--num", "64", "--features", "pixels"]
     if words[1] == "launch/pack.py":

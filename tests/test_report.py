@@ -190,6 +190,26 @@ def test_what_was_not_measured_alike_is_not_ranked(folder: Path, facts: dict, sa
     assert not made.ranking.standings and made.best is None
 
 
+def test_bits_stand_beside_the_ranking_and_never_decide_it(folder: Path) -> None:
+    before = report.build(folder)
+    assert "Bits per dimension" not in before.html.read_text()
+    for number in range(8):
+        bits = {
+            "value": 9.123 + number,
+            "evaluation_error": 0.012,
+            "timesteps": [50, 20, 1, 0],
+            "terms": [0.00012, 2.0, 4.0, 3.1],
+        }
+        change(run_dir(folder, number) / "evaluation.json", bits_per_dim=bits)
+    change(run_dir(folder, 8) / "evaluation.json", bits_per_dim={"value": None, "reason": "-"})
+    after = report.build(folder)
+    text = after.html.read_text()
+    for number in range(8):
+        assert f"{9.123 + number:.3f} \u00b1 0.012" in text
+    assert "17.123" not in text and "Not comparable across schedules" in text
+    assert [s.label for s in after.ranking.standings] == [s.label for s in before.ranking.standings]
+
+
 def test_trials_of_an_earlier_grid_are_left_out_and_said(folder: Path) -> None:
     planned = json.loads((folder / "sweep.json").read_text())["planned"]
     change(folder / "sweep.json", planned=planned[3:])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ddpm.config import HyperParameters, Training
 from ddpm.dataset import Dataset
+from ddpm.ema_profile import gamma_of
 from ddpm.errors import NonFiniteError
 from ddpm.objective import bin_names
 from ddpm.schedule import NoiseSchedule
@@ -62,6 +63,10 @@ def same(one: TrainState, two: TrainState) -> bool:
         for part, tensors in one.tensors.items()
         for name, tensor in tensors.items()
     )
+
+
+def same_part(one: TrainState, two: TrainState, part: str) -> bool:
+    return all(torch.equal(t, two.tensors[part][name]) for name, t in one.tensors[part].items())
 
 
 def untimed(reports: list[Report]) -> list[tuple[int, dict[str, float]]]:
@@ -298,6 +303,40 @@ def test_ema_decays_are_kept_apart_and_warm_up() -> None:
     assert not torch.equal(
         state.tensors["ema-0.999"]["head.weight"], state.tensors["model"]["head.weight"]
     )
+
+
+def test_power_averages_are_tracked_beside_the_others() -> None:
+    plain, power = (
+        final(list(train(settings(2, EMA_POWER=lengths), network(), SCHEDULE, digits())))
+        for lengths in ((), (0.05, 0.2))
+    )
+    assert set(power.tensors) == set(plain.tensors) | {"power-0.05", "power-0.2"}
+    assert all(same_part(plain, power, part) for part in plain.tensors)
+    # each follows its recursion over the weights, the initial ones forgotten
+    path: list[dict[str, Tensor]] = []
+    short = settings(2, EMA_POWER=(0.05, 0.2))
+    stepping = network()
+    copied = lambda: path.append({k: v.detach().clone() for k, v in stepping.named_parameters()})  # noqa: E731
+    list(train(short, stepping, SCHEDULE, digits(), on_step=copied))
+    for length in (0.05, 0.2):
+        p = gamma_of(length) + 1
+        share = [((k + 1) / 10) ** p - (k / 10) ** p for k in range(10)]
+        for name, tensor in power.tensors[f"power-{length:g}"].items():
+            expected = sum(w * step[name].double() for w, step in zip(share, path, strict=True))
+            torch.testing.assert_close(tensor.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("stop_at", [3, 5])
+def test_power_averages_continue_bit_for_bit(stop_at: int) -> None:
+    options = settings(2, EMA_POWER=(0.05, 0.1))
+    whole = final(list(train(options, network(), SCHEDULE, digits())))
+    steps = iter(range(1, 100))
+    first = train(
+        options, network(), SCHEDULE, digits(), should_stop=lambda: next(steps) == stop_at
+    )
+    half = final(list(first))
+    assert half.step == stop_at
+    assert same(final(list(train(options, network(), SCHEDULE, digits(), state=half))), whole)
 
 
 def test_fp16_skips_an_overflown_step_and_keeps_its_scale() -> None:

@@ -3,14 +3,15 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
+from math import isfinite
 from pathlib import Path
 
 from ddpm.report.axes import Axes
 from ddpm.report.data import Sweep, Trial
-from ddpm.report.files import Value, mapping
+from ddpm.report.files import Value, mapping, number, sequence
 from ddpm.report.flags import commit, differences
 from ddpm.report.grids import png_url, sample_grid
-from ddpm.report.labels import cell_label, listed, text, varied
+from ddpm.report.labels import cell_label, listed, number_with_error, text, varied
 from ddpm.report.ranking import Ranking
 
 _GRIDS = 12
@@ -97,6 +98,31 @@ def _over_training(paths: Sequence[Path]) -> str:
         for path in chosen
     )
     return f'<div class="strip">{figures}</div>'
+
+
+def bits(sweep: Sweep) -> str:
+    """The bound on bits/dim of each trial, in the order of the grid: nothing is ranked by it."""
+    keys, rows = varied_keys(sweep), []
+    for trial in sweep.trials:
+        found = mapping(trial.evaluation.get("bits_per_dim"))
+        value, error = number(found.get("value")), number(found.get("evaluation_error"))
+        if not isfinite(value):
+            continue
+        shown, spread = number_with_error(value, error)
+        terms = [number(term) for term in sequence(found.get("terms"))]
+        ends = [f"{terms[k]:.2g}" for k in (0, -1)] if terms else ["", ""]
+        steps = str(len(sequence(found.get("timesteps"))) - 1)
+        label = cell_label(trial.cell, keys) if sweep.is_sweep else "this run"
+        rows.append((label, str(trial.seed), f"{shown} \u00b1 {spread}", *ends, steps))
+    if not rows:
+        return ""
+    note = (
+        "<p class='note'>The variational bound, lower is better, \u00b1 evaluation error; over a "
+        "walk of so many steps, not all timesteps. Not comparable across schedules or numbers of "
+        "timesteps: what goes below the step between two grey values pays for noise that nobody "
+        "sees.</p>"
+    )
+    return note + table(("cell", "seed", "bits/dim", "prior", "decoder", "steps"), rows)
 
 
 def failures(sweep: Sweep, ranking: Ranking) -> str:

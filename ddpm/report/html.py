@@ -25,6 +25,7 @@ def page(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
         ("x0-error over noise level", _errors(sweep, ranking, axes)),
         ("Samples", appendix.samples(sweep, ranking, axes)),
         ("Training losses", _losses(sweep, axes)),
+        ("Bits per dimension", appendix.bits(sweep)),
         ("Failed, skipped and not ranked", appendix.failures(sweep, ranking)),
         ("Configuration", appendix.configuration(sweep)),
         ("Provenance", appendix.provenance(sweep)),
