@@ -9,8 +9,6 @@ named by sigma_rel, the standard deviation of k over t; a decay d is about 1 / (
 No torch.
 """
 
-import numpy as np
-
 # sigma_rel of the even average, gamma = 0; beyond it old weights would weigh more than new ones.
 LONGEST = 12**-0.5
 
@@ -18,7 +16,7 @@ LONGEST = 12**-0.5
 def gamma_of(sigma_rel: float) -> float:
     """The exponent of the profile with this relative standard deviation, positive.
 
-    sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))       (Karras et al. 2024, Eq. 126)
+    sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))       (Karras et al. 2024, Eq. 123)
 
     Raises ValueError unless 0 < sigma_rel < 12^(-1/2), about 0.2887.
     """
@@ -27,9 +25,12 @@ def gamma_of(sigma_rel: float) -> float:
             f"sigma_rel is {sigma_rel:g}; give one above 0 and below {LONGEST:.4f}, the even "
             "average of all steps"
         )
-    inverse = sigma_rel**-2
-    roots = np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse])
-    return float(roots.real.max())
+    # sigma_rel falls in gamma and is below 1 / gamma
+    low, high = 0.0, 1.0 / sigma_rel
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sigma_rel_of(middle) > sigma_rel else (low, middle)
+    return high
 
 
 def sigma_rel_of(gamma: float) -> float:

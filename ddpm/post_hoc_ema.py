@@ -7,7 +7,8 @@ approached by sum_i x_i p_i, least squares in time, and the same x_i combine the
 
                                          (Karras et al. 2024, EDM2, section 3.2, Algorithm 3)
 
-The constraint is ours: weights that stand still are their own average, however coarse the fit.
+The paper scales the sum to 1 afterwards; as a constraint it costs less of the fit. Weights that
+stand still are so their own average, however coarse the fit.
 The sum is taken in float64, one snapshot in memory at a time.
 """
 
@@ -78,7 +79,7 @@ def profile_product(
     """The integral over time of two profiles, (gamma + 1) tau^gamma / t^(gamma + 1) up to t each.
 
     (gamma_a + 1) (gamma_b + 1) / ((gamma_a + gamma_b + 1) t_late) (t_early / t_late)^gamma_late
-                                                       (Karras et al. 2024, Algorithm 3)
+                                              (Karras et al. 2024, Eq. 151 and Algorithm 3)
     """
     t_a, gamma_a, t_b, gamma_b = map(np.asarray, (t_a, gamma_a, t_b, gamma_b))
     late, early = np.maximum(t_a, t_b), np.minimum(t_a, t_b)
