@@ -23,7 +23,7 @@ from ddpm.generate import load_network
 from ddpm.ledger import Ledger
 from ddpm.rundir import RunDirectory
 from ddpm.slots import Sampler, draw
-from ddpm.worker import open_data
+from ddpm.starting import open_data
 
 
 def real_digits(run_dir: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

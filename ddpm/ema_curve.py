@@ -26,8 +26,8 @@ from ddpm.loaded import load_network
 from ddpm.measures import X0Summary, common_levels, summary
 from ddpm.post_hoc_ema import fit
 from ddpm.rundir import RunDirectory
+from ddpm.starting import open_data
 from ddpm.weights import CONFIG_FILE, RAW, Ema, PowerEma, locate
-from ddpm.worker import open_data
 
 PICTURE, NUMBERS = "ema_curve.png", "ema_curve.json"
 

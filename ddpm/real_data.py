@@ -23,7 +23,7 @@ from ddpm.noise import Stream
 from ddpm.request import CONFIG_FILE, locate
 from ddpm.rundir import RunDirectory
 from ddpm.sampling import to_uint8
-from ddpm.worker import open_data
+from ddpm.starting import open_data
 
 SPLITS = ("train", "validation")
 READ = 512
@@ -82,7 +82,11 @@ def real_data(config: Config, data_dir: Path | None, cache: Path | None = None) 
     cache: where computed things are kept; None is OUTPUT_DIR/metrics. Packs what is not packed yet.
     """
     folder = data_dir if data_dir is not None else shards.prepare(config).folder
-    data = open_data(config, folder)
+    return as_real_data(config, open_data(config, folder), cache)
+
+
+def as_real_data(config: Config, data: Dataset, cache: Path | None = None) -> RealData:
+    """Data that have been opened as the configuration says."""
     options = asdict(config.DATASET.PREPROCESSING)
     facts = {
         "data_sha256": data.sha256,

@@ -167,6 +167,31 @@ def best_is_measured(best: str | None, every: int | None) -> RuleText:
     )
 
 
+@rule("EVALUATION.FEATURES", "EVALUATION.EVERY", "DATASET.LABEL_KEY")
+def features_can_be_had(features: str | None, every: int | None, label_key: str | None) -> RuleText:
+    if features is not None and every is None:
+        return (
+            f"EVALUATION.FEATURES is {features} but EVERY is null, so nothing is evaluated while "
+            "training; give EVERY such as 10, or FEATURES null"
+        )
+    if features == "classifier" and label_key is None:
+        return (
+            "EVALUATION.FEATURES is classifier but DATASET.LABEL_KEY is null, and it is trained on "
+            "labels; give FEATURES pixels"
+        )
+    return None
+
+
+@rule("EVALUATION.BEST", "EVALUATION.FEATURES")
+def best_fid_has_features(best: str | None, features: str | None) -> RuleText:
+    if best != "fid_infinity" or features is not None:
+        return None
+    return (
+        "EVALUATION.BEST is fid_infinity but FEATURES is null, so nothing is drawn; "
+        "give FEATURES classifier or pixels"
+    )
+
+
 @rule("EVALUATION.PATIENCE", "EVALUATION.BEST")
 def patience_waits_for_something(patience: int | None, best: str | None) -> RuleText:
     if patience is None or best is not None:
@@ -193,5 +218,7 @@ RUN_RULES = (
     label_is_a_class,
     frozen_channel_exists,
     best_is_measured,
+    features_can_be_had,
+    best_fid_has_features,
     patience_waits_for_something,
 )

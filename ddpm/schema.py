@@ -234,10 +234,17 @@ class Evaluation(Section):
 
     EVERY: int | None = option(None, "Epochs between evaluations; null = only at the end", low=1)
     NUM: int = option(256, "Validation images evaluated", low=1)
+    FEATURES: str | None = option(
+        None,
+        "Draw SAMPLES images at every evaluation while training, and compare them by these; "
+        "null = only networks are compared",
+        choices=("classifier", "pixels"),
+    )
+    SAMPLES: int = option(1024, "Images drawn at every evaluation where FEATURES are given", low=64)
     BEST: str | None = option(
         None,
-        "Measure whose best evaluation has its checkpoint kept; null = none",
-        choices=("mean_log10_mse", "snr_weighted_mse"),
+        "Measure whose best, lowest evaluation has its checkpoint kept; null = none",
+        choices=("mean_log10_mse", "snr_weighted_mse", "fid_infinity"),
     )
     PATIENCE: int | None = option(
         None, "Evaluations without a better BEST after which training ends; null = never", low=1

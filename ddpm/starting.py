@@ -1,15 +1,34 @@
-"""The network and the noise schedule that a training starts from."""
+"""What a training starts from: its data, the network with its first weights, the schedule."""
 
 from pathlib import Path
 
 from torch import nn
 
 from ddpm import config as configuration
+from ddpm import shards
 from ddpm.config import Config
+from ddpm.dataset import Dataset
 from ddpm.errors import InputError, StorageError
 from ddpm.loaded import load_network, misfits
 from ddpm.schedule import NoiseSchedule
 from ddpm.unet import UNet, init_weights
+
+
+def open_data(config: Config, data_dir: Path) -> Dataset:
+    """The packed shards in data_dir as this configuration reads them; InputError with all that does
+    not fit.
+    """
+    index = shards.open_index(data_dir)
+    problems = shards.check(config, index)
+    if problems:
+        raise InputError(problems)
+    return Dataset(
+        index,
+        config.DATASET,
+        configuration.image_shape(config),
+        seed=config.TRAINING.SEED,
+        cache=config.DATASET.CACHE == "memory",
+    )
 
 
 def build(config: Config) -> tuple[UNet, NoiseSchedule]:

@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
-from ddpm import best, checkpoint, evaluate, generate, memory, shards, staging
+from ddpm import best, checkpoint, evaluate, generate, memory, staging
 from ddpm import config as configuration
 from ddpm.best import Verdict
 from ddpm.config import Config
 from ddpm.dataset import Dataset
 from ddpm.distributed import Group
-from ddpm.errors import InputError, Interrupted
+from ddpm.errors import Interrupted
 from ddpm.profile import profiler
 from ddpm.run_log import failure_recorded
 from ddpm.rundir import RunDirectory
+from ddpm.sample_validation import SampleValidation
 from ddpm.schedule import NoiseSchedule
-from ddpm.starting import build
+from ddpm.starting import build, open_data
 from ddpm.startup import Marks, marked, told_after_first_step
 from ddpm.trainer import Every, Report, TrainState, steps_per_epoch, total_steps, train
 from ddpm.validation import validation_metrics
@@ -125,23 +127,6 @@ def work(
         run.close()
 
 
-def open_data(config: Config, data_dir: Path) -> Dataset:
-    """The packed shards in data_dir as this configuration reads them; InputError with all that does
-    not fit.
-    """
-    index = shards.open_index(data_dir)
-    problems = shards.check(config, index)
-    if problems:
-        raise InputError(problems)
-    return Dataset(
-        index,
-        config.DATASET,
-        configuration.image_shape(config),
-        seed=config.TRAINING.SEED,
-        cache=config.DATASET.CACHE == "memory",
-    )
-
-
 def _start(
     run: RunDirectory, config: Config, data: Dataset, job: Job, group: Group
 ) -> TrainState | None:
@@ -233,10 +218,15 @@ def _evaluator(
     if config.EVALUATION.EVERY is None:
         return None
     steps = config.EVALUATION.EVERY * steps_per_epoch(config.TRAINING, data.num_train)
-    return Every(
-        steps=steps,
-        call=lambda network: validation_metrics(network, schedule, config, data, group),
-    )
+    of_samples = None
+    if config.EVALUATION.FEATURES is not None:
+        of_samples = SampleValidation(config, schedule, data, group)
+
+    def measure(network: nn.Module) -> dict[str, float]:
+        numbers = validation_metrics(network, schedule, config, data, group)
+        return numbers | (of_samples(network) if of_samples else {})
+
+    return Every(steps=steps, call=measure)
 
 
 def _finish(job: Job, config: Config, data: Dataset, run: RunDirectory) -> dict[str, Any]:

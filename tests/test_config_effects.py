@@ -108,7 +108,7 @@ def test_trained_h5_is_where_a_training_starts_unless_it_is_new(plain: Path) -> 
 
 def test_validation_fraction_moves_images_out_of_training(digits: Path) -> None:
     less, more = (
-        worker.open_data(tiny(f"DATASET.VALIDATION_FRACTION={share}"), digits)
+        starting.open_data(tiny(f"DATASET.VALIDATION_FRACTION={share}"), digits)
         for share in (0.1, 0.5)
     )
     assert less.num_train + less.num_validation == more.num_train + more.num_validation
@@ -118,7 +118,7 @@ def test_validation_fraction_moves_images_out_of_training(digits: Path) -> None:
 
 def test_cache_reads_an_image_once(digits: Path) -> None:
     for cache, is_read_again in (("memory", False), ("off", True)):
-        data = worker.open_data(tiny(f"DATASET.CACHE={cache}"), digits)
+        data = starting.open_data(tiny(f"DATASET.CACHE={cache}"), digits)
         ids = data.order(torch.arange(8))
         data.read(ids, None)
         before = data.bytes_read

@@ -114,6 +114,9 @@ _GENERATION = {
 _PAIRS = "test_num_and_seed_choose_images_and_noise_of_the_evaluation"
 _EVALUATION = {
     "EVERY": "test_every_says_when_the_network_is_measured",
+    **dict.fromkeys(
+        ("FEATURES", "SAMPLES"), "test_features_and_samples_say_what_is_measured_of_samples"
+    ),
     **dict.fromkeys(("BEST", "PATIENCE"), "test_a_run_keeps_the_checkpoint_of_its_best_evaluation"),
     "NUM": _PAIRS,
     "SEED": _PAIRS,

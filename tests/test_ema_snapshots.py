@@ -19,8 +19,8 @@ from ddpm.generate import read_request
 from ddpm.image_generator import ImageGenerator
 from ddpm.loaded import load_network
 from ddpm.rundir import RunDirectory
+from ddpm.starting import open_data
 from ddpm.weights import PowerEma, ema_of, parse_ema, weights_name
-from ddpm.worker import open_data
 from launch import ema_curve as command
 from launch import sample
 from tests.test_generate import make_run

@@ -42,7 +42,7 @@ FLOORS = (
     "series_draw series_check series_export series_status draws wish "
     # samples measured: extractors, what is kept of images, the real side, the numbers
     "features classifier sample_statistics class_measures real_data reference_statistics "
-    "sample_sources sample_measures sample_evaluation sample_table",
+    "sample_sources sample_validation sample_measures sample_evaluation sample_table",
     "adapters report",
     "launch",
 )

@@ -22,11 +22,11 @@ from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import InputError, Interrupted
 from ddpm.progress import Tail, watch
 from ddpm.rundir import RunDirectory
-from ddpm.starting import start_problems
+from ddpm.starting import open_data, start_problems
 from ddpm.startup import begun, marked
 from ddpm.trainer import total_steps
 from ddpm.weights import locate
-from ddpm.worker import Job, open_data, work
+from ddpm.worker import Job, work
 from ddpm.workers import Workers, workers_for
 
 

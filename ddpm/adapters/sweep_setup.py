@@ -19,10 +19,10 @@ from ddpm.errors import InputError, Interrupted
 from ddpm.ledger import Ledger, Outcome
 from ddpm.progress import Tail
 from ddpm.rundir import RunDirectory
-from ddpm.starting import start_problems
+from ddpm.starting import open_data, start_problems
 from ddpm.sweep import PlannedTrial, Sweep, write_best
 from ddpm.trainer import total_steps
-from ddpm.worker import Job, open_data
+from ddpm.worker import Job
 
 # trials of a driver that was killed may take some seconds to die and let go of their locks
 PATIENCE_S = 60.0
