@@ -157,6 +157,22 @@ BROKEN: dict[str, tuple[list[str], str]] = {
         [GENERATE + "FREEZE_CHANNEL=1"],
         "FREEZE_CHANNEL is 1 but TRAINING.INPUT_IMAGE_CHANNEL is 1; give a channel from 0 to 0",
     ),
+    "best_is_measured": (
+        ["EVALUATION.BEST=mean_log10_mse"],
+        "BEST is mean_log10_mse but EVERY is null, so nothing is evaluated while training; give",
+    ),
+    "features_can_be_had": (
+        ["EVALUATION.FEATURES=pixels"],
+        "FEATURES is pixels but EVERY is null, so nothing is evaluated while training; give EVERY",
+    ),
+    "best_fid_has_features": (
+        ["EVALUATION.BEST=fid_infinity", "EVALUATION.EVERY=1"],
+        "BEST is fid_infinity but FEATURES is null, so nothing is drawn; give FEATURES classifier",
+    ),
+    "patience_waits_for_something": (
+        ["EVALUATION.PATIENCE=3", "EVALUATION.EVERY=1"],
+        "PATIENCE is 3 but BEST is null, so nothing can get better; give BEST mean_log10_mse, or",
+    ),
 }  # fmt: skip
 
 # Second branches of the same rules.
