@@ -4,7 +4,8 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -19,7 +20,8 @@ from tests.test_generate import make_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 NUM, UNIT, BATCH = 2000, 16, 4
-KEYS = {"GEN_TASK": "class_cond", "NUM_STEPS": 12}
+# So many steps that six tasks draw at once before the first of them has ended.
+KEYS = {"GEN_TASK": "class_cond", "SPACING": "logsnr", "NUM_STEPS": 36}
 OPTIONS = ("--num", NUM, "--unit", UNIT, "--batch-size", BATCH)
 
 
@@ -81,6 +83,19 @@ class Images:
                     continue
         return found
 
+    @contextmanager
+    def held(self) -> Iterator[dict[str, tuple[str, psutil.Process]]]:
+        """As drawing(), with the processes standing still, so that none ends meanwhile."""
+        found = self.drawing()
+        for _, process in found.values():
+            process.suspend()
+        try:
+            yield found
+        finally:
+            for _, process in found.values():
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
+
 
 @pytest.fixture
 def images(lab: Lab, folder: Path) -> Images:
@@ -103,14 +118,14 @@ def test_two_thousand_images_through_two_kills_and_a_crash(
     first = images.submit()
     wait_until("six tasks draw", lambda: len(images.drawing()) == 6, 120)
     wait_until("images are there", lambda: images.there() >= 100, 120)
-    drawing, array = images.drawing(), images.array()
-    crashed = drawing[max(drawing)][0]
-    killed = [task for task, (node, _) in sorted(drawing.items()) if node != crashed][:2]
-    lost = [task for task, (node, _) in drawing.items() if node == crashed]
-    assert len(killed) == 2 and lost, drawing
-    for task in killed:
-        lab.ctl.run("scancel", "--signal=KILL", task)
-    lab.crash(crashed)
+    with images.held() as drawing:
+        array, crashed = images.array(), drawing[max(drawing)][0]
+        killed = [task for task, (node, _) in sorted(drawing.items()) if node != crashed][:2]
+        lost = [task for task, (node, _) in drawing.items() if node == crashed]
+        assert len(killed) == 2 and lost, drawing
+        for task in killed:
+            lab.ctl.run("scancel", "--signal=KILL", task)
+        lab.crash(crashed)
     wait_until(
         "the crash is noticed",
         lambda: "DOWN" in lab.node_field(crashed, "State"),
@@ -149,13 +164,15 @@ def test_a_requeued_task_goes_on_and_a_duplicate_submits_nothing(images: Images,
     driver = images.submit("--jobs", "2")
     wait_until("two tasks draw", lambda: len(images.drawing()) == 2, 120)
     wait_until("images are there", lambda: images.there() >= 50, 60)
-    duplicate = images.submit("--jobs", "2")
-    array, (task, *_) = images.array(), sorted(images.drawing())
-    lab.ctl.run("scancel", "--signal=USR2", task)
+    with images.held() as drawing:
+        array, task = images.array(), min(drawing)
+        duplicate = images.submit("--jobs", "2")
+        assert duplicate.stdout
+        looked = next(line for line in duplicate.stdout if " to draw, " in line)
+        lab.ctl.run("scancel", "--signal=USR2", task)
     output = ends(driver, 0)
     assert images.states(array)[task] == ["REQUEUED", "COMPLETED"], output
-    output = ends(duplicate, 0)
-    assert " 0 to draw, " in output and "submitted" not in output
+    assert ", 0 to draw, " in looked and "submitted" not in ends(duplicate, 0)
     assert images.array() == array
     begun = [
         json.loads(line)["begin"]
@@ -170,10 +187,11 @@ def test_a_requeued_task_goes_on_and_a_duplicate_submits_nothing(images: Images,
 def test_ctrl_c_leaves_the_jobs_alone(images: Images, lab: Lab) -> None:
     driver = images.submit()
     wait_until("images are there", lambda: images.there() >= 50, 120)
-    for process in psutil.Process(driver.pid).children(recursive=True):  # behind nsenter
-        process.send_signal(signal.SIGINT)
-    assert "detached" in ends(driver, 75)
-    assert lab.ctl.run("squeue", "-h").stdout, "the jobs go on without the driver"
-    assert ": running" in ends(images.start("--status"), 0)
+    with images.held():
+        for process in psutil.Process(driver.pid).children(recursive=True):  # behind nsenter
+            process.send_signal(signal.SIGINT)
+        assert "detached" in ends(driver, 75)
+        assert lab.ctl.run("squeue", "-h").stdout, "the jobs go on without the driver"
+        assert ": running" in ends(images.start("--status"), 0)
     ends(images.submit(), 0)
     assert series_check.verify(images.series, NUM, progress=False).is_whole
