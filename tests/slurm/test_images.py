@@ -13,6 +13,7 @@ import pytest
 
 from ddpm import job_list, series_check, spans
 from ddpm.series import Series
+from ddpm.spans import Span
 from tests.bulk_data import RUNNER, Bulk, files_of
 from tests.slurm.hosts import REPOSITORY, wait_until
 from tests.slurm.lab import Lab
@@ -174,13 +175,13 @@ def test_a_requeued_task_goes_on_and_a_duplicate_submits_nothing(images: Images,
     assert images.states(array)[task] == ["REQUEUED", "COMPLETED"], output
     assert ", 0 to draw, " in looked and "submitted" not in ends(duplicate, 0)
     assert images.array() == array
-    begun = [
-        json.loads(line)["begin"]
+    drawn = [
+        Span.parse(json.loads(line)["end"])
         for path in (images.series.folder / "jobs").glob("*.journal")
         for line in path.read_text().splitlines()
-        if "begin" in line
+        if "end" in line
     ]
-    assert len(begun) == len(set(begun)), "nothing was drawn twice"
+    assert None not in drawn and not spans.overlapping(drawn), "something was drawn twice"
     assert series_check.verify(images.series, NUM, progress=False).is_whole
 
 
