@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from ddpm.errors import InputError, run_main
 from ddpm.request import BATCH_SIZE, read_request
 from ddpm.weights import parse_ema
+from launch import job_options
 
 if TYPE_CHECKING:
     from ddpm.adapters.image_request import Options
@@ -68,31 +69,7 @@ def parser() -> argparse.ArgumentParser:
     )
     bulk.add_argument("--status", action="store_true", help="how far it is; changes nothing")
     bulk.add_argument("--verify", action="store_true", help="check every image; changes nothing")
-    jobs = result.add_argument_group("in bulk, by many jobs")
-    jobs.add_argument(
-        "--cluster",
-        choices=("slurm", "local", "debug"),
-        help="array jobs; processes of this machine; or one after the other here",
-    )
-    jobs.add_argument(
-        "--jobs",
-        type=int,
-        metavar="N",
-        help="tasks that run at once (default: 16; local: as many as this machine holds)",
-    )
-    jobs.add_argument(
-        "--time",
-        metavar="LIMIT",
-        help="of a task, which goes on in a new one when it is over (default: 1:00:00)",
-    )
-    jobs.add_argument("--partition", metavar="NAME", help="default: SBATCH_PARTITION, the site's")
-    jobs.add_argument(
-        "--sbatch",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="another option of sbatch, such as mem=4G; may be given often",
-    )
+    job_options.add(result, "in bulk, by many jobs", "part")
     result.add_argument("--plan", type=Path, help=argparse.SUPPRESS)  # for slurm/job.sh
     return result
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from ddpm import sweep
 from ddpm.errors import InputError, run_main
+from launch import job_options
 
 if TYPE_CHECKING:
     from ddpm.adapters.array_request import Options
@@ -46,36 +47,12 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--clean-stage", action="store_true", help="remove what DATASET.STAGE copied, at the end"
     )
-    jobs = result.add_argument_group("many small jobs")
-    jobs.add_argument(
-        "--cluster",
-        choices=("slurm", "local", "debug"),
-        help="array jobs; processes of this machine; or one group after the other here",
-    )
+    jobs = job_options.add(result, "many small jobs", "group")
     jobs.add_argument(
         "--group-size",
         type=int,
         metavar="N",
         help="trials of a task (default: trials over --jobs, and at least two minutes' worth)",
-    )
-    jobs.add_argument(
-        "--jobs",
-        type=int,
-        metavar="N",
-        help="tasks that run at once (default: 16; local: as many as this machine holds)",
-    )
-    jobs.add_argument(
-        "--time",
-        metavar="LIMIT",
-        help="of a task, which goes on in a new one when it is over (default: 1:00:00)",
-    )
-    jobs.add_argument("--partition", metavar="NAME", help="default: SBATCH_PARTITION, the site's")
-    jobs.add_argument(
-        "--sbatch",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="another option of sbatch, such as mem=4G; may be given often",
     )
     result.add_argument("--plan", metavar="FILE", help=argparse.SUPPRESS)  # for slurm/job.sh
     return result
