@@ -391,7 +391,15 @@ def test_watch_ends_when_all_has_ended_and_ctrl_c_ends_it_before(tmp_path: Path)
     run = began(tmp_path / "out", step=40)
     watch = command(str(run.path), "--watch", "--every", "0.2")
     first, second = (
-        subprocess.Popen(watch, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        subprocess.Popen(
+            watch,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            # pytest in the background of a shell ignores it, and what it starts would, too
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         for _ in range(2)
     )
     assert first.stdout and second.stdout
