@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddpm.loaded import for_drawing
 from ddpm.method import Method
 from ddpm.sampling import sample
 from ddpm.schedule import NoiseSchedule
@@ -47,13 +48,14 @@ class Clocked:
 def our_network(width: int) -> UNet:
     """9 M parameters at the default width of 80."""
     torch.manual_seed(0)
-    return UNet(
+    network = UNet(
         image_size=SIZE,
         in_channels=CHANNELS,
         model_channels=width,
         channel_mult=(1, 2, 2),
         has_attention=(False, True, False),
-    ).eval()
+    )
+    return for_drawing(network)
 
 
 def their_network(width: int) -> nn.Module:

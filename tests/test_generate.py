@@ -165,6 +165,19 @@ def test_what_is_no_run_is_named(run: Path, tmp_path: Path) -> None:
         assert words in problems(source)[0]
 
 
+def test_a_network_is_loaded_in_the_order_that_is_fastest_to_draw_with(run: Path) -> None:
+    """The channels of a pixel side by side; what it predicts is the same up to rounding."""
+    network = load_network(run).network
+    plain = UNet(**configuration.network_arguments(load_network(run).config)).eval()
+    plain.load_state_dict(network.state_dict())
+    x_t, time = torch.randn(4, 3, 8, 8), torch.rand(4)
+    labels = torch.arange(4) % 3
+    with torch.no_grad():
+        found, expected = network(x_t, time, labels), plain(x_t, time, labels)
+    assert found.is_contiguous(memory_format=torch.channels_last) and not network.training
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
     run, wider = make_run(tmp_path / "a"), make_run(tmp_path / "b", FIRST_CHANNEL=16)
     shutil.copy(wider / "training_config.yaml", run)

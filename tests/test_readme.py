@@ -47,6 +47,7 @@ ELSEWHERE = {
     "python launch/evaluate.py /usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz "
     "--against /usr/share/datasets/fashion-mnist": DATA_NOT_HERE,
     "python benchmarks/overhead.py": "a measurement of minutes",
+    "python benchmarks/sampling.py --rounds 8 --steps 3": "a measurement of minutes",
     "python benchmarks/metrics.py coverage": "a measurement of minutes",
     "python benchmarks/metrics.py memory": "a measurement of minutes",
     "python benchmarks/metrics.py speed": "a measurement of minutes",
