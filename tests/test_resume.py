@@ -60,14 +60,18 @@ def start(job: Job, root: Path, workers: int) -> list[subprocess.Popen[bytes]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(workers)}
-    return [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(path)],
-            env={**os.environ, **places, "RANK": str(rank)},
-            stderr=subprocess.DEVNULL,
-        )
-        for rank in range(workers)
-    ]
+    processes = []
+    for rank in range(workers):
+        env = {**os.environ, **places, "RANK": str(rank)}
+        with said(root, rank).open("wb") as log:
+            command = [sys.executable, str(WORKER), str(path)]
+            processes.append(subprocess.Popen(command, env=env, stderr=log))
+    return processes
+
+
+def said(root: Path, rank: int) -> Path:
+    """What a worker says on standard error."""
+    return root / f"worker-{rank}.log"
 
 
 def stop(processes: list[subprocess.Popen[bytes]]) -> None:
@@ -98,7 +102,9 @@ def undisturbed(
 ) -> dict[str, str]:
     root.mkdir()
     job = make_job(root, digits, changed or {})
-    assert [process.wait(240) for process in start(job, root, workers)] == [0] * workers
+    codes = [process.wait(240) for process in start(job, root, workers)]
+    words = [said(root, rank).read_text()[-2000:] for rank, code in enumerate(codes) if code]
+    assert codes == [0] * workers, words
     return fingerprint(Path(job.run_dir))
 
 
