@@ -31,6 +31,7 @@ __all__ = [
     "LoadedModel",
     "Request",
     "grid_labels",
+    "grid_sampler",
     "load_network",
     "read_request",
     "sample_grid",
@@ -117,20 +118,24 @@ def sample_grid(network: Network, schedule: NoiseSchedule, config: Config) -> ND
     inline = config.TRAINING.INLINE_GEN
     labels = grid_labels(config)
     count = inline.NUMS if labels is None else len(labels)
-    sampler = Sampler(
-        pred_type=config.TRAINING.PRED_TYPE,
-        steps=configuration.sampling_steps(inline, schedule.num_timesteps),
-        clip_denoise=True,
-        seed=config.EVALUATION.SEED,
-    )
     return draw(
         network,
         schedule,
         count,
         configuration.image_shape(config),
-        sampler,
+        grid_sampler(config, schedule),
         labels=labels,
         batch_size=min(count, GRID_BATCH),
+    )
+
+
+def grid_sampler(config: Config, schedule: NoiseSchedule) -> Sampler:
+    """How images are drawn while training: DDIM, eta 0, x0 clipped, EVALUATION.SEED."""
+    return Sampler(
+        pred_type=config.TRAINING.PRED_TYPE,
+        steps=configuration.sampling_steps(config.TRAINING.INLINE_GEN, schedule.num_timesteps),
+        clip_denoise=True,
+        seed=config.EVALUATION.SEED,
     )
 
 

@@ -120,8 +120,9 @@ class RunDirectory:
 
     @property
     def best(self) -> Best | None:
-        """The best evaluation so far; None where EVALUATION.BEST asks for none."""
-        return best_of(self.metrics(), self.config().EVALUATION)
+        """The best evaluation so far; None where none is asked for."""
+        options = self.config().EVALUATION
+        return best_of(self.metrics(), options) if options.BEST else None
 
     @property
     def stop_requested(self) -> bool:
@@ -280,18 +281,13 @@ class RunDirectory:
 
     def _commit(self, step: int, state: State) -> None:
         facts = self.provenance
-        manifest = {
-            "config_sha256": facts["config_sha256"],
-            "data_sha256": facts["data_sha256"],
-            "torch": facts["torch"],
-            "threads": facts["threads"],
-            "cpu": facts["cpu_capability"],
-        }
-        config, folder = self.config(), checkpoint.folder_of(self.checkpoints, step)
-        total = facts.get("total_steps", step)
+        same = ("config_sha256", "data_sha256", "torch", "threads")
+        manifest = {key: facts[key] for key in same} | {"cpu": facts["cpu_capability"]}
+        config, total = self.config(), facts.get("total_steps", step)
         keep_if_due(self.path, config, step, total, state.tensors, manifest)
+        folder = checkpoint.folder_of(self.checkpoints, step)
         checkpoint.save(folder, tensors=state.tensors, state=state.scalars, manifest=manifest)
-        pinned = {self.best.step} if self.best else set()
+        pinned = {best.step} if (best := self.best) else ()
         checkpoint.prune(self.checkpoints, config.TRAINING.CHECKPOINTS_KEEP, pinned)
 
 

@@ -18,6 +18,7 @@ from ddpm.dataset import Dataset
 from ddpm.distributed import Group
 from ddpm.features import Extractor
 from ddpm.fid import fid
+from ddpm.generate import grid_sampler
 from ddpm.real_data import as_real_data
 from ddpm.reference_statistics import (
     Reference,
@@ -27,7 +28,7 @@ from ddpm.reference_statistics import (
 )
 from ddpm.sample_statistics import collect, deal
 from ddpm.schedule import NoiseSchedule
-from ddpm.slots import Sampler, draw_batch
+from ddpm.slots import draw_batch
 
 BATCH = 64
 
@@ -90,13 +91,7 @@ class SampleValidation:
         self, network: nn.Module, batches: range, labels: NDArray[np.int64] | None
     ) -> Iterator[NDArray[np.uint8]]:
         """These batches of the images, the last one without what fills it up."""
-        inline, count = self._config.TRAINING.INLINE_GEN, self._config.EVALUATION.SAMPLES
-        sampler = Sampler(
-            pred_type=self._config.TRAINING.PRED_TYPE,
-            steps=configuration.sampling_steps(inline, self._schedule.num_timesteps),
-            clip_denoise=True,
-            seed=self._config.EVALUATION.SEED,
-        )
+        count, sampler = self._config.EVALUATION.SAMPLES, grid_sampler(self._config, self._schedule)
         for batch in batches:
             ids = torch.arange(batch * BATCH, (batch + 1) * BATCH, device=self._group.device)
             wanted = None if labels is None else torch.from_numpy(labels[ids.cpu() % count])

@@ -184,7 +184,7 @@ def _train(
             group=group,
             sampler=_sampler(config, schedule, data),
             evaluator=_evaluator(config, schedule, data, group),
-            judge=lambda row: best.judge([*run.metrics(), row], config.EVALUATION),
+            judge=_judge(run, config),
             should_stop=should_stop,
             on_step=told_after_first_step(startup, on_step),
         ):
@@ -209,7 +209,15 @@ def _sampler(config: Config, schedule: NoiseSchedule, data: Dataset) -> Every | 
 
 
 def _has_lost_patience(run: RunDirectory, config: Config) -> bool:
-    return Verdict.ENOUGH in best.judge(run.metrics(), config.EVALUATION)
+    options = config.EVALUATION
+    return options.PATIENCE is not None and Verdict.ENOUGH in best.judge(run.metrics(), options)
+
+
+def _judge(run: RunDirectory, config: Config) -> Callable[[dict[str, float]], Verdict] | None:
+    """What an evaluation means beside those before it; None where no best is asked for."""
+    if config.EVALUATION.BEST is None:
+        return None
+    return lambda row: best.judge([*run.metrics(), row], config.EVALUATION)
 
 
 def _evaluator(
