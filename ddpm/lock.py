@@ -21,8 +21,6 @@ from ddpm import storage
 from ddpm.errors import LockedError
 
 _POLL_SECONDS = 0.1
-# `is_held` takes a lock for an instant: nobody shall be refused because of that
-_GLANCE_SECONDS = 0.3
 _held: set[int] = set()
 
 
@@ -38,7 +36,7 @@ def lock(path: Path, what: str, *, wait_s: float = 0.0) -> Iterator[None]:
     _close_in_children()
     _held.add(descriptor)
     try:
-        _acquire(path, descriptor, what, time.monotonic() + max(wait_s, _GLANCE_SECONDS))
+        _acquire(path, descriptor, what, time.monotonic() + wait_s)
         try:
             _sign(path, descriptor)
             yield
@@ -86,12 +84,22 @@ def _acquire(path: Path, descriptor: int, what: str, deadline: float) -> None:
         try:
             return storage.system.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline and _is_exclusive(descriptor):
                 holder = _holder(path)
                 raise LockedError(f"{what} is in use by {holder}; wait for it or stop it") from None
         except OSError as error:
             raise storage.failure(path, error) from error
         time.sleep(_POLL_SECONDS)
+
+
+def _is_exclusive(descriptor: int) -> bool:
+    """False where only those who look (`is_held` shares the lock for an instant) were in the way."""
+    try:
+        storage.system.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    storage.system.flock(descriptor, fcntl.LOCK_UN)
+    return False
 
 
 def _sign(path: Path, descriptor: int) -> None:
