@@ -93,7 +93,7 @@ def _acquire(path: Path, descriptor: int, what: str, deadline: float) -> None:
 
 
 def _is_exclusive(descriptor: int) -> bool:
-    """False where only those who look (`is_held` shares the lock for an instant) were in the way."""
+    """False where only those who look were in the way: `is_held` shares the lock for an instant."""
     try:
         storage.system.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
