@@ -25,6 +25,14 @@ EVALUATION = {
     "mse": [0.8, 0.5, None, 0.1],
     "bits_per_dim": {"value": 3.25},
 }
+QUALITY = {
+    "format": 1,
+    "points": [
+        {"sampler": "ddim", "num_steps": 50, "eta": 0.0, "fid": {"value": 3.0}, "kid": None},
+        {"sampler": "ddim", "num_steps": 10, "eta": 0.0, "fid": {"value": 9.0}, "kid": None},
+        {"sampler": "ddim", "num_steps": 10, "eta": 1.0, "fid": None, "accuracy": {"value": 0.5}},
+    ],
+}
 
 
 def test_a_trial_is_found_by_its_sweep_and_by_the_words_of_its_cell(tmp_path: Path) -> None:
@@ -49,6 +57,7 @@ def test_the_evaluation_has_an_axis_of_its_own_and_its_numbers_are_in_the_summar
     mirror = wandb_mirror("full_grid", CELL)(settings, run)
     feed(mirror, run, [report(10), report(20)])
     (run.path / "evaluation.json").write_text(json.dumps(EVALUATION))
+    (run.path / "sample_quality.json").write_text(json.dumps(QUALITY))
     (run.path / "samples.png").write_bytes(png(np.zeros((8, 8, 1), np.uint8)))
     mirror.finish({"val_mean_log10_mse": -1.5, "peak_memory_bytes": 7})
     run.close()
@@ -65,9 +74,23 @@ def test_the_evaluation_has_an_axis_of_its_own_and_its_numbers_are_in_the_summar
     assert [row["_step"] for row in rows] == sorted({row["_step"] for row in rows})
     axes = {m.get("name", m.get("glob_name")): m.get("step_metric") for m in found["metric"]}
     assert axes["x0_error"] == "logsnr" and axes["*"] == "step"
-    assert rows[-1]["final_samples._type"] == "image-file"
+    curves = [
+        m.get("name", m.get("glob_name"))
+        for m in found["metric"]
+        if m.get("summary") == {"none": True}
+    ]
+    assert set(curves) == {"logsnr", "x0_error", "sampling_steps", "quality/*"}, found["metric"]
+    assert axes["quality/*"] == "sampling_steps"
+    assert [row["final_samples._type"] for row in rows if "final_samples._type" in row] == [
+        "image-file"
+    ]
+    drawn = [row for row in rows if any(name.startswith("quality/") for name in row)]
+    assert [row["sampling_steps"] for row in drawn] == [10, 50]
+    assert [row["quality/fid ddim eta=0"] for row in drawn] == [9.0, 3.0]
+    assert drawn[0]["quality/accuracy ddim eta=1"] == 0.5
     summary = {}
     for record in found["summary"]:
         summary |= record.get("update", {})
     assert summary["val_mean_log10_mse"] == -1.5 and summary["bits_per_dim"] == 3.25
     assert summary["peak_memory_bytes"] == 7
+    assert summary["quality/fid"] == 3.0 and "quality/kid" not in summary

@@ -18,10 +18,11 @@ from ddpm import report
 from ddpm.adapters import wandb_report
 from ddpm.errors import run_main
 from ddpm.measures import MEASURES
-from ddpm.report.panels import Panel, as_json
+from ddpm.report.panels import Curves, Panel, as_json
 from ddpm.report.review import specification
 from launch.report import main
 from tests.test_report import change, outcome, run_dir
+from tests.test_wandb_labels import QUALITY
 from tests.tiny_sweep import PRED_TYPE, SCHEDULER, make_sweep
 from tests.wandb_server import Server, serving
 
@@ -118,6 +119,19 @@ def test_every_panel_draws_what_runs_log(folder: Path) -> None:
     assert {"x0_error", "loss", "v_loss", "memory/process_rss"} <= drawn
     grouped = [section.title for section in wanted.sections if section.is_grouped]
     assert grouped == ["x0-error over noise level", "Training losses"]
+
+
+def test_samples_measured_over_sampling_steps_have_a_panel_and_a_column(folder: Path) -> None:
+    (run_dir(folder, 5) / "sample_quality.json").write_text(json.dumps(QUALITY))
+    (run_dir(folder, 6) / "sample_quality.json").write_text('{"points": "of another format"}')
+    built = report.assess(folder)
+    wanted = specification(built.sweep, built.ranking, built.verdict)
+    (section,) = [one for one in wanted.sections if one.title == "Samples over sampling steps"]
+    assert [(panel.title, panel.y) for panel in section.panels if isinstance(panel, Curves)] == [
+        ("fid", ("quality/fid ddim eta=0",)),
+        ("accuracy", ("quality/accuracy ddim eta=1",)),
+    ]
+    assert "quality/fid" in wanted.columns and wanted.columns[0].startswith("sweep/")
 
 
 @pytest.mark.parametrize("why", ["no login", "offline", "disabled"])

@@ -23,7 +23,15 @@ from ddpm import config as configuration
 from ddpm import durable, memory, mirrored
 from ddpm.config import Config
 from ddpm.ledger import cell_name
-from ddpm.mirrored import FINAL_SAMPLES, LOGSNR, SAMPLES, STEP, X0_ERROR
+from ddpm.mirrored import (
+    FINAL_SAMPLES,
+    LOGSNR,
+    QUALITY,
+    SAMPLES,
+    SAMPLING_STEPS,
+    STEP,
+    X0_ERROR,
+)
 from ddpm.rundir import Report, RunDirectory
 from ddpm.wandb_server import first_line, why_not_online
 from ddpm.worker import Mirror, NoMirror
@@ -111,9 +119,11 @@ class WandbLog:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Adds the evaluation and the summary of a finished run and closes."""
-        found = durable.read_json(self._directory.path / "evaluation.json")
-        self._log_evaluation(found)
-        self._end(0, {**summary, mirrored.BITS_PER_DIM: mirrored.bits_per_dim(found)})
+        try:
+            summary = {**summary, **self._log_final()}
+        except Exception as error:
+            self._give_up(error)
+        self._end(0, summary)
 
     def close(self) -> None:
         """Closes; a run that has not finished is shown as failed until it is continued."""
@@ -179,6 +189,8 @@ class WandbLog:
         run.define_metric(STEP, hidden=True)
         run.define_metric(LOGSNR, hidden=True, summary="none")
         run.define_metric(X0_ERROR, step_metric=LOGSNR, summary="none")
+        run.define_metric(SAMPLING_STEPS, hidden=True, summary="none")
+        run.define_metric(f"{QUALITY}*", step_metric=SAMPLING_STEPS, summary="none")
         run.define_metric("*", step_metric=STEP)
         if is_online:
             path = self._directory.path / "wandb" / "mirror.json"
@@ -207,22 +219,28 @@ class WandbLog:
         except Exception as error:
             self._give_up(error)
 
-    def _log_evaluation(self, found: Mapping[str, object]) -> None:
-        """The final network's error by log SNR and its samples, behind the rows of training."""
+    def _log_final(self) -> dict[str, float | None]:
+        """The curves of the final network and its samples, behind the rows of training; returns
+        the numbers for the summary.
+        """
         if self._run is None:
-            return
-        try:
-            rows: list[dict[str, Any]] = [*mirrored.error_rows(found)]
-            picture = self._directory.path / "samples.png"
-            if picture.exists():
-                import wandb
+            return {}
+        folder = self._directory.path
+        evaluation = durable.read_json(folder / "evaluation.json")
+        quality = durable.read_json(folder / "sample_quality.json")
+        rows: list[dict[str, Any]] = [
+            *mirrored.error_rows(evaluation),
+            *mirrored.quality_rows(quality),
+        ]
+        if (folder / "samples.png").exists():
+            import wandb
 
-                rows.append({FINAL_SAMPLES: wandb.Image(str(picture))})
-            for row in rows:
-                self._run.log(row, step=self._next)
-                self._next += 1
-        except Exception as error:
-            self._give_up(error)
+            rows.append({FINAL_SAMPLES: wandb.Image(str(folder / "samples.png"))})
+        for row in rows:
+            self._run.log(row, step=self._next)
+            self._next += 1
+        bits = {mirrored.BITS_PER_DIM: mirrored.bits_per_dim(evaluation)}
+        return {**bits, **mirrored.final_quality(quality)}
 
     def _end(self, exit_code: int, summary: Mapping[str, Any]) -> None:
         run, self._run = self._run, None

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 
 from ddpm.measures import MEASURES
+from ddpm.report import next_command, progress
 from ddpm.report.axes import Axes
 from ddpm.report.curves import GAUSSIAN, MEMORISATION
 from ddpm.report.data import Sweep
 from ddpm.report.files import mapping, number
 from ddpm.report.flags import commit, differences, flags
-from ddpm.report.html import next_command, progress
 from ddpm.report.labels import (
     cell_label,
     duration,

@@ -12,7 +12,7 @@ from ddpm.measures import MEASURES
 from ddpm.report import panel_text
 from ddpm.report.axes import Axes, axes_of
 from ddpm.report.data import Sweep
-from ddpm.report.files import number
+from ddpm.report.files import Value, mapping, number, read_json
 from ddpm.report.panels import (
     Bars,
     Curves,
@@ -43,6 +43,7 @@ def specification(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> Specifica
         Section(title="Heat maps", text=panel_text.heat_maps(ranking, axes)),
         _errors(sweep, ranking),
         _samples(sweep),
+        _sampling(sweep),
         _losses(sweep),
         _costs(sweep, numbers),
         _bits(sweep),
@@ -58,7 +59,7 @@ def specification(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> Specifica
         group=sweep.name if sweep.is_sweep else None,
         runs=tuple(trial.name for trial in sweep.trials),
         factors=tuple(axes.values),
-        columns=(*numbers, *_COSTS),
+        columns=(*numbers, *_qualities(sweep), *_COSTS),
         sections=tuple(one for one in sections if one.text or one.panels),
         summaries=_summaries(ranking) if sweep.is_sweep else {},
     )
@@ -125,6 +126,34 @@ def _samples(sweep: Sweep) -> Section:
         "differ by the trained network alone."
     )
     return Section(title="Samples", text=text if panels else "", panels=tuple(panels))
+
+
+def _sampling(sweep: Sweep) -> Section:
+    """A panel for each measure of samples, with a line for each sampler and eta."""
+    names = dict.fromkeys(
+        name for found in _measured(sweep) for row in mirrored.quality_rows(found) for name in row
+    )
+    panels = []
+    for measure in mirrored.QUALITIES:
+        lines = tuple(name for name in names if name.startswith(f"{mirrored.QUALITY}{measure} "))
+        if lines:
+            panels.append(Curves(title=measure, x=mirrored.SAMPLING_STEPS, y=lines))
+    return Section(
+        title="Samples over sampling steps", panels=tuple(panels), is_grouped=_has_seeds(sweep)
+    )
+
+
+def _qualities(sweep: Sweep) -> tuple[str, ...]:
+    """The numbers that runs carry of their samples."""
+    return tuple(
+        dict.fromkeys(name for found in _measured(sweep) for name in mirrored.final_quality(found))
+    )
+
+
+def _measured(sweep: Sweep) -> list[dict[str, Value]]:
+    """What trials have left of the quality of their samples."""
+    folders = [trial.run_dir for trial in sweep.trials if trial.run_dir is not None]
+    return [mapping(read_json(folder / "sample_quality.json")) for folder in folders]
 
 
 def _losses(sweep: Sweep) -> Section:
