@@ -173,6 +173,7 @@ def test_a_second_call_updates_the_same_report(
     assert list(server.views) == [first]
     texts = " ".join(block.get("content", "") for block in spec(server)["blocks"])
     assert "out of memory \\| &lt;b>at step 3" in texts
+    assert server.runs[PLACE]["00000000"]["summary"][f"sweep/{MEASURES[0]}"] is None  # no longer
 
     (folder / wandb_report.FILE).unlink()  # the file is lost: it is known by its title
     assert made(folder) == 0

@@ -20,7 +20,7 @@ from ddpm.report import Report
 from ddpm.report.appendix import shown_path
 from ddpm.report.files import mapping, read_json
 from ddpm.report.panels import Place, Specification, as_json
-from ddpm.report.review import specification
+from ddpm.report.review import OF_THE_SWEEP, specification
 from ddpm.wandb_server import address, first_line, has_key, why_not_online
 
 if TYPE_CHECKING:
@@ -172,9 +172,11 @@ def _todo(uploads: str | None) -> str:
 
 
 def _complete(run: Any, numbers: Mapping[str, float]) -> None:
-    """Adds numbers to the summary of a run that lacks them."""
-    if any(run.summary.get(name) != value for name, value in numbers.items()):
-        _asked(f"run {run.id} cannot be changed", lambda: run.summary.update(dict(numbers)))
+    """Gives a run's summary its numbers of the comparison, and takes those it had before."""
+    old = {name: None for name in run.summary.keys() if name.startswith(OF_THE_SWEEP)}
+    wanted = {**old, **numbers}
+    if any(run.summary.get(name) != value for name, value in wanted.items()):
+        _asked(f"run {run.id} cannot be changed", lambda: run.summary.update(wanted))
 
 
 def _known_id(api: "wandb.Api", place: Place, title: str, known: Mapping[str, object]) -> str:

@@ -29,7 +29,7 @@ from ddpm.report.ranking import Ranking
 from ddpm.report.verdict import NAMES, Verdict
 
 LONGEST_TITLE = 128  # of a W&B report
-_COSTS = ("images_per_s", "core_seconds", "peak_memory_bytes")
+OF_THE_SWEEP = "sweep/"  # what numbers begin with that one run alone does not know
 _LOSSES = ("loss", "n_loss", "i_loss", "v_loss")
 
 
@@ -59,7 +59,7 @@ def specification(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> Specifica
         group=sweep.name if sweep.is_sweep else None,
         runs=tuple(trial.name for trial in sweep.trials),
         factors=tuple(axes.values),
-        columns=(*numbers, *_qualities(sweep), *_COSTS),
+        columns=(*numbers, *_qualities(sweep), "images_per_s", _cost(sweep), "peak_memory_bytes"),
         sections=tuple(one for one in sections if one.text or one.panels),
         summaries=_summaries(ranking) if sweep.is_sweep else {},
     )
@@ -67,14 +67,15 @@ def specification(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> Specifica
 
 def _numbers(sweep: Sweep) -> tuple[str, ...]:
     """The two measures, over the levels all cells of a sweep share; a run's over its own."""
-    return tuple(f"{'sweep/' if sweep.is_sweep else 'val_'}{measure}" for measure in MEASURES)
+    start = OF_THE_SWEEP if sweep.is_sweep else "val_"
+    return tuple(f"{start}{measure}" for measure in MEASURES)
 
 
 def _summaries(ranking: Ranking) -> dict[str, dict[str, float]]:
     found = {}
     for standing in ranking.standings:
         for seed, trial in standing.trials.items():
-            values = {f"sweep/{m}": standing.summaries[seed].value(m) for m in MEASURES}
+            values = {f"{OF_THE_SWEEP}{m}": standing.summaries[seed].value(m) for m in MEASURES}
             found[trial.name] = {name: v for name, v in values.items() if isfinite(v)}
     return found
 
@@ -181,7 +182,7 @@ def _losses(sweep: Sweep) -> Section:
 
 
 def _costs(sweep: Sweep, numbers: tuple[str, ...]) -> Section:
-    memory = ["process_rss", "process_peak"]
+    memory, spent = ["process_rss", "process_peak"], _cost(sweep)
     if any(number(trial.provenance.get("gpus_per_worker")) > 0 for trial in sweep.trials):
         memory += ["gpu_allocated", "gpu_peak"]
     panels: list[Panel] = [
@@ -190,10 +191,16 @@ def _costs(sweep: Sweep, numbers: tuple[str, ...]) -> Section:
     ]
     panels += [Bars(title="Peak memory, bytes", number="peak_memory_bytes")]
     panels += [
-        Scatter(title=f"{NAMES[measure]} over core-seconds", x="core_seconds", y=name)
+        Scatter(title=f"{NAMES[measure]} over {spent}", x=spent, y=name)
         for measure, name in zip(MEASURES, numbers, strict=True)
     ]
     return Section(title="Memory and cost", panels=tuple(panels))
+
+
+def _cost(sweep: Sweep) -> str:
+    """The seconds that trainings cost: of GPUs where they used some."""
+    on_gpu = any(trial.number("gpu_seconds") is not None for trial in sweep.trials)
+    return "gpu_seconds" if on_gpu else "core_seconds"
 
 
 def _bits(sweep: Sweep) -> Section:
