@@ -14,7 +14,7 @@ STAMP := .venv/.installed
 PLAIN := not gpu and not slurm and not oracle and not campaign
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep train report test test-fast test-oracle test-kills test-slurm test-slurm-full bench check docs clean
+.PHONY: help install sweep train report test test-fast test-oracle test-wandb test-kills test-slurm test-slurm-full bench check docs clean
 
 help:              ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
@@ -39,6 +39,11 @@ test-fast: $(STAMP) ## the tests that take under two seconds each
 test-oracle: $(STAMP) ## samplers against those of diffusers, which it installs beside the pinned packages
 	$(BIN)/python -m pip install --constraint constraints.txt --quiet "diffusers>=0.32"
 	$(BIN)/python -m pytest -q -m oracle -n 0 --no-skips $(ARGS) tests/test_diffusers_oracle.py
+
+test-wandb: $(STAMP) ## runs on a server of W&B's protocol on loopback, installed in a folder of its own
+	$(BIN)/python -m venv .venv/openwandb
+	.venv/openwandb/bin/python -m pip install --quiet openwandb==0.5.25
+	OPENWANDB=.venv/openwandb/bin/openwandb $(BIN)/python -m pytest -q -m oracle -n 0 --no-skips $(ARGS) tests/test_wandb_protocol.py
 
 test-kills: $(STAMP) ## 10,000 images by 8 jobs that lose 50 processes to kill -9; minutes
 	$(BIN)/python -m pytest -q -m campaign -n 0 -s $(ARGS)

@@ -7,7 +7,6 @@ ill. On a terminal a table; piped, plain lines; --json, a list of objects.
 
 import argparse
 import json
-import netrc
 import os
 import platform
 import shutil
@@ -19,7 +18,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
-from urllib.parse import urlsplit
+
+from ddpm import wandb_server
 
 _GIB = 2**30
 _LEAST_DISK_GIB = 5
@@ -216,22 +216,10 @@ def _wandb() -> Finding:
     number = _version("wandb")
     if not number:
         return Finding("W&B", False, "", "runs are not mirrored there: run `make install`")
-    if _has_wandb_key():
+    if wandb_server.has_key():
         return Finding("W&B", True, number, "a key is there: WANDB.MODE: online works")
     meaning = "no key: runs are logged offline; `wandb login`, then `wandb sync` uploads them"
     return Finding("W&B", True, number, meaning)
-
-
-def _has_wandb_key() -> bool:
-    """Whether a key is there, in the environment or in .netrc; its value goes nowhere."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-        path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-        return host in netrc.netrc(path).hosts
-    except (OSError, RuntimeError, ValueError, netrc.NetrcParseError):
-        return False  # no home, no file, or not to be understood
 
 
 def _libraries() -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from ddpm.errors import run_main
 EXAMPLES = """examples:
   python launch/report.py training_outputs/sweeps/pred_types
   python launch/report.py training_outputs/sweeps/pred_types --open
+  python launch/report.py training_outputs/sweeps/pred_types --wandb
   python launch/report.py training_outputs/digits_8x8x1/.../linear_1000_velocity_MSE_... --dry-run
 """
 
@@ -25,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, help="OUTPUT_DIR/sweeps/NAME or a run directory")
     parser.add_argument("--open", action="store_true", help="show it in the browser")
+    parser.add_argument("--wandb", action="store_true", help="make or update its W&B report")
     parser.add_argument("--dry-run", action="store_true", help="print the answer, write nothing")
     arguments = parser.parse_args(argv)
     made = (report.assess if arguments.dry_run else report.build)(arguments.folder)
@@ -35,6 +37,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.open:
         webbrowser.open(made.html.resolve().as_uri())
     print(f"report: {made.html}")
+    if arguments.wandb:
+        from ddpm.adapters import wandb_report
+
+        wandb_report.review(made).print()
     return 0
 
 

@@ -107,7 +107,7 @@ def test_the_module_runs_as_a_command() -> None:
     assert len(run.stdout.splitlines()) >= 20
 
 
-@pytest.mark.parametrize("place", ["environment", "netrc", "own server"])
+@pytest.mark.parametrize("place", ["environment", "netrc", "new name", "own server"])
 def test_the_key_is_seen_and_never_shown(
     place: str,
     tmp_path: Path,
@@ -119,7 +119,8 @@ def test_the_key_is_seen_and_never_shown(
     if place == "environment":
         monkeypatch.setenv("WANDB_API_KEY", secret)
     else:
-        host = "api.wandb.ai" if place == "netrc" else "wandb.example.org"
+        hosts = {"netrc": "api.wandb.ai", "new name": "api.forge.coreweave.com"}
+        host = hosts.get(place, "wandb.example.org")
         if place == "own server":
             monkeypatch.setenv("WANDB_BASE_URL", f"https://{host}:8080")
         netrc = tmp_path / ".netrc"

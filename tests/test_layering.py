@@ -37,6 +37,7 @@ FLOORS = (
     "trainer train_step evaluate validation bits_per_dim ema_snapshots ema_curve "
     "reference_lines model rundir worker progress profile "
     "doctor status run_status status_table job_states groups job_list slurm_queue "
+    "mirrored wandb_server "
     "generate image_generator film loaded weights request request_rules x0_variance base_images "
     "slots tasks starting startup workers probe prediction job_folder series series_plan "
     "series_draw series_check series_export series_status draws wish "

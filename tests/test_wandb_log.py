@@ -68,13 +68,17 @@ def fragments(run: RunDirectory) -> list[Path]:
 
 
 def records(run: RunDirectory, kind: str) -> list[dict[str, Any]]:
-    """The records of one kind in the one offline fragment, as wandb's own reader gives them."""
+    """The records of one kind in the one offline fragment."""
+    return [record[kind] for record in everything(run) if record["type"] == kind]
+
+
+def everything(run: RunDirectory) -> list[dict[str, Any]]:
+    """All records of the one offline fragment, as wandb's own reader gives them."""
     (path,) = fragments(run)
     command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(path)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=run.path)
     assert result.returncode == 0, result.stderr
-    lines = (json.loads(line) for line in result.stdout.splitlines())
-    return [line[kind] for line in lines if line["type"] == kind]
+    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def history(run: RunDirectory) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ again from the last commit.
 import logging
 import shutil
 import uuid
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -32,12 +33,13 @@ def run(
     cpus_per_worker: int,
     gpus_per_worker: float,
     sweep: str | None = None,
+    cell: Mapping[str, object] | None = None,
     max_failures: int = 3,
 ) -> dict[str, Any]:
     """The summary of a training over `num_workers` workers of an initialised Ray.
 
     Raises the worker's own error (a DdpmError) at once; any other death of a worker is retried
-    `max_failures` times.
+    `max_failures` times. sweep, cell: what it belongs to, for its mirror.
     """
     resources: dict[str, float] = {"CPU": cpus_per_worker}
     if use_gpu:
@@ -45,7 +47,7 @@ def run(
     job = Job(**(asdict(job) | {"wait_s": max(job.wait_s, LOCK_PATIENCE_S)}))
     with failure_recorded(Path(job.run_dir)):
         for attempt in range(max_failures + 1):
-            error = _attempt(job, num_workers, use_gpu, resources, sweep)
+            error = _attempt(job, num_workers, use_gpu, resources, (sweep, cell))
             if error is None:
                 return RunDirectory(Path(job.run_dir)).summary
             known = _own_error(error)
@@ -58,9 +60,16 @@ def run(
 
 
 def _attempt(
-    job: Job, num_workers: int, use_gpu: bool, resources: dict[str, float], sweep: str | None
+    job: Job,
+    num_workers: int,
+    use_gpu: bool,
+    resources: dict[str, float],
+    mirror: tuple[str | None, Mapping[str, object] | None],
 ) -> Exception | None:
-    """One Ray Train run; its error, or None when it ended well."""
+    """One Ray Train run; its error, or None when it ended well.
+
+    mirror: what wandb_mirror is given: the sweep and the cell.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -68,7 +77,7 @@ def _attempt(
     storage, name = Path(job.run_dir) / "ray", uuid.uuid4().hex[:12]
     trainer = TorchTrainer(
         _loop,
-        train_loop_config={"job": asdict(job), "sweep": sweep},
+        train_loop_config={"job": asdict(job), "mirror": mirror},
         scaling_config=ScalingConfig(
             num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources
         ),
@@ -100,7 +109,7 @@ def _loop(settings: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     group = current_group(get_device())
-    work(Job(**settings["job"]), group, mirror=wandb_mirror(settings["sweep"]))
+    work(Job(**settings["job"]), group, mirror=wandb_mirror(*settings["mirror"]))
     ray.train.report({"done": True})
 
 

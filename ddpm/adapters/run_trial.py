@@ -8,7 +8,7 @@ nothing depends on a driver living to see it.
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,7 +65,7 @@ def run_trial(
     if should_stop():
         return "stopped"
     try:
-        summary = _run(job, sweep, resources, should_stop)
+        summary = _run(job, sweep, outcome.cell, resources, should_stop)
     except Interrupted:
         return "stopped"
     except LockedError as error:
@@ -80,7 +80,11 @@ def run_trial(
 
 
 def _run(
-    job: Job, sweep: str, resources: Resources, should_stop: Callable[[], bool]
+    job: Job,
+    sweep: str,
+    cell: Mapping[str, object],
+    resources: Resources,
+    should_stop: Callable[[], bool],
 ) -> dict[str, Any]:
     from ddpm.adapters import ray_train
     from ddpm.adapters.wandb_log import wandb_mirror
@@ -93,9 +97,10 @@ def _run(
             cpus_per_worker=resources.cpus_per_worker,
             gpus_per_worker=resources.gpus_per_worker,
             sweep=sweep,
+            cell=cell,
         )
     group = Group(device=best_device() if resources.gpus_per_worker else CPU)
-    return work(job, group, mirror=wandb_mirror(sweep), should_stop=should_stop)
+    return work(job, group, mirror=wandb_mirror(sweep, cell), should_stop=should_stop)
 
 
 class FilePoll:

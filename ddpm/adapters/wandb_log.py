@@ -12,50 +12,84 @@ nothing sensible answers within seconds, the attempt is logged offline and says 
 
 import functools
 import logging
-import netrc
 import os
 import shutil
-import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from ddpm import config as configuration
-from ddpm import durable, memory
+from ddpm import durable, memory, mirrored
 from ddpm.config import Config
+from ddpm.ledger import cell_name
+from ddpm.mirrored import (
+    FINAL_SAMPLES,
+    LOGSNR,
+    QUALITY,
+    SAMPLES,
+    SAMPLING_STEPS,
+    STEP,
+    X0_ERROR,
+)
 from ddpm.rundir import Report, RunDirectory
+from ddpm.wandb_server import first_line, why_not_online
 from ddpm.worker import Mirror, NoMirror
 
 if TYPE_CHECKING:
     import wandb
 
-PUBLIC_SERVER = "https://api.wandb.ai"
 MODES = ("disabled", "offline", "online")  # from the most private to the least
-PROBE_S = 1.5
 START_S = 3.4  # for probe and start together; going offline instead takes the rest of 5 s
 FINISH_S = 30.0
+LONGEST_TAG = 64  # of W&B
 log = logging.getLogger(__name__)
 
 
-def wandb_mirror(group: str | None) -> Callable[[Config, RunDirectory], Mirror]:
-    """What makes the mirror of a started run; `group` is the sweep it belongs to."""
-    return functools.partial(_mirror, group=group)
+def wandb_mirror(
+    group: str | None, cell: Mapping[str, object] | None = None
+) -> Callable[[Config, RunDirectory], Mirror]:
+    """What makes the mirror of a started run.
+
+    group: the sweep it belongs to.  cell: its place in the grid, dotted key -> value.
+    """
+    return functools.partial(_mirror, group=group, cell=cell)
 
 
-def _mirror(config: Config, run: RunDirectory, *, group: str | None) -> Mirror:
+def _mirror(
+    config: Config, run: RunDirectory, *, group: str | None, cell: Mapping[str, object] | None
+) -> Mirror:
     if mode_of(config) == "disabled":
         return NoMirror()
-    return WandbLog(config, run, group=group)
+    return WandbLog(config, run, labels=Labels.of(config, group, cell))
 
 
 def mode_of(config: Config) -> str:
     """WANDB.MODE; the environment's WANDB_MODE can only make it more private."""
     wanted = [config.WANDB.MODE, os.environ.get("WANDB_MODE", "")]
     return min((mode for mode in wanted if mode in MODES), key=MODES.index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """By what people find a run among others: its tags are WANDB.TAGS and the words of its cell."""
+
+    name: str
+    group: str | None
+    job_type: str
+    tags: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: Config, group: str | None, cell: Mapping[str, object] | None) -> "Labels":
+        """The labels of a trial of sweep `group`, or of a training by itself."""
+        words = [cell_name({key: value}) for key, value in (cell or {}).items()]
+        tags = dict.fromkeys([*config.WANDB.TAGS, *(word[:LONGEST_TAG] for word in words)])
+        return cls(
+            name=_name(config, cell),
+            group=group,
+            job_type="training" if group is None else "trial",
+            tags=tuple(tag for tag in tags if tag),
+        )
 
 
 class WandbLog:
@@ -66,12 +100,11 @@ class WandbLog:
         config: Config,
         run: RunDirectory,
         *,
-        group: str | None = None,
-        name: str | None = None,
+        labels: Labels,
     ) -> None:
         self._directory, self._run, self._next = run, None, 0
         try:
-            self._run = self._start(config, group, name or _name(config))
+            self._run = self._start(config, labels)
             self._next = self._run.starting_step
             self._catch_up()
         except Exception as error:  # a mirror may fail in any way, the training must not
@@ -85,14 +118,18 @@ class WandbLog:
         self._log(report.step, numbers | _memory(memory.usage()))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Adds the summary of a finished run and closes."""
+        """Adds the evaluation and the summary of a finished run and closes."""
+        try:
+            summary = {**summary, **self._log_final()}
+        except Exception as error:
+            self._give_up(error)
         self._end(0, summary)
 
     def close(self) -> None:
         """Closes; a run that has not finished is shown as failed until it is continued."""
         self._end(75, {})
 
-    def _start(self, config: Config, group: str | None, name: str) -> "wandb.Run":
+    def _start(self, config: Config, labels: Labels) -> "wandb.Run":
         """The W&B run, online where that was asked for and a server answers in time."""
         folder = self._directory.path / "wandb"
         durable.make_folder(folder)
@@ -103,9 +140,9 @@ class WandbLog:
             if reason is None:
                 try:
                     left = deadline - time.monotonic()
-                    return self._init(config, group, name, "online", left)
+                    return self._init(config, labels, "online", left)
                 except Exception as error:  # whatever keeps it from going online
-                    reason = _first_line(error)
+                    reason = first_line(error)
                     _restart_service()
             log.warning(
                 "W&B: %s; logging offline, upload later with `wandb sync %s/offline-run-*`",
@@ -115,11 +152,9 @@ class WandbLog:
         for old in folder.glob(f"offline-run-*-{self._directory.run_id}"):
             shutil.rmtree(old, ignore_errors=True)
         durable.write_json(folder / "mirror.json", {"mode": "offline", "reason": reason})
-        return self._init(config, group, name, "offline", START_S)
+        return self._init(config, labels, "offline", START_S)
 
-    def _init(
-        self, config: Config, group: str | None, name: str, mode: str, timeout_s: float
-    ) -> "wandb.Run":
+    def _init(self, config: Config, labels: Labels, mode: str, timeout_s: float) -> "wandb.Run":
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
@@ -144,14 +179,19 @@ class WandbLog:
             reinit="create_new",
             entity=config.WANDB.ENTITY,
             project=config.WANDB.PROJECT,
-            group=group,
-            name=name,
-            tags=config.WANDB.TAGS,
+            group=labels.group,
+            job_type=labels.job_type,
+            name=labels.name,
+            tags=labels.tags,
             config=configuration.to_dict(config),
             settings=settings,
         )
-        run.define_metric("step", hidden=True)
-        run.define_metric("*", step_metric="step")
+        run.define_metric(STEP, hidden=True)
+        run.define_metric(LOGSNR, hidden=True, summary="none")
+        run.define_metric(X0_ERROR, step_metric=LOGSNR, summary="none")
+        run.define_metric(SAMPLING_STEPS, hidden=True, summary="none")
+        run.define_metric(f"{QUALITY}*", step_metric=SAMPLING_STEPS, summary="none")
+        run.define_metric("*", step_metric=STEP)
         if is_online:
             path = self._directory.path / "wandb" / "mirror.json"
             durable.write_json(path, {"mode": "online", "reason": None, "url": run.url})
@@ -173,11 +213,34 @@ class WandbLog:
             if picture.exists():
                 import wandb
 
-                values["samples"] = wandb.Image(str(picture), caption=f"step {step}")
-            self._run.log(values | {"step": step}, step=step)
+                values[SAMPLES] = wandb.Image(str(picture), caption=f"step {step}")
+            self._run.log(values | {STEP: step}, step=step)
             self._next = step + 1
         except Exception as error:
             self._give_up(error)
+
+    def _log_final(self) -> dict[str, float | None]:
+        """The curves of the final network and its samples, behind the rows of training; returns
+        the numbers for the summary.
+        """
+        if self._run is None:
+            return {}
+        folder = self._directory.path
+        evaluation = durable.read_json(folder / "evaluation.json")
+        quality = durable.read_json(folder / "sample_quality.json")
+        rows: list[dict[str, Any]] = [
+            *mirrored.error_rows(evaluation),
+            *mirrored.quality_rows(quality),
+        ]
+        if (folder / "samples.png").exists():
+            import wandb
+
+            rows.append({FINAL_SAMPLES: wandb.Image(str(folder / "samples.png"))})
+        for row in rows:
+            self._run.log(row, step=self._next)
+            self._next += 1
+        bits = {mirrored.BITS_PER_DIM: mirrored.bits_per_dim(evaluation)}
+        return {**bits, **mirrored.final_quality(quality)}
 
     def _end(self, exit_code: int, summary: Mapping[str, Any]) -> None:
         run, self._run = self._run, None
@@ -193,7 +256,7 @@ class WandbLog:
         self._run = None
         log.warning(
             "W&B: %s; this attempt is no longer mirrored, %s has everything",
-            _first_line(error),
+            first_line(error),
             self._directory.path / "metrics.jsonl",
         )
 
@@ -206,57 +269,13 @@ def _restart_service() -> None:
         wandb.teardown()
 
 
-def why_not_online() -> str | None:
-    """Why W&B cannot be used from here: no key, or no sensible answer in time; None if it can."""
-    server = os.environ.get("WANDB_BASE_URL") or PUBLIC_SERVER
-    if not _has_key(server):
-        return "no API key (set WANDB_API_KEY or run `wandb login`)"
-    answers: list[str | None] = []
-    # In a thread of its own, because looking up a host name knows no time limit.
-    thread = threading.Thread(target=lambda: answers.append(_probe(server)), daemon=True)
-    thread.start()
-    thread.join(PROBE_S + 0.2)
-    return answers[0] if answers else f"{server} did not answer within {PROBE_S} s"
-
-
-def _probe(server: str) -> str | None:
-    """What is wrong with the server's answer to an empty question; None when nothing is."""
-    request = urllib.request.Request(
-        f"{server.rstrip('/')}/graphql",
-        data=b'{"query": "{ __typename }"}',
-        headers={"Content-Type": "application/json", "User-Agent": "ddpm"},
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=PROBE_S):
-            return None
-    except urllib.error.HTTPError as error:
-        # 4xx: somebody is there, and does not know us yet
-        return None if error.code < 500 else f"{server} answers {error.code} {error.reason}"
-    except (OSError, ValueError) as error:
-        return f"{server} cannot be reached ({_first_line(error)})"
-
-
-def _has_key(server: str) -> bool:
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    try:
-        return netrc.netrc(path).authenticators(urlsplit(server).hostname or "") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def _name(config: Config) -> str:
+def _name(config: Config, cell: Mapping[str, object] | None) -> str:
     """The cell and the seed, for people."""
     training = config.TRAINING
     network = training.NETWORK
-    cell = f"{network.SCHEDULER} {network.TIMESTEPS} {training.PRED_TYPE} {training.LOSS_FN}"
-    return f"{cell} seed {training.SEED}"
+    words = f"{network.SCHEDULER} {network.TIMESTEPS} {training.PRED_TYPE} {training.LOSS_FN}"
+    return f"{cell_name(cell) if cell else words} seed {training.SEED}"
 
 
 def _memory(usage: Mapping[str, int]) -> dict[str, int]:
     return {f"memory/{name}": value for name, value in usage.items()}
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
