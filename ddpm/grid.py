@@ -9,8 +9,16 @@ from pathlib import Path
 
 from ddpm.building import apply_overrides, construct, nearest_key, read_item, read_values
 from ddpm.errors import InputError
-from ddpm.options import Section, items_under, option
-from ddpm.reading import COMMAND_LINE, Document, Tree, read_file, read_override, set_key
+from ddpm.options import Section, items_under, option, sections_under
+from ddpm.reading import (
+    COMMAND_LINE,
+    Document,
+    Tree,
+    leaves,
+    read_file,
+    read_override,
+    set_key,
+)
 from ddpm.schema import Config
 from ddpm.values import Value, is_null, nearest, show
 
@@ -24,6 +32,10 @@ _MEASURE = {
     "EVALUATION.NUM": "cells would be compared on different images",
     "EVALUATION.SEED": "cells would be compared on different images and noise",
     "TRAINING.SEED": "give SEEDS instead",
+    **{
+        f"EVALUATION.SAMPLING_{name}": "cells would be compared by different samples"
+        for name in ("STEPS", "ETAS", "NUM", "LOGSNR")
+    },
 }
 
 
@@ -94,12 +106,22 @@ def read_base(document: Document, path: Path, overrides: list[str]) -> Document:
         )
         # Nothing more can be said about cells that have no base.
         raise InputError(document.problems)
+    _put_over(base, document)
     apply_overrides(base, overrides)
     if base.places.get("TRAINING.SEED") == COMMAND_LINE:
         document.problems.append(
             f"{COMMAND_LINE}: TRAINING.SEED: a sweep sets it; give SEEDS=[...]"
         )
     return base
+
+
+def _put_over(base: Document, document: Document) -> None:
+    """Puts the sections that stand in the sweep file itself over those of BASE."""
+    for section in [name for name in document.tree if name in sections_under(Config)]:
+        for key, value in leaves(document.tree.pop(section), section):
+            set_key(base.tree, key, value)
+        inside = (k for k in document.places if k == section or k.startswith(f"{section}."))
+        base.places |= {key: document.places[key] for key in inside}
 
 
 def read_plan(document: Document) -> Plan | None:

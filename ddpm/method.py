@@ -14,6 +14,7 @@ class Method:
     """How the reverse process is walked.
 
     sampler: one of SAMPLERS.  spacing: one of SPACINGS; all but trailing with num_steps.
+    between: the logsnr that spacing goes from and to, as in spacing.levels().
     dynamic_threshold: the percentile, in (0, 1], by which clip_denoise bounds x0_hat; None is 1.
     resamples: times every step but the last is taken again, from x_s renoised to t, so that what a
         constraint fixed and what is drawn come to agree (Lugmayr et al. 2022, jumps of one step).
@@ -23,6 +24,7 @@ class Method:
 
     sampler: str = "ddim"
     spacing: str = "trailing"
+    between: tuple[float, float] | None = None
     dynamic_threshold: float | None = None
     resamples: int = 0
     x0_variance: X0Variance | None = None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ddpm import config as configuration
-from ddpm import generate, probe, shards
+from ddpm import generate, probe, sample_quality, shards
 from ddpm.bits_per_dim import USUAL_STEPS, bound_timesteps
 from ddpm.config import Config
 from ddpm.evaluate import levels_of
@@ -136,4 +136,5 @@ def _passes(config: Config, train: int, held_out: int) -> int:
     # at the end alone, of images that are bytes, as all but float arrays are
     walk = bound_timesteps(schedule, USUAL_STEPS)
     bound = min(evaluation.NUM, held_out) * (len(walk) - 1)
-    return grids * grid + rounds * pairs + bound
+    measured = sample_quality.passes(config, schedule)
+    return grids * grid + rounds * pairs + bound + measured

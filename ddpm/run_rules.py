@@ -202,6 +202,16 @@ def patience_waits_for_something(patience: int | None, best: str | None) -> Rule
     )
 
 
+@rule("EVALUATION.SAMPLING_LOGSNR")
+def sampling_rises(between: tuple[float, float] | None) -> RuleText:
+    if between is None or between[0] < between[1]:
+        return None
+    return (
+        f"EVALUATION.SAMPLING_LOGSNR is {list(between)}; a walk goes from noise to images: give "
+        "the lower log SNR first"
+    )
+
+
 RUN_RULES = (
     warmup_fits,
     micro_batch_fits,
@@ -221,4 +231,5 @@ RUN_RULES = (
     features_can_be_had,
     best_fid_has_features,
     patience_waits_for_something,
+    sampling_rises,
 )

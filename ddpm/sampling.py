@@ -174,7 +174,11 @@ def sample_steps(
     """
     method, start = method or Method(), start or Start()
     path = levels(
-        schedule, spacing=method.spacing, num_steps=num_steps, reverse_stride=reverse_stride
+        schedule,
+        spacing=method.spacing,
+        num_steps=num_steps,
+        reverse_stride=reverse_stride,
+        between=method.between,
     )
     _check(schedule, pred_type, ddim_eta, clip_denoise, method)
     walk = _Walk(

@@ -7,6 +7,7 @@ prints this file as a table; network_rules.py and run_rules.py hold what ties ke
 from dataclasses import dataclass
 
 from ddpm.options import Section, option, required
+from ddpm.quality_schema import QualityOptions
 from ddpm.task_schema import TaskOptions
 from ddpm.values import LOCAL_FOLDER, SAFE_NAME
 
@@ -229,7 +230,7 @@ class ImageGeneration(TaskOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(Section):
+class Evaluation(QualityOptions):
     """What trained networks are compared by."""
 
     EVERY: int | None = option(None, "Epochs between evaluations; null = only at the end", low=1)

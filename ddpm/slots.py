@@ -182,7 +182,14 @@ def _finite(images: Tensor, ids: Tensor) -> Tensor:
 
 def num_calls(sampler: Sampler, schedule: NoiseSchedule, *, begin: float = 1.0) -> int:
     """Reverse steps from time `begin` to an image, those taken again counted too."""
-    walk = below(levels(schedule, spacing=sampler.spacing, **sampler.steps), begin)
+    path = levels(
+        schedule,
+        spacing=sampler.spacing,
+        num_steps=sampler.steps.get("num_steps"),
+        reverse_stride=sampler.steps.get("reverse_stride", 1),
+        between=sampler.method.between,
+    )
+    walk = below(path, begin)
     steps = len(walk) - 1
     return steps + (steps - 1) * sampler.resamples
 

@@ -7,7 +7,8 @@
 
 The first two walk whole timesteps, whose coefficients are the schedule's table, and so no more than
 T of them. The others walk any times, as many as asked for. Where the schedule ends at zero SNR they
-start there all the same, and their grid begins at the timestep after it.
+start there all the same, and their grid begins at the timestep after it. They may also walk between
+two given levels of logsnr, which are then the same for every schedule that reaches them.
 """
 
 import math
@@ -94,10 +95,14 @@ def levels(
     spacing: str = "trailing",
     num_steps: int | None = None,
     reverse_stride: int = 1,
+    between: tuple[float, float] | None = None,
 ) -> list[Level]:
     """The levels of a walk, num_steps + 1 of them; num_steps null: every reverse_stride timesteps.
 
-    Raises ValueError for an unknown spacing and for a number of steps that it cannot take.
+    between: logsnr of the first level and of the last before clean data, for logsnr and karras;
+        None: those of the schedule, which differ from one to the next.
+    Raises ValueError for an unknown spacing, for a number of steps that it cannot take and for
+    levels that the schedule does not reach.
     """
     if spacing not in SPACINGS:
         raise ValueError(f"spacing is {spacing!r}; give one of {', '.join(SPACINGS)}")
@@ -105,11 +110,15 @@ def levels(
         raise ValueError("both num_steps and reverse_stride are given; give one of them")
     if num_steps is None and spacing != "trailing":
         raise ValueError(f"spacing is {spacing}; give num_steps with it, not a stride")
+    if between is not None and spacing in WHOLE:
+        raise ValueError(f"spacing is {spacing}, of whole timesteps; give logsnr with between")
     if num_steps is None:
         return whole_levels(schedule, reverse_timesteps(schedule.num_timesteps, reverse_stride))
     if spacing in WHOLE:
         timesteps = trailing_timesteps if spacing == "trailing" else linspace_timesteps
         return whole_levels(schedule, timesteps(schedule.num_timesteps, num_steps))
+    if between is not None:
+        return _levels_between(schedule, spacing, num_steps, *between)
     return _continuous_levels(schedule, spacing, num_steps)
 
 
@@ -153,6 +162,20 @@ def _continuous_levels(schedule: NoiseSchedule, spacing: str, num_steps: int) ->
         start.append(_whole(schedule, first, key=count))
     end = [_whole(schedule, 1, key=1)] if count > 1 else []
     return [*start, *inside, *end, _whole(schedule, 0, key=0)]
+
+
+def _levels_between(
+    schedule: NoiseSchedule, spacing: str, num_steps: int, low: float, high: float
+) -> list[Level]:
+    """num_steps levels from logsnr low to high, then clean data; one step starts at low."""
+    if not low < high or not 1 <= num_steps <= MAX_KEY:
+        raise ValueError(
+            f"{num_steps} steps between logsnr {low} and {high}; give at least 1 step, and the "
+            "lower logsnr first"
+        )
+    grid = _grid(spacing, low, high, num_steps)
+    walked = [_between(schedule, logsnr, key=num_steps - i) for i, logsnr in enumerate(grid)]
+    return [*walked, _whole(schedule, 0, key=0)]
 
 
 def _grid(spacing: str, low: float, high: float, count: int) -> list[float]:

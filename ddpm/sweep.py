@@ -1,6 +1,7 @@
 """A sweep: the trials of a grid, each a validated configuration, before anything is run.
 
     BASE: ../configs/digits.yaml                       # or the sections themselves
+    EVALUATION: {NUM: 512}                             # any section, over that of BASE
     GRID: {TRAINING.PRED_TYPE: [noise, velocity]}      # dotted key: values
     SEEDS: [0, 1]                                      # each varies TRAINING.SEED alone
     TUNE: {MAX_CONCURRENT: null, MAX_FAILURES: 0}

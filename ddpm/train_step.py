@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ddpm import ema
 from ddpm.config import Training
+from ddpm.cost import watts
 from ddpm.dataset import Batch
 from ddpm.distributed import Group, share
 from ddpm.ema_profile import beta_at, gamma_of, name_of
@@ -231,6 +232,10 @@ class Stepper:
         cores = torch.tensor(time.process_time() - window.started_cpu, dtype=torch.float64)
         result["time/seconds"] = seconds
         result["time/core_seconds"] = self.group.sum_(cores.to(self.group.device)).item()
+        if self.group.device.type == "cuda":
+            result["time/gpu_seconds"] = seconds * self.group.size
+            joules = torch.tensor(watts(self.group.device) * seconds, dtype=torch.float64)
+            result["time/energy_joules"] = self.group.sum_(joules.to(self.group.device)).item()
         result["time/images_per_s"] = window.steps * self.batch_size / seconds
         return result
 

@@ -5,6 +5,7 @@ differs. Rank 0 alone writes: the run directory first, then the mirror (Weights 
 whoever listens.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ from ddpm import best, checkpoint, evaluate, generate, memory, staging
 from ddpm import config as configuration
 from ddpm.best import Verdict
 from ddpm.config import Config
+from ddpm.cost import cost, gpu_share
 from ddpm.dataset import Dataset
 from ddpm.distributed import Group
 from ddpm.errors import Interrupted
 from ddpm.profile import profiler
 from ddpm.run_log import failure_recorded
 from ddpm.rundir import RunDirectory
+from ddpm.sample_quality import measure_samples
 from ddpm.sample_validation import SampleValidation
 from ddpm.schedule import NoiseSchedule
 from ddpm.starting import build, open_data
@@ -116,11 +119,14 @@ def work(
         with recorded, staging.reading(data, stage, group, notes=run.path, should_stop=stops):
             if not group.is_main:
                 _train(config, data, run, state, group, [], stops, startup)
+                measure_samples(run.path, config, data, group, should_stop=stops)
                 return {}
             with closing(mirror(config, run) if mirror else NoMirror()) as mirrored:
                 listeners = [mirrored.log, *([on_report] if on_report else [])]
                 _train(config, data, run, state, group, listeners, stops, startup)
-                summary = _finish(job, config, data, run)
+                peak = memory.peak_bytes()  # what is measured from here on is no training
+                measure_samples(run.path, config, data, group, should_stop=stops)
+                summary = _finish(job, config, data, run, peak)
                 mirrored.finish(summary)
             return summary
     finally:
@@ -237,7 +243,9 @@ def _evaluator(
     return Every(steps=steps, call=measure)
 
 
-def _finish(job: Job, config: Config, data: Dataset, run: RunDirectory) -> dict[str, Any]:
+def _finish(
+    job: Job, config: Config, data: Dataset, run: RunDirectory, peak_memory: int
+) -> dict[str, Any]:
     """Evaluation and samples of the final EMA network, written beside the checkpoints; the run's
     summary.
     """
@@ -247,15 +255,14 @@ def _finish(job: Job, config: Config, data: Dataset, run: RunDirectory) -> dict[
     run.record_memory("sampling", last)
     generate.save_samples(run.path, config)
     rows, found = run.metrics(), run.best
-    seconds = sum(row["time/seconds"] for row in rows)
+    costs = cost(rows, gpu_share(config))
     summary = {
         "steps": rows[-1]["step"],
         "images": rows[-1]["images"],
         "final_loss": rows[-1]["loss"],
-        "seconds": seconds,
-        "core_seconds": sum(row["time/core_seconds"] for row in rows),
-        "images_per_s": rows[-1]["images"] / seconds,
-        "peak_memory_bytes": memory.peak_bytes(),
+        **costs,
+        "images_per_s": rows[-1]["images"] / (costs["seconds"] or math.inf),
+        "peak_memory_bytes": peak_memory,
         "packed": job.packed,
         **({"best_step": found.step} if found else {}),
         **numbers,

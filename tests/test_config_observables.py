@@ -118,6 +118,10 @@ _EVALUATION = {
         ("FEATURES", "SAMPLES"), "test_features_and_samples_say_what_is_measured_of_samples"
     ),
     **dict.fromkeys(("BEST", "PATIENCE"), "test_a_run_keeps_the_checkpoint_of_its_best_evaluation"),
+    **dict.fromkeys(
+        ("SAMPLING_STEPS", "SAMPLING_ETAS", "SAMPLING_NUM", "SAMPLING_LOGSNR"),
+        "test_every_sampling_key_changes_what_is_measured",
+    ),
     "NUM": _PAIRS,
     "SEED": _PAIRS,
 }

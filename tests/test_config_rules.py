@@ -125,6 +125,10 @@ BROKEN: dict[str, tuple[list[str], str]] = {
         [GENERATE + "GUIDANCE_INTERVAL=[2, -2]", GENERATE + "GUIDANCE=2"],
         "GUIDANCE_INTERVAL is [2.0, -2.0], which holds no log SNR; give the lower one first",
     ),
+    "sampling_rises": (
+        ["EVALUATION.SAMPLING_LOGSNR=[5, -8]"],
+        "SAMPLING_LOGSNR is [5.0, -8.0]; a walk goes from noise to images: give the lower",
+    ),
     "threshold_needs_clipping": (
         [GENERATE + "DYNAMIC_THRESHOLD=0.99", GENERATE + "CLIP_DENOISE=false"],
         "DYNAMIC_THRESHOLD is 0.99 but CLIP_DENOISE is false, so nothing is clipped; give",

@@ -22,8 +22,8 @@ FLOORS = (
     "noise schedule families",
     "diffusion sampling samplers spacing estimate method guidance "
     "initialization layers levels unet unet_summary",
-    "values options schema sampler_schema task_schema rules network_rules run_rules sampler_rules "
-    "reading references building config",
+    "values options schema quality_schema sampler_schema task_schema rules network_rules "
+    "run_rules sampler_rules reading references building config",
     # data: shards and what they are made from
     "dataset shards arraychecks arrayfiles arraysources images imagebar imagefolder index "
     "indexing order packing preprocess source sources stage_folder stage_notes staging store "
@@ -33,7 +33,9 @@ FLOORS = (
     "gradients objective optimizer train_state measures best memory metrics_log pictures "
     "provenance run_log run_names grid ledger sweep "
     # distances between sets of features
-    "estimates moments fid kid manifold memorisation tensor_files",
+    "estimates moments fid kid manifold memorisation tensor_files "
+    # what a run costs, what its samples are worth: as files
+    "cost quality_file",
     "trainer train_step evaluate validation bits_per_dim ema_snapshots ema_curve "
     "reference_lines model rundir worker progress profile "
     "doctor status run_status status_table job_states groups job_list slurm_queue "
@@ -43,7 +45,8 @@ FLOORS = (
     "series_draw series_check series_export series_status draws wish "
     # samples measured: extractors, what is kept of images, the real side, the numbers
     "features classifier sample_statistics class_measures real_data reference_statistics "
-    "sample_sources sample_validation sample_measures sample_evaluation sample_table",
+    "sample_sources sample_validation sample_measures sample_evaluation sample_table "
+    "sample_quality quality_keeper",
     "adapters report",
     "launch",
 )

@@ -156,6 +156,26 @@ def test_zero_terminal_snr_is_a_step_of_its_own(name: str, spacing: str) -> None
     assert [level.t for level in levels(schedule, spacing=spacing, num_steps=2)] == [T, T - 1, 0]
 
 
+@every_schedule
+@continuous
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_between_two_logsnrs_every_schedule_walks_the_same_levels(
+    name: str, spacing: str, zero_terminal_snr: bool
+) -> None:
+    for num_timesteps in (40, 1000):
+        schedule = NoiseSchedule(name, num_timesteps, zero_terminal_snr=zero_terminal_snr)
+        path = levels(schedule, spacing=spacing, num_steps=6, between=(-6.0, 1.0))
+        found = [float(level.logsnr) for level in path[:-1]]
+        cosine = levels(NoiseSchedule("cosine", 60), spacing=spacing, num_steps=6, between=(-6, 1))
+        assert found == pytest.approx([float(level.logsnr) for level in cosine[:-1]], abs=1e-3)
+        assert (found[0], found[-1]) == pytest.approx((-6.0, 1.0), abs=1e-3)
+        assert [level.key for level in path] == [6, 5, 4, 3, 2, 1, 0] and path[-1].is_clean
+        for level in path[:-1]:
+            assert float(schedule.logsnr(level.time)) == pytest.approx(float(level.logsnr))
+    (only, clean) = levels(schedule, spacing=spacing, num_steps=1, between=(-6.0, 1.0))
+    assert float(only.logsnr) == pytest.approx(-6.0, abs=1e-3) and clean.is_clean
+
+
 @every_spacing
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
 def test_no_key_is_used_twice_in_a_walk(spacing: str, zero_terminal_snr: bool) -> None:
@@ -186,6 +206,17 @@ def test_a_walk_may_begin_lower() -> None:
         (("linear", 30), {"spacing": "linspace", "reverse_stride": 2}, "give num_steps with it"),
         (("linear", 30), {"spacing": "linspace", "num_steps": 31}, "give one from 1 to 30"),
         (("linear", 30), {"spacing": "trailing", "num_steps": 31}, "give one from 1 to 30"),
+        (("linear", 30), {"num_steps": 3, "between": (-4, 1)}, "trailing, of whole timesteps"),
+        (
+            ("linear", 30),
+            {"spacing": "logsnr", "num_steps": 3, "between": (-11, 1)},
+            "logsnr is -11.0, but linear with 30 timesteps goes from",
+        ),
+        (
+            ("linear", 30),
+            {"spacing": "logsnr", "num_steps": 3, "between": (1, -4)},
+            "lower logsnr first",
+        ),
         (("linear", 30), {"spacing": "logsnr", "num_steps": 0}, "num_steps is 0; give one from 1"),
         (("linear", 30), {"spacing": "logsnr", "num_steps": 2**20}, "give one from 1 to 1048575"),
         (

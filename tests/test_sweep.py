@@ -100,6 +100,31 @@ def test_every_impossible_cell_is_skipped_with_its_reason(tmp_path: Path) -> Non
     assert "beta >= 1" in reasons[2] and "NUM_STEPS" not in reasons[2]
 
 
+def test_sections_of_the_sweep_file_stand_over_those_of_its_base(tmp_path: Path) -> None:
+    text = BASE + GRID + "evaluation:\n  num: 77\nTRAINING: {NETWORK: {TIMESTEPS: 60}}\n"
+    loaded = sweep(tmp_path, text, "TRAINING.NETWORK.TIMESTEPS=70")
+    base = c.load(ROOT / "configs" / "digits.yaml")
+    for trial in loaded.trials:
+        assert trial.config.EVALUATION.NUM == 77
+        assert trial.config.TRAINING.NETWORK.TIMESTEPS == 70
+        assert trial.config.TRAINING.HYPER_PARAMETERS == base.TRAINING.HYPER_PARAMETERS
+    (line,) = problems(tmp_path, BASE + GRID + "EVALUATION:\n  NUMM: 3\n")
+    assert "test.yaml:4: EVALUATION.NUMM" in line and "did you mean EVALUATION.NUM?" in line
+    lines = problems(tmp_path, BASE + GRID + "EVALUATION: 3\nEVALUATIONS: {}\n")
+    assert any("EVALUATION is" in line for line in lines)
+    assert any("test.yaml:4: EVALUATIONS is no key" in line for line in lines)
+
+
+def test_every_shipped_sweep_compares_samples_of_one_walk(tmp_path: Path) -> None:
+    for path in SWEEPS:
+        found = {t.config.EVALUATION for t in load_sweep(path).trials}
+        (evaluation,) = found
+        if evaluation.SAMPLING_STEPS:
+            assert evaluation.SAMPLING_LOGSNR is not None, path
+    (line,) = problems(tmp_path, BASE + "GRID: {EVALUATION.SAMPLING_NUM: [64, 128]}\n")
+    assert "cannot be varied: cells would be compared by different samples" in line
+
+
 def test_a_grid_of_impossible_cells_alone_is_refused(tmp_path: Path) -> None:
     text = BASE + "GRID: {TRAINING.NETWORK.TIMESTEPS: [3, 4]}\n"
     lines = problems(tmp_path, text, "IMAGE_GENERATION.NUM_STEPS=50")

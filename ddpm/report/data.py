@@ -13,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ddpm import quality_file
 from ddpm.errors import InputError
 from ddpm.measures import X0Error
+from ddpm.quality_file import Quality
 from ddpm.report.files import (
     Value,
     command,
@@ -54,6 +56,7 @@ class Trial:
     error: X0Error | None
     samples: Samples | None
     inline: tuple[Path, ...] = ()
+    quality: Quality | None = None  # of its samples; their pictures are read where they are shown
 
     @property
     def key(self) -> str:
@@ -203,6 +206,7 @@ def _trial(folder: Path, name: str, outcome: Mapping[str, Value]) -> Trial:
         evaluation={} if run_dir is None else mapping(read_json(run_dir / "evaluation.json")),
         error=None if run_dir is None else _error(run_dir / "evaluation.npz"),
         samples=None if run_dir is None else _samples(run_dir / "samples.npz"),
+        quality=None if run_dir is None else quality_file.read(run_dir),
         inline=() if run_dir is None else tuple(sorted((run_dir / "inline_gen").glob("*.png"))),
     )
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ddpm.measures import MEASURES
+from ddpm.report import quality
 from ddpm.report.data import Sweep, Trial
 from ddpm.report.labels import cell_label, duration, number_with_error, size, varied
 from ddpm.report.ranking import Ranking, Standing
@@ -120,12 +121,15 @@ def csv_text(sweep: Sweep, ranking: Ranking) -> str:
     keys = tuple(dict.fromkeys(key for trial in sweep.trials for key in trial.cell))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow((*keys, *_COLUMNS))
-    writer.writerows(_rows(sweep, ranking, keys))
+    more = quality.columns(sweep)
+    writer.writerow((*keys, *_COLUMNS, *more))
+    writer.writerows(_rows(sweep, ranking, keys, more))
     return buffer.getvalue()
 
 
-def _rows(sweep: Sweep, ranking: Ranking, keys: tuple[str, ...]) -> Iterator[list[str]]:
+def _rows(
+    sweep: Sweep, ranking: Ranking, keys: tuple[str, ...], more: tuple[str, ...]
+) -> Iterator[list[str]]:
     places = {trial.key: (place, standing) for place, standing in enumerate(ranking.standings)
               for trial in standing.trials.values()}  # fmt: skip
     last = len(ranking.standings)
@@ -137,13 +141,15 @@ def _rows(sweep: Sweep, ranking: Ranking, keys: tuple[str, ...]) -> Iterator[lis
         errors = [_plain(summary.evaluation_error(m)) if summary else "" for m in MEASURES]
         rank = "" if place is None or summary is None else str(place + 1)
         costs = [_plain(trial.summary.get(name)) for name in _COLUMNS[8:16]]
+        measured = quality.cells(trial, ranking.levels if summary else ())
         run_dir = "" if trial.run_dir is None else str(trial.run_dir)
         yield [*cells, rank, trial.status, trial.name, str(trial.seed), *numbers, *errors, *costs,
-               trial.reason or "", run_dir]  # fmt: skip
+               trial.reason or "", run_dir,
+               *(_plain(measured.get(name)) for name in more)]  # fmt: skip
     for skipped in sweep.skipped:
         cells = [_plain(skipped.cell.get(key)) for key in keys]
         blank = [""] * (len(_COLUMNS) - 4)
-        yield [*cells, "", "skipped", *blank, skipped.reason, ""]
+        yield [*cells, "", "skipped", *blank, skipped.reason, "", *[""] * len(more)]
 
 
 def _plain(value: object) -> str:
