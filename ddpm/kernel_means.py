@@ -4,7 +4,7 @@
 
 One set is spread over the workers; their parts pass by, one at a time, while every worker keeps its
 own. The other, the reference, is whole on each, which takes every size-th of its rows. What travels
-besides is three K x K matrices of sums.
+besides is K x K matrices of sums.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,29 +46,43 @@ class _Rows:
         return torch.nn.functional.one_hot(self.groups, count).to(torch.float64)
 
 
-def kernel_means(
-    first: Sequence[Tensor], second: Sequence[Tensor], workers: Group
-) -> tuple[Matrix, Matrix, Matrix]:
-    """(K, K) means of the kernel between members of two groups: both of first, both of second, and
-    one of first with one of second.
+@dataclass(frozen=True, kw_only=True)
+class KernelReference:
+    """The reference: all of it, on every worker, and its own means, which are taken once.
 
-    first: this worker's part of each of K groups (m, D).  second: whole on every worker.
+    sizes: (K,) of its groups.  within: (K, K) means of the kernel between members of two groups.
     """
-    count = len(first)
-    x, y = _Rows.of(first), _Rows.of(second)
-    part = _Rows.of([block[workers.rank :: workers.size] for block in second])
-    within = torch.zeros(count, count, dtype=torch.float64)
-    for others in x.passing(workers):
-        within += _sums(x, others, count)
-    sums = torch.stack([within, _sums(part, y, count), _sums(x, y, count)])
-    sums = workers.sum_(sums.to(workers.device)).cpu()
-    n = sizes_of(first, workers)
-    m = np.array([len(block) for block in second])
-    return (
-        sums[0].numpy() / np.outer(n, n),
-        sums[1].numpy() / np.outer(m, m),
-        sums[2].numpy() / np.outer(n, m),
-    )
+
+    sizes: NDArray[np.int64]
+    within: Matrix
+    workers: Group
+    _rows: _Rows
+
+    @classmethod
+    def of(cls, blocks: Sequence[Tensor], workers: Group) -> "KernelReference":
+        """blocks: its groups (m, D), the same on every worker; all call this."""
+        count, rows = len(blocks), _Rows.of(blocks)
+        part = _Rows.of([block[workers.rank :: workers.size] for block in blocks])
+        sums = workers.sum_(_sums(part, rows, count).to(workers.device)).cpu().numpy()
+        sizes = np.array([len(block) for block in blocks])
+        within = sums / np.outer(sizes, sizes)
+        return cls(sizes=sizes, within=within, workers=workers, _rows=rows)
+
+    def means(self, blocks: Sequence[Tensor], sizes: NDArray[np.int64]) -> tuple[Matrix, Matrix]:
+        """(K, K) means between groups of the samples, and of the samples and the reference.
+
+        blocks: this worker's part of each group (m, D).  sizes: of all parts together.
+        """
+        count, x = len(blocks), _Rows.of(blocks)
+        within = torch.zeros(count, count, dtype=torch.float64)
+        for others in x.passing(self.workers):
+            within += _sums(x, others, count)
+        sums = torch.stack([within, _sums(x, self._rows, count)])
+        sums = self.workers.sum_(sums.to(self.workers.device)).cpu()
+        return (
+            sums[0].numpy() / np.outer(sizes, sizes),
+            sums[1].numpy() / np.outer(sizes, self.sizes),
+        )
 
 
 def sizes_of(blocks: Sequence[Tensor], workers: Group) -> NDArray[np.int64]:

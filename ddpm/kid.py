@@ -21,26 +21,30 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpm.distributed import ALONE, Group
+from ddpm.distributed import ALONE
 from ddpm.estimates import CONFIDENCE, Estimate
-from ddpm.kernel_means import kernel_means, sizes_of
+from ddpm.kernel_means import KernelReference, sizes_of
 from ddpm.measures import t_quantile
 
 BLOCK_LEAST = 4
 
 
-def kid(first: Sequence[Tensor], second: Sequence[Tensor], workers: Group = ALONE) -> Estimate:
+def kid(first: Sequence[Tensor], second: Sequence[Tensor]) -> Estimate:
     """KID of two sets, each cut into as many groups (m, D), four at least, as the other.
 
-    workers: all call this, each with its part of the groups of `first` and with all of `second`.
     Raises ValueError for a group of fewer than four vectors.
     """
-    sizes = sizes_of(first, workers)
-    least = int(min(*sizes, *map(len, second)))
+    return kid_against(first, KernelReference.of(second, ALONE))
+
+
+def kid_against(first: Sequence[Tensor], reference: KernelReference) -> Estimate:
+    """The same by all workers of the reference, each with its part of the groups of `first`."""
+    sizes = sizes_of(first, reference.workers)
+    least = int(min(*sizes, *reference.sizes))
     if least < BLOCK_LEAST:
         raise ValueError(f"a group has {least} vectors; KID needs {BLOCK_LEAST}")
-    within, reference, cross = kernel_means(first, second, workers)
-    between = within + reference - cross - cross.T
+    within, cross = reference.means(first, sizes)
+    between = within + reference.within - cross - cross.T
     count = len(first)
     value = float(between[~np.eye(count, dtype=bool)].mean())
     # The unbiased variance varies more than that of K numbers: in simulations like that of 2 K / 3.

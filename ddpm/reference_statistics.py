@@ -4,7 +4,7 @@ They are kept under OUTPUT_DIR/metrics/{data}/ with what they were computed from
 split, count and extractor. Anything else found there is refused.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,9 @@ _COMPONENTS_OF = 100_000
 _SCALED_BY = 10_000
 _HELD_IN_MEMORY = 1 << 30
 
+# Opens the file of Inception's weights: frameworks are the adapters' own.
+OpenInception = Callable[[Path | None], Extractor]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
@@ -52,6 +55,17 @@ class Reference:
     def blocks(self) -> list[Tensor]:
         """The kept features of each group."""
         return [self.kept[self.kept_groups == group] for group in range(len(self.kept_counts))]
+
+
+def open_extractor(
+    features: str, real: RealData, weights: Path | None, inception: OpenInception | None
+) -> Extractor:
+    """The extractor of a name. Raises InputError where it cannot be had."""
+    if features == "inception":
+        if inception is None:
+            raise InputError("inception is opened by `launch/`; give classifier or pixels")
+        return inception(weights)
+    return classifier_features(real) if features == "classifier" else pixel_features(real)
 
 
 def pixel_features(real: RealData) -> PixelFeatures:

@@ -6,7 +6,7 @@ measured.write()
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,13 @@ from ddpm.features import Extractor, Pixels
 from ddpm.imagebar import shown
 from ddpm.memorisation import MOST_LOOKED_UP, nearest_distances
 from ddpm.real_data import READ, RealData, subset
-from ddpm.reference_statistics import classifier_features, pixel_features, reference
+from ddpm.reference_statistics import reference
 from ddpm.sample_measures import LEAST, Row, View, rows
 from ddpm.sample_sources import Samples
 from ddpm.sample_statistics import Statistics, collect_together, deal
 
 FEATURES = ("classifier", "pixels", "inception")
 FORMAT = 1
-
-OpenInception = Callable[[Path | None], Extractor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,15 +88,6 @@ class Measured:
             "measures": {row.measure.key: row.told() for row in self.rows},
             "made": provenance.attempt(command or sys.argv),
         }
-
-
-def open_extractor(
-    features: str, real: RealData, weights: Path | None, inception: OpenInception
-) -> Extractor:
-    """The extractor of a name. Raises InputError where it cannot be had."""
-    if features == "inception":
-        return inception(weights)
-    return classifier_features(real) if features == "classifier" else pixel_features(real)
 
 
 def evaluate(

@@ -18,7 +18,8 @@ from ddpm.distributed import ALONE, Group
 from ddpm.estimates import Estimate
 from ddpm.features import Extractor
 from ddpm.fid import IMAGES_PER_DIMENSION, fid
-from ddpm.kid import BLOCK_LEAST, kid
+from ddpm.kernel_means import KernelReference
+from ddpm.kid import BLOCK_LEAST, kid_against
 from ddpm.manifold import Manifold, manifold
 from ddpm.reference_statistics import Reference
 from ddpm.sample_statistics import GROUPS, Judged, Statistics
@@ -71,7 +72,8 @@ class View:
     def kid(self) -> Estimate:
         """The kernel distance of the kept features."""
         self._require_pairs()
-        return kid(self.statistics.blocks(), self.reference.blocks(), self.workers)
+        reference = KernelReference.of(self.reference.blocks(), self.workers)
+        return kid_against(self.statistics.blocks(), reference)
 
     def judged(self) -> Judged:
         """What the extractor's classes say."""

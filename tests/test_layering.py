@@ -22,8 +22,8 @@ FLOORS = (
     "noise schedule families",
     "diffusion sampling samplers spacing estimate method guidance "
     "initialization layers levels unet unet_summary",
-    "values options schema sampler_schema task_schema rules network_rules run_rules sampler_rules "
-    "reading references building config",
+    "values options schema evaluation_schema sampler_schema task_schema rules network_rules "
+    "run_rules sampler_rules reading references building config",
     # data: shards and what they are made from
     "dataset shards arraychecks arrayfiles arraysources images imagebar imagefolder index "
     "indexing order packing preprocess source sources stage_folder stage_notes staging store "

@@ -9,8 +9,9 @@ from ddpm.distributed import Group
 from ddpm.errors import InputError
 from ddpm.features import Extractor
 from ddpm.real_data import RealData, data_named, data_of_run
+from ddpm.reference_statistics import open_extractor
 from ddpm.request import Request, foreign_overrides, locate
-from ddpm.sample_evaluation import evaluate, open_extractor, require_measurable
+from ddpm.sample_evaluation import evaluate, require_measurable
 from ddpm.sample_sources import Samples, drawn, is_trained, read, request_of
 
 

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ddpm.adapters.inception import inception_of_training
 from ddpm.adapters.wandb_log import wandb_mirror
 from ddpm.distributed import current_group
 from ddpm.errors import DdpmError
@@ -126,7 +127,8 @@ def _loop(settings: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     group = current_group(get_device())
-    work(Job(**settings["job"]), group, mirror=wandb_mirror(settings["sweep"]))
+    mirror = wandb_mirror(settings["sweep"])
+    work(Job(**settings["job"]), group, mirror=mirror, inception=inception_of_training)
     ray.train.report({"done": True})
 
 

@@ -83,6 +83,7 @@ def _run(
     job: Job, sweep: str, resources: Resources, should_stop: Callable[[], bool]
 ) -> dict[str, Any]:
     from ddpm.adapters import ray_train
+    from ddpm.adapters.inception import inception_of_training
     from ddpm.adapters.wandb_log import wandb_mirror
 
     if resources.num_workers > 1:
@@ -95,7 +96,13 @@ def _run(
             sweep=sweep,
         )
     group = Group(device=best_device() if resources.gpus_per_worker else CPU)
-    return work(job, group, mirror=wandb_mirror(sweep), should_stop=should_stop)
+    return work(
+        job,
+        group,
+        mirror=wandb_mirror(sweep),
+        should_stop=should_stop,
+        inception=inception_of_training,
+    )
 
 
 class FilePoll:
