@@ -1,4 +1,4 @@
-"""An evaluation by two Ray workers: interrupted, then to its end, with the numbers of one worker."""
+"""An evaluation by two Ray workers: interrupted, then to its end, with the numbers of one."""
 
 import json
 import signal
