@@ -142,7 +142,8 @@ def plan_evaluation(folder: Path, workers: int | None, output: Path) -> int:
     job = Allocation.from_environment()
     if job is None:
         raise InputError(_NO_JOB)
-    return _planned(job, folder, workers_of_evaluation(workers).count > 1, output)
+    uses_ray = workers_of_evaluation(workers, all_nodes=True).count > 1
+    return _planned(job, folder, uses_ray, output)
 
 
 def _planned(job: Allocation, output_dir: Path, uses_ray: bool, output: Path) -> int:

@@ -1,7 +1,7 @@
 """How many workers a training or an evaluation has, and what each takes of the machine or job."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ddpm.allocation import Allocation
 from ddpm.config import Config
@@ -98,11 +98,15 @@ def workers_for(config: Config) -> Workers:
     return Workers(count=count, cpus=cpus, gpus=share)
 
 
-def workers_of_evaluation(wanted: int | None) -> Workers:
+def workers_of_evaluation(wanted: int | None, *, all_nodes: bool) -> Workers:
     """So many, or one for every GPU there is, else one on the CPUs of every node. InputError when
     that cannot be had.
+
+    all_nodes: of the SLURM job, which Ray joins; else this one alone.
     """
     there = machine()
+    if not all_nodes:
+        there = replace(there, cpus=(min(there.cpus),))
     share = float(there.num_gpus > 0)
     count = wanted or _workers_that_fit(share, there)
     if share and count > there.num_gpus:

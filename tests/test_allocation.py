@@ -93,8 +93,10 @@ def test_an_evaluation_has_a_worker_a_gpu_or_a_node_unless_told(
 ) -> None:
     for name, value in {**JOB, "SLURM_JOB_CPUS_PER_NODE": "4(x3)", **variables}.items():
         monkeypatch.setenv(name, value)
-    workers = workers_of_evaluation(wanted)
+    workers = workers_of_evaluation(wanted, all_nodes=True)
     assert (workers.count, workers.cpus, workers.gpus) == taken
+    here = workers_of_evaluation(None, all_nodes=False)  # where no Ray joins the nodes
+    assert here.count == int(variables.get("SLURM_GPUS_ON_NODE", 1))
 
 
 @pytest.mark.parametrize(("gpus", "words"), [("0", "has 4 core"), ("2", "has 6 GPU")])
@@ -105,7 +107,7 @@ def test_more_workers_of_an_evaluation_than_there_is_room_for_are_refused(
     for name, value in (JOB | variables).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=words):
-        workers_of_evaluation(13)
+        workers_of_evaluation(13, all_nodes=True)
 
 
 def test_a_gpu_the_job_does_not_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 process, or by several workers through Ray Train.
 """
 
-import json
 import os
 import uuid
 from pathlib import Path
@@ -15,6 +14,7 @@ from ddpm.adapters.inception import load_inception
 from ddpm.adapters.measure_samples import Asked, measure, prepare, request_for
 from ddpm.distributed import Group, best_device, current_group
 from ddpm.errors import DdpmError, InputError
+from ddpm.job_folder import FOLDER
 from ddpm.real_data import told_without_reading
 from ddpm.request import Request
 from ddpm.sample_table import show
@@ -24,7 +24,7 @@ from ddpm.workers import Workers, workers_of_evaluation
 def run(asked: Asked, *, dry: bool = False) -> int:
     """Measures what was asked for and prints it; 0. Dry: checks it, draws and trains nothing."""
     console, request = Console(), request_for(asked)
-    workers = workers_of_evaluation(asked.workers)
+    workers = workers_of_evaluation(asked.workers, all_nodes=FOLDER in os.environ)
     if workers.count > 1 and request and request.options.EXPORT_INTERM:
         raise InputError("IMAGE_GENERATION.EXPORT_INTERM is for one worker; give --workers 1")
     if asked.features == "inception":
@@ -53,18 +53,18 @@ def _together(asked: Asked, workers: Workers) -> Path:
     told = folder / f"evaluation-{uuid.uuid4().hex[:12]}.json"
     resources = ray_train.resources_of(workers.cpus, workers.gpus)
     settings = {"asked": asked, "told": told}
-    with ray_cluster(workers.count * workers.cpus):
-        error = ray_train.run_loop(
-            _loop, settings, told.with_suffix(".ray"), workers.count, resources
-        )
-    if error:
-        if isinstance(error, DdpmError):
-            raise error
-        raise DdpmError(f"a worker died: {error}; run the same command again") from error
     try:
-        return Path(json.loads(told.read_text()))
+        with ray_cluster(workers.count * workers.cpus):
+            error = ray_train.run_loop(
+                _loop, settings, told.with_suffix(".ray"), workers.count, resources
+            )
+        if error is None:
+            return Path(durable.read_json(told)["record"])
     finally:
-        told.unlink()
+        told.unlink(missing_ok=True)
+    if isinstance(error, DdpmError):
+        raise error
+    raise DdpmError(f"a worker died: {error}; run the same command again") from error
 
 
 def _loop(settings: dict[str, Any]) -> None:
@@ -76,7 +76,7 @@ def _loop(settings: dict[str, Any]) -> None:
     os.chdir(asked.where)  # paths are relative to where they were typed
     path = measure(asked, prepare(asked, is_checked=True), current_group(get_device()))
     if path is not None:
-        durable.write_json(settings["told"], str(path.absolute()))
+        durable.write_json(settings["told"], {"record": str(path.absolute())})
     ray.train.report({"done": True})
 
 
