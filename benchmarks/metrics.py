@@ -9,6 +9,7 @@ interval of each draw holds the number that infinitely many images would give.
 """
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def memory(count: int, dimension: int) -> None:
 
 
 def speed() -> None:
-    """The command on 10,000 images, classifier trained and not trained before."""
+    """The command on 10,000 images, classifier trained and not trained before, by one and two."""
     digits = load_digits()
     rng = np.random.default_rng(0)
     order = rng.integers(0, len(digits.target), 10_000)
@@ -75,17 +76,17 @@ def speed() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "digits.npz"
         np.savez(path, images=images, labels=digits.target[order])
-        command = [
-            sys.executable,
-            str(ROOT / "launch/evaluate.py"),
-            str(path),
-            "--against",
-            "digits",
-        ]
-        for what in ("first time", "again"):
+        script = str(ROOT / "launch/evaluate.py")
+        command = [sys.executable, script, str(path), "--against", "digits", "--workers"]
+        for what, workers in (("first time", 1), ("again", 1), ("again", 2)):
             start = time.monotonic()
-            subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-            print(f"10,000 digits, classifier, {what}: {time.monotonic() - start:.1f} s")
+            subprocess.run(
+                [*command, str(workers)], cwd=folder, check=True, stdout=subprocess.DEVNULL
+            )
+            print(
+                f"10,000 digits, classifier, {what}, {workers} worker(s): "
+                f"{time.monotonic() - start:.1f} s (load {os.getloadavg()[0]:.0f})"
+            )
 
 
 Draw = Callable[[int, int], Tensor]

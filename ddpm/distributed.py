@@ -1,5 +1,5 @@
-"""The workers of one training: who this one is, what it takes of a batch, and sums over all of
-them.
+"""The workers of one training or evaluation: who this one is, what it takes of a batch, and what
+they know together.
 
 One worker is the ordinary case and needs no process group. With several, torch.distributed has been
 initialised by whoever started the processes (Ray Train, or `process_group` below under torchrun's
@@ -7,7 +7,7 @@ environment variables).
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -46,6 +46,42 @@ class Group:
         dist.all_gather(parts, tensor)
         return torch.stack(parts)
 
+    def least_(self, tensor: Tensor) -> Tensor:
+        """The tensor, in place the least of all workers."""
+        if self.size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MIN)
+        return tensor
+
+    def passing(self, own: Tensor) -> Iterator[Tensor]:
+        """The tensor of each worker in turn, by rank, on every worker and where `own` is.
+
+        Their lengths may differ. One is held at a time: what is large is never in one place.
+        """
+        if self.size == 1:
+            yield own
+            return
+        lengths = self.gather(torch.tensor([len(own)], device=self.device)).flatten().tolist()
+        for rank, length in enumerate(lengths):
+            if rank == self.rank:
+                block = own.to(self.device).contiguous()
+            else:
+                shape = (length, *own.shape[1:])
+                block = torch.empty(shape, dtype=own.dtype, device=self.device)
+            if length:
+                dist.broadcast(block, src=rank)
+            yield own if rank == self.rank else block.to(own.device)
+
+    def numbers(self, count: int, of: Callable[[int], float]) -> list[float]:
+        """of(0) to of(count - 1), each computed by one worker, on every worker."""
+        found = torch.zeros(count, dtype=torch.float64, device=self.device)
+        for number in range(self.rank, count, self.size):
+            found[number] = of(number)
+        return self.sum_(found).tolist()
+
+    def largest(self, value: int) -> int:
+        """The largest value of any worker, on every worker."""
+        return int(self.gather(torch.tensor([value], device=self.device)).max())
+
     def wait(self) -> None:
         """Until all workers are here."""
         if self.size > 1:
@@ -62,6 +98,9 @@ class Group:
         return bool(self.sum_(box).item())
 
 
+ALONE = Group()
+
+
 def share(count: int, rank: int, size: int) -> range:
     """The part of range(count) that `rank` of `size` takes; parts are contiguous and differ by at
     most one.
@@ -73,6 +112,16 @@ def share(count: int, rank: int, size: int) -> range:
             f"{size} workers cannot share {count} samples; use at most {count} workers"
         )
     return range(rank * count // size, (rank + 1) * count // size)
+
+
+def whole_batches(count: int, size: int, group: Group) -> range:
+    """The part of range(count) that a worker takes in whole batches of `size`, the last one cut.
+
+    Every item keeps its place in its batch. With more workers than batches some parts are empty.
+    """
+    batches = -(-count // size)
+    first, last = (batches * rank // group.size for rank in (group.rank, group.rank + 1))
+    return range(min(count, first * size), min(count, last * size))
 
 
 def best_device(local_rank: int = 0) -> torch.device:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ddpm.distributed import ALONE, Group
 from ddpm.estimates import Estimate, jackknife
 from ddpm.moments import Matrix, Moments, merged
 
@@ -46,15 +47,21 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     return Frechet(second).distance(first)
 
 
-def fid(groups: Sequence[Moments], reference: Moments) -> tuple[Estimate, Estimate]:
+def fid(
+    groups: Sequence[Moments], reference: Moments, workers: Group = ALONE
+) -> tuple[Estimate, Estimate]:
     """FID of the images in `groups` against the reference: at their number, and at infinity.
 
-    groups: K disjoint parts of the images, each like a random draw of them. Without the bias both
-    intervals are one: what varies is which images were drawn.
+    groups: K disjoint parts of the images, each like a random draw of them.  workers: all call this
+    with the same moments, and take the distances in turn. Without the bias both intervals are one:
+    what varies is which images were drawn.
     """
     frechet, whole = Frechet(reference), merged(groups)
-    value = frechet.distance(whole)
-    without = [frechet.distance(whole.without(group)) for group in groups]
+
+    def distance(left_out: int) -> float:
+        return frechet.distance(whole.without(groups[left_out - 1]) if left_out else whole)
+
+    value, *without = workers.numbers(1 + len(groups), distance)
     plain, infinite = (
         jackknife(value, without, whole.count, corrected=corrected) for corrected in (False, True)
     )

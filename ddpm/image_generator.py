@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddpm import config as configuration
 from ddpm import durable, tasks
+from ddpm.distributed import ALONE, Group, whole_batches
 from ddpm.film import SUFFIX, Film
 from ddpm.guidance import Network
 from ddpm.imagebar import ImageBar
@@ -47,10 +48,13 @@ class Generated:
         return f"{opening}: {self.num_images} images in {self.images}, {picture}"
 
 
-def generate(request: Request, *, progress: bool = True) -> Generated:
-    """The images of a request, drawn with as many threads as the run was trained with."""
+def generate(request: Request, *, progress: bool = True, group: Group = ALONE) -> Generated:
+    """The images of a request, drawn with as many threads as the run was trained with.
+
+    group: workers that all call this; each draws its share in whole batches, rank 0 saves.
+    """
     torch.set_num_threads(RunDirectory(request.run).threads)
-    return ImageGenerator(request).run(progress=progress)
+    return ImageGenerator(request).run(progress=progress, group=group)
 
 
 class ImageGenerator:
@@ -71,15 +75,31 @@ class ImageGenerator:
         self.sampler = sampler_of(request, self.model, self.guide)
         self.task = tasks.task_of(request)
 
-    def run(self, *, progress: bool = True) -> Generated:
+    def run(self, *, progress: bool = True, group: Group = ALONE) -> Generated:
         """Draw and save; what the same recipe has drawn before is left as it is."""
         recipe = self.recipe()
         generated = place(self.request, recipe)
-        if generated.was_there:
+        if group.any(group.is_main and generated.was_there):
             return generated
         every = self.request.options.EXPORT_EVERY
         film = Film(self._calls, every) if generated.film else None
-        images, labels = self.draw(film, progress=progress), self.labels()
+        if group.size == 1:
+            self._save(generated, recipe, self.draw(film, progress=progress), film)
+        else:
+            images = self._draw_share(group)
+            if group.is_main:
+                self._save(generated, recipe, images, film)
+            group.wait()
+        return generated
+
+    def _save(
+        self,
+        generated: Generated,
+        recipe: Mapping[str, object],
+        images: NDArray[np.uint8],
+        film: Film | None,
+    ) -> None:
+        labels = self.labels()
         arrays = {"images": images} | ({} if labels is None else {"labels": labels.numpy()})
         durable.make_folder(self.request.folder)
         durable.write_bytes(generated.images, npz(**arrays))
@@ -88,7 +108,19 @@ class ImageGenerator:
             form = self.request.options.EXPORT_FORMAT
             durable.write_bytes(generated.film, film.file(len(images), form))
         durable.write_json(generated.recipe, recipe)
-        return generated
+
+    def _draw_share(self, group: Group) -> NDArray[np.uint8]:
+        """As draw(), by all workers: the images are on rank 0, with the bits that one worker gives
+        them; none on the others. Films are of one worker alone.
+        """
+        count, size = self.request.options.NUM_GEN_IMAGES, self.request.batch_size
+        channels, height, width = self.request.image_shape
+        own = whole_batches(count, size, group)
+        nothing = np.empty((0, height, width, channels), np.uint8)
+        batches = [self.batch(first, size) for first in range(own.start, own.stop, size)]
+        drawn = torch.from_numpy(np.concatenate([nothing, *batches]))
+        kept = [part.numpy() for part in group.passing(drawn) if group.is_main]
+        return np.concatenate([nothing, *kept])[:count]
 
     def draw(self, film: Film | None = None, *, progress: bool = False) -> NDArray[np.uint8]:
         """The images, uint8 (N, H, W, C)."""

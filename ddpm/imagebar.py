@@ -1,7 +1,9 @@
 """A bar on the terminal for work that goes image by image; no terminal, no bar."""
 
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -51,3 +53,11 @@ class ImageBar:
         traceback: TracebackType | None,
     ) -> None:
         self._bars.stop()
+
+
+def shown(what: str, total: int, batches: Iterable[NDArray]) -> Iterator[NDArray]:
+    """Batches of images as they come, with a bar."""
+    with ImageBar(what, total, is_shown=True) as bar:
+        for batch in batches:
+            yield batch
+            bar.advance(len(batch))

@@ -23,10 +23,11 @@ from ddpm.allocation import Allocation
 from ddpm.config import Config
 from ddpm.errors import DdpmError, InputError, Interrupted
 from ddpm.shards import source_problems
-from ddpm.workers import workers_for
+from ddpm.workers import workers_for, workers_of_evaluation
 
 FOLDER = "DDPM_RAY_FOLDER"  # the variable that names the folder to the job's processes
 STALE_S = 86_400.0
+_NO_JOB = "--plan is for the batch scripts in slurm/: there is no SLURM job here"
 _LOOK_S = 0.3  # all nodes of a job look for the same file
 
 
@@ -118,7 +119,7 @@ def plan(configs: list[Config], *, uses_ray: bool | None, output: Path) -> int:
     """
     job = Allocation.from_environment()
     if job is None:
-        raise InputError("--plan is for the batch scripts in slurm/: there is no SLURM job here")
+        raise InputError(_NO_JOB)
     problems = [problem for config in configs for problem in source_problems(config)]
     count = 0
     for config in configs:
@@ -132,7 +133,20 @@ def plan(configs: list[Config], *, uses_ray: bool | None, output: Path) -> int:
             problems += start_problems(config)
     if problems:
         raise InputError(list(dict.fromkeys(problems)))
-    folder = JobFolder.make(Path(configs[0].TRAINING.OUTPUT_DIR), job)
     needs_ray = count > 1 if uses_ray is None else uses_ray
-    output.write_bytes(os.fsencode(folder.path) + b"\0" + str(int(needs_ray)).encode() + b"\0")
+    return _planned(job, Path(configs[0].TRAINING.OUTPUT_DIR), needs_ray, output)
+
+
+def plan_evaluation(folder: Path, workers: int | None, output: Path) -> int:
+    """The same for an evaluation, whose job's folder lies in `folder`."""
+    job = Allocation.from_environment()
+    if job is None:
+        raise InputError(_NO_JOB)
+    uses_ray = workers_of_evaluation(workers, all_nodes=True).count > 1
+    return _planned(job, folder, uses_ray, output)
+
+
+def _planned(job: Allocation, output_dir: Path, uses_ray: bool, output: Path) -> int:
+    folder = JobFolder.make(output_dir, job)
+    output.write_bytes(os.fsencode(folder.path) + b"\0" + str(int(uses_ray)).encode() + b"\0")
     return 0

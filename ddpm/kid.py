@@ -11,21 +11,21 @@ Both sets are cut into K groups of random members; group a of both is one draw, 
 which uses all pairs but those inside a group. Where both sets are alike only the variance of H
 alone is left, var H / (K (K - 1) / 2), the least there can be; the estimate above varies, and half
 of that least bounds it from below. KID may be negative: it estimates 0 without bias. It is usually
-printed times 1000.
+printed times 1000. The means are taken by all workers (ddpm/kernel_means.py).
 """
 
 from collections.abc import Sequence
 from math import sqrt
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddpm.distributed import ALONE
 from ddpm.estimates import CONFIDENCE, Estimate
+from ddpm.kernel_means import KernelReference, sizes_of
 from ddpm.measures import t_quantile
 
-DEGREE = 3
 BLOCK_LEAST = 4
 
 
@@ -34,17 +34,22 @@ def kid(first: Sequence[Tensor], second: Sequence[Tensor]) -> Estimate:
 
     Raises ValueError for a group of fewer than four vectors.
     """
-    least = min(len(block) for block in (*first, *second))
+    return kid_against(first, KernelReference.of(second, ALONE))
+
+
+def kid_against(first: Sequence[Tensor], reference: KernelReference) -> Estimate:
+    """The same by all workers of the reference, each with its part of the groups of `first`."""
+    sizes = sizes_of(first, reference.workers)
+    least = int(min(*sizes, *reference.sizes))
     if least < BLOCK_LEAST:
         raise ValueError(f"a group has {least} vectors; KID needs {BLOCK_LEAST}")
-    cross = _means(first, second)
-    between = _means(first, first) + _means(second, second) - cross - cross.T
+    within, cross = reference.means(first, sizes)
+    between = within + reference.within - cross - cross.T
     count = len(first)
     value = float(between[~np.eye(count, dtype=bool)].mean())
     # The unbiased variance varies more than that of K numbers: in simulations like that of 2 K / 3.
     half = t_quantile(CONFIDENCE, 2 * (count - 1) // 3) * sqrt(_variance(between))
-    number = sum(len(block) for block in first)
-    return Estimate(value=value, low=value - half, high=value + half, n=number)
+    return Estimate(value=value, low=value - half, high=value + half, n=int(sizes.sum()))
 
 
 def _variance(between: NDArray[np.float64]) -> float:
@@ -57,17 +62,3 @@ def _variance(between: NDArray[np.float64]) -> float:
     unbiased = (total / pairs) ** 2 - apart / (pairs * (count - 2) * (count - 3))
     least = 2 * (squares / pairs - (total / pairs) ** 2) / pairs
     return float(max(unbiased, least / 2))
-
-
-def _means(first: Sequence[Tensor], second: Sequence[Tensor]) -> NDArray[np.float64]:
-    """(K, K): the mean kernel between members of group a of one set and group b of the other."""
-    group = torch.cat([torch.full((len(block),), k) for k, block in enumerate(second)])
-    shares = torch.nn.functional.one_hot(group).to(torch.float64)  # (n, K)
-    shares /= shares.sum(dim=0)
-    y = torch.cat(list(second)).to(torch.float64)
-    rows = [_kernel(block.to(torch.float64), y).mean(dim=0) @ shares for block in first]
-    return torch.stack(rows).numpy()
-
-
-def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    return (x @ y.mT).div_(x.shape[1]).add_(1.0).pow_(DEGREE)

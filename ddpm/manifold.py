@@ -11,21 +11,28 @@ All depend on the number of images: balls shrink as their set grows. So they com
 numbers of samples and of reference images. Precision and density are means over the samples, for
 this reference; recall is a mean over the reference, for these samples; coverage varies with the
 samples, by the jackknife over groups of them.
+
+Workers have a part of the samples each. The parts pass by one at a time, and what is known of an
+image, a bit and a count, is put together. A distance that differs from a radius by rounding alone,
+as that of a copy does, counts as inside: which workers computed it makes no difference.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ddpm import estimates
+from ddpm.distributed import ALONE, Group
 from ddpm.estimates import Estimate
 
 PRECISION_NEIGHBOURS = 3
 DENSITY_NEIGHBOURS = 5
 _ROWS = 1024
+# Of the mean squared distance from the centre: far more than rounding, far less than chance.
+_TOUCHING = 1e-10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,27 +45,70 @@ class Manifold:
     coverage: Estimate
 
 
-def manifold(samples: Tensor, groups: Tensor, reference: Tensor) -> Manifold:
-    """The four numbers of samples (n, D), in K groups (n,), against reference (m, D)."""
-    x, y = samples.to(torch.float64), reference.to(torch.float64)
-    narrow, wide = _radii(y, (PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS))
-    (own,) = _radii(x, (PRECISION_NEIGHBOURS,))
-    count = int(groups.max()) + 1
-    member = torch.nn.functional.one_hot(groups, count).to(torch.float32)  # (n, K)
-    inside, balls = np.zeros(len(x), bool), np.zeros(len(x))
-    recalled, held = 0, []
-    for rows, squared in _squared_distances(y, x):  # a part of the reference, all samples
-        inside |= (squared <= narrow[rows, None]).any(dim=0).numpy()
-        is_held = squared <= wide[rows, None]
-        balls += is_held.sum(dim=0).numpy()
-        recalled += int((squared <= own).any(dim=1).sum())
-        held.append(is_held.to(torch.float32) @ member)  # samples of each group in each ball
-    return Manifold(
-        precision=estimates.share(int(inside.sum()), len(x)),
-        recall=estimates.share(recalled, len(y), images=len(x), unbiased=False),
-        density=estimates.mean(balls / DENSITY_NEIGHBOURS, len(x)),
-        coverage=_coverage(torch.cat(held), len(x)),
+def manifold(
+    samples: Tensor, groups: Tensor, reference: Tensor, workers: Group = ALONE
+) -> Manifold:
+    """The four numbers of samples (n, D), in K groups (n,), against reference (m, D).
+
+    workers: all call this, each with its part of the samples and with all of the reference.
+    """
+    count = workers.largest(int(groups.max()) + 1 if len(groups) else 0)
+    y = reference.to(torch.float64)
+    centre = y.mean(dim=0)  # distances do not change, rounding errors do
+    x, y = samples.to(torch.float64) - centre, y - centre
+    touching = _TOUCHING * y.square().sum(dim=1).mean()
+    narrow, wide = _radii_of_whole(y, (PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS), workers)
+    own = _radii_of_parts(x, PRECISION_NEIGHBOURS, workers) + touching
+    found = _balls(x, groups, y, _Radii(narrow + touching, wide + touching, own), count)
+    inside, balls = (
+        torch.cat(list(workers.passing(part))).numpy() for part in (found.inside, found.balls)
     )
+    recalled = workers.sum_(found.recalled.to(workers.device)).cpu()
+    held = workers.sum_(found.held.to(workers.device)).cpu()
+    return Manifold(
+        precision=estimates.share(int(inside.sum()), len(inside)),
+        recall=estimates.share(
+            int((recalled > 0).sum()), len(y), images=len(inside), unbiased=False
+        ),
+        density=estimates.mean(balls / DENSITY_NEIGHBOURS, len(inside)),
+        coverage=_coverage(held, len(inside)),
+    )
+
+
+class _Radii(NamedTuple):
+    """Squared radii of the balls: of the reference, (m,), two kinds; of these samples, (n,)."""
+
+    narrow: Tensor
+    wide: Tensor
+    own: Tensor
+
+
+class _Balls(NamedTuple):
+    """What lies in what.
+
+    inside: (n,) bool, samples inside a narrow ball.  balls: (n,) float64, wide balls around each.
+    recalled: (m,) how often in a ball of the samples.  held: (m, K) samples in each wide ball.
+    """
+
+    inside: Tensor
+    balls: Tensor
+    recalled: Tensor
+    held: Tensor
+
+
+def _balls(x: Tensor, groups: Tensor, y: Tensor, radii: _Radii, count: int) -> _Balls:
+    """All samples x of this worker against all of the reference y."""
+    member = torch.nn.functional.one_hot(groups, count).to(torch.float32)  # (n, K)
+    inside = torch.zeros(len(x), dtype=torch.bool)
+    balls = torch.zeros(len(x), dtype=torch.float64)
+    recalled, held = [], []
+    for rows, squared in _squared_distances(y, x):  # a part of the reference, all samples
+        inside |= (squared <= radii.narrow[rows, None]).any(dim=0)
+        is_held = squared <= radii.wide[rows, None]
+        balls += is_held.sum(dim=0)
+        recalled.append((squared <= radii.own).sum(dim=1))
+        held.append(is_held.to(torch.float32) @ member)
+    return _Balls(inside, balls, torch.cat(recalled), torch.cat(held))
 
 
 def _coverage(held: Tensor, n: int) -> Estimate:
@@ -76,21 +126,47 @@ def _coverage(held: Tensor, n: int) -> Estimate:
     )
 
 
-def _radii(x: Tensor, neighbours: tuple[int, ...]) -> list[Tensor]:
-    """Squared distances (n,) from each vector to its k-th nearest other, one tensor for each k."""
-    found = []
-    for rows, squared in _squared_distances(x, x):
-        # a vector is no neighbour of its own, whatever rounding makes of its distance from itself
-        squared[torch.arange(len(squared)), torch.arange(rows.start, rows.stop)] = torch.inf
-        found.append(squared.topk(max(neighbours), dim=1, largest=False).values)
-    nearest = torch.cat(found)
-    return [nearest[:, k - 1].contiguous() for k in neighbours]
+def _radii_of_whole(y: Tensor, neighbours: tuple[int, ...], workers: Group) -> list[Tensor]:
+    """Squared distances (m,) from each vector to its k-th nearest other, one tensor for each k.
+
+    Every worker has all vectors, looks up its share of them and tells the others.
+    """
+    first, last = (len(y) * rank // workers.size for rank in (workers.rank, workers.rank + 1))
+    nearest = _nearest(y[first:last], y, max(neighbours), own_from=first)
+    whole = torch.cat(list(workers.passing(nearest)))
+    return [whole[:, k - 1].contiguous() for k in neighbours]
+
+
+def _radii_of_parts(x: Tensor, neighbour: int, workers: Group) -> Tensor:
+    """Squared distances (n,) from each vector of this worker to its k-th nearest other of all."""
+    nearest = x.new_empty(len(x), 0)
+    for rank, others in enumerate(workers.passing(x)):
+        found = _nearest(x, others, neighbour, own_from=0 if rank == workers.rank else None)
+        nearest = _least(torch.cat([nearest, found], dim=1), neighbour)
+    return nearest[:, neighbour - 1].contiguous()
+
+
+def _nearest(x: Tensor, y: Tensor, most: int, *, own_from: int | None) -> Tensor:
+    """(n, k) squared distances from each vector of x to the `most` nearest of y, ascending.
+
+    own_from: where in y the vectors of x begin; None: they are not there.
+    """
+    found = [x.new_empty(0, min(most, len(y)))]
+    for rows, squared in _squared_distances(x, y):
+        if own_from is not None:
+            # a vector is no neighbour of its own, whatever rounding makes of that distance
+            own = torch.arange(own_from + rows.start, own_from + rows.stop)
+            squared[torch.arange(len(squared)), own] = torch.inf
+        found.append(_least(squared, most))
+    return torch.cat(found)
+
+
+def _least(values: Tensor, most: int) -> Tensor:
+    return values.topk(min(most, values.shape[1]), dim=1, largest=False).values
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """(rows of x, their squared distances (rows, n) from all of y), in float64."""
-    centre = y.mean(dim=0)  # distances do not change, rounding errors do
-    x, y = x - centre, y - centre
+    """(rows of x, their squared distances (rows, n) from all of y)."""
     lengths = y.square().sum(dim=1)
     for start in range(0, len(x), _ROWS):
         rows = slice(start, min(start + _ROWS, len(x)))

@@ -4,23 +4,25 @@ They are kept under OUTPUT_DIR/metrics/{data}/ with what they were computed from
 split, count and extractor. Anything else found there is refused.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm import durable, tensor_files
 from ddpm.classifier import RECIPE, STEPS, ClassifierFeatures, Network, scale_features, train
+from ddpm.distributed import ALONE, Group
 from ddpm.errors import InputError
 from ddpm.features import Extractor, PixelFeatures, Pixels, principal_components
-from ddpm.imagebar import ImageBar
+from ddpm.imagebar import ImageBar, shown
 from ddpm.moments import Moments
 from ddpm.real_data import RealData, subset
-from ddpm.sample_statistics import KEPT, collect, deal
+from ddpm.sample_statistics import KEPT, collect, collect_together, deal
 from ddpm.tensor_files import Kept, digest
 
 PIXELS_VERSION = 1
@@ -29,6 +31,9 @@ STATISTICS_VERSION = 1
 _COMPONENTS_OF = 100_000
 _SCALED_BY = 10_000
 _HELD_IN_MEMORY = 1 << 30
+
+# Opens the file of Inception's weights: frameworks are the adapters' own.
+OpenInception = Callable[[Path | None], Extractor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +47,25 @@ class Reference:
     kept: Tensor
     kept_groups: Tensor
 
+    @property
+    def kept_counts(self) -> NDArray[np.int64]:
+        """How many are kept of each group, (K,)."""
+        return self.kept_groups.bincount().numpy()
+
     def blocks(self) -> list[Tensor]:
         """The kept features of each group."""
-        return [
-            self.kept[self.kept_groups == group] for group in range(int(self.kept_groups.max()) + 1)
-        ]
+        return [self.kept[self.kept_groups == group] for group in range(len(self.kept_counts))]
+
+
+def open_extractor(
+    features: str, real: RealData, weights: Path | None, inception: OpenInception | None
+) -> Extractor:
+    """The extractor of a name. Raises InputError where it cannot be had."""
+    if features == "inception":
+        if inception is None:
+            raise InputError("inception is opened by `launch/`; give classifier or pixels")
+        return inception(weights)
+    return classifier_features(real) if features == "classifier" else pixel_features(real)
 
 
 def pixel_features(real: RealData) -> PixelFeatures:
@@ -57,7 +76,7 @@ def pixel_features(real: RealData) -> PixelFeatures:
         kept = tensor_files.read(stem, facts)
         if kept is None:
             ids = real.train_ids[subset(len(real.train_ids), _COMPONENTS_OF)]
-            batches = _shown("principal components", real, ids)
+            batches = shown("principal components", len(ids), real.batches(ids))
             kept = tensor_files.write(stem, principal_components(batches), facts)
     return PixelFeatures(kept.tensors["mean"], kept.tensors["components"], kept.sha256)
 
@@ -79,8 +98,8 @@ def classifier_features(real: RealData) -> ClassifierFeatures:
     return ClassifierFeatures(network, kept.sha256, kept.results["accuracy"])
 
 
-def reference(real: RealData, split: str, extractor: Extractor) -> Reference:
-    """The statistics of a split of the real data, kept or computed now."""
+def reference(real: RealData, split: str, extractor: Extractor, group: Group = ALONE) -> Reference:
+    """The statistics of a split of the real data, kept, or computed now by all workers together."""
     ids = real.ids(split)
     facts = {
         **real.facts,
@@ -90,26 +109,53 @@ def reference(real: RealData, split: str, extractor: Extractor) -> Reference:
         "extractor_sha256": extractor.sha256,
         "version": STATISTICS_VERSION,
     }
-    with _locked(real.folder):
-        stem = _stem(real, f"{split}-{extractor.name}", facts)
-        kept = tensor_files.read(stem, facts)
-        if kept is None:
-            batches = _shown(f"{split} images", real, ids)
-            statistics = collect(extractor, batches, deal(len(ids)), kept=KEPT)
-            whole = statistics.whole()
-            tensors = {
-                "mean": whole.mean,
-                "scatter": whole.scatter,
-                "kept": statistics.kept,
-                "kept_groups": statistics.kept_groups,
-            }
-            kept = tensor_files.write(stem, tensors, facts)
-    found = kept.tensors
+    _require_the_same(facts, group)
+    stem = _stem(real, f"{split}-{extractor.name}", facts)
+    with _locked(real.folder) if group.is_main else nullcontext():
+        kept = tensor_files.read(stem, facts) if group.is_main else None
+        if group.any(kept is not None):
+            kept = kept or tensor_files.read(stem, facts)
+            assert kept is not None  # as rank 0 has found
+            found = kept.tensors
+        else:
+            found = _statistics(real, split, extractor, group)
+            if group.is_main:
+                tensor_files.write(stem, found, facts)
     return Reference(
         moments=Moments(count=len(ids), mean=found["mean"], scatter=found["scatter"]),
         kept=found["kept"],
         kept_groups=found["kept_groups"],
     )
+
+
+def _statistics(
+    real: RealData, split: str, extractor: Extractor, group: Group
+) -> dict[str, Tensor]:
+    """What is kept of a split, on every worker: its features too, which all compare theirs with."""
+    ids = real.ids(split)
+
+    def batches(places: range) -> Iterator[Pixels]:
+        own = ids[places.start : places.stop]
+        return shown(f"{split} images", len(own), real.batches(own))
+
+    statistics = collect_together(extractor, batches, deal(len(ids)), group)
+    whole = statistics.whole()
+    return {
+        "mean": whole.mean,
+        "scatter": whole.scatter,
+        "kept": torch.cat(list(group.passing(statistics.kept))),
+        "kept_groups": torch.cat(list(group.passing(statistics.kept_groups))),
+    }
+
+
+def _require_the_same(facts: dict, group: Group) -> None:
+    """Raises InputError where workers see other data or other weights than rank 0 does."""
+    own = int(digest(facts)[:15], 16)
+    if group.any(own != group.agree(own)):
+        raise InputError(
+            "the workers do not see the same data, or not the same weights of the features; give "
+            "paths that are the same files on every node"
+        )
 
 
 def _trained(real: RealData, num_classes: int, stem: Path, facts: dict) -> Kept:
@@ -145,13 +191,6 @@ def _in_memory(real: RealData) -> Pixels | None:
     if len(real.train_ids) * int(np.prod(real.image_shape)) > _HELD_IN_MEMORY:
         return None
     return np.concatenate(list(real.batches(real.train_ids)))
-
-
-def _shown(what: str, real: RealData, ids: NDArray[np.int64]) -> Iterator[Pixels]:
-    with ImageBar(what, len(ids), is_shown=True) as bar:
-        for batch in real.batches(ids):
-            yield batch
-            bar.advance(len(batch))
 
 
 def _stem(real: RealData, what: str, facts: dict) -> Path:

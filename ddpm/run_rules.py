@@ -8,6 +8,8 @@ _NETWORK = "TRAINING.NETWORK."
 _HYPER = "TRAINING.HYPER_PARAMETERS."
 _CROP = "DATASET.PREPROCESSING."
 _GENERATE = "IMAGE_GENERATION."
+# Five images a dimension at least, as ddpm/fid.py has it.
+FID_SAMPLES = {"classifier": 160, "pixels": 160, "inception": 10_240}
 
 
 @rule(_HYPER + "WARMUP_STEPS", _HYPER + "LR_TYPE", _HYPER + "EPOCHS", _HYPER + "STEPS_PER_EPOCH")
@@ -182,13 +184,41 @@ def features_can_be_had(features: str | None, every: int | None, label_key: str 
     return None
 
 
+@rule("EVALUATION.FEATURES", "EVALUATION.WEIGHTS", "TRAINING.INPUT_IMAGE_CHANNEL")
+def inception_can_be_had(features: str | None, weights: str | None, channels: int) -> RuleText:
+    if features != "inception":
+        return None
+    if weights is None:
+        return (
+            "EVALUATION.FEATURES is inception but WEIGHTS is null; name the file of its weights "
+            "that docs/metrics.md says how to make, or give FEATURES classifier or pixels"
+        )
+    if channels not in (1, 3):
+        return (
+            f"EVALUATION.FEATURES is inception but images have {channels} channels and it takes 1 "
+            "or 3; give FEATURES classifier or pixels"
+        )
+    return None
+
+
 @rule("EVALUATION.BEST", "EVALUATION.FEATURES")
 def best_fid_has_features(best: str | None, features: str | None) -> RuleText:
-    if best != "fid_infinity" or features is not None:
+    if best not in ("fid_infinity", "kid") or features is not None:
         return None
     return (
-        "EVALUATION.BEST is fid_infinity but FEATURES is null, so nothing is drawn; "
-        "give FEATURES classifier or pixels"
+        f"EVALUATION.BEST is {best} but FEATURES is null, so nothing is drawn; "
+        "give FEATURES classifier, pixels or inception"
+    )
+
+
+@rule("EVALUATION.BEST", "EVALUATION.FEATURES", "EVALUATION.SAMPLES")
+def best_fid_has_samples(best: str | None, features: str | None, samples: int) -> RuleText:
+    least = FID_SAMPLES.get(features or "", 0)
+    if best != "fid_infinity" or samples >= least:
+        return None
+    return (
+        f"EVALUATION.BEST is fid_infinity but SAMPLES is {samples}, and an FID of {features} "
+        f"features means nothing with fewer than {least}; give SAMPLES {least}, or BEST kid"
     )
 
 
@@ -229,7 +259,9 @@ RUN_RULES = (
     frozen_channel_exists,
     best_is_measured,
     features_can_be_had,
+    inception_can_be_had,
     best_fid_has_features,
+    best_fid_has_samples,
     patience_waits_for_something,
     sampling_rises,
 )

@@ -6,30 +6,29 @@ measured.write()
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ddpm import durable, provenance
-from ddpm.distributed import best_device
+from ddpm.distributed import ALONE, Group, whole_batches
 from ddpm.errors import InputError
 from ddpm.features import Extractor, Pixels
-from ddpm.imagebar import ImageBar
+from ddpm.imagebar import shown
 from ddpm.memorisation import MOST_LOOKED_UP, nearest_distances
-from ddpm.real_data import RealData, subset
-from ddpm.reference_statistics import classifier_features, pixel_features, reference
+from ddpm.real_data import READ, RealData, subset
+from ddpm.reference_statistics import reference
 from ddpm.sample_measures import LEAST, Row, View, rows
 from ddpm.sample_sources import Samples
-from ddpm.sample_statistics import Statistics, collect, deal
+from ddpm.sample_statistics import Statistics, collect_together, deal
 
 FEATURES = ("classifier", "pixels", "inception")
 FORMAT = 1
-
-OpenInception = Callable[[Path | None], Extractor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +61,13 @@ class Measured:
         folder = beside.parent if os.access(beside.parent, os.W_OK) else self.real.folder
         return folder / f"{beside.name}_{self.extractor.name}.json"
 
-    def write(self) -> Path:
+    def write(self, command: Sequence[str] = ()) -> Path:
         """Keeps the record durably."""
-        durable.write_json(self.file, self.record())
+        durable.write_json(self.file, self.record(command))
         return self.file
 
-    def record(self) -> dict[str, Any]:
-        """All numbers and what they depend on, as JSON."""
+    def record(self, command: Sequence[str] = ()) -> dict[str, Any]:
+        """All numbers and what they depend on, as JSON.  command: by which they were asked for."""
         return {
             "format": FORMAT,
             "protocol": self.protocol(),
@@ -86,45 +85,42 @@ class Measured:
                 "dimension": self.extractor.dimension,
                 "description": self.extractor.description,
             },
-            "measures": {row.measure.key: _row(row) for row in self.rows},
-            "made": provenance.attempt(sys.argv),
+            "measures": {row.measure.key: row.told() for row in self.rows},
+            "made": provenance.attempt(command or sys.argv),
         }
 
 
-def open_extractor(
-    features: str, real: RealData, weights: Path | None, inception: OpenInception
-) -> Extractor:
-    """The extractor of a name. Raises InputError where it cannot be had."""
-    if features == "inception":
-        return inception(weights)
-    return classifier_features(real) if features == "classifier" else pixel_features(real)
+def evaluate(
+    samples: Samples, real: RealData, split: str, extractor: Extractor, group: Group = ALONE
+) -> Measured:
+    """Every measure of the samples. Raises InputError where none would mean anything.
 
-
-def evaluate(samples: Samples, real: RealData, split: str, extractor: Extractor) -> Measured:
-    """Every measure of the samples. Raises InputError where none would mean anything."""
-    if problems := _problems(samples, real, split):
-        raise InputError(problems)
+    group: workers that all call this; each takes its share, and all have all the numbers.
+    """
+    require_measurable(samples, real, split)
     dealt = deal(len(samples), samples.labels if samples.in_turn else None)
-    statistics = _statistics(samples, dealt, extractor)
+    statistics = _statistics(samples, dealt, extractor, group)
     if statistics.whole().scatter.diagonal().max() <= 0:
         raise InputError(f"{samples.name}: all images have the same features; they are one image")
-    known = reference(real, split, extractor)
-    held_out, distances = _distances(samples, real)
+    known = reference(real, split, extractor, group)
+    held_out, distances = _distances(samples, real, group)
     view = View(
         statistics=statistics,
         reference=known,
         extractor=extractor,
         distances=distances,
         held_out=held_out,
+        workers=group,
     )
     floor_ids = _floor_ids(real, split, len(samples))
     floor = None
     if len(floor_ids) >= LEAST:
-        labels = real.labels(floor_ids)
-        floor_statistics = collect(
-            extractor, real.batches(floor_ids), deal(len(floor_ids)), labels=labels
+        floor = View(
+            statistics=_floor_statistics(real, floor_ids, extractor, group),
+            reference=known,
+            extractor=extractor,
+            workers=group,
         )
-        floor = View(statistics=floor_statistics, reference=known, extractor=extractor)
     return Measured(
         samples=samples,
         real=real,
@@ -135,8 +131,14 @@ def evaluate(samples: Samples, real: RealData, split: str, extractor: Extractor)
     )
 
 
-def _problems(samples: Samples, real: RealData, split: str) -> list[str]:
-    """Why nothing can be measured."""
+def require_measurable(samples: Samples, real: RealData, split: str) -> None:
+    """Raises InputError with all that keeps samples from being measured."""
+    problems = _too_few(samples, real, split) or _constant(samples)
+    if problems:
+        raise InputError(problems)
+
+
+def _too_few(samples: Samples, real: RealData, split: str) -> list[str]:
     problems = []
     if len(samples) < LEAST:
         problems.append(
@@ -148,26 +150,34 @@ def _problems(samples: Samples, real: RealData, split: str) -> list[str]:
             f"--split {split}: {real.name} has {count} images there, {LEAST} are needed; give "
             "another split, or a larger DATASET.VALIDATION_FRACTION"
         )
-    return problems or _constant(samples)
+    return problems
 
 
 def _constant(samples: Samples) -> list[str]:
     """Samples that are all one image have no distribution."""
     first = samples.at([0])
-    is_one = all(bool((batch == first).all()) for batch in samples.batches())
+    is_one = all(bool((batch == first).all()) for batch in samples.batches(range(len(samples))))
     return [f"{samples.name}: all {len(samples)} images are the same one"] if is_one else []
 
 
-def _statistics(samples: Samples, dealt: NDArray[np.int64], extractor: Extractor) -> Statistics:
-    with ImageBar("features of the samples", len(samples), is_shown=True) as bar:
+def _statistics(
+    samples: Samples, dealt: NDArray[np.int64], extractor: Extractor, group: Group
+) -> Statistics:
+    def batches(places: range) -> Iterator[Pixels]:
+        return shown("features of the samples", len(places), samples.batches(places))
 
-        def shown() -> Iterator[Pixels]:
-            for batch in samples.batches():
-                yield batch
-                bar.advance(len(batch))
+    labels = samples.labels if extractor.knows_labels else None
+    return collect_together(extractor, batches, dealt, group, labels=labels)
 
-        labels = samples.labels if extractor.knows_labels else None
-        return collect(extractor, shown(), dealt, labels=labels)
+
+def _floor_statistics(
+    real: RealData, ids: NDArray[np.int64], extractor: Extractor, group: Group
+) -> Statistics:
+    def batches(places: range) -> Iterator[Pixels]:
+        return real.batches(ids[places.start : places.stop])
+
+    labels = real.labels(ids)
+    return collect_together(extractor, batches, deal(len(ids)), group, labels=labels)
 
 
 def _floor_ids(real: RealData, split: str, count: int) -> NDArray[np.int64]:
@@ -177,27 +187,21 @@ def _floor_ids(real: RealData, split: str, count: int) -> NDArray[np.int64]:
 
 
 def _distances(
-    samples: Samples, real: RealData
+    samples: Samples, real: RealData, group: Group
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | tuple[None, None]:
-    """To the nearest training image, of held-out images and of samples."""
+    """To the nearest training image, of held-out images and of samples.
+
+    Every worker looks up all of these in its share of the training images.
+    """
     held_out = real.validation_ids[subset(len(real.validation_ids), MOST_LOOKED_UP)]
     if len(held_out) < LEAST:
         return None, None
     chosen = samples.at(subset(len(samples), MOST_LOOKED_UP))
     queries = np.concatenate([real.images(held_out), chosen])
-    with ImageBar("nearest training images", len(real.train_ids), is_shown=True) as bar:
-
-        def shown() -> Iterator[Pixels]:
-            for batch in real.batches(real.train_ids):
-                yield batch
-                bar.advance(len(batch))
-
-        found = nearest_distances(queries, shown(), best_device())
+    own = whole_batches(len(real.train_ids), READ, group)
+    batches = real.batches(real.train_ids[own.start : own.stop])
+    nearest = nearest_distances(
+        queries, shown("nearest training images", len(own), batches), group.device
+    )
+    found = group.least_(torch.from_numpy(nearest).to(group.device)).cpu().numpy()
     return found[: len(held_out)], found[len(held_out) :]
-
-
-def _row(row: Row) -> dict[str, Any]:
-    if row.estimate is None:
-        return {"value": None, "reason": row.reason}
-    told: dict[str, Any] = {**vars(row.estimate), "better": row.measure.better}
-    return told | {"floor": vars(row.floor) if row.floor else row.measure.fresh}

@@ -5,18 +5,21 @@ were held out, whose number is the floor: what samples as good as real ones woul
 depends on how many images it is of has a floor at equal numbers only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddpm import class_measures, memorisation
+from ddpm.distributed import ALONE, Group
 from ddpm.estimates import Estimate
 from ddpm.features import Extractor
 from ddpm.fid import IMAGES_PER_DIMENSION, fid
-from ddpm.kid import BLOCK_LEAST, kid
+from ddpm.kernel_means import KernelReference
+from ddpm.kid import BLOCK_LEAST, kid_against
 from ddpm.manifold import Manifold, manifold
 from ddpm.reference_statistics import Reference
 from ddpm.sample_statistics import GROUPS, Judged, Statistics
@@ -34,6 +37,7 @@ class View:
     """Images as the measures see them.
 
     distances: of samples to the nearest training image; held_out: the same of held-out images.
+    workers: all measure this view together; each keeps the features of its own images.
     """
 
     statistics: Statistics
@@ -41,6 +45,7 @@ class View:
     extractor: Extractor
     distances: NDArray[np.float64] | None = None
     held_out: NDArray[np.float64] | None = None
+    workers: Group = ALONE
 
     @cached_property
     def fids(self) -> tuple[Estimate, Estimate]:
@@ -55,19 +60,20 @@ class View:
                     f"needs {least} {what} for {self.extractor.dimension} features, there are "
                     f"{count}"
                 )
-        return fid(self.statistics.groups, self.reference.moments)
+        return fid(self.statistics.groups, self.reference.moments, self.workers)
 
     @cached_property
     def manifold(self) -> Manifold:
         """Precision, recall, density, coverage."""
         self._require_pairs()
         statistics = self.statistics
-        return manifold(statistics.kept, statistics.kept_groups, self.reference.kept)
+        return manifold(statistics.kept, statistics.kept_groups, self.reference.kept, self.workers)
 
     def kid(self) -> Estimate:
         """The kernel distance of the kept features."""
         self._require_pairs()
-        return kid(self.statistics.blocks(), self.reference.blocks())
+        reference = KernelReference.of(self.reference.blocks(), self.workers)
+        return kid_against(self.statistics.blocks(), reference)
 
     def judged(self) -> Judged:
         """What the extractor's classes say."""
@@ -105,13 +111,12 @@ class View:
         return self.distances, self.held_out
 
     def _require_pairs(self) -> None:
-        for blocks, what in (
-            (self.statistics.blocks(), "images"),
-            (self.reference.blocks(), "reference images"),
+        for counts, what in (
+            (self.statistics.kept_counts, "images"),
+            (self.reference.kept_counts, "reference images"),
         ):
-            count = sum(map(len, blocks))
-            if len(blocks) < GROUPS or min(map(len, blocks)) < BLOCK_LEAST:
-                raise Unmeasured(f"needs {LEAST} {what}, there are {count}")
+            if len(counts) < GROUPS or counts.min() < BLOCK_LEAST:
+                raise Unmeasured(f"needs {LEAST} {what}, there are {counts.sum()}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +139,29 @@ class Row:
     estimate: Estimate | None
     reason: str | None
     floor: Estimate | None
+
+    def told(self) -> dict[str, Any]:
+        """As JSON values."""
+        if self.estimate is None:
+            return {"value": None, "reason": self.reason}
+        floor = vars(self.floor) if self.floor else self.measure.fresh
+        return {**vars(self.estimate), "better": self.measure.better, "floor": floor}
+
+    @classmethod
+    def of(cls, measure: Measure, told: Mapping[str, Any]) -> "Row":
+        """From what told() gave."""
+        floor = told.get("floor")
+        return cls(
+            measure=measure,
+            estimate=None if told["value"] is None else _estimate(told),
+            reason=told.get("reason"),
+            floor=_estimate(floor) if isinstance(floor, Mapping) else None,
+        )
+
+
+def _estimate(told: Mapping[str, Any]) -> Estimate:
+    names = ("value", "low", "high", "n", "unbiased")
+    return Estimate(**{name: told[name] for name in names})
 
 
 MEASURES = (

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ddpm import arrayfiles, shards
 from ddpm import config as configuration
 from ddpm.dataset import Dataset
+from ddpm.distributed import ALONE, Group
 from ddpm.errors import InputError
 from ddpm.features import Pixels
 from ddpm.image_generator import ImageGenerator, generate
@@ -72,10 +73,10 @@ class Samples:
         labels = None if self.labels is None else self.labels[:count]
         return replace(self, images=_First(self.images, count), labels=labels)
 
-    def batches(self) -> Iterator[Pixels]:
-        """uint8 (n, H, W, C), by and by."""
-        for start in range(0, len(self), READ):
-            yield self.at(range(start, min(start + READ, len(self))))
+    def batches(self, places: range) -> Iterator[Pixels]:
+        """The images at these places, uint8 (n, H, W, C), by and by."""
+        for start in range(places.start, places.stop, READ):
+            yield self.at(range(start, min(start + READ, places.stop)))
 
     def at(self, places: Sequence[int] | NDArray[np.int64]) -> Pixels:
         """The images at these places, uint8 (n, H, W, C)."""
@@ -106,9 +107,9 @@ def request_of(
     return read_request(source, [*kept, *overrides], ema=ema, batch_size=DRAW_BATCH)
 
 
-def drawn(request: Request) -> Samples:
-    """The images of a request, drawn unless they are there."""
-    made = generate(request)
+def drawn(request: Request, group: Group = ALONE) -> Samples:
+    """The images of a request, drawn unless they are there, by all workers that call this."""
+    made = generate(request, group=group)
     generator = ImageGenerator(request)
     facts, sampler = generator.recipe(), generator.sampler
     (kind, steps), *_ = sampler.steps.items()
@@ -133,15 +134,19 @@ def drawn(request: Request) -> Samples:
     )
 
 
-def read(path: Path, real: RealData) -> Samples:
-    """The images at a path, of the size and the channels of the real ones. Raises InputError."""
+def read(path: Path, real: RealData, *, is_checked: bool = False) -> Samples:
+    """The images at a path, of the size and the channels of the real ones. Raises InputError.
+
+    is_checked: another process has read every image of them, so their shapes are known.
+    """
     if shards.is_shards(path):
         images, labels, identity, names = _shards(path)
     else:
         source, loaded = _source(path)
         images, labels, identity = loaded.images, loaded.labels, source.identity()
         names = source.class_names
-    _require_shape(path, images, real)
+    if not is_checked:
+        _require_shape(path, images, real)
     return Samples(
         name=str(path),
         images=images,

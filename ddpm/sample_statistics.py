@@ -5,7 +5,7 @@ moments and what its classifier saw; error bars come from leaving groups out. Fe
 are kept of at most 10,000 images, for the measures that compare pairs. Workers add up their sums.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm import noise
-from ddpm.distributed import Group
+from ddpm.distributed import Group, whole_batches
 from ddpm.features import Extractor, Features
 from ddpm.moments import Moments, merged
 from ddpm.noise import Stream
@@ -42,18 +42,39 @@ class Judged:
     classes: Tensor
     hits: int | None
 
+    @classmethod
+    def empty(cls, groups: int, classes: int, *, has_hits: bool) -> "Judged":
+        """Of no image yet."""
+        return cls(
+            counts=torch.zeros(groups, dtype=torch.float64),
+            entropies=torch.zeros(groups, dtype=torch.float64),
+            classes=torch.zeros(groups, classes, dtype=torch.float64),
+            hits=0 if has_hits else None,
+        )
+
+    def reduce_(self, group: Group) -> "Judged":
+        """The sums over all workers, on every worker."""
+        self.counts = group.sum_(self.counts.to(group.device)).cpu()
+        self.entropies = group.sum_(self.entropies.to(group.device)).cpu()
+        self.classes = group.sum_(self.classes.to(group.device)).cpu()
+        if self.hits is not None:
+            self.hits = int(group.sum_(torch.tensor([self.hits], device=group.device)))
+        return self
+
 
 @dataclass(kw_only=True)
 class Statistics:
     """What is kept of a set of images.
 
-    groups: their moments.  kept: (m, D) features of some, in groups kept_groups (m,).  judged: None
+    groups: their moments.  kept: (m, D) features of some, in groups kept_groups (m,); of those this
+    worker saw.  kept_counts: (K,) how many are kept of each group, by all workers.  judged: None
     for features without classes.
     """
 
     groups: list[Moments]
     kept: Tensor
     kept_groups: Tensor
+    kept_counts: Ints
     judged: Judged | None
 
     @property
@@ -74,14 +95,12 @@ class Statistics:
             return self
         for moments in self.groups:
             moments.reduce_(group)
-        if self.judged is not None:
-            judged = self.judged
-            judged.counts = group.sum_(judged.counts.to(group.device)).cpu()
-            judged.entropies = group.sum_(judged.entropies.to(group.device)).cpu()
-            judged.classes = group.sum_(judged.classes.to(group.device)).cpu()
-            if judged.hits is not None:
-                hits = group.sum_(torch.tensor([judged.hits], device=group.device))
-                judged.hits = int(hits.item())
+        own = self.judged  # a worker without images knows of no classes
+        classes = group.largest(own.classes.shape[1] if own else 0)
+        has_hits = group.any(own is not None and own.hits is not None)
+        if classes:
+            own = own or Judged.empty(len(self.groups), classes, has_hits=has_hits)
+            self.judged = own.reduce_(group)
         return self
 
 
@@ -118,6 +137,25 @@ def collect(
     return collector.statistics()
 
 
+def collect_together(
+    extractor: Extractor,
+    batches: Callable[[range], Iterable[NDArray[np.uint8]]],
+    dealt: Ints,
+    group: Group,
+    *,
+    labels: Ints | None = None,
+    kept: int = KEPT,
+) -> Statistics:
+    """The statistics of all images, each worker extracting whole batches of them.
+
+    batches(places): the images at these places, by and by. An image lies in the same place of the
+    same batch for any number of workers, so its features have the same bits.
+    """
+    own = whole_batches(len(dealt), extractor.batch_size, group)
+    found = collect(extractor, batches(own), dealt, labels=labels, first=own.start, kept=kept)
+    return found.reduce_(group)
+
+
 class _Collector:
     def __init__(self, extractor: Extractor, dealt: Ints, labels: Ints | None, kept: int) -> None:
         self._dealt, self._labels, self._count = torch.from_numpy(dealt), labels, len(dealt)
@@ -150,13 +188,8 @@ class _Collector:
 
     def _judge(self, p: Tensor, dealt: Tensor, places: slice) -> None:
         if self._judged is None:
-            zeros = torch.zeros(len(self._groups), dtype=torch.float64)
-            self._judged = Judged(
-                counts=zeros.clone(),
-                entropies=zeros.clone(),
-                classes=torch.zeros(len(zeros), p.shape[1], dtype=torch.float64),
-                hits=None if self._labels is None else 0,
-            )
+            has_hits = self._labels is not None
+            self._judged = Judged.empty(len(self._groups), p.shape[1], has_hits=has_hits)
         judged = self._judged
         judged.counts.index_add_(0, dealt, torch.ones(len(p), dtype=torch.float64))
         judged.entropies.index_add_(0, dealt, -(p * p.clamp(min=_TINY).log()).sum(dim=1))
@@ -172,5 +205,6 @@ class _Collector:
             groups=self._groups,
             kept=torch.cat(self._kept),
             kept_groups=torch.cat(self._kept_groups),
+            kept_counts=self._dealt[self._is_kept].bincount(minlength=len(self._groups)).numpy(),
             judged=self._judged,
         )

@@ -1,37 +1,40 @@
 """The measures of samples as a table on the terminal, the protocol line under it."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from ddpm.estimates import Estimate
-from ddpm.sample_evaluation import Measured
-from ddpm.sample_measures import Row
+from ddpm.sample_measures import MEASURES, Row
 
 
-def show(measured: Measured, console: Console) -> None:
-    """Prints the table, the reasons for what is missing, and the line to paste."""
-    table = Table(title=f"{measured.samples.name}", title_justify="left", box=box.SIMPLE)
+def show(record: Mapping[str, Any], console: Console) -> None:
+    """Prints the record of an evaluation: its table, the reasons for what is missing, the protocol
+    line to paste.
+    """
+    table = Table(title=record["samples"]["name"], title_justify="left", box=box.SIMPLE)
     for heading in ("measure", "value", "95 % interval", "n", "floor", "better"):
         is_number = heading in ("value", "n", "floor")
         side: Literal["left", "right"] = "right" if is_number else "left"
         table.add_column(heading, justify=side, no_wrap=heading != "measure")
-    for row in measured.rows:
+    rows = [Row.of(measure, record["measures"][measure.key]) for measure in MEASURES]
+    for row in rows:
         table.add_row(*cells(row))
     console.print(table)
-    for row in measured.rows:
+    for row in rows:
         if row.reason:
             console.print(f"{row.measure.title}: not measured, {row.reason}", soft_wrap=True)
-    if measured.floor_images:
-        other = "validation" if measured.split == "train" else "train"
+    if record["floor_images"]:
+        other = "validation" if record["reference"]["split"] == "train" else "train"
         console.print(
-            f"floor: {measured.floor_images:,} real images of the {other} split, measured as the "
+            f"floor: {record['floor_images']:,} real images of the {other} split, measured as the "
             "samples are",
             soft_wrap=True,
         )
-    console.print(f"protocol: {measured.protocol()}", soft_wrap=True, highlight=False)
+    console.print(f"protocol: {record['protocol']}", soft_wrap=True, highlight=False)
 
 
 def cells(row: Row) -> list[str]:

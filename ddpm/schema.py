@@ -6,8 +6,8 @@ prints this file as a table; network_rules.py and run_rules.py hold what ties ke
 
 from dataclasses import dataclass
 
+from ddpm.evaluation_schema import Evaluation
 from ddpm.options import Section, option, required
-from ddpm.quality_schema import QualityOptions
 from ddpm.task_schema import TaskOptions
 from ddpm.values import LOCAL_FOLDER, SAFE_NAME
 
@@ -226,32 +226,6 @@ class ImageGeneration(TaskOptions):
     RANDOM_SEED: int | None = option(None, "Seed of the draws; null = 0", low=0, high=_LARGEST_SEED)
     NEW_IMAGE_SIZE: int | None = option(
         None, "Side of the images drawn, pixels; null = INPUT_IMAGE_SIZE", low=1, high=8192
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation(QualityOptions):
-    """What trained networks are compared by."""
-
-    EVERY: int | None = option(None, "Epochs between evaluations; null = only at the end", low=1)
-    NUM: int = option(256, "Validation images evaluated", low=1)
-    FEATURES: str | None = option(
-        None,
-        "Draw SAMPLES images at every evaluation while training, and compare them by these; "
-        "null = only networks are compared",
-        choices=("classifier", "pixels"),
-    )
-    SAMPLES: int = option(1024, "Images drawn at every evaluation where FEATURES are given", low=64)
-    BEST: str | None = option(
-        None,
-        "Measure whose best, lowest evaluation has its checkpoint kept; null = none",
-        choices=("mean_log10_mse", "snr_weighted_mse", "fid_infinity"),
-    )
-    PATIENCE: int | None = option(
-        None, "Evaluations without a better BEST after which training ends; null = never", low=1
-    )
-    SEED: int = option(
-        0, "Seed of the split, evaluation noise and sample grids", low=0, high=_LARGEST_SEED
     )
 
 

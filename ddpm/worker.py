@@ -24,6 +24,7 @@ from ddpm.dataset import Dataset
 from ddpm.distributed import Group
 from ddpm.errors import Interrupted
 from ddpm.profile import profiler
+from ddpm.reference_statistics import OpenInception
 from ddpm.run_log import failure_recorded
 from ddpm.rundir import RunDirectory
 from ddpm.sample_quality import measure_samples
@@ -95,11 +96,13 @@ def work(
     mirror: MakeMirror | None = None,
     on_report: Callable[[Report], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    inception: OpenInception | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate and finish the run; returns its summary (on rank 0; empty on the others).
 
     Continues from the last checkpoint in the run directory. Raises Interrupted, after saving, when
     `should_stop()` says so or when the run directory's stop file appears.
+    inception: opens EVALUATION.WEIGHTS where FEATURES are inception.
     """
     startup = marked(job.startup, "workers") if job.startup and group.is_main else ()
     config = configuration.from_dict(job.config, source=job.run_dir)
@@ -118,12 +121,12 @@ def work(
         stage = config.DATASET.STAGE
         with recorded, staging.reading(data, stage, group, notes=run.path, should_stop=stops):
             if not group.is_main:
-                _train(config, data, run, state, group, [], stops, startup)
+                _train(config, data, run, state, group, [], stops, startup, inception)
                 measure_samples(run.path, config, data, group, should_stop=stops)
                 return {}
             with closing(mirror(config, run) if mirror else NoMirror()) as mirrored:
                 listeners = [mirrored.log, *([on_report] if on_report else [])]
-                _train(config, data, run, state, group, listeners, stops, startup)
+                _train(config, data, run, state, group, listeners, stops, startup, inception)
                 peak = memory.peak_bytes()  # what is measured from here on is no training
                 measure_samples(run.path, config, data, group, should_stop=stops)
                 summary = _finish(job, config, data, run, peak)
@@ -171,6 +174,7 @@ def _train(
     listeners: list[Callable[[Report], None]],
     should_stop: Callable[[], bool],
     startup: Marks,
+    inception: OpenInception | None,
 ) -> None:
     """Every report to the run directory (rank 0) and the listeners; Interrupted when stopped."""
     if group.any(group.is_main and _has_lost_patience(run, config)):
@@ -189,7 +193,7 @@ def _train(
             state=state,
             group=group,
             sampler=_sampler(config, schedule, data),
-            evaluator=_evaluator(config, schedule, data, group),
+            evaluator=_evaluator(config, schedule, data, group, inception),
             judge=_judge(run, config),
             should_stop=should_stop,
             on_step=told_after_first_step(startup, on_step),
@@ -227,14 +231,18 @@ def _judge(run: RunDirectory, config: Config) -> Callable[[dict[str, float]], Ve
 
 
 def _evaluator(
-    config: Config, schedule: NoiseSchedule, data: Dataset, group: Group
+    config: Config,
+    schedule: NoiseSchedule,
+    data: Dataset,
+    group: Group,
+    inception: OpenInception | None,
 ) -> Every | None:
     if config.EVALUATION.EVERY is None:
         return None
     steps = config.EVALUATION.EVERY * steps_per_epoch(config.TRAINING, data.num_train)
     of_samples = None
     if config.EVALUATION.FEATURES is not None:
-        of_samples = SampleValidation(config, schedule, data, group)
+        of_samples = SampleValidation(config, schedule, data, group, inception)
 
     def measure(network: nn.Module) -> dict[str, float]:
         numbers = validation_metrics(network, schedule, config, data, group)

@@ -1,7 +1,7 @@
-"""How many workers a training has, and what each takes of the machine or of the SLURM job."""
+"""How many workers a training or an evaluation has, and what each takes of the machine or job."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ddpm.allocation import Allocation
 from ddpm.config import Config
@@ -86,8 +86,8 @@ def workers_for(config: Config) -> Workers:
             f"give at most {batch} workers, so that each has a sample"
         )
     _check_exact_parts(config, count)
-    on_a_node = -(-count // len(there.cpus))
-    cpus = wanted.CPUS_PER_WORKER or max(1, min(there.cpus) // on_a_node)
+    on_a_node, cpus = _cores(count, there)
+    cpus = wanted.CPUS_PER_WORKER or cpus
     if there.is_job and on_a_node * cpus > min(there.cpus):
         raise InputError(
             f"{on_a_node} worker(s) of {cpus} core(s) on a node are more than the "
@@ -96,6 +96,37 @@ def workers_for(config: Config) -> Workers:
             "CLUSTER.NUM_WORKERS or CLUSTER.CPUS_PER_WORKER"
         )
     return Workers(count=count, cpus=cpus, gpus=share)
+
+
+def workers_of_evaluation(wanted: int | None, *, all_nodes: bool) -> Workers:
+    """So many, or one for every GPU there is, else one on the CPUs of every node. InputError when
+    that cannot be had.
+
+    all_nodes: of the SLURM job, which Ray joins; else this one alone.
+    """
+    there = machine()
+    if not all_nodes:
+        there = replace(there, cpus=(min(there.cpus),))
+    share = float(there.num_gpus > 0)
+    count = wanted or _workers_that_fit(share, there)
+    if share and count > there.num_gpus:
+        raise InputError(
+            f"--workers {count}: {there.name} has {there.num_gpus} GPU(s), and each worker takes "
+            "one; give at most so many"
+        )
+    on_a_node, cpus = _cores(count, there)
+    if there.is_job and on_a_node * cpus > min(there.cpus):
+        raise InputError(
+            f"--workers {count}: a node of {there.name} has {min(there.cpus)} core(s); give at "
+            f"most {min(there.cpus) * len(there.cpus)}, or ask for more"
+        )
+    return Workers(count=count, cpus=cpus, gpus=share)
+
+
+def _cores(count: int, there: Machine) -> tuple[int, int]:
+    """How many workers are on a node, and the cores of each."""
+    on_a_node = -(-count // len(there.cpus))
+    return on_a_node, max(1, min(there.cpus) // on_a_node)
 
 
 def _check_exact_parts(config: Config, count: int) -> None:

@@ -7,6 +7,7 @@ file, an IDX file, a folder of shards.
 examples:
   python launch/evaluate.py RUN
   python launch/evaluate.py RUN --num 10000 IMAGE_GENERATION.NUM_STEPS=100
+  python launch/evaluate.py RUN --workers 4
   python launch/evaluate.py samples.npz --against digits --features pixels
   python launch/evaluate.py PNG_FOLDER --against cifar.npz --features inception --weights FILE
 """
@@ -16,6 +17,7 @@ import sys
 from pathlib import Path
 
 from ddpm.errors import run_main
+from launch.signals import interrupt_on_signals
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,15 +64,23 @@ def parser() -> argparse.ArgumentParser:
         help="where classifiers and reference statistics are kept (default: OUTPUT_DIR/metrics)",
     )
     result.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that share all of it (default: one a GPU, else one)",
+    )
+    result.add_argument(
         "--dry-run", action="store_true", help="check all, draw and measure nothing"
     )
+    result.add_argument("--plan", metavar="FILE", help=argparse.SUPPRESS)  # for slurm/job.sh
     return result
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure; the exit code."""
     args = parser().parse_intermixed_args(argv)
-    from ddpm.adapters.evaluate_samples import Asked, run
+    from ddpm.adapters.evaluate_samples import run
+    from ddpm.adapters.measure_samples import Asked, request_for
 
     asked = Asked(
         source=args.source,
@@ -82,12 +92,24 @@ def main(argv: list[str] | None = None) -> int:
         weights=args.weights,
         ema=args.ema,
         cache=args.cache,
+        workers=args.workers,
+        where=Path.cwd(),
+        command=tuple(sys.argv),
     )
+    if args.plan:
+        from ddpm.job_folder import plan_evaluation
+        from ddpm.schema import Training
+
+        request_for(asked)
+        return plan_evaluation(
+            args.cache or Path(Training.OUTPUT_DIR), args.workers, Path(args.plan)
+        )
     return run(asked, dry=args.dry_run)
 
 
 def cli() -> int:
     """Console entry point."""
+    interrupt_on_signals()
     return run_main(main)
 
 

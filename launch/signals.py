@@ -36,3 +36,9 @@ def stop_on_signals() -> Callable[[], bool]:
     for number in SIGNALS:
         signal.signal(number, handler)
     return lambda: bool(asked)
+
+
+def interrupt_on_signals() -> None:
+    """Signals end the command as Ctrl-C does: for one that has nothing to save first."""
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler)

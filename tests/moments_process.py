@@ -1,4 +1,5 @@
-"""A worker as a process, for test_moments: its share of keyed features, reduced over all workers.
+"""A worker as a process, for test_moments: its share of keyed features, reduced over all workers,
+and the measures that compare pairs.
 
 Arguments: images, dimensions, file for rank 0's result (NPZ). Under torchrun's variables.
 """
@@ -8,9 +9,14 @@ import sys
 import numpy as np
 import torch
 
-from ddpm.distributed import process_group, share
+from ddpm.distributed import Group, process_group, share, whole_batches
 from ddpm.features import Extractor, Features
-from ddpm.sample_statistics import collect, deal
+from ddpm.fid import fid
+from ddpm.kernel_means import KernelReference
+from ddpm.kid import kid_against
+from ddpm.manifold import manifold
+from ddpm.memorisation import nearest_distances
+from ddpm.sample_statistics import Statistics, collect, collect_together, deal
 
 SEED = 5
 
@@ -34,6 +40,39 @@ def images_of(count: int, dimension: int) -> np.ndarray:
     return rng.integers(0, 256, (count, 1, dimension, 1), dtype=np.uint8)
 
 
+def pairs(statistics: Statistics, images: np.ndarray, group: Group) -> dict[str, list[float]]:
+    """The measures against a reference that holds a hundred of the images themselves.
+
+    Where a copy lies on the edge of a ball, rounding must not decide.
+    """
+    reference = np.concatenate([images[:100], images_of(1300, images.shape[2])[1003:]])
+    known = collect(Known(images.shape[2]), [reference], deal(len(reference)), kept=10_000)
+    shown = manifold(statistics.kept / 7, statistics.kept_groups, known.kept / 7, group)
+    kernels = KernelReference.of(known.blocks(), group)
+    own = whole_batches(len(reference), 64, group)
+    nearest = nearest_distances(images, [reference[own.start : own.stop]], group.device)
+    return {
+        "kid": [*vars(kid_against(statistics.blocks(), kernels)).values()],
+        "fid": [*vars(fid(statistics.groups, known.whole(), group)[1]).values()],
+        **{name: [*vars(estimate).values()] for name, estimate in vars(shown).items()},
+        "nearest": group.least_(torch.from_numpy(nearest)).tolist(),
+    }
+
+
+def few(group: Group) -> list[float]:
+    """Hits, classes and what is kept of images that are fewer batches than there are workers."""
+    images, labels = images_of(130, 6), np.arange(130) % 2
+
+    def batches(places: range) -> list[np.ndarray]:
+        return [images[places.start : places.stop]] if places else []
+
+    found = collect_together(Known(6), batches, deal(130), group, labels=labels)
+    assert found.judged is not None and found.judged.hits is not None
+    kept = torch.cat(list(group.passing(found.kept)))
+    assert torch.equal(kept, Known(6)(images).vectors)
+    return [found.judged.hits, *found.judged.classes.flatten().tolist(), *found.kept_counts]
+
+
 def main() -> None:
     count, dimension, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     images, labels = images_of(count, dimension), np.arange(count) % 2
@@ -49,6 +88,7 @@ def main() -> None:
             first=mine.start,
         )
         statistics.reduce_(group)
+        together = pairs(statistics, images, group) | {"few": few(group)}
         if group.is_main:
             judged = statistics.judged
             assert judged is not None
@@ -60,6 +100,7 @@ def main() -> None:
                 classes=judged.classes.numpy(),
                 entropies=judged.entropies.numpy(),
                 hits=judged.hits,
+                **together,
             )
 
 

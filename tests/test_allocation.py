@@ -5,7 +5,7 @@ import pytest
 from ddpm import config as configuration
 from ddpm.allocation import Allocation, node_share
 from ddpm.errors import InputError
-from ddpm.workers import workers_for
+from ddpm.workers import workers_for, workers_of_evaluation
 from tests.test_layering import ROOT
 
 JOB = {
@@ -74,6 +74,40 @@ def test_workers_take_what_slurm_gave_and_not_what_the_host_has(
         monkeypatch.setenv(name, value)
     workers = workers_for(configuration.load(ROOT / "configs" / "digits.yaml", overrides))
     assert (workers.count, workers.cpus, workers.gpus) == expected
+
+
+@pytest.mark.parametrize(
+    ("variables", "wanted", "taken"),
+    [
+        ({}, None, (3, 4, 0.0)),  # one a node
+        ({}, 6, (6, 2, 0.0)),
+        ({"SLURM_GPUS_ON_NODE": "2"}, None, (6, 2, 1.0)),  # one a GPU
+        ({"SLURM_GPUS_ON_NODE": "2"}, 3, (3, 4, 1.0)),
+    ],
+)
+def test_an_evaluation_has_a_worker_a_gpu_or_a_node_unless_told(
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    wanted: int | None,
+    taken: tuple[int, int, float],
+) -> None:
+    for name, value in {**JOB, "SLURM_JOB_CPUS_PER_NODE": "4(x3)", **variables}.items():
+        monkeypatch.setenv(name, value)
+    workers = workers_of_evaluation(wanted, all_nodes=True)
+    assert (workers.count, workers.cpus, workers.gpus) == taken
+    here = workers_of_evaluation(None, all_nodes=False)  # where no Ray joins the nodes
+    assert here.count == int(variables.get("SLURM_GPUS_ON_NODE", 1))
+
+
+@pytest.mark.parametrize(("gpus", "words"), [("0", "has 4 core"), ("2", "has 6 GPU")])
+def test_more_workers_of_an_evaluation_than_there_is_room_for_are_refused(
+    monkeypatch: pytest.MonkeyPatch, gpus: str, words: str
+) -> None:
+    variables = {"SLURM_JOB_CPUS_PER_NODE": "4(x3)", "SLURM_GPUS_ON_NODE": gpus}
+    for name, value in (JOB | variables).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=words):
+        workers_of_evaluation(13, all_nodes=True)
 
 
 def test_a_gpu_the_job_does_not_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

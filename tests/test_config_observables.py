@@ -117,6 +117,7 @@ _EVALUATION = {
     **dict.fromkeys(
         ("FEATURES", "SAMPLES"), "test_features_and_samples_say_what_is_measured_of_samples"
     ),
+    "WEIGHTS": "test_inception_is_opened_from_the_file_that_weights_names",
     **dict.fromkeys(("BEST", "PATIENCE"), "test_a_run_keeps_the_checkpoint_of_its_best_evaluation"),
     **dict.fromkeys(
         ("SAMPLING_STEPS", "SAMPLING_ETAS", "SAMPLING_NUM", "SAMPLING_LOGSNR"),

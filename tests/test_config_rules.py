@@ -173,6 +173,19 @@ BROKEN: dict[str, tuple[list[str], str]] = {
         ["EVALUATION.BEST=fid_infinity", "EVALUATION.EVERY=1"],
         "BEST is fid_infinity but FEATURES is null, so nothing is drawn; give FEATURES classifier",
     ),
+    "inception_can_be_had": (
+        ["EVALUATION.FEATURES=inception", "EVALUATION.EVERY=1"],
+        "FEATURES is inception but WEIGHTS is null; name the file of its weights that docs/metrics",
+    ),
+    "best_fid_has_samples": (
+        [
+            "EVALUATION.BEST=fid_infinity",
+            "EVALUATION.EVERY=1",
+            "EVALUATION.FEATURES=inception",
+            "EVALUATION.WEIGHTS=w",
+        ],
+        "BEST is fid_infinity but SAMPLES is 1024, and an FID of inception features means nothing",
+    ),
     "patience_waits_for_something": (
         ["EVALUATION.PATIENCE=3", "EVALUATION.EVERY=1"],
         "PATIENCE is 3 but BEST is null, so nothing can get better; give BEST mean_log10_mse, or",
@@ -181,6 +194,19 @@ BROKEN: dict[str, tuple[list[str], str]] = {
 
 # Second branches of the same rules.
 ALSO_BROKEN = [
+    (
+        ["EVALUATION.BEST=kid", "EVALUATION.EVERY=1"],
+        "BEST is kid but FEATURES is null, so nothing is drawn; give FEATURES",
+    ),
+    (
+        [
+            "EVALUATION.FEATURES=inception",
+            "EVALUATION.EVERY=1",
+            "EVALUATION.WEIGHTS=w",
+            "TRAINING.INPUT_IMAGE_CHANNEL=2",
+        ],
+        "FEATURES is inception but images have 2 channels and it takes 1 or 3; give",
+    ),
     (
         ["TRAINING.IS_NEW_TRAIN=false", "TRAINING.TRAINED_H5=a/model.h5"],
         "a Keras file, which cannot",

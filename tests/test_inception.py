@@ -8,9 +8,18 @@ import pytest
 import safetensors.torch
 import torch
 
-from ddpm.adapters.inception import FILE_NAME, load_inception, self_check
-from ddpm.errors import InputError
+from ddpm.adapters import run_training
+from ddpm.adapters.inception import (
+    FILE_NAME,
+    inception_problems,
+    load_inception,
+    require_sound,
+    self_check,
+)
+from ddpm.errors import InputError, NonFiniteError
+from ddpm.features import Features
 from tests.moments_process import Known, images_of
+from tests.test_config_effects import tiny
 
 
 def refused(weights: Path | None) -> str:
@@ -68,3 +77,36 @@ def test_the_self_check_refuses_features_that_are_not_the_known_ones() -> None:
     self_check(extractor, images, expected, tolerance=1e-6)
     with pytest.raises(InputError, match="off the known ones, more than 0.001"):
         self_check(extractor, images, expected * 1.01, tolerance=1e-3)
+
+
+def test_a_training_is_refused_before_it_starts(tmp_path: Path) -> None:
+    nothing = tmp_path / "none.safetensors"
+    words = ["EVALUATION.FEATURES=inception", f"EVALUATION.WEIGHTS={nothing}"]
+    config = tiny("EVALUATION.EVERY=1", *words, "DATASET.PATH=nowhere")
+    with pytest.raises(InputError) as caught:
+        run_training.checked(config)
+    told = "\n".join(caught.value.problems)
+    assert "nowhere" in told and "torch-fidelity" in told
+    assert f"EVALUATION.WEIGHTS {nothing}: No such file" in told and "--weights" not in told
+    assert inception_problems(tiny()) == []
+
+
+class Odd(Known):
+    """Features moved or flattened, as no pooled features of Inception are."""
+
+    def __init__(self, shift: float, scale: float) -> None:
+        super().__init__(1024)
+        self.shift, self.scale = shift, scale
+
+    def batch(self, images: torch.Tensor) -> Features:
+        found = super().batch(images)
+        return Features(vectors=found.vectors * self.scale + self.shift)
+
+
+def test_weights_that_cannot_be_inceptions_are_refused() -> None:
+    require_sound(Known(1024))
+    for odd in (Odd(-1.0, 1.0), Odd(1.0, 0.0)):
+        with pytest.raises(InputError, match="these are not its weights"):
+            require_sound(odd)
+    with pytest.raises(NonFiniteError):
+        require_sound(Odd(torch.nan, 1.0))

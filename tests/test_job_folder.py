@@ -14,7 +14,7 @@ from ddpm import job_folder
 from ddpm.adapters import ray_node
 from ddpm.allocation import Allocation
 from ddpm.errors import DdpmError, InputError
-from ddpm.job_folder import JobFolder, plan
+from ddpm.job_folder import JobFolder, plan, plan_evaluation
 from tests.shard_data import problems_of
 from tests.test_allocation import JOB
 from tests.test_layering import ROOT
@@ -43,6 +43,16 @@ def test_a_plan_names_the_folder_and_whether_ray_is_needed(
     assert plan([config], uses_ray=None, output=tmp_path / "plan") == 0
     folder, answer, rest = (tmp_path / "plan").read_bytes().split(b"\0")
     assert (os.fsdecode(folder), answer, rest) == (str(out / ".jobs" / "17"), needs_ray, b"")
+
+
+@pytest.mark.usefixtures("in_a_job")
+@pytest.mark.parametrize(("workers", "needs_ray"), [(None, b"1"), (1, b"0")])
+def test_an_evaluation_is_planned_likewise(
+    tmp_path: Path, workers: int | None, needs_ray: bytes
+) -> None:
+    assert plan_evaluation(tmp_path, workers, tmp_path / "plan") == 0
+    folder, answer, _ = (tmp_path / "plan").read_bytes().split(b"\0")
+    assert (os.fsdecode(folder), answer) == (str(tmp_path / ".jobs" / "17"), needs_ray)
 
 
 @pytest.mark.usefixtures("in_a_job")

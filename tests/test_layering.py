@@ -22,8 +22,8 @@ FLOORS = (
     "noise schedule families",
     "diffusion sampling samplers spacing estimate method guidance "
     "initialization layers levels unet unet_summary",
-    "values options schema quality_schema sampler_schema task_schema rules network_rules "
-    "run_rules sampler_rules reading references building config",
+    "values options schema quality_schema evaluation_schema sampler_schema task_schema rules "
+    "network_rules run_rules sampler_rules reading references building config",
     # data: shards and what they are made from
     "dataset shards arraychecks arrayfiles arraysources images imagebar imagefolder index "
     "indexing order packing preprocess source sources stage_folder stage_notes staging store "
@@ -33,7 +33,7 @@ FLOORS = (
     "gradients objective optimizer train_state measures best memory metrics_log pictures "
     "provenance run_log run_names grid ledger sweep "
     # distances between sets of features
-    "estimates moments fid kid manifold memorisation tensor_files "
+    "estimates moments fid kid kernel_means manifold memorisation tensor_files "
     # what a run costs, what its samples are worth: as files
     "cost quality_file",
     "trainer train_step evaluate validation bits_per_dim ema_snapshots ema_curve "

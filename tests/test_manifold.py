@@ -61,6 +61,17 @@ def test_the_balls_are_those_of_scikit_learn() -> None:
     assert found.coverage.value == pytest.approx(balls.any(axis=0).mean())
 
 
+def test_a_copy_on_the_edge_of_a_ball_is_inside_whatever_rounding_makes_of_it() -> None:
+    """The copy of a 5th neighbour lies exactly there; matrix products round by place."""
+    y = draw(301, 0, dimension=500).double()
+    x = torch.cat([draw(7, 1, dimension=500).double(), y[:150]])
+    apart, own = (
+        torch.cdist(z, y, compute_mode="donot_use_mm_for_euclid_dist").numpy() for z in (x, y)
+    )
+    balls = apart <= np.sort(own, axis=1)[:, 5]  # 0 is the distance from itself
+    assert measured(x, y).density.value == pytest.approx(balls.sum(axis=1).mean() / 5, rel=1e-12)
+
+
 @pytest.mark.slow
 def test_intervals_cover_the_mean_of_many_samples_of_the_same_size() -> None:
     reference = draw(500, 0)

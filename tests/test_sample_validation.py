@@ -3,13 +3,28 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from ddpm import config as c
+from ddpm import shards
+from ddpm.adapters.inception import DIMENSION
+from ddpm.classifier import FEATURES
+from ddpm.distributed import Group
 from ddpm.errors import InputError
+from ddpm.features import PIXEL_DIMENSIONS, Extractor
+from ddpm.fid import IMAGES_PER_DIMENSION
+from ddpm.run_rules import FID_SAMPLES
+from ddpm.rundir import RunDirectory
+from ddpm.sample_validation import SampleValidation
+from ddpm.starting import build, open_data
+from ddpm.worker import Job, work
+from tests.digits_runs import digit_images
+from tests.moments_process import Known
 from tests.test_config_effects import rows, run, tiny
 from tests.test_resume import make_job, start
 
-FID, ACCURACY = "val_fid_infinity", "val_class_accuracy"
+FID, KID, ACCURACY = "val_fid_infinity", "val_kid", "val_class_accuracy"
 SAMPLED = {
     "EVALUATION.EVERY": 2,
     "EVALUATION.FEATURES": "pixels",
@@ -30,10 +45,11 @@ def test_one_two_and_five_workers_measure_the_same(tmp_path: Path, digits: Path)
         job = make_job(root, digits, exact)
         assert [p.wait(240) for p in start(job, root, workers)] == [0] * workers
         text = (Path(job.run_dir) / "metrics.jsonl").read_text()
-        measured = [json.loads(line).get(FID) for line in text.splitlines()]
-        assert [value is None for value in measured] == [True, False]
-        found.append(measured[1])
-    assert found[0] > 0 and found == pytest.approx([found[0]] * 3, rel=1e-9)
+        first, last = (json.loads(line) for line in text.splitlines())
+        assert not {FID, KID} & first.keys()
+        found.append((last[FID], last[KID]))
+    for numbers in zip(*found, strict=True):
+        assert numbers[0] > 0 and numbers == pytest.approx([numbers[0]] * 3, rel=1e-9)
 
 
 @pytest.mark.slow
@@ -50,16 +66,69 @@ def test_features_and_samples_say_what_is_measured_of_samples(tmp_path: Path, di
                 output,
                 "EVALUATION.FEATURES=classifier",
                 f"EVALUATION.SAMPLES={samples}",
-                "EVALUATION.BEST=fid_infinity",
+                f"EVALUATION.BEST={best}",
             )
         )
-        for samples in (256, 192)
+        for samples, best in ((256, "fid_infinity"), (128, "kid"))
     )
     assert [row["step"] for row in more if FID in row] == [4, 8]
     assert all(0 <= row[ACCURACY] <= 1 for row in more if FID in row)
-    assert more[-1][FID] != fewer[-1][FID]
+    assert more[-1][KID] != fewer[-1][KID]
+    assert not any(FID in row for row in fewer)  # it would mean nothing
+    best = RunDirectory(tmp_path / "128" / "run").best
+    assert best and best.step == min((row[KID], row["step"]) for row in fewer if KID in row)[1]
     plain = rows(run(tmp_path / "plain", digits, *common, output))
     assert not any(FID in row for row in plain)
+
+
+@pytest.mark.slow
+def test_inception_is_opened_from_the_file_that_weights_names(tmp_path: Path, digits: Path) -> None:
+    """Features that tell no classes of the data, as many that 64 images have no FID by them."""
+    opened: list[Path | None] = []
+
+    def open_known(weights: Path | None) -> Extractor:
+        opened.append(weights)
+        return Known(64)
+
+    config = tiny(
+        "EVALUATION.EVERY=4",
+        "EVALUATION.FEATURES=inception",
+        "EVALUATION.WEIGHTS=its/file.safetensors",
+        "EVALUATION.SAMPLES=64",
+        "TRAINING.INLINE_GEN.REVERSE_STRIDE=250",
+        f"TRAINING.OUTPUT_DIR={tmp_path / 'out'}",
+    )
+    job = Job(
+        config=c.to_dict(config),
+        run_dir=str(tmp_path / "run"),
+        data_dir=str(digits),
+        threads=1,
+        command=("test",),
+    )
+    work(job, Group(), inception=open_known)
+    measured = [row for row in rows(tmp_path / "run") if KID in row]
+    assert [row["step"] for row in measured] == [8] and FID not in measured[0]
+    assert opened == [Path("its/file.safetensors")]
+
+
+def test_a_best_that_too_few_training_images_could_never_give_is_refused(
+    digits: Path, tmp_path: Path
+) -> None:
+    few = tmp_path / "few"
+    np.savez(tmp_path / "x.npz", images=digit_images(60)[0], labels=np.arange(60) % 10)
+    shards.pack(tmp_path / "x.npz", few, progress=False)
+    config = tiny("EVALUATION.EVERY=1", "EVALUATION.FEATURES=pixels", "EVALUATION.BEST=kid")
+    network, schedule = build(config)
+    data = open_data(config, few)
+    with pytest.raises(InputError, match="BEST is kid, which needs 64 training images"):
+        SampleValidation(config, schedule, data, Group())
+    fine = tiny("EVALUATION.EVERY=1", "EVALUATION.FEATURES=pixels")
+    SampleValidation(fine, schedule, data, Group())
+
+
+def test_samples_that_an_fid_needs_are_five_a_dimension() -> None:
+    dimensions = {"classifier": FEATURES, "pixels": PIXEL_DIMENSIONS, "inception": DIMENSION}
+    assert {name: IMAGES_PER_DIMENSION * d for name, d in dimensions.items()} == FID_SAMPLES
 
 
 @pytest.mark.parametrize(

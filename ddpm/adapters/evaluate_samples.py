@@ -1,54 +1,86 @@
-"""`launch/evaluate.py`, from its arguments to the table: all is checked, then measured."""
+"""`launch/evaluate.py`, from its arguments to the table: all is checked, then measured by this
+process, or by several workers through Ray Train.
+"""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+import uuid
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from ddpm import durable
 from ddpm.adapters.inception import load_inception
-from ddpm.errors import InputError
-from ddpm.real_data import RealData, data_named, data_of_run, told_without_reading
-from ddpm.request import Request, foreign_overrides, locate
-from ddpm.sample_evaluation import evaluate, open_extractor
-from ddpm.sample_sources import Samples, drawn, is_trained, read, request_of
+from ddpm.adapters.measure_samples import Asked, measure, prepare, request_for
+from ddpm.distributed import Group, best_device, current_group
+from ddpm.errors import DdpmError, InputError
+from ddpm.job_folder import FOLDER
+from ddpm.real_data import told_without_reading
+from ddpm.request import Request
 from ddpm.sample_table import show
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """The command line. Paths are as they were typed."""
-
-    source: Path
-    overrides: Sequence[str]
-    against: str | None
-    num: int | None
-    features: str | None
-    split: str
-    weights: Path | None
-    ema: float | None
-    cache: Path | None
+from ddpm.workers import Workers, workers_of_evaluation
 
 
 def run(asked: Asked, *, dry: bool = False) -> int:
     """Measures what was asked for and prints it; 0. Dry: checks it, draws and trains nothing."""
-    console, request = Console(), _request(asked)
+    console, request = Console(), request_for(asked)
+    workers = workers_of_evaluation(asked.workers, all_nodes=FOLDER in os.environ)
+    if workers.count > 1 and request and request.options.EXPORT_INTERM:
+        raise InputError("IMAGE_GENERATION.EXPORT_INTERM is for one worker; give --workers 1")
     if asked.features == "inception":
         load_inception(asked.weights)  # before images are drawn
     if dry:
-        console.print(_plan(asked, request), soft_wrap=True, highlight=False)
+        console.print(_plan(asked, request, workers), soft_wrap=True, highlight=False)
         return 0
-    real = _real(asked)
-    features = asked.features or ("pixels" if (real.data.num_classes or 0) < 2 else "classifier")
-    samples = _samples(asked, request, real)
-    extractor = open_extractor(features, real, asked.weights, load_inception)
-    measured = evaluate(samples, real, asked.split, extractor)
-    show(measured, console)
-    console.print(f"record: {measured.write()}", soft_wrap=True, highlight=False)
+    path = _alone(asked) if workers.count == 1 else _together(asked, workers)
+    show(durable.read_json(path), console)
+    console.print(f"record: {path}", soft_wrap=True, highlight=False)
     return 0
 
 
-def _plan(asked: Asked, request: Request | None) -> str:
+def _alone(asked: Asked) -> Path:
+    path = measure(asked, prepare(asked), Group(device=best_device()))
+    assert path is not None  # one worker is rank 0
+    return path
+
+
+def _together(asked: Asked, workers: Workers) -> Path:
+    """The record that rank 0 of several workers has written."""
+    from ddpm.adapters import ray_train
+    from ddpm.adapters.ray_cluster import ray_cluster
+
+    folder = prepare(asked).real.folder.absolute()
+    told = folder / f"evaluation-{uuid.uuid4().hex[:12]}.json"
+    resources = ray_train.resources_of(workers.cpus, workers.gpus)
+    settings = {"asked": asked, "told": told}
+    try:
+        with ray_cluster(workers.count * workers.cpus):
+            error = ray_train.run_loop(
+                _loop, settings, told.with_suffix(".ray"), workers.count, resources
+            )
+        if error is None:
+            return Path(durable.read_json(told)["record"])
+    finally:
+        told.unlink(missing_ok=True)
+    if isinstance(error, DdpmError):
+        raise error
+    raise DdpmError(f"a worker died: {error}; run the same command again") from error
+
+
+def _loop(settings: dict[str, Any]) -> None:
+    """What every worker process runs."""
+    import ray.train
+    from ray.train.torch import get_device
+
+    asked: Asked = settings["asked"]
+    os.chdir(asked.where)  # paths are relative to where they were typed
+    path = measure(asked, prepare(asked, is_checked=True), current_group(get_device()))
+    if path is not None:
+        durable.write_json(settings["told"], {"record": str(path.absolute())})
+    ray.train.report({"done": True})
+
+
+def _plan(asked: Asked, request: Request | None, workers: Workers) -> str:
     """What would be done, as far as names, headers and sizes tell."""
     own = request.run if request else asked.source
     name, has_labels = told_without_reading(own if asked.against is None else asked.against)
@@ -59,48 +91,6 @@ def _plan(asked: Asked, request: Request | None) -> str:
         raise InputError(f"classifier features need labels, {name} has none: use pixels")
     what = request.describe() if request else f"the images of {asked.source}"
     return (
-        f"would measure {what} against the {asked.split} images of {name} by {features} features; "
-        "nothing was written"
+        f"would measure {what} against the {asked.split} images of {name} by {features} features, "
+        f"with {workers.count} worker(s); nothing was written"
     )
-
-
-def _request(asked: Asked) -> Request | None:
-    """What is drawn; None where images are read. Raises InputError with all that does not fit."""
-    problems = []
-    if asked.num is not None and asked.num < 1:
-        problems.append(f"--num {asked.num}: give 1 at least")
-    if asked.weights is not None and asked.features != "inception":
-        problems.append("--weights is for --features inception")
-    if is_trained(asked.source):
-        if problems:
-            raise InputError(problems)
-        return request_of(asked.source, asked.num, asked.overrides, asked.ema)
-    if not asked.source.exists():
-        problems.append(f"{asked.source} does not exist")
-    if asked.overrides or asked.ema is not None:
-        problems.append(f"{asked.source} is no run: its images are there, nothing chooses them")
-    if asked.against is None:
-        problems.append(f"{asked.source} is no run: name the real images with --against")
-    if foreign := foreign_overrides(asked.overrides):
-        problems.append(f"{foreign[0]} is no IMAGE_GENERATION key")
-    if problems:
-        raise InputError(problems)
-    return None
-
-
-def _real(asked: Asked) -> RealData:
-    if asked.against is not None:
-        return data_named(asked.against, asked.cache)
-    return data_of_run(locate(asked.source)[0], asked.cache)
-
-
-def _samples(asked: Asked, request: Request | None, real: RealData) -> Samples:
-    if request is None:
-        return read(asked.source, real).first(asked.num)
-    channels, height, width = request.image_shape
-    if request.image_shape != real.image_shape:
-        raise InputError(
-            f"{asked.source} draws {height}x{width} with {channels} channel(s), the images of "
-            f"{real.name} are {real.image_shape}; nothing is resized here"
-        )
-    return drawn(request)

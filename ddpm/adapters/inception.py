@@ -10,21 +10,20 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from ddpm.config import Config
 from ddpm.distributed import best_device
-from ddpm.errors import InputError
+from ddpm.errors import InputError, NonFiniteError
 from ddpm.features import Extractor, Features
 from ddpm.tensor_files import digest
 
 FILE_NAME = "weights-inception-2015-12-05-6726825d.pth"
 DIMENSION, CLASSES = 2048, 1008
-ADVICE = (
-    f"convert torch-fidelity's {FILE_NAME} to safetensors as docs/metrics.md says, and name that "
-    "file with --weights"
-)
+OPTION, KEY = "--weights", "EVALUATION.WEIGHTS"  # which name the file
 
 
 class InceptionFeatures(Extractor):
@@ -47,21 +46,53 @@ class InceptionFeatures(Extractor):
         return Features(vectors=features.cpu(), probabilities=logits.softmax(dim=1).cpu())
 
 
-def load_inception(weights: Path | None) -> InceptionFeatures:
-    """The extractor with the weights in a safetensors file.
+def load_inception(weights: Path | None, named_by: str = OPTION) -> InceptionFeatures:
+    """The extractor with the weights in a safetensors file.  named_by: for messages.
 
     Raises InputError for a missing package, a missing file, or one that holds something else.
     """
     module, problems = _package()
-    content = _content(weights, problems)
+    content = _content(weights, named_by, problems)
     if problems or content is None:
         raise InputError(problems)
     try:
         network = _network(module, safetensors.torch.load(content))
     except RuntimeError as error:  # load_state_dict names what is missing or too much
         first = str(error).splitlines()[-1].strip()
-        raise InputError(f"--weights {weights} are another network's: {first}") from error
+        raise InputError(f"{named_by} {weights} are another network's: {first}") from error
     return InceptionFeatures(network, hashlib.sha256(content).hexdigest(), best_device())
+
+
+def inception_of_training(weights: Path | None) -> InceptionFeatures:
+    """load_inception for EVALUATION.FEATURES."""
+    return load_inception(weights, KEY)
+
+
+def inception_problems(config: Config) -> list[str]:
+    """Why a training cannot measure by inception, where it is to; loads the file and tries it."""
+    options = config.EVALUATION
+    if options.FEATURES != "inception" or options.WEIGHTS is None:
+        return []
+    try:
+        require_sound(inception_of_training(Path(options.WEIGHTS)))
+    except (InputError, NonFiniteError) as error:
+        return str(error).splitlines()
+    return []
+
+
+def require_sound(extractor: Extractor) -> None:
+    """Refuses weights that cannot be those of Inception, whose pooled features are not negative.
+
+    Raises InputError for features that are negative or alike for images that are not, and
+    NonFiniteError for those that are not finite.
+    """
+    grey = np.arange(4 * 32 * 32, dtype=np.uint8).reshape(4, 32, 32, 1)
+    vectors = extractor(np.concatenate([grey, grey[:, ::-1] // 2])).vectors
+    if bool((vectors < 0).any()) or bool((vectors == vectors[0]).all()):
+        raise InputError(
+            f"{extractor.name} gives features that are negative, or the same for every image: "
+            "these are not its weights"
+        )
 
 
 def _network(module: Any, tensors: dict[str, Tensor]) -> Any:
@@ -103,19 +134,23 @@ def _package() -> tuple[Any, list[str]]:
     return feature_extractor_inceptionv3, []
 
 
-def _content(weights: Path | None, problems: list[str]) -> bytes | None:
+def _content(weights: Path | None, named_by: str, problems: list[str]) -> bytes | None:
     """The bytes of the file, which are those of a safetensors file."""
+    advice = (
+        f"convert torch-fidelity's {FILE_NAME} to safetensors as docs/metrics.md says, and name "
+        f"that file with {named_by}"
+    )
     if weights is None:
-        problems.append(f"inception needs its file of weights; {ADVICE}")
+        problems.append(f"inception needs its file of weights; {advice}")
         return None
     try:
         content = weights.read_bytes()
     except OSError as error:
-        problems.append(f"--weights {weights}: {error.strerror}; {ADVICE}")
+        problems.append(f"{named_by} {weights}: {error.strerror}; {advice}")
         return None
     try:
         safetensors.torch.load(content)
     except (ValueError, safetensors.SafetensorError) as error:
-        problems.append(f"--weights {weights} is no safetensors file ({error}); {ADVICE}")
+        problems.append(f"{named_by} {weights} is no safetensors file ({error}); {advice}")
         return None
     return content

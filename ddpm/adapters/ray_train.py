@@ -1,4 +1,5 @@
 """A training on several workers through Ray Train; `ddpm.worker.work` is what each of them runs.
+And `run_loop`, by which an evaluation does the same.
 
 Ray starts the processes and their process group, nothing more: checkpoints are committed by rank 0
 to the run directory before anything is reported, and a worker's death is answered here by starting
@@ -8,12 +9,13 @@ again from the last commit.
 import logging
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ddpm.adapters.inception import inception_of_training
 from ddpm.adapters.wandb_log import wandb_mirror
 from ddpm.distributed import current_group
 from ddpm.errors import DdpmError
@@ -41,18 +43,15 @@ def run(
     Raises the worker's own error (a DdpmError) at once; any other death of a worker is retried
     `max_failures` times. sweep, cell: what it belongs to, for its mirror.
     """
-    resources: dict[str, float] = {"CPU": cpus_per_worker}
-    if use_gpu:
-        resources["GPU"] = gpus_per_worker
+    resources = resources_of(cpus_per_worker, gpus_per_worker if use_gpu else 0)
     job = Job(**(asdict(job) | {"wait_s": max(job.wait_s, LOCK_PATIENCE_S)}))
     with failure_recorded(Path(job.run_dir)):
         for attempt in range(max_failures + 1):
-            error = _attempt(job, num_workers, use_gpu, resources, (sweep, cell))
+            error = _attempt(job, num_workers, resources, (sweep, cell))
             if error is None:
                 return RunDirectory(Path(job.run_dir)).summary
-            known = _own_error(error)
-            if known:
-                raise known from error
+            if isinstance(error, DdpmError):
+                raise error
             log.warning("attempt %d of %d failed: %s", attempt + 1, max_failures + 1, error)
         raise DdpmError(
             f"{job.run_dir}: workers died in {max_failures + 1} attempts; the last: {error}"
@@ -62,24 +61,41 @@ def run(
 def _attempt(
     job: Job,
     num_workers: int,
-    use_gpu: bool,
     resources: dict[str, float],
     mirror: tuple[str | None, Mapping[str, object] | None],
 ) -> Exception | None:
-    """One Ray Train run; its error, or None when it ended well.
+    """One training; its error, or None when it ended well.
 
     mirror: what wandb_mirror is given: the sweep and the cell.
     """
+    settings = {"job": asdict(job), "mirror": mirror}
+    return run_loop(_loop, settings, Path(job.run_dir) / "ray", num_workers, resources)
+
+
+def run_loop(
+    loop: Callable[[dict[str, Any]], None],
+    settings: dict[str, Any],
+    storage: Path,
+    num_workers: int,
+    resources: dict[str, float],
+) -> Exception | None:
+    """One Ray Train run of loop(settings) on every worker; None when it ended well, else the
+    worker's own DdpmError, or what Ray says of its death.
+
+    storage: a folder that all nodes share and that Ray may use; it is removed. resources: of each
+    worker.  Ctrl-C, where it is not handled otherwise, ends the workers at once.
+    """
+    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     # a folder of its own: what an earlier attempt left half written cannot keep this one back
-    storage, name = Path(job.run_dir) / "ray", uuid.uuid4().hex[:12]
+    name = uuid.uuid4().hex[:12]
     trainer = TorchTrainer(
-        _loop,
-        train_loop_config={"job": asdict(job), "mirror": mirror},
+        loop,
+        train_loop_config=settings,
         scaling_config=ScalingConfig(
-            num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources
+            num_workers=num_workers, use_gpu="GPU" in resources, resources_per_worker=resources
         ),
         torch_config=TorchConfig(backend=_backend(resources)),
         run_config=RunConfig(
@@ -90,12 +106,22 @@ def _attempt(
         # In a thread, because in the main thread Ray would put its own handler of Ctrl-C, which
         # aborts, in the place of ours, which saves.
         with ThreadPoolExecutor(1, thread_name_prefix="ddpm-ray") as pool:
-            pool.submit(trainer.fit).result()
+            fitted = pool.submit(trainer.fit)
+            try:
+                fitted.result()
+            except KeyboardInterrupt:
+                ray.shutdown()
+                raise
     except Exception as error:  # every kind of failure of a worker group arrives here
-        return error
+        return _own_error(error) or error
     finally:
         shutil.rmtree(storage, ignore_errors=True)
     return None
+
+
+def resources_of(cpus: int, gpus: float) -> dict[str, float]:
+    """What a worker takes, in Ray's words."""
+    return {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
 
 
 def _backend(resources: dict[str, float]) -> str:
@@ -109,7 +135,8 @@ def _loop(settings: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     group = current_group(get_device())
-    work(Job(**settings["job"]), group, mirror=wandb_mirror(*settings["mirror"]))
+    mirror = wandb_mirror(*settings["mirror"])
+    work(Job(**settings["job"]), group, mirror=mirror, inception=inception_of_training)
     ray.train.report({"done": True})
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from ddpm import config as configuration
 from ddpm import shards
+from ddpm.adapters.inception import inception_of_training, inception_problems
 from ddpm.adapters.ray_cluster import ray_cluster
 from ddpm.adapters.stage_clean import cleaned
 from ddpm.adapters.wandb_log import wandb_mirror
@@ -83,7 +84,13 @@ def _train(
     if workers.count == 1:
         device = best_device() if workers.gpus else CPU
         with watch([tail], console), cleaned(places):
-            work(job, Group(device=device), mirror=wandb_mirror(None), should_stop=should_stop)
+            work(
+                job,
+                Group(device=device),
+                mirror=wandb_mirror(None),
+                should_stop=should_stop,
+                inception=inception_of_training,
+            )
         return
     from ddpm.adapters import ray_train
 
@@ -105,6 +112,7 @@ def _train(
 def checked(config: Config) -> Workers:
     """The workers of a training that can start; InputError with all that keeps it from it."""
     workers, problems = None, [*shards.source_problems(config), *start_problems(config)]
+    problems += inception_problems(config)
     try:
         workers = workers_for(config)
         if workers.gpus and not torch.cuda.is_available() and "RAY_ADDRESS" not in os.environ:

@@ -87,6 +87,7 @@ def _run(
     should_stop: Callable[[], bool],
 ) -> dict[str, Any]:
     from ddpm.adapters import ray_train
+    from ddpm.adapters.inception import inception_of_training
     from ddpm.adapters.wandb_log import wandb_mirror
 
     if resources.num_workers > 1:
@@ -100,7 +101,13 @@ def _run(
             cell=cell,
         )
     group = Group(device=best_device() if resources.gpus_per_worker else CPU)
-    return work(job, group, mirror=wandb_mirror(sweep, cell), should_stop=should_stop)
+    return work(
+        job,
+        group,
+        mirror=wandb_mirror(sweep, cell),
+        should_stop=should_stop,
+        inception=inception_of_training,
+    )
 
 
 class FilePoll:

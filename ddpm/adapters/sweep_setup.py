@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ddpm import config as configuration
 from ddpm import reference_lines, report, shards
+from ddpm.adapters.inception import inception_problems
 from ddpm.config import Config
 from ddpm.dataset import Dataset
 from ddpm.durable import lock, make_folder, write_json
@@ -67,6 +68,10 @@ def problems(sweep: Sweep) -> list[str]:
     """All that keeps any trial from starting."""
     found = [problem for t in sweep.trials for problem in shards.source_problems(t.config)]
     found += [problem for t in sweep.trials for problem in start_problems(t.config)]
+    measured_by = {
+        (t.config.EVALUATION.FEATURES, t.config.EVALUATION.WEIGHTS): t.config for t in sweep.trials
+    }
+    found += [problem for config in measured_by.values() for problem in inception_problems(config)]
     if any(t.config.DATASET.VALIDATION_FRACTION == 0 for t in sweep.trials):
         found.append(
             "DATASET.VALIDATION_FRACTION is 0 but a sweep compares trials on validation images; "
