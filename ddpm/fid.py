@@ -9,18 +9,29 @@ it does not take a root of rounding errors: FID(X, X) is 0 to 1e-12 of tr S.
 FID of n images is too large by about a/n (for Inception's 2048 features some 2 at n = 10,000), so
 two numbers are given: what n images give, to compare with the literature at the same n, and the
 one extrapolated to infinitely many. The reference is taken as it is: a fixed list of images.
+
+To second order in what the samples' mean and covariance S deviate from theirs (dm, dS),
+
+    FID = FID(S) + 2 (m1 - m2) . dm + tr (1 - W W') dS + |dm|^2 + 1/2 sum_ij E_ij^2 / (s_i + s_j)
+    E   = W' dS W,   W = S2^(1/2) U s^(-1/2),   U s V' = S2^(1/2) S^(1/2)
+
+the squared length of a vector: the quadratic form gives inner products of what groups of samples
+deviate, and they the interval of a squared distance (ddpm/squared_distance.py).
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from ddpm.estimates import Estimate, jackknife
+from ddpm.estimates import Estimate, unbiased
 from ddpm.moments import Matrix, Moments, merged
+from ddpm.squared_distance import interval
 
 # With fewer images for each dimension the bias is no longer a/n: at two, FID at infinity came out
 # a fifth too small in simulations, at four a twentieth.
 IMAGES_PER_DIMENSION = 5
+_ROWS = 256  # of a D x D matrix, of all groups, held at once
+_TINY = 1e-10  # of the largest singular value: below it a direction has no variance
 
 
 class Frechet:
@@ -29,7 +40,7 @@ class Frechet:
     def __init__(self, reference: Moments) -> None:
         self._mean = reference.mean.numpy()
         covariance = reference.covariance
-        self._trace = float(np.trace(covariance))
+        self._covariance, self._trace = covariance, float(np.trace(covariance))
         self._root = _root(covariance)
 
     def distance(self, moments: Moments) -> float:
@@ -39,6 +50,35 @@ class Frechet:
         overlap = np.linalg.svd(self._root @ _root(covariance), compute_uv=False).sum()
         distance = apart @ apart + np.trace(covariance) + self._trace - 2 * overlap
         return max(0.0, float(distance))
+
+    def products(self, whole: Moments, groups: Sequence[Moments], known: float) -> Matrix:
+        """The inner products (K, K) of the vectors whose squared mean is the distance of `whole`.
+
+        One vector for each of K groups, products up to what all have in common.  known: the share
+        of the distance that is not bias. The quadratic form is taken at a covariance so far on the
+        way from the reference to `whole`: at what the samples' would be if there were only bias.
+        """
+        covariance = whole.covariance
+        apart = np.stack([(group.mean - whole.mean).numpy() for group in groups])  # (K, D)
+        w, _ = self._whitened(covariance)
+        slopes = 2 * apart @ (whole.mean.numpy() - self._mean)
+        slope = np.eye(len(w)) - w @ w.T
+        slopes += [float((_deviation(whole, group) * slope).sum()) for group in groups]
+        products = apart @ apart.T
+        w, scales = self._whitened(known * covariance + (1 - known) * self._covariance)
+        for start in range(0, len(scales), _ROWS):
+            rows = slice(start, start + _ROWS)
+            e = np.stack([w[:, rows].T @ _deviation(whole, group) @ w for group in groups])
+            e /= np.sqrt(scales[rows, None] + scales)  # (K, R, r)
+            flat = e.reshape(len(groups), -1)
+            products += flat @ flat.T / 2
+        return products + (slopes + slopes[:, None]) / 2
+
+    def _whitened(self, covariance: Matrix) -> tuple[Matrix, Matrix]:
+        """W (D, r) and s (r,) of a covariance, in the directions where it and the reference vary."""
+        u, scales, _ = np.linalg.svd(self._root @ _root(covariance))
+        has = scales > _TINY * scales[0]
+        return self._root @ u[:, has] / np.sqrt(scales[has]), scales[has]
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:
@@ -55,10 +95,20 @@ def fid(groups: Sequence[Moments], reference: Moments) -> tuple[Estimate, Estima
     frechet, whole = Frechet(reference), merged(groups)
     value = frechet.distance(whole)
     without = [frechet.distance(whole.without(group)) for group in groups]
-    plain, infinite = (
-        jackknife(value, without, whole.count, corrected=corrected) for corrected in (False, True)
+    infinite = unbiased(value, without)
+    known = min(max(0.0, infinite / value), 1.0) if value > 0 else 0.0
+    low, high = interval(infinite, frechet.products(whole, groups, known), has_remainder=True)
+    bias, n = value - infinite, whole.count
+    return (
+        Estimate(value=value, low=low + bias, high=high + bias, n=n, unbiased=False),
+        Estimate(value=infinite, low=low, high=high, n=n),
     )
-    return plain, infinite
+
+
+def _deviation(whole: Moments, group: Moments) -> Matrix:
+    """The covariance of a group around the mean of all, less that of all."""
+    apart = (group.mean - whole.mean).numpy()
+    return (group.scatter / group.count).numpy() + np.outer(apart, apart) - whole.covariance
 
 
 def _root(covariance: Matrix) -> Matrix:
