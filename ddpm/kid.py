@@ -5,14 +5,13 @@
 Both sets are cut into K groups of random members; group a of both is one draw, whose difference of
 mean features (in the kernel's space) is e_a:
 
-    H(a, b) = k(x_a, x_b) + k(y_a, y_b) - k(x_a, y_b) - k(x_b, y_a) = e_a . e_b    means over members
-    KID     = mean_{a != b} H(a, b)                                  a U-statistic of K draws
+    H(a, b) = k(x_a, x_b) + k(y_a, y_b) - k(x_a, y_b) - k(x_b, y_a)       means over members
+            = e_a . e_b
+    KID     = mean_{a != b} H(a, b)                                       a U-statistic of K draws
 
 which uses all pairs but those inside a group. The interval is that of a squared distance
-(ddpm/squared_distance.py): it has the variance of second order, which is all there is where both
-sets are alike, and that of first order. Features so heavy-tailed that their sixth moment hardly
-exists give misses on one side (docs/metrics.md). KID may be negative: it estimates 0 without bias.
-It is usually printed times 1000.
+(ddpm/squared_distance.py). KID may be negative: it estimates 0 without bias. It is usually printed
+times 1000.
 """
 
 from collections.abc import Sequence

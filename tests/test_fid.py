@@ -96,5 +96,5 @@ def coverage(dimension: int, n: int, shift: float, scale: float, trials: int) ->
 @pytest.mark.slow
 @pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.2, 1.2)])  # alike, and not
 def test_intervals_cover_the_truth_as_often_as_they_say(shift: float, scale: float) -> None:
-    # 300 trials of 95 %: 2.5 standard errors are 3 %; benchmarks/metrics.py has the long form
+    # 300 trials of 95 %: 2.5 standard errors are 3 %; make test-coverage has the long form
     assert 0.915 <= coverage(8, 400, shift, scale, trials=300) <= 0.985

@@ -33,7 +33,7 @@ FLOORS = (
     "gradients objective optimizer train_state measures best memory metrics_log pictures "
     "provenance run_log run_names grid ledger sweep "
     # distances between sets of features
-    "estimates moments fid kid manifold memorisation tensor_files",
+    "estimates moments fid kid manifold memorisation squared_distance tensor_files",
     "trainer train_step evaluate validation bits_per_dim ema_snapshots ema_curve "
     "reference_lines model rundir worker progress profile "
     "doctor status run_status status_table job_states groups job_list slurm_queue "
