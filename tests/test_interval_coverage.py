@@ -87,9 +87,9 @@ CAMPAIGN: list[Regime] = [
     *kernel(NORMAL[64], 1000),
     *kinds(KidRegime),
 ]
-# All parts of a vector large together: covariances that vary as much as they are. There the
-# intervals are meant to be too wide rather than too narrow.
-HEAVY = ("t9", "t5")
+# Where covariances vary as much as they are, FID's intervals are meant to be too wide rather than
+# too narrow.
+HEAVY = ("skewed", "t9", "t5")
 
 
 @pytest.mark.campaign
@@ -102,7 +102,7 @@ def test_intervals_hold_the_truth_in_every_regime(regime: Regime) -> None:
 
 
 def assert_honest(line: Line, *, may_be_wide: bool) -> None:
-    """93 to 97 % within two standard errors of a thousand trials."""
+    """93 to 97 %, within two standard errors of a thousand trials."""
     assert 0.93 - 0.016 <= line.inside, str(line)
     assert may_be_wide or line.inside <= 0.97 + 0.011, str(line)
 
