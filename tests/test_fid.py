@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from ddpm.fid import fid, frechet_distance
-from ddpm.moments import Moments
+from ddpm.fid import Frechet, fid, frechet_distance
+from ddpm.moments import Moments, merged
 
 
 def draw(n: int, dimension: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> torch.Tensor:
@@ -81,6 +81,26 @@ def test_extrapolation_takes_out_the_bias_of_few_images() -> None:
     plain, infinite = (np.mean([pair[k].value for pair in found]) for k in (0, 1))
     assert plain > 1.5 * wanted
     assert abs(infinite - wanted) < 0.15 * (plain - wanted)
+
+
+@pytest.mark.parametrize("known", [0.0, 1.0])
+def test_products_of_groups_say_what_the_distance_of_another_mixture_of_them_is(
+    known: float,
+) -> None:
+    groups = groups_of(draw(64_000, 5, seed=1))
+    whole = merged(groups)
+    weights = torch.rand(16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    weights /= weights.sum()
+    mean = sum(w * group.mean for w, group in zip(weights, groups, strict=True))
+    apart = [group.mean - mean for group in groups]
+    covariance = sum(
+        w * (group.scatter / group.count + torch.outer(a, a))
+        for w, group, a in zip(weights, groups, apart, strict=True)
+    )
+    products = Frechet(whole).products(whole, groups, known)
+    expected = weights.numpy() @ products @ weights.numpy() - products.mean()
+    found = frechet_distance(exact(mean.numpy(), covariance.numpy()), whole)
+    assert found == pytest.approx(expected, rel=0.05)
 
 
 def coverage(dimension: int, n: int, shift: float, scale: float, trials: int) -> float:
