@@ -32,7 +32,7 @@ from ddpm.squared_distance import interval
 # With fewer images for each dimension the bias is no longer a/n: at two, FID at infinity came out
 # a fifth too small in simulations, at four a twentieth.
 IMAGES_PER_DIMENSION = 5
-_ROWS = 128  # of a D x D matrix, of all groups, held at once
+_ROWS = 64  # of a D x D matrix, of all groups, held at once
 _TINY = 1e-6  # of the largest s: below it there is nothing but rounding, and no distance
 
 
@@ -92,7 +92,9 @@ class Frechet:
     def _directions(self, covariance: Matrix, known: float) -> tuple[Matrix, Matrix]:
         """W (D, r) and s (r,) of a covariance so far from the reference's; where both vary."""
         seen = self._root @ (known * covariance + (1 - known) * self._covariance)
-        squares, u = np.linalg.eigh(seen @ self._root)
+        seen = seen @ self._root
+        squares, u = np.linalg.eigh(seen)
+        del seen
         scales = np.sqrt(np.clip(squares, 0.0, None))
         has = scales > _TINY * scales[-1]
         return self._root @ (u[:, has] / np.sqrt(scales[has])), scales[has]
