@@ -14,7 +14,7 @@ STAMP := .venv/.installed
 PLAIN := not gpu and not slurm and not oracle and not campaign
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep train report test test-fast test-oracle test-wandb test-kills test-slurm test-slurm-full bench check docs clean
+.PHONY: help install sweep train report test test-fast test-oracle test-wandb test-kills test-coverage test-slurm test-slurm-full bench check docs clean
 
 help:              ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
@@ -46,7 +46,10 @@ test-wandb: $(STAMP) ## runs on a server of W&B's protocol on loopback, installe
 	OPENWANDB=.venv/openwandb/bin/openwandb $(BIN)/python -m pytest -q -m oracle -n 0 --no-skips $(ARGS) tests/test_wandb_protocol.py
 
 test-kills: $(STAMP) ## 10,000 images by 8 jobs that lose 50 processes to kill -9; minutes
-	$(BIN)/python -m pytest -q -m campaign -n 0 -s $(ARGS)
+	$(BIN)/python -m pytest -q -m campaign -n 0 -s $(ARGS) tests/test_bulk_kills.py
+
+test-coverage: $(STAMP) ## how often 95 % intervals of FID, KID and the others hold the truth: a table, half an hour
+	$(BIN)/python -m pytest -q -m campaign -n 0 -s $(ARGS) tests/test_interval_coverage.py
 
 test-slurm: $(STAMP) ## on a real SLURM of three nodes on this machine: Debian, as root, minutes
 	$(BIN)/python -m pytest -q -m "slurm and not slow" -n 0 --durations=15 $(ARGS)

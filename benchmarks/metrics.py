@@ -1,11 +1,7 @@
-"""What measuring samples costs, and how often its intervals hold the truth.
+"""What measuring samples costs.
 
-    python benchmarks/metrics.py memory      FID over 50,000 x 2,048 streamed features: peak memory
-    python benchmarks/metrics.py speed       10,000 digits from the command line: seconds
-    python benchmarks/metrics.py coverage    intervals of FID, KID and the others, by simulation
-
-Coverage draws features whose distribution is known, many times, and counts how often the 95 %
-interval of each draw holds the number that infinitely many images would give.
+python benchmarks/metrics.py memory      FID over 50,000 x 2,048 streamed features: peak memory
+python benchmarks/metrics.py speed       10,000 digits from the command line: seconds
 """
 
 import argparse
@@ -15,22 +11,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from ddpm import estimates
-from ddpm.estimates import Estimate
 from ddpm.features import Extractor, Features
-from ddpm.fid import fid, frechet_distance
-from ddpm.kid import kid
-from ddpm.manifold import manifold
+from ddpm.fid import fid
 from ddpm.moments import Moments
 from ddpm.sample_statistics import collect, deal
 
@@ -89,108 +78,15 @@ def speed() -> None:
             )
 
 
-Draw = Callable[[int, int], Tensor]
-REFERENCE = 10**6 + 1  # the seed of the reference
-
-
-def gaussian(dimension: int, shift: float, scale: float, power: float = 0.0) -> Draw:
-    """n vectors of a seed: correlated normal, or with `power` the exponential of it: skewed."""
-    mix = torch.eye(dimension, dtype=torch.float64) + torch.randn(
-        dimension, dimension, generator=torch.Generator().manual_seed(99), dtype=torch.float64
-    ) / (dimension**0.5)
-
-    def draw(n: int, seed: int) -> Tensor:
-        random = torch.Generator().manual_seed(seed)
-        x = torch.randn(n, dimension, generator=random, dtype=torch.float64)
-        return (torch.exp(power * x) if power else x) @ mix * scale + shift
-
-    return draw
-
-
-def fid_coverage(dimension: int, n: int, draw: Draw, trials: int) -> list[str]:
-    """How often the interval at infinity holds the distance of 10^6 vectors."""
-    reference = Moments.of(draw(3000, REFERENCE))
-    many = Moments.empty(dimension)
-    for seed in range(10):
-        many.add(draw(100_000, 10**7 + seed))
-    truth = frechet_distance(many, reference)
-    found = []
-    for seed in range(trials):
-        x = draw(n, seed)
-        found.append(fid([Moments.of(x[k::16]) for k in range(16)], reference)[1])
-    return line(f"FID at infinity, D = {dimension}, n = {n}", found, truth)
-
-
-def line(what: str, found: list[Estimate], truth: float) -> list[str]:
-    """A row of the table: how often the truth is inside, and above or below."""
-    inside = float(np.mean([one.covers(truth) for one in found]))
-    above = float(np.mean([truth > one.high for one in found]))
-    below = float(np.mean([truth < one.low for one in found]))
-    error = float(np.sqrt(inside * (1 - inside) / len(found)))
-    value = float(np.mean([one.value for one in found]))
-    sides = f"{100 * above:.1f} / {100 * below:.1f} %"
-    share = f"{100 * inside:.1f} ±{100 * error:.1f} %"
-    return [what, str(len(found)), f"{truth:.4g}", f"{value:.4g}", share, sides]
-
-
-def against(reference: Draw, draw: Draw) -> Draw:
-    """Draws whose reference is of another distribution."""
-    return lambda n, seed: reference(n, seed) if seed == REFERENCE else draw(n, seed)
-
-
-def coverage(trials: int) -> None:
-    """The table of all intervals."""
-    table = Table("interval", "trials", "truth", "mean", "inside", "truth above / below")
-    for dimension, n in ((16, 200), (32, 160), (32, 500), (32, 2000), (64, 1000)):
-        alike = gaussian(dimension, 0.0, 1.0)
-        other = against(alike, gaussian(dimension, 0.2, 1.1))
-        for draw, what in ((alike, "alike"), (other, "apart")):
-            row = fid_coverage(dimension, n, draw, trials)
-            table.add_row(f"{row[0]}, {what}", *row[1:])
-    skewed = gaussian(16, 0.0, 1.0, power=0.6)
-    row = fid_coverage(16, 1000, skewed, trials)
-    table.add_row(f"{row[0]}, skewed", *row[1:])
-    for row in others(trials):
-        table.add_row(*row)
-    Console(width=120).print(table)
-
-
-def others(trials: int) -> list[list[str]]:
-    """KID, precision, density, coverage, order."""
-    draw, far = gaussian(16, 0.0, 1.0), gaussian(16, 0.1, 1.1)
-
-    def blocks(x: Tensor) -> list[Tensor]:
-        return [x[k::16] for k in range(16)]
-
-    halves = [kid(blocks(x[:500]), blocks(x[500:])) for x in (draw(1000, s) for s in range(trials))]
-    apart = [kid(blocks(far(500, s)), blocks(draw(500, 10**6 + s))) for s in range(trials)]
-    rows = [
-        line("KID of two halves, n = 500", halves, 0.0),
-        line("KID apart, n = 500", apart, float(np.mean([one.value for one in apart]))),
-    ]
-    reference, groups = draw(500, 10**6), torch.arange(320) % 16
-    found = [manifold(far(320, s), groups, reference) for s in range(trials)]
-    for name in ("precision", "density", "coverage"):
-        numbers = [getattr(one, name) for one in found]
-        truth = float(np.mean([one.value for one in numbers]))
-        rows.append(line(f"{name}, n = 320 against 500", numbers, truth))
-    rng = np.random.default_rng(0)
-    fresh = [estimates.order(rng.gamma(3, 1, 300), rng.gamma(3, 1, 200)) for _ in range(trials)]
-    return [*rows, line("nearer than held out, n = 300 and 200", fresh, 0.5)]
-
-
 def main() -> int:
-    """One of the three; 0."""
+    """One of the two; 0."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("memory", "speed", "coverage"))
-    parser.add_argument("--trials", type=int, default=400, help="of every line of coverage")
+    parser.add_argument("what", choices=("memory", "speed"))
     args = parser.parse_args()
     if args.what == "memory":
         memory(50_000, 2048)
-    elif args.what == "speed":
-        speed()
     else:
-        coverage(args.trials)
+        speed()
     return 0
 
 

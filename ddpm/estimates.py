@@ -63,7 +63,7 @@ def jackknife(
     """
     left_out = np.asarray(without, dtype=np.float64)
     count = len(left_out)
-    value = count * whole - (count - 1) * left_out.mean() if corrected else whole
+    value = unbiased(whole, left_out) if corrected else whole
     variance = (count - 1) / count * np.square(left_out - left_out.mean()).sum()
     half = t_quantile(CONFIDENCE, count - 1) * sqrt(variance)
     return Estimate(
@@ -73,6 +73,12 @@ def jackknife(
         n=n,
         unbiased=corrected,
     )
+
+
+def unbiased(whole: float, without: Sequence[float] | Numbers) -> float:
+    """A statistic without its bias of order 1/n, from it on all images and without each group."""
+    count = len(without)
+    return float(count * whole - (count - 1) * np.mean(without))
 
 
 def mean(values: Sequence[float] | Numbers, n: int, *, unbiased: bool = True) -> Estimate:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from ddpm.fid import fid, frechet_distance
-from ddpm.moments import Moments
+from ddpm.fid import Frechet, fid, frechet_distance
+from ddpm.moments import Moments, merged
 
 
 def draw(n: int, dimension: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> torch.Tensor:
@@ -83,6 +83,26 @@ def test_extrapolation_takes_out_the_bias_of_few_images() -> None:
     assert abs(infinite - wanted) < 0.15 * (plain - wanted)
 
 
+@pytest.mark.parametrize("known", [0.0, 1.0])
+def test_products_of_groups_say_what_the_distance_of_another_mixture_of_them_is(
+    known: float,
+) -> None:
+    groups = groups_of(draw(64_000, 5, seed=1))
+    whole = merged(groups)
+    weights = torch.rand(16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    weights /= weights.sum()
+    mean = sum(w * group.mean for w, group in zip(weights, groups, strict=True))
+    apart = [group.mean - mean for group in groups]
+    covariance = sum(
+        w * (group.scatter / group.count + torch.outer(a, a))
+        for w, group, a in zip(weights, groups, apart, strict=True)
+    )
+    products = Frechet(whole).products(whole, groups, known)
+    expected = weights.numpy() @ products @ weights.numpy() - products.mean()
+    found = frechet_distance(exact(mean.numpy(), covariance.numpy()), whole)
+    assert found == pytest.approx(expected, rel=0.05)
+
+
 def coverage(dimension: int, n: int, shift: float, scale: float, trials: int) -> float:
     """How often the interval at infinity holds the true distance."""
     reference = Moments.of(draw(3000, dimension, seed=0))
@@ -96,5 +116,5 @@ def coverage(dimension: int, n: int, shift: float, scale: float, trials: int) ->
 @pytest.mark.slow
 @pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.2, 1.2)])  # alike, and not
 def test_intervals_cover_the_truth_as_often_as_they_say(shift: float, scale: float) -> None:
-    # 300 trials of 95 %: 2.5 standard errors are 3 %; benchmarks/metrics.py has the long form
+    # 300 trials of 95 %: 2.5 standard errors are 3 %; make test-coverage has the long form
     assert 0.915 <= coverage(8, 400, shift, scale, trials=300) <= 0.985

@@ -39,11 +39,11 @@ def test_it_has_no_bias_whatever_the_number_of_images() -> None:
 @pytest.mark.slow
 def test_two_halves_of_one_set_are_at_zero_within_the_interval() -> None:
     hits = 0
-    for seed in range(1000):
+    for seed in range(200):
         x = draw(1000, seed)
         hits += kid(blocks(x[:500]), blocks(x[500:])).covers(0.0)
-    # any 200 trials of 96 % lie between 91 and 98 % but for one time in twenty; a thousand say more
-    assert 0.94 <= hits / 1000 <= 0.98
+    # 200 trials that each hold 0 in 95 % fall outside of this but for one time in sixty
+    assert 0.91 <= hits / 200 <= 0.98
 
 
 def test_the_interval_covers_the_truth_where_the_sets_differ() -> None:
@@ -56,7 +56,7 @@ def test_the_interval_is_as_wide_as_the_numbers_vary() -> None:
     for shift in (0.0, 0.3):
         found = [kid(blocks(draw(320, s, shift)), blocks(draw(320, 999 - s))) for s in range(100)]
         spread = np.std([one.value for one in found], ddof=1)
-        half = np.mean([one.high - one.value for one in found])
+        half = np.mean([(one.high - one.low) / 2 for one in found])
         assert 1.6 < half / spread < 2.7
 
 

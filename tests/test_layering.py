@@ -33,7 +33,7 @@ FLOORS = (
     "gradients objective optimizer train_state measures best memory metrics_log pictures "
     "provenance run_log run_names grid ledger sweep "
     # distances between sets of features
-    "estimates moments fid kid kernel_means manifold memorisation tensor_files "
+    "estimates moments fid kid kernel_means manifold memorisation squared_distance tensor_files "
     # what a run costs, what its samples are worth: as files
     "cost quality_file",
     "trainer train_step evaluate validation bits_per_dim ema_snapshots ema_curve "

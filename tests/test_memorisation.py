@@ -41,3 +41,10 @@ def test_fresh_images_are_at_one_half_as_often_as_the_interval_says() -> None:
     rng = np.random.default_rng(3)
     hits = [nearer(rng.gamma(3, 1, 200), rng.gamma(3, 1, 150)).covers(0.5) for _ in range(500)]
     assert 0.92 <= np.mean(hits) <= 0.98
+
+
+def test_the_share_of_copies_knows_how_few_held_out_images_it_is_measured_by() -> None:
+    rng = np.random.default_rng(4)
+    # alike, so 1 % of the samples are below the true bound; a share alone would hold it in half
+    hits = [copies(rng.gamma(3, 1, 2000), rng.gamma(3, 1, 300)).covers(0.01) for _ in range(300)]
+    assert 0.91 <= np.mean(hits) <= 0.99

@@ -48,7 +48,6 @@ ELSEWHERE = {
     "--against /usr/share/datasets/fashion-mnist": DATA_NOT_HERE,
     "python benchmarks/overhead.py": "a measurement of minutes",
     "python benchmarks/sampling.py --rounds 8 --steps 3": "a measurement of minutes",
-    "python benchmarks/metrics.py coverage": "a measurement of minutes",
     "python benchmarks/metrics.py memory": "a measurement of minutes",
     "python benchmarks/metrics.py speed": "a measurement of minutes",
     "python benchmarks/quality.py training_outputs/sweeps/pred_types --num 1000": (
