@@ -6,6 +6,7 @@ A cell is one point of the grid; its trials differ in their seed alone.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import nan
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from ddpm.measures import (
 from ddpm.report.data import Sweep, Trial
 from ddpm.report.files import Value
 from ddpm.report.labels import cell_label, varied
+from ddpm.report.spread import Spread, spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,7 @@ class Ranking:
     standings: tuple[Standing, ...]
     excluded: tuple[tuple[str, str], ...]  # (cell, reason)
     problem: str | None = None  # why the cells cannot be compared at all
+    baseline: int | None = None  # the place of a cell that others are compared with by wish
 
     def order(self, measure: str) -> tuple[int, ...]:
         """Places in `standings` from the lowest of the measure up."""
@@ -88,8 +91,49 @@ class Ranking:
 
     @property
     def num_seeds(self) -> int:
-        """Seeds every ranked cell has."""
-        return len(shared_seeds(self.standings))
+        """Seeds the cell with the fewest has."""
+        return min((len(standing.summaries) for standing in self.standings), default=0)
+
+    @property
+    def seeds(self) -> list[int]:
+        """All seeds that a ranked cell has."""
+        return sorted({seed for standing in self.standings for seed in standing.summaries})
+
+    def place(self, standing: Standing) -> int:
+        """Its place in `standings`."""
+        return self._places[id(standing)]
+
+    @staticmethod
+    def number(standing: Standing, measure: str) -> float:
+        """What is compared: a number as log10, mean over seeds."""
+        return float(np.mean([_logarithm(one, measure) for one in standing.summaries.values()]))
+
+    def table(self, measure: str) -> np.ndarray:
+        """The numbers that are compared, (cells, seeds), NaN where a trial is missing."""
+        seeds = self.seeds
+        return np.array(
+            [
+                [
+                    _logarithm(one.summaries[k], measure) if k in one.summaries else nan
+                    for k in seeds
+                ]
+                for one in self.standings
+            ]
+        )
+
+    def spread(self, measure: str) -> Spread | None:
+        """How cells scatter over seeds; None where no cell has two."""
+        return self._spreads[measure]
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {id(standing): place for place, standing in enumerate(self.standings)}
+
+    @cached_property
+    def _spreads(self) -> dict[str, Spread | None]:
+        if not self.standings:
+            return dict.fromkeys(MEASURES)
+        return {measure: spread(self.table(measure)) for measure in MEASURES}
 
 
 def rank(sweep: Sweep) -> Ranking:
@@ -113,6 +157,12 @@ def rank(sweep: Sweep) -> Ranking:
     standings = [_standing(label, trials, levels) for label, trials in usable]
     standings.sort(key=lambda standing: standing.value(MEASURES[0]))
     return Ranking(levels=levels, standings=tuple(standings), excluded=tuple(excluded))
+
+
+def _logarithm(summary: X0Summary, measure: str) -> float:
+    if measure == MEASURES[0]:
+        return summary.mean_log10_mse
+    return float(np.log10(summary.snr_weighted_mse))
 
 
 def _error(trial: Trial) -> X0Error:
@@ -150,6 +200,8 @@ def _why_not(trial: Trial, must_be_done: bool) -> str | None:
         return f"seed {trial.seed} has no evaluation.npz"
     if not np.isfinite(trial.error.mse).all():
         return f"seed {trial.seed} gives numbers that are not finite"
+    if not (trial.error.mse.mean(axis=1) > 0).all():
+        return f"seed {trial.seed} gives an error of zero, which has no logarithm"
     return None
 
 

@@ -1,0 +1,167 @@
+"""Least squares on the factors of a grid: what terms explain, and how a factor's levels compare.
+
+    y = seed + A + B + C + A x B + ... + e          (seeds as blocks where differences are paired)
+
+One row a trial. Columns are sum-to-zero contrasts, so that the effects of a factor's levels are
+distances from their unweighted mean; ranks, not counts of columns, give degrees of freedom, so that
+missing cells need no care. numpy only.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from itertools import combinations
+
+import numpy as np
+
+from ddpm.quantiles import tukey_quantile
+from ddpm.report.axes import place
+from ddpm.report.files import Value
+from ddpm.report.ranking import Ranking
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """A factor's levels compared, the other factors averaged over or held.
+
+    levels: its values.  means: their distances from the factor's mean.  half_widths: of each of
+    `means`, alone, at 95 %.  differences, widths: (L, L), first minus second, and the half-widths
+    of intervals that hold for all pairs of levels (and all places held) together, Tukey's.
+    """
+
+    key: str
+    levels: tuple[Value, ...]
+    means: np.ndarray
+    half_widths: np.ndarray
+    differences: np.ndarray
+    widths: np.ndarray
+
+    def sign(self, a: int, b: int) -> int:
+        """-1 where level a is lower than b, 1 where it is higher, 0 where that cannot be told."""
+        if not abs(self.differences[a, b]) > self.widths[a, b]:
+            return 0
+        return -1 if self.differences[a, b] < 0 else 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Design:
+    """One row a trial: its numbers, its level of each factor, its seed."""
+
+    y: np.ndarray
+    codes: Mapping[str, np.ndarray]
+    values: Mapping[str, tuple[Value, ...]]
+    seeds: np.ndarray | None  # None: unpaired, no blocks
+
+    def effect(
+        self, key: str, held: Mapping[str, Value], variance: float, dof: int, places: int
+    ) -> Effect:
+        """A factor's levels compared at the values `held` of others, over the rest of them.
+
+        variance, dof: of the error.  places: at how many values `held` the factor is looked at.
+        """
+        rows = np.ones(len(self.y), dtype=bool)
+        for other, value in held.items():
+            rows &= self.codes[other] == place(self.values[other], value)
+        others = [other for other in self.codes if other != key and other not in held]
+        # The other factors' pairs absorb what they do among themselves, as in a type II sum.
+        nuisance = [self.base(), *(self.columns(t) for t in subsets(others, 2))]
+        own = self.columns((key,))
+        x = np.hstack([own, *nuisance])[rows]
+        gram = x.T @ x
+        inverse = np.linalg.pinv(gram, rcond=1e-10, hermitian=True)
+        levels = self.values[key]
+        coding = np.zeros((len(levels), x.shape[1]))  # (L, columns)
+        coding[:, : own.shape[1]] = _contrasts(len(levels))
+        means = coding @ inverse @ (x.T @ self.y[rows])
+        covariance = variance * coding @ inverse @ coding.T
+        spread = np.diag(covariance)
+        between = np.maximum(spread[:, None] + spread[None] - 2 * covariance, 0)
+        # Where cells are missing, some levels cannot be compared at all: no interval then.
+        lost = coding - coding @ inverse @ gram
+        is_lost = np.abs(lost[:, None] - lost[None]).max(axis=2) > 1e-6
+        together = 1 - (1 - CONFIDENCE) / places
+        wide = tukey_quantile(together, max(len(levels), 2), dof)
+        single = tukey_quantile(CONFIDENCE, 2, dof) * np.sqrt(np.maximum(spread, 0))
+        return Effect(
+            key=key,
+            levels=levels,
+            means=means,
+            half_widths=np.where(np.abs(lost).max(axis=1) > 1e-6, np.inf, single),
+            differences=means[:, None] - means[None],
+            widths=np.where(is_lost, np.inf, wide * np.sqrt(between)),
+        )
+
+    def base(self) -> np.ndarray:
+        """Columns of the mean, and the seeds where they are blocks."""
+        one = np.ones((len(self.y), 1))
+        if self.seeds is None:
+            return one
+        return np.hstack([one, _contrasts(int(self.seeds.max()) + 1)[self.seeds]])
+
+    def columns(self, term: Sequence[str]) -> np.ndarray:
+        """Columns of a main effect or an interaction."""
+        parts = [_contrasts(len(self.values[key]))[self.codes[key]] for key in term]
+        rows = len(self.y)
+        return reduce(lambda a, b: (a[:, :, None] * b[:, None, :]).reshape(rows, -1), parts)
+
+    def residual(self, terms: Iterable[Sequence[str]]) -> tuple[float, int]:
+        """Sum of squares left by seeds and these terms, and the rank of the fit."""
+        x = np.hstack([self.base(), *(self.columns(term) for term in terms)])
+        return residual(self.y, x)
+
+    def cells(self) -> np.ndarray:
+        """One column a cell, (trials, cells)."""
+        codes = np.stack(list(self.codes.values()), axis=1)
+        _, cell = np.unique(codes, axis=0, return_inverse=True)
+        return np.eye(int(cell.max()) + 1)[cell.ravel()]
+
+
+def design_of(ranking: Ranking, measure: str, factors: Sequence[str]) -> Design:
+    """The rows of a ranking's trials for one measure, as log10."""
+    table = ranking.table(measure)
+    rows, columns = np.nonzero(np.isfinite(table))
+    values = {key: _levels(ranking, key) for key in factors}
+    of_cells = {
+        key: np.array([place(values[key], s.cell.get(key)) for s in ranking.standings])
+        for key in factors
+    }
+    found = ranking.spread(measure)
+    is_paired = found is not None and found.is_paired
+    return Design(
+        y=table[rows, columns],
+        codes={key: of_cells[key][rows] for key in factors},
+        values=values,
+        seeds=columns if is_paired else None,
+    )
+
+
+def _levels(ranking: Ranking, key: str) -> tuple[Value, ...]:
+    """The values of a factor, numbers in order, others as the ranking first has them."""
+    values: list[Value] = []
+    for standing in ranking.standings:
+        if place(values, standing.cell.get(key)) == len(values):
+            values.append(standing.cell.get(key))
+    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        return tuple(sorted(values, key=lambda v: float(v)))  # type: ignore[arg-type]
+    return tuple(values)
+
+
+def subsets(keys: Sequence[str], largest: int) -> list[tuple[str, ...]]:
+    """All sets of one to `largest` keys, the small ones first."""
+    return [one for size in range(1, largest + 1) for one in combinations(keys, size)]
+
+
+def _contrasts(levels: int) -> np.ndarray:
+    """Sum-to-zero coding, (L, L - 1): effects of all levels add up to nothing."""
+    return np.vstack([np.eye(levels - 1), -np.ones(levels - 1)])
+
+
+def residual(y: np.ndarray, x: np.ndarray) -> tuple[float, int]:
+    """Sum of squares left by least squares on the columns of x, and their rank."""
+    y = y - y.mean()  # every model holds the mean; without it the squares keep their digits
+    values, vectors = np.linalg.eigh(x.T @ x)
+    kept = values > 1e-9 * values[-1]
+    found = (vectors[:, kept].T @ (x.T @ y)) / np.sqrt(values[kept])
+    return max(float(y @ y - found @ found), 0.0), int(kept.sum())
