@@ -6,7 +6,7 @@
 Both are probabilities that every comparison covers its truth, integrals over the common standard
 normal z and over s, the estimated spread as a share of the true one (s^2 dof is chi-square):
 
-    range     P(q) = E_s k int phi(z) [Phi(z) - Phi(z - q s)]^(k - 1) dz                 (Tukey 1953)
+    range     P(q) = E_s k int phi(z) [Phi(z) - Phi(z - q s)]^(k - 1) dz                (Tukey 1953)
     Dunnett   P(d) = E_s int phi(z) prod_i [Phi((l_i z + d s) / r_i) - Phi((l_i z - d s) / r_i)] dz
               with correlations l_i l_j of the comparisons, r_i^2 = 1 - l_i^2         (Dunnett 1955)
 

@@ -103,6 +103,8 @@ def test_every_section_is_there(folder: Path) -> None:
     headings = re.findall(r"<h2>(.*?)</h2>", html(folder))
     assert headings == [
         "Ranking",
+        "Differences",
+        "Factors",
         "Heat maps",
         "x0-error over noise level",
         "Samples",

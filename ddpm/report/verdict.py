@@ -7,10 +7,11 @@ them; those against a baseline that was named beforehand hold together too (Dunn
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 
 from ddpm.measures import MEASURES
+from ddpm.report.comparisons import against_baseline
 from ddpm.report.data import Sweep
 from ddpm.report.gaps import CONFIDENCE, Gap, gap, level_gaps
 from ddpm.report.labels import listed, number_with_error, ranges
@@ -46,8 +47,11 @@ def judge(sweep: Sweep, ranking: Ranking) -> Verdict:
         )
     first, second = (standings[ranking.order(measure)[0]] for measure in MEASURES)
     if first is second:
-        return _agreed(sweep, ranking, first)
-    return _split(sweep, ranking, first, second)
+        verdict = _agreed(sweep, ranking, first)
+    else:
+        verdict = _split(sweep, ranking, first, second)
+    more = tuple(filter(None, [against_baseline(ranking)]))
+    return replace(verdict, sentences=(*verdict.sentences, *more))
 
 
 def _of_a_run(ranking: Ranking) -> Verdict:
