@@ -1,6 +1,6 @@
 """Least squares on the factors of a grid: what terms explain, and how a factor's levels compare.
 
-    y = seed + A + B + C + A x B + ... + e          (seeds as blocks where differences are paired)
+    y = seed + A + B + C + A x B + ... + e          (seeds as blocks where cells share them)
 
 One row a trial. Columns are sum-to-zero contrasts, so that the effects of a factor's levels are
 distances from their unweighted mean; ranks, not counts of columns, give degrees of freedom, so that
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations
+from math import inf, sqrt
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from ddpm.quantiles import tukey_quantile
 from ddpm.report.axes import place
 from ddpm.report.files import Value
 from ddpm.report.ranking import Ranking
+from ddpm.report.strata import Strata
 
 CONFIDENCE = 0.95
 
@@ -46,52 +48,73 @@ class Effect:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Noise:
+    """What effects are held against: one mean square, or one a stratum where seeds are blocks."""
+
+    variance: float
+    dof: int
+    cells: int
+    strata: Strata | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Design:
-    """One row a trial: its numbers, its level of each factor, its seed."""
+    """One row a trial: its numbers, its cell, its level of each factor, its seed."""
 
     y: np.ndarray
+    cell: np.ndarray
     codes: Mapping[str, np.ndarray]
     values: Mapping[str, tuple[Value, ...]]
-    seeds: np.ndarray | None  # None: unpaired, no blocks
+    seeds: np.ndarray | None  # None: cells share none, no blocks
 
-    def effect(
-        self, key: str, held: Mapping[str, Value], variance: float, dof: int, places: int
-    ) -> Effect:
+    def effect(self, key: str, held: Mapping[str, Value], noise: Noise, places: int) -> Effect:
         """A factor's levels compared at the values `held` of others, over the rest of them.
 
-        variance, dof: of the error.  places: at how many values `held` the factor is looked at.
+        places: at how many values `held` the factor is looked at.
         """
         rows = np.ones(len(self.y), dtype=bool)
         for other, value in held.items():
             rows &= self.codes[other] == place(self.values[other], value)
         others = [other for other in self.codes if other != key and other not in held]
         # The other factors' pairs absorb what they do among themselves, as in a type II sum.
-        nuisance = [self.base(), *(self.columns(t) for t in subsets(others, 2))]
         own = self.columns((key,))
-        x = np.hstack([own, *nuisance])[rows]
-        gram = x.T @ x
-        inverse = np.linalg.pinv(gram, rcond=1e-10, hermitian=True)
+        x = np.hstack([own, self.base(), *(self.columns(t) for t in subsets(others, 2))])[rows]
         levels = self.values[key]
         coding = np.zeros((len(levels), x.shape[1]))  # (L, columns)
         coding[:, : own.shape[1]] = _contrasts(len(levels))
-        means = coding @ inverse @ (x.T @ self.y[rows])
-        covariance = variance * coding @ inverse @ coding.T
-        spread = np.diag(covariance)
-        between = np.maximum(spread[:, None] + spread[None] - 2 * covariance, 0)
+        solved = coding @ np.linalg.pinv(x.T @ x, rcond=1e-10, hermitian=True)
+        weights = np.zeros((len(levels), len(self.y)))  # (L, trials)
+        weights[:, rows] = solved @ x.T
         # Where cells are missing, some levels cannot be compared at all: no interval then.
-        lost = coding - coding @ inverse @ gram
-        is_lost = np.abs(lost[:, None] - lost[None]).max(axis=2) > 1e-6
-        together = 1 - (1 - CONFIDENCE) / places
-        wide = tukey_quantile(together, max(len(levels), 2), dof)
-        single = tukey_quantile(CONFIDENCE, 2, dof) * np.sqrt(np.maximum(spread, 0))
+        lost = coding - weights[:, rows] @ x
+        means = weights @ self.y
+        single = [self._half_width(w, u, noise, 2, 1) for w, u in zip(weights, lost, strict=True)]
+        widths = np.zeros((len(levels), len(levels)))
+        for a, b in combinations(range(len(levels)), 2):
+            between, missing = weights[a] - weights[b], lost[a] - lost[b]
+            width = self._half_width(between, missing, noise, len(levels), places)
+            widths[a, b] = widths[b, a] = width
         return Effect(
             key=key,
             levels=levels,
             means=means,
-            half_widths=np.where(np.abs(lost).max(axis=1) > 1e-6, np.inf, single),
+            half_widths=np.array(single),
             differences=means[:, None] - means[None],
-            widths=np.where(is_lost, np.inf, wide * np.sqrt(between)),
+            widths=widths,
         )
+
+    def _half_width(
+        self, weights: np.ndarray, lost: np.ndarray, noise: Noise, levels: int, places: int
+    ) -> float:
+        """Of weights @ y: Tukey's for all pairs of levels at all places together."""
+        if np.abs(lost).max() > 1e-6:
+            return inf
+        variance, dof = noise.variance, float(noise.dof)
+        if noise.strata is not None:
+            variance, dof = noise.strata.share(np.bincount(self.cell, weights, noise.cells))
+        together = 1 - (1 - CONFIDENCE) / places
+        size = sqrt(variance * float(weights @ weights))
+        return tukey_quantile(together, levels, round(dof, 1)) * size
 
     def base(self) -> np.ndarray:
         """Columns of the mean, and the seeds where they are blocks."""
@@ -113,27 +136,26 @@ class Design:
 
     def cells(self) -> np.ndarray:
         """One column a cell, (trials, cells)."""
-        codes = np.stack(list(self.codes.values()), axis=1)
-        _, cell = np.unique(codes, axis=0, return_inverse=True)
-        return np.eye(int(cell.max()) + 1)[cell.ravel()]
+        return np.eye(int(self.cell.max()) + 1)[self.cell]
 
 
-def design_of(ranking: Ranking, measure: str, factors: Sequence[str]) -> Design:
+def design_of(ranking: Ranking, measure: str) -> Design:
     """The rows of a ranking's trials for one measure, as log10."""
     table = ranking.table(measure)
     rows, columns = np.nonzero(np.isfinite(table))
-    values = {key: _levels(ranking, key) for key in factors}
+    values = {key: _levels(ranking, key) for key in ranking.factors}
     of_cells = {
         key: np.array([place(values[key], s.cell.get(key)) for s in ranking.standings])
-        for key in factors
+        for key in ranking.factors
     }
     found = ranking.spread(measure)
-    is_paired = found is not None and found.is_paired
+    are_shared = found is not None and found.paired_dof > 0
     return Design(
         y=table[rows, columns],
-        codes={key: of_cells[key][rows] for key in factors},
+        cell=rows,
+        codes={key: of_cells[key][rows] for key in ranking.factors},
         values=values,
-        seeds=columns if is_paired else None,
+        seeds=columns if are_shared else None,
     )
 
 

@@ -134,14 +134,19 @@ def _variance(found: Analysis) -> str:
     if found.error is not None:
         rows.append(_line(found.error, f"error: {found.error.name}"))
     sums = "" if found.is_complete else " The grid is incomplete, so the squares do not add up."
+    over = (
+        " F is taken over the term's own changes from seed to seed."
+        if found.strata is not None
+        else ""
+    )
     caption = (
         "Sums of squares beyond all terms that do not contain the term (type II). Share: "
-        f"\u03c9\u00b2, of the variance.{sums}"
+        f"\u03c9\u00b2, of the variance.{over}{sums}"
     )
     head = (
         f"<caption>{escape(caption)}</caption><thead><tr><th class='left'>term</th>"
-        "<th>degrees of<br>freedom</th><th>sum of<br>squares</th><th>F</th><th>p</th><th>share</th>"
-        "</tr></thead>"
+        "<th>degrees of<br>freedom</th><th>sum of<br>squares</th><th>F</th><th>over</th><th>p</th>"
+        "<th>share</th></tr></thead>"
     )
     return _table(head, rows)
 
@@ -150,10 +155,12 @@ def _line(term: Term, name: str = "") -> str:
     tested = np.isfinite(term.f)
     share = f"{100 * term.share:.0f} %" if tested else "\u2013"
     p = probability(term.p).removeprefix("p ").removeprefix("= ") if tested else "\u2013"
+    over = f"{term.over:.0f}" if tested else "\u2013"
     f = f"{term.f:,.1f}" if tested else "\u2013"
     return (
         f"<tr><th scope='row'>{escape(name or term.name)}</th><td>{term.dof}</td>"
-        f"<td>{term.squares:.3g}</td><td>{f}</td><td>{escape(p)}</td><td>{share}</td></tr>"
+        f"<td>{term.squares:.3g}</td><td>{f}</td><td>{over}</td><td>{escape(p)}</td>"
+        f"<td>{share}</td></tr>"
     )
 
 

@@ -90,7 +90,7 @@ def level_gaps(
 def _level_gap(ranking: Ranking, a: Standing, b: Standing, level: int, confidence: float) -> Gap:
     overall = ranking.spread(MEASURES[0])
     if overall is not None:
-        found = spread(_table(ranking, level), is_paired=overall.is_paired)
+        found = spread(_table(ranking, level), codes=ranking.codes, is_paired=overall.is_paired)
         assert found is not None  # the same trials scatter at every level
         return _over_seeds(ranking, found, a, b, confidence, "pairs")
     seeds = shared_seeds((a, b))

@@ -3,10 +3,11 @@
 A cell is one point of the grid; its trials differ in their seed alone.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import nan
+from math import nan, prod
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from ddpm.report.files import Value
 from ddpm.report.labels import cell_label, varied
 from ddpm.report.spread import Spread, spread
 
+# Of a grid's combinations; with fewer, what each key does cannot be separated.
+_LEAST_FILLED = 0.5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
@@ -32,6 +36,10 @@ class Standing:
     label: str
     trials: Mapping[int, Trial]
     summaries: Mapping[int, X0Summary]
+
+    def code(self, key: str) -> str:
+        """Its value of a key as text that can be compared."""
+        return json.dumps(self.cell.get(key), sort_keys=True)
 
     def value(self, measure: str) -> float:
         """The number, mean over seeds."""
@@ -121,6 +129,24 @@ class Ranking:
             ]
         )
 
+    @cached_property
+    def factors(self) -> tuple[str, ...]:
+        """The keys in which its cells differ; none where they are no grid but scattered points."""
+        keys = varied(standing.cell for standing in self.standings)
+        return keys if self.filled(keys) >= _LEAST_FILLED else ()
+
+    def filled(self, keys: Sequence[str]) -> float:
+        """The share of all combinations of these keys' values that is ranked."""
+        levels = [len({standing.code(key) for standing in self.standings}) for key in keys]
+        return len(self.standings) / prod(levels)
+
+    @cached_property
+    def codes(self) -> np.ndarray:
+        """The number of each cell's level of each factor, (cells, factors)."""
+        columns = [[standing.code(key) for standing in self.standings] for key in self.factors]
+        numbers = [np.unique(column, return_inverse=True)[1].ravel() for column in columns]
+        return np.array(numbers, dtype=np.int64).reshape(len(columns), len(self.standings)).T
+
     def spread(self, measure: str) -> Spread | None:
         """How cells scatter over seeds; None where no cell has two."""
         return self._spreads[measure]
@@ -133,7 +159,7 @@ class Ranking:
     def _spreads(self) -> dict[str, Spread | None]:
         if not self.standings:
             return dict.fromkeys(MEASURES)
-        return {measure: spread(self.table(measure)) for measure in MEASURES}
+        return {measure: spread(self.table(measure), codes=self.codes) for measure in MEASURES}
 
 
 def rank(sweep: Sweep) -> Ranking:

@@ -7,7 +7,8 @@ All trials of a seed share batches, noise and draws of time, so a seed may be go
 
 Both are least squares; the scatter is pooled over cells, since few seeds say little about their
 own. With M the mean square of e, the pooled ratio of variances of a difference is M paired /
-M unpaired. Where seeds are shared the paired interval holds whatever the seeds do. The unpaired one
+M unpaired. On a grid, paired scatter is not pooled over all cells alike but made up of what each
+factor's effect changes from seed to seed (see `strata`). Where seeds are shared the paired interval holds whatever the seeds do. The unpaired one
 is only taken where it is narrower and choosing by the data is harmless (`CHOICE_DOF`), once for all
 comparisons. Cells that scatter far more than the others are set apart: comparisons with them rest
 on the spread of the two alone. numpy only.
@@ -20,6 +21,7 @@ import numpy as np
 
 from ddpm.measures import t_quantile
 from ddpm.quantiles import f_survival
+from ddpm.report.strata import Strata, split, strata
 
 # With fewer degrees of freedom, the narrower of two intervals covers noticeably less than it says.
 CHOICE_DOF = 20
@@ -42,6 +44,7 @@ class Spread:
 
     paired, unpaired: mean squares of e over all cells, NaN without degrees of freedom.
     variance, dof: the mean square that intervals use, without the cells set apart.
+    strata: the same by factor where differences are paired, of the cells not set apart.
     links: (C,) cells joined by a chain of shared seeds have the same number.
     """
 
@@ -57,6 +60,7 @@ class Spread:
     variance: float
     dof: int
     apart: tuple[int, ...]
+    strata: Strata | None
 
     @property
     def ratio(self) -> float:
@@ -78,8 +82,13 @@ class Spread:
         if self.is_paired and self.links[a] != self.links[b]:
             return Difference(mean=self._plain(a, b), error=inf, dof=1)
         g = self.covariance
-        error = sqrt(self.variance * max(g[a, a] + g[b, b] - 2 * g[a, b], 0.0))
-        return Difference(mean=float(self.means[a] - self.means[b]), error=error, dof=self.dof)
+        mean, variance, dof = float(self.means[a] - self.means[b]), self.variance, float(self.dof)
+        if self.strata is not None:
+            contrast = np.zeros(len(self.values))
+            contrast[[a, b]] = 1, -1
+            variance, dof = self.strata.share(np.delete(contrast, self.apart))
+        error = sqrt(variance * max(g[a, a] + g[b, b] - 2 * g[a, b], 0.0))
+        return Difference(mean=mean, error=error, dof=dof)
 
     def _own(self, a: int, b: int) -> Difference:
         rows = self.values[[a, b]]
@@ -114,10 +123,13 @@ class _Fit:
     dof: int
 
 
-def spread(values: np.ndarray, *, is_paired: bool | None = None) -> Spread | None:
+def spread(
+    values: np.ndarray, *, codes: np.ndarray | None = None, is_paired: bool | None = None
+) -> Spread | None:
     """Both fits of (cells, seeds); None where no cell has two seeds, so that nothing scatters.
 
-    is_paired: take this one rather than choose.
+    codes: (C, factors), each cell's level of each factor of a grid.
+    is_paired: take this fit rather than choose.
     """
     present = np.isfinite(values)
     links = _links(present)
@@ -133,6 +145,9 @@ def spread(values: np.ndarray, *, is_paired: bool | None = None) -> Spread | Non
     apart = _apart(values, is_paired)
     rest = [c for c in range(len(values)) if c not in apart]
     pooled = _paired(values[rest], _links(present[rest])) if is_paired else _unpaired(values[rest])
+    by_factor = None
+    if is_paired and codes is not None and codes.shape[1] > 1:
+        by_factor = strata(split(codes[rest]), values[rest])
     return Spread(
         values=values,
         means=chosen.means,
@@ -146,6 +161,7 @@ def spread(values: np.ndarray, *, is_paired: bool | None = None) -> Spread | Non
         variance=float(pooled.squares.sum()) / pooled.dof,
         dof=pooled.dof,
         apart=apart,
+        strata=by_factor,
     )
 
 

@@ -82,6 +82,7 @@ def _term(term: Term) -> Json:
         "dof": term.dof,
         "sum_of_squares": term.squares,
         "f": _number(term.f),
+        "over_dof": _number(term.over),
         "p": _number(term.p),
         "omega_squared": _number(term.share),
     }
