@@ -16,12 +16,17 @@ scipy.special only, which loads faster than scipy.stats.
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
-from math import pi, sqrt
+from math import exp, floor, log, pi, sqrt
 
 import numpy as np
 from scipy import special
 
-_NODES = 160
+_NODES = 128
+
+
+def rounded(dof: float) -> float:
+    """Degrees of freedom rounded down to a half, above 20 to a whole: few quantiles serve many."""
+    return max(floor(dof) if dof > 20 else floor(2 * dof) / 2, 0.5)
 
 
 def f_survival(f: float, dof: float, error_dof: float) -> float:
@@ -103,12 +108,28 @@ def _legendre() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _invert(probability: Callable[[float], float], confidence: float) -> float:
-    low, high = 0.0, 4.0
-    while probability(high) < confidence and high < 1e9:
-        low, high = high, 2 * high
+    """The width of this probability: false position (Illinois), on scales that straighten it."""
+    wanted = special.ndtri(confidence)
+
+    def above(place: float) -> float:
+        return float(special.ndtri(min(probability(exp(place)), 1 - 1e-15)) - wanted)
+
+    low, high = log(0.5), log(4.0)
+    at_low, at_high = above(low), above(high)
+    while at_high < 0 and high < 20:
+        low, at_low, high = high, at_high, high + 1
+        at_high = above(high)
+    while at_low > 0:
+        high, at_high, low = low, at_low, low - 2
+        at_low = above(low)
     for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if probability(middle) < confidence else (low, middle)
-        if high - low < 1e-9 * high:
+        middle = high - at_high * (high - low) / (at_high - at_low)
+        value = above(middle)
+        if abs(value) < 1e-9:
             break
-    return high
+        if value * at_high < 0:
+            low, at_low = high, at_high
+        else:
+            at_low /= 2
+        high, at_high = middle, value
+    return exp(middle)

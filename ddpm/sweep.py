@@ -6,8 +6,9 @@
     TUNE: {MAX_CONCURRENT: null, MAX_FAILURES: 0}
 
 `NAMES: [a, b, c]` in place of GRID trains one configuration under several names, each with seeds of
-its own: an A/A test, in which no cell is better than another. Trials come seed by seed, so the first seed's grid is complete first; within it the last key of GRID
-varies fastest. Impossible cells are skipped with the reason; every other problem is refused.
+its own: an A/A test, in which no cell is better than another. Trials come seed by seed, so the
+first seed's grid is complete first; within it the last key of GRID varies fastest. Impossible cells
+are skipped with the reason; every other problem is refused.
 """
 
 import itertools

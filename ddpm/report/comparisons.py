@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import nan
 from typing import Literal
 
 from ddpm.errors import InputError
@@ -14,10 +15,14 @@ from ddpm.report.ranking import Ranking, Standing
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A cell minus the one it is compared with, by both measures."""
+    """A cell minus the one it is compared with, by both measures.
+
+    ratios: paired over unpaired variance from the seeds the two share, NaN where they share none.
+    """
 
     standing: Standing
     gaps: Mapping[str, Gap]
+    ratios: Mapping[str, float]
 
     @property
     def outcome(self) -> Literal["higher", "lower", "mixed", "level"]:
@@ -37,10 +42,16 @@ def against(ranking: Ranking, reference: Standing, family: Family) -> tuple[Comp
         Comparison(
             standing=one,
             gaps={m: gap(ranking, one, reference, m, family=family) for m in MEASURES},
+            ratios={m: _ratio(ranking, one, reference, m) for m in MEASURES},
         )
         for one in ranking.standings
         if one is not reference
     )
+
+
+def _ratio(ranking: Ranking, a: Standing, b: Standing, measure: str) -> float:
+    found = ranking.spread(measure)
+    return nan if found is None else found.ratio_of(ranking.place(a), ranking.place(b))
 
 
 def against_baseline(ranking: Ranking) -> str:

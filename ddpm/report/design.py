@@ -15,7 +15,7 @@ from math import inf, sqrt
 
 import numpy as np
 
-from ddpm.quantiles import tukey_quantile
+from ddpm.quantiles import rounded, tukey_quantile
 from ddpm.report.axes import place
 from ddpm.report.files import Value
 from ddpm.report.ranking import Ranking
@@ -114,7 +114,7 @@ class Design:
             variance, dof = noise.strata.share(np.bincount(self.cell, weights, noise.cells))
         together = 1 - (1 - CONFIDENCE) / places
         size = sqrt(variance * float(weights @ weights))
-        return tukey_quantile(together, levels, round(dof, 1)) * size
+        return tukey_quantile(together, levels, rounded(dof)) * size
 
     def base(self) -> np.ndarray:
         """Columns of the mean, and the seeds where they are blocks."""

@@ -72,7 +72,7 @@ def _note(ranking: Ranking) -> str:
 def _against(
     ranking: Ranking, reference: Standing, found: Sequence[Comparison], caption: str
 ) -> str:
-    with_ratio = any(np.isfinite(one.gaps[MEASURES[0]].ratio) for one in found)
+    with_ratio = any(np.isfinite(one.ratios[MEASURES[0]]) for one in found)
     rows = [_row(one, with_ratio) for one in found]
     ratio = "<th>paired /<br>unpaired</th>" if with_ratio else ""
     head = (
@@ -94,7 +94,7 @@ def _table(head: str, rows: Sequence[str]) -> str:
 
 def _row(one: Comparison, with_ratio: bool) -> str:
     first, second = (one.gaps[measure] for measure in MEASURES)
-    ratio = f"<td>{_plain(first.ratio, 2)}</td>" if with_ratio else ""
+    ratio = f"<td>{_plain(one.ratios[MEASURES[0]], 2)}</td>" if with_ratio else ""
     percent = 100 * (10**first.mean - 1)
     return (
         f"<tr><th scope='row'>{escape(one.standing.label)}</th><td>{_difference(first)}</td>"

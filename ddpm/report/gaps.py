@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from ddpm.measures import MEASURES, X0Error, influence
-from ddpm.quantiles import dunnett_quantile, tukey_quantile
+from ddpm.quantiles import dunnett_quantile, rounded, tukey_quantile
 from ddpm.report.ranking import Ranking, Standing, shared_seeds
 from ddpm.report.spread import Difference, Spread, spread
 
@@ -32,14 +32,12 @@ class Gap:
     """How much higher one cell's number is than another's, in log10, and the interval of that.
 
     basis: paired or unpaired over seeds; evaluation: one seed, over pairs; none: no interval.
-    ratio: paired over unpaired variance from the seeds these two share, NaN where there is none.
     """
 
     mean: float
     half_width: float
     num_seeds: int  # the fewer of the two; 1 with evaluation error
     basis: Basis
-    ratio: float = nan
     is_own: bool = False  # rests on the spread of these two cells alone
 
     @property
@@ -116,7 +114,6 @@ def _over_seeds(
         half_width=width * difference.error,
         num_seeds=count,
         basis="paired" if found.is_paired else "unpaired",
-        ratio=found.ratio_of(*places),
         is_own=difference.is_own,
     )
 
@@ -136,10 +133,9 @@ def _over_pairs(
 
 
 def _quantile(cells: int, confidence: float, dof: float, loads: Sequence[float]) -> float:
-    dof = round(dof, 1)  # so that equal quantiles are computed once
     if loads:
-        return dunnett_quantile(confidence, tuple(loads), dof)
-    return tukey_quantile(confidence, max(cells, 2), dof)
+        return dunnett_quantile(confidence, tuple(loads), rounded(dof))
+    return tukey_quantile(confidence, max(cells, 2), rounded(dof))
 
 
 def _loads(ranking: Ranking, baseline: Standing, difference: Difference) -> tuple[float, ...]:

@@ -108,7 +108,7 @@ def _counted(effects: Sequence[Effect]) -> str:
     average = np.mean([effect.means for effect in effects], axis=0)
     order = [int(place) for place in np.argsort(average, kind="stable")]
     counts = "; ".join(_count(effects, names, order[0], other) for other in order[1:7])
-    return f"of their {len(effects)} values, {counts}"
+    return f"of their {len(effects)} combinations, {counts}"
 
 
 def _count(effects: Sequence[Effect], names: Sequence[str], a: int, b: int) -> str:

@@ -6,15 +6,18 @@ All trials of a seed share batches, noise and draws of time, so a seed may be go
     y[c, s] = cell[c] + e[c, s]               unpaired: the seed is part of the scatter
 
 Both are least squares; the scatter is pooled over cells, since few seeds say little about their
-own. With M the mean square of e, the pooled ratio of variances of a difference is M paired /
-M unpaired. On a grid, paired scatter is not pooled over all cells alike but made up of what each
-factor's effect changes from seed to seed (see `strata`). Where seeds are shared the paired interval holds whatever the seeds do. The unpaired one
-is only taken where it is narrower and choosing by the data is harmless (`CHOICE_DOF`), once for all
+own. With M the mean square of e, the pooled ratio of variances of a difference is M paired over M
+unpaired. On a grid, paired scatter is not one M but made up of what each factor changes from seed
+to seed (see `strata`).
+
+Where seeds are shared the paired interval holds whatever the seeds do. The unpaired one is only
+taken where it is narrower and choosing by the data is harmless (`CHOICE_DOF`), once for all
 comparisons. Cells that scatter far more than the others are set apart: comparisons with them rest
 on the spread of the two alone. numpy only.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf, nan, sqrt
 
 import numpy as np
@@ -42,9 +45,9 @@ class Difference:
 class Spread:
     """Both fits of a (cells, seeds) array of one number, NaN where a trial is missing.
 
-    paired, unpaired: mean squares of e over all cells, NaN without degrees of freedom.
-    variance, dof: the mean square that intervals use, without the cells set apart.
-    strata: the same by factor where differences are paired, of the cells not set apart.
+    apart: cells that scatter far more than the others, and are left out of what follows.
+    paired, unpaired: mean squares of e, NaN without degrees of freedom.
+    strata: the paired one by factor, where differences are paired.
     links: (C,) cells joined by a chain of shared seeds have the same number.
     """
 
@@ -57,10 +60,18 @@ class Spread:
     paired_dof: int
     unpaired_dof: int
     is_paired: bool
-    variance: float
-    dof: int
     apart: tuple[int, ...]
     strata: Strata | None
+
+    @property
+    def variance(self) -> float:
+        """The mean square that intervals use."""
+        return self.paired if self.is_paired else self.unpaired
+
+    @property
+    def dof(self) -> int:
+        """Its degrees of freedom."""
+        return self.paired_dof if self.is_paired else self.unpaired_dof
 
     @property
     def ratio(self) -> float:
@@ -81,14 +92,21 @@ class Spread:
             return self._own(a, b)
         if self.is_paired and self.links[a] != self.links[b]:
             return Difference(mean=self._plain(a, b), error=inf, dof=1)
-        g = self.covariance
-        mean, variance, dof = float(self.means[a] - self.means[b]), self.variance, float(self.dof)
-        if self.strata is not None:
-            contrast = np.zeros(len(self.values))
-            contrast[[a, b]] = 1, -1
-            variance, dof = self.strata.share(np.delete(contrast, self.apart))
-        error = sqrt(variance * max(g[a, a] + g[b, b] - 2 * g[a, b], 0.0))
-        return Difference(mean=mean, error=error, dof=dof)
+        variances, dofs = self._pooled
+        mean = float(self.means[a] - self.means[b])
+        return Difference(mean=mean, error=sqrt(variances[a, b]), dof=float(dofs[a, b]))
+
+    @cached_property
+    def _pooled(self) -> tuple[np.ndarray, np.ndarray]:
+        """Variances of all differences, (C, C), and their degrees of freedom."""
+        spread = np.diag(self.covariance)
+        factors = np.maximum(spread[:, None] + spread[None] - 2 * self.covariance, 0.0)
+        if self.strata is None:
+            return self.variance * factors, np.full_like(factors, self.dof)
+        shares, dofs = np.ones_like(factors), np.ones_like(factors)
+        rest = np.setdiff1d(np.arange(len(self.values)), self.apart)
+        shares[np.ix_(rest, rest)], dofs[np.ix_(rest, rest)] = self.strata.of_pairs()
+        return shares * factors, dofs
 
     def _own(self, a: int, b: int) -> Difference:
         rows = self.values[[a, b]]
@@ -131,9 +149,11 @@ def spread(
     codes: (C, factors), each cell's level of each factor of a grid.
     is_paired: take this fit rather than choose.
     """
-    present = np.isfinite(values)
-    links = _links(present)
-    by_seed, by_cell = _paired(values, links), _unpaired(values)
+    links = _links(np.isfinite(values))
+    apart = _apart(values, _paired(values, links).dof > 0)
+    rest = [c for c in range(len(values)) if c not in apart]
+    by_seed = _paired(values[rest], _links(np.isfinite(values[rest])))
+    by_cell = _unpaired(values[rest])
     if by_cell.dof < 1:
         return None
     paired = float(by_seed.squares.sum()) / by_seed.dof if by_seed.dof > 0 else nan
@@ -141,25 +161,20 @@ def spread(
     if is_paired is None:
         is_paired = _is_paired(paired, by_seed.dof, unpaired, by_cell.dof)
     is_paired = is_paired and by_seed.dof > 0
-    chosen = by_seed if is_paired else by_cell
-    apart = _apart(values, is_paired)
-    rest = [c for c in range(len(values)) if c not in apart]
-    pooled = _paired(values[rest], _links(present[rest])) if is_paired else _unpaired(values[rest])
     by_factor = None
     if is_paired and codes is not None and codes.shape[1] > 1:
         by_factor = strata(split(codes[rest]), values[rest])
+    whole = _paired(values, links) if is_paired else _unpaired(values)
     return Spread(
         values=values,
-        means=chosen.means,
-        covariance=chosen.covariance,
+        means=whole.means,
+        covariance=whole.covariance,
         links=links,
         paired=paired,
         unpaired=unpaired,
         paired_dof=by_seed.dof,
         unpaired_dof=by_cell.dof,
         is_paired=is_paired,
-        variance=float(pooled.squares.sum()) / pooled.dof,
-        dof=pooled.dof,
         apart=apart,
         strata=by_factor,
     )

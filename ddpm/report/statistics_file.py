@@ -108,7 +108,7 @@ def _comparison(one: Comparison) -> Json:
                 "difference": _number(gap.mean),
                 "half_width": _number(gap.half_width),
                 "intervals": gap.basis,
-                "paired_over_unpaired_variance": _number(gap.ratio),
+                "paired_over_unpaired_variance": _number(one.ratios[measure]),
             }
             for measure, gap in one.gaps.items()
         },

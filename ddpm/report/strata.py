@@ -1,4 +1,4 @@
-"""How much each factor's effect itself changes from seed to seed: the error of a difference, made up.
+"""How much each factor's effect changes from seed to seed, and the errors made up of that.
 
 A seed may favour one prediction type in all its cells. Then cells that differ in prediction type
 scatter more, and those that share it less, than a common mean square says. The space of contrasts
@@ -39,13 +39,33 @@ class Strata:
 
     def share(self, contrast: np.ndarray) -> tuple[float, float]:
         """sum_T w_T M_T of a contrast of cells, and its degrees of freedom."""
-        parts = np.array([np.square(one.basis.T @ contrast).sum() for one in self.strata])
-        if not parts.sum() > 0:
-            return 0.0, float(self.dofs.sum())
-        terms = parts / parts.sum() * self.squares
-        below = float((terms * terms / self.dofs).sum())
-        total = float(terms.sum())
-        return total, total * total / below if below > 0 else float(self.dofs.sum())
+        parts = [np.square(one.basis.T @ contrast).sum() for one in self.strata]
+        variance, dof = self._made_of(np.array(parts))
+        return float(variance), float(dof)
+
+    def of_pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """The same of all differences of two cells, (C, C) each."""
+        products = [one.basis @ one.basis.T for one in self.strata]
+        spreads = [np.diag(product) for product in products]
+        return self._made_of(
+            np.array(
+                [
+                    spread[:, None] + spread[None] - 2 * product
+                    for spread, product in zip(spreads, products, strict=True)
+                ]
+            )
+        )
+
+    def _made_of(self, parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """parts: (T, ...) of |P_T c|^2."""
+        shape = (-1, *(1,) * (parts.ndim - 1))
+        whole = parts.sum(axis=0)
+        weights = np.divide(parts, whole, out=np.zeros_like(parts), where=whole > 1e-12)
+        terms = weights * self.squares.reshape(shape)
+        total = terms.sum(axis=0)
+        below = (terms * terms / self.dofs.reshape(shape)).sum(axis=0)
+        dofs = np.full_like(total, self.dofs.sum())
+        return total, np.divide(total * total, below, out=dofs, where=below > 0)
 
 
 def split(codes: np.ndarray) -> tuple[Stratum, ...]:
