@@ -126,9 +126,9 @@ def read_plan(document: Document) -> Plan | None:
 def read_grid(document: Document, base: Document) -> Axes:
     """The grid's valid keys and values; problems go to the document, spoiled keys to the base."""
     given = document.tree.get("GRID")
-    if given is None and "NAMES" in document.tree:
+    if given is None and document.tree.get("NAMES"):
         return {}
-    if "NAMES" in document.tree:
+    if given is not None and "NAMES" in document.tree:
         document.problems.append(
             f"{document.place('NAMES')}: NAMES and GRID exclude each other; names stand for one "
             "configuration trained several times"

@@ -117,7 +117,7 @@ def _count(effects: Sequence[Effect], names: Sequence[str], a: int, b: int) -> s
     if wins == total:
         sizes = [float(effect.differences[b, a]) for effect in effects]
         low, high = signed(min(sizes), 3), signed(max(sizes), 3)
-        return f"{names[a]} beats {names[b]} at all, by {low} to {high}"
+        return f"{names[a]} beats {names[b]} at each, by {low} to {high}"
     if not wins and not losses:
         return f"{names[a]} and {names[b]} cannot be told apart at any"
     parts = [f"{names[a]} beats {names[b]} at {wins}"] if wins else []
