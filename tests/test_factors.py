@@ -119,6 +119,18 @@ def test_missing_trials_give_type_two_sums() -> None:
     assert mixed.squares == pytest.approx(both - least(y, [seeds, ab])) and mixed.dof == 3
 
 
+def test_missing_seeds_leave_effects_of_unweighted_means_of_cells() -> None:
+    grid = {SCHEDULER: ["linear", "cosine"], PRED_TYPE: ["noise", "image", "velocity"]}
+    values = draw(grid, 4)
+    truth = 10.0 * np.arange(6)[:, None] ** 2  # far from additive
+    values[[0, 3, 5], [2, 1, 3]] = np.nan
+    ranking = known_ranking((values + truth) / 1000, cells_of(grid))
+    effect = analyse(ranking, FIRST).effect(PRED_TYPE)
+    means = (truth / 1000).reshape(2, 3).mean(axis=0)
+    order = [effect.levels.index(one) for one in grid[PRED_TYPE]]
+    np.testing.assert_allclose(effect.means[order], means - means.mean(), atol=2e-5)
+
+
 def test_a_level_that_nothing_links_has_no_interval() -> None:
     grid = {SCHEDULER: ["linear", "cosine"], PRED_TYPE: ["noise", "image"]}
     found = analysis_of(draw(grid, 3), grid)

@@ -50,7 +50,8 @@ FLOORS = (
 WING = {"initialization", "layers", "levels", "unet", "unet_summary"}
 WING_MAY_IMPORT = WING | {"errors", "noise"}
 
-CORE = "torch numpy scipy omegaconf yaml webdataset PIL safetensors sklearn rich matplotlib psutil".split()
+CORE = "torch numpy scipy omegaconf yaml webdataset PIL safetensors sklearn rich matplotlib".split()
+CORE += ["psutil"]
 FRAMEWORKS = "ray wandb wandb_workspaces submitit diffusers h5py torch_fidelity".split()
 
 

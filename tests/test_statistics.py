@@ -61,7 +61,7 @@ def _row(title: str, found: Coverage | Claims) -> str:
 @pytest.mark.campaign
 @pytest.mark.timeout(3600)
 def test_coverage_over_a_thousand_sweeps_of_every_kind() -> None:
-    """Of 1,000 sweeps of each kind: single intervals within 93 to 97 %, families above 93 %.
+    """Of 1,000 sweeps of each kind: single intervals within 93 to 97 %, families above 92 %.
 
     With two seeds a family may fall to 90 %: too little is known of how cells scatter.
     """
@@ -72,7 +72,7 @@ def test_coverage_over_a_thousand_sweeps_of_every_kind() -> None:
         print(_row(title, found), flush=True)
         single = (found.one, found.cell, found.effect)
         families = (found.pairs, found.baseline, found.levels)
-        least = 0.93 if world.seeds > 2 else 0.90
+        least = 0.92 if world.seeds > 2 else 0.90
         if not all(0.93 <= one <= 0.97 for one in single) or min(families) < least:
             wrong.append(title)
     assert not wrong

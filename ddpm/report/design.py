@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations
-from math import inf, sqrt
+from math import inf, prod, sqrt
 
 import numpy as np
 
@@ -75,10 +75,9 @@ class Design:
         rows = np.ones(len(self.y), dtype=bool)
         for other, value in held.items():
             rows &= self.codes[other] == place(self.values[other], value)
-        others = [other for other in self.codes if other != key and other not in held]
-        # The other factors' pairs absorb what they do among themselves, as in a type II sum.
         own = self.columns((key,))
-        x = np.hstack([own, self.base(), *(self.columns(t) for t in subsets(others, 2))])[rows]
+        terms = self._beside(key, [other for other in self.codes if other not in held])
+        x = np.hstack([own, self.base(), *(self.columns(term) for term in terms)])[rows]
         levels = self.values[key]
         coding = np.zeros((len(levels), x.shape[1]))  # (L, columns)
         coding[:, : own.shape[1]] = _contrasts(len(levels))
@@ -102,6 +101,19 @@ class Design:
             differences=means[:, None] - means[None],
             widths=widths,
         )
+
+    def _beside(self, key: str, keys: Sequence[str]) -> list[tuple[str, ...]]:
+        """The terms fitted beside a main effect.
+
+        All of them where every cell was trained but seeds are missing, so that the effect is of
+        unweighted means of cells; else what other factors do among themselves, as in type II sums.
+        In a complete grid both are the same.
+        """
+        counts = np.bincount(self.cell)
+        every = prod(len(values) for values in self.values.values())
+        if len(counts) == every and counts.min() < counts.max():
+            return [term for term in subsets(keys, len(keys)) if term != (key,)]
+        return subsets([other for other in keys if other != key], 2)
 
     def _half_width(
         self, weights: np.ndarray, lost: np.ndarray, noise: Noise, levels: int, places: int

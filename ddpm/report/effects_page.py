@@ -29,7 +29,7 @@ def differences(ranking: Ranking) -> str:
     if len(ranking.standings) < 2:
         return ""
     best = ranking.standings[0]
-    told = [pairing(ranking), apart(ranking)]
+    told = [pairing(ranking), _second_ratio(ranking), apart(ranking)]
     notes = "".join(f"<p>{escape(sentence)}</p>" for sentence in told if sentence)
     html = notes + _against(
         ranking,
@@ -53,6 +53,14 @@ def differences(ranking: Ranking) -> str:
         )
         + _note(ranking)
     )
+
+
+def _second_ratio(ranking: Ranking) -> str:
+    found = ranking.spread(MEASURES[1])
+    if found is None or not np.isfinite(found.ratio):
+        return ""
+    kind = "paired" if found.is_paired else "unpaired"
+    return f"For the {NAMES[MEASURES[1]]} it is {found.ratio:.2f} times; intervals are {kind}."
 
 
 def _note(ranking: Ranking) -> str:
@@ -95,10 +103,9 @@ def _table(head: str, rows: Sequence[str]) -> str:
 def _row(one: Comparison, with_ratio: bool) -> str:
     first, second = (one.gaps[measure] for measure in MEASURES)
     ratio = f"<td>{_plain(one.ratios[MEASURES[0]], 2)}</td>" if with_ratio else ""
-    percent = 100 * (10**first.mean - 1)
     return (
         f"<tr><th scope='row'>{escape(one.standing.label)}</th><td>{_difference(first)}</td>"
-        f"<td>{'+' if percent > 0 else ''}{signed(percent, 1)} %</td><td>{_difference(second)}</td>"
+        f"<td>{_ratio(10**first.mean)}</td><td>{_difference(second)}</td>"
         f"{ratio}<td class='left'>{_OUTCOMES[one.outcome]}</td></tr>"
     )
 
@@ -106,6 +113,14 @@ def _row(one: Comparison, with_ratio: bool) -> str:
 def _difference(gap: Gap) -> str:
     value, width = number_with_error(gap.mean, gap.half_width)
     return f'{value} <span class="error">\u00b1 {width}</span>'
+
+
+def _ratio(ratio: float) -> str:
+    """`+3.1 %`; from twice the error on, times how much it is."""
+    if ratio >= 2:
+        return f"\u00d7{ratio:,.1f}"
+    percent = 100 * (ratio - 1)
+    return f"{'+' if percent > 0 else ''}{signed(percent, 1)} %"
 
 
 def _plain(value: float, digits: int) -> str:
