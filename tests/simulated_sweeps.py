@@ -77,7 +77,7 @@ class Coverage:
     baseline: float  # sweeps in which all differences against one cell hold together
     cell: float  # 95 % intervals of single cells
     effect: float  # 95 % intervals of single effects of levels
-    levels: float  # factors of which all differences of levels hold together
+    levels: float  # sweeps in which all differences of levels of all factors hold together
     paired: float  # sweeps that pair
 
 
@@ -140,7 +140,7 @@ def _effects(ranking: Ranking, truth: np.ndarray) -> tuple[float, float]:
         single += list(np.abs(effect.means - (means - means.mean())) <= effect.half_widths)
         off = np.abs(effect.differences - (means[:, None] - means))
         together.append(bool((off <= effect.widths + 1e-12).all()))
-    return float(np.mean(single)), float(np.mean(together))
+    return float(np.mean(single)), float(all(together))
 
 
 @dataclass(frozen=True, kw_only=True)

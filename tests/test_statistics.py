@@ -35,7 +35,7 @@ def test_intervals_hold_as_often_as_they_say(world: World) -> None:
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_one_configuration_under_nine_names_is_not_told_apart(seeds: int) -> None:
     found = claims(World(grid=NAMES, seeds=seeds, of_seeds=1.0), 150)
-    assert found.answer <= 0.06 and found.table <= 0.06 and found.factors <= 0.09
+    assert found.answer <= 0.06 and found.table <= 0.06 and found.factors <= 0.08
 
 
 WORLDS = {
@@ -94,6 +94,6 @@ def test_equal_cells_of_500_sweeps_cannot_be_told_apart() -> None:
         }.items():
             found = claims(replace(world, seeds=seeds), 500, seed=seeds)
             print(_row(f"{title}, {seeds} seeds", found), flush=True)
-            if found.answer > 0.06:
+            if found.answer > 0.06 or found.factors > 0.08:
                 wrong.append((title, seeds))
     assert not wrong

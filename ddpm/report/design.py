@@ -30,7 +30,8 @@ class Effect:
 
     levels: its values.  means: their distances from the factor's mean.  half_widths: of each of
     `means`, alone, at 95 %.  differences, widths: (L, L), first minus second, and the half-widths
-    of intervals that hold for all pairs of levels (and all places held) together, Tukey's.
+    of intervals that hold for all pairs of levels together, Tukey's, and for all factors and
+    places that are looked at.
     """
 
     key: str
@@ -67,10 +68,10 @@ class Design:
     values: Mapping[str, tuple[Value, ...]]
     seeds: np.ndarray | None  # None: cells share none, no blocks
 
-    def effect(self, key: str, held: Mapping[str, Value], noise: Noise, places: int) -> Effect:
+    def effect(self, key: str, held: Mapping[str, Value], noise: Noise, families: int) -> Effect:
         """A factor's levels compared at the values `held` of others, over the rest of them.
 
-        places: at how many values `held` the factor is looked at.
+        families: of how many such comparisons the differences of levels hold together.
         """
         rows = np.ones(len(self.y), dtype=bool)
         for other, value in held.items():
@@ -91,7 +92,7 @@ class Design:
         widths = np.zeros((len(levels), len(levels)))
         for a, b in combinations(range(len(levels)), 2):
             between, missing = weights[a] - weights[b], lost[a] - lost[b]
-            width = self._half_width(between, missing, noise, len(levels), places)
+            width = self._half_width(between, missing, noise, len(levels), families)
             widths[a, b] = widths[b, a] = width
         return Effect(
             key=key,
@@ -116,15 +117,15 @@ class Design:
         return subsets([other for other in keys if other != key], 2)
 
     def _half_width(
-        self, weights: np.ndarray, lost: np.ndarray, noise: Noise, levels: int, places: int
+        self, weights: np.ndarray, lost: np.ndarray, noise: Noise, levels: int, families: int
     ) -> float:
-        """Of weights @ y: Tukey's for all pairs of levels at all places together."""
+        """Of weights @ y: Tukey's for all pairs of levels of all families together."""
         if np.abs(lost).max() > 1e-6:
             return inf
         variance, dof = noise.variance, float(noise.dof)
         if noise.strata is not None:
             variance, dof = noise.strata.share(np.bincount(self.cell, weights, noise.cells))
-        together = 1 - (1 - CONFIDENCE) / places
+        together = 1 - (1 - CONFIDENCE) / families
         size = sqrt(variance * float(weights @ weights))
         return tukey_quantile(together, levels, rounded(dof)) * size
 

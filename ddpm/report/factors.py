@@ -72,7 +72,10 @@ class Analysis:
         return tuple(term for term in self.terms if key in term.keys and len(term.keys) > 1)
 
     def effect(self, key: str, held: Mapping[str, Value] | None = None, places: int = 1) -> Effect:
-        """A factor's levels compared, at the values `held` of others; places: how many such."""
+        """A factor's levels compared, at the values `held` of others; places: how many such.
+
+        Differences of levels hold at 95 % for all factors and places together.
+        """
         assert self.design is not None and self.error is not None
         noise = Noise(
             variance=self.error.squares / self.error.dof,
@@ -80,7 +83,7 @@ class Analysis:
             cells=int(self.design.cell.max()) + 1,
             strata=self.strata,
         )
-        return self.design.effect(key, held or {}, noise, places)
+        return self.design.effect(key, held or {}, noise, places * len(self.factors))
 
 
 def analyse(ranking: Ranking, measure: str) -> Analysis:
