@@ -297,6 +297,8 @@ def test_a_baseline_stands_in_page_answer_and_statistics(
     assert len(said["against_baseline"]["cells"]) == len(said["against_lowest"]["cells"]) == 8
     with pytest.raises(InputError, match="names none of the ranked cells"):
         main([str(folder), "--baseline", "SCHEDULER=square"])
+    with pytest.raises(InputError, match="is one run, with no cells"):
+        main([str(run_dir(folder, 0)), "--baseline", wish])
 
 
 def test_statistics_json_has_the_numbers_of_the_page(folder: Path) -> None:

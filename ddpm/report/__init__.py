@@ -14,6 +14,7 @@ from rich.console import Console
 
 from ddpm import durable
 from ddpm.config import load
+from ddpm.errors import InputError
 from ddpm.report.comparisons import with_baseline
 from ddpm.report.data import Sweep, read
 from ddpm.report.html import next_command, page, progress
@@ -55,6 +56,8 @@ def assess(folder: Path, *, baseline: str | None = None) -> Report:
     """
     sweep = read(folder)
     ranking = rank(sweep)
+    if baseline is not None and not sweep.is_sweep:
+        raise InputError(f"--baseline {baseline}: {folder} is one run, with no cells to compare")
     if baseline is not None:
         ranking = with_baseline(ranking, baseline)
     return Report(
