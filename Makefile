@@ -14,7 +14,7 @@ STAMP := .venv/.installed
 PLAIN := not gpu and not slurm and not oracle and not campaign
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep train report test test-fast test-oracle test-wandb test-kills test-coverage test-slurm test-slurm-full bench check docs clean
+.PHONY: help install sweep train report test test-fast test-oracle test-wandb test-kills test-coverage test-statistics test-slurm test-slurm-full bench check docs clean
 
 help:              ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
@@ -36,9 +36,9 @@ test: $(STAMP)     ## every test that needs no GPU and no SLURM
 test-fast: $(STAMP) ## the tests that take under two seconds each
 	$(BIN)/python -m pytest -q -m "$(PLAIN) and not slow" -n $(JOBS) --durations=15 $(ARGS)
 
-test-oracle: $(STAMP) ## samplers against those of diffusers, which it installs beside the pinned packages
-	$(BIN)/python -m pip install --constraint constraints.txt --quiet "diffusers>=0.32"
-	$(BIN)/python -m pytest -q -m oracle -n 0 --no-skips $(ARGS) tests/test_diffusers_oracle.py
+test-oracle: $(STAMP) ## samplers against diffusers, statistics against statsmodels, installed beside the pinned packages
+	$(BIN)/python -m pip install --constraint constraints.txt --quiet "diffusers>=0.32" "statsmodels>=0.15"
+	$(BIN)/python -m pytest -q -m oracle -n 0 --no-skips $(ARGS) tests/test_diffusers_oracle.py tests/test_statistics_oracle.py
 
 test-wandb: $(STAMP) ## runs on a server of W&B's protocol on loopback, installed in a folder of its own
 	$(BIN)/python -m venv .venv/openwandb
@@ -50,6 +50,9 @@ test-kills: $(STAMP) ## 10,000 images by 8 jobs that lose 50 processes to kill -
 
 test-coverage: $(STAMP) ## how often 95 % intervals of FID, KID and the others hold the truth: a table, half an hour
 	$(BIN)/python -m pytest -q -m campaign -n 0 -s $(ARGS) tests/test_interval_coverage.py
+
+test-statistics: $(STAMP) ## coverage of every interval over 1,000 simulated sweeps of each kind, A/A over 500; an hour
+	$(BIN)/python -m pytest -q -m campaign -n 0 -s $(ARGS) tests/test_statistics.py
 
 test-slurm: $(STAMP) ## on a real SLURM of three nodes on this machine: Debian, as root, minutes
 	$(BIN)/python -m pytest -q -m "slurm and not slow" -n 0 --durations=15 $(ARGS)

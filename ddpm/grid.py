@@ -22,7 +22,7 @@ from ddpm.reading import (
 from ddpm.schema import Config
 from ddpm.values import Value, is_null, nearest, show
 
-_KEYS = ("BASE", "GRID", "SEEDS", "TUNE")
+_KEYS = ("BASE", "GRID", "NAMES", "SEEDS", "TUNE")
 Axes = dict[str, tuple[Value, ...]]
 # Keys that say what trials are compared on; cells that differ in them are not comparable.
 _MEASURE = {
@@ -55,6 +55,11 @@ class Plan(Section):
 
     SEEDS: tuple[int, ...] = option(
         (0,), "Values of TRAINING.SEED", low=0, high=2**63 - 1, min_items=1, is_unique=True
+    )
+    NAMES: tuple[str, ...] = option(
+        (),
+        "In place of GRID: names for one configuration, each with seeds of its own",
+        is_unique=True,
     )
     TUNE: Tune = Tune()
 
@@ -132,7 +137,7 @@ def read_plan(document: Document) -> Plan | None:
             hint = f"did you mean {guess}?" if guess else f"a sweep has {', '.join(_KEYS)}"
             document.problems.append(f"{document.place(name)}: {name} is no key; {hint}")
     tree: dict[str, Tree] = {
-        name: document.tree[name] for name in ("SEEDS", "TUNE") if name in document.tree
+        name: document.tree[name] for name in ("SEEDS", "NAMES", "TUNE") if name in document.tree
     }
     part = Document(document.source, tree, document.places)
     values = read_values(part, Plan)
@@ -143,6 +148,13 @@ def read_plan(document: Document) -> Plan | None:
 def read_grid(document: Document, base: Document) -> Axes:
     """The grid's valid keys and values; problems go to the document, spoiled keys to the base."""
     given = document.tree.get("GRID")
+    if given is None and document.tree.get("NAMES"):
+        return {}
+    if given is not None and "NAMES" in document.tree:
+        document.problems.append(
+            f"{document.place('NAMES')}: NAMES and GRID exclude each other; names stand for one "
+            "configuration trained several times"
+        )
     if not isinstance(given, dict) or not given:
         document.problems.append(
             f"{document.place('GRID')}: GRID is {show(given)}; give dotted keys with a list of "

@@ -6,8 +6,10 @@
     SEEDS: [0, 1]                                      # each varies TRAINING.SEED alone
     TUNE: {MAX_CONCURRENT: null, MAX_FAILURES: 0}
 
-Trials come seed by seed, so the first seed's grid is complete first; within it the last key of GRID
-varies fastest. Impossible cells are skipped with the reason; every other problem is refused.
+`NAMES: [a, b, c]` in place of GRID trains one configuration under several names, each with seeds of
+its own: an A/A test, in which no cell is better than another. Trials come seed by seed, so the
+first seed's grid is complete first; within it the last key of GRID varies fastest. Impossible cells
+are skipped with the reason; every other problem is refused.
 """
 
 import itertools
@@ -20,7 +22,7 @@ from ddpm import durable
 from ddpm.building import Built, build
 from ddpm.config import Config, run_id, to_yaml
 from ddpm.errors import InputError
-from ddpm.grid import Axes, Tune, override_sweep, read_base, read_grid, read_plan
+from ddpm.grid import Axes, Plan, Tune, override_sweep, read_base, read_grid, read_plan
 from ddpm.ledger import Ledger, Outcome, cell_name
 from ddpm.reading import Document, as_tree, copy_tree, read_file, set_key
 from ddpm.values import SAFE_NAME, Value, plain
@@ -38,6 +40,7 @@ __all__ = [
 
 Cell = Mapping[str, Value]
 _MOST_CELLS = 10_000
+NAME = "NAME"  # the one key of a cell that has a name in place of values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,15 +109,17 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
         raise InputError(list(dict.fromkeys(document.problems)))
     if not cells:
         raise InputError([f"{path}: every cell is impossible", *(one.reason for one in skipped)])
+    pairs = itertools.product(plan.SEEDS, _named(plan.NAMES) if plan.NAMES else cells)
     trials = tuple(
-        _trial(base, document, cell, seed) for seed, cell in itertools.product(plan.SEEDS, cells)
+        _trial(base, document, cell, _own_seed(plan, cell, seed)) for seed, cell in pairs
     )
     return Sweep(
         name=path.stem,
         path=path,
         question=_question(path),
         base=trials[0].config,
-        grid={key: tuple(plain(value) for value in values) for key, values in grid.items()},
+        grid={key: tuple(plain(v) for v in values) for key, values in grid.items()}
+        or {NAME: plan.NAMES},
         seeds=plan.SEEDS,
         tune=plan.TUNE,
         trials=trials,
@@ -163,7 +168,8 @@ def _build(base: Document, sweep: Document, cell: Cell, seed: int) -> Built:
     document = Document(
         base.source, copy_tree(base.tree), dict(base.places), list(base.problems), set(base.spoiled)
     )
-    for key, value in {**cell, "TRAINING.SEED": seed}.items():
+    varied = {key: value for key, value in cell.items() if key != NAME}
+    for key, value in {**varied, "TRAINING.SEED": seed}.items():
         set_key(document.tree, key, as_tree(value))
         document.places[key] = sweep.place("GRID." + key)
     return build(document)
@@ -173,6 +179,17 @@ def _trial(base: Document, sweep: Document, cell: Cell, seed: int) -> PlannedTri
     config = _build(base, sweep, cell, seed).config
     assert config is not None  # _check_cells has built it
     return PlannedTrial(cell=_plain_cell(cell), seed=seed, config=config)
+
+
+def _named(names: Iterable[str]) -> list[Cell]:
+    return [{NAME: name} for name in names]
+
+
+def _own_seed(plan: Plan, cell: Cell, seed: int) -> int:
+    """The seed itself; where cells have names, one that no other name has."""
+    if NAME not in cell:
+        return seed
+    return seed + plan.NAMES.index(str(cell[NAME])) * (max(plan.SEEDS) + 1)
 
 
 def _plain_cell(cell: Cell) -> dict[str, object]:

@@ -12,6 +12,7 @@ EXAMPLES = """examples:
   python launch/report.py training_outputs/sweeps/pred_types
   python launch/report.py training_outputs/sweeps/pred_types --open
   python launch/report.py training_outputs/sweeps/pred_types --wandb
+  python launch/report.py training_outputs/sweeps/schedules --baseline SCHEDULER=linear
   python launch/report.py training_outputs/digits_8x8x1/.../linear_1000_velocity_MSE_... --dry-run
 """
 
@@ -27,9 +28,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="OUTPUT_DIR/sweeps/NAME or a run directory")
     parser.add_argument("--open", action="store_true", help="show it in the browser")
     parser.add_argument("--wandb", action="store_true", help="make or update its W&B report")
+    parser.add_argument(
+        "--baseline", metavar="KEY=VALUE,...", help="a cell that all others are compared with too"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the answer, write nothing")
     arguments = parser.parse_args(argv)
-    made = (report.assess if arguments.dry_run else report.build)(arguments.folder)
+    make = report.assess if arguments.dry_run else report.build
+    made = make(arguments.folder, baseline=arguments.baseline)
     made.print()
     if arguments.dry_run:
         print(f"would write {made.html} and {made.csv.name}")

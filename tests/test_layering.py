@@ -30,7 +30,7 @@ FLOORS = (
     "tarheader tarscan "
     # state: what is kept, how it is written, how workers share it
     "checkpoint durable lock storage spans units distributed ema ema_profile post_hoc_ema "
-    "gradients objective optimizer train_state measures best memory metrics_log pictures "
+    "gradients objective optimizer train_state measures quantiles best memory metrics_log pictures "
     "provenance run_log run_names grid ledger sweep "
     # distances between sets of features
     "estimates moments fid kid kernel_means manifold memorisation squared_distance tensor_files "
@@ -54,9 +54,8 @@ FLOORS = (
 WING = {"initialization", "layers", "levels", "unet", "unet_summary"}
 WING_MAY_IMPORT = WING | {"errors", "noise"}
 
-CORE = (
-    "torch numpy omegaconf yaml webdataset PIL safetensors sklearn rich matplotlib psutil".split()
-)
+CORE = "torch numpy scipy omegaconf yaml webdataset PIL safetensors sklearn rich matplotlib".split()
+CORE += ["psutil"]
 FRAMEWORKS = "ray wandb wandb_workspaces submitit diffusers h5py torch_fidelity".split()
 
 

@@ -46,6 +46,9 @@ ELSEWHERE = {
     ),
     "python launch/evaluate.py /usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz "
     "--against /usr/share/datasets/fashion-mnist": DATA_NOT_HERE,
+    "python launch/sweep.py sweeps/a_a.yaml": "a whole sweep takes minutes",
+    "python launch/report.py training_outputs/sweeps/pred_types "
+    "--baseline SCHEDULER=linear,PRED_TYPE=noise": "needs a finished sweep",
     "python benchmarks/overhead.py": "a measurement of minutes",
     "python benchmarks/sampling.py --rounds 8 --steps 3": "a measurement of minutes",
     "python benchmarks/metrics.py memory": "a measurement of minutes",

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -103,6 +104,8 @@ def test_every_section_is_there(folder: Path) -> None:
     headings = re.findall(r"<h2>(.*?)</h2>", html(folder))
     assert headings == [
         "Ranking",
+        "Differences",
+        "Factors",
         "Heat maps",
         "x0-error over noise level",
         "Samples",
@@ -279,6 +282,36 @@ def test_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main([str(folder)]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"report: {folder / 'report.html'}" and (folder / "results.csv").exists()
+
+
+def test_a_baseline_stands_in_page_answer_and_statistics(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wish = "SCHEDULER=linear,PRED_TYPE=noise"
+    assert main([str(folder), "--baseline", wish]) == 0
+    assert "Against the baseline linear \u00b7 noise" in " ".join(capsys.readouterr().out.split())
+    text = (folder / "report.html").read_text()
+    assert "the baseline that was named" in text and "(Dunnett)" in text
+    said = json.loads((folder / "statistics.json").read_text())
+    assert said["against_baseline"]["reference"] == "linear \u00b7 noise"
+    assert len(said["against_baseline"]["cells"]) == len(said["against_lowest"]["cells"]) == 8
+    with pytest.raises(InputError, match="names none of the ranked cells"):
+        main([str(folder), "--baseline", "SCHEDULER=square"])
+    with pytest.raises(InputError, match="is one run, with no cells"):
+        main([str(run_dir(folder, 0)), "--baseline", wish])
+
+
+def test_statistics_json_has_the_numbers_of_the_page(folder: Path) -> None:
+    text = html(folder)
+    said = json.loads((folder / "statistics.json").read_text())
+    assert said["format"] == 1 and said["against_baseline"] is None
+    for measure in MEASURES:
+        part = said["measures"][measure]
+        assert part["intervals"] == "evaluation error"
+        assert part["paired_over_unpaired_variance"] is None
+        assert part["factors"]["keys"] == [SCHEDULER, PRED_TYPE]
+        assert [len(one["levels"]) for one in part["factors"]["effects"]] == [3, 3]
+        assert all(escape(sentence) in text for sentence in part["sentences"])
 
 
 @pytest.mark.slow

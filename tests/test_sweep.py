@@ -82,6 +82,20 @@ def test_the_grid_of_the_first_seed_is_complete_before_the_next_begins(tmp_path:
         assert "SEED" in line or "PRED_TYPE" in line
 
 
+def test_names_are_one_configuration_with_seeds_of_their_own(tmp_path: Path) -> None:
+    loaded = sweep(tmp_path, BASE + "NAMES: [a, b, c]\nSEEDS: [0, 2]\n")
+    assert [(t.cell["NAME"], t.seed) for t in loaded.trials] == [
+        ("a", 0), ("b", 3), ("c", 6), ("a", 2), ("b", 5), ("c", 8),
+    ]  # fmt: skip
+    assert loaded.grid == {"NAME": ("a", "b", "c")} and not loaded.skipped
+    for trial in loaded.trials:
+        assert trial.config.TRAINING.SEED == trial.seed
+        lines = c.difference(loaded.trials[0].config, trial.config)
+        assert trial is loaded.trials[0] or len(lines) == 1 and "SEED" in lines[0]
+    shipped = load_sweep(ROOT / "sweeps" / "a_a.yaml")
+    assert len({trial.seed for trial in shipped.trials}) == len(shipped.trials) == 27
+
+
 def test_every_impossible_cell_is_skipped_with_its_reason(tmp_path: Path) -> None:
     text = BASE + (
         "GRID:\n"
@@ -219,6 +233,9 @@ def test_a_relative_base_is_sought_beside_the_sweep(
         (BASE + GRID + "SEEDS: [-1]", "SEEDS is [-1]; allowed"),
         (BASE + GRID + "TUNE: {MAX_CONCURENT: 2}", "did you mean TUNE.MAX_CONCURRENT?"),
         (BASE + GRID + "TUNE: {MAX_CONCURRENT: 0}", "TUNE.MAX_CONCURRENT is 0; allowed:"),
+        (BASE + GRID + "NAMES: [a, b]", "NAMES and GRID exclude each other"),
+        (BASE + "NAMES: [a, a]", "NAMES is [a, a]; allowed"),
+        (BASE + "NAMES: []", "GRID is null; give dotted keys"),
         (BASE + GRID + "SEED: [1]", "SEED is no key; did you mean SEEDS?"),
         (BASE + GRID + GRID, "GRID is given twice"),
         (BASE + "GRID:\n  A.B: [1]\n  a.b: [2]", "GRID.A.B is given twice"),

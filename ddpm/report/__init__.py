@@ -1,4 +1,4 @@
-"""The offline report of a sweep or a run: report.html and results.csv beside its files.
+"""The offline report of a sweep or a run: report.html, results.csv and statistics.json beside it.
 
     report = build(Path("training_outputs/sweeps/pred_types"))
     report.print()                                  # the ranking and the verdict on the terminal
@@ -14,9 +14,12 @@ from rich.console import Console
 
 from ddpm import durable
 from ddpm.config import load
+from ddpm.errors import InputError
+from ddpm.report.comparisons import with_baseline
 from ddpm.report.data import Sweep, read
 from ddpm.report.html import next_command, page, progress
 from ddpm.report.ranking import Ranking, rank
+from ddpm.report.statistics_file import statistics
 from ddpm.report.table import csv_text, print_table
 from ddpm.report.verdict import Verdict, judge
 from ddpm.sweep import write_best
@@ -46,10 +49,17 @@ class Report:
             console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
 
 
-def assess(folder: Path) -> Report:
-    """Reads and judges a sweep folder or a run directory; writes nothing."""
+def assess(folder: Path, *, baseline: str | None = None) -> Report:
+    """Reads and judges a sweep folder or a run directory; writes nothing.
+
+    baseline: `KEY=value,...` of the cell that all others are compared with as well.
+    """
     sweep = read(folder)
     ranking = rank(sweep)
+    if baseline is not None and not sweep.is_sweep:
+        raise InputError(f"--baseline {baseline}: {folder} is one run, with no cells to compare")
+    if baseline is not None:
+        ranking = with_baseline(ranking, baseline)
     return Report(
         sweep=sweep,
         ranking=ranking,
@@ -59,14 +69,16 @@ def assess(folder: Path) -> Report:
     )
 
 
-def build(folder: Path, *, console: Console | None = None) -> Report:
+def build(folder: Path, *, console: Console | None = None, baseline: str | None = None) -> Report:
     """Writes report.html and results.csv of a sweep folder or a run, and a sweep's best.yaml.
 
     console: print the ranking and the answer there too.
     """
-    report = assess(folder)
+    report = assess(folder, baseline=baseline)
     report = replace(report, best=_write_best(report))
     durable.write_text(report.csv, csv_text(report.sweep, report.ranking))
+    if report.sweep.is_sweep:
+        durable.write_json(folder / "statistics.json", statistics(report.ranking))
     durable.write_text(report.html, page(report.sweep, report.ranking, report.verdict))
     if console is not None:
         report.print(console)

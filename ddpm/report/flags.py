@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from ddpm.report.data import Sweep, Trial
 from ddpm.report.files import Value, mapping
 from ddpm.report.labels import PRED_TYPE, SCHEDULER, cell_label, listed, part, text, varied
+from ddpm.report.mixed import mixed
 
 LOSS_SPACE = "TRAINING.LOSS_SPACE"
 LEARNING_RATE = "TRAINING.HYPER_PARAMETERS.LEARNING_RATE"
@@ -17,6 +18,7 @@ def flags(sweep: Sweep) -> tuple[str, ...]:
     trials = [trial for trial in sweep.trials if trial.config]
     found = [
         *sweep.problems,
+        *mixed(sweep),
         _confounded(trials),
         _learning_rate(sweep, trials),
         _beta_defined(trials),

@@ -4,7 +4,7 @@ from html import escape
 from importlib.resources import files
 
 from ddpm.measures import MEASURES
-from ddpm.report import appendix, curves, maps
+from ddpm.report import appendix, curves, effects_page, maps
 from ddpm.report.axes import Axes, axes_of
 from ddpm.report.data import Sweep
 from ddpm.report.flags import flags, is_confounded
@@ -21,6 +21,8 @@ def page(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
     axes = axes_of(sweep)
     sections = [
         ("Ranking", maps.ranking_table(ranking) if ranking.standings and sweep.is_sweep else ""),
+        ("Differences", effects_page.differences(ranking) if sweep.is_sweep else ""),
+        ("Factors", effects_page.factors(ranking) if sweep.is_sweep else ""),
         ("Heat maps", _heat_maps(sweep, ranking, axes)),
         ("x0-error over noise level", _errors(sweep, ranking, axes)),
         ("Samples", appendix.samples(sweep, ranking, axes)),

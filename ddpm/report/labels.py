@@ -11,7 +11,12 @@ PRED_TYPE, SCHEDULER, TIMESTEPS = (
     "TRAINING.NETWORK.SCHEDULER",
     "TRAINING.NETWORK.TIMESTEPS",
 )
-_SPOKEN = {PRED_TYPE: "prediction type", SCHEDULER: "schedule", TIMESTEPS: "timesteps"}
+_SPOKEN = {
+    PRED_TYPE: "prediction type",
+    SCHEDULER: "schedule",
+    TIMESTEPS: "timesteps",
+    "NAME": "name",
+}
 _ORDER = (SCHEDULER, PRED_TYPE, TIMESTEPS)
 
 
@@ -39,7 +44,7 @@ def text(value: Value) -> str:
 
 def part(key: str, value: Value) -> str:
     """One coordinate of a cell: `cosine`, `velocity`, `T=250`, `LEARNING_RATE=0.001`."""
-    if key in (PRED_TYPE, SCHEDULER):
+    if key in (PRED_TYPE, SCHEDULER, "NAME"):
         return text(value)
     return f"T={text(value)}" if key == TIMESTEPS else f"{spoken(key)}={text(value)}"
 

@@ -3,9 +3,11 @@
 A cell is one point of the grid; its trials differ in their seed alone.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import nan, prod
 
 import numpy as np
 
@@ -20,6 +22,10 @@ from ddpm.measures import (
 from ddpm.report.data import Sweep, Trial
 from ddpm.report.files import Value
 from ddpm.report.labels import cell_label, varied
+from ddpm.report.spread import Spread, spread
+
+# Of a grid's combinations; with fewer, what each key does cannot be separated.
+_LEAST_FILLED = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +36,10 @@ class Standing:
     label: str
     trials: Mapping[int, Trial]
     summaries: Mapping[int, X0Summary]
+
+    def code(self, key: str) -> str:
+        """Its value of a key as text that can be compared."""
+        return json.dumps(self.cell.get(key), sort_keys=True)
 
     def value(self, measure: str) -> float:
         """The number, mean over seeds."""
@@ -59,6 +69,7 @@ class Ranking:
     standings: tuple[Standing, ...]
     excluded: tuple[tuple[str, str], ...]  # (cell, reason)
     problem: str | None = None  # why the cells cannot be compared at all
+    baseline: int | None = None  # the place of a cell that others are compared with by wish
 
     def order(self, measure: str) -> tuple[int, ...]:
         """Places in `standings` from the lowest of the measure up."""
@@ -88,8 +99,67 @@ class Ranking:
 
     @property
     def num_seeds(self) -> int:
-        """Seeds every ranked cell has."""
-        return len(shared_seeds(self.standings))
+        """Seeds the cell with the fewest has."""
+        return min((len(standing.summaries) for standing in self.standings), default=0)
+
+    @property
+    def seeds(self) -> list[int]:
+        """All seeds that a ranked cell has."""
+        return sorted({seed for standing in self.standings for seed in standing.summaries})
+
+    def place(self, standing: Standing) -> int:
+        """Its place in `standings`."""
+        return self._places[id(standing)]
+
+    @staticmethod
+    def number(standing: Standing, measure: str) -> float:
+        """What is compared: a number as log10, mean over seeds."""
+        return float(np.mean([_logarithm(one, measure) for one in standing.summaries.values()]))
+
+    def table(self, measure: str) -> np.ndarray:
+        """The numbers that are compared, (cells, seeds), NaN where a trial is missing."""
+        seeds = self.seeds
+        return np.array(
+            [
+                [
+                    _logarithm(one.summaries[k], measure) if k in one.summaries else nan
+                    for k in seeds
+                ]
+                for one in self.standings
+            ]
+        )
+
+    @cached_property
+    def factors(self) -> tuple[str, ...]:
+        """The keys in which its cells differ; none where they are no grid but scattered points."""
+        keys = varied(standing.cell for standing in self.standings)
+        return keys if self.filled(keys) >= _LEAST_FILLED else ()
+
+    def filled(self, keys: Sequence[str]) -> float:
+        """The share of all combinations of these keys' values that is ranked."""
+        levels = [len({standing.code(key) for standing in self.standings}) for key in keys]
+        return len(self.standings) / prod(levels)
+
+    @cached_property
+    def codes(self) -> np.ndarray:
+        """The number of each cell's level of each factor, (cells, factors)."""
+        columns = [[standing.code(key) for standing in self.standings] for key in self.factors]
+        numbers = [np.unique(column, return_inverse=True)[1].ravel() for column in columns]
+        return np.array(numbers, dtype=np.int64).reshape(len(columns), len(self.standings)).T
+
+    def spread(self, measure: str) -> Spread | None:
+        """How cells scatter over seeds; None where no cell has two."""
+        return self._spreads[measure]
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {id(standing): place for place, standing in enumerate(self.standings)}
+
+    @cached_property
+    def _spreads(self) -> dict[str, Spread | None]:
+        if not self.standings:
+            return dict.fromkeys(MEASURES)
+        return {measure: spread(self.table(measure), codes=self.codes) for measure in MEASURES}
 
 
 def rank(sweep: Sweep) -> Ranking:
@@ -113,6 +183,12 @@ def rank(sweep: Sweep) -> Ranking:
     standings = [_standing(label, trials, levels) for label, trials in usable]
     standings.sort(key=lambda standing: standing.value(MEASURES[0]))
     return Ranking(levels=levels, standings=tuple(standings), excluded=tuple(excluded))
+
+
+def _logarithm(summary: X0Summary, measure: str) -> float:
+    if measure == MEASURES[0]:
+        return summary.mean_log10_mse
+    return float(np.log10(summary.snr_weighted_mse))
 
 
 def _error(trial: Trial) -> X0Error:
@@ -150,6 +226,8 @@ def _why_not(trial: Trial, must_be_done: bool) -> str | None:
         return f"seed {trial.seed} has no evaluation.npz"
     if not np.isfinite(trial.error.mse).all():
         return f"seed {trial.seed} gives numbers that are not finite"
+    if not (trial.error.mse.mean(axis=1) > 0).all():
+        return f"seed {trial.seed} gives an error of zero, which has no logarithm"
     return None
 
 

@@ -2,19 +2,21 @@
 
 A winner is named where both rankings agree and every other cell can be told apart from it;
 otherwise the sentences say which cells are level with it, or at which noise levels each of two is
-better. Comparisons are corrected for all pairs of cells (Bonferroni), since the best one was picked
-among them.
+better. Intervals hold for all pairs of cells together (Tukey), since the best one was picked among
+them; those against a baseline that was named beforehand hold together too (Dunnett).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 
 from ddpm.measures import MEASURES
+from ddpm.report.comparisons import against_baseline
 from ddpm.report.data import Sweep
-from ddpm.report.gaps import Gap, gap, level_gaps
+from ddpm.report.gaps import CONFIDENCE, Gap, gap, level_gaps
 from ddpm.report.labels import listed, number_with_error, ranges
 from ddpm.report.ranking import Ranking, Standing
+from ddpm.report.scope import scope
 
 NAMES = {MEASURES[0]: "mean log10 error", MEASURES[1]: "SNR-weighted error"}
 
@@ -41,12 +43,15 @@ def judge(sweep: Sweep, ranking: Ranking) -> Verdict:
         return Verdict(
             kind="none",
             headline=f"Only {standings[0].label} can be measured; there is nothing to compare.",
-            sentences=(_scope(sweep, ranking),),
+            sentences=(scope(sweep, ranking),),
         )
     first, second = (standings[ranking.order(measure)[0]] for measure in MEASURES)
     if first is second:
-        return _agreed(sweep, ranking, first)
-    return _split(sweep, ranking, first, second)
+        verdict = _agreed(sweep, ranking, first)
+    else:
+        verdict = _split(sweep, ranking, first, second)
+    more = tuple(filter(None, [against_baseline(ranking)]))
+    return replace(verdict, sentences=(*verdict.sentences, *more))
 
 
 def _of_a_run(ranking: Ranking) -> Verdict:
@@ -77,26 +82,50 @@ def _nothing(sweep: Sweep) -> Verdict:
 
 
 def _agreed(sweep: Sweep, ranking: Ranking, best: Standing) -> Verdict:
-    confidence = _corrected(len(ranking.standings))
     others = [standing for standing in ranking.standings if standing is not best]
-    level = [o.label for o in others if not _told_apart(ranking, o, best, confidence)]
-    where = "" if ranking.num_seeds > 1 else " of this run"
+    level = [o.label for o in others if not _told_apart(ranking, o, best)]
+    where = "" if ranking.spread(MEASURES[0]) is not None else " of this run"
     runner_up = others[0]
-    margin = gap(ranking, runner_up, best, MEASURES[0], confidence)
+    margin = gap(ranking, runner_up, best, MEASURES[0])
     distance = f"Next is {runner_up.label}: {_distance(margin)}."
     if not level:
         headline = f"{best.label} has the lowest x0-error{where}, by both measures."
-        sentences = (distance, _scope(sweep, ranking))
+        sentences = (distance, scope(sweep, ranking))
         return Verdict(kind="winner", headline=headline, sentences=sentences)
     headline = (
         f"No clear winner: {best.label} is lowest by both measures, but cannot be told apart from "
         f"{listed(level)}."
     )
-    return Verdict(kind="tie", headline=headline, sentences=(distance, _scope(sweep, ranking)))
+    return Verdict(kind="tie", headline=headline, sentences=(distance, scope(sweep, ranking)))
 
 
 def _split(sweep: Sweep, ranking: Ranking, first: Standing, second: Standing) -> Verdict:
-    gaps = level_gaps(ranking, first, second, _corrected_levels(len(ranking.levels)))
+    # Either measure alone is enough for this claim, so each has half of the error allowed.
+    each = (1 + CONFIDENCE) / 2
+    differ = (
+        gap(ranking, second, first, MEASURES[0], each).is_told_apart
+        or gap(ranking, first, second, MEASURES[1], each).is_told_apart
+    )
+    lead = (
+        f"{first.label} has the lowest {NAMES[MEASURES[0]]}, "
+        f"{second.label} the lowest {NAMES[MEASURES[1]]}"
+    )
+    if differ:
+        headline = f"No single winner: the two measures disagree. {lead}."
+        sentences = (_by_level(ranking, first, second), scope(sweep, ranking))
+        return Verdict(kind="split", headline=headline, sentences=sentences)
+    headline = f"No clear winner: {lead}, but the two cannot be told apart."
+    level = [
+        other.label
+        for other in ranking.standings
+        if other not in (first, second) and not _told_apart(ranking, other, first)
+    ]
+    also = (f"Neither can {listed(level)} from {first.label}.",) if level else ()
+    return Verdict(kind="tie", headline=headline, sentences=(*also, scope(sweep, ranking)))
+
+
+def _by_level(ranking: Ranking, first: Standing, second: Standing) -> str:
+    gaps = level_gaps(ranking, first, second)
     better = {
         label: [level for level, one in zip(ranking.levels, gaps, strict=True) if test(one)]
         for label, test in (
@@ -112,45 +141,12 @@ def _split(sweep: Sweep, ranking: Ranking, first: Standing, second: Standing) ->
     ]
     if better["neither"]:
         parts.append(f"they cannot be told apart at {ranges(better['neither'])}")
-    sentence = "By log SNR (low is noisy, high nearly clean): " + "; ".join(parts) + "."
-    confidence = _corrected(len(ranking.standings))
-    differ = (
-        gap(ranking, second, first, MEASURES[0], confidence).is_told_apart
-        or gap(ranking, first, second, MEASURES[1], confidence).is_told_apart
-    )
-    lead = (
-        f"{first.label} has the lowest {NAMES[MEASURES[0]]}, "
-        f"{second.label} the lowest {NAMES[MEASURES[1]]}"
-    )
-    headline = (
-        f"No single winner: the two measures disagree. {lead}."
-        if differ
-        else f"No clear winner: {lead}, but the two cannot be told apart."
-    )
-    if differ:
-        sentences = (sentence, _scope(sweep, ranking))
-        return Verdict(kind="split", headline=headline, sentences=sentences)
-    level = [
-        other.label
-        for other in ranking.standings
-        if other not in (first, second) and not _told_apart(ranking, other, first, confidence)
-    ]
-    also = (f"Neither can {listed(level)} from {first.label}.",) if level else ()
-    return Verdict(kind="tie", headline=headline, sentences=(*also, _scope(sweep, ranking)))
+    return "By log SNR (low is noisy, high nearly clean): " + "; ".join(parts) + "."
 
 
-def _told_apart(ranking: Ranking, other: Standing, best: Standing, confidence: float) -> bool:
-    gaps = [gap(ranking, other, best, measure, confidence) for measure in MEASURES]
+def _told_apart(ranking: Ranking, other: Standing, best: Standing) -> bool:
+    gaps = [gap(ranking, other, best, measure) for measure in MEASURES]
     return all(one.is_told_apart and one.mean > 0 for one in gaps)
-
-
-def _corrected(cells: int) -> float:
-    """Confidence of one comparison, so that 95 % holds for all pairs of cells together."""
-    return 1 - 0.05 / max(cells * (cells - 1) // 2, 1)
-
-
-def _corrected_levels(levels: int) -> float:
-    return 1 - 0.05 / max(levels, 1)
 
 
 def _distance(margin: Gap) -> str:
@@ -158,31 +154,14 @@ def _distance(margin: Gap) -> str:
         return "the two have no seed in common, so their distance has no interval"
     value, width = number_with_error(margin.mean, margin.half_width)
     percent = f"{100 * (10**margin.mean - 1):.1f} %"
-    over = f"over {margin.num_seeds} seeds" if margin.num_seeds > 1 else "evaluation error only"
+    over = f"over {margin.num_seeds} seeds"
+    if margin.basis == "evaluation":
+        over = "evaluation error only"
+    elif margin.num_seeds == 1:
+        over = "over seeds"
     return (
         f"its {NAMES[MEASURES[0]]} is {value} \u00b1 {width} higher, a typical x0-error {percent} "
         f"larger (interval corrected for all comparisons, {over})"
-    )
-
-
-def _scope(sweep: Sweep, ranking: Ranking) -> str:
-    count = len(ranking.standings)
-    pairs = next(iter(ranking.standings[0].summaries.values())).num_pairs
-    if ranking.num_seeds > 1:
-        most = max(len(standing.summaries) for standing in ranking.standings)
-        fewer = f"{ranking.num_seeds} to " if ranking.num_seeds < most else ""
-        return (
-            f"Intervals are over {fewer}{most} training seeds, each measured on {pairs} "
-            "validation images."
-        )
-    what = "this one trained network" if count == 1 else f"these {count} trained networks"
-    reason = "One training seed"
-    if any(len(standing.summaries) > 1 for standing in ranking.standings):
-        reason = "Not every cell has finished two seeds"
-    more = " Give SEEDS three or more values to learn about the cells." if sweep.is_sweep else ""
-    return (
-        f"{reason}: this speaks of {what} on {pairs} validation images and claims nothing about "
-        f"the cells beyond this run.{more}"
     )
 
 
