@@ -15,7 +15,8 @@ from rich.console import Console
 from ddpm import durable
 from ddpm.config import load
 from ddpm.report.data import Sweep, read
-from ddpm.report.html import next_command, page, progress
+from ddpm.report.first_screen import next_command, progress
+from ddpm.report.html import page
 from ddpm.report.ranking import Ranking, rank
 from ddpm.report.table import csv_text, print_table
 from ddpm.report.verdict import Verdict, judge

@@ -8,25 +8,36 @@ import numpy as np
 
 from ddpm.measures import MEASURES
 from ddpm.report.axes import Axes, place
+from ddpm.report.costs import Cost, cost
 from ddpm.report.data import Sweep
-from ddpm.report.labels import duration, number_with_error, part, signed, size, spoken
+from ddpm.report.labels import aligned, common_digits, duration, part, signed, size, spoken
 from ddpm.report.ranking import Ranking, Standing
 from ddpm.report.svg import whisker
-from ddpm.report.table import Cost, cost
 from ddpm.report.verdict import NAMES, spread
 
 _MANY = 60  # rows shown at once; the rest is folded
 _PANELS = 24
+_PALE, _DEEP = (226, 234, 242), (8, 76, 140)
+_MIDDLE = 0.179  # of this luminance, black and white text have the same contrast, 4.6 : 1
 
 
 def ranking_table(ranking: Ranking) -> str:
     """Every ranked cell with both numbers, their errors and its cost, the lowest first."""
     scales = {measure: _scale(ranking.standings, measure) for measure in MEASURES}
+    digits = {m: common_digits([s.error(m) for s in ranking.standings]) for m in MEASURES}
     costs = [cost(list(standing.trials.values())) for standing in ranking.standings]
     all_packed = all(one.is_packed for one in costs)
     many_seeds = any(len(standing.summaries) > 1 for standing in ranking.standings)
     rows = [
-        _row(ranking, at, scales, costs[at], mark_packed=not all_packed, with_seeds=many_seeds)
+        _row(
+            ranking,
+            at,
+            scales,
+            digits,
+            costs[at],
+            mark_packed=not all_packed,
+            with_seeds=many_seeds,
+        )
         for at in range(len(ranking.standings))
     ]
     seeds = "<th>seeds</th>" if many_seeds else ""
@@ -63,6 +74,7 @@ def _row(
     ranking: Ranking,
     at: int,
     scales: Mapping[str, tuple[float, float]],
+    digits: Mapping[str, int | None],
     costs: Cost,
     *,
     mark_packed: bool,
@@ -70,7 +82,7 @@ def _row(
 ) -> str:
     standing = ranking.standings[at]
     numbers = "".join(
-        f'<td class="left"><span class="number">{_number(standing, m)}</span>'
+        f'<td class="left"><span class="number">{_number(standing, m, digits[m])}</span>'
         f"{whisker(_ends(standing, m), scales[m])}</td>"
         for m in MEASURES
     )
@@ -85,8 +97,8 @@ def _row(
     )
 
 
-def _number(standing: Standing, measure: str) -> str:
-    value, error = number_with_error(standing.value(measure), standing.error(measure))
+def _number(standing: Standing, measure: str, digits: int | None) -> str:
+    value, error = aligned(standing.value(measure), standing.error(measure), digits)
     return f'{value} <span class="error">\u00b1 {error}</span>'
 
 
@@ -123,20 +135,40 @@ def _scale(standings: Sequence[Standing], measure: str) -> tuple[float, float]:
     return min(low for low, _, _ in ends), max(high for _, _, high in ends)
 
 
+def heat_maps_section(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
+    """The maps and what their rows and columns are; "" without two varied keys."""
+    drawn = heat_maps(sweep, ranking, axes)
+    return f"{drawn}<p class='note'>{escape(axes_caption(axes))}</p>" if drawn else ""
+
+
 def heat_maps(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
     """Both numbers over rows x series, one pair of maps a panel; "" without two varied keys."""
     if axes.series is None or axes.rows is None or not ranking.standings:
         return ""
     cells = [*(trial.cell for trial in sweep.trials), *(one.cell for one in sweep.skipped)]
     panels = list(axes.grouped(cells, axes.panels).items())
-    maps = [
-        _heat_map(sweep, ranking, axes, group, measure, title)
-        for title, group in panels[:_PANELS]
+    maps = {
+        measure: [
+            _heat_map(sweep, ranking, axes, group, measure, title)
+            for title, group in panels[:_PANELS]
+        ]
         for measure in MEASURES
-    ]
+    }
     rest = len(panels) - _PANELS
     more = f"<p class='note'>{rest} more panels are in results.csv.</p>" if rest > 0 else ""
-    return f'<div class="maps">{"".join(maps)}</div>{more}'
+    if len(panels) == 1:
+        return f'<div class="maps">{"".join(one for some in maps.values() for one in some)}</div>'
+    return (
+        "".join(
+            f'<h3>{_title(measure)}</h3><div class="maps">{"".join(some)}</div>'
+            for measure, some in maps.items()
+        )
+        + more
+    )
+
+
+def _title(measure: str) -> str:
+    return NAMES[measure][0].upper() + NAMES[measure][1:]
 
 
 def _heat_map(
@@ -151,6 +183,7 @@ def _heat_map(
     }
     lowest = ranking.standings[ranking.order(measure)[0]]
     numbers = [standing.value(measure) for standing in ranking.standings]
+    digits = common_digits([standing.error(measure) for standing in ranking.standings])
     why = _reasons(sweep, axes, group)
     body = ""
     for i, row in enumerate(rows):
@@ -162,11 +195,11 @@ def _heat_map(
                 continue
             share = _share(standing.value(measure), numbers, is_log=measure == MEASURES[0])
             mark = ' class="first"' if standing is lowest else ""
-            shown = number_with_error(standing.value(measure), standing.error(measure))[0]
+            shown = aligned(standing.value(measure), standing.error(measure), digits)[0]
             tds.append(f"<td{mark} style='{shade(share)}'>{shown}</td>")
         body += f"<tr><th scope='row'>{escape(part(axes.rows, row))}</th>{''.join(tds)}</tr>"
     heads = "".join(f"<th scope='col'>{escape(part(axes.series, v))}</th>" for v in columns)
-    caption = NAMES[measure].capitalize().replace("Snr", "SNR") + (f", {title}" if title else "")
+    caption = title or _title(measure)
     return (
         f"<figure><table class='heat'><caption>{escape(caption)}</caption>"
         f"<thead><tr><th></th>{heads}</tr></thead><tbody>{body}</tbody></table></figure>"
@@ -226,9 +259,16 @@ def _share(value: float, values: Sequence[float], *, is_log: bool) -> float:
 def shade(share: float) -> str:
     """Background and text of a heat map cell: from pale (0) to deep blue (1, the best)."""
     share = min(max(share, 0.0), 1.0)
-    pale, deep = (232, 238, 244), (8, 76, 140)
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(pale, deep, strict=True))
-    return f"background:rgb({red},{green},{blue});color:{'#fff' if share > 0.68 else '#17202a'}"
+    rgb = [round(a + (b - a) * share) for a, b in zip(_PALE, _DEEP, strict=True)]
+    ink = "#fff" if luminance(rgb) < _MIDDLE else "#000"
+    return f"background:rgb({','.join(map(str, rgb))});color:{ink}"
+
+
+def luminance(rgb: Sequence[float]) -> float:
+    """Relative luminance of an sRGB colour of bytes (WCAG 2.2)."""
+    parts = [c / 255 for c in rgb]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def axes_caption(axes: Axes) -> str:
