@@ -1,6 +1,7 @@
-"""Writes report.html and results.csv of a sweep or of a run."""
+"""Writes report.html, report.md and tables (CSV, Parquet) of a sweep or of a run."""
 
 import argparse
+import os
 import sys
 import webbrowser
 from pathlib import Path
@@ -30,10 +31,19 @@ def main(argv: list[str] | None = None) -> int:
     made = (report.assess if arguments.dry_run else report.build)(arguments.folder)
     made.print()
     if arguments.dry_run:
-        print(f"would write {made.html} and {made.csv.name}")
+        print(f"would write {made.html}, {made.markdown.name}, {made.csv.name} and tables")
         return 0
     if arguments.open:
         webbrowser.open(made.html.resolve().as_uri())
+    print(f"in short: {made.markdown}")
+    print(f"a row a trial: {made.csv} and {made.csv.with_suffix('.parquet').name}")
+    if len(made.tables) > 1:
+        names = sorted({path.stem for path in made.tables if path.parent != made.csv.parent})
+        print(
+            f"all numbers: {made.tables[-1].parent}{os.sep} ({', '.join(names)}; CSV and Parquet)"
+        )
+    if made.best is not None:
+        print(f"best configuration: {made.best}")
     print(f"report: {made.html}")
     return 0
 

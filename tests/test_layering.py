@@ -51,7 +51,8 @@ WING = {"initialization", "layers", "levels", "unet", "unet_summary"}
 WING_MAY_IMPORT = WING | {"errors", "noise"}
 
 CORE = (
-    "torch numpy omegaconf yaml webdataset PIL safetensors sklearn rich matplotlib psutil".split()
+    "torch numpy omegaconf yaml webdataset PIL safetensors sklearn rich matplotlib psutil "
+    "pyarrow".split()
 )
 FRAMEWORKS = "ray wandb wandb_workspaces submitit diffusers h5py torch_fidelity".split()
 

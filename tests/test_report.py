@@ -104,9 +104,10 @@ def test_every_section_is_there(folder: Path) -> None:
     assert headings == [
         "Ranking",
         "Heat maps",
+        "Cost",
         "x0-error over noise level",
         "Samples",
-        "Training losses",
+        "Training curves",
         "Failed, skipped and not ranked",
         "Configuration",
         "Provenance",

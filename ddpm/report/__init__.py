@@ -1,4 +1,4 @@
-"""The offline report of a sweep or a run: report.html and results.csv beside its files.
+"""The offline report of a sweep or a run: report.html, report.md and tables beside its files.
 
     report = build(Path("training_outputs/sweeps/pred_types"))
     report.print()                                  # the ranking and the verdict on the terminal
@@ -15,8 +15,10 @@ from rich.console import Console
 from ddpm import durable
 from ddpm.config import load
 from ddpm.report.data import Sweep, read
+from ddpm.report.exports import write_tables
 from ddpm.report.first_screen import next_command, progress
 from ddpm.report.html import page
+from ddpm.report.markdown import markdown
 from ddpm.report.ranking import Ranking, rank
 from ddpm.report.table import csv_text, print_table
 from ddpm.report.verdict import Verdict, judge
@@ -27,13 +29,15 @@ __all__ = ["Ranking", "Report", "Sweep", "Verdict", "assess", "build", "judge", 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A report and what it says. `html` and `csv` exist once it was built, not when assessed."""
+    """A report and what it says. Its files exist once it was built, not when assessed."""
 
     sweep: Sweep
     ranking: Ranking
     verdict: Verdict
     html: Path
+    markdown: Path
     csv: Path
+    tables: tuple[Path, ...] = ()  # Parquet and CSV of everything
     best: Path | None = None  # best.yaml, where one was written
 
     def print(self, console: Console | None = None) -> None:
@@ -56,19 +60,25 @@ def assess(folder: Path) -> Report:
         ranking=ranking,
         verdict=judge(sweep, ranking),
         html=folder / "report.html",
+        markdown=folder / "report.md",
         csv=folder / "results.csv",
     )
 
 
 def build(folder: Path, *, console: Console | None = None) -> Report:
-    """Writes report.html and results.csv of a sweep folder or a run, and a sweep's best.yaml.
+    """Writes report.html, report.md and the tables of a sweep folder or a run, and a sweep's
+    best.yaml.
 
     console: print the ranking and the answer there too.
     """
     report = assess(folder)
     report = replace(report, best=_write_best(report))
-    durable.write_text(report.csv, csv_text(report.sweep, report.ranking))
-    durable.write_text(report.html, page(report.sweep, report.ranking, report.verdict))
+    said = (report.sweep, report.ranking, report.verdict)
+    results = csv_text(report.sweep, report.ranking)
+    durable.write_text(report.csv, results)
+    report = replace(report, tables=write_tables(report.sweep, results))
+    durable.write_text(report.markdown, markdown(*said))
+    durable.write_text(report.html, page(*said))
     if console is not None:
         report.print(console)
     return report

@@ -98,6 +98,12 @@ def bits(sweep: Sweep) -> str:
 
 def failures(sweep: Sweep, ranking: Ranking) -> str:
     """Failed trials, skipped cells and finished ones that could not be ranked, with reasons."""
+    rows = failed(sweep, ranking)
+    return table(("cell", "seed", "", "reason"), rows, wrap=(3,)) if rows else ""
+
+
+def failed(sweep: Sweep, ranking: Ranking) -> list[tuple[str, str, str, str]]:
+    """Cell, seed, what became of it and why, of every trial and cell without a place."""
     keys = tuple(dict.fromkeys(key for trial in sweep.trials for key in trial.cell))
     rows = [
         (cell_label(t.cell, keys), str(t.seed), t.status, t.reason or "no reason was recorded")
@@ -109,9 +115,7 @@ def failures(sweep: Sweep, ranking: Ranking) -> str:
     short = varied_keys(sweep)
     done = {cell_label(t.cell, short) for t in sweep.trials if t.key not in named}
     rows += [(label, "", "not ranked", why) for label, why in ranking.excluded if label in done]
-    if not rows:
-        return ""
-    return table(("cell", "seed", "", "reason"), rows, wrap=(3,))
+    return rows
 
 
 def varied_keys(sweep: Sweep) -> tuple[str, ...]:

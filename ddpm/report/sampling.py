@@ -12,7 +12,7 @@ from ddpm.report.charts import chosen, facets, first_each, in_order, legend
 from ddpm.report.costs import front
 from ddpm.report.data import Sweep, Trial
 from ddpm.report.film import over_steps
-from ddpm.report.labels import cell_label, duration, listed
+from ddpm.report.labels import aligned, cell_label, common_digits, duration, listed
 from ddpm.report.ranking import Ranking
 from ddpm.report.sampled import QUALITIES, Estimate, Point
 from ddpm.report.svg import Frame, Series, line_chart
@@ -45,7 +45,13 @@ def sampling_section(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
     if not spots:
         return pictures
     names = [name for name in QUALITIES if any(name in spot.qualities for spot in spots)]
-    charts = "".join(_charts(spots, name, ranking, axes) for name in names)
+    if not names:
+        return pictures
+    first, *others = [_charts(spots, name, ranking, axes) for name in names]
+    charts = first + "".join(
+        f"<details><summary>{TITLES[name]} over network calls per image</summary>{one}</details>"
+        for name, one in zip(names[1:], others, strict=True)
+    )
     drawn = [[_series(some[0], some, names[0], axes)] for some in _lines(spots).values()]
     return (
         f"<p class='note'>{_how(sweep)}</p>{_fronts(spots, names)}{legend(first_each(drawn))}"
@@ -146,8 +152,12 @@ def _series(first: Spot, spots: Sequence[Spot], name: str, axes: Axes) -> Series
 
 
 def interval_text(one: Estimate) -> str:
-    """`12.3 [11.9, 12.8]`."""
-    return f"{one.value:.4g} [{one.low:.4g}, {one.high:.4g}]".replace("-", "\u2212")
+    """`12.31 [11.90, 12.80]`, with as many decimals as the interval's width needs."""
+    width = (one.high - one.low) / 2
+    digits = common_digits([width])
+    return "{} [{}, {}]".format(
+        *(aligned(v, width, digits)[0] for v in (one.value, one.low, one.high))
+    )
 
 
 def _how(sweep: Sweep) -> str:
@@ -182,7 +192,7 @@ def _fronts(spots: Sequence[Spot], names: Sequence[str]) -> str:
         "fewer calls do as well. Cells whose intervals overlap may swap places.</p>"
     )
     head = ["calls per image", *(f"best {TITLES[name]} [interval]" for name in names)]
-    return table(head, rows, numbers=(0,)) + note
+    return table(head, rows, wrap=range(1, len(head))) + note
 
 
 def _front(spots: Sequence[Spot], name: str) -> list[Spot]:
