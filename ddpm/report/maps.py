@@ -50,8 +50,10 @@ def ranking_table(ranking: Ranking) -> str:
     )
     body = _ranked(head, rows[:_MANY])
     if len(rows) > _MANY:
-        body += (
-            f"<details><summary>{len(rows) - _MANY} more cells</summary>"
+        body = (
+            '<div class="filter" hidden><label>Find cells <input type="search" '
+            f'placeholder="words of their names"></label></div>{body}'
+            f"<details class='data'><summary>{len(rows) - _MANY} more cells</summary>"
             f"{_ranked(head, rows[_MANY:])}</details>"
         )
     low, high = signed(ranking.levels[0]), signed(ranking.levels[-1])

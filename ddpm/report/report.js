@@ -168,10 +168,10 @@
   // Long rankings can be searched; folded rows are shown while they are.
   for (const field of all(".filter input")) {
     const section = field.closest("section");
-    field.parentElement.hidden = false;
+    field.closest(".filter").hidden = false;
     field.addEventListener("input", () => {
       const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
-      for (const row of all("tbody tr", section)) {
+      for (const row of all("table.ranking tbody tr", section)) {
         const text = row.querySelector("th").textContent.toLowerCase();
         row.hidden = !words.every((word) => text.includes(word));
       }
@@ -202,6 +202,6 @@
   });
 
   addEventListener("beforeprint", () => {
-    for (const fold of all("details")) fold.open = true;
+    for (const fold of all("details:not(.data)")) fold.open = true; // long tables are in the files
   });
 })();

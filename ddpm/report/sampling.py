@@ -128,7 +128,7 @@ def _frame(spots: Sequence[Spot], name: str) -> Frame:
     return Frame(
         x_range=ticks.beside(calls),
         x_is_log=True,
-        y_range=ticks.decades(ends) if is_log else ticks.around(ends),
+        y_range=ticks.beside(ends) if is_log else ticks.around(ends),
         y_is_log=is_log,
         x_title="network calls per image",
         y_title=TITLES[name],

@@ -22,12 +22,13 @@ def table(
     """
     if fold:
         whole = _table(head, rows, wrap, code, numbers)
-        return f"<details><summary>{escape(fold)}</summary>{whole}</details>"
+        return f"<details class='data'><summary>{escape(fold)}</summary>{whole}</details>"
     shown = _table(head, rows[:MANY], wrap, code, numbers)
     if len(rows) <= MANY:
         return shown
     rest = _table(head, rows[MANY:], wrap, code, numbers)
-    return f"{shown}<details><summary>{len(rows) - MANY:,} more rows</summary>{rest}</details>"
+    more = f"{len(rows) - MANY:,} more rows"
+    return f"{shown}<details class='data'><summary>{more}</summary>{rest}</details>"
 
 
 def _table(
