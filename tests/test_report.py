@@ -104,8 +104,8 @@ def test_every_section_is_there(folder: Path) -> None:
     assert headings == [
         "Ranking",
         "Heat maps",
-        "Cost",
         "x0-error over noise level",
+        "Cost",
         "Samples",
         "Training curves",
         "Failed, skipped and not ranked",

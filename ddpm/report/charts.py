@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from ddpm.report.axes import Axes, Cell
+from ddpm.report.labels import cell_label
 from ddpm.report.ranking import Ranking
 from ddpm.report.svg import Series, colour, marker_path
 
@@ -11,20 +12,20 @@ FACETS = 12
 
 
 def chosen(
-    cells: Sequence[Cell], keys: Sequence[str], axes: Axes, ranking: Ranking
+    cells: Sequence[Cell],
+    keys: Sequence[str],
+    axes: Axes,
+    ranking: Ranking,
+    most: int = FACETS,
 ) -> dict[str, list[Cell]]:
-    """Groups of cells that differ in `keys`, in the grid's order; the twelve that hold the best
-    cells where there are more.
+    """Groups of cells that differ in `keys`, in the grid's order; where there are more than `most`,
+    those that hold the best cells.
     """
     groups = axes.grouped(cells, keys)
-    if len(groups) <= FACETS:
+    if len(groups) <= most:
         return groups
-    best: dict[str, None] = {}
-    for standing in ranking.standings:
-        best.update((title, None) for title, group in groups.items() if standing.cell in group)
-        if len(best) == FACETS:
-            break
-    kept = set([*best, *groups][:FACETS] if len(best) < FACETS else best)
+    titles = {cell_label(cell, keys): None for cell in (s.cell for s in ranking.standings)}
+    kept = set(list({**titles, **dict.fromkeys(groups)})[:most])
     return {title: group for title, group in groups.items() if title in kept}
 
 

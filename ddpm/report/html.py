@@ -18,8 +18,8 @@ def page(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
     sections = [
         ("Ranking", maps.ranking_table(ranking) if ranking.standings and sweep.is_sweep else ""),
         ("Heat maps", maps.heat_maps_section(sweep, ranking, axes)),
-        ("Cost", pareto.cost_section(sweep, ranking, axes)),
         ("x0-error over noise level", curves.x0_section(sweep, ranking, axes)),
+        ("Cost", pareto.cost_section(sweep, ranking, axes)),
         ("Samples", appendix.samples(sweep, ranking, axes)),
         ("Samples over training", film.over_training(sweep, ranking, axes)),
         ("Samples over sampling steps", sampling.sampling_section(sweep, ranking, axes)),

@@ -85,17 +85,20 @@ def number_with_error(value: float, error: float) -> tuple[str, str]:
 
 def common_digits(errors: Sequence[float]) -> int | None:
     """Decimals for a column of numbers with these errors: the middle of what each needs; None where
-    they need too different ones.
+    most of them need too different ones.
     """
     each = sorted(max(1 - floor(log10(e)), 0) for e in errors if isfinite(e) and e > 0)
-    if not each or each[-1] - each[0] > 2:
+    tenth = len(each) // 10
+    if not each or each[-1 - tenth] - each[tenth] > 2:
         return None
     return min(each[len(each) // 2], 6)
 
 
 def aligned(value: float, error: float, digits: int | None) -> tuple[str, str]:
-    """Value and error with so many decimals; None: as many as the error needs."""
-    if digits is None or not isfinite(error):
+    """Value and error with so many decimals; as many as the error needs where that shows none of
+    it, or digits is None.
+    """
+    if digits is None or not isfinite(error) or 0 < error < 0.5 / 10**digits:
         return number_with_error(value, error)
     return signed(value, digits), f"{error:.{digits}f}"
 

@@ -8,15 +8,17 @@ import numpy as np
 
 from ddpm.measures import MEASURES
 from ddpm.report.axes import Axes, place
+from ddpm.report.charts import chosen
 from ddpm.report.costs import Cost, cost
 from ddpm.report.data import Sweep
-from ddpm.report.labels import aligned, common_digits, duration, part, signed, size, spoken
+from ddpm.report.labels import aligned, common_digits, number_with_error, part, signed, size, spoken
 from ddpm.report.ranking import Ranking, Standing
 from ddpm.report.svg import whisker
 from ddpm.report.verdict import NAMES, spread
 
 _MANY = 60  # rows shown at once; the rest is folded
-_PANELS = 24
+_PANELS = 12
+_LEVEL_ROWS = 30
 _PALE, _DEEP = (226, 234, 242), (8, 76, 140)
 _MIDDLE = 0.179  # of this luminance, black and white text have the same contrast, 4.6 : 1
 
@@ -46,7 +48,7 @@ def ranking_table(ranking: Ranking) -> str:
         '<thead><tr><th>#</th><th class="left">cell</th>'
         f'<th class="left">{NAMES[MEASURES[0]]}</th><th class="left">{NAMES[MEASURES[1]]}</th>'
         f"<th>rank<br>by it</th>{seeds}<th>images/s{packed}</th><th>{_compute_unit(costs)}</th>"
-        "<th>wall<br>time</th><th>peak<br>memory</th></tr></thead>"
+        "<th>peak<br>memory</th></tr></thead>"
     )
     body = _ranked(head, rows[:_MANY])
     if len(rows) > _MANY:
@@ -94,8 +96,7 @@ def _row(
     return (
         f'<tr{best}><td>{at + 1}</td><th scope="row"{long}>{escape(standing.label)}</th>{numbers}'
         f"<td>{ranking.rank(at, MEASURES[1])}</td>{seeds}<td>{_speed(costs, mark_packed)}</td>"
-        f"<td>{_seconds(costs)}</td><td>{duration(costs.seconds)}</td>"
-        f"<td>{size(costs.peak_memory_bytes)}</td></tr>"
+        f"<td>{_seconds(costs)}</td><td>{size(costs.peak_memory_bytes)}</td></tr>"
     )
 
 
@@ -148,16 +149,21 @@ def heat_maps(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
     if axes.series is None or axes.rows is None or not ranking.standings:
         return ""
     cells = [*(trial.cell for trial in sweep.trials), *(one.cell for one in sweep.skipped)]
-    panels = list(axes.grouped(cells, axes.panels).items())
+    panels = chosen(cells, axes.panels, axes, ranking, _PANELS)
+    rest = len(axes.grouped(cells, axes.panels)) - len(panels)
     maps = {
         measure: [
             _heat_map(sweep, ranking, axes, group, measure, title)
-            for title, group in panels[:_PANELS]
+            for title, group in panels.items()
         ]
         for measure in MEASURES
     }
-    rest = len(panels) - _PANELS
-    more = f"<p class='note'>{rest} more panels are in results.csv.</p>" if rest > 0 else ""
+    more = ""
+    if rest:
+        more = (
+            f"<p class='note'>The {len(panels)} panels that hold the best cells are shown; "
+            f"{rest} more are in results.csv.</p>"
+        )
     if len(panels) == 1:
         return f'<div class="maps">{"".join(one for some in maps.values() for one in some)}</div>'
     return (
@@ -197,7 +203,9 @@ def _heat_map(
                 continue
             share = _share(standing.value(measure), numbers, is_log=measure == MEASURES[0])
             mark = ' class="first"' if standing is lowest else ""
-            shown = aligned(standing.value(measure), standing.error(measure), digits)[0]
+            number, error = standing.value(measure), standing.error(measure)
+            many = number_with_error(number, error)[0]
+            shown = many if digits is None else signed(number, digits)
             tds.append(f"<td{mark} style='{shade(share)}'>{shown}</td>")
         body += f"<tr><th scope='row'>{escape(part(axes.rows, row))}</th>{''.join(tds)}</tr>"
     heads = "".join(f"<th scope='col'>{escape(part(axes.series, v))}</th>" for v in columns)
@@ -224,7 +232,7 @@ def _reasons(sweep: Sweep, axes: Axes, group: list) -> dict[tuple[int, int], str
 
 def level_map(ranking: Ranking) -> str:
     """How far above the lowest cell each cell is at each common level, in per cent."""
-    standings, levels = ranking.standings[:_MANY], ranking.levels
+    standings, levels = ranking.standings[:_LEVEL_ROWS], ranking.levels
     curves = np.stack([standing.curve(levels) for standing in ranking.standings])
     above = 100 * (curves / curves.min(axis=0) - 1)
     top = max(float(np.log10(1 + above[: len(standings)]).max()), 1e-9)
@@ -237,10 +245,12 @@ def level_map(ranking: Ranking) -> str:
         )
         body += f"<tr><th scope='row'>{escape(standing.label)}</th>{tds}</tr>"
     heads = "".join(f"<th scope='col'>{signed(level)}</th>" for level in levels)
+    is_part = len(standings) < len(ranking.standings)
+    more = f" The {len(standings)} best cells." if is_part else ""
     return (
         "<figure class='scroll'><table class='heat levels'><caption>x0-error above the lowest at "
         "each log-SNR level, in per cent (0: the lowest; \u00d712: twelve times it). Noisy on the "
-        f"left, nearly clean on the right.</caption><thead><tr><th></th>{heads}</tr></thead>"
+        f"left, nearly clean on the right.{more}</caption><thead><tr><th></th>{heads}</tr></thead>"
         f"<tbody>{body}</tbody></table></figure>"
     )
 

@@ -17,6 +17,7 @@ from ddpm.report.tabular import table
 from ddpm.report.verdict import NAMES
 
 FRONT = "Pareto front"
+_BARS = 60  # intervals of more cells would hide each other
 _WIDE = 8  # costs beyond this ratio are drawn on a logarithmic scale
 _ALIKE = 1.1  # costs within this ratio are not told apart
 _UNITS = ((1, "s"), (60, "min"), (3600, "h"))
@@ -75,9 +76,10 @@ def _fronts(ranking: Ranking, axes: Axes) -> str:
         if ratio < _ALIKE
         else ""
     )
+    bars = "Bars: the intervals of the ranking. " if len(standings) <= _BARS else ""
     note = (
-        "<p class='note'>A cell is on the front when no other is both cheaper and better. Bars: "
-        f"the intervals of the ranking. {alike}"
+        "<p class='note'>A cell is on the front when no other is both cheaper and better. "
+        f"{bars}{alike}"
         + " ".join(
             f"By <em>{escape(name)}</em>, from the cheapest: {said}." for name, said in words
         )
@@ -102,6 +104,7 @@ def _points(
     standings: Sequence[Standing], x: Sequence[float], measure: str, unit: str, axes: Axes
 ) -> list[Series]:
     """The cells as markers with intervals, one series a colour."""
+    has_bars = len(standings) <= _BARS
     groups: dict[str, list[int]] = {}
     for place, standing in enumerate(standings):
         groups.setdefault(axes.series_name(standing.cell), []).append(place)
@@ -118,8 +121,8 @@ def _points(
                 name=name,
                 x=[x[k] for k in places],
                 y=[value for value, _ in ends],
-                low=[value - error for value, error in ends],
-                high=[value + error for value, error in ends],
+                low=[value - error for value, error in ends] if has_bars else (),
+                high=[value + error for value, error in ends] if has_bars else (),
                 tips=tips,
                 style=axes.style(some[0].cell),
                 has_line=False,
