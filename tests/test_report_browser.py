@@ -187,7 +187,7 @@ def test_a_thousand_trials_open_at_once_and_can_be_searched(tmp_path: Path) -> N
     grid = {**GRID, TIMESTEPS: [50, 250, 1000], LEARNING_RATE: rates}
     made = report.build(
         synthetic_sweep.make_sweep(
-            tmp_path, grid, (0, 1, 2), runs=36, shape=(64, 64, 3), rows=100, failing=10
+            tmp_path, grid, (0, 1, 2), runs=12, shape=(64, 64, 3), rows=40, failing=10
         )
     )
     assert len(made.sweep.trials) == 972 and made.html.stat().st_size < 25e6

@@ -136,6 +136,15 @@ def test_damaged_quality_files_are_left_out(made: report.Report, tmp_path: Path)
     assert read_images(sweep.trials[0].sampled) is None
 
 
+def test_points_that_were_left_out_are_named_with_the_reason(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, {PRED_TYPE: ["noise", "image"]}, (0,), rows=5, inline=0)
+    path = tmp_path / "digits_8x8x1" / "run_00000000" / "sample_quality.json"
+    left_out = [{"num_steps": 200, "eta": 0.5, "reason": "T is <only> 50"}]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"left_out": left_out}))
+    text = report.build(folder).html.read_text()
+    assert "Points left out: 1" in text and "200 steps, \u03b7=0.5: T is &lt;only&gt; 50" in text
+
+
 def test_a_film_has_every_moment_of_every_cell(made: report.Report) -> None:
     for anchor, moments in (
         ("samples-over-training", ["66", "133", "200"]),

@@ -52,9 +52,15 @@ def progress(sweep: Sweep) -> str:
 
 
 def _next(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
+    """The next command, and the one that makes all this again where that is another one."""
     what, command = next_command(sweep, ranking, verdict)
-    if not command:
-        return ""
+    shown = _command(what, command) if command else ""
+    if sweep.is_sweep and sweep.command and sweep.command != command:
+        shown += _command("Run the whole sweep again", sweep.command)
+    return shown
+
+
+def _command(what: str, command: str) -> str:
     return (
         f'<div class="next"><div class="what">{escape(what)}</div><div class="command">'
         f"<code>{escape(command)}</code>"

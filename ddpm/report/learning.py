@@ -52,11 +52,13 @@ def learning_section(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
             f"training went on; they compare across cells.{seeds}</p>{comparable}"
         )
     if losses:
+        words = (
+            "<p class='note'><strong>Not comparable across schedules or timesteps</strong>: each "
+            "trial averages these over its own noise levels. Use them to see whether training was "
+            f"stable and had levelled off, not to rank.{'' if comparable else seeds}</p>{losses}"
+        )
         read += (
-            "<h3>Training losses</h3><p class='note'><strong>Not comparable across schedules or "
-            "timesteps</strong>: each trial averages these over its own noise levels. Use them to "
-            "see whether training was stable and had levelled off, not to rank."
-            f"{'' if comparable else seeds}</p>{losses}"
+            f"<details><summary>Training losses</summary>{words}</details>" if comparable else words
         )
     return read
 

@@ -45,12 +45,17 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """All points of one trial, and how they were measured."""
+    """All points of one trial, how they were measured, and why others are not there.
+
+    unit: of their seconds, core-seconds or GPU-seconds.
+    """
 
     features: str
     num: int
     protocol: str
+    unit: str
     points: tuple[Point, ...]
+    left_out: tuple[str, ...]
     images: Path | None
 
 
@@ -60,13 +65,15 @@ def read_sampled(run_dir: Path) -> Sampled | None:
     rows = enumerate(map(mapping, sequence(saved.get("points"))))
     points = tuple(_point(place, row) for place, row in rows)
     images = run_dir / "sample_quality.npz"
-    if not points:
+    if not points and not saved.get("left_out"):
         return None
     return Sampled(
         features=str(saved.get("features", "")),
         num=int(np.nan_to_num(number(saved.get("num")))),
         protocol=str(saved.get("protocol", "")),
+        unit=str(saved.get("unit", "core- or GPU-seconds")),
         points=points,
+        left_out=tuple(_left_out(one) for one in map(mapping, sequence(saved.get("left_out")))),
         images=images if images.exists() else None,
     )
 
@@ -93,6 +100,11 @@ def _point(place: int, row: Mapping[str, Value]) -> Point:
             name: found for name in QUALITIES if (found := _estimate(row.get(name))) is not None
         },
     )
+
+
+def _left_out(row: Mapping[str, Value]) -> str:
+    steps, eta = number(row.get("num_steps")), number(row.get("eta"))
+    return f"{steps:g} steps, \u03b7={eta:g}: {row.get('reason', 'no reason was recorded')}"
 
 
 def _estimate(value: Value) -> Estimate | None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from math import inf, isfinite
+from math import isfinite
 
 from ddpm.measures import interval
 from ddpm.report import ticks
@@ -12,7 +12,7 @@ from ddpm.report.charts import chosen, facets, first_each, in_order, legend
 from ddpm.report.costs import front
 from ddpm.report.data import Sweep, Trial
 from ddpm.report.film import over_steps
-from ddpm.report.labels import aligned, cell_label, common_digits, duration, listed
+from ddpm.report.labels import aligned, cell_label, common_digits, listed
 from ddpm.report.ranking import Ranking
 from ddpm.report.sampled import QUALITIES, Estimate, Point
 from ddpm.report.svg import Frame, Series, line_chart
@@ -43,7 +43,7 @@ def sampling_section(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
     spots = spots_of(sweep, axes)
     pictures = over_steps(sweep, ranking, axes)
     if not spots:
-        return pictures
+        return _left_out(sweep, axes) + pictures
     names = [name for name in QUALITIES if any(name in spot.qualities for spot in spots)]
     if not names:
         return pictures
@@ -55,7 +55,7 @@ def sampling_section(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
     drawn = [[_series(some[0], some, names[0], axes)] for some in _lines(spots).values()]
     return (
         f"<p class='note'>{_how(sweep)}</p>{_fronts(spots, names)}{legend(first_each(drawn))}"
-        f"{charts}{_table(spots)}{pictures}"
+        f"{charts}{_table(sweep, spots)}{_left_out(sweep, axes)}{pictures}"
     )
 
 
@@ -207,7 +207,8 @@ def _best_text(best: Sequence[Spot], name: str, calls: float) -> str:
     return f"{found[0].label}: {interval_text(found[0].qualities[name])}" if found else "\u2013"
 
 
-def _table(spots: Sequence[Spot]) -> str:
+def _table(sweep: Sweep, spots: Sequence[Spot]) -> str:
+    units = dict.fromkeys(trial.sampled.unit for trial in sweep.trials if trial.sampled)
     names = [name for name in QUALITIES if any(name in spot.qualities for spot in spots)]
     rows = [
         (
@@ -216,13 +217,26 @@ def _table(spots: Sequence[Spot]) -> str:
             spot.method,
             str(spot.num_steps),
             f"{spot.evaluations:g}",
-            duration(spot.seconds if spot.seconds < inf else None),
+            f"{spot.seconds:,.1f}" if isfinite(spot.seconds) else "\u2013",
             *(interval_text(spot.qualities[n]) if n in spot.qualities else "\u2013" for n in names),
         )
         for spot in spots
     ]
-    head = ["cell", "seeds", "sampler", "steps", "calls per image", "compute"]
+    head = ["cell", "seeds", "sampler", "steps", "calls per image", " / ".join(units)]
     head += [f"{TITLES[name]} [interval]" for name in names]
     return table(
         head, rows, numbers=(1, *range(3, len(head))), fold=f"The numbers of {len(rows)} points"
     )
+
+
+def _left_out(sweep: Sweep, axes: Axes) -> str:
+    """What was asked for and could not be drawn, with the reason."""
+    rows = dict.fromkeys(
+        (cell_label(trial.cell, tuple(axes.values)), reason)
+        for trial in sweep.trials
+        if trial.sampled is not None
+        for reason in trial.sampled.left_out
+    )
+    head = ("cell", "left out, and why")
+    fold = f"Points left out: {len(rows)}"
+    return table(head, list(rows), wrap=(1,), fold=fold) if rows else ""
