@@ -20,7 +20,7 @@ from ddpm.report.costs import compute_seconds, front
 from ddpm.report.labels import aligned, common_digits
 from ddpm.report.learning import _curves
 from ddpm.report.maps import _DEEP, _PALE, luminance, shade
-from ddpm.report.markdown import escaped, table
+from ddpm.report.markdown import escaped, markdown, table
 from ddpm.report.sampled import read_images
 from ddpm.report.sampling import spots_of
 from ddpm.report.svg import Frame, Series, line_chart
@@ -271,6 +271,13 @@ def test_report_md_has_the_answer_the_table_and_the_commands(made: report.Report
     assert re.search(r"git checkout \w{12} && python launch/train.py \S+ --new", text)
     for heading in ("Ranking", "Cost", "Quality of samples", "Read with this in mind", "Files"):
         assert f"\n## {heading}\n" in text
+
+
+def test_report_md_has_the_effects_it_is_given(made: report.Report) -> None:
+    said = {"mean log10 error": ["cosine beats linear by 0.02"], "another": []}
+    text = markdown(made.sweep, made.ranking, made.verdict, said)
+    assert "\n## Effects\n\nBy mean log10 error:\n\n- cosine beats linear by 0.02\n" in text
+    assert "another" not in text and "## Effects" not in made.markdown.read_text()
 
 
 def test_markdown_is_escaped() -> None:

@@ -4,7 +4,8 @@ Reads in a terminal and on a git forge; report.html beside it has the curves and
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from ddpm.measures import MEASURES
 from ddpm.report.appendix import failed, reproduce
@@ -29,14 +30,17 @@ from ddpm.report.sampled import QUALITIES
 from ddpm.report.sampling import TITLES, interval_text, spots_of
 from ddpm.report.verdict import NAMES, Verdict, spread
 
+NONE: Mapping[str, Sequence[str]] = MappingProxyType({})
 _ROWS = 30  # of the ranking; all of them are in results.csv
 
 
-def markdown(sweep: Sweep, ranking: Ranking, verdict: Verdict, effects: Sequence[str] = ()) -> str:
-    """The whole report.md. effects: sentences on what the factors of the grid do."""
+def markdown(
+    sweep: Sweep, ranking: Ranking, verdict: Verdict, effects: Mapping[str, Sequence[str]] = NONE
+) -> str:
+    """The whole report.md. effects: what the factors of the grid do, sentences by measure."""
     sections = [
         ("Ranking", _ranking(ranking) if sweep.is_sweep else ""),
-        ("Effects", _bullets(effects)),
+        ("Effects", _effects(effects)),
         ("Cost", total(sweep) if sweep.is_sweep else ""),
         ("Quality of samples", _sampling(sweep)),
         ("Read with this in mind", _bullets(flags(sweep))),
@@ -90,6 +94,12 @@ def _ranking(ranking: Ranking) -> str:
     return (
         f"{table(head, rows, right=(0, 2, 3, 4, 5, 6, 7))}{more}\n\nLower is better. Over log-SNR "
         f"levels {low} to {high}, which all cells share; {spread(ranking.standings)}."
+    )
+
+
+def _effects(effects: Mapping[str, Sequence[str]]) -> str:
+    return "\n\n".join(
+        f"By {escaped(measure)}:\n\n{_bullets(said)}" for measure, said in effects.items() if said
     )
 
 
