@@ -23,7 +23,7 @@ from ddpm.report.maps import _DEEP, _PALE, luminance, shade
 from ddpm.report.markdown import escaped, markdown, table
 from ddpm.report.sampled import read_images
 from ddpm.report.sampling import spots_of
-from ddpm.report.svg import Frame, Series, line_chart
+from ddpm.report.svg import Frame, Series, colour, line_chart, marker_path
 from launch.report import main
 from tests.synthetic_sweep import STEPS, make_sweep
 from tests.tiny_sweep import GRID, PRED_TYPE, SCHEDULER, TIMESTEPS
@@ -192,6 +192,21 @@ def test_values_can_be_read_back_from_a_drawn_chart() -> None:
         assert x0 + (px - left) / (right - left) * (x1 - x0) == pytest.approx(x, abs=0.01)
         share = (bottom - py) / (bottom - top)
         assert low * (high / low) ** share == pytest.approx(y, rel=1e-3)
+
+
+def test_the_words_of_the_y_axis_do_not_touch_its_title() -> None:
+    for ends in ((-1.735, -1.715), (1e-5, 3e-5), (0, 3e6)):
+        frame = Frame(x_range=(0, 1), y_range=ends, y_is_log=False, x_title="x", y_title="y")
+        drawn = line_chart([], frame, "chart")
+        words = re.findall(r'x="([\d.]+)" y="[\d.]+" text-anchor="end">([^<]*)<', drawn)
+        assert words
+        for right, text in words:
+            assert float(right) - 6.2 * len(text) > 15  # 11 px digits; the title ends at 14
+
+
+def test_sixteen_curves_look_different() -> None:
+    looks = {(colour(k), marker_path(k, 0, 0)) for k in range(16)}
+    assert len(looks) == 16
 
 
 @pytest.mark.parametrize("ends", [(0.1, 0.9), (-2.1, -1.7), (0, 6e-5), (0, 3e6)])

@@ -18,6 +18,7 @@ from ddpm.report.verdict import NAMES
 
 _POINTS = 120
 _MARKS = 7
+_BANDS = 4  # curves of a chart that have bands; those of more would hide each other
 _COMPARABLE = tuple(f"val_{measure}" for measure in MEASURES)
 _LOSSES = {"n_loss": "noise loss", "i_loss": "image loss", "v_loss": "velocity loss"}
 _TITLES = _LOSSES | {f"val_{measure}": NAMES[measure] for measure in MEASURES}
@@ -128,6 +129,8 @@ def _row_of_charts(
             height=220,
         )
         label = f"{_TITLES[name]}, {group}" if group else _TITLES[name]
+        if len(series) > _BANDS:
+            series = [replace(one, low=(), high=()) for one in series]
         scaled = [replace(one, x=[x / size for x in one.x]) for one in in_order(series)]
         charts[label] = line_chart(scaled, frame, f"{label}, over {title}")
     return charts

@@ -235,7 +235,7 @@ def level_map(ranking: Ranking) -> str:
     standings, levels = ranking.standings[:_LEVEL_ROWS], ranking.levels
     curves = np.stack([standing.curve(levels) for standing in ranking.standings])
     above = 100 * (curves / curves.min(axis=0) - 1)
-    top = max(float(np.log10(1 + above[: len(standings)]).max()), 1e-9)
+    top = max(float(np.log10(1 + above[: len(standings)]).max()), log10(2))  # less than 1 %: alike
     body = ""
     for standing, row in zip(standings, above, strict=False):
         tds = "".join(

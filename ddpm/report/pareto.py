@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
-from math import isfinite
+from math import ceil, isfinite
 
 from ddpm.measures import MEASURES
 from ddpm.report import ticks
@@ -71,8 +71,8 @@ def _fronts(ranking: Ranking, axes: Axes) -> str:
         words.append((NAMES[measure], _said(standings, seconds, measure, best)))
     ratio = max(seconds) / max(min(seconds), 1e-12)
     alike = (
-        f"All cells cost nearly the same (within {100 * (ratio - 1):.0f} %, which may be the "
-        "machine's), so the front says little here. "
+        f"All cells cost nearly the same (within {max(1, ceil(100 * (ratio - 1)))} %, which may "
+        "be the machine's), so the front says little here. "
         if ratio < _ALIKE
         else ""
     )

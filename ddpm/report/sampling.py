@@ -49,7 +49,7 @@ def sampling_section(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
         return pictures
     first, *others = [_charts(spots, name, ranking, axes) for name in names]
     charts = first + "".join(
-        f"<details><summary>{TITLES[name]} over network calls per image</summary>{one}</details>"
+        f"<details><summary>Over network calls per image: {TITLES[name]}</summary>{one}</details>"
         for name, one in zip(names[1:], others, strict=True)
     )
     drawn = [[_series(some[0], some, names[0], axes)] for some in _lines(spots).values()]

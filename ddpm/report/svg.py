@@ -6,13 +6,15 @@ from the drawn points: nothing is stored twice.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
 from math import isfinite, log10
 
 from ddpm.report import ticks
 
 COLOURS = 8  # in report.css; beyond them colours repeat
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 10, 38
+_RIGHT, _TOP, _BOTTOM = 12, 10, 38
+_TITLE, _DIGIT = 22, 6.4  # widths of the y axis' title and of a character of its ticks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +52,20 @@ class Frame:
     width: int = 360
     height: int = 260
 
+    @cached_property
+    def y_ticks(self) -> list[tuple[float, str]]:
+        """Values and texts of the y axis."""
+        return (ticks.logarithmic if self.y_is_log else ticks.linear)(*self.y_range)
+
+    @cached_property
+    def left(self) -> float:
+        """Left edge: beside the longest text of the y axis."""
+        return max(48, _TITLE + _DIGIT * max((len(text) for _, text in self.y_ticks), default=0))
+
     def x(self, value: float) -> float:
         """Horizontal place of a value, in the units of the drawing."""
         share = _share(value, self.x_range, self.x_is_log)
-        return _LEFT + share * (self.width - _LEFT - _RIGHT)
+        return self.left + share * (self.width - self.left - _RIGHT)
 
     def y(self, value: float) -> float:
         """Vertical place of a value, kept inside the frame."""
@@ -68,7 +80,7 @@ class Frame:
         """Scales and edges, for the page's script: x low, high, is log; y; left, top, right,
         bottom.
         """
-        edges = (_LEFT, _TOP, self.width - _RIGHT, self.height - _BOTTOM)
+        edges = (self.left, _TOP, self.width - _RIGHT, self.height - _BOTTOM)
         scales = (*self.x_range, int(self.x_is_log), *self.y_range, int(self.y_is_log), *edges)
         return " ".join(f"{number:.6g}" for number in scales)
 
@@ -123,7 +135,7 @@ def _x_axis(frame: Frame) -> list[str]:
         f"{name}</text>"
         for value, name in found
     ]
-    middle = (_LEFT + frame.width - _RIGHT) / 2
+    middle = (frame.left + frame.width - _RIGHT) / 2
     parts.append(
         f'<text class="title" x="{middle:.0f}" y="{frame.height - 6}" text-anchor="middle">'
         f"{escape(frame.x_title)}</text>"
@@ -132,13 +144,13 @@ def _x_axis(frame: Frame) -> list[str]:
 
 
 def _y_axis(frame: Frame) -> list[str]:
-    found = (ticks.logarithmic if frame.y_is_log else ticks.linear)(*frame.y_range)
-    parts, right = [], frame.width - _RIGHT
-    for value, name in found:
+    parts, left, right = [], frame.left, frame.width - _RIGHT
+    for value, name in frame.y_ticks:
         y = frame.y(value)
         parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="tick" x="{_LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{name}</text>'
+            f'<line class="grid" x1="{left:.1f}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text class="tick" x="{left - 5:.1f}" y="{y + 3.5:.1f}" text-anchor="end">{name}'
+            "</text>"
         )
     middle = (_TOP + frame.height - _BOTTOM) / 2
     parts.append(
@@ -209,7 +221,8 @@ def colour(style: int | str) -> int | str:
 
 def marker_path(style: int | str, x: float, y: float, r: float = 2.6) -> str:
     """Circle, square, triangle or diamond around (x, y): the second sign beside colour."""
-    shape = style % 4 if isinstance(style, int) else 0
+    # where colours repeat, the marker is another one
+    shape = (style + style // COLOURS) % 4 if isinstance(style, int) else 0
     if shape == 1:
         return f"M{x - r:.1f},{y - r:.1f}h{2 * r:.1f}v{2 * r:.1f}h{-2 * r:.1f}z"
     if shape == 2:
