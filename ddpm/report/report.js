@@ -26,9 +26,13 @@
     read = null;
   };
 
-  const number = (value) => {
+  // Three digits; `places` keeps zeros at their end, so that numbers below each other line up.
+  const number = (value, places = false) => {
     const size = Math.abs(value);
-    const text = size && (size >= 1e5 || size < 1e-3) ? value.toExponential(2) : `${+value.toPrecision(3)}`;
+    let text = value.toPrecision(3);
+    if (size >= 1000) text = Math.round(value).toLocaleString("en-US");
+    else if (size && size < 1e-3) text = value.toExponential(2);
+    else if (!places) text = `${Number(text)}`;
     return text.replaceAll("-", "\u2212");
   };
   // The scales of a chart, written by svg.py; values are read back from the drawn points.
@@ -74,7 +78,7 @@
       row.className = group.getAttribute("class");
       made("i", "", row);
       made("span", group.dataset.series, row);
-      made("b", number(scale.y(y)), row);
+      made("b", number(scale.y(y), true), row);
     }
     const box = chart.getBoundingClientRect();
     show(box.left + (at / chart.viewBox.baseVal.width) * box.width, screenY);
