@@ -27,7 +27,7 @@ sweep: $(STAMP)    ## the main job: the grid of SWEEP, then its table and report
 train: $(STAMP)    ## one training of CONFIG; run again to resume
 	$(BIN)/python launch/train.py $(CONFIG) $(ARGS)
 
-report: $(STAMP)   ## report.html of REPORT, a sweep or a run directory
+report: $(STAMP)   ## report.html, report.md and tables of REPORT, a sweep or a run
 	$(BIN)/python launch/report.py $(REPORT) $(ARGS)
 
 test: $(STAMP)     ## every test that needs no GPU and no SLURM

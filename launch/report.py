@@ -1,6 +1,7 @@
-"""Writes report.html and results.csv of a sweep or of a run."""
+"""Writes report.html, report.md and tables (CSV, Parquet) of a sweep or of a run."""
 
 import argparse
+import os
 import sys
 import webbrowser
 from pathlib import Path
@@ -37,10 +38,19 @@ def main(argv: list[str] | None = None) -> int:
     made = make(arguments.folder, baseline=arguments.baseline)
     made.print()
     if arguments.dry_run:
-        print(f"would write {made.html} and {made.csv.name}")
+        print(f"would write {made.html}, {made.markdown.name}, {made.csv.name} and tables")
         return 0
     if arguments.open:
         webbrowser.open(made.html.resolve().as_uri())
+    print(f"in short: {made.markdown}")
+    print(f"a row a trial: {made.csv} and {made.csv.with_suffix('.parquet').name}")
+    if len(made.tables) > 1:
+        names = sorted({path.stem for path in made.tables if path.parent != made.csv.parent})
+        print(
+            f"all numbers: {made.tables[-1].parent}{os.sep} ({', '.join(names)}; CSV and Parquet)"
+        )
+    if made.best is not None:
+        print(f"best configuration: {made.best}")
     print(f"report: {made.html}")
     if arguments.wandb:
         from ddpm.adapters import wandb_report

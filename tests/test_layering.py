@@ -54,8 +54,10 @@ FLOORS = (
 WING = {"initialization", "layers", "levels", "unet", "unet_summary"}
 WING_MAY_IMPORT = WING | {"errors", "noise"}
 
-CORE = "torch numpy scipy omegaconf yaml webdataset PIL safetensors sklearn rich matplotlib".split()
-CORE += ["psutil"]
+CORE = (
+    "torch numpy scipy omegaconf yaml webdataset PIL safetensors sklearn rich matplotlib psutil "
+    "pyarrow".split()
+)
 FRAMEWORKS = "ray wandb wandb_workspaces submitit diffusers h5py torch_fidelity".split()
 
 

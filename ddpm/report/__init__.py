@@ -1,4 +1,4 @@
-"""The offline report of a sweep or a run: report.html, results.csv and statistics.json beside it.
+"""The offline report of a sweep or a run: report.html, report.md and tables beside its files.
 
     report = build(Path("training_outputs/sweeps/pred_types"))
     report.print()                                  # the ranking and the verdict on the terminal
@@ -15,13 +15,19 @@ from rich.console import Console
 from ddpm import durable
 from ddpm.config import load
 from ddpm.errors import InputError
+from ddpm.measures import MEASURES
 from ddpm.report.comparisons import with_baseline
 from ddpm.report.data import Sweep, read
-from ddpm.report.html import next_command, page, progress
+from ddpm.report.exports import write_tables
+from ddpm.report.factors import analyse
+from ddpm.report.first_screen import next_command, progress
+from ddpm.report.html import page
+from ddpm.report.markdown import markdown
 from ddpm.report.ranking import Ranking, rank
+from ddpm.report.sentences import sentences
 from ddpm.report.statistics_file import statistics
 from ddpm.report.table import csv_text, print_table
-from ddpm.report.verdict import Verdict, judge
+from ddpm.report.verdict import NAMES, Verdict, judge
 from ddpm.sweep import write_best
 
 __all__ = ["Ranking", "Report", "Sweep", "Verdict", "assess", "build", "judge", "rank", "read"]
@@ -29,13 +35,15 @@ __all__ = ["Ranking", "Report", "Sweep", "Verdict", "assess", "build", "judge", 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A report and what it says. `html` and `csv` exist once it was built, not when assessed."""
+    """A report and what it says. Its files exist once it was built, not when assessed."""
 
     sweep: Sweep
     ranking: Ranking
     verdict: Verdict
     html: Path
+    markdown: Path
     csv: Path
+    tables: tuple[Path, ...] = ()  # Parquet and CSV of everything
     best: Path | None = None  # best.yaml, where one was written
 
     def print(self, console: Console | None = None) -> None:
@@ -65,24 +73,37 @@ def assess(folder: Path, *, baseline: str | None = None) -> Report:
         ranking=ranking,
         verdict=judge(sweep, ranking),
         html=folder / "report.html",
+        markdown=folder / "report.md",
         csv=folder / "results.csv",
     )
 
 
 def build(folder: Path, *, console: Console | None = None, baseline: str | None = None) -> Report:
-    """Writes report.html and results.csv of a sweep folder or a run, and a sweep's best.yaml.
+    """Writes report.html, report.md and the tables of a sweep folder or a run, and a sweep's
+    statistics.json and best.yaml.
 
     console: print the ranking and the answer there too.
     """
     report = assess(folder, baseline=baseline)
     report = replace(report, best=_write_best(report))
-    durable.write_text(report.csv, csv_text(report.sweep, report.ranking))
+    said = (report.sweep, report.ranking, report.verdict)
+    results = csv_text(report.sweep, report.ranking)
+    durable.write_text(report.csv, results)
+    report = replace(report, tables=write_tables(report.sweep, results))
     if report.sweep.is_sweep:
         durable.write_json(folder / "statistics.json", statistics(report.ranking))
-    durable.write_text(report.html, page(report.sweep, report.ranking, report.verdict))
+    durable.write_text(report.markdown, markdown(*said, _of_the_factors(report.ranking)))
+    durable.write_text(report.html, page(*said))
     if console is not None:
         report.print(console)
     return report
+
+
+def _of_the_factors(ranking: Ranking) -> dict[str, tuple[str, ...]]:
+    """What the factors of the grid do, in words, by the name of the measure."""
+    if len(ranking.standings) < 2:
+        return {}
+    return {NAMES[one]: tuple(sentences(analyse(ranking, one))) for one in MEASURES}
 
 
 def _write_best(report: Report) -> Path | None:

@@ -9,56 +9,44 @@ from pathlib import Path
 from ddpm.report.axes import Axes
 from ddpm.report.data import Sweep, Trial
 from ddpm.report.files import Value, mapping, number, sequence
+from ddpm.report.film import shown_trials
 from ddpm.report.flags import commit, differences
-from ddpm.report.grids import png_url, sample_grid
+from ddpm.report.grids import sample_grid
 from ddpm.report.labels import cell_label, listed, number_with_error, text, varied
 from ddpm.report.ranking import Ranking
+from ddpm.report.tabular import table
 
-_GRIDS = 12
-_STRIP = 8
 # Facts of provenance.json that differ from trial to trial by their nature, or repeat others.
 _OF_ONE_TRIAL = ("attempts", "command", "config_sha256", "job", "run_id", "sequence", "started")
 
 
 def samples(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
     """Sample grids side by side: same seeds, same classes; the best cells when there are many."""
-    trials = _with_samples(sweep, ranking)
-    shown = trials[:_GRIDS]
-    if len(trials) <= _GRIDS:
-        keys = (*axes.panels, *((axes.rows,) if axes.rows else ()), *filter(None, (axes.series,)))
-        shown.sort(key=lambda trial: [axes.place(key, trial.cell) for key in keys])
-    order = _columns(shown, axes)
+    having = [trial for trial in sweep.trials if trial.samples is not None]
+    shown = shown_trials(sweep, ranking, axes, having)
+    cells = len({trial.key for trial in having})
+    order = _columns(shown, axes) if cells == len(shown) else {}
     figures = [
         _figure(sample_grid(t.samples), _caption(t, axes), column=order.get(t.key, 0))
         for t in shown
-        if t.samples
+        if t.samples and t.samples.images.size
     ]
     if not figures:
-        return _strip(sweep)
-    if sweep.references is not None and sweep.references.samples is not None:
-        real = sample_grid(sweep.references.samples)
-        figures.insert(0, _figure(real, "real validation images", "real"))
+        return ""
+    real = None if sweep.references is None else sweep.references.samples
+    if real is not None and real.images.size:
+        figures.insert(0, _figure(sample_grid(real), "real validation images", "real"))
     if not sweep.is_sweep:
-        return f'<div class="samples">{"".join(figures)}</div>{_strip(sweep)}'
+        return f'<div class="samples">{"".join(figures)}</div>'
     note = (
         "<p class='note'>Every grid starts from the same noise and has the same class in the same "
         "column, so grids differ by the trained network alone"
     )
-    left = len(trials) - len(shown)
-    note += f"; the {len(shown)} best cells of {len(trials)} are shown.</p>" if left else ".</p>"
+    is_part = cells > len(shown)
+    note += f"; the {len(shown)} best cells of {cells}, best first.</p>" if is_part else ".</p>"
     columns = max(order.values(), default=0)
     fixed = f' style="--columns:{columns}"' if columns else ""
     return f'{note}<div class="samples{" fixed" * bool(fixed)}"{fixed}>{"".join(figures)}</div>'
-
-
-def _with_samples(sweep: Sweep, ranking: Ranking) -> list[Trial]:
-    """One trial a cell that has samples: its first seed; ranked cells first, best first."""
-    rank = {id(t): k for k, s in enumerate(ranking.standings) for t in s.trials.values()}
-    trials = [
-        trial for trial in sweep.trials if trial.samples is not None and trial.samples.images.size
-    ]
-    trials.sort(key=lambda trial: (rank.get(id(trial), len(rank)), trial.seed))
-    return list({trial.key: trial for trial in reversed(trials)}.values())[::-1]
 
 
 def _caption(trial: Trial, axes: Axes) -> str:
@@ -67,7 +55,7 @@ def _caption(trial: Trial, axes: Axes) -> str:
 
 def _columns(trials: Sequence[Trial], axes: Axes) -> dict[str, int]:
     """Column of each trial where prediction types (or the like) can stand side by side."""
-    if axes.series is None or len(trials) > _GRIDS:
+    if axes.series is None:
         return {}
     places = {trial.key: axes.style(trial.cell) for trial in trials}
     used = sorted(set(places.values()))
@@ -81,23 +69,6 @@ def _figure(url: str, caption: str, kind: str = "", column: int = 0) -> str:
     mark += f' style="--column:{column}"' if column else ""
     image = f'<img src="{url}" alt="{caption or "Sample grid"}">'
     return f"<figure{mark}>{image}<figcaption>{caption}</figcaption></figure>"
-
-
-def _strip(sweep: Sweep) -> str:
-    """A single run's sample grids over training."""
-    paths = () if sweep.is_sweep else sweep.trials[0].inline
-    return _over_training(paths) if paths else ""
-
-
-def _over_training(paths: Sequence[Path]) -> str:
-    step = max(1, len(paths) // _STRIP)
-    chosen = [*paths[:-1:step], paths[-1]][-_STRIP:]
-    figures = "".join(
-        f'<figure><img src="{png_url(path.read_bytes())}" alt="Samples at {escape(path.stem)}">'
-        f"<figcaption>{escape(path.stem)}</figcaption></figure>"
-        for path in chosen
-    )
-    return f'<div class="strip">{figures}</div>'
 
 
 def bits(sweep: Sweep) -> str:
@@ -127,6 +98,12 @@ def bits(sweep: Sweep) -> str:
 
 def failures(sweep: Sweep, ranking: Ranking) -> str:
     """Failed trials, skipped cells and finished ones that could not be ranked, with reasons."""
+    rows = failed(sweep, ranking)
+    return table(("cell", "seed", "", "reason"), rows, wrap=(3,)) if rows else ""
+
+
+def failed(sweep: Sweep, ranking: Ranking) -> list[tuple[str, str, str, str]]:
+    """Cell, seed, what became of it and why, of every trial and cell without a place."""
     keys = tuple(dict.fromkeys(key for trial in sweep.trials for key in trial.cell))
     rows = [
         (cell_label(t.cell, keys), str(t.seed), t.status, t.reason or "no reason was recorded")
@@ -138,9 +115,7 @@ def failures(sweep: Sweep, ranking: Ranking) -> str:
     short = varied_keys(sweep)
     done = {cell_label(t.cell, short) for t in sweep.trials if t.key not in named}
     rows += [(label, "", "not ranked", why) for label, why in ranking.excluded if label in done]
-    if not rows:
-        return ""
-    return table(("cell", "seed", "", "reason"), rows, wrap=(3,))
+    return rows
 
 
 def varied_keys(sweep: Sweep) -> tuple[str, ...]:
@@ -218,26 +193,3 @@ def _flat(tree: Mapping[str, Value], path: str = "") -> list[tuple[str, Value]]:
         inner = mapping(value)
         found += _flat(inner, f"{path}{key}.") if inner else [(f"{path}{key}", value)]
     return found
-
-
-def table(
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    wrap: Sequence[int] = (),
-    code: Sequence[int] = (),
-) -> str:
-    """A plain table of text, every cell escaped."""
-    heads = "".join(f'<th class="left">{escape(name)}</th>' for name in head)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td class="{"wrap" if k in wrap else "left"}">'
-            f"{f'<code>{escape(value)}</code>' if k in code else escape(value)}</td>"
-            for k, value in enumerate(row)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    top = f"<thead><tr>{heads}</tr></thead>" if any(head) else ""
-    return f'<div class="scroll"><table>{top}<tbody>{body}</tbody></table></div>'

@@ -8,6 +8,7 @@ empty, or a line in `Sweep.problems`.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import isfinite
 from pathlib import Path
 
@@ -28,14 +29,30 @@ from ddpm.report.files import (
     read_metrics,
     sequence,
 )
+from ddpm.report.sampled import Sampled, read_sampled
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """A trial's final sample grid. images: uint8 (N, H, W, C); labels: (N,), -1 without class."""
+    """A trial's final samples, read when they are shown; empty where the file is damaged."""
 
-    images: np.ndarray
-    labels: np.ndarray
+    path: Path
+
+    @property
+    def images(self) -> np.ndarray:
+        """uint8 (N, H, W, C)."""
+        return self._arrays["images"]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,), -1 without class."""
+        return self._arrays["labels"]
+
+    @cached_property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        nothing: dict[str, np.ndarray]
+        nothing = {"images": np.zeros((0, 1, 1, 1), np.uint8), "labels": np.zeros(0, np.int64)}
+        return read_arrays(self.path, ("images", "labels")) or nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +68,13 @@ class Trial:
     summary: Mapping[str, Value]
     config: Mapping[str, Value]  # dotted keys
     provenance: Mapping[str, Value]
-    metrics: Mapping[str, np.ndarray]  # "step" and the losses
+    metrics: Mapping[str, np.ndarray]  # the columns of metrics.jsonl
     evaluation: Mapping[str, Value]
     error: X0Error | None
     samples: Samples | None
-    inline: tuple[Path, ...] = ()
+    inline: tuple[Path, ...] = ()  # sample grids over training, the earliest first
     quality: Quality | None = None  # of its samples; their pictures are read where they are shown
+    sampled: Sampled | None = None
 
     @property
     def key(self) -> str:
@@ -208,6 +226,7 @@ def _trial(folder: Path, name: str, outcome: Mapping[str, Value]) -> Trial:
         samples=None if run_dir is None else _samples(run_dir / "samples.npz"),
         quality=None if run_dir is None else quality_file.read(run_dir),
         inline=() if run_dir is None else tuple(sorted((run_dir / "inline_gen").glob("*.png"))),
+        sampled=None if run_dir is None else read_sampled(run_dir),
     )
 
 
@@ -225,8 +244,7 @@ def _error(path: Path) -> X0Error | None:
 
 
 def _samples(path: Path) -> Samples | None:
-    arrays = read_arrays(path, ("images", "labels"))
-    return None if arrays is None else Samples(**arrays)
+    return Samples(path=path) if path.exists() else None
 
 
 def _lines(folder: Path) -> Lines | None:

@@ -48,7 +48,9 @@ def _leaves(tree: Value, path: tuple[str, ...]) -> Iterator[tuple[str, Value]]:
 
 
 def read_metrics(path: Path) -> dict[str, np.ndarray]:
-    """The losses by step; a half-written last line, as a living run may have, ends the reading."""
+    """The numbers of metrics.jsonl as columns, NaN where a row lacks one; a half-written last line,
+    as a living run may have, ends the reading.
+    """
     rows = []
     try:
         for line in path.read_text().splitlines():
@@ -56,11 +58,9 @@ def read_metrics(path: Path) -> dict[str, np.ndarray]:
     except (OSError, ValueError):
         pass
     rows = [row for row in rows if isinstance(row, dict) and "step" in row]
-    columns = {"step": np.array([row["step"] for row in rows], dtype=np.float64)}
-    for name in LOSSES:
-        if any(isinstance(row.get(name), int | float) for row in rows):
-            columns[name] = np.array([number(row.get(name)) for row in rows])
-    return columns if rows else {}
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: np.array([number(row.get(name)) for row in rows]) for name in names}
+    return {name: column for name, column in columns.items() if not np.isnan(column).all()}
 
 
 def number(value: Value) -> float:

@@ -1,19 +1,15 @@
 """One self-contained page: the question and its answer first, then what they rest on."""
 
+import re
 from html import escape
 from importlib.resources import files
 
-from ddpm.measures import MEASURES
-from ddpm.report import appendix, curves, effects_page, maps
-from ddpm.report.axes import Axes, axes_of
+from ddpm.report import appendix, curves, effects_page, film, learning, maps, pareto, sampling
+from ddpm.report.axes import axes_of
 from ddpm.report.data import Sweep
-from ddpm.report.flags import flags, is_confounded
-from ddpm.report.labels import duration, number_with_error, size
-from ddpm.report.ranking import Ranking, Standing
-from ddpm.report.table import cost, speed
-from ddpm.report.verdict import NAMES, Verdict
-
-_EPOCHS = "TRAINING.HYPER_PARAMETERS.EPOCHS"
+from ddpm.report.first_screen import first_screen
+from ddpm.report.ranking import Ranking
+from ddpm.report.verdict import Verdict
 
 
 def page(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
@@ -23,187 +19,42 @@ def page(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
         ("Ranking", maps.ranking_table(ranking) if ranking.standings and sweep.is_sweep else ""),
         ("Differences", effects_page.differences(ranking) if sweep.is_sweep else ""),
         ("Factors", effects_page.factors(ranking) if sweep.is_sweep else ""),
-        ("Heat maps", _heat_maps(sweep, ranking, axes)),
-        ("x0-error over noise level", _errors(sweep, ranking, axes)),
+        ("Heat maps", maps.heat_maps_section(sweep, ranking, axes)),
+        ("x0-error over noise level", curves.x0_section(sweep, ranking, axes)),
+        ("Cost", pareto.cost_section(sweep, ranking, axes)),
         ("Samples", appendix.samples(sweep, ranking, axes)),
-        ("Training losses", _losses(sweep, axes)),
-        ("Bits per dimension", appendix.bits(sweep)),
+        ("Samples over training", film.over_training(sweep, ranking, axes)),
+        ("Samples over sampling steps", sampling.sampling_section(sweep, ranking, axes)),
+        ("Training curves", learning.learning_section(sweep, ranking, axes)),
         ("Failed, skipped and not ranked", appendix.failures(sweep, ranking)),
         ("Configuration", appendix.configuration(sweep)),
         ("Provenance", appendix.provenance(sweep)),
+        ("Bits per dimension", appendix.bits(sweep)),
     ]
+    sections = [(title, html) for title, html in sections if html]
     body = "".join(
-        f"<section><h2>{escape(title)}</h2>{html}</section>" for title, html in sections if html
+        f'<section id="{_anchor(title)}"><h2>{escape(title)}</h2>{html}</section>'
+        for title, html in sections
     )
     here = files("ddpm.report")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
         f'<link rel="icon" href="data:,"><title>{escape(sweep.name)}</title>'
         f"<style>{(here / 'report.css').read_text()}</style></head><body>"
-        f"{_first_screen(sweep, ranking, verdict)}{body}"
-        "<footer>Everything above is in this one file; the numbers are also in results.csv beside "
-        f"it.</footer><script>{(here / 'report.js').read_text()}</script></body></html>\n"
+        f"{first_screen(sweep, ranking, verdict)}{_contents([title for title, _ in sections])}"
+        f"<main>{body}</main>"
+        "<footer>Everything above is in this one file. Beside it: report.md, the same in short; "
+        "results.csv and results.parquet, a row a trial; tables/, every curve.</footer>"
+        f"<script>{(here / 'report.js').read_text()}</script></body></html>\n"
     )
 
 
-def _first_screen(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
-    kind = "Sweep" if sweep.is_sweep else "Run"
-    question = sweep.question[:1].upper() + sweep.question[1:] or sweep.name
-    name = f"{kind} {sweep.name}" if sweep.question else kind
-    sentences = "".join(f"<p>{escape(one)}</p>" for one in verdict.sentences)
-    return (
-        f'<header><div class="kicker"><span>{escape(name)}</span>'
-        f"<span>{progress(sweep)}</span></div><h1>{escape(question)}</h1>"
-        f'<div class="answer"><p class="headline">{escape(_headline(sweep, verdict))}</p>'
-        f"{sentences}{_next(sweep, ranking, verdict)}</div>"
-        f"{_facts(ranking, verdict, sweep.is_sweep)}{_flags(sweep)}</header>"
-    )
+def _contents(titles: list[str]) -> str:
+    items = "".join(f'<a href="#{_anchor(title)}">{escape(title)}</a>' for title in titles)
+    return f'<nav aria-label="Sections">{items}</nav>'
 
 
-def _headline(sweep: Sweep, verdict: Verdict) -> str:
-    """The verdict's headline; says so when the prediction type carries its loss space along."""
-    if verdict.kind == "none" or not is_confounded(sweep.trials):
-        return verdict.headline
-    return f"{verdict.headline} (Prediction type and loss space vary together.)"
-
-
-def progress(sweep: Sweep) -> str:
-    """`7 of 9 trials finished, 1 failed, 2 cells skipped`."""
-    if not sweep.is_sweep:
-        return "finished" if sweep.trials[0].status == "done" else "unfinished"
-    done, failed = len(sweep.with_status("done")), len(sweep.with_status("failed"))
-    parts = [f"{done} of {sweep.planned} trials finished"]
-    if failed:
-        parts.append(f"{failed} failed")
-    if sweep.skipped:
-        parts.append(
-            f"{len(sweep.skipped)} {'cell' if len(sweep.skipped) == 1 else 'cells'} skipped"
-        )
-    return ", ".join(parts)
-
-
-def _next(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
-    what, command = next_command(sweep, ranking, verdict)
-    if not command:
-        return ""
-    return (
-        f'<div class="next"><div class="what">{escape(what)}</div><div class="command">'
-        f"<code>{escape(command)}</code>"
-        '<button type="button" class="copy">copy</button></div></div>'
-    )
-
-
-def next_command(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> tuple[str, str]:
-    """What to do next and the command for it; an empty command when there is none."""
-    left = sweep.planned - len(sweep.with_status("done")) - len(sweep.with_status("failed"))
-    if sweep.is_sweep and left > 0 and sweep.command:
-        return (
-            f"Unfinished: {left} of {sweep.planned} trials are left. Continue with",
-            sweep.command,
-        )
-    if not sweep.is_sweep:
-        run = sweep.trials[0].run_dir or sweep.folder
-        return "Generate images from it", f"python launch/sample.py {appendix.shown_path(run)}"
-    best = ranking.recommended
-    if best is None:
-        return "", ""
-    trial = next(iter(best.trials.values()))
-    config = sweep.best_yaml or (trial.run_dir and trial.run_dir / "training_config.yaml")
-    if config is None:
-        return "", ""
-    epochs = trial.config.get(_EPOCHS)
-    longer = f" {_EPOCHS}={10 * epochs}" if isinstance(epochs, int) else ""
-    why = {
-        "winner": f"Train the winner, {best.label}, ten times as long",
-        "none": f"Train {best.label} ten times as long",
-    }
-    what = why.get(
-        verdict.kind,
-        f"Train {best.label} ten times as long (lowest sum of both ranks; a choice, not a claim)",
-    )
-    return what, f"python launch/train.py {appendix.shown_path(config)}{longer}"
-
-
-def _facts(ranking: Ranking, verdict: Verdict, is_sweep: bool) -> str:
-    best = ranking.recommended
-    if best is None:
-        return ""
-    costs = cost(list(best.trials.values()))
-    seconds = "" if costs.seconds is None else f"{duration(costs.seconds)} of wall time"
-    unit = f"Cost per trial, {costs.unit.removesuffix('-seconds')} time"
-    values = [(unit, duration(costs.compute_seconds), seconds)]
-    if is_sweep:
-        title = {"winner": "Winner", "none": "Cell"}.get(verdict.kind, "Lowest sum of ranks")
-        names = {measure: NAMES[measure][0].upper() + NAMES[measure][1:] for measure in MEASURES}
-        numbers = [(names[measure], *_value(best, measure)) for measure in MEASURES]
-        values = [(title, best.label, ""), *numbers, *values]
-    else:
-        packed = "packed: others ran beside it" if costs.is_packed else ""
-        values.append(("Images per second", speed(costs).rstrip("*"), packed))
-        values.append(("Peak memory", size(costs.peak_memory_bytes), ""))
-    values = [value for value in values if value[1] != "\u2013"]
-    items = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(more)}</small></dd></div>"
-        for name, value, more in values
-    )
-    return f'<dl class="facts">{items}</dl>'
-
-
-def _value(standing: Standing, measure: str) -> tuple[str, str]:
-    value, error = number_with_error(standing.value(measure), standing.error(measure))
-    kind = "95 % interval over seeds" if len(standing.summaries) > 1 else "evaluation error"
-    return value, f"\u00b1 {error} {kind}"
-
-
-def _flags(sweep: Sweep) -> str:
-    found = flags(sweep)
-    if not found:
-        return ""
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in found)
-    return f'<div class="flags"><p>Read with this in mind</p><ul>{items}</ul></div>'
-
-
-def _heat_maps(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
-    drawn = maps.heat_maps(sweep, ranking, axes)
-    return f"{drawn}<p class='note'>{escape(maps.axes_caption(axes))}</p>" if drawn else ""
-
-
-def _errors(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
-    if not ranking.standings:
-        return ""
-    lines = (
-        f" <em>{curves.GAUSSIAN}</em> is the best linear estimate from the training data's mean "
-        "and covariance, on the same validation pairs: a network above it has learned less than "
-        "two moments. "
-        f"<em>{curves.MEMORISATION.capitalize()}</em> is the ideal denoiser that only "
-        f"remembers {sweep.references.num_train:,} training images, on training pairs: no network "
-        "that generalises reaches it. Neither is told the class."
-        if sweep.references is not None
-        else ""
-    )
-    solid = (
-        " Solid: the levels all cells share, which alone are averaged. Dashed, on grey: levels "
-        "that some schedule does not reach."
-        if sweep.is_sweep
-        else ""
-    )
-    note = (
-        "<p class='note'>Mean squared error of the network's estimate of the clean image, on fixed "
-        "(validation image, noise) pairs, in units where pixels lie in [\u22121, 1]."
-        f"{solid}{lines}</p>"
-    )
-    level_map = maps.level_map(ranking) if len(ranking.standings) > 1 else ""
-    return f"{note}{curves.x0_curves(sweep, ranking, axes)}{level_map}"
-
-
-def _losses(sweep: Sweep, axes: Axes) -> str:
-    drawn = curves.loss_curves(sweep, axes)
-    if not drawn:
-        return ""
-    warning = (
-        "<p class='note'><strong>Not comparable across schedules or timesteps</strong>: each trial "
-        "averages these over its own noise levels. Use them to see whether training was stable and "
-        "had levelled off, not to rank.</p>"
-    )
-    return warning + drawn
+def _anchor(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")

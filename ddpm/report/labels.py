@@ -88,6 +88,31 @@ def number_with_error(value: float, error: float) -> tuple[str, str]:
     return signed(value, digits), f"{error:.{digits}f}" if isfinite(error) else "\u2013"
 
 
+def common_digits(errors: Sequence[float]) -> int | None:
+    """Decimals for a column of numbers with these errors: the middle of what each needs; None where
+    most of them need too different ones.
+    """
+    each = sorted(max(1 - floor(log10(e)), 0) for e in errors if isfinite(e) and e > 0)
+    tenth = len(each) // 10
+    if not each or each[-1 - tenth] - each[tenth] > 2:
+        return None
+    return min(each[len(each) // 2], 6)
+
+
+def aligned(value: float, error: float, digits: int | None) -> tuple[str, str]:
+    """Value and error with so many decimals; as many as the error needs where that shows none of
+    it, or digits is None.
+    """
+    if digits is None or not isfinite(error) or 0 < error < 0.5 / 10**digits:
+        return number_with_error(value, error)
+    return signed(value, digits), f"{error:.{digits}f}"
+
+
+def with_error(value: float, error: float) -> str:
+    """`−0.651 ± 0.012`."""
+    return " \u00b1 ".join(number_with_error(value, error))
+
+
 def duration(seconds: float | None) -> str:
     """`48 s`, `12.5 min`, `3.2 h`."""
     if seconds is None:
@@ -103,3 +128,10 @@ def size(count: float | None) -> str:
         return "\u2013"
     mebibytes = count / 2**20
     return f"{mebibytes:.0f} MiB" if mebibytes < 1000 else f"{mebibytes / 1024:.1f} GiB"
+
+
+def energy(joules: float | None) -> str:
+    """Joules as `310 kJ` or `1.25 kWh`."""
+    if joules is None:
+        return "\u2013"
+    return f"{joules / 1000:.3g} kJ" if joules < 3.6e5 else f"{joules / 3.6e6:.3g} kWh"

@@ -8,25 +8,38 @@ import numpy as np
 
 from ddpm.measures import MEASURES
 from ddpm.report.axes import Axes, place
+from ddpm.report.charts import chosen
+from ddpm.report.costs import Cost, cost
 from ddpm.report.data import Sweep
-from ddpm.report.labels import duration, number_with_error, part, signed, size, spoken
+from ddpm.report.labels import aligned, common_digits, number_with_error, part, signed, size, spoken
 from ddpm.report.ranking import Ranking, Standing
 from ddpm.report.svg import whisker
-from ddpm.report.table import Cost, cost
 from ddpm.report.verdict import NAMES, spread
 
 _MANY = 60  # rows shown at once; the rest is folded
-_PANELS = 24
+_PANELS = 12
+_LEVEL_ROWS = 30
+_PALE, _DEEP = (226, 234, 242), (8, 76, 140)
+_MIDDLE = 0.179  # of this luminance, black and white text have the same contrast, 4.6 : 1
 
 
 def ranking_table(ranking: Ranking) -> str:
     """Every ranked cell with both numbers, their errors and its cost, the lowest first."""
     scales = {measure: _scale(ranking.standings, measure) for measure in MEASURES}
+    digits = {m: common_digits([s.error(m) for s in ranking.standings]) for m in MEASURES}
     costs = [cost(list(standing.trials.values())) for standing in ranking.standings]
     all_packed = all(one.is_packed for one in costs)
     many_seeds = any(len(standing.summaries) > 1 for standing in ranking.standings)
     rows = [
-        _row(ranking, at, scales, costs[at], mark_packed=not all_packed, with_seeds=many_seeds)
+        _row(
+            ranking,
+            at,
+            scales,
+            digits,
+            costs[at],
+            mark_packed=not all_packed,
+            with_seeds=many_seeds,
+        )
         for at in range(len(ranking.standings))
     ]
     seeds = "<th>seeds</th>" if many_seeds else ""
@@ -35,12 +48,14 @@ def ranking_table(ranking: Ranking) -> str:
         '<thead><tr><th>#</th><th class="left">cell</th>'
         f'<th class="left">{NAMES[MEASURES[0]]}</th><th class="left">{NAMES[MEASURES[1]]}</th>'
         f"<th>rank<br>by it</th>{seeds}<th>images/s{packed}</th><th>{_compute_unit(costs)}</th>"
-        "<th>wall<br>time</th><th>peak<br>memory</th></tr></thead>"
+        "<th>peak<br>memory</th></tr></thead>"
     )
     body = _ranked(head, rows[:_MANY])
     if len(rows) > _MANY:
-        body += (
-            f"<details><summary>{len(rows) - _MANY} more cells</summary>"
+        body = (
+            '<div class="filter" hidden><label>Find cells <input type="search" '
+            f'placeholder="words of their names"></label></div>{body}'
+            f"<details class='data'><summary>{len(rows) - _MANY} more cells</summary>"
             f"{_ranked(head, rows[_MANY:])}</details>"
         )
     low, high = signed(ranking.levels[0]), signed(ranking.levels[-1])
@@ -63,6 +78,7 @@ def _row(
     ranking: Ranking,
     at: int,
     scales: Mapping[str, tuple[float, float]],
+    digits: Mapping[str, int | None],
     costs: Cost,
     *,
     mark_packed: bool,
@@ -70,7 +86,7 @@ def _row(
 ) -> str:
     standing = ranking.standings[at]
     numbers = "".join(
-        f'<td class="left"><span class="number">{_number(standing, m)}</span>'
+        f'<td class="left"><span class="number">{_number(standing, m, digits[m])}</span>'
         f"{whisker(_ends(standing, m), scales[m])}</td>"
         for m in MEASURES
     )
@@ -80,13 +96,12 @@ def _row(
     return (
         f'<tr{best}><td>{at + 1}</td><th scope="row"{long}>{escape(standing.label)}</th>{numbers}'
         f"<td>{ranking.rank(at, MEASURES[1])}</td>{seeds}<td>{_speed(costs, mark_packed)}</td>"
-        f"<td>{_seconds(costs)}</td><td>{duration(costs.seconds)}</td>"
-        f"<td>{size(costs.peak_memory_bytes)}</td></tr>"
+        f"<td>{_seconds(costs)}</td><td>{size(costs.peak_memory_bytes)}</td></tr>"
     )
 
 
-def _number(standing: Standing, measure: str) -> str:
-    value, error = number_with_error(standing.value(measure), standing.error(measure))
+def _number(standing: Standing, measure: str, digits: int | None) -> str:
+    value, error = aligned(standing.value(measure), standing.error(measure), digits)
     return f'{value} <span class="error">\u00b1 {error}</span>'
 
 
@@ -123,20 +138,45 @@ def _scale(standings: Sequence[Standing], measure: str) -> tuple[float, float]:
     return min(low for low, _, _ in ends), max(high for _, _, high in ends)
 
 
+def heat_maps_section(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
+    """The maps and what their rows and columns are; "" without two varied keys."""
+    drawn = heat_maps(sweep, ranking, axes)
+    return f"{drawn}<p class='note'>{escape(axes_caption(axes))}</p>" if drawn else ""
+
+
 def heat_maps(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
     """Both numbers over rows x series, one pair of maps a panel; "" without two varied keys."""
     if axes.series is None or axes.rows is None or not ranking.standings:
         return ""
     cells = [*(trial.cell for trial in sweep.trials), *(one.cell for one in sweep.skipped)]
-    panels = list(axes.grouped(cells, axes.panels).items())
-    maps = [
-        _heat_map(sweep, ranking, axes, group, measure, title)
-        for title, group in panels[:_PANELS]
+    panels = chosen(cells, axes.panels, axes, ranking, _PANELS)
+    rest = len(axes.grouped(cells, axes.panels)) - len(panels)
+    maps = {
+        measure: [
+            _heat_map(sweep, ranking, axes, group, measure, title)
+            for title, group in panels.items()
+        ]
         for measure in MEASURES
-    ]
-    rest = len(panels) - _PANELS
-    more = f"<p class='note'>{rest} more panels are in results.csv.</p>" if rest > 0 else ""
-    return f'<div class="maps">{"".join(maps)}</div>{more}'
+    }
+    more = ""
+    if rest:
+        more = (
+            f"<p class='note'>The {len(panels)} panels that hold the best cells are shown; "
+            f"{rest} more are in results.csv.</p>"
+        )
+    if len(panels) == 1:
+        return f'<div class="maps">{"".join(one for some in maps.values() for one in some)}</div>'
+    return (
+        "".join(
+            f'<h3>{_title(measure)}</h3><div class="maps">{"".join(some)}</div>'
+            for measure, some in maps.items()
+        )
+        + more
+    )
+
+
+def _title(measure: str) -> str:
+    return NAMES[measure][0].upper() + NAMES[measure][1:]
 
 
 def _heat_map(
@@ -151,6 +191,7 @@ def _heat_map(
     }
     lowest = ranking.standings[ranking.order(measure)[0]]
     numbers = [standing.value(measure) for standing in ranking.standings]
+    digits = common_digits([standing.error(measure) for standing in ranking.standings])
     why = _reasons(sweep, axes, group)
     body = ""
     for i, row in enumerate(rows):
@@ -162,11 +203,13 @@ def _heat_map(
                 continue
             share = _share(standing.value(measure), numbers, is_log=measure == MEASURES[0])
             mark = ' class="first"' if standing is lowest else ""
-            shown = number_with_error(standing.value(measure), standing.error(measure))[0]
+            number, error = standing.value(measure), standing.error(measure)
+            many = number_with_error(number, error)[0]
+            shown = many if digits is None else signed(number, digits)
             tds.append(f"<td{mark} style='{shade(share)}'>{shown}</td>")
         body += f"<tr><th scope='row'>{escape(part(axes.rows, row))}</th>{''.join(tds)}</tr>"
     heads = "".join(f"<th scope='col'>{escape(part(axes.series, v))}</th>" for v in columns)
-    caption = NAMES[measure].capitalize().replace("Snr", "SNR") + (f", {title}" if title else "")
+    caption = title or _title(measure)
     return (
         f"<figure><table class='heat'><caption>{escape(caption)}</caption>"
         f"<thead><tr><th></th>{heads}</tr></thead><tbody>{body}</tbody></table></figure>"
@@ -189,10 +232,10 @@ def _reasons(sweep: Sweep, axes: Axes, group: list) -> dict[tuple[int, int], str
 
 def level_map(ranking: Ranking) -> str:
     """How far above the lowest cell each cell is at each common level, in per cent."""
-    standings, levels = ranking.standings[:_MANY], ranking.levels
+    standings, levels = ranking.standings[:_LEVEL_ROWS], ranking.levels
     curves = np.stack([standing.curve(levels) for standing in ranking.standings])
     above = 100 * (curves / curves.min(axis=0) - 1)
-    top = max(float(np.log10(1 + above[: len(standings)]).max()), 1e-9)
+    top = max(float(np.log10(1 + above[: len(standings)]).max()), log10(2))  # less than 1 %: alike
     body = ""
     for standing, row in zip(standings, above, strict=False):
         tds = "".join(
@@ -202,10 +245,12 @@ def level_map(ranking: Ranking) -> str:
         )
         body += f"<tr><th scope='row'>{escape(standing.label)}</th>{tds}</tr>"
     heads = "".join(f"<th scope='col'>{signed(level)}</th>" for level in levels)
+    is_part = len(standings) < len(ranking.standings)
+    more = f" The {len(standings)} best cells." if is_part else ""
     return (
         "<figure class='scroll'><table class='heat levels'><caption>x0-error above the lowest at "
         "each log-SNR level, in per cent (0: the lowest; \u00d712: twelve times it). Noisy on the "
-        f"left, nearly clean on the right.</caption><thead><tr><th></th>{heads}</tr></thead>"
+        f"left, nearly clean on the right.{more}</caption><thead><tr><th></th>{heads}</tr></thead>"
         f"<tbody>{body}</tbody></table></figure>"
     )
 
@@ -226,9 +271,16 @@ def _share(value: float, values: Sequence[float], *, is_log: bool) -> float:
 def shade(share: float) -> str:
     """Background and text of a heat map cell: from pale (0) to deep blue (1, the best)."""
     share = min(max(share, 0.0), 1.0)
-    pale, deep = (232, 238, 244), (8, 76, 140)
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(pale, deep, strict=True))
-    return f"background:rgb({red},{green},{blue});color:{'#fff' if share > 0.68 else '#17202a'}"
+    rgb = [round(a + (b - a) * share) for a, b in zip(_PALE, _DEEP, strict=True)]
+    ink = "#fff" if luminance(rgb) < _MIDDLE else "#000"
+    return f"background:rgb({','.join(map(str, rgb))});color:{ink}"
+
+
+def luminance(rgb: Sequence[float]) -> float:
+    """Relative luminance of an sRGB colour of bytes (WCAG 2.2)."""
+    parts = [c / 255 for c in rgb]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def axes_caption(axes: Axes) -> str:

@@ -1,57 +1,103 @@
-"""Line charts as inline SVG. Colours come from the page's style sheet."""
+"""Charts as inline SVG. Colours come from the page's style sheet.
 
-from collections.abc import Sequence
+Every chart carries its scales in `data-frame`, so that the page's script can read the values back
+from the drawn points: nothing is stored twice.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
-from math import ceil, floor, isfinite, log10
+from math import isfinite, log10
 
-_SUPERSCRIPT = str.maketrans(
-    "-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
-)
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 38
+from ddpm.report import ticks
+
+COLOURS = 8  # in report.css; beyond them colours repeat
+_RIGHT, _TOP, _BOTTOM = 12, 10, 38
+_TITLE, _DIGIT = 22, 6.4  # widths of the y axis' title and of a character of its ticks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One curve. style: 0, 1, ... picks colour and marker; "a", "b" are the reference lines."""
+    """One curve. style: 0, 1, ... picks colour and marker; "a", "b" are the reference lines.
+
+    low, high: ends of intervals, drawn as bars, or as one band around the curve.
+    mark_every: a marker at every so many points, at all by 1.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     style: int | str
     has_markers: bool = True
+    has_line: bool = True
     tips: Sequence[str] = field(default=())
+    low: Sequence[float] = field(default=())
+    high: Sequence[float] = field(default=())
+    is_band: bool = False
+    mark_every: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """The plane of a chart: y is logarithmic; x outside `solid` is shaded, curves dashed."""
+    """The plane of a chart. x outside `solid` is shaded, curves dashed there."""
 
     x_range: tuple[float, float]
     y_range: tuple[float, float]
     x_title: str
     y_title: str
     solid: tuple[float, float] | None = None
+    x_is_log: bool = False
+    y_is_log: bool = True
     width: int = 360
     height: int = 260
 
+    @cached_property
+    def y_ticks(self) -> list[tuple[float, str]]:
+        """Values and texts of the y axis."""
+        return (ticks.logarithmic if self.y_is_log else ticks.linear)(*self.y_range)
+
+    @cached_property
+    def left(self) -> float:
+        """Left edge: beside the longest text of the y axis."""
+        return max(48, _TITLE + _DIGIT * max((len(text) for _, text in self.y_ticks), default=0))
+
     def x(self, value: float) -> float:
         """Horizontal place of a value, in the units of the drawing."""
-        low, high = self.x_range
-        return _LEFT + (value - low) / ((high - low) or 1) * (self.width - _LEFT - _RIGHT)
+        share = _share(value, self.x_range, self.x_is_log)
+        return self.left + share * (self.width - self.left - _RIGHT)
 
     def y(self, value: float) -> float:
-        """Vertical place of a positive value, kept inside the frame."""
-        low, high = (log10(edge) for edge in self.y_range)
-        share = (log10(max(value, 1e-300)) - low) / ((high - low) or 1)
-        inside = self.height - _TOP - _BOTTOM
-        return _TOP + (1 - min(max(share, -0.02), 1.02)) * inside
+        """Vertical place of a value, kept inside the frame."""
+        share = min(max(_share(value, self.y_range, self.y_is_log), -0.02), 1.02)
+        return _TOP + (1 - share) * (self.height - _TOP - _BOTTOM)
+
+    def has(self, value: float) -> bool:
+        """Whether a value has a place on the y axis."""
+        return isfinite(value) and (value > 0 or not self.y_is_log)
+
+    def to_text(self) -> str:
+        """Scales and edges, for the page's script: x low, high, is log; y; left, top, right,
+        bottom.
+        """
+        edges = (self.left, _TOP, self.width - _RIGHT, self.height - _BOTTOM)
+        scales = (*self.x_range, int(self.x_is_log), *self.y_range, int(self.y_is_log), *edges)
+        return " ".join(f"{number:.6g}" for number in scales)
+
+
+def _share(value: float, ends: tuple[float, float], is_log: bool) -> float:
+    low, high = map(log10, ends) if is_log else ends
+    value = log10(max(value, 1e-300)) if is_log else value
+    return (value - low) / ((high - low) or 1)
 
 
 def line_chart(series: Sequence[Series], frame: Frame, label: str) -> str:
     """The curves in their frame as one <svg>; `label` is what a screen reader says."""
+    kind = "chart" if all(one.has_line for one in series) else "chart scatter"
     parts = [
-        f'<svg viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{escape(label)}">',
+        f'<svg class="{kind}" viewBox="0 0 {frame.width} {frame.height}" role="img" '
+        f'aria-label="{escape(label)}" data-frame="{frame.to_text()}" '
+        f'data-x="{escape(frame.x_title)}">',
         _ground(frame),
         *_x_axis(frame),
         *_y_axis(frame),
@@ -62,12 +108,8 @@ def line_chart(series: Sequence[Series], frame: Frame, label: str) -> str:
 
 
 def y_range(series: Sequence[Series]) -> tuple[float, float]:
-    """The whole decades that hold every positive finite value of these curves."""
-    values = [v for one in series for v in one.y if isfinite(v) and v > 0]
-    if not values:
-        return 0.1, 1.0
-    low, high = floor(log10(min(values)) * 2) / 2, ceil(log10(max(values)) * 2) / 2
-    return 10.0**low, 10.0 ** (high if high > low else low + 1)
+    """The half decades that hold every positive finite value of these curves."""
+    return ticks.decades([value for one in series for value in one.y])
 
 
 def _ground(frame: Frame) -> str:
@@ -86,17 +128,14 @@ def _ground(frame: Frame) -> str:
 
 
 def _x_axis(frame: Frame) -> list[str]:
-    low, high = frame.x_range
+    found = (ticks.logarithmic if frame.x_is_log else ticks.linear)(*frame.x_range)
     bottom = frame.height - _BOTTOM
-    step = _step((high - low) / 6)
-    first = ceil(low / step)
-    ticks = [k * step for k in range(first, floor(high / step + 1e-9) + 1)]
     parts = [
-        f'<text class="tick" x="{frame.x(t):.1f}" y="{bottom + 14}" text-anchor="middle">'
-        f"{_plain(t)}</text>"
-        for t in ticks
+        f'<text class="tick" x="{frame.x(value):.1f}" y="{bottom + 15}" text-anchor="middle">'
+        f"{name}</text>"
+        for value, name in found
     ]
-    middle = (_LEFT + frame.width - _RIGHT) / 2
+    middle = (frame.left + frame.width - _RIGHT) / 2
     parts.append(
         f'<text class="title" x="{middle:.0f}" y="{frame.height - 6}" text-anchor="middle">'
         f"{escape(frame.x_title)}</text>"
@@ -105,24 +144,13 @@ def _x_axis(frame: Frame) -> list[str]:
 
 
 def _y_axis(frame: Frame) -> list[str]:
-    low, high = (log10(edge) for edge in frame.y_range)
-    whole = list(range(ceil(low - 1e-9), floor(high + 1e-9) + 1))
-    ticks = [(10.0**p, f"10{str(p)}") for p in whole[:: max(1, ceil(len(whole) / 7))]]
-    labels = [(value, "10" + name[2:].translate(_SUPERSCRIPT)) for value, name in ticks]
-    if len(whole) < 3:
-        base = floor(low)
-        shown = [m * 10.0**p for p in range(base, ceil(high) + 1) for m in (1, 2, 5)]
-        labels = [
-            (v, f"{v:g}")
-            for v in shown
-            if frame.y_range[0] * 0.999 <= v <= frame.y_range[1] * 1.001
-        ]
-    parts, right = [], frame.width - _RIGHT
-    for value, name in labels:
+    parts, left, right = [], frame.left, frame.width - _RIGHT
+    for value, name in frame.y_ticks:
         y = frame.y(value)
         parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="tick" x="{_LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{name}</text>'
+            f'<line class="grid" x1="{left:.1f}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text class="tick" x="{left - 5:.1f}" y="{y + 3.5:.1f}" text-anchor="end">{name}'
+            "</text>"
         )
     middle = (_TOP + frame.height - _BOTTOM) / 2
     parts.append(
@@ -132,42 +160,69 @@ def _y_axis(frame: Frame) -> list[str]:
     return parts
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Point:
+    place: int
+    x: float
+    y: float
+
+
 def _curve(series: Series, frame: Frame) -> str:
-    points = [
-        (x, y, series.tips[k] if k < len(series.tips) else "")
-        for k, (x, y) in enumerate(zip(series.x, series.y, strict=True))
-        if isfinite(y) and y > 0
-    ]
-    low, high = frame.solid or frame.x_range
-    inner = [p for p in points if low <= p[0] <= high]
-    pieces = [("", inner)]
-    if frame.solid is not None:
-        pieces += [
-            (" dashed", [p for p in points if p[0] <= low]),
-            (" dashed", [p for p in points if p[0] >= high]),
-        ]
-    lines = "".join(
-        f'<polyline class="line{extra}" points="{_path(piece, frame)}"/>'
-        for extra, piece in pieces
-        if len(piece) > 1
+    both = enumerate(zip(series.x, series.y, strict=True))
+    points = [_Point(place=k, x=x, y=y) for k, (x, y) in both if frame.has(y)]
+    lines = "".join(_lines(points, frame)) if series.has_line else ""
+    spread = "".join(_intervals(series, points, frame)) if series.low else ""
+    marked = points[series.mark_every // 2 :: series.mark_every] if series.has_markers else []
+    marks = "".join(_marker(series, point, frame) for point in marked)
+    return (
+        f'<g class="s s-{colour(series.style)}" data-series="{escape(series.name)}">'
+        f"{spread}{lines}{marks}</g>"
     )
-    marks = "".join(_marker(p, series.style, frame) for p in points) if series.has_markers else ""
-    return f'<g class="s s-{series.style}" data-series="{escape(series.name)}">{lines}{marks}</g>'
 
 
-def _path(points: Sequence[tuple[float, float, str]], frame: Frame) -> str:
-    return " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y, _ in points)
+def _lines(points: Sequence[_Point], frame: Frame) -> Iterator[str]:
+    low, high = frame.solid or frame.x_range
+    pieces = [("", [p for p in points if low <= p.x <= high])]
+    if frame.solid is not None:
+        pieces.append((" dashed", [p for p in points if p.x <= low]))
+        pieces.append((" dashed", [p for p in points if p.x >= high]))
+    for extra, piece in pieces:
+        if len(piece) > 1:
+            places = " ".join(f"{frame.x(p.x):.1f},{frame.y(p.y):.2f}" for p in piece)
+            yield f'<polyline class="line{extra}" points="{places}"/>'
 
 
-def _marker(point: tuple[float, float, str], style: int | str, frame: Frame) -> str:
-    x, y = frame.x(point[0]), frame.y(point[1])
-    tip = f' data-tip="{escape(point[2])}"' if point[2] else ""
-    return f'<path class="mark" d="{marker_path(style, x, y)}"{tip}/>'
+def _intervals(series: Series, points: Sequence[_Point], frame: Frame) -> Iterator[str]:
+    ends = [
+        (frame.x(p.x), frame.y(series.low[p.place]), frame.y(series.high[p.place]))
+        for p in points
+        if isfinite(series.low[p.place]) and isfinite(series.high[p.place])
+    ]
+    if series.is_band and len(ends) > 1:
+        around = [f"{x:.1f},{low:.1f}" for x, low, _ in ends]
+        around += [f"{x:.1f},{high:.1f}" for x, _, high in reversed(ends)]
+        yield f'<polygon class="band" points="{" ".join(around)}"/>'
+    elif not series.is_band:
+        bars = "".join(f"M{x:.1f},{low:.1f}V{high:.1f}" for x, low, high in ends)
+        yield f'<path class="bars" d="{bars}"/>'
+
+
+def _marker(series: Series, point: _Point, frame: Frame) -> str:
+    tip = series.tips[point.place] if point.place < len(series.tips) else ""
+    said = f' data-tip="{escape(tip)}"' if tip else ""
+    x, y = frame.x(point.x), frame.y(point.y)
+    return f'<path class="mark" d="{marker_path(series.style, x, y)}"{said}/>'
+
+
+def colour(style: int | str) -> int | str:
+    """The number of a style's colour in the style sheet."""
+    return style % COLOURS if isinstance(style, int) else style
 
 
 def marker_path(style: int | str, x: float, y: float, r: float = 2.6) -> str:
     """Circle, square, triangle or diamond around (x, y): the second sign beside colour."""
-    shape = style % 4 if isinstance(style, int) else 0
+    # where colours repeat, the marker is another one
+    shape = (style + style // COLOURS) % 4 if isinstance(style, int) else 0
     if shape == 1:
         return f"M{x - r:.1f},{y - r:.1f}h{2 * r:.1f}v{2 * r:.1f}h{-2 * r:.1f}z"
     if shape == 2:
@@ -176,18 +231,6 @@ def marker_path(style: int | str, x: float, y: float, r: float = 2.6) -> str:
         d = 1.35 * r
         return f"M{x:.1f},{y - d:.1f}l{d:.1f},{d:.1f}l{-d:.1f},{d:.1f}l{-d:.1f},{-d:.1f}z"
     return f"M{x - r:.1f},{y:.1f}a{r},{r} 0 1 0 {2 * r:.1f},0a{r},{r} 0 1 0 {-2 * r:.1f},0z"
-
-
-def _step(rough: float) -> float:
-    """1, 2 or 5 times a power of ten, at least `rough`."""
-    power = 10.0 ** floor(log10(rough)) if rough > 0 else 1.0
-    return next(power * m for m in (1, 2, 5, 10) if power * m >= rough - 1e-12)
-
-
-def _plain(value: float) -> str:
-    if abs(value) >= 10_000:
-        return f"{value / 1000:g}k"
-    return f"{value:g}".replace("-", "\u2212")
 
 
 def whisker(ends: tuple[float, float, float], scale: tuple[float, float]) -> str:

@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import isfinite
 
 from rich.box import SIMPLE_HEAD
@@ -12,47 +11,11 @@ from rich.table import Table
 
 from ddpm.measures import MEASURES
 from ddpm.report import quality
+from ddpm.report.costs import cost, speed
 from ddpm.report.data import Sweep, Trial
 from ddpm.report.labels import cell_label, duration, number_with_error, size, varied
 from ddpm.report.ranking import Ranking, Standing
 from ddpm.report.verdict import Verdict, spread
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What a cell's trials took, mean over seeds; None where it was not measured."""
-
-    compute_seconds: float | None
-    unit: str  # core-seconds | GPU-seconds
-    images_per_s: float | None
-    is_packed: bool
-    peak_memory_bytes: float | None
-    seconds: float | None
-
-
-def cost(trials: list[Trial]) -> Cost:
-    """The cost of trials of one cell."""
-    on_gpu = any(trial.number("gpu_seconds") is not None for trial in trials)
-    return Cost(
-        compute_seconds=_mean(trials, "gpu_seconds" if on_gpu else "core_seconds"),
-        unit="GPU-seconds" if on_gpu else "core-seconds",
-        images_per_s=_mean(trials, "images_per_s"),
-        is_packed=any(trial.summary.get("packed") is True for trial in trials),
-        peak_memory_bytes=_mean(trials, "peak_memory_bytes"),
-        seconds=_mean(trials, "seconds"),
-    )
-
-
-def _mean(trials: list[Trial], name: str) -> float | None:
-    values = [value for trial in trials if (value := trial.number(name)) is not None]
-    return sum(values) / len(values) if values else None
-
-
-def speed(of: Cost) -> str:
-    """Images/s, with a star where trials ran side by side."""
-    if of.images_per_s is None:
-        return "\u2013"
-    return f"{of.images_per_s:,.0f}" + ("*" if of.is_packed else "")
 
 
 def print_table(sweep: Sweep, ranking: Ranking, verdict: Verdict, console: Console) -> None:
