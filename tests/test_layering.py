@@ -31,7 +31,7 @@ FLOORS = (
     # state: what is kept, how it is written, how workers share it
     "checkpoint durable lock storage spans units distributed ema ema_profile post_hoc_ema "
     "gradients objective optimizer train_state measures best memory metrics_log pictures "
-    "provenance run_log run_names grid ledger sweep "
+    "provenance run_log run_names grid ledger sweep tune space comparable "
     # distances between sets of features
     "estimates moments fid kid manifold memorisation tensor_files",
     "trainer train_step evaluate validation bits_per_dim ema_snapshots ema_curve "
