@@ -102,6 +102,11 @@ def _metric_problems(
                 f"TUNE.METRIC is {tune.METRIC} but EVALUATION.FEATURES is null; give `classifier` "
                 f"(or `pixels`), or {instead}"
             )
+        if any(one.EVALUATION.EVERY is None for one in configs):
+            yield (
+                f"TUNE.METRIC is {tune.METRIC} but EVALUATION.EVERY is null; samples are measured "
+                "at evaluations, so give the epochs between them"
+            )
         if len({_calls(one) for one in configs}) > 1:
             calls = " and ".join(map(str, sorted({_calls(one) for one in configs})))
             yield (
@@ -121,6 +126,8 @@ def _search_problems(
             f"{named} but there are several SEEDS; it trains each choice once: give one seed, and "
             "compare the best of what it finds in a grid with seeds of their own"
         )
+    if tune.SEARCH == "bayes" and tune.BUDGET.TRIALS is not None:
+        yield f"{named} and TUNE.BUDGET.TRIALS is given; TUNE.TRIALS says how many it trains"
     if tune.SEARCH == "pbt":
         if not space:
             yield f"{named} but there is no SPACE; give ranges of some of {', '.join(MAY_CHANGE)}"

@@ -4,8 +4,8 @@
       TRAINING.HYPER_PARAMETERS.LEARNING_RATE: {loguniform: [1.0e-4, 1.0e-2]}
       TRAINING.LABEL_DROP: {uniform: [0, 0.3]}
 
-Draw k of a key is a function of (key, k) alone: every cell of the grid sees the same draws, and more
-TRIALS add draws to those that are there. A key of integers takes integers.
+Draw k of a key is a function of (key, k) alone: every cell of the grid sees the same draws, and
+more TRIALS add draws to those that are there. A key of integers takes integers.
 """
 
 import hashlib

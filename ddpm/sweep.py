@@ -78,8 +78,8 @@ class Sweep:
 
     base: the first trial's configuration; what GRID and SPACE leave out is the same in all others.
     question: what the file's first comment says after "Question:".  trials: of SEEDS: auto those
-    that may become needed; of bayes those it begins with.  make: a trial of another cell, InputError
-    where it cannot be trained.
+    that may become needed; of bayes those it begins with.  make: a trial of another cell and seed,
+    InputError where it cannot be trained.
     """
 
     name: str
@@ -99,9 +99,9 @@ class Sweep:
 def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
     """The trials of a sweep file.
 
-    An override `SECTION.KEY=value` changes the base; `SEEDS=[0, 1]`, `TUNE.MAX_CONCURRENT=2` and
-    `GRID.SECTION.KEY=[...]` and its like change the sweep. Raises InputError with every problem of file, base
-    and cells, one line each.
+    An override `SECTION.KEY=value` changes the base; `SEEDS=[0, 1]`, `TUNE.MAX_CONCURRENT=2`,
+    `GRID.SECTION.KEY=[...]` and `SPACE.SECTION.KEY={uniform: [0, 1]}` change the sweep. Raises
+    InputError with every problem of file, base and cells, one line each.
     """
     path = Path(path)
     document = read_file(path)

@@ -38,6 +38,7 @@ FLOORS = (
     "reference_lines model rundir worker progress profile "
     "doctor status run_status status_table job_states groups job_list slurm_queue "
     "generate image_generator film loaded weights request request_rules x0_variance base_images "
+    "rungs population budget forecast "
     "slots tasks starting startup workers probe prediction job_folder series series_plan "
     "series_draw series_check series_export series_status draws wish "
     # samples measured: extractors, what is kept of images, the real side, the numbers

@@ -1,0 +1,128 @@
+"""In what rounds the trials of a sweep are run: one for a grid, asha and bayes, one for each look
+of a race, one from exchange to exchange of a population.
+
+Each search is a generator of rounds that reads from the ledger, when it is asked for the next, what
+the last has come to. So it goes on wherever the ledger says the sweep is, and whoever runs the
+rounds may stop after any of them. Ray is not imported before it is started with its secret.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ddpm import durable, report
+from ddpm.adapters.ray_tune import TO_THE_END, Search
+from ddpm.adapters.sweep_setup import OpenSweep, Trial
+from ddpm.report.race import look
+from ddpm.rungs import Ladder
+from ddpm.trainer import steps_per_epoch
+
+RACE = "race.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """Trials to run, and how Tune goes about them."""
+
+    trials: Sequence[Trial]
+    search: Search = TO_THE_END
+
+
+def rounds(opened: OpenSweep) -> Iterator[Round]:
+    """The rounds that are left of a sweep."""
+    if opened.sweep.race is not None:
+        return _race(opened)
+    if opened.sweep.tune.SEARCH == "pbt":
+        from ddpm.adapters import pbt
+
+        return pbt.rounds(opened)
+    return {"grid": _grid, "asha": _asha, "bayes": _bayes}[opened.sweep.tune.SEARCH](opened)
+
+
+def ladder_of(opened: OpenSweep, trial: Trial) -> Ladder:
+    """The rungs of a trial."""
+    config = opened.configs[trial.outcome.trial]
+    every = config.EVALUATION.EVERY
+    assert every is not None  # ddpm/comparable.py has asked for it
+    steps = every * steps_per_epoch(config.TRAINING, trial.num_train)
+    return Ladder(metric=opened.sweep.tune.METRIC, every=steps, total=trial.steps)
+
+
+def _grid(opened: OpenSweep) -> Iterator[Round]:
+    if todo := opened.todo():
+        yield Round(trials=todo)
+
+
+def _asha(opened: OpenSweep) -> Iterator[Round]:
+    if not (todo := opened.todo()):
+        return
+    left = {trial.outcome.trial for trial in todo}
+    ended = [trial for trial in opened.trials if trial.outcome.trial not in left]
+    tune, verdicts = opened.sweep.tune, opened.folder / "asha"
+    durable.make_folder(verdicts)
+    for trial in todo:  # of an earlier search, which did not settle it
+        durable.remove(verdicts / f"{trial.outcome.trial}.json")
+    ladders = {trial.outcome.trial: ladder_of(opened, trial) for trial in opened.trials}
+    ladder = ladders[todo[0].outcome.trial]
+
+    def scheduler() -> Any:
+        from ddpm.adapters.asha import Halving
+
+        return Halving(ladder, grace=tune.GRACE, reduction=tune.REDUCTION, verdicts=verdicts)
+
+    plain = {name: asdict(one) for name, one in ladders.items()}
+    search = Search(scheduler=scheduler, ladders=plain, verdicts=verdicts)
+    yield Round(trials=[*ended, *todo], search=search)
+
+
+def _bayes(opened: OpenSweep) -> Iterator[Round]:
+    if not opened.todo() and len(opened.trials) >= opened.sweep.tune.trials:
+        return
+    (seed,) = opened.sweep.seeds
+
+    def searcher() -> Any:
+        from ddpm.adapters.bayes import Bayes
+
+        return Bayes(
+            opened.sweep,
+            opened.trials,
+            opened.ledger,
+            plan=lambda cell: opened.plan(cell, seed),
+            added=lambda trial: opened.add([trial]),
+            is_stopped=opened.stop_file.exists,
+        )
+
+    yield Round(trials=[], search=Search(searcher=searcher))
+
+
+def _race(opened: OpenSweep) -> Iterator[Round]:
+    """A round for each look, with the seeds it needs more; what it finds is kept in race.json."""
+    race = opened.sweep.race
+    assert race is not None
+    path = opened.folder / RACE
+    taken = durable.read_json(path).get("looks", [])
+    if [one["seeds"] for one in taken] != list(race.looks[: len(taken)]):
+        taken = []  # of another START or MAX: what was trained stays, the looks begin anew
+    racing: Sequence[Mapping[str, object]] = [
+        trial.outcome.cell for trial in opened.pool if trial.outcome.seed == 0
+    ]
+    for number, count in enumerate(race.looks, 1):
+        there = {trial.outcome.trial for trial in opened.trials}
+        opened.add(
+            trial
+            for trial in opened.pool
+            if trial.outcome.seed < count
+            and trial.outcome.cell in racing
+            and trial.outcome.trial not in there
+        )
+        if todo := opened.todo():
+            yield Round(trials=todo)
+        if number > len(taken):
+            ranking = report.rank(report.read(opened.folder))
+            found = look(ranking, number, len(race.looks), racing)
+            cells = [dict(cell) for cell in found.cells]
+            taken.append({"seeds": count, "racing": cells, "is_decided": found.is_decided})
+            durable.write_json(path, {"of": len(race.looks), "looks": taken})
+        racing = taken[number - 1]["racing"]
+        if taken[number - 1]["is_decided"]:
+            return

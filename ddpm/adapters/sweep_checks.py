@@ -1,0 +1,49 @@
+"""All that keeps the trials of a sweep from starting, here or as many small jobs."""
+
+from importlib.util import find_spec
+
+from ddpm import comparable, shards
+from ddpm.config import schedule_arguments
+from ddpm.evaluate import USUAL_LEVELS, levels_of
+from ddpm.ledger import cell_name
+from ddpm.measures import MEASURES
+from ddpm.schedule import NoiseSchedule
+from ddpm.starting import start_problems
+from ddpm.sweep import Sweep
+from ddpm.tune import Budget
+
+
+def problems(sweep: Sweep) -> list[str]:
+    """All that keeps any trial from starting."""
+    found = [problem for t in sweep.trials for problem in shards.source_problems(t.config)]
+    found += [problem for t in sweep.trials for problem in start_problems(t.config)]
+    if any(t.config.DATASET.VALIDATION_FRACTION == 0 for t in sweep.trials):
+        found.append(
+            "DATASET.VALIDATION_FRACTION is 0 but a sweep compares trials on validation images; "
+            "give a share such as 0.1"
+        )
+    if sweep.tune.SEARCH in ("asha", "bayes") and sweep.tune.METRIC in MEASURES:
+        schedules = {cell_name(t.cell): schedule_arguments(t.config) for t in sweep.trials}
+        reached = ((name, levels_of(NoiseSchedule(**one))) for name, one in schedules.items())
+        found += comparable.level_problems(reached, USUAL_LEVELS)
+    if sweep.tune.SEARCH == "bayes" and find_spec("optuna") is None:
+        found.append(
+            "TUNE.SEARCH is bayes but Optuna is not installed; pip install 'ddpm[search]', or give "
+            "another SEARCH"
+        )
+    return list(dict.fromkeys(found))
+
+
+def only_here(sweep: Sweep) -> list[str]:
+    """What needs one process that sees the whole sweep, and so no `--cluster`."""
+    wanted = {
+        f"TUNE.SEARCH: {sweep.tune.SEARCH}": sweep.tune.SEARCH != "grid",
+        "SEEDS: auto": sweep.race is not None,
+        "TUNE.BUDGET": sweep.tune.BUDGET != Budget(),
+    }
+    return [
+        f"--cluster trains a fixed list of trials, but the sweep has {name}, which decides while "
+        "they train; run it in one allocation: sbatch slurm/sweep.sh SWEEP"
+        for name, is_wanted in wanted.items()
+        if is_wanted
+    ]
