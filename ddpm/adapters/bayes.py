@@ -130,11 +130,15 @@ class Bayes(Searcher):
         outcome = self._ledger.outcomes().get(trial.outcome.trial)
         return None if outcome is None else final(self._sweep.tune.METRIC, outcome)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing for Tune to keep: the ledger knows."""
+        return {}
+
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the ledger knows."""
+        """Likewise."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
+        """Likewise."""
 
 
 def final(metric: str, outcome: Outcome) -> float | None:

@@ -28,6 +28,7 @@ RECORD = "population.jsonl"
 
 def rounds(opened: OpenSweep) -> Iterator["searches.Round"]:
     """A round up to each boundary, then one to the end."""
+    _leave_home(opened)
     lines = _lines(opened.folder / RECORD)
     for line in lines:
         _take_over(opened, line)
@@ -52,6 +53,29 @@ def rounds(opened: OpenSweep) -> Iterator["searches.Round"]:
                 _take_over(opened, made)
     if todo := left():
         yield searches.Round(trials=todo)
+
+
+def _leave_home(opened: OpenSweep) -> None:
+    """Gives every member a run directory of its own: the one of its configuration may belong to a
+    training that has gone on beyond the boundaries, or will be found by one.
+    """
+    for trial in list(opened.trials):
+        config = opened.configs[trial.outcome.trial]
+        name = _digest(opened.sweep.name, trial.outcome.trial)
+        found = run_names.existing(Path(config.TRAINING.OUTPUT_DIR), name)
+        path = found[0] if found else run_names.new_path(config, name)
+        _move(opened, trial, path.absolute(), config)
+
+
+def _move(opened: OpenSweep, trial: Trial, path: Path, config: configuration.Config) -> None:
+    job = replace(trial.job, run_dir=str(path), config=configuration.to_dict(config))
+    outcome = replace(trial.outcome, run_dir=str(path))
+    opened.replace(replace(trial, outcome=outcome, job=job), config)
+
+
+def _digest(*parts: object) -> str:
+    """Eight hexadecimal digits that name a run directory."""
+    return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()[:8]
 
 
 def _populations(opened: OpenSweep) -> dict[str, list[Trial]]:
@@ -87,10 +111,11 @@ def _exchange(
     made = []
     for one in exploits(boundary, costs, values, opened.sweep.space):
         donor, member = by_name[one.donor], by_name[one.member]
-        step = max(checkpoint.steps(Path(donor.job.run_dir) / "checkpoints"))
-        config = opened.sweep.make({**member.outcome.cell, **one.values}, member.outcome.seed)
-        digest = hashlib.sha256(f"{donor.job.run_dir}/{step}/{member.outcome.trial}".encode())
-        path = run_names.new_path(config.config, digest.hexdigest()[:8]).absolute()
+        saved = checkpoint.steps(Path(donor.job.run_dir) / "checkpoints")
+        step = min(step for step in saved if step >= there[one.donor].step)
+        made_of = opened.sweep.make({**member.outcome.cell, **one.values}, member.outcome.seed)
+        digest = _digest(opened.sweep.name, boundary, one.member)
+        path = run_names.new_path(made_of.config, digest).absolute()
         made.append(
             {
                 **{"member": one.member, "donor": one.donor, "values": dict(one.values)},
@@ -111,9 +136,7 @@ def _take_over(opened: OpenSweep, line: Mapping[str, Any]) -> None:
             continue
         made = opened.sweep.make({**trial.outcome.cell, **one["values"]}, trial.outcome.seed)
         _begin_with(Path(one["from"]), int(one["step"]), Path(one["run_dir"]), one)
-        job = replace(trial.job, run_dir=one["run_dir"], config=configuration.to_dict(made.config))
-        outcome = replace(trial.outcome, run_dir=one["run_dir"])
-        opened.replace(replace(trial, outcome=outcome, job=job), made.config)
+        _move(opened, trial, Path(one["run_dir"]), made.config)
 
 
 def _begin_with(source: Path, step: int, target: Path, facts: Mapping[str, Any]) -> None:
