@@ -9,8 +9,16 @@ from pathlib import Path
 from ddpm import space
 from ddpm.building import apply_overrides, nearest_key, read_item
 from ddpm.errors import InputError
-from ddpm.options import items_under
-from ddpm.reading import COMMAND_LINE, Document, Tree, read_file, read_override, set_key
+from ddpm.options import items_under, sections_under
+from ddpm.reading import (
+    COMMAND_LINE,
+    Document,
+    Tree,
+    leaves,
+    read_file,
+    read_override,
+    set_key,
+)
 from ddpm.schema import Config
 from ddpm.space import Range
 from ddpm.tune import KEYS
@@ -75,12 +83,22 @@ def read_base(document: Document, path: Path, overrides: list[str]) -> Document:
         )
         # Nothing more can be said about cells that have no base.
         raise InputError(document.problems)
+    _put_over(base, document)
     apply_overrides(base, overrides)
     if base.places.get("TRAINING.SEED") == COMMAND_LINE:
         document.problems.append(
             f"{COMMAND_LINE}: TRAINING.SEED: a sweep sets it; give SEEDS=[...]"
         )
     return base
+
+
+def _put_over(base: Document, document: Document) -> None:
+    """Puts the sections that stand in the sweep file itself over those of BASE."""
+    for section in [name for name in document.tree if name in sections_under(Config)]:
+        for key, value in leaves(document.tree.pop(section), section):
+            set_key(base.tree, key, value)
+        inside = (k for k in document.places if k == section or k.startswith(f"{section}."))
+        base.places |= {key: document.places[key] for key in inside}
 
 
 def read_grid(document: Document, base: Document) -> Axes:

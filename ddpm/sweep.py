@@ -1,6 +1,7 @@
 """A sweep: the trials of a grid, each a validated configuration, before anything is run.
 
     BASE: ../configs/digits.yaml                       # or the sections themselves
+    EVALUATION: {EVERY: 10}                            # any section, over that of BASE
     GRID: {TRAINING.PRED_TYPE: [noise, velocity]}      # dotted key: values
     SPACE: {TRAINING.LABEL_DROP: {uniform: [0, 0.3]}}  # dotted key: range, drawn from
     SEEDS: [0, 1]                                      # each varies TRAINING.SEED alone

@@ -6,13 +6,16 @@ the last has come to. So it goes on wherever the ledger says the sweep is, and w
 rounds may stop after any of them. Ray is not imported before it is started with its secret.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from math import log10
 from typing import Any
 
 from ddpm import durable, report
 from ddpm.adapters.ray_tune import TO_THE_END, Search
 from ddpm.adapters.sweep_setup import OpenSweep, Trial
+from ddpm.ledger import cell_name
+from ddpm.measures import MEASURES
 from ddpm.report.race import look
 from ddpm.rungs import Ladder
 from ddpm.trainer import steps_per_epoch
@@ -99,30 +102,44 @@ def _race(opened: OpenSweep) -> Iterator[Round]:
     """A round for each look, with the seeds it needs more; what it finds is kept in race.json."""
     race = opened.sweep.race
     assert race is not None
-    path = opened.folder / RACE
+    path, cells = opened.folder / RACE, {cell_name(t.outcome.cell) for t in opened.pool}
     taken = durable.read_json(path).get("looks", [])
     if [one["seeds"] for one in taken] != list(race.looks[: len(taken)]):
         taken = []  # of another START or MAX: what was trained stays, the looks begin anew
-    racing: Sequence[Mapping[str, object]] = [
-        trial.outcome.cell for trial in opened.pool if trial.outcome.seed == 0
-    ]
+    racing: Collection[str] = cells
     for number, count in enumerate(race.looks, 1):
         there = {trial.outcome.trial for trial in opened.trials}
         opened.add(
             trial
             for trial in opened.pool
             if trial.outcome.seed < count
-            and trial.outcome.cell in racing
+            and cell_name(trial.outcome.cell) in racing
             and trial.outcome.trial not in there
         )
         if todo := opened.todo():
             yield Round(trials=todo)
         if number > len(taken):
-            ranking = report.rank(report.read(opened.folder))
-            found = look(ranking, number, len(race.looks), racing)
-            cells = [dict(cell) for cell in found.cells]
-            taken.append({"seeds": count, "racing": cells, "is_decided": found.is_decided})
+            found = look(_numbers(opened, racing), number, len(race.looks), len(cells))
+            facts = {"candidates": found.candidates, "racing": found.racing}
+            taken.append({"seeds": count, "is_decided": found.is_decided, **facts})
             durable.write_json(path, {"of": len(race.looks), "looks": taken})
         racing = taken[number - 1]["racing"]
         if taken[number - 1]["is_decided"]:
             return
+
+
+def _numbers(opened: OpenSweep, racing: Collection[str]) -> dict[str, dict[str, dict[int, float]]]:
+    """What the cells that race have measured: the report's numbers, compared as logarithms."""
+    standings = report.rank(report.read(opened.folder)).standings
+    cells = {cell_name(one.cell): one.summaries for one in standings}
+    return {
+        measure: {
+            name: {
+                seed: value if measure == MEASURES[0] else log10(value)
+                for seed, one in cells.get(name, {}).items()
+                if (value := one.value(measure)) > 0 or measure == MEASURES[0]
+            }
+            for name in racing
+        }
+        for measure in MEASURES
+    }

@@ -47,3 +47,20 @@ def only_here(sweep: Sweep) -> list[str]:
         for name, is_wanted in wanted.items()
         if is_wanted
     ]
+
+
+def in_words(sweep: Sweep) -> str | None:
+    """How many of the trials named beforehand a search comes to run; None where it is all."""
+    if sweep.race is not None:
+        first = len([trial for trial in sweep.trials if trial.seed < sweep.race.START])
+        return (
+            f"SEEDS: auto begins with {first} of them, the first {sweep.race.START} seeds, and adds "
+            "seeds only where cells cannot be told apart"
+        )
+    more = max(0, sweep.tune.trials - len(sweep.trials))
+    words = {
+        "asha": "asha ends most of them early; what is predicted is a bound",
+        "pbt": "pbt trains all of them, the worse going on with the weights of the better",
+        "bayes": f"bayes chooses {more} more from what these find",
+    }
+    return words.get(sweep.tune.SEARCH)

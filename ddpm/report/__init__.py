@@ -14,6 +14,7 @@ from rich.console import Console
 
 from ddpm import durable
 from ddpm.config import load
+from ddpm.report import searched
 from ddpm.report.data import Sweep, read
 from ddpm.report.html import next_command, page, progress
 from ddpm.report.ranking import Ranking, rank
@@ -53,7 +54,7 @@ def assess(folder: Path) -> Report:
     return Report(
         sweep=sweep,
         ranking=ranking,
-        verdict=judge(sweep, ranking),
+        verdict=searched.allowed(sweep, judge(sweep, ranking)),
         html=folder / "report.html",
         csv=folder / "results.csv",
     )

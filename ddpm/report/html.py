@@ -4,7 +4,7 @@ from html import escape
 from importlib.resources import files
 
 from ddpm.measures import MEASURES
-from ddpm.report import appendix, curves, maps
+from ddpm.report import appendix, curves, maps, searched
 from ddpm.report.axes import Axes, axes_of
 from ddpm.report.data import Sweep
 from ddpm.report.flags import flags, is_confounded
@@ -26,6 +26,7 @@ def page(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
         ("Samples", appendix.samples(sweep, ranking, axes)),
         ("Training losses", _losses(sweep, axes)),
         ("Bits per dimension", appendix.bits(sweep)),
+        ("Search", searched.section(sweep) if sweep.is_sweep else ""),
         ("Failed, skipped and not ranked", appendix.failures(sweep, ranking)),
         ("Configuration", appendix.configuration(sweep)),
         ("Provenance", appendix.provenance(sweep)),
@@ -74,6 +75,9 @@ def progress(sweep: Sweep) -> str:
     parts = [f"{done} of {sweep.planned} trials finished"]
     if failed:
         parts.append(f"{failed} failed")
+    for status, words in (("stopped", "ended early"), ("unrun", "left by the budget")):
+        if count := len(sweep.with_status(status)):
+            parts.append(f"{count} {words}")
     if sweep.skipped:
         parts.append(
             f"{len(sweep.skipped)} {'cell' if len(sweep.skipped) == 1 else 'cells'} skipped"
@@ -94,7 +98,8 @@ def _next(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
 
 def next_command(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> tuple[str, str]:
     """What to do next and the command for it; an empty command when there is none."""
-    left = sweep.planned - len(sweep.with_status("done")) - len(sweep.with_status("failed"))
+    ended = [sweep.with_status(status) for status in ("done", "failed", "stopped")]
+    left = sweep.planned - sum(map(len, ended))
     if sweep.is_sweep and left > 0 and sweep.command:
         return (
             f"Unfinished: {left} of {sweep.planned} trials are left. Continue with",

@@ -17,20 +17,26 @@ and, whatever the looks have to do with each other (Bonferroni), a race names a 
 once in twenty. The report's verdict on a raced sweep uses the same intervals.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
 
-from ddpm.measures import MEASURES
-from ddpm.report.files import Value
-from ddpm.report.gaps import gap
-from ddpm.report.ranking import Ranking, Standing
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpm.measures import t_quantile
+
+ERROR = 0.05
+
+# cell -> what each of its seeds gave by one measure, lower is better
+Numbers = Mapping[str, Mapping[int, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What a look found: the cells that may be the best, by each measure."""
+    """What a look found: the cells that may be the best, by each measure; the leader first."""
 
-    candidates: Mapping[str, tuple[Standing, ...]]
+    candidates: Mapping[str, tuple[str, ...]]
 
     @property
     def is_decided(self) -> bool:
@@ -38,10 +44,9 @@ class Look:
         return all(len(cells) <= 1 for cells in self.candidates.values())
 
     @property
-    def cells(self) -> tuple[Mapping[str, Value], ...]:
+    def racing(self) -> tuple[str, ...]:
         """The cells that are still in the race."""
-        found = {cell.label: cell.cell for cells in self.candidates.values() for cell in cells}
-        return tuple(found.values())
+        return tuple(dict.fromkeys(name for names in self.candidates.values() for name in names))
 
 
 def confidence(number: int, looks: int, cells: int) -> float:
@@ -49,40 +54,62 @@ def confidence(number: int, looks: int, cells: int) -> float:
     of races.
     """
     spent = 2 ** (number - 1) / (2**looks - 1)
-    return 1 - 2 * 0.05 / max(cells, 2) * spent
+    return 1 - 2 * ERROR / max(cells, 2) * spent
 
 
-def look(
-    ranking: Ranking,
-    number: int,
-    looks: int,
-    racing: Collection[Mapping[str, Value]] | None = None,
-) -> Look:
-    """Compare the cells that are still racing (None: all) at look `number` of `looks`, from 1; all
-    cells of the ranking count for the correction.
+def look(measures: Mapping[str, Numbers], number: int, looks: int, cells: int) -> Look:
+    """Compare the cells that are still racing at look `number` of `looks`, from 1.
+
+    measures: their numbers by each measure.  cells: that the race began with.
     """
-    level = confidence(number, looks, len(ranking.standings))
-    field = tuple(one for one in ranking.standings if racing is None or one.cell in racing)
-    own = replace(ranking, standings=field)
-    return Look(candidates={m: _candidates(own, field, m, level) for m in MEASURES})
+    level = confidence(number, looks, cells)
+    return Look(candidates={m: candidates(numbers, level) for m, numbers in measures.items()})
 
 
-def _candidates(
-    ranking: Ranking, field: Sequence[Standing], measure: str, level: float
-) -> tuple[Standing, ...]:
-    """The cell that leads in this measure and those that cannot be told to be worse."""
-    if not field:
-        return ()
-    first = field[ranking.order(measure)[0]]
+def candidates(numbers: Numbers, level: float) -> tuple[str, ...]:
+    """The cell with the lowest mean over the seeds that all have, and those that cannot be told to
+    be worse: differences are paired by seed. Their spread is pooled over all these cells (a
+    randomised block design); that of two cells' own differences is used where it is larger, with
+    its own few degrees of freedom where it is more than twice as large.
+    """
+    there = {cell: seeds for cell, seeds in numbers.items() if seeds}
+    shared = sorted(set.intersection(*(set(seeds) for seeds in there.values()))) if there else []
+    names = list(there)
+    if len(names) < 2 or len(shared) < 2:
+        return tuple(names)
+    block = np.array([[there[name][seed] for seed in shared] for name in names])
+    order = np.argsort(block.mean(axis=1), kind="stable")
+    first = block[order[0]]
+    pooled = _pooled(block)
     return tuple(
-        cell
-        for cell in field
-        if cell is first or not _is_worse(ranking, cell, first, measure, level)
+        names[row]
+        for row in order
+        if row == order[0] or not _is_above(block[row] - first, pooled, len(names), level)
     )
 
 
-def _is_worse(
-    ranking: Ranking, cell: Standing, first: Standing, measure: str, level: float
-) -> bool:
-    distance = gap(ranking, cell, first, measure, level)
-    return distance.num_seeds > 1 and distance.is_told_apart and distance.mean > 0
+def _pooled(block: NDArray[np.float64]) -> float:
+    """Variance of a difference, from what cell and seed means leave over."""
+    cells, seeds = block.shape
+    left = block - block.mean(axis=1, keepdims=True) - block.mean(axis=0) + block.mean()
+    return 2 * float(np.square(left).sum()) / ((cells - 1) * (seeds - 1))
+
+
+def _is_above(differences: NDArray[np.float64], pooled: float, cells: int, level: float) -> bool:
+    """Whether the interval of the mean difference lies above zero."""
+    count = len(differences)
+    own = float(differences.var(ddof=1))
+    dof = (cells - 1) * (count - 1) if own <= 2 * pooled else count - 1
+    width = t_quantile(level, dof) * sqrt(max(own, pooled) / count)
+    return float(differences.mean()) > width
+
+
+def decided_for(looked: Sequence[Mapping[str, object]]) -> str | None:
+    """The one cell that the last look has left for every measure; None where there is none."""
+    if not looked:
+        return None
+    found = looked[-1].get("candidates")
+    sets = list(found.values()) if isinstance(found, dict) else []
+    is_one = bool(sets) and all(isinstance(names, list) and len(names) == 1 for names in sets)
+    left = {names[0] for names in sets} if is_one else set()
+    return left.pop() if len(left) == 1 else None
