@@ -54,7 +54,7 @@ WING_MAY_IMPORT = WING | {"errors", "noise"}
 CORE = (
     "torch numpy omegaconf yaml webdataset PIL safetensors sklearn rich matplotlib psutil".split()
 )
-FRAMEWORKS = "ray wandb wandb_workspaces submitit diffusers h5py torch_fidelity".split()
+FRAMEWORKS = "ray optuna wandb wandb_workspaces submitit diffusers h5py torch_fidelity".split()
 
 
 def module_name(path: Path) -> str:

@@ -16,8 +16,8 @@ from typing import Any
 
 from ddpm import checkpoint, durable, run_names
 from ddpm import config as configuration
-from ddpm.adapters import rounds as searches
 from ddpm.adapters.ray_tune import Search
+from ddpm.adapters.round import Round, ladder_of
 from ddpm.adapters.sweep_setup import OpenSweep, Trial
 from ddpm.population import exploits
 from ddpm.rundir import RunDirectory
@@ -26,7 +26,7 @@ from ddpm.rungs import Rung
 RECORD = "population.jsonl"
 
 
-def rounds(opened: OpenSweep) -> Iterator["searches.Round"]:
+def rounds(opened: OpenSweep) -> Iterator[Round]:
     """A round up to each boundary, then one to the end."""
     _leave_home(opened)
     lines = _lines(opened.folder / RECORD)
@@ -34,16 +34,16 @@ def rounds(opened: OpenSweep) -> Iterator["searches.Round"]:
         _take_over(opened, line)
     if not opened.todo():
         return
-    ladder, failed = searches.ladder_of(opened, opened.trials[0]), set[str]()
+    ladder, failed = ladder_of(opened, opened.trials[0]), set[str]()
 
     def left() -> list[Trial]:
         return [trial for trial in opened.todo() if trial.outcome.trial not in failed]
 
     for boundary in range(opened.sweep.tune.GRACE, ladder.evaluations, opened.sweep.tune.GRACE):
         if behind := [trial for trial in left() if _at(opened, trial, boundary) is None]:
-            ladders = {t.outcome.trial: asdict(searches.ladder_of(opened, t)) for t in behind}
+            ladders = {t.outcome.trial: asdict(ladder_of(opened, t)) for t in behind}
             search = Search(ladders=ladders, until=boundary)
-            yield searches.Round(trials=behind, search=search)
+            yield Round(trials=behind, search=search)
             failed |= opened.failed()
         known = {line["population"] for line in lines if line["evaluation"] == boundary}
         for name, members in _populations(opened).items():
@@ -52,7 +52,7 @@ def rounds(opened: OpenSweep) -> Iterator["searches.Round"]:
                 durable.append_line(opened.folder / RECORD, json.dumps(made))
                 _take_over(opened, made)
     if todo := left():
-        yield searches.Round(trials=todo)
+        yield Round(trials=todo)
 
 
 def _leave_home(opened: OpenSweep) -> None:
@@ -91,7 +91,7 @@ def _at(opened: OpenSweep, trial: Trial, boundary: int) -> Rung | None:
     """What a member measured at a boundary; None where it has not come so far."""
     run = RunDirectory(Path(trial.job.run_dir))
     saved = max(checkpoint.steps(run.checkpoints), default=0)  # later rows are about to be repeated
-    rungs = searches.ladder_of(opened, trial).rungs(run.metrics())
+    rungs = ladder_of(opened, trial).rungs(run.metrics())
     return next((r for r in rungs if r.evaluation == boundary and r.step <= saved), None)
 
 

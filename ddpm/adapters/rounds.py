@@ -6,49 +6,29 @@ the last has come to. So it goes on wherever the ledger says the sweep is, and w
 rounds may stop after any of them. Ray is not imported before it is started with its secret.
 """
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import asdict
 from math import log10
 from typing import Any
 
 from ddpm import durable, report
-from ddpm.adapters.ray_tune import TO_THE_END, Search
-from ddpm.adapters.sweep_setup import OpenSweep, Trial
+from ddpm.adapters import pbt
+from ddpm.adapters.ray_tune import Search
+from ddpm.adapters.round import Round, ladder_of
+from ddpm.adapters.sweep_setup import OpenSweep
 from ddpm.ledger import cell_name
 from ddpm.measures import MEASURES
 from ddpm.report.race import look
-from ddpm.rungs import Ladder
-from ddpm.trainer import steps_per_epoch
 
 RACE = "race.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Round:
-    """Trials to run, and how Tune goes about them."""
-
-    trials: Sequence[Trial]
-    search: Search = TO_THE_END
 
 
 def rounds(opened: OpenSweep) -> Iterator[Round]:
     """The rounds that are left of a sweep."""
     if opened.sweep.race is not None:
         return _race(opened)
-    if opened.sweep.tune.SEARCH == "pbt":
-        from ddpm.adapters import pbt
-
-        return pbt.rounds(opened)
-    return {"grid": _grid, "asha": _asha, "bayes": _bayes}[opened.sweep.tune.SEARCH](opened)
-
-
-def ladder_of(opened: OpenSweep, trial: Trial) -> Ladder:
-    """The rungs of a trial."""
-    config = opened.configs[trial.outcome.trial]
-    every = config.EVALUATION.EVERY
-    assert every is not None  # ddpm/comparable.py has asked for it
-    steps = every * steps_per_epoch(config.TRAINING, trial.num_train)
-    return Ladder(metric=opened.sweep.tune.METRIC, every=steps, total=trial.steps)
+    searches = {"grid": _grid, "asha": _asha, "pbt": pbt.rounds, "bayes": _bayes}
+    return searches[opened.sweep.tune.SEARCH](opened)
 
 
 def _grid(opened: OpenSweep) -> Iterator[Round]:

@@ -11,7 +11,8 @@ from ddpm import forecast, job_list
 from ddpm.adapters import sweep_checks, sweep_setup
 from ddpm.adapters.ray_cluster import ray_cluster
 from ddpm.adapters.ray_tune import run_trials
-from ddpm.adapters.rounds import Round, rounds
+from ddpm.adapters.round import Round
+from ddpm.adapters.rounds import rounds
 from ddpm.adapters.run_trial import Resources
 from ddpm.adapters.stage_clean import clean
 from ddpm.adapters.sweep_setup import OpenSweep, Trial

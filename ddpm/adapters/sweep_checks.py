@@ -54,8 +54,8 @@ def in_words(sweep: Sweep) -> str | None:
     if sweep.race is not None:
         first = len([trial for trial in sweep.trials if trial.seed < sweep.race.START])
         return (
-            f"SEEDS: auto begins with {first} of them, the first {sweep.race.START} seeds, and adds "
-            "seeds only where cells cannot be told apart"
+            f"SEEDS: auto begins with {first} of them, the first {sweep.race.START} seeds, and "
+            "adds seeds only where cells cannot be told apart"
         )
     more = max(0, sweep.tune.trials - len(sweep.trials))
     words = {
