@@ -7,12 +7,22 @@ import pytest
 from ddpm import comparable
 from ddpm.errors import InputError
 from ddpm.measures import MEASURES
+from ddpm.options import items_of, items_under
 from ddpm.sweep import load_sweep
+from ddpm.tune import METRICS, SEARCHES, Plan, Race
 from tests.test_layering import ROOT
 
 HEAD = f"BASE: {ROOT / 'configs' / 'digits.yaml'}\nEVALUATION: {{EVERY: 10}}\n"
 RATE = "GRID: {TRAINING.HYPER_PARAMETERS.LEARNING_RATE: [0.001, 0.002]}\n"
 SPACE = "SPACE: {TRAINING.HYPER_PARAMETERS.LEARNING_RATE: {loguniform: [1.0e-4, 1.0e-2]}}\n"
+
+
+def test_the_document_names_every_key() -> None:
+    text = (ROOT / "docs" / "search.md").read_text()
+    for key in items_under(Plan):
+        assert f"`.{key.rpartition('.')[2]}`" in text or f"`{key}`" in text, key
+    for name in (*METRICS, *SEARCHES, *(item.name for item in items_of(Race))):
+        assert name in text
 
 
 def problems(folder: Path, text: str, *overrides: str) -> list[str]:

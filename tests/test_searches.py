@@ -79,21 +79,21 @@ def names(trials: list[Trial]) -> list[str]:
 def test_a_race_adds_seeds_where_cells_are_close_and_remembers_its_looks(tmp_path: Path) -> None:
     """A network that hardly learns is far behind; two learning rates that hardly differ are not
     told apart. The looks are taken once."""
-    text = f"GRID: {{{RATE}: [0.004, 0.00401, 1.0e-8]}}\nSEEDS: {{auto: {{start: 2, max: 3}}}}\n"
+    text = f"GRID: {{{RATE}: [0.004, 0.00401, 1.0e-8]}}\nSEEDS: {{auto: {{start: 3, max: 4}}}}\n"
     with opened(tmp_path, text, "EVALUATION.EVERY=null") as of:
         first, second = run_here(of)
-        assert len(first.trials) == 6 and {t.outcome.seed for t in first.trials} == {0, 1}
+        assert len(first.trials) == 9 and {t.outcome.seed for t in first.trials} == {0, 1, 2}
         racing = {trial.outcome.cell[RATE] for trial in second.trials}
-        assert racing == {0.004, 0.00401} and {t.outcome.seed for t in second.trials} == {2}
+        assert racing == {0.004, 0.00401} and {t.outcome.seed for t in second.trials} == {3}
         looks = json.loads((of.folder / "race.json").read_text())
-        assert looks["of"] == 2 and [one["seeds"] for one in looks["looks"]] == [2, 3]
+        assert looks["of"] == 2 and [one["seeds"] for one in looks["looks"]] == [3, 4]
         assert not looks["looks"][1]["is_decided"] and len(looks["looks"][1]["racing"]) == 2
         built = report.build(of.folder)
-        words = "Race of seeds: after 3 seeds 2 cells cannot be told apart"
+        words = "Race of seeds: after 4 seeds 2 cells cannot be told apart"
         assert words in built.html.read_text()
         assert built.verdict.kind != "winner"
     with opened(tmp_path, text, "EVALUATION.EVERY=null") as of:
-        assert run_here(of) == [] and len(of.trials) == 8
+        assert run_here(of) == [] and len(of.trials) == 11
         assert json.loads((of.folder / "race.json").read_text()) == looks
 
 
