@@ -13,8 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from ddpm import config as configuration
 from ddpm.config import Config
-from ddpm.measures import MEASURES
-from ddpm.tune import Race, Tune
+from ddpm.tune import MEASURES, Race, Tune
 
 _NETWORK, _HYPER = "TRAINING.NETWORK.", "TRAINING.HYPER_PARAMETERS."
 _SCHEDULE = tuple(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ddpm import comparable
+from ddpm import comparable, tune
 from ddpm.errors import InputError
 from ddpm.measures import MEASURES
 from ddpm.options import items_of, items_under
@@ -15,6 +15,10 @@ from tests.test_layering import ROOT
 HEAD = f"BASE: {ROOT / 'configs' / 'digits.yaml'}\nEVALUATION: {{EVERY: 10}}\n"
 RATE = "GRID: {TRAINING.HYPER_PARAMETERS.LEARNING_RATE: [0.001, 0.002]}\n"
 SPACE = "SPACE: {TRAINING.HYPER_PARAMETERS.LEARNING_RATE: {loguniform: [1.0e-4, 1.0e-2]}}\n"
+
+
+def test_the_ranking_measures_are_called_as_where_they_are_computed() -> None:
+    assert tune.MEASURES == MEASURES
 
 
 def test_the_document_names_every_key() -> None:
