@@ -231,6 +231,9 @@ def check_halving(of: OpenSweep) -> None:
     stopped = [one for one in ended.values() if one.status == "stopped"]
     done = [one for one in ended.values() if one.status == "done"]
     assert stopped and done and len(ended) == 5
+    page = report.build(of.folder).html.read_text()
+    assert f"asha ended {len(stopped)} of 5 trials early" in page
+    assert f"{len(done)} of 5 trials finished, {len(stopped)} ended early" in page
     for one in stopped:
         run = RunDirectory(Path(one.run_dir))
         rung = next(r for r in run.metrics() if r["step"] == one.summary["step"])
