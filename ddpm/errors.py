@@ -1,7 +1,8 @@
 """The mistakes and accidents the project knows, and the exit code of each.
 
 0 done; 1 a sweep ended with failed trials; 2 bad config or input; 3 run directory locked by a
-living run; 4 non-finite numbers; 5 storage; 75 interrupted, run the same command again.
+living run; 4 non-finite numbers; 5 storage; 6 a sweep's budget is spent and trials are left; 75
+interrupted, run the same command again.
 """
 
 import sys
@@ -43,6 +44,12 @@ class StorageError(DdpmError):
     """The storage failed: full, read-only, vanished, or all that was saved is damaged."""
 
     exit_code = 5
+
+
+class BudgetSpent(DdpmError):
+    """A sweep has spent its TUNE.BUDGET with trials left; a larger one continues."""
+
+    exit_code = 6
 
 
 class Interrupted(DdpmError):

@@ -1,15 +1,15 @@
-"""Reading a sweep file: its base, the axes of its grid, its seeds and limits.
+"""Reading a sweep file: its base and what varies, the axes of its grid and its ranges.
 
 Problems gather in the sweep's document, so that `ddpm.sweep.load_sweep` can report all at once.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
-from ddpm.building import apply_overrides, construct, nearest_key, read_item, read_values
+from ddpm import space
+from ddpm.building import apply_overrides, nearest_key, read_item
 from ddpm.errors import InputError
-from ddpm.options import Section, items_under, option, sections_under
+from ddpm.options import items_under, sections_under
 from ddpm.reading import (
     COMMAND_LINE,
     Document,
@@ -20,9 +20,10 @@ from ddpm.reading import (
     set_key,
 )
 from ddpm.schema import Config
-from ddpm.values import Value, is_null, nearest, show
+from ddpm.space import Range
+from ddpm.tune import KEYS
+from ddpm.values import Value, is_null, show
 
-_KEYS = ("BASE", "GRID", "NAMES", "SEEDS", "TUNE")
 Axes = dict[str, tuple[Value, ...]]
 # Keys that say what trials are compared on; cells that differ in them are not comparable.
 _MEASURE = {
@@ -39,37 +40,12 @@ _MEASURE = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tune(Section):
-    """How trials are run."""
-
-    MAX_CONCURRENT: int | None = option(
-        None, "Trials at a time; null = as many as the machine holds", low=1, high=10_000
-    )
-    MAX_FAILURES: int = option(0, "Times a failed trial is tried again", low=0, high=100)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan(Section):
-    """The keys of a sweep file besides BASE and GRID."""
-
-    SEEDS: tuple[int, ...] = option(
-        (0,), "Values of TRAINING.SEED", low=0, high=2**63 - 1, min_items=1, is_unique=True
-    )
-    NAMES: tuple[str, ...] = option(
-        (),
-        "In place of GRID: names for one configuration, each with seeds of its own",
-        is_unique=True,
-    )
-    TUNE: Tune = Tune()
-
-
 def override_sweep(document: Document, overrides: Iterable[str]) -> list[str]:
     """Applies the overrides that address the sweep file; returns those of the base."""
     others, seen = [], set()
     for text in overrides:
         top, dot, key = text.partition("=")[0].strip().upper().partition(".")
-        if top not in _KEYS:
+        if top not in KEYS:
             others.append(text)
             continue
         try:
@@ -77,17 +53,17 @@ def override_sweep(document: Document, overrides: Iterable[str]) -> list[str]:
         except InputError as error:
             document.problems.extend(error.problems)
             continue
-        if name in seen or top == "BASE" or (top == "GRID" and not dot):
+        if name in seen or top == "BASE" or (top in ("GRID", "SPACE") and not dot):
             document.problems.append(
-                f"{COMMAND_LINE}: {name} cannot be set so; give SEEDS, TUNE.KEY or "
-                "GRID.SECTION.KEY, each once, or another sweep file"
+                f"{COMMAND_LINE}: {name} cannot be set so; give SEEDS, TUNE.KEY, GRID.SECTION.KEY "
+                "or SPACE.SECTION.KEY, each once, or another sweep file"
             )
             continue
         seen.add(name)
-        if top == "GRID":
-            grid = document.tree.setdefault("GRID", {})
-            if isinstance(grid, dict):
-                grid[key] = value
+        if top in ("GRID", "SPACE"):
+            axes = document.tree.setdefault(top, {})
+            if isinstance(axes, dict):
+                axes[key] = value
         else:
             set_key(document.tree, name, value)
         document.places[name] = COMMAND_LINE
@@ -129,26 +105,10 @@ def _put_over(base: Document, document: Document) -> None:
         base.places |= {key: document.places[key] for key in inside}
 
 
-def read_plan(document: Document) -> Plan | None:
-    """SEEDS and TUNE."""
-    for name in document.tree:
-        if name not in _KEYS:
-            guess = nearest(name, _KEYS)
-            hint = f"did you mean {guess}?" if guess else f"a sweep has {', '.join(_KEYS)}"
-            document.problems.append(f"{document.place(name)}: {name} is no key; {hint}")
-    tree: dict[str, Tree] = {
-        name: document.tree[name] for name in ("SEEDS", "NAMES", "TUNE") if name in document.tree
-    }
-    part = Document(document.source, tree, document.places)
-    values = read_values(part, Plan)
-    document.problems.extend(part.problems)
-    return None if part.problems else construct(Plan, values)
-
-
 def read_grid(document: Document, base: Document) -> Axes:
     """The grid's valid keys and values; problems go to the document, spoiled keys to the base."""
     given = document.tree.get("GRID")
-    if given is None and document.tree.get("NAMES"):
+    if given is None and (document.tree.get("NAMES") or document.tree.get("SPACE")):
         return {}
     if given is not None and "NAMES" in document.tree:
         document.problems.append(
@@ -163,7 +123,7 @@ def read_grid(document: Document, base: Document) -> Axes:
         return {}
     grid: Axes = {}
     for key, values in given.items():
-        problem = _refuse_axis(key, values, base)
+        problem = _refuse_axis("GRID", key, base) or _refuse_list(key, values)
         read = () if problem else _read_axis(document, key, values)
         if problem:
             document.problems.append(f"{document.place('GRID.' + key)}: {problem}")
@@ -174,18 +134,39 @@ def read_grid(document: Document, base: Document) -> Axes:
     return grid
 
 
-def _refuse_axis(key: str, values: Tree, base: Document) -> str | None:
+def read_space(document: Document, base: Document, grid: Axes) -> dict[str, Range]:
+    """The ranges of SPACE, likewise."""
+
+    def refuse(key: str) -> str | None:
+        twice = f"{key} is both in GRID and in SPACE; keep one" if key in grid else None
+        return twice or _refuse_axis("SPACE", key, base)
+
+    found = space.read_space(document, items_under(Config), refuse)
+    given = document.tree.get("SPACE")
+    for key in given if isinstance(given, dict) else ():
+        if key not in found:
+            base.spoiled.add(nearest_key(key) or key)
+    return found
+
+
+def _refuse_axis(section: str, key: str, base: Document) -> str | None:
     """Why a key cannot be varied; None when it can."""
     item = items_under(Config).get(key)
     if item is None:
         guess = nearest_key(key)
-        return f"GRID.{key} is no key; " + (f"did you mean {guess}?" if guess else "give one")
+        return f"{section}.{key} is no key; " + (f"did you mean {guess}?" if guess else "give one")
     if key in _MEASURE:
-        return f"GRID.{key} cannot be varied: {_MEASURE[key]}"
+        return f"{section}.{key} cannot be varied: {_MEASURE[key]}"
     if item.limits.is_machine:
-        return f"GRID.{key} cannot be varied: it changes where a run is, not what it computes"
+        return f"{section}.{key} cannot be varied: it changes where a run is, not what it computes"
     if base.places.get(key) == COMMAND_LINE:
-        return f"{key} is both in GRID and on the command line; override GRID.{key} instead"
+        return (
+            f"{key} is both in {section} and on the command line; override {section}.{key} instead"
+        )
+    return None
+
+
+def _refuse_list(key: str, values: Tree) -> str | None:
     if not isinstance(values, list) or not values:
         return f"GRID.{key} is {show(values)}; give a list of at least one value"
     return None

@@ -1,4 +1,4 @@
-"""The ledger of a sweep: one small file a finished or failed trial, the truth about what is done.
+"""The ledger of a sweep: one small file a trial that ended, the truth about what is done.
 
 Files are written whole or not at all, so a ledger survives a kill at any instant; what is not a
 whole outcome of the file's own name is left out with a warning. Trials are known by their run id:
@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar, cast
@@ -35,14 +35,16 @@ Trial = TypeVar("Trial", bound=Identified)
 class Outcome:
     """A trial and how it ended. trial: its run id; cell: dotted key -> value; run_dir: where it is.
 
-    reason: why it failed.  summary: what it measured; a number that is not finite is kept as null.
+    status: "stopped" trials were ended early by a search, "unrun" ones not run for want of budget.
+    reason: why it failed or was ended.  summary: what it measured; a number that is not finite is
+    kept as null.
     """
 
     trial: str
     cell: Mapping[str, object]
     seed: int
     run_dir: str
-    status: Literal["planned", "done", "failed"] = "planned"
+    status: Literal["planned", "done", "failed", "stopped", "unrun"] = "planned"
     reason: str | None = None
     summary: Mapping[str, object] = field(default_factory=dict)
 
@@ -61,6 +63,14 @@ class Outcome:
     def failed(self, reason: str) -> "Outcome":
         """This trial, failed for a reason."""
         return replace(self, status="failed", reason=reason)
+
+    def stopped(self, reason: str, summary: Mapping[str, object]) -> "Outcome":
+        """This trial, ended early by a search; what it had measured by then."""
+        return replace(self, status="stopped", reason=reason, summary=summary)
+
+    def unrun(self, reason: str) -> "Outcome":
+        """This trial, not run to its end for a reason that is not its own."""
+        return replace(self, status="unrun", reason=reason)
 
 
 def cell_name(cell: Mapping[str, object]) -> str:
@@ -101,10 +111,10 @@ class Ledger:
                 _LOG.warning("%s is no whole outcome of a trial; left out", path)
         return found
 
-    def todo(self, trials: Iterable[Trial]) -> list[Trial]:
-        """The trials that are not done, in their order; failed ones are tried again."""
+    def todo(self, trials: Iterable[Trial], settled: Collection[str] = ("done",)) -> list[Trial]:
+        """The trials whose status is not settled, in their order; failed ones are tried again."""
         outcomes = self.outcomes()
-        done = {trial for trial, outcome in outcomes.items() if outcome.status == "done"}
+        done = {trial for trial, outcome in outcomes.items() if outcome.status in settled}
         return [trial for trial in trials if trial.trial_id not in done]
 
 
@@ -130,7 +140,7 @@ def _read(path: Path) -> Outcome | None:
         and record.keys() == types.keys()
         and all(isinstance(record[name], kind) for name, kind in types.items())
         and record["trial"] == path.stem
-        and record["status"] in ("done", "failed")
+        and record["status"] in ("done", "failed", "stopped", "unrun")
     )
     return Outcome(**record) if is_whole else None
 

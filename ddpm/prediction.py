@@ -40,6 +40,11 @@ class Prediction:
     def seconds(self) -> float:
         return self.training_s + self.passes_s
 
+    @property
+    def core_seconds(self) -> float:
+        """Seconds of busy cores: others that keep the cores busy make it last, not cost, more."""
+        return self.seconds * self.speed.cores
+
     def __str__(self) -> str:
         return (
             f"{self.steps:,} steps of {self.speed.step_s:.3g} s and {self.passes:,} images through "

@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from ddpm import config as configuration
+from ddpm import memory
 from ddpm.config import Config
 from ddpm.dataset import Dataset
 from ddpm.distributed import CPU, Group, best_device
@@ -34,6 +35,8 @@ class Speed:
 
     step_s: seconds of an optimizer step.  call_s: seconds of the network for one image, without
     gradients.  device: what it is.  note: what to know of the measurement; empty when it is plain.
+    cores: busy meanwhile, on average.  memory_bytes: most that was held at once, of the GPU where
+    there is one, else of the process.
     """
 
     step_s: float
@@ -41,6 +44,8 @@ class Speed:
     device: str
     on_gpu: bool = False
     note: str = ""
+    cores: float = 1.0
+    memory_bytes: int = 0
 
 
 def measure(config: Config, *, threads: int, uses_gpu: bool) -> Speed:
@@ -51,8 +56,12 @@ def measure(config: Config, *, threads: int, uses_gpu: bool) -> Speed:
     device = best_device() if uses_gpu else CPU
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    memory.reset_peak()
+    wall, busy = time.perf_counter(), time.process_time()
     try:
-        return _measure(config, threads, device)
+        speed = _measure(config, threads, device)
+        cores = (time.process_time() - busy) / (time.perf_counter() - wall)
+        return replace(speed, cores=cores, memory_bytes=memory.peak_bytes())
     finally:
         torch.set_num_threads(before)
 

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from ddpm import stage_notes
 
@@ -115,11 +122,13 @@ def _watch(
     )
     next_line = time.monotonic()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        tasks = [bars.add_task(tail.name, total=tail.total_steps, text="") for tail in tails]
+        tasks: list[TaskID] = []
         running = True
         while running:
             running = not ended.wait(POLL_S)
-            for task, tail in zip(tasks, tails, strict=True):
+            for tail in tails[len(tasks) :]:  # a search adds some as it goes on
+                tasks.append(bars.add_task(tail.name, total=tail.total_steps, text=""))
+            for task, tail in zip(tasks, tails, strict=False):
                 tail.poll()
                 bars.update(task, completed=tail.step, text=tail.text())
             if should_stop and on_stop and should_stop():

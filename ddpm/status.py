@@ -112,6 +112,8 @@ class Status:
             waits = f"waits ({queued.reason})" if queued.is_waiting else "has not come to it yet"
             note = f"job {living[-1]} {waits}"
             return replace(found, state="queued", job=living[-1], note=note)
+        if outcome and outcome.status in ("stopped", "unrun"):
+            return replace(found, note=outcome.reason or "")
         if outcome and found.state != "failed":
             reason = (outcome.reason or "unknown").strip().splitlines()[-1]
             return replace(found, state="failed", note=reason)

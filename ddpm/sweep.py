@@ -3,28 +3,33 @@
     BASE: ../configs/digits.yaml                       # or the sections themselves
     EVALUATION: {NUM: 512}                             # any section, over that of BASE
     GRID: {TRAINING.PRED_TYPE: [noise, velocity]}      # dotted key: values
+    SPACE: {TRAINING.LABEL_DROP: {uniform: [0, 0.3]}}  # dotted key: range, drawn from
     SEEDS: [0, 1]                                      # each varies TRAINING.SEED alone
-    TUNE: {MAX_CONCURRENT: null, MAX_FAILURES: 0}
+    TUNE: {SEARCH: grid, MAX_CONCURRENT: null}         # ddpm/tune.py
 
 `NAMES: [a, b, c]` in place of GRID trains one configuration under several names, each with seeds of
 its own: an A/A test, in which no cell is better than another. Trials come seed by seed, so the
-first seed's grid is complete first; within it the last key of GRID varies fastest. Impossible cells
-are skipped with the reason; every other problem is refused.
+first seed's grid is complete first; within it draw by draw, and then the last key of GRID varies
+fastest. Impossible cells are skipped with the reason; every other problem is refused.
 """
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
 from pathlib import Path
 
-from ddpm import durable
+from ddpm import comparable, durable, space
 from ddpm.building import Built, build
 from ddpm.config import Config, run_id, to_yaml
 from ddpm.errors import InputError
-from ddpm.grid import Axes, Plan, Tune, override_sweep, read_base, read_grid, read_plan
+from ddpm.grid import Axes, override_sweep, read_base, read_grid, read_space
 from ddpm.ledger import Ledger, Outcome, cell_name
 from ddpm.reading import Document, as_tree, copy_tree, read_file, set_key
+from ddpm.space import Range
+from ddpm.tune import Plan, Race, Tune, read_plan
 from ddpm.values import SAFE_NAME, Value, plain
 
 __all__ = [
@@ -41,6 +46,7 @@ __all__ = [
 Cell = Mapping[str, Value]
 _MOST_CELLS = 10_000
 NAME = "NAME"  # the one key of a cell that has a name in place of values
+STARTUP = 10  # trials that bayes draws at random before it chooses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +79,10 @@ class SkippedCell:
 class Sweep:
     """A checked sweep file.
 
-    base: the first trial's configuration; what GRID leaves out is the same in all others.
-    question: what the file's first comment says after "Question:".
+    base: the first trial's configuration; what GRID and SPACE leave out is the same in all others.
+    question: what the file's first comment says after "Question:".  trials: of SEEDS: auto those
+    that may become needed; of bayes those it begins with.  make: a trial of another cell and seed,
+    InputError where it cannot be trained.
     """
 
     name: str
@@ -86,33 +94,43 @@ class Sweep:
     tune: Tune
     trials: tuple[PlannedTrial, ...]
     skipped: tuple[SkippedCell, ...]
+    space: Mapping[str, Range]
+    race: Race | None
+    make: Callable[[Mapping[str, object], int], PlannedTrial]
 
 
 def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
     """The trials of a sweep file.
 
-    An override `SECTION.KEY=value` changes the base; `SEEDS=[0, 1]`, `TUNE.MAX_CONCURRENT=2` and
-    `GRID.SECTION.KEY=[...]` change the sweep. Raises InputError with every problem of file, base
-    and cells, one line each.
+    An override `SECTION.KEY=value` changes the base; `SEEDS=[0, 1]`, `TUNE.MAX_CONCURRENT=2`,
+    `GRID.SECTION.KEY=[...]` and `SPACE.SECTION.KEY={uniform: [0, 1]}` change the sweep. Raises
+    InputError with every problem of file, base and cells, one line each.
     """
     path = Path(path)
     document = read_file(path)
     base = read_base(document, path, override_sweep(document, overrides))
     grid = read_grid(document, base)
-    plan = read_plan(document)
+    ranges = read_space(document, base, grid)
+    planned = read_plan(document)
     if not re.fullmatch(SAFE_NAME, path.stem):
         document.problems.append(
             f"{path}: its name becomes a folder's; rename it to letters, digits, '.', '_', '-'"
         )
-    cells, skipped = _check_cells(document, base, grid)
-    if document.problems or plan is None:
+    tune = planned[0].TUNE if planned else Tune()
+    cells, skipped = _check_cells(document, base, _cells(grid, ranges, tune))
+    if document.problems or planned is None:
         raise InputError(list(dict.fromkeys(document.problems)))
     if not cells:
         raise InputError([f"{path}: every cell is impossible", *(one.reason for one in skipped)])
+    plan, race = planned
     pairs = itertools.product(plan.SEEDS, _named(plan.NAMES) if plan.NAMES else cells)
     trials = tuple(
         _trial(base, document, cell, _own_seed(plan, cell, seed)) for seed, cell in pairs
     )
+    varied = [key for key, values in grid.items() if len(values) > 1]
+    configs = [trial.config for trial in trials]
+    if found := comparable.problems(tune, race, varied, ranges, configs):
+        raise InputError([f"{path}: {problem}" for problem in found])
     return Sweep(
         name=path.stem,
         path=path,
@@ -121,9 +139,12 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
         grid={key: tuple(plain(v) for v in values) for key, values in grid.items()}
         or {NAME: plan.NAMES},
         seeds=plan.SEEDS,
-        tune=plan.TUNE,
+        tune=tune,
         trials=trials,
         skipped=tuple(skipped),
+        space=ranges,
+        race=race,
+        make=partial(_trial, base, document),
     )
 
 
@@ -137,16 +158,39 @@ def write_best(config: Config, path: Path) -> None:
     durable.write_text(path, header + to_yaml(config))
 
 
+def _cells(axes: Axes, ranges: Mapping[str, Range], tune: Tune) -> list[Cell]:
+    """Different cells: those of the grid, each with every draw of the space; what bayes begins with
+    is drawn from both.
+    """
+    draws = tune.trials if ranges else 1
+    count = draws if tune.SEARCH == "bayes" else draws * prod(map(len, axes.values()))
+    if count > _MOST_CELLS:
+        what = "GRID has" if draws == 1 else "GRID and the draws of SPACE have"
+        raise InputError(f"{what} {count} cells; give at most {_MOST_CELLS}")
+    return list({cell_name(cell): cell for cell in _all_cells(axes, ranges, tune)}.values())
+
+
+def _all_cells(axes: Axes, ranges: Mapping[str, Range], tune: Tune) -> Iterator[Cell]:
+    if tune.SEARCH == "bayes":
+        for number in range(min(tune.trials, STARTUP)):
+            chosen = {
+                key: values[int(space.share(key, number) * len(values))]
+                for key, values in axes.items()
+            }
+            yield chosen | space.draw(ranges, number)
+        return
+    for number in range(tune.trials if ranges else 1):
+        for values in itertools.product(*axes.values()):
+            yield dict(zip(axes, values, strict=True)) | space.draw(ranges, number)
+
+
 def _check_cells(
-    document: Document, base: Document, axes: Axes
+    document: Document, base: Document, every: Sequence[Cell]
 ) -> tuple[list[Cell], list[SkippedCell]]:
     """The cells that can be trained and those that cannot; problems go to the document."""
     cells: list[Cell] = []
     skipped: list[SkippedCell] = []
     concerned: dict[str, list[Cell]] = {}
-    every = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    if len(every) > _MOST_CELLS:
-        raise InputError(f"{base.source}: GRID has {len(every)} cells; give at most {_MOST_CELLS}")
     for cell in every:
         built = _build(base, document, cell, seed=0)
         if built.config is not None:
@@ -163,7 +207,7 @@ def _check_cells(
     return cells, skipped
 
 
-def _build(base: Document, sweep: Document, cell: Cell, seed: int) -> Built:
+def _build(base: Document, sweep: Document, cell: Mapping[str, object], seed: int) -> Built:
     """The base with a cell's values and a seed in place of its own, checked."""
     document = Document(
         base.source, copy_tree(base.tree), dict(base.places), list(base.problems), set(base.spoiled)
@@ -175,10 +219,11 @@ def _build(base: Document, sweep: Document, cell: Cell, seed: int) -> Built:
     return build(document)
 
 
-def _trial(base: Document, sweep: Document, cell: Cell, seed: int) -> PlannedTrial:
-    config = _build(base, sweep, cell, seed).config
-    assert config is not None  # _check_cells has built it
-    return PlannedTrial(cell=_plain_cell(cell), seed=seed, config=config)
+def _trial(base: Document, sweep: Document, cell: Mapping[str, object], seed: int) -> PlannedTrial:
+    built = _build(base, sweep, cell, seed)
+    if built.config is None:
+        raise InputError(built.problems)
+    return PlannedTrial(cell=_plain_cell(cell), seed=seed, config=built.config)
 
 
 def _named(names: Iterable[str]) -> list[Cell]:
@@ -192,7 +237,7 @@ def _own_seed(plan: Plan, cell: Cell, seed: int) -> int:
     return seed + plan.NAMES.index(str(cell[NAME])) * (max(plan.SEEDS) + 1)
 
 
-def _plain_cell(cell: Cell) -> dict[str, object]:
+def _plain_cell(cell: Mapping[str, object]) -> dict[str, object]:
     return {key: plain(value) for key, value in cell.items()}
 
 

@@ -1,5 +1,5 @@
-"""A grid of trainings, compared. Run the same command again to continue; finished trials never run
-again.
+"""A grid of trainings, or a search, compared. Run the same command again to continue; what is done
+is never run again.
 
 examples:
   python launch/sweep.py sweeps/pred_types.yaml
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="sweep.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    result.add_argument("sweep", help="YAML file with BASE, GRID, SEEDS, TUNE")
+    result.add_argument("sweep", help="YAML file with BASE, GRID, SPACE, SEEDS, TUNE")
     result.add_argument("overrides", nargs="*", metavar="SECTION.KEY=value", help="changes of BASE")
     result.add_argument(
         "--dry-run",
@@ -81,7 +81,12 @@ def main(argv: list[str] | None = None) -> int:
         )
     from ddpm.adapters import run_sweep
 
-    return run_sweep.run(planned, should_stop=stop_on_signals(), clean_stage=args.clean_stage)
+    return run_sweep.run(
+        planned,
+        should_stop=stop_on_signals(),
+        clean_stage=args.clean_stage,
+        probe=args.probe,
+    )
 
 
 def _options(args: argparse.Namespace) -> "Options | None":

@@ -31,7 +31,7 @@ FLOORS = (
     # state: what is kept, how it is written, how workers share it
     "checkpoint durable lock storage spans units distributed ema ema_profile post_hoc_ema "
     "gradients objective optimizer train_state measures quantiles best memory metrics_log pictures "
-    "provenance run_log run_names grid ledger sweep "
+    "provenance run_log run_names grid ledger sweep tune space comparable "
     # distances between sets of features
     "estimates moments fid kid kernel_means manifold memorisation squared_distance tensor_files "
     # what a run costs, what its samples are worth: as files
@@ -41,6 +41,7 @@ FLOORS = (
     "doctor status run_status status_table job_states groups job_list slurm_queue "
     "mirrored wandb_server "
     "generate image_generator film loaded weights request request_rules x0_variance base_images "
+    "rungs population budget forecast "
     "slots tasks starting startup workers probe prediction job_folder series series_plan "
     "series_draw series_check series_export series_status draws wish "
     # samples measured: extractors, what is kept of images, the real side, the numbers
@@ -58,7 +59,7 @@ CORE = (
     "torch numpy scipy omegaconf yaml webdataset PIL safetensors sklearn rich matplotlib psutil "
     "pyarrow".split()
 )
-FRAMEWORKS = "ray wandb wandb_workspaces submitit diffusers h5py torch_fidelity".split()
+FRAMEWORKS = "ray optuna wandb wandb_workspaces submitit diffusers h5py torch_fidelity".split()
 
 
 def module_name(path: Path) -> str:

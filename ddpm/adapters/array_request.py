@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ddpm import prediction
-from ddpm.adapters import job_limits, submitit_jobs, sweep_setup
+from ddpm.adapters import job_limits, submitit_jobs, sweep_checks, sweep_setup
 from ddpm.adapters.run_sweep import room
 from ddpm.adapters.run_trial import Resources
 from ddpm.adapters.submitit_jobs import Request
@@ -39,7 +39,7 @@ class Options:
 
 def checked(sweep: Sweep, options: Options) -> tuple[Request, Resources]:
     """What to ask of the cluster for each task; InputError with all that is wrong."""
-    found = sweep_setup.problems(sweep)
+    found = sweep_checks.problems(sweep) + sweep_checks.only_here(sweep)
     made = None
     try:
         submitit_jobs.check_folder(sweep_setup.folder_of(sweep))

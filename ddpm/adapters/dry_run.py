@@ -11,7 +11,7 @@ from rich.console import Console
 import ddpm
 from ddpm import config as configuration
 from ddpm import prediction, slurm_queue
-from ddpm.adapters import run_sweep, submitit_jobs, sweep_setup
+from ddpm.adapters import run_sweep, submitit_jobs, sweep_checks, sweep_setup
 from ddpm.adapters.array_request import Options, checked, group_size
 from ddpm.batch_script import as_submitted, from_environment
 from ddpm.config import Config
@@ -57,6 +57,8 @@ def sweep(planned: Sweep, options: Options | None, *, probe: bool) -> int:
             f"{resources.num_workers} worker(s) of {resources.cpus_per_worker} core(s) and "
             f"{resources.gpus_per_worker:g} GPU; nothing was written"
         )
+        if words := sweep_checks.in_words(planned):
+            print(words)
         if probe:
             workers = resources.workers()
             configs = [trial.config for trial in planned.trials]

@@ -2,16 +2,36 @@
 the truth.
 """
 
+import json
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ddpm.adapters.run_trial import FilePoll, Resources, run_trial
 from ddpm.ledger import Ledger, Outcome
+from ddpm.rungs import Guide, Ladder, Pause
 from ddpm.worker import Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """How Tune goes about trials; by default it runs each to its end.
+
+    scheduler, searcher: make Tune's.  ladders: the rungs of trials that are watched, as plain data.
+    verdicts: the folder in which asha says who is to end.  until: the evaluation to pause at.
+    """
+
+    scheduler: Callable[[], Any] | None = None
+    searcher: Callable[[], Any] | None = None
+    ladders: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    verdicts: Path | None = None
+    until: int | None = None
+
+
+TO_THE_END = Search()
 
 
 def run_trials(
@@ -24,29 +44,39 @@ def run_trials(
     resources: Resources,
     max_concurrent: int,
     max_failures: int,
+    search: Search = TO_THE_END,
 ) -> None:
     """Run the trials (outcomes still to be) to their end or to a stop; every end lies in the ledger
     afterwards.
 
-    trials: the blank outcomes, by trial id those of `jobs`.  stop_file: appears when all shall save
-    and stop.
+    trials: the blank outcomes, by trial id those of `jobs`; a searcher's come from itself.
+    stop_file: appears when all shall save and stop.
     """
     from ray import tune
 
     storage, name = ledger.folder.parent / "ray", uuid.uuid4().hex[:12]
-    blank = {outcome.trial: outcome for outcome in trials}
+    blank = {outcome.trial: asdict(outcome) for outcome in trials}
+    plans = {key: json.dumps({"outcome": blank[key], "job": asdict(jobs[key])}) for key in blank}
     trainable = tune.with_parameters(
         _trial,
-        blank={key: asdict(outcome) for key, outcome in blank.items()},
-        jobs={key: asdict(job) for key, job in jobs.items()},
-        places=(str(ledger.folder), str(stop_file)),
+        plans=plans,
+        places=(str(ledger.folder), str(stop_file), str(search.verdicts or "")),
         sweep=sweep,
         resources=asdict(resources),
+        ladders=dict(search.ladders),
+        until=search.until,
     )
+    # a searcher says itself when there is no more
+    more = {"search_alg": search.searcher(), "num_samples": -1} if search.searcher else {}
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources.request()),
-        param_space={"trial": tune.grid_search([outcome.trial for outcome in trials])},
-        tune_config=tune.TuneConfig(max_concurrent_trials=max_concurrent, reuse_actors=True),
+        param_space={} if search.searcher else {"trial": tune.grid_search(list(blank))},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=max_concurrent,
+            reuse_actors=True,
+            scheduler=search.scheduler() if search.scheduler else None,
+            **more,
+        ),
         run_config=tune.RunConfig(
             name=name,
             storage_path=str(storage),
@@ -58,34 +88,61 @@ def run_trials(
         results = tuner.fit()
     finally:
         shutil.rmtree(storage, ignore_errors=True)
-    ended = ledger.outcomes()
-    for trial, result in zip(trials, map(results.__getitem__, range(len(trials))), strict=True):
-        if result.error is not None and trial.trial not in ended:
-            ledger.record(
-                trial.failed(f"the trial's process died: {_last_line(str(result.error))}")
-            )
+    _record_deaths(results, blank, ledger)
+
+
+def _record_deaths(results: Any, blank: Mapping[str, dict[str, Any]], ledger: Ledger) -> None:
+    """Failed, in the ledger, where a trial's process died before it could say so."""
+    ended = {key for key, one in ledger.outcomes().items() if one.status != "unrun"}
+    for result in map(results.__getitem__, range(len(results))):
+        config = result.config or {}
+        key = config.get("trial")
+        if result.error is None or key is None or key in ended:
+            continue
+        outcome = Outcome(**(blank.get(key) or json.loads(config["plan"])["outcome"]))
+        reason = f"the trial's process died: {_last_line(str(result.error))}"
+        ledger.record(outcome.failed(reason))
 
 
 def _trial(
     params: dict[str, Any],
     *,
-    blank: dict[str, Any],
-    jobs: dict[str, Any],
-    places: tuple[str, str],
+    plans: dict[str, str],
+    places: tuple[str, str, str],
     sweep: str,
     resources: dict[str, Any],
+    ladders: dict[str, dict[str, Any]],
+    until: int | None,
 ) -> dict[str, str]:
     """One trial in its process; its outcome lies in the ledger when this returns."""
     key = params["trial"]
+    plan = json.loads(params.get("plan") or plans[key])
+    outcome, job, ledger = Outcome(**plan["outcome"]), _job(plan["job"]), Ledger(Path(places[0]))
+    guide: Guide | None = None
+    if key in ladders and until is not None:
+        guide = Pause(Ladder(**ladders[key]), until)
+    elif key in ladders:
+        from ddpm.adapters.asha import Obedience
+
+        guide = Obedience(key, Path(job.run_dir), Ladder(**ladders[key]), Path(places[2]))
+        guide.replay()
+        if not ledger.todo([outcome], settled=("done", "stopped")):
+            return {"status": "ended before"}
     ended = run_trial(
-        Outcome(**blank[key]),
-        Job(**jobs[key]),
-        Ledger(Path(places[0])),
+        outcome,
+        job,
+        ledger,
         sweep=sweep,
         resources=Resources(**resources),
         should_stop=FilePoll(Path(places[1])),
+        guide=guide,
     )
     return {"status": ended}
+
+
+def _job(plain: dict[str, Any]) -> Job:
+    """A Job that went through JSON, where tuples are lists."""
+    return Job(**(plain | {"command": tuple(plain["command"]), "startup": ()}))
 
 
 def _last_line(text: str) -> str:

@@ -1,28 +1,41 @@
 """A sweep on the machines that Ray has: run what the ledger lacks, end with table and report."""
 
 import os
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 from rich.console import Console
 
-from ddpm import job_list
-from ddpm.adapters import sweep_setup
+from ddpm import forecast, job_list
+from ddpm.adapters import sweep_checks, sweep_setup
 from ddpm.adapters.ray_cluster import ray_cluster
 from ddpm.adapters.ray_tune import run_trials
+from ddpm.adapters.round import Round
+from ddpm.adapters.rounds import rounds
 from ddpm.adapters.run_trial import Resources
 from ddpm.adapters.stage_clean import clean
 from ddpm.adapters.sweep_setup import OpenSweep, Trial
+from ddpm.budget import Meter, begun
 from ddpm.durable import remove
-from ddpm.errors import InputError, Interrupted, LockedError
+from ddpm.errors import BudgetSpent, DdpmError, InputError, Interrupted, LockedError
 from ddpm.progress import watch
 from ddpm.sweep import Sweep
 from ddpm.workers import machine, workers_for
 
 
-def run(sweep: Sweep, *, should_stop: Callable[[], bool], clean_stage: bool = False) -> int:
-    """Run the sweep to its end: 0, or 1 when trials failed. Raises Interrupted when stopped.
+def run(
+    sweep: Sweep,
+    *,
+    should_stop: Callable[[], bool],
+    clean_stage: bool = False,
+    probe: bool = True,
+) -> int:
+    """Run the sweep to its end: 0, or 1 when trials failed. Raises Interrupted when stopped,
+    BudgetSpent when it may take no more.
 
-    clean_stage: remove the nodes' copies of the shards at the end.
+    clean_stage: remove the nodes' copies of the shards at the end.  probe: predict first what it
+    takes, where that is short beside it.
     """
     console = Console()
     resources, concurrent = checked(sweep)
@@ -37,11 +50,113 @@ def run(sweep: Sweep, *, should_stop: Callable[[], bool], clean_stage: bool = Fa
             "side by side"
         )
         console.print(f"results go to {opened.folder}", soft_wrap=True)
-        if todo:
-            _run_todo(opened, todo, resources, concurrent, should_stop, clean_stage)
-        if opened.stop_file.exists():
+        if probe:
+            _predict(opened, resources, concurrent, console)
+        meter = Meter(
+            sweep.tune.BUDGET, lambda: [Path(t.outcome.run_dir) for t in list(opened.trials)]
+        )
+        crew = Crew(opened, resources, concurrent, meter)
+        crew.run(should_stop, clean_stage)
+        if opened.stop_file.exists() and crew.spent is None:
             raise Interrupted(f"{opened.folder}: stopped; run the same command again to continue")
-        return sweep_setup.conclude(opened, console)
+        crew.record_unrun()
+        code = sweep_setup.conclude(opened, console)
+        if crew.spent is not None and next(rounds(opened), None) is not None:
+            raise BudgetSpent(
+                f"{opened.folder}: trials are left, {crew.spent}; give a larger TUNE.BUDGET to "
+                "continue"
+            )
+        return code
+
+
+class Crew:
+    """Runs the rounds of a sweep within its budget."""
+
+    def __init__(
+        self, opened: OpenSweep, resources: Resources, concurrent: int, meter: Meter
+    ) -> None:
+        self._opened, self._resources, self._concurrent = opened, resources, concurrent
+        self._meter = meter
+        self.spent: str | None = None
+
+    def run(self, should_stop: Callable[[], bool], clean_stage: bool) -> None:
+        """Every round that is left. Starts Ray where there is one; shows all trials meanwhile."""
+        opened = self._opened
+        left = rounds(opened)
+        first, self.spent = next(left, None), self._meter.spent()
+        if first is None or self.spent:
+            return
+        tails, started = [trial.tail() for trial in opened.trials], time.monotonic()
+
+        def stops() -> bool:
+            for trial in opened.trials[len(tails) :]:  # a search has added them
+                tails.append(trial.tail())
+            self.spent = self.spent or self._meter.spent()
+            return should_stop() or self.spent is not None
+
+        with (
+            watch(tails, Console(), should_stop=stops, on_stop=opened.stop_file.touch),
+            ray_cluster(self._concurrent * self._resources.cores),
+        ):
+            round_: Round | None = first
+            while round_ is not None and self.spent is None and not opened.stop_file.exists():
+                self._run_round(round_)
+                round_ = None if opened.stop_file.exists() else next(left, None)
+            if clean_stage and not opened.stop_file.exists():
+                clean(trial.job.stage for trial in opened.trials)
+        if not opened.stop_file.exists() and self.spent is None:
+            forecast.finish(opened.folder, time.monotonic() - started)
+
+    def _run_round(self, one: Round) -> None:
+        trials, tune = self._affordable(one), self._opened.sweep.tune
+        if trials or one.search.searcher:
+            run_trials(
+                [trial.outcome for trial in trials],
+                {trial.outcome.trial: trial.job for trial in trials},
+                self._opened.ledger,
+                self._opened.stop_file,
+                sweep=self._opened.sweep.name,
+                resources=self._resources,
+                max_concurrent=self._concurrent,
+                max_failures=tune.MAX_FAILURES,
+                search=one.search,
+            )
+
+    def _affordable(self, one: Round) -> list[Trial]:
+        """The trials of a round that TUNE.BUDGET.TRIALS allows: those begun, then new ones."""
+        most = self._opened.sweep.tune.BUDGET.TRIALS
+        if most is None:
+            return list(one.trials)
+        room = most - begun(Path(trial.outcome.run_dir) for trial in self._opened.trials)
+        new = [t for t in one.trials if not begun([Path(t.outcome.run_dir)])]
+        over = {trial.outcome.trial for trial in new[max(room, 0) :]}
+        if over:
+            self.spent = f"budget: TUNE.BUDGET.TRIALS allows {most}, all of them begun"
+        return [trial for trial in one.trials if trial.outcome.trial not in over]
+
+    def record_unrun(self) -> None:
+        """Says in the ledger what the budget did not suffice for."""
+        if self.spent is None:
+            return
+        for trial in self._opened.todo():
+            old = self._opened.ledger.outcomes().get(trial.outcome.trial)
+            if old is None or old.status == "unrun":
+                has_begun = begun([Path(trial.outcome.run_dir)])
+                what = "saved and stopped before its end" if has_begun else "not run"
+                self._opened.ledger.record(trial.outcome.unrun(f"{what}: {self.spent}"))
+
+
+def _predict(opened: OpenSweep, resources: Resources, concurrent: int, console: Console) -> None:
+    """Keeps a prediction of a sweep whose trials have not begun and are worth one."""
+    trials, workers = opened.pool, resources.workers()
+    has_begun = begun(Path(trial.outcome.run_dir) for trial in trials)
+    if has_begun or min(trial.steps for trial in trials) < forecast.LEAST_STEPS:
+        return
+    configs = {t.outcome.trial: opened.configs[t.outcome.trial] for t in opened.trials}
+    try:
+        forecast.make(opened.folder, configs, workers, concurrent)
+    except DdpmError as error:
+        console.print(f"no prediction: {error}", markup=False)
 
 
 def _refuse_array_jobs(opened: OpenSweep) -> None:
@@ -56,7 +171,7 @@ def _refuse_array_jobs(opened: OpenSweep) -> None:
 
 def checked(sweep: Sweep) -> tuple[Resources, int]:
     """As room(); InputError with all that keeps any trial from starting."""
-    found, resources = sweep_setup.problems(sweep), None
+    found, resources = sweep_checks.problems(sweep), None
     try:
         resources = room(sweep)
     except InputError as error:
@@ -75,34 +190,6 @@ def room(sweep: Sweep) -> tuple[Resources, int]:
     cpus = cluster.CPUS_PER_WORKER or max(1, min(cores // (room * count), *there.cpus))
     concurrent = min(room, max(1, cores // (count * cpus)))
     if "RAY_ADDRESS" in os.environ:  # the cluster knows its own room, and Tune asks it
-        concurrent = len(sweep.trials)
+        concurrent = max(len(sweep.trials), sweep.tune.trials)
     resources = Resources(num_workers=count, cpus_per_worker=cpus, gpus_per_worker=gpus)
     return resources, min(concurrent, sweep.tune.MAX_CONCURRENT or concurrent)
-
-
-def _run_todo(
-    opened: OpenSweep,
-    todo: list[Trial],
-    resources: Resources,
-    concurrent: int,
-    should_stop: Callable[[], bool],
-    clean_stage: bool,
-) -> None:
-    """Start Ray, run, and show all trials meanwhile."""
-    tails = [trial.tail() for trial in opened.trials]
-    with (
-        watch(tails, Console(), should_stop=should_stop, on_stop=opened.stop_file.touch),
-        ray_cluster(concurrent * resources.cores),
-    ):
-        run_trials(
-            [trial.outcome for trial in todo],
-            {trial.outcome.trial: trial.job for trial in todo},
-            opened.ledger,
-            opened.stop_file,
-            sweep=opened.sweep.name,
-            resources=resources,
-            max_concurrent=concurrent,
-            max_failures=opened.sweep.tune.MAX_FAILURES,
-        )
-        if clean_stage and not opened.stop_file.exists():
-            clean(trial.job.stage for trial in opened.trials)

@@ -16,12 +16,13 @@ from typing import Any, Literal
 from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import DdpmError, Interrupted, LockedError
 from ddpm.ledger import Ledger, Outcome
+from ddpm.rungs import Guide
 from ddpm.worker import Job, work
 from ddpm.workers import Workers
 
 log = logging.getLogger(__name__)
 STOP_POLL_S = 0.5
-Ended = Literal["done", "failed", "stopped", "held"]
+Ended = Literal["done", "failed", "early", "stopped", "held"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +57,22 @@ def run_trial(
     sweep: str,
     resources: Resources,
     should_stop: Callable[[], bool],
+    guide: Guide | None = None,
 ) -> Ended:
     """Train, record the outcome, let the sweep go on in any case.
 
-    outcome: the blank one.  "stopped": saved, to be continued.  "held": another living process
-    trains it. Neither is recorded.
+    outcome: the blank one.  guide: of a search, which may end the trial "early".  "stopped": saved,
+    to be continued.  "held": another living process trains it. Neither is recorded.
     """
     if should_stop():
         return "stopped"
+    began = Began()
     try:
-        summary = _run(job, sweep, outcome.cell, resources, should_stop)
+        summary = _run(job, sweep, outcome.cell, resources, should_stop, guide)
     except Interrupted:
+        if early := guide.outcome(outcome) if guide else None:
+            ledger.record(early)
+            return "early"
         return "stopped"
     except LockedError as error:
         log.warning("%s: %s", outcome.name, error)
@@ -75,8 +81,22 @@ def run_trial(
         log.exception("trial %s failed", outcome.trial)
         ledger.record(outcome.failed(_reason(error)))
         return "failed"
-    ledger.record(outcome.done(summary))
+    ledger.record(outcome.done(summary | began.took()))
     return "done"
+
+
+class Began:
+    """The clocks when a trial began in this process."""
+
+    def __init__(self) -> None:
+        self._wall, self._cores = time.monotonic(), time.process_time()
+
+    def took(self) -> dict[str, float]:
+        """Seconds since, of the wall and of this process's cores: training and all around it."""
+        return {
+            "trial_seconds": time.monotonic() - self._wall,
+            "trial_core_seconds": time.process_time() - self._cores,
+        }
 
 
 def _run(
@@ -85,6 +105,7 @@ def _run(
     cell: Mapping[str, object],
     resources: Resources,
     should_stop: Callable[[], bool],
+    guide: Guide | None,
 ) -> dict[str, Any]:
     from ddpm.adapters import ray_train
     from ddpm.adapters.inception import inception_of_training
@@ -105,7 +126,8 @@ def _run(
         job,
         group,
         mirror=wandb_mirror(sweep, cell),
-        should_stop=should_stop,
+        on_report=guide.on_report if guide else None,
+        should_stop=lambda: should_stop() or (guide is not None and guide.stops()),
         inception=inception_of_training,
     )
 

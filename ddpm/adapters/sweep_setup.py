@@ -3,7 +3,7 @@ folder held.
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +12,16 @@ from rich.console import Console
 
 from ddpm import config as configuration
 from ddpm import reference_lines, report, shards
-from ddpm.adapters.inception import inception_problems
 from ddpm.config import Config
 from ddpm.dataset import Dataset
-from ddpm.durable import lock, make_folder, write_json
+from ddpm.durable import lock, make_folder, read_json, write_json
 from ddpm.errors import InputError, Interrupted
 from ddpm.ledger import Ledger, Outcome
 from ddpm.progress import Tail
+from ddpm.report import predicted
 from ddpm.rundir import RunDirectory
-from ddpm.starting import open_data, start_problems
+from ddpm.space import is_inside
+from ddpm.starting import open_data
 from ddpm.sweep import PlannedTrial, Sweep, write_best
 from ddpm.trainer import total_steps
 from ddpm.worker import Job
@@ -31,11 +32,15 @@ PATIENCE_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A planned trial that knows its data, its name and its directory."""
+    """A planned trial that knows its data, its name and its directory.
+
+    steps: optimizer steps of the whole training.  num_train: training images.
+    """
 
     outcome: Outcome
     job: Job
     steps: int
+    num_train: int
 
     def tail(self) -> Tail:
         """Its progress, to be watched."""
@@ -46,38 +51,53 @@ class Trial:
 class OpenSweep:
     """A sweep whose folder this process holds.
 
+    trials: those to be run, to which a search may add.  pool: all that may be needed.  configs: of
+    every trial, by its id.  plan: the trial of a cell and a seed, of the pool or new.
     stop_file: appears when all trials shall save and stop.
     """
 
     sweep: Sweep
     trials: list[Trial]
+    pool: list[Trial]
+    configs: dict[str, Config]
     folder: Path
     ledger: Ledger
+    plan: Callable[[Mapping[str, object], int], Trial]
 
     @property
     def stop_file(self) -> Path:
         return self.folder / "stop"
 
     def todo(self) -> list[Trial]:
-        """The trials that are not done; failed ones are tried again."""
-        open_ = {o.trial for o in self.ledger.todo([trial.outcome for trial in self.trials])}
+        """The trials that are not done, nor stopped early by this search; failed ones are tried
+        again.
+        """
+        settled = ("done", "stopped") if self.sweep.tune.SEARCH == "asha" else ("done",)
+        blank = [trial.outcome for trial in self.trials]
+        open_ = {outcome.trial for outcome in self.ledger.todo(blank, settled)}
         return [trial for trial in self.trials if trial.outcome.trial in open_]
 
+    def failed(self) -> set[str]:
+        """The ids of trials that failed."""
+        return {key for key, one in self.ledger.outcomes().items() if one.status == "failed"}
 
-def problems(sweep: Sweep) -> list[str]:
-    """All that keeps any trial from starting."""
-    found = [problem for t in sweep.trials for problem in shards.source_problems(t.config)]
-    found += [problem for t in sweep.trials for problem in start_problems(t.config)]
-    measured_by = {
-        (t.config.EVALUATION.FEATURES, t.config.EVALUATION.WEIGHTS): t.config for t in sweep.trials
-    }
-    found += [problem for config in measured_by.values() for problem in inception_problems(config)]
-    if any(t.config.DATASET.VALIDATION_FRACTION == 0 for t in sweep.trials):
-        found.append(
-            "DATASET.VALIDATION_FRACTION is 0 but a sweep compares trials on validation images; "
-            "give a share such as 0.1"
-        )
-    return list(dict.fromkeys(found))
+    def add(self, more: Iterable[Trial]) -> None:
+        """Adds trials to those to be run."""
+        more = list(more)
+        self.trials.extend(more)
+        if more:
+            self.write()
+
+    def replace(self, trial: Trial, config: Config) -> None:
+        """Lets a trial go on in another run directory, with another configuration."""
+        names = [one.outcome.trial for one in self.trials]
+        self.trials[names.index(trial.outcome.trial)] = trial
+        self.configs[trial.outcome.trial] = config
+        self.write()
+
+    def write(self) -> None:
+        """Keeps what the report needs to know in sweep.json."""
+        write_json(self.folder / "sweep.json", _facts(self.sweep, self.trials))
 
 
 @contextmanager
@@ -89,15 +109,50 @@ def opened(sweep: Sweep, *, threads: int, packed: bool) -> Iterator[OpenSweep]:
     """
     folder = folder_of(sweep)
     data = _open_all(sweep)
-    trials = [_trial(one, data, threads, packed) for one in sweep.trials]
+    configs: dict[str, Config] = {}
+
+    def known(planned: PlannedTrial) -> Trial:
+        trial = _trial(planned, data, threads, packed)
+        configs[trial.outcome.trial] = planned.config
+        return trial
+
+    pool = [known(one) for one in sweep.trials]
+    pool += [known(one) for one in _chosen_before(folder, sweep, configs)]
     make_folder(folder)
     with lock(folder / "sweep.lock", f"sweep {sweep.name}"):
-        write_json(folder / "sweep.json", _facts(sweep, trials))
+        start = sweep.race.START if sweep.race else None
+        result = OpenSweep(
+            sweep=sweep,
+            trials=[t for t in pool if start is None or t.outcome.seed < start],
+            pool=pool,
+            configs=configs,
+            folder=folder,
+            ledger=Ledger(folder / "ledger"),
+            plan=lambda cell, seed: known(sweep.make(cell, seed)),
+        )
+        result.write()
         evaluation = sweep.base.EVALUATION
         reference_lines.write_references(
             folder, next(iter(data.values())).dataset, seed=evaluation.SEED, num=evaluation.NUM
         )
-        yield OpenSweep(sweep=sweep, trials=trials, folder=folder, ledger=Ledger(folder / "ledger"))
+        yield result
+
+
+def _chosen_before(folder: Path, sweep: Sweep, there: Collection[str]) -> Iterator[PlannedTrial]:
+    """The trials that bayes has chosen when this command ran before, as far as they still lie in
+    GRID and SPACE.
+    """
+    if sweep.tune.SEARCH != "bayes":
+        return
+    (seed,) = sweep.seeds
+    for one in read_json(folder / "sweep.json").get("planned", []):
+        cell = one["cell"]
+        in_grid = all(cell.get(key) in values for key, values in sweep.grid.items())
+        same_keys = cell.keys() == {*sweep.grid, *sweep.space}
+        if one["trial"] in there or one["seed"] != seed or not same_keys or not in_grid:
+            continue
+        if is_inside(sweep.space, cell):
+            yield sweep.make(cell, seed)
 
 
 def folder_of(sweep: Sweep) -> Path:
@@ -126,12 +181,14 @@ def conclude(opened: OpenSweep, console: Console) -> int:
     failed = [o for t in opened.trials if (o := outcomes[t.outcome.trial]).status == "failed"]
     best = report.assess(folder).ranking.recommended
     if best:
-        chosen = next(t for t in opened.sweep.trials if dict(t.cell) == dict(best.cell))
-        write_best(chosen.config, folder / "best.yaml")
+        chosen = next(t for t in opened.trials if dict(t.outcome.cell) == dict(best.cell))
+        write_best(opened.configs[chosen.outcome.trial], folder / "best.yaml")
     built = report.build(folder)
     built.print(console)
     for outcome in failed:
         console.print(f"failed: {outcome.name}: {outcome.reason}", soft_wrap=True, markup=False)
+    if comparison := predicted.compare(built.sweep):
+        console.print(str(comparison), soft_wrap=True, markup=False, highlight=False)
     console.print(f"report: {built.html}", soft_wrap=True)
     return 1 if failed else 0
 
@@ -153,13 +210,17 @@ def _open_all(sweep: Sweep) -> dict[str, Data]:
         if key in opened:
             continue
         try:
-            folder = shards.prepare(planned.config).folder.absolute()
-            opened[key] = Data(folder=folder, dataset=open_data(planned.config, folder))
+            opened[key] = _open(planned.config)
         except InputError as error:
             problems += error.problems
     if problems:
         raise InputError(list(dict.fromkeys(problems)))
     return opened
+
+
+def _open(config: Config) -> Data:
+    folder = shards.prepare(config).folder.absolute()
+    return Data(folder=folder, dataset=open_data(config, folder))
 
 
 def _data_key(config: Config) -> str:
@@ -170,12 +231,15 @@ def _data_key(config: Config) -> str:
 
 def _trial(
     planned: PlannedTrial,
-    opened: Mapping[str, Data],
+    opened: dict[str, Data],
     threads: int,
     packed: bool,
 ) -> Trial:
     config = planned.config
-    data = opened[_data_key(config)]
+    key = _data_key(config)
+    if key not in opened:
+        opened[key] = _open(config)
+    data = opened[key]
     identified = planned.identified(data.dataset.sha256)
     directory = RunDirectory.find_or_name(config, data.dataset.sha256)
     outcome = Outcome(
@@ -194,7 +258,10 @@ def _trial(
         packed=packed,
     )
     return Trial(
-        outcome=outcome, job=job, steps=total_steps(config.TRAINING, data.dataset.num_train)
+        outcome=outcome,
+        job=job,
+        steps=total_steps(config.TRAINING, data.dataset.num_train),
+        num_train=data.dataset.num_train,
     )
 
 

@@ -16,6 +16,7 @@ from ddpm import durable
 from ddpm.config import load
 from ddpm.errors import InputError
 from ddpm.measures import MEASURES
+from ddpm.report import searched
 from ddpm.report.comparisons import with_baseline
 from ddpm.report.data import Sweep, read
 from ddpm.report.exports import write_tables
@@ -71,7 +72,7 @@ def assess(folder: Path, *, baseline: str | None = None) -> Report:
     return Report(
         sweep=sweep,
         ranking=ranking,
-        verdict=judge(sweep, ranking),
+        verdict=searched.allowed(sweep, judge(sweep, ranking)),
         html=folder / "report.html",
         markdown=folder / "report.md",
         csv=folder / "results.csv",

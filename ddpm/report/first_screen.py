@@ -44,6 +44,9 @@ def progress(sweep: Sweep) -> str:
     parts = [f"{done} of {sweep.planned} trials finished"]
     if failed:
         parts.append(f"{failed} failed")
+    for status, words in (("stopped", "ended early"), ("unrun", "left by the budget")):
+        if count := len(sweep.with_status(status)):
+            parts.append(f"{count} {words}")
     if sweep.skipped:
         parts.append(
             f"{len(sweep.skipped)} {'cell' if len(sweep.skipped) == 1 else 'cells'} skipped"
@@ -70,7 +73,8 @@ def _command(what: str, command: str) -> str:
 
 def next_command(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> tuple[str, str]:
     """What to do next and the command for it; an empty command when there is none."""
-    left = sweep.planned - len(sweep.with_status("done")) - len(sweep.with_status("failed"))
+    ended = [sweep.with_status(status) for status in ("done", "failed", "stopped")]
+    left = sweep.planned - sum(map(len, ended))
     if sweep.is_sweep and left > 0 and sweep.command:
         return (
             f"Unfinished: {left} of {sweep.planned} trials are left. Continue with",

@@ -4,7 +4,17 @@ import re
 from html import escape
 from importlib.resources import files
 
-from ddpm.report import appendix, curves, effects_page, film, learning, maps, pareto, sampling
+from ddpm.report import (
+    appendix,
+    curves,
+    effects_page,
+    film,
+    learning,
+    maps,
+    pareto,
+    sampling,
+    searched,
+)
 from ddpm.report.axes import axes_of
 from ddpm.report.data import Sweep
 from ddpm.report.first_screen import first_screen
@@ -26,6 +36,7 @@ def page(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
         ("Samples over training", film.over_training(sweep, ranking, axes)),
         ("Samples over sampling steps", sampling.sampling_section(sweep, ranking, axes)),
         ("Training curves", learning.learning_section(sweep, ranking, axes)),
+        ("Search", searched.section(sweep) if sweep.is_sweep else ""),
         ("Failed, skipped and not ranked", appendix.failures(sweep, ranking)),
         ("Configuration", appendix.configuration(sweep)),
         ("Provenance", appendix.provenance(sweep)),

@@ -1,0 +1,115 @@
+"""SEEDS: auto: which cells need another seed, decided from what all have shown so far.
+
+All cells start with a few seeds. Then, at a few looks fixed beforehand, only those cells get
+more that may still be the best by one of the two measures: those whose difference from the cell
+that leads in it has an interval that holds zero or less. The race is over when one cell is left for
+each measure, or at the most seeds.
+
+Looking again and again finds differences where there are none, so the looks share the error. A
+false winner must have been told to be better than a cell that is at least as good: of K cells, by
+any of K one-sided errors (K - 1 against one that is best, one more where two are). Of that error
+each look spends twice what the one before it did, for most races are decided late; so a two-sided
+interval at look l of L has confidence
+
+    1 - 2 x 0.05 / K x 2^(l - 1) / (2^L - 1)
+
+and, whatever the looks have to do with each other (Bonferroni), a race names a false winner at most
+once in twenty. The report's verdict on a raced sweep uses the same intervals.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpm.measures import t_quantile
+
+ERROR = 0.05
+
+# cell -> what each of its seeds gave by one measure, lower is better
+Numbers = Mapping[str, Mapping[int, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What a look found: the cells that may be the best, by each measure; the leader first."""
+
+    candidates: Mapping[str, tuple[str, ...]]
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether one cell is left for each measure."""
+        return all(len(cells) <= 1 for cells in self.candidates.values())
+
+    @property
+    def racing(self) -> tuple[str, ...]:
+        """The cells that are still in the race."""
+        return tuple(dict.fromkeys(name for names in self.candidates.values() for name in names))
+
+
+def confidence(number: int, looks: int, cells: int) -> float:
+    """Of one two-sided interval at look `number` (from 1), so that no false winner is named in 95 %
+    of races.
+    """
+    spent = 2 ** (number - 1) / (2**looks - 1)
+    return 1 - 2 * ERROR / max(cells, 2) * spent
+
+
+def look(measures: Mapping[str, Numbers], number: int, looks: int, cells: int) -> Look:
+    """Compare the cells that are still racing at look `number` of `looks`, from 1.
+
+    measures: their numbers by each measure.  cells: that the race began with.
+    """
+    level = confidence(number, looks, cells)
+    return Look(candidates={m: candidates(numbers, level) for m, numbers in measures.items()})
+
+
+def candidates(numbers: Numbers, level: float) -> tuple[str, ...]:
+    """The cell with the lowest mean over the seeds that all have, and those that cannot be told to
+    be worse: differences are paired by seed. Their spread is pooled over all these cells (a
+    randomised block design); that of two cells' own differences is used where it is larger, with
+    its own few degrees of freedom where it is more than twice as large.
+    """
+    there = {cell: seeds for cell, seeds in numbers.items() if seeds}
+    shared = sorted(set.intersection(*(set(seeds) for seeds in there.values()))) if there else []
+    names = list(there)
+    if len(names) < 2 or len(shared) < 2:
+        return tuple(names)
+    block = np.array([[there[name][seed] for seed in shared] for name in names])
+    order = np.argsort(block.mean(axis=1), kind="stable")
+    first = block[order[0]]
+    pooled = _pooled(block)
+    return tuple(
+        names[row]
+        for row in order
+        if row == order[0] or not _is_above(block[row] - first, pooled, len(names), level)
+    )
+
+
+def _pooled(block: NDArray[np.float64]) -> float:
+    """Variance of a difference, from what cell and seed means leave over."""
+    cells, seeds = block.shape
+    left = block - block.mean(axis=1, keepdims=True) - block.mean(axis=0) + block.mean()
+    return 2 * float(np.square(left).sum()) / ((cells - 1) * (seeds - 1))
+
+
+def _is_above(differences: NDArray[np.float64], pooled: float, cells: int, level: float) -> bool:
+    """Whether the interval of the mean difference lies above zero."""
+    count = len(differences)
+    own = float(differences.var(ddof=1))
+    dof = (cells - 1) * (count - 1) if own <= 2 * pooled else count - 1
+    width = t_quantile(level, dof) * sqrt(max(own, pooled) / count)
+    return float(differences.mean()) > width
+
+
+def decided_for(looked: Sequence[Mapping[str, object]]) -> str | None:
+    """The one cell that the last look has left for every measure; None where there is none."""
+    if not looked:
+        return None
+    found = looked[-1].get("candidates")
+    sets = list(found.values()) if isinstance(found, dict) else []
+    is_one = bool(sets) and all(isinstance(names, list) and len(names) == 1 for names in sets)
+    left = {names[0] for names in sets} if is_one else set()
+    return left.pop() if len(left) == 1 else None

@@ -1,0 +1,109 @@
+"""What a sweep is predicted to take, kept, and compared with what it took."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ddpm import config as configuration
+from ddpm import forecast, probe
+from ddpm.prediction import predict
+from ddpm.probe import Speed
+from ddpm.report import predicted, read
+from ddpm.report.data import Sweep
+from ddpm.workers import Workers
+from tests.test_layering import ROOT
+from tests.tiny_sweep import PRED_TYPE, make_sweep
+
+CONFIG = configuration.load(
+    ROOT / "configs" / "digits.yaml",
+    [
+        *("TRAINING.NETWORK.FIRST_CHANNEL=8", "TRAINING.NETWORK.NUM_RES_BLOCKS=1"),
+        "TRAINING.HYPER_PARAMETERS.BATCH_SIZE=16",
+    ],
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_sweep(tmp_path_factory.mktemp("out"), {PRED_TYPE: ["noise", "image"]}, steps=4)
+
+
+def measured(folder: Path, facts: dict, **summary: float) -> Sweep:
+    """The sweep with a prediction, its trials having taken so much."""
+    (folder / forecast.FILE).write_text(json.dumps(facts))
+    found = read(folder)
+    trials = [
+        replace(one, summary=one.summary | summary, provenance={"attempts": [{}]})
+        for one in found.trials
+    ]
+    return replace(found, trials=tuple(trials))
+
+
+def one(gpu_seconds: float = 0.0) -> dict[str, float]:
+    return {
+        **{"seconds": 10.0, "core_seconds": 9.0, "gpu_seconds": gpu_seconds},
+        "memory_bytes": 2.0**29,
+    }
+
+
+def test_core_seconds_memory_and_wall_time_are_compared(folder: Path) -> None:
+    facts = {"load": 1.5, "wall_seconds": 20.0, "measured_wall_seconds": 25.0}
+    facts |= {"trials": {name: one() for name in ("00000000", "00000001")}}
+    sweep = measured(
+        folder, facts, trial_core_seconds=10.8, trial_seconds=50, peak_memory_bytes=2**28
+    )
+    found = predicted.compare(sweep)
+    assert found is not None and found.unit == "core-seconds" and found.trials == 2
+    assert found.seconds == pytest.approx((18.0, 21.6))
+    assert found.memory_bytes == (2.0**29, 2.0**28)
+    assert found.wall_seconds == (20.0, 25.0)
+    assert "core-seconds 18 predicted, 22 measured (+20 %)" in str(found)
+    assert "(+25 %)" in str(found) and "Load when probed: 1.5." in str(found)
+
+
+def test_gpu_seconds_are_the_share_held_times_the_wall(folder: Path) -> None:
+    facts = {"wall_seconds": 20.0, "trials": {"00000000": one(gpu_seconds=5.0)}}
+    found = predicted.compare(
+        measured(folder, facts, trial_core_seconds=1, trial_seconds=12, peak_memory_bytes=1)
+    )
+    assert found is not None and found.unit == "GPU-seconds"
+    assert found.seconds == pytest.approx((5.0, 6.0)) and found.wall_seconds is None
+
+
+def test_a_trial_that_was_interrupted_is_not_compared(folder: Path) -> None:
+    facts = {"wall_seconds": 20.0, "trials": {"00000000": one()}}
+    sweep = measured(folder, facts, trial_core_seconds=1, trial_seconds=1, peak_memory_bytes=1)
+    twice = tuple(replace(t, provenance={"attempts": [{}, {}]}) for t in sweep.trials)
+    assert predicted.compare(replace(sweep, trials=twice)) is None
+
+
+def test_without_a_prediction_there_is_no_comparison(folder: Path) -> None:
+    sweep = measured(folder, {}, trial_core_seconds=1)
+    assert predicted.compare(sweep) is None
+
+
+def test_core_seconds_are_those_of_busy_cores() -> None:
+    """Twice as long because others took half of the core costs as much."""
+    alone = predict(CONFIG, Speed(step_s=0.1, call_s=0.001, device="", cores=1.0))
+    shared = predict(CONFIG, Speed(step_s=0.2, call_s=0.002, device="", cores=0.5))
+    assert shared.seconds == pytest.approx(2 * alone.seconds)
+    assert shared.core_seconds == pytest.approx(alone.core_seconds)
+
+
+@pytest.mark.slow
+def test_a_prediction_is_made_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """Trials of one cost share a probe; four times the steps is four times the training."""
+    hyper = replace(CONFIG.TRAINING.HYPER_PARAMETERS, EPOCHS=240)
+    long = replace(CONFIG, TRAINING=replace(CONFIG.TRAINING, HYPER_PARAMETERS=hyper))
+    assert probe.same_cost(long) == probe.same_cost(CONFIG)
+    forecast.make(tmp_path, {"a": CONFIG, "b": long}, Workers(count=1, cpus=1, gpus=0), 2)
+    facts = json.loads((tmp_path / forecast.FILE).read_text())
+    a, b = facts["trials"]["a"], facts["trials"]["b"]
+    assert facts["wall_seconds"] == pytest.approx(b["seconds"])  # longer than half of both
+    assert a["core_seconds"] / a["seconds"] == pytest.approx(b["core_seconds"] / b["seconds"])
+    assert 2**27 < a["memory_bytes"] < 2**33 and a["gpu_seconds"] == 0
+    assert b["core_seconds"] > 2 * a["core_seconds"]
+    forecast.finish(tmp_path, 5.0)
+    assert json.loads((tmp_path / forecast.FILE).read_text())["measured_wall_seconds"] == 5.0
