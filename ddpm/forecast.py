@@ -1,4 +1,4 @@
-"""What can be known before training: the samplers' own error, terminal-SNR bias, a schedule's shift.
+"""What is known before training: the samplers' own error, terminal-SNR bias, a schedule's shift.
 
 The data's mean and covariance are fitted, and the ideal denoiser of that Gaussian is walked by the
 project's own samplers (gaussian_walk.py): what is left is what steps and schedule cost, whatever

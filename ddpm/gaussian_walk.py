@@ -1,6 +1,6 @@
 """What a sampler draws for Gaussian data, exactly: no network, no samples.
 
-For data N(mean, U diag(c) U^T) the ideal denoiser is linear, and acts on each eigen-direction alone:
+For data N(mean, U diag(c) U^T) the ideal denoiser is linear and acts on each direction alone:
 
     x0_hat    = (alpha c x_t + sigma^2 mean) / (alpha^2 c + sigma^2)
     noise_hat = sigma (x_t - alpha mean) / (alpha^2 c + sigma^2)

@@ -38,8 +38,9 @@ FLOORS = (
     "reference_lines model rundir worker progress profile "
     "doctor status run_status status_table job_states groups job_list slurm_queue "
     "generate image_generator film loaded weights request request_rules x0_variance base_images "
-    "slots tasks starting startup forecast forecast_page skip_prefix workers probe prediction job_folder series series_plan "
+    "slots tasks starting startup workers probe prediction job_folder series series_plan "
     "series_draw series_check series_export series_status draws wish "
+    "forecast forecast_page skip_prefix "
     # samples measured: extractors, what is kept of images, the real side, the numbers
     "features classifier sample_statistics class_measures real_data reference_statistics "
     "sample_sources sample_validation sample_measures sample_evaluation sample_table",

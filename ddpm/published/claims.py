@@ -40,7 +40,10 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A claim, the mean over seeds, the half-width of its interval: agrees, disagrees, undecided."""
+    """A claim with its mean over seeds and the half-width of its interval.
+
+    verdict: one of VERDICTS.
+    """
 
     claim: Claim
     mean: float

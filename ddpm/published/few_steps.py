@@ -4,36 +4,42 @@ Every network of sweeps/few_steps.yaml draws images in 5 to 50 steps, and in 50 
 first are skipped (ddpm/skip_prefix.py).
 """
 
+from collections.abc import Sequence
 from math import log
 
 from ddpm.published.claims import Claim, Numbers, Result, spread
-from ddpm.published.trials import Options, by_cell, failures, planned, shared_seeds, trained
+from ddpm.published.trials import Cell, Options, by_cell, failures, planned, run_of, trained
+from ddpm.report.data import Trial
 from ddpm.skip_prefix import Judge, Point, chart
 
 LINEAR, COSINE = ("iddpm_linear",), ("iddpm_cosine",)
-STEPS = (5, 10, 20, 50)
-SKIPPED = (0, 5, 10, 15, 20, 25, 30)  # of the last of STEPS
+MOST, FEW, FIFTH = 50, 10, 10  # steps; a fifth of MOST is skipped
+STEPS = (5, FEW, 20, MOST)
+SKIPPED = (0, 5, FIFTH, 15, 20, 25, 30)  # of MOST steps
 IMAGES = 1024
+# With --short: half the images, and these.
+_FEWER_STEPS, _FEWER_SKIPPED = (FEW, MOST), (0, FIFTH, 20, 30)
 SHORT = (
     "TRAINING.HYPER_PARAMETERS.EPOCHS=30",
     "TRAINING.INLINE_GEN.PERIOD=30",
 )
 
 Points = dict[tuple[int, int], Point]  # by steps and how many of them are skipped
+Measured = dict[Cell, dict[int, Points]]  # by cell and seed
 
 
 def result(options: Options) -> Result:
     """Trains what is not trained, draws, and compares."""
     found = trained(planned("few_steps", options, SHORT), options)
-    cells = by_cell(found.with_status("done"), "TRAINING.NETWORK.SCHEDULER")
-    seeds = shared_seeds(cells)
+    cells = by_cell(found.with_status("done"), ["TRAINING.NETWORK.SCHEDULER"], (LINEAR, COSINE))
+    seeds = cells.seeds
     images = IMAGES // 2 if options.is_short else IMAGES
-    measured: dict[tuple[object, ...], dict[int, Points]] = {
-        cell: {seed: _points(trials[seed].run_dir, images) for seed in seeds}
-        for cell, trials in cells.items()
+    measured: Measured = {
+        cell: {seed: _points(trials[seed], images, options.is_short) for seed in seeds}
+        for cell, trials in cells.trials.items()
     }
 
-    def logs(cell: tuple[object, ...], steps: int, skipped: int = 0) -> list[float]:
+    def logs(cell: Cell, steps: int, skipped: int = 0) -> list[float]:
         return [log(measured[cell][seed][steps, skipped].fid.value) for seed in seeds]
 
     def gap(steps: int, skipped: int = 0) -> list[float]:
@@ -41,24 +47,23 @@ def result(options: Options) -> Result:
         pairs = zip(logs(LINEAR, steps, skipped), logs(COSINE, steps, skipped), strict=True)
         return [linear - cosine for linear, cosine in pairs]
 
-    most, fifth = STEPS[-1], 10
     claims = (
         Claim(
             paper="the cosine schedule gives better samples than the linear one (ImageNet 64x64, "
             "FID 27.0 against 31.3).",
-            number=f"ln FID(linear) - ln FID(cosine) in {most} steps",
-            values=tuple(gap(most)),
+            number=f"ln FID(linear) - ln FID(cosine) in {MOST} steps",
+            values=tuple(gap(MOST)),
         ),
         Claim(
             paper="its advantage is larger the fewer the steps.",
-            number=f"how much that difference grows from {most} steps to {STEPS[1]}",
-            values=tuple(few - many for few, many in zip(gap(STEPS[1]), gap(most), strict=True)),
+            number=f"how much that difference grows from {MOST} steps to {FEW}",
+            values=tuple(few - many for few, many in zip(gap(FEW), gap(MOST), strict=True)),
         ),
         Claim(
             paper="the first 20 % of the linear chain can be skipped at little cost, unlike those "
             "of the cosine chain.",
             number="how much more ln FID rises by that for cosine than for linear",
-            values=tuple(b - a for a, b in zip(gap(most, fifth), gap(most), strict=True)),
+            values=tuple(b - a for a, b in zip(gap(MOST, FIFTH), gap(MOST), strict=True)),
         ),
     )
     return Result(
@@ -72,7 +77,7 @@ def result(options: Options) -> Result:
         pictures={
             "few_steps.png": chart(
                 {
-                    f"{cell[0]}, seed {seed}": [points[most, count] for count in SKIPPED]
+                    f"{cell[0]}, seed {seed}": [points[MOST, count] for count in _skipped(points)]
                     for cell, by_seed in measured.items()
                     for seed, points in by_seed.items()
                 }
@@ -82,41 +87,45 @@ def result(options: Options) -> Result:
     )
 
 
-def _points(run: object, images: int) -> Points:
-    from pathlib import Path
+def _points(trial: Trial, images: int, is_short: bool) -> Points:
+    judge = Judge(run_of(trial), images)
+    steps, skipped = (_FEWER_STEPS, _FEWER_SKIPPED) if is_short else (STEPS, SKIPPED)
+    wanted = [*((count, 0) for count in steps[:-1]), *((MOST, count) for count in skipped)]
+    return {(count, left_out): judge.point(count, left_out) for count, left_out in wanted}
 
-    judge = Judge(Path(str(run)), images)
-    wanted = [*((steps, 0) for steps in STEPS[:-1]), *((STEPS[-1], count) for count in SKIPPED)]
-    return {(steps, count): judge.point(steps, count) for steps, count in wanted}
+
+def _skipped(points: Points) -> list[int]:
+    return sorted(skipped for steps, skipped in points if steps == MOST)
 
 
-def _steps_table(measured: dict[tuple[object, ...], dict[int, Points]]) -> Numbers:
+def _steps_table(measured: Measured) -> Numbers:
+    some = next(iter(next(iter(measured.values())).values()))
+    there = sorted(steps for steps, skipped in some if skipped == 0)
     return Numbers(
         title="FID by number of steps",
-        headings=("schedule", *(f"{steps} steps" for steps in STEPS)),
+        headings=("schedule", *(f"{steps} steps" for steps in there)),
         rows=tuple(
-            (
-                str(cell[0]),
-                *(spread([points[steps, 0].fid.value for points in by_seed.values()]) for steps in STEPS),
-            )
+            (str(cell[0]), *(_fids(list(by_seed.values()), steps) for steps in there))
             for cell, by_seed in measured.items()
         ),
     )
 
 
-def _skips_table(measured: dict[tuple[object, ...], dict[int, Points]]) -> Numbers:
-    most = STEPS[-1]
+def _fids(points: Sequence[Points], steps: int) -> str:
+    return spread([one[steps, 0].fid.value for one in points])
+
+
+def _skips_table(measured: Measured) -> Numbers:
+    there = _skipped(next(iter(next(iter(measured.values())).values())))
     return Numbers(
         title="FID over that of the whole chain, by the share skipped",
-        headings=("schedule", *(f"{count / most:.0%}" for count in SKIPPED)),
+        headings=("schedule", *(f"{count / MOST:.0%}" for count in there)),
         rows=tuple(
-            (
-                str(cell[0]),
-                *(
-                    spread([p[most, count].fid.value / p[most, 0].fid.value for p in by_seed.values()])
-                    for count in SKIPPED
-                ),
-            )
+            (str(cell[0]), *(_rises(list(by_seed.values()), count) for count in there))
             for cell, by_seed in measured.items()
         ),
     )
+
+
+def _rises(points: Sequence[Points], skipped: int) -> str:
+    return spread([one[MOST, skipped].fid.value / one[MOST, 0].fid.value for one in points])

@@ -106,7 +106,11 @@ class VelocityLoss(DiffusionModel):
     def loss(self, prediction: Tensor, target: Tensor, logsnr: Tensor) -> Tensor:
         # (snr + 1) |x0_hat - x0|^2 is the velocity's; in the terms of pred_type
         per_image = 1 / loss_weight(logsnr, "velocity", "snr")  # (snr + 1) / snr, on the noise
-        factor = {"noise": per_image, "image": logsnr.exp() + 1, "velocity": torch.ones_like(logsnr)}
+        factor = {
+            "noise": per_image,
+            "image": logsnr.exp() + 1,
+            "velocity": torch.ones_like(logsnr),
+        }
         return factor[self.pred_type] * elementwise_loss(prediction, target, "MSE")
 
 

@@ -8,7 +8,6 @@ import io
 from collections.abc import Mapping
 from math import log10
 
-import torch
 from rich.progress import track
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from ddpm.published.hidden_plane import SAMPLES, Plane, drawn, energy_distance, 
 from ddpm.published.trials import Options
 
 DIMENSIONS = (2, 8, 16, 512)
-SEEDS, STEPS, SHORT_STEPS = (0, 1, 2), 5000, 1200
+SEEDS, STEPS, SHORT_STEPS = (0, 1, 2), 5000, 800
 
 Cell = tuple[int, str]  # D and prediction type
 Ratios = Mapping[Cell, list[float]]  # by seed: log10 of distance over the yardstick's
@@ -87,9 +86,7 @@ def _table(ratios: Ratios) -> Numbers:
     return Numbers(
         title="log10 of distance over the normal distribution's, below 0 is closer to the data",
         headings=("D", *PRED_TYPES),
-        rows=tuple(
-            (str(d), *(spread(ratios[d, kind]) for kind in PRED_TYPES)) for d in DIMENSIONS
-        ),
+        rows=tuple((str(d), *(spread(ratios[d, kind]) for kind in PRED_TYPES)) for d in DIMENSIONS),
     )
 
 

@@ -5,23 +5,23 @@ the x0-error at the log-SNR levels that all share. The effect of a factor is the
 over the other factor: of the three rows, or the three columns, of the table.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from math import log10
-from pathlib import Path
 
 import numpy as np
 
 from ddpm.diffusion import PRED_TYPES
 from ddpm.measures import common_levels, summary
 from ddpm.published.claims import Claim, Numbers, Result, spread
-from ddpm.published.trials import Options, by_cell, failures, planned, shared_seeds, trained
-from ddpm.report.data import Trial
+from ddpm.published.trials import Cells, Options, by_cell, failures, planned, run_of, trained
+from ddpm.report.data import Sweep, Trial
 from ddpm.rundir import RunDirectory
 
 SHORT = (
-    "TRAINING.HYPER_PARAMETERS.EPOCHS=3",
-    "TRAINING.INLINE_GEN.PERIOD=3",
-    "EVALUATION.EVERY=3",
+    "TRAINING.HYPER_PARAMETERS.EPOCHS=2",
+    "TRAINING.INLINE_GEN.PERIOD=2",
+    "EVALUATION.EVERY=2",
     "EVALUATION.SAMPLES=512",
 )
 
@@ -31,16 +31,22 @@ Grid = Mapping[int, np.ndarray]  # seed -> (loss space, prediction type), both i
 def result(options: Options) -> Result:
     """Trains what is not trained, and compares."""
     found = trained(planned("loss_space", options, SHORT), options)
-    cells = by_cell(found.with_status("done"), "TRAINING.LOSS_SPACE", "TRAINING.PRED_TYPE")
-    trials = {seed: _by_place(cells, seed) for seed in shared_seeds(cells)}
+    return compare(found)
+
+
+def compare(found: Sweep) -> Result:
+    """The trainings of a sweep over both factors."""
+    cells = by_cell(
+        found.with_status("done"),
+        ["TRAINING.LOSS_SPACE", "TRAINING.PRED_TYPE"],
+        itertools.product(PRED_TYPES, PRED_TYPES),
+    )
+    trials = {seed: _by_place(cells, seed) for seed in cells.seeds}
     levels = common_levels(
         one.error.levels for grid in trials.values() for one in grid.flat if one.error is not None
     )
     fids = {seed: _each(grid, _log_fid) for seed, grid in trials.items()}
-    errors = {
-        seed: _each(grid, lambda one: summary(one.error, levels).mean_log10_mse)
-        for seed, grid in trials.items()
-    }
+    errors = {seed: _each(grid, lambda one: _log_mse(one, levels)) for seed, grid in trials.items()}
     claims = (
         Claim(
             paper="the loss space moves FID more than the output does (ImageNet 64x64: means of "
@@ -70,23 +76,27 @@ def result(options: Options) -> Result:
     )
 
 
-def _by_place(cells: Mapping[tuple[object, ...], Mapping[int, Trial]], seed: int) -> np.ndarray:
+def _by_place(cells: Cells, seed: int) -> np.ndarray:
     grid = np.empty((len(PRED_TYPES), len(PRED_TYPES)), dtype=object)
     for row, space in enumerate(PRED_TYPES):
         for column, kind in enumerate(PRED_TYPES):
-            grid[row, column] = cells[space, kind][seed]
+            grid[row, column] = cells.trials[space, kind][seed]
     return grid
 
 
-def _each(grid: np.ndarray, number: object) -> np.ndarray:
+def _each(grid: np.ndarray, number: Callable[[Trial], float]) -> np.ndarray:
     return np.vectorize(number, otypes=[np.float64])(grid)
 
 
 def _log_fid(trial: Trial) -> float:
     """log10 of the FID that the training measured at its end."""
-    assert trial.run_dir is not None
-    rows = [row for row in RunDirectory(Path(trial.run_dir)).metrics() if "val_fid_infinity" in row]
+    rows = [row for row in RunDirectory(run_of(trial)).metrics() if "val_fid_infinity" in row]
     return log10(max(rows[-1]["val_fid_infinity"], 1e-6))
+
+
+def _log_mse(trial: Trial, levels: Sequence[int]) -> float:
+    assert trial.error is not None  # trials that are done have been evaluated
+    return summary(trial.error, levels).mean_log10_mse
 
 
 def _effect(grid: np.ndarray, axis: int) -> float:
