@@ -94,7 +94,9 @@ def test_what_is_said_is_what_was_found(of_digits: forecasts.Forecast) -> None:
 
 
 def test_zero_terminal_snr_has_no_bias(digits: Path) -> None:
-    config = load(DIGITS, ["TRAINING.NETWORK.ZERO_TERMINAL_SNR=true"])
+    config = load(
+        DIGITS, ["TRAINING.NETWORK.ZERO_TERMINAL_SNR=true", "TRAINING.NETWORK.TIMESTEPS=8"]
+    )
     found = forecast(config, open_data(config, digits))
     assert found.own.signal == 0 and found.own.brightness == 0
     assert any("ends at zero SNR" in sentence for sentence in sentences(found))

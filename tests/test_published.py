@@ -122,12 +122,11 @@ def test_every_prediction_is_judged_by_the_velocity_it_implies(kind: str) -> Non
     assert_close(model.loss(pred, target, schedule.logsnr_at(t)), expected, rtol=1e-8, atol=0)
 
 
-def test_a_perceptron_learns_something_in_two_dimensions() -> None:
+def test_a_seed_is_a_training_of_the_perceptron() -> None:
     plane = Plane(dimension=2, seed=0)
     model = trained(plane, "velocity", 96)
     assert model.state is not None and model.state.step == 96
-    with torch.no_grad():
-        again = trained(plane, "velocity", 96)
+    again = trained(plane, "velocity", 96)
     first, second = (next(one.ema_network.parameters()) for one in (model, again))
     assert torch.equal(first, second), "one seed, one network"
 
@@ -193,7 +192,8 @@ def test_every_result_has_a_sweep_that_can_be_planned(name: str, tmp_path: Path)
 
 def test_the_command_lists_and_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert results.main([]) == 0
-    assert all(name in capsys.readouterr().out or True for name in STUDIES)
+    out = capsys.readouterr().out
+    assert all(name in out for name in STUDIES)
     assert results.main(["few_steps", "--dry-run", "--output", str(tmp_path)]) == 0
     assert not list(tmp_path.iterdir())
     assert run_main(lambda: results.main(["fewsteps"])) == 2
@@ -206,7 +206,7 @@ def test_the_command_lists_and_refuses(capsys: pytest.CaptureFixture[str], tmp_p
 @pytest.mark.timeout(600)
 def test_a_result_is_made_by_one_command_and_made_again_without_training(tmp_path: Path) -> None:
     small = [
-        "SEEDS=[0,1]",
+        "SEEDS=[0]",
         "TUNE.MAX_CONCURRENT=1",
         "CLUSTER.CPUS_PER_WORKER=1",
         "TRAINING.HYPER_PARAMETERS.EPOCHS=1",
@@ -221,9 +221,9 @@ def test_a_result_is_made_by_one_command_and_made_again_without_training(tmp_pat
     words = ["truncated_snr", "--output", str(tmp_path), *small]
     assert results.main(words) == 0
     page = (tmp_path / "results" / "truncated_snr" / "result.md").read_text()
-    assert "over 2 seeds" in page and "Salimans & Ho 2022" in page
+    assert "with one seed, which decides nothing" in page and "Salimans & Ho 2022" in page
     runs = list(tmp_path.glob("digits_8x8x1/*/*/DONE.json"))
-    assert len(runs) == 18
+    assert len(runs) == 9
     before = {run: run.stat().st_mtime_ns for run in runs}
     assert results.main(words) == 0
     assert {run: run.stat().st_mtime_ns for run in runs} == before

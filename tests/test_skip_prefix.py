@@ -37,6 +37,7 @@ def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return digits_run(digits, tmp_path_factory.mktemp("skip"), classes=None)
 
 
+@pytest.mark.slow
 def test_nothing_skipped_is_the_whole_chain_and_all_but_one_step_is_not(run: Path) -> None:
     judge = Judge(run, 128)
     whole, again, most = judge.point(4), judge.point(4, 0), judge.point(4, 3)
@@ -45,6 +46,7 @@ def test_nothing_skipped_is_the_whole_chain_and_all_but_one_step_is_not(run: Pat
     assert most.fid.n == whole.fid.n == 128
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_keeps_the_curve(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
