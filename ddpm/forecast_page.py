@@ -141,8 +141,8 @@ def _schedules_table(found: Forecast) -> Table:
     walk = found.by_shift
     table = _table(
         f"every schedule: its end, its middle, the error of {walk.method}, by number of steps",
-        *("schedule", "signal", "bright", "middle", "shift"),
-        *(f"{steps}" for steps in STEPS),
+        *("schedule", "signal %", "bright", "middle", "shift"),
+        *(str(steps) for steps in STEPS[1:]),
     )
     for one in found.terminals:
         errors = {
@@ -153,11 +153,11 @@ def _schedules_table(found: Forecast) -> Table:
         }
         table.add_row(
             one.schedule,
-            f"{100 * one.signal:.2g} %",
+            f"{100 * one.signal:.2g}",
             f"{one.brightness:+.2f}",
             f"{one.middle:.1f}",
             f"{one.suggested:+.1f}",
-            *(f"{errors[steps]:.2f}" if steps in errors else "–" for steps in STEPS),
+            *(f"{errors[steps]:.2f}" if steps in errors else "–" for steps in STEPS[1:]),
         )
     table.caption = (
         "signal: left at t = T; bright: what that adds to the brightness of samples, grey levels; "
@@ -167,7 +167,14 @@ def _schedules_table(found: Forecast) -> Table:
 
 
 def _table(title: str, *headings: str) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE)
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for heading in headings:
         is_word = heading in ("schedule", "sampler", "spacing")
         table.add_column(heading, justify="left" if is_word else "right", no_wrap=True)

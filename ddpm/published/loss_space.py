@@ -22,7 +22,8 @@ SHORT = (
     "TRAINING.HYPER_PARAMETERS.EPOCHS=2",
     "TRAINING.INLINE_GEN.PERIOD=2",
     "EVALUATION.EVERY=2",
-    "EVALUATION.SAMPLES=512",
+    "EVALUATION.FEATURES=pixels",
+    "EVALUATION.SAMPLES=256",
 )
 
 Grid = Mapping[int, np.ndarray]  # seed -> (loss space, prediction type), both in PRED_TYPES order

@@ -27,7 +27,7 @@ class Study:
 STUDIES: dict[str, Study] = {
     "hidden_plane": Study(
         question="which prediction types find a plane hidden in up to 512 dimensions?",
-        time="20 minutes; 6",
+        time="25 minutes; 4",
         make=hidden_plane_result.result,
         has_sweep=False,
     ),
