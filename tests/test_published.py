@@ -2,16 +2,21 @@
 
 import json
 import math
+from math import log
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
+from ddpm.dataset import Dataset
 from ddpm.diffusion import convert, diffuse, elementwise_loss
 from ddpm.errors import InputError, run_main
+from ddpm.estimates import Estimate
+from ddpm.gaussian_walk import GaussianFit, ideal_network
 from ddpm.ledger import Ledger
-from ddpm.published import loss_space, truncated_snr
+from ddpm.published import few_steps, loss_space, terminal_snr, truncated_snr
 from ddpm.published.claims import Claim, Numbers, Result, spread
 from ddpm.published.hidden_plane import Perceptron, Plane, VelocityLoss, energy_distance, trained
 from ddpm.published.hidden_plane_result import DIMENSIONS, claims, ratio
@@ -19,6 +24,7 @@ from ddpm.published.studies import STUDIES
 from ddpm.published.trials import Options, planned
 from ddpm.report import read
 from ddpm.schedule import NoiseSchedule
+from ddpm.skip_prefix import Point
 from launch import results
 from tests.test_layering import ROOT
 from tests.tiny_sweep import PRED_TYPE, make_sweep
@@ -176,6 +182,43 @@ def test_the_effect_of_the_loss_space_is_told_from_that_of_the_output(tmp_path: 
     assert "| log10 FID | 0.5" in made.markdown()
 
 
+def test_fid_over_steps_and_share_skipped_becomes_three_signs() -> None:
+    """Linear twice as far in 50 steps, four times in 10; it loses nothing by a skipped fifth."""
+    steps = {(50, 0): (2.0, 1.0), (10, 0): (8.0, 2.0), (50, 10): (2.0, 3.0)}
+
+    def points(cell: int, scale: float) -> dict[tuple[int, int], Point]:
+        return {
+            key: Point(
+                skipped=key[1],
+                num_steps=key[0],
+                fid=(estimate := Estimate(value=scale * values[cell], low=0, high=9, n=512)),
+                fid_infinity=estimate,
+            )
+            for key, values in steps.items()
+        }
+
+    measured = {
+        cell: {0: points(place, 1.0), 1: points(place, 1.5)}
+        for place, cell in enumerate((few_steps.LINEAR, few_steps.COSINE))
+    }
+    values = [one.values for one in few_steps.claims(measured)]
+    expected = [(log(2),) * 2, (log(2),) * 2, (log(3),) * 2]
+    assert values == [pytest.approx(pair) for pair in expected]
+
+
+def test_the_ideal_denoiser_has_the_terminal_bias_of_the_closed_form() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.normal(0.3, 0.1, (2000, 1, 1)).clip(0, 1).repeat(4, 1).repeat(4, 2)
+    data = Dataset.from_arrays(values, validation_fraction=0.0)
+    schedule = NoiseSchedule("cosine", 200, logsnr_shift=3.0)
+    fit = GaussianFit.of(data.read(torch.arange(2000)).images.flatten(1))
+    found = terminal_snr.measured(ideal_network(fit, schedule), schedule, "image", data, 512)
+    assert found.trained == found.sampled == pytest.approx(found.predicted, rel=0.1)
+    # one direction of 16 pixels: c = 16 * 0.2^2, mean -4 * 0.4, a pixel a quarter of it
+    limit = 127.5 * 0.8 * found.signal * 1.6 / 4 / math.sqrt(1 - 0.36 * found.signal**2)
+    assert found.predicted == pytest.approx(limit, rel=0.08)
+
+
 def test_cells_that_are_missing_are_named(tmp_path: Path) -> None:
     folder = swept(tmp_path, {SPACE: KINDS[:2], PRED_TYPE: KINDS}, (0,))
     with pytest.raises(InputError, match="no training of velocity · noise, .* has ended well"):
@@ -212,6 +255,7 @@ def test_a_result_is_made_by_one_command_and_made_again_without_training(tmp_pat
         "TRAINING.HYPER_PARAMETERS.EPOCHS=1",
         "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH=2",
         "TRAINING.HYPER_PARAMETERS.BATCH_SIZE=8",
+        "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS=0",
         "TRAINING.NETWORK.FIRST_CHANNEL=8",
         "TRAINING.NETWORK.TIMESTEPS=50",
         "TRAINING.INLINE_GEN.ENABLE=false",

@@ -50,7 +50,7 @@ ELSEWHERE = {
     "python launch/report.py --predict configs/fashion_mnist.yaml "
     "DATASET.PATH=/usr/share/datasets/fashion-mnist": DATA_NOT_HERE,
     **{
-        f"python launch/results.py {name}": "trainings of minutes; tests/test_published.py"
+        f"python launch/results.py {name}": "trainings of minutes: tests/test_published.py"
         for name in ("few_steps --short", "hidden_plane")
     },
     "python launch/skip_prefix.py RUN": "needs more than the 4 timesteps trained here",
