@@ -151,8 +151,10 @@ def spread(values: Sequence[float], *, digits: int = 3) -> str:
         return "not finite"
     if len(values) < 2:
         return f"{values[0]:.{digits}g}" if values else "–"
-    mean, half = number_with_error(*interval(values))
-    return f"{mean} ± {half}"
+    mean, half = interval(values)
+    if half == 0:
+        return f"{mean:.{digits}g}"
+    return " ± ".join(number_with_error(mean, half))
 
 
 def _of_signs(values: Sequence[float]) -> str:

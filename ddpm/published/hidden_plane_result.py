@@ -20,7 +20,7 @@ from ddpm.published.trials import Options
 
 DIMENSIONS: tuple[int, ...] = (2, 8, 16, 512)
 FEWER_DIMENSIONS: tuple[int, ...] = (2, 512)
-SEEDS, STEPS, FEWER_STEPS = (0, 1, 2), 5000, 1000
+SEEDS, STEPS, FEWER_STEPS = (0, 1, 2), 5000, 700
 
 Cell = tuple[int, str]  # D and prediction type
 Ratios = Mapping[Cell, list[float]]  # by seed: log10 of distance over the yardstick's
