@@ -63,7 +63,7 @@ def test_one_result_of_many_claims_is_harder_to_agree_with() -> None:
     )
     assert [f.verdict for f in alone.findings] == ["agrees"]
     assert {f.verdict for f in among.findings} == {"undecided"}
-    assert "of 4 published findings 4 undecided" in among.headline
+    assert "of 4 published findings 4 are undecided" in among.headline
 
 
 def test_a_result_is_kept_as_a_page_and_as_numbers(tmp_path: Path) -> None:

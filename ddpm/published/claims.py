@@ -105,8 +105,12 @@ class Result:
     @property
     def headline(self) -> str:
         """How many of the claims agree, and which do not."""
-        by = {word: [f for f in self.findings if f.verdict == word] for word in VERDICTS}
-        parts = [f"{len(found)} {word}" for word, found in by.items() if found]
+        verdicts = [finding.verdict for finding in self.findings]
+        parts = [
+            f"{count} {one if count == 1 else more}"
+            for verdict, (one, more) in VERDICTS.items()
+            if (count := verdicts.count(verdict))
+        ]
         return f"{self.name}: of {len(self.claims)} published findings {listed(parts)}."
 
     def markdown(self) -> str:
@@ -142,7 +146,12 @@ class Result:
         return path
 
 
-VERDICTS = ("agrees", "disagrees", "undecided")
+# In words of one and of more.
+VERDICTS = {
+    "agrees": ("agrees", "agree"),
+    "disagrees": ("disagrees", "disagree"),
+    "undecided": ("is undecided", "are undecided"),
+}
 
 
 def spread(values: Sequence[float], *, digits: int = 3) -> str:

@@ -27,28 +27,28 @@ class Study:
 STUDIES: dict[str, Study] = {
     "hidden_plane": Study(
         question="which prediction types find a plane hidden in up to 512 dimensions?",
-        time="25 minutes; 4",
+        time="about 30 minutes; 4",
         make=hidden_plane_result.result,
         has_sweep=False,
     ),
     "loss_space": Study(
         question="does the loss space matter more than what the network says? (Fashion-MNIST)",
-        time="30 minutes; 7",
+        time="about 30 minutes; 5",
         make=loss_space.result,
     ),
     "truncated_snr": Study(
         question="does noise prediction diverge under the truncated SNR?",
-        time="20 minutes; 4",
+        time="about 20 minutes; 5",
         make=truncated_snr.result,
     ),
     "few_steps": Study(
         question="linear against cosine in few steps, and with a part of the chain skipped",
-        time="8 minutes; 4",
+        time="about 12 minutes; 5",
         make=few_steps.result,
     ),
     "terminal_snr": Study(
         question="does the signal left at t = T shift the brightness of samples as predicted?",
-        time="8 minutes; 2",
+        time="about 12 minutes; 3",
         make=terminal_snr.result,
     ),
 }
