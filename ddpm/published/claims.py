@@ -115,15 +115,16 @@ class Result:
 
     def markdown(self) -> str:
         """The page: verdict, sentences, tables, pictures, setting."""
-        seeds = max(len(claim.values) for claim in self.claims)
+        count = max(len(claim.values) for claim in self.claims)
+        seeds = f"{count} training seeds" if count > 1 else "seeds, of which there was one"
         parts = [
             f"**{self.headline}** ({self.source})",
             "".join(f"- {finding.sentence}\n" for finding in self.findings),
             *(table.markdown() for table in self.tables),
             *(f"![{name}]({name})\n" for name in self.pictures),
             *(f"Failed: {line}\n" for line in self.failed),
-            f"{self.setting} ± are half-widths of 95 % intervals over {seeds} training seeds, in "
-            f"the sentences corrected for {len(self.claims)} claims.\n",
+            f"{self.setting} ± are half-widths of 95 % intervals over {seeds}, in the "
+            f"sentences corrected for {len(self.claims)} claims.\n",
         ]
         return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 

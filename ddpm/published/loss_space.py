@@ -46,6 +46,7 @@ def compare(found: Sweep) -> Result:
     levels = common_levels(
         one.error.levels for grid in trials.values() for one in grid.flat if one.error is not None
     )
+    features = found.trials[0].config.get("EVALUATION.FEATURES")
     fids = {seed: _each(grid, _log_fid) for seed, grid in trials.items()}
     errors = {seed: _each(grid, lambda one: _log_mse(one, levels)) for seed, grid in trials.items()}
     claims = (
@@ -65,8 +66,8 @@ def compare(found: Sweep) -> Result:
         name="loss_space",
         source="Li & He 2025, Table 2(b)",
         setting="Fashion-MNIST, 28x28 in 7x7 patches of 4x4 pixels, a U-Net of one level instead "
-        "of a transformer; FID by the features of a classifier of Fashion-MNIST, extrapolated to "
-        f"infinitely many samples; x0-error over log SNR {levels[0]} to {levels[-1]}.",
+        f"of a transformer; FID of {features} features, extrapolated to infinitely many samples; "
+        f"x0-error over log SNR {levels[0]} to {levels[-1]}.",
         claims=claims,
         tables=(
             _table("log10 FID, rows are loss spaces, columns what the network says", fids),
