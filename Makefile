@@ -7,6 +7,7 @@ CONFIG ?= configs/digits.yaml
 SWEEP  ?= sweeps/pred_types.yaml
 REPORT ?= training_outputs/sweeps/$(basename $(notdir $(SWEEP)))
 JOBS   ?= 2
+RESULTS ?= hidden_plane loss_space truncated_snr few_steps terminal_snr
 ARGS   ?=
 
 BIN   := .venv/bin
@@ -14,7 +15,7 @@ STAMP := .venv/.installed
 PLAIN := not gpu and not slurm and not oracle and not campaign
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep train report test test-fast test-oracle test-wandb test-kills test-coverage test-statistics test-slurm test-slurm-full bench check docs clean
+.PHONY: help install sweep train report results test test-fast test-oracle test-wandb test-kills test-coverage test-statistics test-slurm test-slurm-full bench check docs clean
 
 help:              ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
@@ -29,6 +30,9 @@ train: $(STAMP)    ## one training of CONFIG; run again to resume
 
 report: $(STAMP)   ## report.html, report.md and tables of REPORT, a sweep or a run
 	$(BIN)/python launch/report.py $(REPORT) $(ARGS)
+
+results: $(STAMP)  ## published results, made again: RESULTS="few_steps ..."; ARGS=--short for less
+	for name in $(RESULTS); do $(BIN)/python launch/results.py $$name $(ARGS) || exit; done
 
 test: $(STAMP)     ## every test that needs no GPU and no SLURM
 	$(BIN)/python -m pytest -q -m "$(PLAIN)" -n $(JOBS) --durations=15 $(ARGS)

@@ -29,8 +29,8 @@ def configuration_page() -> str:
 
 
 def sources() -> list[Path]:
-    """The files of the map: library, adapters, report, command lines."""
-    folders = ("ddpm", "ddpm/adapters", "ddpm/report", "launch")
+    """The files of the map: library, adapters, report, published results, command lines."""
+    folders = ("ddpm", "ddpm/adapters", "ddpm/report", "ddpm/published", "launch")
     files = [path for folder in folders for path in sorted((ROOT / folder).glob("*.py"))]
     return [path for path in files if path.name != "__init__.py"]
 

@@ -1,4 +1,4 @@
-"""Writes report.html, report.md and tables (CSV, Parquet) of a sweep or of a run."""
+"""Writes report.html, report.md and tables of a sweep or of a run; before training, a forecast."""
 
 import argparse
 import os
@@ -15,6 +15,7 @@ EXAMPLES = """examples:
   python launch/report.py training_outputs/sweeps/pred_types --wandb
   python launch/report.py training_outputs/sweeps/schedules --baseline SCHEDULER=linear
   python launch/report.py training_outputs/digits_8x8x1/.../linear_1000_velocity_MSE_... --dry-run
+  python launch/report.py --predict configs/digits.yaml      what is known before any training
 """
 
 
@@ -26,7 +27,15 @@ def main(argv: list[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, help="OUTPUT_DIR/sweeps/NAME or a run directory")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", help="OUTPUT_DIR/sweeps/NAME or a run directory"
+    )
+    parser.add_argument(
+        "--predict",
+        nargs="+",
+        metavar=("CONFIG", "SECTION.KEY=value"),
+        help="before training: what steps, schedule and terminal SNR will cost on these data",
+    )
     parser.add_argument("--open", action="store_true", help="show it in the browser")
     parser.add_argument("--wandb", action="store_true", help="make or update its W&B report")
     parser.add_argument(
@@ -34,6 +43,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the answer, write nothing")
     arguments = parser.parse_args(argv)
+    if arguments.predict:
+        from ddpm.forecast_page import predict
+
+        return predict(arguments.predict, dry_run=arguments.dry_run)
+    if arguments.folder is None:
+        parser.error("give a sweep folder or a run directory, or --predict CONFIG")
     make = report.assess if arguments.dry_run else report.build
     made = make(arguments.folder, baseline=arguments.baseline)
     made.print()

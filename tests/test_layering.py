@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     "errors allocation batch_script",
     "noise schedule families",
-    "diffusion sampling samplers spacing estimate method guidance "
+    "diffusion sampling samplers spacing estimate method guidance gaussian_walk "
     "initialization layers levels unet unet_summary",
     "values options schema quality_schema evaluation_schema sampler_schema task_schema rules "
     "network_rules run_rules sampler_rules reading references building config",
@@ -41,14 +41,15 @@ FLOORS = (
     "doctor status run_status status_table job_states groups job_list slurm_queue "
     "mirrored wandb_server "
     "generate image_generator film loaded weights request request_rules x0_variance base_images "
-    "rungs population budget forecast "
+    "rungs population budget cost_forecast "
     "slots tasks starting startup workers probe prediction job_folder series series_plan "
     "series_draw series_check series_export series_status draws wish "
+    "forecast forecast_page skip_prefix "
     # samples measured: extractors, what is kept of images, the real side, the numbers
     "features classifier sample_statistics class_measures real_data reference_statistics "
     "sample_sources sample_validation sample_measures sample_evaluation sample_table "
     "sample_quality quality_keeper",
-    "adapters report",
+    "adapters report published",
     "launch",
 )
 # The network stands beside the mathematics of diffusion, on the random numbers alone.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ddpm import config as configuration
-from ddpm import forecast, probe
+from ddpm import cost_forecast, probe
 from ddpm.prediction import predict
 from ddpm.probe import Speed
 from ddpm.report import predicted, read
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def measured(folder: Path, facts: dict, **summary: float) -> Sweep:
     """The sweep with a prediction, its trials having taken so much."""
-    (folder / forecast.FILE).write_text(json.dumps(facts))
+    (folder / cost_forecast.FILE).write_text(json.dumps(facts))
     found = read(folder)
     trials = [
         replace(one, summary=one.summary | summary, provenance={"attempts": [{}]})
@@ -98,12 +98,12 @@ def test_a_prediction_is_made_in_a_process_of_its_own(tmp_path: Path) -> None:
     hyper = replace(CONFIG.TRAINING.HYPER_PARAMETERS, EPOCHS=240)
     long = replace(CONFIG, TRAINING=replace(CONFIG.TRAINING, HYPER_PARAMETERS=hyper))
     assert probe.same_cost(long) == probe.same_cost(CONFIG)
-    forecast.make(tmp_path, {"a": CONFIG, "b": long}, Workers(count=1, cpus=1, gpus=0), 2)
-    facts = json.loads((tmp_path / forecast.FILE).read_text())
+    cost_forecast.make(tmp_path, {"a": CONFIG, "b": long}, Workers(count=1, cpus=1, gpus=0), 2)
+    facts = json.loads((tmp_path / cost_forecast.FILE).read_text())
     a, b = facts["trials"]["a"], facts["trials"]["b"]
     assert facts["wall_seconds"] == pytest.approx(b["seconds"])  # longer than half of both
     assert a["core_seconds"] / a["seconds"] == pytest.approx(b["core_seconds"] / b["seconds"])
     assert 2**27 < a["memory_bytes"] < 2**33 and a["gpu_seconds"] == 0
     assert b["core_seconds"] > 2 * a["core_seconds"]
-    forecast.finish(tmp_path, 5.0)
-    assert json.loads((tmp_path / forecast.FILE).read_text())["measured_wall_seconds"] == 5.0
+    cost_forecast.finish(tmp_path, 5.0)
+    assert json.loads((tmp_path / cost_forecast.FILE).read_text())["measured_wall_seconds"] == 5.0

@@ -50,6 +50,14 @@ ELSEWHERE = {
     "python launch/sweep.py sweeps/a_a.yaml": "a whole sweep takes minutes",
     "python launch/report.py training_outputs/sweeps/pred_types "
     "--baseline SCHEDULER=linear,PRED_TYPE=noise": "needs a finished sweep",
+    "python launch/report.py --predict configs/digits.yaml": "tests/test_forecast.py runs it",
+    "python launch/report.py --predict configs/fashion_mnist.yaml "
+    "DATASET.PATH=/usr/share/datasets/fashion-mnist": DATA_NOT_HERE,
+    **{
+        f"python launch/results.py {name}": "trainings of minutes: tests/test_published.py"
+        for name in ("few_steps --short", "hidden_plane")
+    },
+    "python launch/skip_prefix.py RUN": "needs more than the 4 timesteps trained here",
     "python benchmarks/overhead.py": "a measurement of minutes",
     "python benchmarks/sampling.py --rounds 8 --steps 3": "a measurement of minutes",
     "python benchmarks/metrics.py memory": "a measurement of minutes",

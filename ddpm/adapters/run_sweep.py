@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ddpm import forecast, job_list
+from ddpm import cost_forecast, job_list
 from ddpm.adapters import sweep_checks, sweep_setup
 from ddpm.adapters.ray_cluster import ray_cluster
 from ddpm.adapters.ray_tune import run_trials
@@ -105,7 +105,7 @@ class Crew:
             if clean_stage and not opened.stop_file.exists():
                 clean(trial.job.stage for trial in opened.trials)
         if not opened.stop_file.exists() and self.spent is None:
-            forecast.finish(opened.folder, time.monotonic() - started)
+            cost_forecast.finish(opened.folder, time.monotonic() - started)
 
     def _run_round(self, one: Round) -> None:
         trials, tune = self._affordable(one), self._opened.sweep.tune
@@ -150,11 +150,11 @@ def _predict(opened: OpenSweep, resources: Resources, concurrent: int, console: 
     """Keeps a prediction of a sweep whose trials have not begun and are worth one."""
     trials, workers = opened.pool, resources.workers()
     has_begun = begun(Path(trial.outcome.run_dir) for trial in trials)
-    if has_begun or min(trial.steps for trial in trials) < forecast.LEAST_STEPS:
+    if has_begun or min(trial.steps for trial in trials) < cost_forecast.LEAST_STEPS:
         return
     configs = {t.outcome.trial: opened.configs[t.outcome.trial] for t in opened.trials}
     try:
-        forecast.make(opened.folder, configs, workers, concurrent)
+        cost_forecast.make(opened.folder, configs, workers, concurrent)
     except DdpmError as error:
         console.print(f"no prediction: {error}", markup=False)
 

@@ -1,0 +1,95 @@
+"""What the trials of a sweep will cost, kept until it can be compared with what they did cost.
+
+    prediction.json    by trial: seconds of cores, GPUs and the wall, and memory, from a probe of a
+                       few steps (ddpm/probe.py) taken in a fresh process before the first trial;
+                       and, when the sweep has ended, the wall time it took
+
+ddpm/report/predicted.py compares the two.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ddpm import config as configuration
+from ddpm import durable, prediction, probe
+from ddpm.config import Config
+from ddpm.errors import DdpmError
+from ddpm.probe import Speed
+from ddpm.workers import Workers
+
+FILE = "prediction.json"
+LEAST_STEPS = 100  # of a trial: a shorter one takes less than a probe of it
+
+
+def make(folder: Path, configs: Mapping[str, Config], workers: Workers, side_by_side: int) -> None:
+    """Probes each network that costs something else, and keeps the prediction of every trial."""
+    speeds = _probed({probe.same_cost(one): one for one in configs.values()}, workers)
+    trials = {}
+    for name, config in configs.items():
+        speed = speeds[probe.same_cost(config)]
+        found = prediction.predict(config, speed)
+        trials[name] = {
+            "seconds": found.seconds,
+            "core_seconds": found.core_seconds,
+            "gpu_seconds": found.seconds * workers.gpus,
+            "memory_bytes": speed.memory_bytes,
+        }
+    total = sum(one["seconds"] for one in trials.values())
+    facts = {
+        "device": next(iter(speeds.values())).device,
+        "load": os.getloadavg()[0],
+        "side_by_side": side_by_side,
+        "wall_seconds": max(total / side_by_side, *(one["seconds"] for one in trials.values())),
+        "trials": trials,
+    }
+    durable.write_json(folder / FILE, facts)
+
+
+def finish(folder: Path, wall_seconds: float) -> None:
+    """Adds the wall time that all trials took together."""
+    facts = durable.read_json(folder / FILE)
+    if facts:
+        durable.write_json(folder / FILE, facts | {"measured_wall_seconds": wall_seconds})
+
+
+def _probed(configs: Mapping[str, Config], workers: Workers) -> dict[str, Speed]:
+    """The speed of each network, measured by a process of its own: so its memory is a trial's, and
+    this process holds no GPU.
+    """
+    request = {
+        "configs": {key: configuration.to_dict(config) for key, config in configs.items()},
+        "threads": workers.cpus,
+        "uses_gpu": workers.gpus > 0,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "ddpm.cost_forecast"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise DdpmError(f"the probe failed: {why}")
+    speeds: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {key: Speed(**speed) for key, speed in speeds.items()}
+
+
+def main() -> None:
+    """Answers a request on standard input with the speeds as JSON."""
+    request = json.load(sys.stdin)
+    found = {}
+    for key, plain in request["configs"].items():
+        config = configuration.from_dict(plain, source="probe")
+        speed = probe.measure(config, threads=request["threads"], uses_gpu=request["uses_gpu"])
+        found[key] = asdict(speed)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
