@@ -136,8 +136,9 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
         path=path,
         question=_question(path),
         base=trials[0].config,
-        grid={key: tuple(plain(v) for v in values) for key, values in grid.items()}
-        or {NAME: plan.NAMES},
+        grid={NAME: plan.NAMES}
+        if plan.NAMES
+        else {key: tuple(plain(value) for value in values) for key, values in grid.items()},
         seeds=plan.SEEDS,
         tune=tune,
         trials=trials,

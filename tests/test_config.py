@@ -64,6 +64,7 @@ MACHINE = {
     "DATASET.PATH": "other.npz",
     "DATASET.CACHE": "off",
     "DATASET.STAGE": "auto",
+    "EVALUATION.WEIGHTS": "inception.safetensors",
     "CLUSTER.NUM_WORKERS": 2,
     "CLUSTER.CPUS_PER_WORKER": 2,
     "CLUSTER.GPUS_PER_WORKER": 0.5,
