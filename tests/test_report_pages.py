@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from ddpm import report
+from ddpm import quality_file, report
 from ddpm.measures import MEASURES
 from ddpm.report import ticks
 from ddpm.report.axes import axes_of
@@ -21,7 +21,6 @@ from ddpm.report.labels import aligned, common_digits
 from ddpm.report.learning import _curves
 from ddpm.report.maps import _DEEP, _PALE, luminance, shade
 from ddpm.report.markdown import escaped, markdown, table
-from ddpm.report.sampled import read_images
 from ddpm.report.sampling import spots_of
 from ddpm.report.svg import Frame, Series, colour, line_chart, marker_path
 from launch.report import main
@@ -93,11 +92,11 @@ def test_quality_is_over_seeds_where_there_are_several(made: report.Report) -> N
     assert len(spots) == 9 * len(STEPS)
     for spot in spots:
         found = [
-            point.qualities["fid"].value
+            point.fid.value
             for trial in made.sweep.trials
-            if trial.cell == spot.cell and trial.sampled
-            for point in trial.sampled.points
-            if point.num_steps == spot.num_steps
+            if trial.cell == spot.cell and trial.quality
+            for point in trial.quality.points
+            if point.num_steps == spot.num_steps and point.fid
         ]
         one = spot.qualities["fid"]
         assert one.value == pytest.approx(np.mean(found))
@@ -132,8 +131,8 @@ def test_damaged_quality_files_are_left_out(made: report.Report, tmp_path: Path)
     (runs[1] / "inline_gen" / "step-00000050.png").write_bytes(b"no picture")
     (runs[1] / "samples.npz").write_bytes(b"PK")
     sweep = report.build(folder).sweep
-    assert sweep.trials[0].sampled is not None and sweep.trials[1].sampled is None
-    assert read_images(sweep.trials[0].sampled) is None
+    assert sweep.trials[0].quality is not None and sweep.trials[1].quality is None
+    assert quality_file.read_pictures(runs[0]) is None
 
 
 def test_points_that_were_left_out_are_named_with_the_reason(tmp_path: Path) -> None:

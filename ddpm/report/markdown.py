@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from ddpm import quality_file
 from ddpm.measures import MEASURES
 from ddpm.report.appendix import failed, reproduce
 from ddpm.report.axes import axes_of
@@ -26,7 +27,6 @@ from ddpm.report.labels import (
 )
 from ddpm.report.pareto import total
 from ddpm.report.ranking import Ranking
-from ddpm.report.sampled import QUALITIES
 from ddpm.report.sampling import TITLES, interval_text, spots_of
 from ddpm.report.verdict import NAMES, Verdict, spread
 
@@ -106,7 +106,7 @@ def _effects(effects: Mapping[str, Sequence[str]]) -> str:
 def _sampling(sweep: Sweep) -> str:
     """The best cell of each quality at each number of steps."""
     spots = spots_of(sweep, axes_of(sweep))
-    names = [name for name in QUALITIES if any(name in spot.qualities for spot in spots)]
+    names = [name for name in quality_file.MEASURES if any(name in spot.qualities for spot in spots)]
     rows = []
     for steps in sorted({spot.num_steps for spot in spots}):
         best = []
