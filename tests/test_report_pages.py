@@ -17,12 +17,15 @@ from ddpm.report import ticks
 from ddpm.report.axes import axes_of
 from ddpm.report.charts import chosen
 from ddpm.report.costs import compute_seconds, front
+from ddpm.report.factors import analyse
 from ddpm.report.labels import aligned, common_digits
 from ddpm.report.learning import _curves
 from ddpm.report.maps import _DEEP, _PALE, luminance, shade
-from ddpm.report.markdown import escaped, markdown, table
+from ddpm.report.markdown import document, escaped, table
 from ddpm.report.sampling import spots_of
+from ddpm.report.sentences import sentences
 from ddpm.report.svg import Frame, Series, colour, line_chart, marker_path
+from ddpm.report.verdict import NAMES
 from launch.report import main
 from tests.synthetic_sweep import STEPS, make_sweep
 from tests.tiny_sweep import GRID, PRED_TYPE, SCHEDULER, TIMESTEPS
@@ -287,11 +290,15 @@ def test_report_md_has_the_answer_the_table_and_the_commands(made: report.Report
         assert f"\n## {heading}\n" in text
 
 
-def test_report_md_has_the_effects_it_is_given(made: report.Report) -> None:
-    said = {"mean log10 error": ["cosine beats linear by 0.02"], "another": []}
-    text = markdown(made.sweep, made.ranking, made.verdict, said)
-    assert "\n## Effects\n\nBy mean log10 error:\n\n- cosine beats linear by 0.02\n" in text
-    assert "another" not in text and "## Effects" not in made.markdown.read_text()
+def test_report_md_says_what_the_factors_do(made: report.Report) -> None:
+    text = made.markdown.read_text()
+    for measure in MEASURES:
+        said = sentences(analyse(made.ranking, measure))
+        assert len(said) >= 2 and any("cosine beats linear" in sentence for sentence in said)
+        items = "\n".join(f"- {escaped(sentence)}" for sentence in said)
+        assert f"By {NAMES[measure]}:\n\n{items}\n" in text[text.index("\n## Factors\n") :]
+    one = replace(made.ranking, standings=made.ranking.standings[:1])
+    assert "## Factors" not in document(made.sweep, one, made.verdict)
 
 
 def test_markdown_is_escaped() -> None:

@@ -19,6 +19,7 @@ from ddpm.report.svg import Frame, Series, line_chart
 from ddpm.report.tabular import table
 
 TITLES = {"fid": "FID", "kid": "KID", "accuracy": "accuracy"}
+LEFT_OUT = ("cell", "left out, and why")
 _HIGHER_IS_BETTER = ("accuracy",)
 
 
@@ -232,17 +233,21 @@ def _table(sweep: Sweep, spots: Sequence[Spot]) -> str:
     )
 
 
-def _left_out(sweep: Sweep, axes: Axes) -> str:
-    """What was asked for and could not be drawn, with the reason."""
+def left_out(sweep: Sweep, axes: Axes) -> list[tuple[str, str]]:
+    """Cell, and what was asked for and could not be drawn, with the reason."""
     rows = dict.fromkeys(
         (cell_label(trial.cell, tuple(axes.values)), _reason(left))
         for trial in sweep.trials
         if trial.quality is not None
         for left in trial.quality.left_out
     )
-    head = ("cell", "left out, and why")
+    return list(rows)
+
+
+def _left_out(sweep: Sweep, axes: Axes) -> str:
+    rows = left_out(sweep, axes)
     fold = f"Points left out: {len(rows)}"
-    return table(head, list(rows), wrap=(1,), fold=fold) if rows else ""
+    return table(LEFT_OUT, rows, wrap=(1,), fold=fold) if rows else ""
 
 
 def _reason(left: LeftOut) -> str:
