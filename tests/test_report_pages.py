@@ -138,6 +138,18 @@ def test_damaged_quality_files_are_left_out(made: report.Report, tmp_path: Path)
     assert quality_file.read_pictures(runs[0]) is None
 
 
+def test_pictures_of_other_points_are_not_shown(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, {PRED_TYPE: ["noise", "image"]}, (0,), rows=5)
+    run = tmp_path / "digits_8x8x1" / "run_00000000"
+    quality, pictures = quality_file.read(run), quality_file.read_pictures(run)
+    assert quality is not None and pictures is not None
+    quality_file.write(run, replace(quality, points=quality.points[:2]), pictures)
+    said = section(report.build(folder), "samples-over-sampling-steps")
+    film = said[said.index('<div class="film">') :]
+    assert re.findall(r'<th scope="row">(.*?)</th>', film) == ["image"]
+    assert film.count("<img ") == len(STEPS)
+
+
 def test_points_that_were_left_out_are_named_with_the_reason(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path, {PRED_TYPE: ["noise", "image"]}, (0,), rows=5, inline=0)
     path = tmp_path / "digits_8x8x1" / "run_00000000" / "sample_quality.json"
