@@ -6,13 +6,13 @@ worth over the number of sampling steps. Lower is better for all of them but the
 """
 
 from collections.abc import Mapping
-from typing import Any
+
+from ddpm.quality_file import MEASURES, Point, Quality
 
 STEP, LOGSNR = "step", "logsnr"
 X0_ERROR = "x0_error"  # by LOGSNR
 SAMPLES, FINAL_SAMPLES = "samples", "final_samples"  # by STEP; of the network in the end
 SAMPLING_STEPS, QUALITY = "sampling_steps", "quality/"  # the second is what names begin with
-QUALITIES = ("fid", "kid", "accuracy")
 BITS_PER_DIM = "bits_per_dim"
 
 
@@ -35,32 +35,27 @@ def bits_per_dim(found: Mapping[str, object]) -> float | None:
     return value if isinstance(value, float) else None
 
 
-def quality_rows(found: Mapping[str, object]) -> list[dict[str, float]]:
+def quality_rows(quality: Quality | None) -> list[dict[str, float]]:
     """What samples are worth by the number of sampling steps, a row each, the fewest first.
 
-    found: the run's sample_quality.json, empty where there is none. A sampler and its eta are part
-    of a number's name: `quality/fid ddim eta=0`.
+    A sampler and its eta are part of a number's name: `quality/fid ddim eta=0`.
     """
     rows: dict[int, dict[str, float]] = {}
-    for point in _points(found):
-        row = rows.setdefault(point["num_steps"], {SAMPLING_STEPS: point["num_steps"]})
-        where = f"{point['sampler']} eta={point['eta']:g}"
+    for point in quality.points if quality is not None else ():
+        row = rows.setdefault(point.num_steps, {SAMPLING_STEPS: point.num_steps})
+        where = f"{point.sampler} eta={point.eta:g}"
         row |= {f"{QUALITY}{name} {where}": value for name, value in _values(point).items()}
     return [rows[steps] for steps in sorted(rows) if len(rows[steps]) > 1]
 
 
-def final_quality(found: Mapping[str, object]) -> dict[str, float]:
+def final_quality(quality: Quality | None) -> dict[str, float]:
     """The numbers at the most sampling steps and the least eta: what a table shows of a run."""
-    points = sorted(_points(found), key=lambda point: (-point["num_steps"], point["eta"]))
-    values = _values(points[0]) if points else {}
+    points = quality.points if quality is not None else ()
+    last = min(points, key=lambda point: (-point.num_steps, point.eta), default=None)
+    values = _values(last) if last is not None else {}
     return {f"{QUALITY}{name}": value for name, value in values.items()}
 
 
-def _points(found: Mapping[str, object]) -> list[dict[str, Any]]:
-    points = found.get("points") if found.get("format") == 1 else None
-    known = {"sampler", "num_steps", "eta"}
-    return [one for one in points if known <= one.keys()] if isinstance(points, list) else []
-
-
-def _values(point: Mapping[str, Any]) -> dict[str, float]:
-    return {name: point[name]["value"] for name in QUALITIES if point.get(name)}
+def _values(point: Point) -> dict[str, float]:
+    found = {name: point.interval(name) for name in MEASURES}
+    return {name: one.value for name, one in found.items() if one is not None}

@@ -124,7 +124,7 @@ def read(folder: Path) -> Quality | None:
     facts = _facts(folder)
     try:
         return None if facts is None else _quality(facts)
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         return None
 
 

@@ -4,7 +4,6 @@ The x0-error of a trial is a falling curve times 10 ** (effect of its cell + dra
 the same pairs for all, so that what a report says of it is known.
 """
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -15,6 +14,7 @@ import numpy as np
 from ddpm.config import from_dict, to_yaml
 from ddpm.pictures import grid as grid_of
 from ddpm.pictures import png
+from ddpm.quality_file import Interval, Pictures, Point, Quality, write
 from tests.tiny_sweep import PRED_TYPE, SCHEDULER, TIMESTEPS, config_of
 
 LEVELS = np.arange(-10, 13)
@@ -155,28 +155,33 @@ def write_quality(
     run_dir: Path, factor: float, shape: tuple[int, int, int], draws: np.random.Generator
 ) -> None:
     """sample_quality.json and .npz: the better, the more steps."""
-    points, images = [], []
-    for steps in STEPS:
-        fid = factor * (4 + 60 / steps) * draws.lognormal(0, 0.02)
-        kid, share = fid / 1000, 1 - fid / 40
-        point = {"sampler": "ddim", "num_steps": steps, "eta": 0.0, "evaluations": steps}
-        point |= {
-            "seconds": 0.2 * steps,
-            "fid": {"value": fid, "low": fid - 0.5, "high": fid + 0.5},
-        }
-        point |= {"kid": {"value": kid, "low": kid - 5e-4, "high": kid + 5e-4}}
-        points.append(
-            point | {"accuracy": {"value": share, "low": share - 0.02, "high": share + 0.02}}
-        )
-        images.append(pictures(draws, shape, 200 / steps)[0][::2])
-    facts = {"format": 1, "features": "a small classifier", "num": 1000, "protocol": "v1"}
-    (run_dir / "sample_quality.json").write_text(json.dumps(facts | {"points": points}))
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        images=np.stack(images),
-        labels=np.arange(10).repeat(2),
-        num_steps=np.array(STEPS),
-        eta=np.zeros(len(STEPS)),
+    points = tuple(_point(steps, factor * draws.lognormal(0, 0.02)) for steps in STEPS)
+    images = np.stack([pictures(draws, shape, 200 / steps)[0][::2] for steps in STEPS])
+    quality = Quality(
+        features="a small classifier",
+        num=1000,
+        protocol="v1",
+        unit="core-seconds",
+        is_beta_defined=False,
+        identity={},
+        points=points,
     )
-    (run_dir / "sample_quality.npz").write_bytes(buffer.getvalue())
+    write(run_dir, quality, Pictures(images=images, labels=np.arange(10).repeat(2)))
+
+
+def _point(steps: int, factor: float) -> Point:
+    fid = factor * (4 + 60 / steps)
+    return Point(
+        sampler="ddim",
+        num_steps=steps,
+        eta=0.0,
+        evaluations=steps,
+        seconds=0.2 * steps,
+        fid=_around(fid, 0.5),
+        kid=_around(fid / 1000, 5e-4),
+        accuracy=_around(1 - fid / 40, 0.02),
+    )
+
+
+def _around(value: float, half: float) -> Interval:
+    return Interval(value=value, low=value - half, high=value + half)

@@ -11,19 +11,21 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from ddpm import report
+from ddpm import quality_file, report
 from ddpm.measures import MEASURES
 from ddpm.report import ticks
 from ddpm.report.axes import axes_of
 from ddpm.report.charts import chosen
 from ddpm.report.costs import compute_seconds, front
+from ddpm.report.factors import analyse
 from ddpm.report.labels import aligned, common_digits
 from ddpm.report.learning import _curves
 from ddpm.report.maps import _DEEP, _PALE, luminance, shade
-from ddpm.report.markdown import escaped, markdown, table
-from ddpm.report.sampled import read_images
+from ddpm.report.markdown import document, escaped, table
 from ddpm.report.sampling import spots_of
+from ddpm.report.sentences import sentences
 from ddpm.report.svg import Frame, Series, colour, line_chart, marker_path
+from ddpm.report.verdict import NAMES
 from launch.report import main
 from tests.synthetic_sweep import STEPS, make_sweep
 from tests.tiny_sweep import GRID, PRED_TYPE, SCHEDULER, TIMESTEPS
@@ -93,11 +95,11 @@ def test_quality_is_over_seeds_where_there_are_several(made: report.Report) -> N
     assert len(spots) == 9 * len(STEPS)
     for spot in spots:
         found = [
-            point.qualities["fid"].value
+            point.fid.value
             for trial in made.sweep.trials
-            if trial.cell == spot.cell and trial.sampled
-            for point in trial.sampled.points
-            if point.num_steps == spot.num_steps
+            if trial.cell == spot.cell and trial.quality
+            for point in trial.quality.points
+            if point.num_steps == spot.num_steps and point.fid
         ]
         one = spot.qualities["fid"]
         assert one.value == pytest.approx(np.mean(found))
@@ -132,8 +134,20 @@ def test_damaged_quality_files_are_left_out(made: report.Report, tmp_path: Path)
     (runs[1] / "inline_gen" / "step-00000050.png").write_bytes(b"no picture")
     (runs[1] / "samples.npz").write_bytes(b"PK")
     sweep = report.build(folder).sweep
-    assert sweep.trials[0].sampled is not None and sweep.trials[1].sampled is None
-    assert read_images(sweep.trials[0].sampled) is None
+    assert sweep.trials[0].quality is not None and sweep.trials[1].quality is None
+    assert quality_file.read_pictures(runs[0]) is None
+
+
+def test_pictures_of_other_points_are_not_shown(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, {PRED_TYPE: ["noise", "image"]}, (0,), rows=5)
+    run = tmp_path / "digits_8x8x1" / "run_00000000"
+    quality, pictures = quality_file.read(run), quality_file.read_pictures(run)
+    assert quality is not None and pictures is not None
+    quality_file.write(run, replace(quality, points=quality.points[:2]), pictures)
+    said = section(report.build(folder), "samples-over-sampling-steps")
+    film = said[said.index('<div class="film">') :]
+    assert re.findall(r'<th scope="row">(.*?)</th>', film) == ["image"]
+    assert film.count("<img ") == len(STEPS)
 
 
 def test_points_that_were_left_out_are_named_with_the_reason(tmp_path: Path) -> None:
@@ -288,11 +302,15 @@ def test_report_md_has_the_answer_the_table_and_the_commands(made: report.Report
         assert f"\n## {heading}\n" in text
 
 
-def test_report_md_has_the_effects_it_is_given(made: report.Report) -> None:
-    said = {"mean log10 error": ["cosine beats linear by 0.02"], "another": []}
-    text = markdown(made.sweep, made.ranking, made.verdict, said)
-    assert "\n## Effects\n\nBy mean log10 error:\n\n- cosine beats linear by 0.02\n" in text
-    assert "another" not in text and "## Effects" not in made.markdown.read_text()
+def test_report_md_says_what_the_factors_do(made: report.Report) -> None:
+    text = made.markdown.read_text()
+    for measure in MEASURES:
+        said = sentences(analyse(made.ranking, measure))
+        assert len(said) >= 2 and any("cosine beats linear" in sentence for sentence in said)
+        items = "\n".join(f"- {escaped(sentence)}" for sentence in said)
+        assert f"By {NAMES[measure]}:\n\n{items}\n" in text[text.index("\n## Factors\n") :]
+    one = replace(made.ranking, standings=made.ranking.standings[:1])
+    assert "## Factors" not in document(made.sweep, one, made.verdict)
 
 
 def test_markdown_is_escaped() -> None:

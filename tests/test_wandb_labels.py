@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ddpm import quality_file
 from ddpm.adapters.wandb_log import Labels, wandb_mirror
 from ddpm.pictures import png
+from ddpm.quality_file import Interval, Pictures, Point, Quality
 from tests.test_rundir import report
 from tests.test_wandb_log import everything, feed, opened, with_wandb
 
@@ -25,14 +27,35 @@ EVALUATION = {
     "mse": [0.8, 0.5, None, 0.1],
     "bits_per_dim": {"value": 3.25},
 }
-QUALITY = {
-    "format": 1,
-    "points": [
-        {"sampler": "ddim", "num_steps": 50, "eta": 0.0, "fid": {"value": 3.0}, "kid": None},
-        {"sampler": "ddim", "num_steps": 10, "eta": 0.0, "fid": {"value": 9.0}, "kid": None},
-        {"sampler": "ddim", "num_steps": 10, "eta": 1.0, "fid": None, "accuracy": {"value": 0.5}},
-    ],
-}
+
+
+def write_quality(folder: Path) -> None:
+    """Three points, of which each lacks some measures."""
+
+    def point(num_steps: int, eta: float, fid: float | None, accuracy: float | None) -> Point:
+        around = [v if v is None else Interval(value=v, low=v, high=v) for v in (fid, accuracy)]
+        return Point(
+            sampler="ddim",
+            num_steps=num_steps,
+            eta=eta,
+            evaluations=num_steps,
+            seconds=1.0,
+            fid=around[0],
+            kid=None,
+            accuracy=around[1],
+        )
+
+    quality = Quality(
+        features="pixels",
+        num=1,
+        protocol="",
+        unit="core-seconds",
+        is_beta_defined=False,
+        identity={},
+        points=(point(50, 0.0, 3.0, None), point(10, 0.0, 9.0, None), point(10, 1.0, None, 0.5)),
+    )
+    images = np.zeros((3, 1, 8, 8, 1), np.uint8)
+    quality_file.write(folder, quality, Pictures(images=images, labels=np.zeros(1, np.int64)))
 
 
 def test_a_trial_is_found_by_its_sweep_and_by_the_words_of_its_cell(tmp_path: Path) -> None:
@@ -57,7 +80,7 @@ def test_the_evaluation_has_an_axis_of_its_own_and_its_numbers_are_in_the_summar
     mirror = wandb_mirror("full_grid", CELL)(settings, run)
     feed(mirror, run, [report(10), report(20)])
     (run.path / "evaluation.json").write_text(json.dumps(EVALUATION))
-    (run.path / "sample_quality.json").write_text(json.dumps(QUALITY))
+    write_quality(run.path)
     (run.path / "samples.png").write_bytes(png(np.zeros((8, 8, 1), np.uint8)))
     mirror.finish({"val_mean_log10_mse": -1.5, "peak_memory_bytes": 7})
     run.close()

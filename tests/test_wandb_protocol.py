@@ -25,7 +25,7 @@ from ddpm.adapters.wandb_log import wandb_mirror
 from ddpm.pictures import png
 from ddpm.rundir import RunDirectory
 from tests.test_rundir import Report, report
-from tests.test_wandb_labels import CELL, EVALUATION, QUALITY
+from tests.test_wandb_labels import CELL, EVALUATION, write_quality
 from tests.test_wandb_log import feed, opened, with_wandb
 
 PIXELS = np.zeros((4, 8, 8, 1), np.uint8)
@@ -85,7 +85,7 @@ def train(tmp_path: Path, mode: str) -> RunDirectory:
     pictured = Report(step=30, images=1920, metrics={"loss": 0.25}, samples=PIXELS)
     feed(mirror, run, [report(10), report(20), pictured])
     (run.path / "evaluation.json").write_text(json.dumps(EVALUATION))
-    (run.path / "sample_quality.json").write_text(json.dumps(QUALITY))
+    write_quality(run.path)
     (run.path / "samples.png").write_bytes(png(np.zeros((8, 8, 1), np.uint8)))
     mirror.finish({"val_mean_log10_mse": -1.5})
     run.close()

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ddpm import config as configuration
-from ddpm import durable, memory, mirrored
+from ddpm import durable, memory, mirrored, quality_file
 from ddpm.config import Config
 from ddpm.ledger import cell_name
 from ddpm.mirrored import (
@@ -227,7 +227,7 @@ class WandbLog:
             return {}
         folder = self._directory.path
         evaluation = durable.read_json(folder / "evaluation.json")
-        quality = durable.read_json(folder / "sample_quality.json")
+        quality = quality_file.read(folder)
         rows: list[dict[str, Any]] = [
             *mirrored.error_rows(evaluation),
             *mirrored.quality_rows(quality),

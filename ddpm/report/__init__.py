@@ -15,20 +15,17 @@ from rich.console import Console
 from ddpm import durable
 from ddpm.config import load
 from ddpm.errors import InputError
-from ddpm.measures import MEASURES
 from ddpm.report import searched
 from ddpm.report.comparisons import with_baseline
 from ddpm.report.data import Sweep, read
 from ddpm.report.exports import write_tables
-from ddpm.report.factors import analyse
 from ddpm.report.first_screen import next_command, progress
 from ddpm.report.html import page
-from ddpm.report.markdown import markdown
+from ddpm.report.markdown import document
 from ddpm.report.ranking import Ranking, rank
-from ddpm.report.sentences import sentences
 from ddpm.report.statistics_file import statistics
 from ddpm.report.table import csv_text, print_table
-from ddpm.report.verdict import NAMES, Verdict, judge
+from ddpm.report.verdict import Verdict, judge
 from ddpm.sweep import write_best
 
 __all__ = ["Ranking", "Report", "Sweep", "Verdict", "assess", "build", "judge", "rank", "read"]
@@ -93,18 +90,11 @@ def build(folder: Path, *, console: Console | None = None, baseline: str | None 
     report = replace(report, tables=write_tables(report.sweep, results))
     if report.sweep.is_sweep:
         durable.write_json(folder / "statistics.json", statistics(report.ranking))
-    durable.write_text(report.markdown, markdown(*said, _of_the_factors(report.ranking)))
+    durable.write_text(report.markdown, document(*said))
     durable.write_text(report.html, page(*said))
     if console is not None:
         report.print(console)
     return report
-
-
-def _of_the_factors(ranking: Ranking) -> dict[str, tuple[str, ...]]:
-    """What the factors of the grid do, in words, by the name of the measure."""
-    if len(ranking.standings) < 2:
-        return {}
-    return {NAMES[one]: tuple(sentences(analyse(ranking, one))) for one in MEASURES}
 
 
 def _write_best(report: Report) -> Path | None:

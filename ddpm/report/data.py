@@ -29,7 +29,6 @@ from ddpm.report.files import (
     read_metrics,
     sequence,
 )
-from ddpm.report.sampled import Sampled, read_sampled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +73,6 @@ class Trial:
     samples: Samples | None
     inline: tuple[Path, ...] = ()  # sample grids over training, the earliest first
     quality: Quality | None = None  # of its samples; their pictures are read where they are shown
-    sampled: Sampled | None = None
 
     @property
     def key(self) -> str:
@@ -226,7 +224,6 @@ def _trial(folder: Path, name: str, outcome: Mapping[str, Value]) -> Trial:
         samples=None if run_dir is None else _samples(run_dir / "samples.npz"),
         quality=None if run_dir is None else quality_file.read(run_dir),
         inline=() if run_dir is None else tuple(sorted((run_dir / "inline_gen").glob("*.png"))),
-        sampled=None if run_dir is None else read_sampled(run_dir),
     )
 
 

@@ -1,6 +1,7 @@
 """Two sections of the page: differences between cells, and what each factor of the grid does."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 import numpy as np
@@ -10,13 +11,13 @@ from ddpm.report.comparisons import Comparison, against, against_baseline
 from ddpm.report.factors import Analysis, Term, analyse
 from ddpm.report.gaps import Gap
 from ddpm.report.labels import number_with_error, part, signed, spoken
-from ddpm.report.ranking import Ranking, Standing
+from ddpm.report.ranking import Ranking
 from ddpm.report.scope import apart, pairing
 from ddpm.report.sentences import probability, sentences
 from ddpm.report.verdict import NAMES
 
 _MANY = 60  # rows shown at once; the rest is folded
-_OUTCOMES = {
+OUTCOMES = {
     "higher": "higher by both",
     "lower": "lower by both",
     "mixed": "by one measure only",
@@ -24,35 +25,49 @@ _OUTCOMES = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Against:
+    """All cells against one of them: a sentence before the table, and the table's caption."""
+
+    lead: str
+    caption: str
+    found: tuple[Comparison, ...]
+
+
 def differences(ranking: Ranking) -> str:
     """Every cell against the lowest, and against the baseline; "" where nothing is compared."""
     if len(ranking.standings) < 2:
         return ""
+    told = "".join(f"<p>{escape(sentence)}</p>" for sentence in of_pairs(ranking))
+    tables = "".join(map(_against, compared(ranking)))
+    return told + tables + _note(ranking)
+
+
+def of_pairs(ranking: Ranking) -> list[str]:
+    """What pairing by seed does to the intervals, and which cells scatter more than the others."""
+    return list(filter(None, [pairing(ranking), _second_ratio(ranking), apart(ranking)]))
+
+
+def compared(ranking: Ranking) -> list[Against]:
+    """Against the lowest, then against the baseline where one was named."""
     best = ranking.standings[0]
-    told = [pairing(ranking), _second_ratio(ranking), apart(ranking)]
-    notes = "".join(f"<p>{escape(sentence)}</p>" for sentence in told if sentence)
-    html = notes + _against(
-        ranking,
-        best,
-        against(ranking, best, "pairs"),
-        f"Against {best.label}, the lowest {NAMES[MEASURES[0]]}. Intervals hold at 95 % for all "
-        "pairs of cells together (Tukey), as the data have picked the cell",
-    )
-    if ranking.baseline is None:
-        return html + _note(ranking)
-    base = ranking.standings[ranking.baseline]
-    return (
-        html
-        + f"<p>{escape(against_baseline(ranking))}</p>"
-        + _against(
-            ranking,
-            base,
-            against(ranking, base, "baseline"),
-            f"Against {base.label}, the baseline that was named. Intervals hold at 95 % for all of "
-            "its comparisons together (Dunnett)",
+    found = [
+        Against(
+            lead="",
+            caption=f"Against {best.label}, the lowest {NAMES[MEASURES[0]]}. Intervals hold at 95 "
+            "% for all pairs of cells together (Tukey), as the data have picked the cell",
+            found=against(ranking, best, "pairs"),
         )
-        + _note(ranking)
-    )
+    ]
+    if ranking.baseline is not None:
+        base = ranking.standings[ranking.baseline]
+        caption = (
+            f"Against {base.label}, the baseline that was named. Intervals hold at 95 % for all of "
+            "its comparisons together (Dunnett)"
+        )
+        rows = against(ranking, base, "baseline")
+        found.append(Against(lead=against_baseline(ranking), caption=caption, found=rows))
+    return found
 
 
 def _second_ratio(ranking: Ranking) -> str:
@@ -63,32 +78,36 @@ def _second_ratio(ranking: Ranking) -> str:
     return f"For the {NAMES[MEASURES[1]]} it is {found.ratio:.2f} times; intervals are {kind}."
 
 
-def _note(ranking: Ranking) -> str:
-    basis = (
+def basis(ranking: Ranking) -> str:
+    """What the numbers of a difference are."""
+    one_seed = (
         "One seed: \u00b1 is evaluation error over validation pairs and speaks of these trained "
         "networks only. "
         if ranking.spread(MEASURES[0]) is None
         else ""
     )
+    return f"{one_seed}Differences are of log10: 0.1 is an error 26 % larger."
+
+
+def _note(ranking: Ranking) -> str:
     return (
-        f"<p class='note'>{basis}Differences are of log10: 0.1 is an error 26 % larger. <em>Paired "
+        f"<p class='note'>{basis(ranking)} <em>Paired "
         "/ unpaired</em>: variance of the difference over the seeds both cells have, as a share of "
         "what it would be if the seeds had nothing in common; from few seeds it is rough.</p>"
     )
 
 
-def _against(
-    ranking: Ranking, reference: Standing, found: Sequence[Comparison], caption: str
-) -> str:
-    with_ratio = any(np.isfinite(one.ratios[MEASURES[0]]) for one in found)
-    rows = [_row(one, with_ratio) for one in found]
+def _against(one: Against) -> str:
+    with_ratio = any(np.isfinite(row.ratios[MEASURES[0]]) for row in one.found)
+    rows = [_row(row, with_ratio) for row in one.found]
     ratio = "<th>paired /<br>unpaired</th>" if with_ratio else ""
     head = (
-        f"<caption>{escape(caption)}</caption><thead><tr><th class='left'>cell</th>"
+        f"<caption>{escape(one.caption)}</caption><thead><tr><th class='left'>cell</th>"
         f"<th>{NAMES[MEASURES[0]]}</th><th>x0-error</th><th>log10 of<br>{NAMES[MEASURES[1]]}</th>"
         f"{ratio}<th class='left'>difference</th></tr></thead>"
     )
-    html = _table(head, rows[:_MANY])
+    lead = f"<p>{escape(one.lead)}</p>" if one.lead else ""
+    html = lead + _table(head, rows[:_MANY])
     if len(rows) > _MANY:
         rest = _table(head, rows[_MANY:])
         html += f"<details><summary>{len(rows) - _MANY} more cells</summary>{rest}</details>"
@@ -105,8 +124,8 @@ def _row(one: Comparison, with_ratio: bool) -> str:
     ratio = f"<td>{_plain(one.ratios[MEASURES[0]], 2)}</td>" if with_ratio else ""
     return (
         f"<tr><th scope='row'>{escape(one.standing.label)}</th><td>{_difference(first)}</td>"
-        f"<td>{_ratio(10**first.mean)}</td><td>{_difference(second)}</td>"
-        f"{ratio}<td class='left'>{_OUTCOMES[one.outcome]}</td></tr>"
+        f"<td>{ratio_text(10**first.mean)}</td><td>{_difference(second)}</td>"
+        f"{ratio}<td class='left'>{OUTCOMES[one.outcome]}</td></tr>"
     )
 
 
@@ -115,7 +134,7 @@ def _difference(gap: Gap) -> str:
     return f'{value} <span class="error">\u00b1 {width}</span>'
 
 
-def _ratio(ratio: float) -> str:
+def ratio_text(ratio: float) -> str:
     """`+3.1 %`; from twice the error on, times how much it is."""
     if ratio >= 2:
         return f"\u00d7{ratio:,.1f}"

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddpm import durable
+from ddpm import durable, quality_file
 from ddpm.report.data import Sweep
 from ddpm.report.files import Value
 from ddpm.report.labels import text
-from ddpm.report.sampled import QUALITIES
 
 if TYPE_CHECKING:
     import pyarrow
@@ -77,17 +76,15 @@ def _metrics(sweep: Sweep) -> dict[str, Column]:
 
 
 def _sampling(sweep: Sweep) -> dict[str, Column]:
-    rows = [(t.name, point) for t in sweep.trials if t.sampled for point in t.sampled.points]
+    rows = [(t.name, point) for t in sweep.trials if t.quality for point in t.quality.points]
     found: dict[str, Column] = {"trial": [name for name, _ in rows]}
     for name in ("sampler", "num_steps", "eta", "evaluations", "seconds"):
         found[name] = [getattr(point, name) for _, point in rows]
-    for name in QUALITIES:
+    for name in quality_file.MEASURES:
+        intervals = [point.interval(name) for _, point in rows]
         for end in ("value", "low", "high"):
             column = name if end == "value" else f"{name}_{end}"
-            found[column] = [
-                getattr(point.qualities[name], end) if name in point.qualities else None
-                for _, point in rows
-            ]
+            found[column] = [one and getattr(one, end) for one in intervals]
     return found
 
 

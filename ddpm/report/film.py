@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TypeVar
 
+from ddpm.quality_file import ARRAYS, Point, read_pictures
 from ddpm.report.axes import Axes
 from ddpm.report.data import Sweep, Trial
 from ddpm.report.grids import grid_url, picture_url
 from ddpm.report.labels import cell_label
 from ddpm.report.ranking import Ranking
-from ddpm.report.sampled import read_images
 
 ROWS, FRAMES = 12, 8
 T = TypeVar("T")
@@ -42,29 +42,38 @@ def over_training(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
 
 def over_steps(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
     """The samples of the best cells by the number of sampling steps."""
-    having = [t for t in sweep.trials if t.sampled is not None and t.sampled.images is not None]
+    having = [t for t in sweep.trials if t.quality and t.run_dir and (t.run_dir / ARRAYS).exists()]
     trials = shown_trials(sweep, ranking, axes, having)
-    rows: dict[str, dict[str, str]] = {}
-    for trial in trials:
-        sampled = trial.sampled
-        found = None if sampled is None else read_images(sampled)
-        if sampled is None or found is None:
-            continue
-        one = {point.method for point in sampled.points}
-        points = sorted(sampled.points, key=lambda p: (p.method, p.num_steps))
-        rows[_name(trial, sweep, axes)] = {
-            f"{p.method} {p.num_steps}" if len(one) > 1 else str(p.num_steps): grid_url(
-                found["images"][p.place], found["labels"], rows=2, largest=48, is_exact=False
-            )
-            for p in _spread(points, FRAMES)
-        }
-    if not any(rows.values()):
+    rows = {_name(trial, sweep, axes): _by_steps(trial) for trial in trials}
+    rows = {name: row for name, row in rows.items() if row}
+    if not rows:
         return ""
     note = (
         "<p class='note'>The same noise and the same classes at every number of steps, by the "
         f"final averaged weights.{_left_out(sweep, trials)}</p>"
     )
     return note + film(rows, "sampling steps")
+
+
+def _by_steps(trial: Trial) -> dict[str, str]:
+    """A trial's pictures by sampler and steps; none where they are not those of its points."""
+    found = None if trial.run_dir is None else read_pictures(trial.run_dir)
+    points = () if trial.quality is None else trial.quality.points
+    if found is None or len(found.images) != len(points):
+        return {}
+    several = len({method(point) for point in points}) > 1
+    places = sorted(range(len(points)), key=lambda k: (method(points[k]), points[k].num_steps))
+    return {
+        f"{method(points[k])} " * several + str(points[k].num_steps): grid_url(
+            found.images[k], found.labels, rows=2, largest=48, is_exact=False
+        )
+        for k in _spread(places, FRAMES)
+    }
+
+
+def method(point: Point) -> str:
+    """The sampler without its steps: `ddim`, `ddim \u03b7=1`."""
+    return point.sampler if point.eta == 0 else f"{point.sampler} \u03b7={point.eta:g}"
 
 
 def film(rows: Mapping[str, Mapping[str, str]], what: str) -> str:

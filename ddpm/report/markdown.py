@@ -4,9 +4,9 @@ Reads in a terminal and on a git forge; report.html beside it has the curves and
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 
+from ddpm import quality_file
 from ddpm.measures import MEASURES
 from ddpm.report.appendix import failed, reproduce
 from ddpm.report.axes import axes_of
@@ -26,46 +26,49 @@ from ddpm.report.labels import (
 )
 from ddpm.report.pareto import total
 from ddpm.report.ranking import Ranking
-from ddpm.report.sampled import QUALITIES
 from ddpm.report.sampling import TITLES, interval_text, spots_of
+from ddpm.report.sentences import by_measure
 from ddpm.report.verdict import NAMES, Verdict, spread
 
-NONE: Mapping[str, Sequence[str]] = MappingProxyType({})
 _ROWS = 30  # of the ranking; all of them are in results.csv
 
 
-def markdown(
-    sweep: Sweep, ranking: Ranking, verdict: Verdict, effects: Mapping[str, Sequence[str]] = NONE
-) -> str:
-    """The whole report.md. effects: what the factors of the grid do, sentences by measure."""
+def document(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
+    """The whole report.md."""
     sections = [
-        ("Ranking", _ranking(ranking) if sweep.is_sweep else ""),
-        ("Effects", _effects(effects)),
+        ("Ranking", ranked(ranking) if sweep.is_sweep else ""),
+        ("Factors", factors(ranking) if sweep.is_sweep else ""),
         ("Cost", total(sweep) if sweep.is_sweep else ""),
-        ("Quality of samples", _sampling(sweep)),
-        ("Read with this in mind", _bullets(flags(sweep))),
-        ("Failed, skipped and not ranked", _failures(sweep, ranking)),
-        ("What differs between trials", _configuration(sweep)),
-        ("Run it again", _again(sweep, ranking)),
+        ("Quality of samples", sampling(sweep)),
+        ("Read with this in mind", bullets(flags(sweep))),
+        ("Failed, skipped and not ranked", failures(sweep, ranking)),
+        ("What differs between trials", configuration(sweep)),
+        ("Run it again", again(sweep, ranking)),
         ("Files", _files(sweep)),
     ]
     body = "".join(f"\n## {title}\n\n{words}\n" for title, words in sections if words)
-    return f"{_answer(sweep, ranking, verdict)}{body}"
+    return f"{_lead(sweep, ranking, verdict)}{body}"
 
 
-def _answer(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
+def _lead(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
     question = sweep.question[:1].upper() + sweep.question[1:] or sweep.name
     kind = "Sweep" if sweep.is_sweep else "Run"
-    said = "\n\n".join(escaped(one) for one in verdict.sentences)
-    what, command = next_command(sweep, ranking, verdict)
-    then = f"\n{escaped(what)}:\n\n{_code(command)}\n" if command else ""
     return (
         f"# {escaped(question)}\n\n{kind} `{sweep.name}`: {escaped(progress(sweep))}.\n\n"
-        f"**{escaped(headline(sweep, verdict))}**\n\n{said}\n{then}"
+        f"{answer(sweep, ranking, verdict)}\n"
     )
 
 
-def _ranking(ranking: Ranking) -> str:
+def answer(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
+    """The verdict and the next command."""
+    what, command = next_command(sweep, ranking, verdict)
+    then = [f"{escaped(what)}:", _code(command)] if command else []
+    said = map(escaped, verdict.sentences)
+    return "\n\n".join([f"**{escaped(headline(sweep, verdict))}**", *said, *then])
+
+
+def ranked(ranking: Ranking) -> str:
+    """The cells with both measures, their errors and their cost, the lowest first."""
     if not ranking.standings:
         return ""
     costs = [cost(list(standing.trials.values())) for standing in ranking.standings]
@@ -97,16 +100,19 @@ def _ranking(ranking: Ranking) -> str:
     )
 
 
-def _effects(effects: Mapping[str, Sequence[str]]) -> str:
+def factors(ranking: Ranking) -> str:
+    """What each factor of the grid does, by both measures."""
     return "\n\n".join(
-        f"By {escaped(measure)}:\n\n{_bullets(said)}" for measure, said in effects.items() if said
+        f"By {escaped(name)}:\n\n{bullets(said)}" for name, said in by_measure(ranking).items()
     )
 
 
-def _sampling(sweep: Sweep) -> str:
+def sampling(sweep: Sweep) -> str:
     """The best cell of each quality at each number of steps."""
     spots = spots_of(sweep, axes_of(sweep))
-    names = [name for name in QUALITIES if any(name in spot.qualities for spot in spots)]
+    names = [
+        name for name in quality_file.MEASURES if any(name in spot.qualities for spot in spots)
+    ]
     rows = []
     for steps in sorted({spot.num_steps for spot in spots}):
         best = []
@@ -122,17 +128,19 @@ def _sampling(sweep: Sweep) -> str:
     return table(head, rows, right=(0,)) if names else ""
 
 
-def _failures(sweep: Sweep, ranking: Ranking) -> str:
+def failures(sweep: Sweep, ranking: Ranking) -> str:
+    """Every trial and cell without a place, and why."""
     rows = failed(sweep, ranking)
     return table(("cell", "seed", "status", "reason"), rows) if rows else ""
 
 
-def _configuration(sweep: Sweep) -> str:
+def configuration(sweep: Sweep) -> str:
+    """The keys in which trials differ, with their values."""
     found = differences([trial for trial in sweep.trials if trial.config])
-    return _bullets([f"{key}: {listed(values, limit=12)}" for key, values in found.items()])
+    return bullets([f"{key}: {listed(values, limit=12)}" for key, values in found.items()])
 
 
-def _again(sweep: Sweep, ranking: Ranking) -> str:
+def again(sweep: Sweep, ranking: Ranking) -> str:
     """The command of the sweep and of its best trial, and what they ran on."""
     trials = [trial for trial in sweep.trials if trial.run_dir is not None]
     parts = [f"All of it:\n\n{_code(sweep.command)}"] if sweep.command else []
@@ -143,7 +151,7 @@ def _again(sweep: Sweep, ranking: Ranking) -> str:
         which = f"Only {label}, seed {one.seed}" if sweep.is_sweep else "This run"
         parts.append(f"{escaped(which)} (report.html has the command of each trial):")
         parts.append(_code(reproduce(one)))
-        parts.append(f"It ran with:\n\n{_bullets(_facts(trials))}")
+        parts.append(f"It ran with:\n\n{bullets(_facts(trials))}")
     return "\n\n".join(parts)
 
 
@@ -161,7 +169,7 @@ def _facts(trials: Sequence[Trial]) -> list[str]:
 
 def _files(sweep: Sweep) -> str:
     best = ["best.yaml: the configuration to go on with"] * (sweep.best_yaml is not None)
-    return _bullets(
+    return bullets(
         [
             "report.html: everything, with curves and pictures, in one file",
             "results.csv, results.parquet: a row a trial",
@@ -195,7 +203,8 @@ def escaped(words: str) -> str:
     return re.sub(r"([\\`*<>])", r"\\\1", words.replace("\n", " "))
 
 
-def _bullets(lines: Sequence[str]) -> str:
+def bullets(lines: Sequence[str]) -> str:
+    """A list of plain text."""
     return "\n".join(f"- {escaped(line)}" for line in lines)
 
 

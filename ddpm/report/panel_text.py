@@ -1,65 +1,105 @@
-"""The words and tables of an online report, in Markdown: what panels of single runs cannot show."""
+"""The words and tables of an online report, in Markdown: what panels of single runs cannot show.
 
-from collections.abc import Mapping, Sequence
+What report.md says too is its own text (ddpm.report.markdown).
+"""
+
+from collections.abc import Mapping
 from math import isfinite
 
 from ddpm.measures import MEASURES
-from ddpm.report import next_command, progress
+from ddpm.report import markdown, searched
 from ddpm.report.axes import Axes
 from ddpm.report.curves import GAUSSIAN, MEMORISATION
 from ddpm.report.data import Sweep
+from ddpm.report.effects_page import OUTCOMES, Against, basis, compared, of_pairs, ratio_text
 from ddpm.report.files import mapping, number
-from ddpm.report.flags import commit, differences, flags
-from ddpm.report.labels import (
-    cell_label,
-    duration,
-    listed,
-    number_with_error,
-    part,
-    ranges,
-    signed,
-    size,
-    spoken,
-    varied,
-)
+from ddpm.report.first_screen import progress
+from ddpm.report.flags import flags
+from ddpm.report.gaps import Gap
+from ddpm.report.labels import part, signed, spoken, text, with_error
+from ddpm.report.markdown import bullets, escaped, table
+from ddpm.report.pareto import costs_of_cells, on_front, total
 from ddpm.report.ranking import Ranking, Standing
-from ddpm.report.table import cost, speed
-from ddpm.report.verdict import NAMES, Verdict, spread
+from ddpm.report.sampling import LEFT_OUT, left_out
+from ddpm.report.verdict import NAMES, Verdict
 
 MANY = 60  # rows of a table, and tables of a section: a report is read, results.csv has the rest
 
 
 def answer(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
-    """The question, the verdict's own sentences, what to bear in mind and the next command."""
-    what, command = next_command(sweep, ranking, verdict)
+    """The question, the answer of report.md, and what to bear in mind."""
+    doubts = flags(sweep)
     parts = [
         f"*{escaped(sweep.question)}*" if sweep.question else "",
-        f"**{escaped(verdict.headline)}**",
-        *map(escaped, verdict.sentences),
+        markdown.answer(sweep, ranking, verdict),
         f"{_capital(progress(sweep))}.",
-        bullets("Read with this in mind:", flags(sweep)),
-        f"{escaped(what)}:\n\n```\n{command}\n```" if command else "",
+        f"Read with this in mind:\n\n{bullets(doubts)}" if doubts else "",
     ]
     return "\n\n".join(filter(None, parts))
 
 
 def ranked(ranking: Ranking) -> str:
-    """The ranked cells with both numbers, their errors and their cost, the lowest first."""
-    rows = []
-    for place, standing in enumerate(ranking.standings[:MANY]):
-        costs = cost(list(standing.trials.values()))
-        both = [_number(standing, measure) for measure in MEASURES]
-        rest = [speed(costs), duration(costs.compute_seconds), size(costs.peak_memory_bytes)]
-        second = str(ranking.rank(place, MEASURES[1]))
-        rows.append([str(place + 1), standing.label, *both, second, *rest])
-    head = ("#", "cell", *NAMES.values(), "# by it", "images/s", "compute", "memory")
-    left = len(ranking.standings) - len(rows)
-    more = f" {left} more cells are in results.csv." if left else ""
-    packed = any(cost(list(one.trials.values())).is_packed for one in ranking.standings)
-    star = " \\*: packed, several trials shared the machine." if packed else ""
-    note = f"Lower is better, over log SNR {ranges(ranking.levels)}; {spread(ranking.standings)}."
+    """The ranking of report.md, and what the service's own table of runs is not."""
     below = "In the table of runs below a row is one training, and has no interval."
-    return f"{table(head, rows)}\n\n{note}{star}{more} {below}"
+    return f"{markdown.ranked(ranking)} {below}"
+
+
+def differences(ranking: Ranking) -> str:
+    """Every cell against the lowest, and against the baseline; "" where nothing is compared."""
+    if len(ranking.standings) < 2:
+        return ""
+    told = map(escaped, of_pairs(ranking))
+    return "\n\n".join([*told, *map(_against, compared(ranking)), basis(ranking)])
+
+
+def _against(one: Against) -> str:
+    rows = [
+        (
+            row.standing.label,
+            _difference(row.gaps[MEASURES[0]]),
+            ratio_text(10 ** row.gaps[MEASURES[0]].mean),
+            _difference(row.gaps[MEASURES[1]]),
+            OUTCOMES[row.outcome],
+        )
+        for row in one.found[:MANY]
+    ]
+    head = ("cell", NAMES[MEASURES[0]], "x0-error", f"log10 of {NAMES[MEASURES[1]]}", "difference")
+    words = [escaped(one.lead)] if one.lead else []
+    return "\n\n".join([*words, f"{escaped(one.caption)}.", table(head, rows, right=(1, 2, 3))])
+
+
+def _difference(gap: Gap) -> str:
+    return with_error(gap.mean, gap.half_width)
+
+
+def costs(sweep: Sweep, ranking: Ranking) -> str:
+    """What the sweep took, the cells on the Pareto front, and a row a cell."""
+    head, rows = costs_of_cells(ranking)
+    fronts = [
+        f"By {NAMES[measure]}, from the cheapest: "
+        + ", ".join(f"**{escaped(label)}** {words}" for label, words in found)
+        + "."
+        for measure in MEASURES
+        if (found := on_front(ranking, measure))
+    ]
+    note = ["A cell is on the front when no other is both cheaper and better.", *fronts]
+    shown = table(head, rows[:MANY], right=range(1, len(head)))
+    return "\n\n".join([total(sweep), *(note if fronts else ()), shown])
+
+
+def sampling(sweep: Sweep, axes: Axes) -> str:
+    """The best cell at each number of steps, and the points that were left out."""
+    rows = left_out(sweep, axes)
+    parts = [markdown.sampling(sweep), table(LEFT_OUT, rows[:MANY]) if rows else ""]
+    return "\n\n".join(filter(None, parts))
+
+
+def search(sweep: Sweep) -> str:
+    """How the sweep was searched; empty for a plain grid of which nothing was predicted."""
+    return "\n\n".join(
+        f"{escaped(one.text)}\n\n{table(one.head, one.rows) if one.rows else ''}".rstrip()
+        for one in searched.parts(sweep)
+    )
 
 
 def heat_maps(ranking: Ranking, axes: Axes) -> str:
@@ -131,69 +171,27 @@ def bits(sweep: Sweep) -> str:
     )
 
 
-def failures(sweep: Sweep, ranking: Ranking) -> str:
-    """Failed trials, skipped cells and finished ones that could not be ranked, with reasons."""
-    keys = _keys(sweep)
-    rows = [
-        (cell_label(t.cell, keys), str(t.seed), t.status, t.reason or "no reason was recorded")
-        for t in sweep.trials
-        if t.status != "done" and sweep.is_sweep
-    ]
-    rows += [(cell_label(one.cell, keys), "", "skipped", one.reason) for one in sweep.skipped]
-    unfinished = {cell_label(t.cell, keys) for t in sweep.trials if t.status != "done"}
-    rows += [
-        (label, "", "not ranked", why) for label, why in ranking.excluded if label not in unfinished
-    ]
-    return table(("cell", "seed", "", "reason"), rows[:MANY]) if rows else ""
-
-
 def configuration(sweep: Sweep) -> str:
-    """The keys in which trials differ, with their values."""
+    """The keys in which trials differ, with their values; all keys of a single run."""
     trials = [trial for trial in sweep.trials if trial.config]
-    rows = [(key, listed(values, limit=12)) for key, values in differences(trials).items()]
-    return table(("key", "values"), rows) if rows else ""
+    if not trials:
+        return "No trial has left its configuration."
+    if sweep.is_sweep:
+        return markdown.configuration(sweep)
+    return table(("key", "value"), [(key, text(value)) for key, value in trials[0].config.items()])
 
 
-def provenance(sweep: Sweep) -> str:
-    """The command that made it, the code it ran from and the folder that is the truth."""
-    commits = sorted({name for trial in sweep.trials if (name := commit(trial))})
-    machines = sorted({str(t.provenance["host"]) for t in sweep.trials if "host" in t.provenance})
-    lines = [
-        f"Made by `{sweep.command}`" if sweep.command else "",
-        f"Code: {listed([f'`{name}`' for name in commits])}" if commits else "",
-        f"Machines: {escaped(listed(machines))}" if machines else "",
-        f"The whole report is report.html in `{sweep.folder.name}`, every number in results.csv.",
-    ]
-    return bullets("", [line for line in lines if line])
+def provenance(sweep: Sweep, ranking: Ranking) -> str:
+    """How to make it again, what it ran on, and the folder that is the truth."""
+    where = (
+        f"The whole report is report.html in `{sweep.folder.name}`, every number in results.csv."
+    )
+    return "\n\n".join(filter(None, [markdown.again(sweep, ranking), where]))
 
 
-def bullets(lead: str, lines: Sequence[str]) -> str:
-    """A list below a sentence; empty without lines."""
-    items = "\n".join(f"- {line}" for line in lines)
-    return "\n\n".join(filter(None, (lead, items))) if lines else ""
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of text."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in lines)
-
-
-def escaped(text: str) -> str:
-    """Text that no renderer of Markdown takes for a table's edge, a tag or a new line."""
-    for mark, instead in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("*", "\\*"), ("`", "\\`")):
-        text = text.replace(mark, instead)
-    return " ".join(text.split())
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _number(standing: Standing, measure: str) -> str:
-    value, error = number_with_error(standing.value(measure), standing.error(measure))
-    return f"{value} \u00b1 {error}"
-
-
-def _keys(sweep: Sweep) -> tuple[str, ...]:
-    return varied([*(t.cell for t in sweep.trials), *(s.cell for s in sweep.skipped)])
+    return with_error(standing.value(measure), standing.error(measure))

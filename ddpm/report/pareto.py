@@ -47,17 +47,11 @@ def total(sweep: Sweep) -> str:
 
 
 def _fronts(ranking: Ranking, axes: Axes) -> str:
-    costs = [cost(list(standing.trials.values())) for standing in ranking.standings]
-    known = [
-        (standing, one.compute_seconds)
-        for standing, one in zip(ranking.standings, costs, strict=True)
-        if one.compute_seconds is not None
-    ]
-    if len(known) < 2:
+    standings, seconds = _known(ranking)
+    if len(standings) < 2:
         return ""
-    standings, seconds = [one for one, _ in known], [one for _, one in known]
     size, name = next((u for u in reversed(_UNITS) if max(seconds) >= 2 * u[0]), _UNITS[0])
-    unit = f"{costs[0].unit.removesuffix('-seconds')} time per trial ({name})"
+    unit = f"{_kind(ranking)} time per trial ({name})"
     charts, words, drawn = {}, [], []
     for measure in MEASURES:
         x = [one / size for one in seconds]
@@ -68,7 +62,9 @@ def _fronts(ranking: Ranking, axes: Axes) -> str:
         charts[NAMES[measure][0].upper() + NAMES[measure][1:]] = line_chart(
             series, _frame(series, unit, measure), f"{NAMES[measure]} over cost"
         )
-        words.append((NAMES[measure], _said(standings, seconds, measure, best)))
+        named = [_named(standings[k], seconds[k], measure) for k in best]
+        said = ", ".join(f"<strong>{escape(one)}</strong> {for_what}" for one, for_what in named)
+        words.append((NAMES[measure], said))
     ratio = max(seconds) / max(min(seconds), 1e-12)
     alike = (
         f"All cells cost nearly the same (within {max(1, ceil(100 * (ratio - 1)))} %, which may "
@@ -88,16 +84,28 @@ def _fronts(ranking: Ranking, axes: Axes) -> str:
     return legend(first_each(drawn)) + facets(charts, 2) + note
 
 
-def _said(
-    standings: Sequence[Standing], seconds: Sequence[float], measure: str, best: Sequence[int]
-) -> str:
-    named = [
-        f"<strong>{escape(standings[k].label)}</strong> "
-        f"({number_with_error(standings[k].value(measure), standings[k].error(measure))[0]} for "
-        f"{duration(seconds[k])})"
-        for k in best
-    ]
-    return ", ".join(named)
+def on_front(ranking: Ranking, measure: str) -> list[tuple[str, str]]:
+    """The cells on the front, from the cheapest: each with `(−1.72 for 12 s)`."""
+    standings, seconds = _known(ranking)
+    best = front(seconds, [standing.value(measure) for standing in standings])
+    return [_named(standings[k], seconds[k], measure) for k in best]
+
+
+def _known(ranking: Ranking) -> tuple[list[Standing], list[float]]:
+    """The cells whose cost is known, and that cost."""
+    costs = [cost(list(one.trials.values())).compute_seconds for one in ranking.standings]
+    known = [(s, c) for s, c in zip(ranking.standings, costs, strict=True) if c is not None]
+    return [standing for standing, _ in known], [seconds for _, seconds in known]
+
+
+def _named(standing: Standing, seconds: float, measure: str) -> tuple[str, str]:
+    value = number_with_error(standing.value(measure), standing.error(measure))[0]
+    return standing.label, f"({value} for {duration(seconds)})"
+
+
+def _kind(ranking: Ranking) -> str:
+    """core or GPU, what time is counted of."""
+    return cost(list(ranking.standings[0].trials.values())).unit.removesuffix("-seconds")
 
 
 def _points(
@@ -164,7 +172,15 @@ def _frame(series: Sequence[Series], unit: str, measure: str) -> Frame:
 
 
 def _table(ranking: Ranking) -> str:
-    """What each cell took, mean over its seeds and in all, in the order of the ranking."""
+    head, rows = costs_of_cells(ranking)
+    fold = f"What each of {len(rows)} cells took"
+    return table(head, rows, numbers=range(1, len(head)), fold=fold)
+
+
+def costs_of_cells(ranking: Ranking) -> tuple[list[str], list[list[str]]]:
+    """What each cell took, mean over its seeds and in all, in the order of the ranking: the head of
+    a table and its rows, without columns that nobody has recorded.
+    """
     rows = []
     for standing in ranking.standings:
         trials = list(standing.trials.values())
@@ -183,13 +199,8 @@ def _table(ranking: Ranking) -> str:
                 energy(one.energy_joules),
             )
         )
-    kind = cost(list(ranking.standings[0].trials.values())).unit.removesuffix("-seconds")
+    kind = _kind(ranking)
     head = ("cell", "trials", f"{kind} time per trial", f"{kind} time in all", "wall time",
             "images/s", "peak memory", "energy")  # fmt: skip
     kept = [k for k in range(len(head)) if any(row[k] != "\u2013" for row in rows)]
-    return table(
-        [head[k] for k in kept],
-        [[row[k] for k in kept] for row in rows],
-        numbers=[place for place, k in enumerate(kept) if k],
-        fold=f"What each of {len(rows)} cells took",
-    )
+    return [head[k] for k in kept], [[row[k] for k in kept] for row in rows]

@@ -5,19 +5,19 @@ knows no intervals over seeds and no levels that all cells share. The panels dra
 """
 
 from collections import Counter
+from dataclasses import replace
 from math import isfinite
 
-from ddpm import mirrored
+from ddpm import mirrored, quality_file
 from ddpm.measures import MEASURES
-from ddpm.report import panel_text
+from ddpm.report import markdown, panel_text
 from ddpm.report.axes import Axes, axes_of
+from ddpm.report.costs import is_on_gpu
 from ddpm.report.data import Sweep
-from ddpm.report.files import Value, mapping, number, read_json
 from ddpm.report.panels import (
     Bars,
     Curves,
     Differences,
-    Panel,
     Parallel,
     Pictures,
     Place,
@@ -39,17 +39,15 @@ def specification(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> Specifica
     numbers = _numbers(sweep)
     sections = (
         Section(title="Answer", text=panel_text.answer(sweep, ranking, verdict)),
-        _ranking(sweep, ranking, axes, numbers),
-        Section(title="Heat maps", text=panel_text.heat_maps(ranking, axes)),
-        _errors(sweep, ranking),
-        _samples(sweep),
-        _sampling(sweep),
-        _losses(sweep),
-        _costs(sweep, numbers),
-        _bits(sweep),
-        Section(title="Failed, skipped and not ranked", text=panel_text.failures(sweep, ranking)),
+        *(_of_the_comparison(sweep, ranking, axes, numbers) if ranking.standings else ()),
+        *_samples(sweep),
+        _sampling(sweep, axes),
+        _training(sweep),
+        Section(title="Search", text=panel_text.search(sweep) if sweep.is_sweep else ""),
+        Section(title="Failed, skipped and not ranked", text=markdown.failures(sweep, ranking)),
         _configuration(sweep),
-        Section(title="Provenance", text=panel_text.provenance(sweep)),
+        Section(title="Provenance", text=panel_text.provenance(sweep, ranking)),
+        _bits(sweep),
     )
     kind = "Sweep" if sweep.is_sweep else "Run"
     return Specification(
@@ -90,18 +88,28 @@ def _places(sweep: Sweep) -> tuple[Place, ...]:
     return tuple(place for place, _ in found.most_common())
 
 
-def _ranking(sweep: Sweep, ranking: Ranking, axes: Axes, numbers: tuple[str, ...]) -> Section:
-    panels: list[Panel] = []
-    if sweep.is_sweep:
-        panels = [
-            Parallel(title="Factors and numbers", factors=tuple(axes.values), numbers=numbers)
-        ]
-        panels += [
-            Bars(title=NAMES[measure], number=name)
-            for measure, name in zip(MEASURES, numbers, strict=True)
-        ]
-    text = panel_text.ranked(ranking) if ranking.standings and sweep.is_sweep else ""
-    return Section(title="Ranking", text=text, panels=tuple(panels), has_table=True)
+def _of_the_comparison(
+    sweep: Sweep, ranking: Ranking, axes: Axes, numbers: tuple[str, ...]
+) -> tuple[Section, ...]:
+    """What is said of evaluated trials; of a single run its curve alone."""
+    if not sweep.is_sweep:
+        return (_errors(sweep, ranking),)
+    return (
+        _ranking(ranking, axes, numbers),
+        Section(title="Differences", text=panel_text.differences(ranking)),
+        Section(title="Factors", text=markdown.factors(ranking)),
+        Section(title="Heat maps", text=panel_text.heat_maps(ranking, axes)),
+        _errors(sweep, ranking),
+        _costs(sweep, ranking, numbers),
+    )
+
+
+def _ranking(ranking: Ranking, axes: Axes, numbers: tuple[str, ...]) -> Section:
+    bars = [Bars(title=NAMES[m], number=name) for m, name in zip(MEASURES, numbers, strict=True)]
+    lines = Parallel(title="Factors and numbers", factors=tuple(axes.values), numbers=numbers)
+    return Section(
+        title="Ranking", text=panel_text.ranked(ranking), panels=(lines, *bars), has_table=True
+    )
 
 
 def _errors(sweep: Sweep, ranking: Ranking) -> Section:
@@ -111,90 +119,91 @@ def _errors(sweep: Sweep, ranking: Ranking) -> Section:
     return Section(
         title="x0-error over noise level",
         text=panel_text.reference_lines(sweep, ranking),
-        panels=(curve,) if any(trial.error is not None for trial in sweep.trials) else (),
+        panels=(curve,),
         is_grouped=_has_seeds(sweep),
     )
 
 
-def _samples(sweep: Sweep) -> Section:
-    panels: list[Panel] = []
+def _samples(sweep: Sweep) -> tuple[Section, Section]:
+    """The grids of the final networks, and those drawn while they trained."""
+    end, during = Section(title="Samples"), Section(title="Samples over training")
     if any(trial.samples is not None for trial in sweep.trials):
-        panels.append(Pictures(title="In the end", key=mirrored.FINAL_SAMPLES))
-    if any(trial.inline for trial in sweep.trials):
-        panels.append(Pictures(title="While training", key=mirrored.SAMPLES, has_steps=True))
-    text = (
-        "Every grid starts from the same noise and has the same class in the same place, so grids "
-        "differ by the trained network alone."
-    )
-    return Section(title="Samples", text=text if panels else "", panels=tuple(panels))
+        text = (
+            "Every grid starts from the same noise and has the same class in the same place, so "
+            "grids differ by the trained network alone."
+        )
+        pictures = Pictures(title="In the end", key=mirrored.FINAL_SAMPLES)
+        end = replace(end, text=text, panels=(pictures,))
+    if any(len(trial.inline) > 1 for trial in sweep.trials):
+        text = "The same noise and the same classes at every step, by the weights of that moment."
+        pictures = Pictures(title="While training", key=mirrored.SAMPLES, has_steps=True)
+        during = replace(during, text=text, panels=(pictures,))
+    return end, during
 
 
-def _sampling(sweep: Sweep) -> Section:
+def _sampling(sweep: Sweep, axes: Axes) -> Section:
     """A panel for each measure of samples, with a line for each sampler and eta."""
     names = dict.fromkeys(
-        name for found in _measured(sweep) for row in mirrored.quality_rows(found) for name in row
+        name
+        for trial in sweep.trials
+        for row in mirrored.quality_rows(trial.quality)
+        for name in row
     )
     panels = []
-    for measure in mirrored.QUALITIES:
+    for measure in quality_file.MEASURES:
         lines = tuple(name for name in names if name.startswith(f"{mirrored.QUALITY}{measure} "))
         if lines:
             panels.append(Curves(title=measure, x=mirrored.SAMPLING_STEPS, y=lines))
     return Section(
-        title="Samples over sampling steps", panels=tuple(panels), is_grouped=_has_seeds(sweep)
+        title="Samples over sampling steps",
+        text=panel_text.sampling(sweep, axes),
+        panels=tuple(panels),
+        is_grouped=_has_seeds(sweep),
     )
 
 
 def _qualities(sweep: Sweep) -> tuple[str, ...]:
     """The numbers that runs carry of their samples."""
     return tuple(
-        dict.fromkeys(name for found in _measured(sweep) for name in mirrored.final_quality(found))
+        dict.fromkeys(
+            name for trial in sweep.trials for name in mirrored.final_quality(trial.quality)
+        )
     )
 
 
-def _measured(sweep: Sweep) -> list[dict[str, Value]]:
-    """What trials have left of the quality of their samples."""
-    folders = [trial.run_dir for trial in sweep.trials if trial.run_dir is not None]
-    return [mapping(read_json(folder / "sample_quality.json")) for folder in folders]
-
-
-def _losses(sweep: Sweep) -> Section:
-    shown = tuple(
-        Curves(title=name, x=mirrored.STEP, y=(name,), has_log_y=True)
-        for name in _LOSSES
-        if any(name in trial.metrics or name == "loss" for trial in sweep.trials)
-    )
+def _training(sweep: Sweep) -> Section:
+    """The measures that compare, then the losses, which do not, and memory, over steps."""
+    logged = {name for trial in sweep.trials for name in trial.metrics}
+    measures = tuple(f"val_{measure}" for measure in MEASURES)
+    names = [name for name in (*measures, *_LOSSES) if name in logged]
+    memory = ["process_rss", "process_peak"]
+    if any(map(is_on_gpu, sweep.trials)):
+        memory += ["gpu_allocated", "gpu_peak"]
+    curves = [
+        Curves(title=name, x=mirrored.STEP, y=(name,), has_log_y=name in _LOSSES)
+        for name in (*names, *(f"memory/{name}" for name in memory))
+    ]
     text = (
-        "**Not comparable across schedules or timesteps**: each trial averages these over its own "
-        "noise levels. Use them to see whether training was stable and had levelled off, not to "
-        "rank."
-    )
-    validation = tuple(
-        Curves(title=f"val_{measure}", x=mirrored.STEP, y=(f"val_{measure}",))
-        for measure in MEASURES
-        if any(trial.config.get("EVALUATION.EVERY") is not None for trial in sweep.trials)
+        "Losses are **not comparable across schedules or timesteps**: each trial averages them "
+        "over its own noise levels. Use them to see whether training was stable and had levelled "
+        "off, not to rank. Memory is in bytes."
     )
     return Section(
-        title="Training losses",
-        text=text,
-        panels=(*shown, *validation),
+        title="Training curves",
+        text=text if names else "",
+        panels=tuple(curves) if names else (),
         is_grouped=_has_seeds(sweep),
     )
 
 
-def _costs(sweep: Sweep, numbers: tuple[str, ...]) -> Section:
-    memory, spent = ["process_rss", "process_peak"], _cost(sweep)
-    if any(number(trial.provenance.get("gpus_per_worker")) > 0 for trial in sweep.trials):
-        memory += ["gpu_allocated", "gpu_peak"]
-    panels: list[Panel] = [
-        Curves(title=f"memory/{name}, bytes", x=mirrored.STEP, y=(f"memory/{name}",))
-        for name in memory
-    ]
-    panels += [Bars(title="Peak memory, bytes", number="peak_memory_bytes")]
-    panels += [
+def _costs(sweep: Sweep, ranking: Ranking, numbers: tuple[str, ...]) -> Section:
+    spent = _cost(sweep)
+    over = [
         Scatter(title=f"{NAMES[measure]} over {spent}", x=spent, y=name)
         for measure, name in zip(MEASURES, numbers, strict=True)
     ]
-    return Section(title="Memory and cost", panels=tuple(panels))
+    peak = Bars(title="Peak memory, bytes", number="peak_memory_bytes")
+    return Section(title="Cost", text=panel_text.costs(sweep, ranking), panels=(*over, peak))
 
 
 def _cost(sweep: Sweep) -> str:

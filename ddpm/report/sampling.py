@@ -6,19 +6,20 @@ from html import escape
 from math import isfinite
 
 from ddpm.measures import interval
+from ddpm.quality_file import MEASURES, Interval, LeftOut, Point
 from ddpm.report import ticks
 from ddpm.report.axes import Axes, Cell
 from ddpm.report.charts import chosen, facets, first_each, in_order, legend
 from ddpm.report.costs import front
 from ddpm.report.data import Sweep, Trial
-from ddpm.report.film import over_steps
+from ddpm.report.film import method, over_steps
 from ddpm.report.labels import aligned, cell_label, common_digits, listed
 from ddpm.report.ranking import Ranking
-from ddpm.report.sampled import QUALITIES, Estimate, Point
 from ddpm.report.svg import Frame, Series, line_chart
 from ddpm.report.tabular import table
 
 TITLES = {"fid": "FID", "kid": "KID", "accuracy": "accuracy"}
+LEFT_OUT = ("cell", "left out, and why")
 _HIGHER_IS_BETTER = ("accuracy",)
 
 
@@ -35,7 +36,7 @@ class Spot:
     evaluations: float
     seconds: float
     num_seeds: int
-    qualities: Mapping[str, Estimate]
+    qualities: Mapping[str, Interval]
 
 
 def sampling_section(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
@@ -44,7 +45,7 @@ def sampling_section(sweep: Sweep, ranking: Ranking, axes: Axes) -> str:
     pictures = over_steps(sweep, ranking, axes)
     if not spots:
         return _left_out(sweep, axes) + pictures
-    names = [name for name in QUALITIES if any(name in spot.qualities for spot in spots)]
+    names = [name for name in MEASURES if any(name in spot.qualities for spot in spots)]
     if not names:
         return pictures
     first, *others = [_charts(spots, name, ranking, axes) for name in names]
@@ -63,8 +64,8 @@ def spots_of(sweep: Sweep, axes: Axes) -> list[Spot]:
     """Every cell at every point at which it was sampled, in the grid's order."""
     found: dict[tuple[str, str, int], list[tuple[Trial, Point]]] = {}
     for trial in sweep.trials:
-        for point in trial.sampled.points if trial.sampled is not None else ():
-            key = (trial.key, point.method, point.num_steps)
+        for point in trial.quality.points if trial.quality is not None else ():
+            key = (trial.key, method(point), point.num_steps)
             found.setdefault(key, []).append((trial, point))
     return [_spot(some, sweep, axes) for some in found.values()]
 
@@ -72,24 +73,27 @@ def spots_of(sweep: Sweep, axes: Axes) -> list[Spot]:
 def _spot(some: Sequence[tuple[Trial, Point]], sweep: Sweep, axes: Axes) -> Spot:
     trial, point = some[0]
     points = [one for _, one in some]
-    estimates = {n: [p.qualities[n] for p in points if n in p.qualities] for n in QUALITIES}
+    found = {
+        name: [one for point in points if (one := point.interval(name)) is not None]
+        for name in MEASURES
+    }
     return Spot(
         cell=trial.cell,
         label=cell_label(trial.cell, tuple(axes.values)) if sweep.is_sweep else "this run",
-        method=point.method,
+        method=method(point),
         num_steps=point.num_steps,
         evaluations=point.evaluations,
         seconds=sum(one.seconds for one in points) / len(points),
         num_seeds=len(points),
-        qualities={name: _over_seeds(found) for name, found in estimates.items() if found},
+        qualities={name: _over_seeds(seen) for name, seen in found.items() if seen},
     )
 
 
-def _over_seeds(found: Sequence[Estimate]) -> Estimate:
+def _over_seeds(found: Sequence[Interval]) -> Interval:
     if len(found) == 1:
         return found[0]
     mean, half = interval([one.value for one in found])
-    return Estimate(value=mean, low=mean - half, high=mean + half)
+    return Interval(value=mean, low=mean - half, high=mean + half)
 
 
 def _lines(spots: Sequence[Spot]) -> dict[tuple[str, str], list[Spot]]:
@@ -108,10 +112,10 @@ def _charts(spots: Sequence[Spot], name: str, ranking: Ranking, axes: Axes) -> s
     frame = _frame(spots, name)
     charts = {}
     for title, group in groups.items():
-        for method in methods:
-            some = [s for s in spots if s.cell in group and s.method == method]
+        for way in methods:
+            some = [s for s in spots if s.cell in group and s.method == way]
             series = [_series(one[0], one, name, axes) for one in _lines(some).values()]
-            words = [word for word in (title, method if len(methods) > 1 else "") if word]
+            words = [word for word in (title, way if len(methods) > 1 else "") if word]
             heading = ", ".join([TITLES[name], *words])
             if series:
                 label = f"{heading}, over network calls per image"
@@ -151,7 +155,7 @@ def _series(first: Spot, spots: Sequence[Spot], name: str, axes: Axes) -> Series
     )  # fmt: skip
 
 
-def interval_text(one: Estimate) -> str:
+def interval_text(one: Interval) -> str:
     """`12.31 [11.90, 12.80]`, with as many decimals as the interval's width needs."""
     width = (one.high - one.low) / 2
     digits = common_digits([width])
@@ -161,7 +165,7 @@ def interval_text(one: Estimate) -> str:
 
 
 def _how(sweep: Sweep) -> str:
-    measured = [trial.sampled for trial in sweep.trials if trial.sampled is not None]
+    measured = [trial.quality for trial in sweep.trials if trial.quality is not None]
     counts = listed(sorted({f"{one.num:,}" for one in measured}))
     features = listed(sorted({one.features or "features that are not named" for one in measured}))
     protocols = listed(sorted({one.protocol for one in measured if one.protocol})[:3] or ["none"])
@@ -176,7 +180,7 @@ def _how(sweep: Sweep) -> str:
 
 
 def _seeds(sweep: Sweep) -> list[int]:
-    keys = [trial.key for trial in sweep.trials if trial.sampled is not None]
+    keys = [trial.key for trial in sweep.trials if trial.quality is not None]
     return [keys.count(key) for key in set(keys)]
 
 
@@ -208,8 +212,8 @@ def _best_text(best: Sequence[Spot], name: str, calls: float) -> str:
 
 
 def _table(sweep: Sweep, spots: Sequence[Spot]) -> str:
-    units = dict.fromkeys(trial.sampled.unit for trial in sweep.trials if trial.sampled)
-    names = [name for name in QUALITIES if any(name in spot.qualities for spot in spots)]
+    units = dict.fromkeys(trial.quality.unit for trial in sweep.trials if trial.quality)
+    names = [name for name in MEASURES if any(name in spot.qualities for spot in spots)]
     rows = [
         (
             spot.label,
@@ -229,14 +233,22 @@ def _table(sweep: Sweep, spots: Sequence[Spot]) -> str:
     )
 
 
-def _left_out(sweep: Sweep, axes: Axes) -> str:
-    """What was asked for and could not be drawn, with the reason."""
+def left_out(sweep: Sweep, axes: Axes) -> list[tuple[str, str]]:
+    """Cell, and what was asked for and could not be drawn, with the reason."""
     rows = dict.fromkeys(
-        (cell_label(trial.cell, tuple(axes.values)), reason)
+        (cell_label(trial.cell, tuple(axes.values)), _reason(left))
         for trial in sweep.trials
-        if trial.sampled is not None
-        for reason in trial.sampled.left_out
+        if trial.quality is not None
+        for left in trial.quality.left_out
     )
-    head = ("cell", "left out, and why")
+    return list(rows)
+
+
+def _left_out(sweep: Sweep, axes: Axes) -> str:
+    rows = left_out(sweep, axes)
     fold = f"Points left out: {len(rows)}"
-    return table(head, list(rows), wrap=(1,), fold=fold) if rows else ""
+    return table(LEFT_OUT, rows, wrap=(1,), fold=fold) if rows else ""
+
+
+def _reason(left: LeftOut) -> str:
+    return f"{left.num_steps} steps, \u03b7={left.eta:g}: {left.reason}"

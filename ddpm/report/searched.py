@@ -3,8 +3,8 @@ what a race of seeds decided, what the budget left, and what was predicted besid
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
@@ -20,10 +20,30 @@ from ddpm.report.verdict import Verdict
 _SHOWN = 50
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A paragraph and the table below it, whose columns in `wrap` are long."""
+
+    text: str
+    head: tuple[str, ...] = ()
+    rows: Sequence[tuple[str, ...]] = ()
+    wrap: tuple[int, ...] = ()
+
+
 def section(sweep: Sweep) -> str:
     """The section, empty for a plain grid of which nothing was predicted."""
-    parts = [_stopped(sweep), _population(sweep), _race(sweep), _unrun(sweep), _predicted(sweep)]
-    return "".join(f"<p>{escape(text)}</p>{rows}" for text, rows in filter(None, parts))
+    return "".join(map(_drawn, parts(sweep)))
+
+
+def _drawn(part: Part) -> str:
+    rows = table(part.head, part.rows, wrap=part.wrap) if part.rows else ""
+    return f"<p>{escape(part.text)}</p>{rows}"
+
+
+def parts(sweep: Sweep) -> list[Part]:
+    """What there is to say of the search."""
+    found = (_stopped(sweep), _population(sweep), _race(sweep), _unrun(sweep), _predicted(sweep))
+    return [part for part in found if part is not None]
 
 
 def allowed(sweep: Sweep, verdict: Verdict) -> Verdict:
@@ -59,7 +79,7 @@ _NOT_PAIRED = (
 )
 
 
-def _stopped(sweep: Sweep) -> tuple[str, str] | None:
+def _stopped(sweep: Sweep) -> Part | None:
     ended = sweep.with_status("stopped")
     if not ended:
         return None
@@ -69,10 +89,10 @@ def _stopped(sweep: Sweep) -> tuple[str, str] | None:
         "after equally many images, by the measure that the others had there. Only those it let "
         "train to the end are ranked: what is said of them is said of survivors."
     )
-    return text, table(("cell", "seed", "how it ended"), rows, wrap=(2,))
+    return Part(text=text, head=("cell", "seed", "how it ended"), rows=rows, wrap=(2,))
 
 
-def _population(sweep: Sweep) -> tuple[str, str] | None:
+def _population(sweep: Sweep) -> Part | None:
     lines = _exchanges(sweep.folder)
     names = {trial.name: f"{cell_name(trial.cell)}, seed {trial.seed}" for trial in sweep.trials}
     rows = [
@@ -88,10 +108,11 @@ def _population(sweep: Sweep) -> tuple[str, str] | None:
     if not rows:
         return None
     head = ("evaluation", "member (as it began)", "took the weights of", "its values")
-    return f"{_NOT_PAIRED} {len(rows)} exchanges:", table(head, rows[:_SHOWN], wrap=(1, 2, 3))
+    text = f"{_NOT_PAIRED} {len(rows)} exchanges:"
+    return Part(text=text, head=head, rows=rows[:_SHOWN], wrap=(1, 2, 3))
 
 
-def _race(sweep: Sweep) -> tuple[str, str] | None:
+def _race(sweep: Sweep) -> Part | None:
     looks = _looks(sweep.folder)
     if not looks:
         return None
@@ -101,7 +122,7 @@ def _race(sweep: Sweep) -> tuple[str, str] | None:
         for measure, names in mapping(one.get("candidates")).items()
     ]
     head = ("after seeds", "by", "may still be the best, the leader first")
-    return _race_in_words(looks), table(head, rows, wrap=(2,))
+    return Part(text=_race_in_words(looks), head=head, rows=rows, wrap=(2,))
 
 
 def _race_in_words(looks: list[Mapping[str, Value]]) -> str:
@@ -120,15 +141,16 @@ def _race_in_words(looks: list[Mapping[str, Value]]) -> str:
     )
 
 
-def _unrun(sweep: Sweep) -> tuple[str, str] | None:
+def _unrun(sweep: Sweep) -> Part | None:
     left = sweep.with_status("unrun")
     if not left:
         return None
     reason = (left[0].reason or "").partition(": ")[2]
-    return f"{len(left)} of {sweep.planned} trials have not been run to their end: {reason}.", ""
+    text = f"{len(left)} of {sweep.planned} trials have not been run to their end: {reason}."
+    return Part(text=text)
 
 
-def _predicted(sweep: Sweep) -> tuple[str, str] | None:
+def _predicted(sweep: Sweep) -> Part | None:
     found = compare(sweep)
     if found is None:
         return None
@@ -146,7 +168,7 @@ def _predicted(sweep: Sweep) -> tuple[str, str] | None:
         f"What a probe of a few steps predicted before the first trial, and what {found.trials} "
         f"trials took. Load of the machine when probed: {found.load:.1f}."
     )
-    return text, table(("", "predicted", "measured", "more"), rows)
+    return Part(text=text, head=("", "predicted", "measured", "more"), rows=rows)
 
 
 def _looks(folder: Path) -> list[Mapping[str, Value]]:

@@ -10,13 +10,28 @@ from math import isfinite
 
 import numpy as np
 
+from ddpm.measures import MEASURES
 from ddpm.report.design import Effect
-from ddpm.report.factors import Analysis
+from ddpm.report.factors import Analysis, analyse
 from ddpm.report.files import Value
 from ddpm.report.labels import listed, number_with_error, part, signed, spoken
+from ddpm.report.ranking import Ranking
+from ddpm.report.verdict import NAMES
 
 _LEVEL = 0.05
 _FEW = 4  # places that are spoken of one by one
+
+
+def by_measure(ranking: Ranking) -> dict[str, tuple[str, ...]]:
+    """What the factors do, by the name of the measure; why that cannot be told is said once."""
+    if len(ranking.standings) < 2:
+        return {}
+    found = {measure: analyse(ranking, measure) for measure in MEASURES}
+    return {
+        NAMES[measure]: sentences(one)
+        for measure, one in found.items()
+        if one.reason is None or measure == MEASURES[0]
+    }
 
 
 def sentences(analysis: Analysis) -> tuple[str, ...]:
