@@ -20,6 +20,8 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Ray reads it where it is imported, which a test may do before another starts a cluster.
+os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["MPLBACKEND"] = "Agg"
 for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_RUN_ID", "RAY_ADDRESS"):
     os.environ.pop(name, None)

@@ -4,6 +4,7 @@ else one of our own on this machine.
 Ray executes what its clients send, so there is always a token: Ray's ports are not all on loopback.
 """
 
+import atexit
 import logging
 import os
 import secrets
@@ -43,7 +44,8 @@ def ray_cluster(least_cpus: int = 0) -> Iterator[None]:
     address = job.wait_for_head(PATIENCE_S) if job else os.environ.get("RAY_ADDRESS")
     os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
     handlers = {number: signal.getsignal(number) for number in TAKEN_BY_RAY}
-    token_folder = None if address else _private_token()
+    if not address:
+        _private_token()
     import ray
 
     try:
@@ -62,8 +64,6 @@ def ray_cluster(least_cpus: int = 0) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-        if token_folder:
-            shutil.rmtree(token_folder, ignore_errors=True)
 
 
 def _give_back(handlers: Mapping[signal.Signals, Any]) -> None:
@@ -90,16 +90,16 @@ def _wait_for_nodes(job: JobFolder) -> None:
         time.sleep(0.1)
 
 
-def _private_token() -> Path | None:
+def _private_token() -> None:
     """A fresh token only this user can read, unless the environment already says how to
-    authenticate.
+    authenticate. It stays until this process ends, for its next cluster: Ray reads it only once.
     """
     os.environ["RAY_AUTH_MODE"] = "token"
     if "RAY_AUTH_TOKEN_PATH" in os.environ or "RAY_AUTH_TOKEN" in os.environ:
-        return None
+        return
     folder = Path(tempfile.mkdtemp(prefix="ddpm-ray-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
-    return folder
