@@ -87,7 +87,7 @@ def history(run: RunDirectory) -> list[dict[str, Any]]:
 
 
 def steps(run: RunDirectory) -> list[int]:
-    """Of the rows of training: curves of the final network have other axes, its samples are last."""
+    """Of the rows of training: curves of the end have other axes, its samples come last."""
     final = f"{FINAL_SAMPLES}._type"
     return [row["step"] for row in history(run) if "step" in row and final not in row]
 
