@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import eigh
 
 from ddpm.distributed import ALONE, Group
 from ddpm.estimates import Estimate, unbiased
@@ -92,10 +93,14 @@ class Frechet:
 
     def _directions(self, covariance: Matrix, known: float) -> tuple[Matrix, Matrix]:
         """W (D, r) and s (r,) of a covariance so far from the reference's; where both vary."""
-        seen = self._root @ (known * covariance + (1 - known) * self._covariance)
-        seen = seen @ self._root
-        squares, u = np.linalg.eigh(seen)
+        between = known * covariance
+        between += (1 - known) * self._covariance
+        seen = self._root @ between
+        np.matmul(seen, self._root, out=between)
         del seen
+        # This driver works in place, where that of numpy takes two more matrices.
+        squares, u = eigh(between, overwrite_a=True, driver="evr")
+        del between
         scales = np.sqrt(np.clip(squares, 0.0, None))
         has = scales > _TINY * scales[-1]
         return self._root @ (u[:, has] / np.sqrt(scales[has])), scales[has]
