@@ -25,7 +25,6 @@ from ddpm.rundir import RunDirectory
 from ddpm.sampling import to_uint8
 from ddpm.starting import open_data
 
-SPLITS = ("train", "validation")
 READ = 512
 _SUBSET_ID = 1 << 42  # of the draw that picks images; those of data sets lie below
 

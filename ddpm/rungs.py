@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from ddpm import comparable
 from ddpm.ledger import Outcome
+from ddpm.rundir import Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +58,6 @@ def cost(metric: str, value: object) -> float:
     """The metric's value so that lower is better; infinite where it is no finite number."""
     is_number = isinstance(value, int | float) and isfinite(value)
     return comparable.sign(metric) * float(value) if is_number else inf  # type: ignore[arg-type]
-
-
-class Report(Protocol):
-    """What a trainer yields."""
-
-    @property
-    def step(self) -> int: ...
-
-    @property
-    def images(self) -> int: ...
-
-    @property
-    def metrics(self) -> Mapping[str, float]: ...
 
 
 class Guide(Protocol):

@@ -16,8 +16,8 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ddpm import comparable, durable
 from ddpm.adapters.run_trial import FilePoll
 from ddpm.ledger import Outcome
-from ddpm.rundir import RunDirectory
-from ddpm.rungs import Ladder, Report, Rung, row_of
+from ddpm.rundir import Report, RunDirectory
+from ddpm.rungs import Ladder, Rung, row_of
 
 TIME, VALUE = "evaluation", "value"
 

@@ -128,7 +128,6 @@ def _panel(panel: Panel, layout: wr.Layout) -> Any:
                 title=panel.title,
                 x=wr.SummaryMetric(panel.x),
                 y=wr.SummaryMetric(panel.y),
-                log_x=panel.has_log_x,
                 layout=layout,
             )
         case Parallel():

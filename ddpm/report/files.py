@@ -9,7 +9,6 @@ import numpy as np
 import yaml
 
 Value = object  # a leaf of a configuration or of JSON: text, number, truth value, list or null
-LOSSES = ("n_loss", "i_loss", "v_loss")
 
 
 def read_json(path: Path) -> Value:

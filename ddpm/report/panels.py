@@ -34,7 +34,6 @@ class Scatter:
     title: str
     x: str
     y: str
-    has_log_x: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from rich.table import Table
 from ddpm.measures import MEASURES
 from ddpm.report import quality
 from ddpm.report.costs import cost, speed
-from ddpm.report.data import Sweep, Trial
-from ddpm.report.labels import cell_label, duration, number_with_error, size, varied
+from ddpm.report.data import Sweep
+from ddpm.report.labels import duration, number_with_error, size
 from ddpm.report.ranking import Ranking, Standing
 from ddpm.report.verdict import Verdict, spread
 
@@ -119,8 +119,3 @@ def _plain(value: object) -> str:
     if value is None or (isinstance(value, float) and not isfinite(value)):
         return ""
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def trial_label(sweep: Sweep, trial: Trial) -> str:
-    """A trial as `cosine · velocity, seed 0`."""
-    return f"{cell_label(trial.cell, varied(t.cell for t in sweep.trials))}, seed {trial.seed}"
