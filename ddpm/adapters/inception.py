@@ -23,6 +23,8 @@ from ddpm.tensor_files import digest
 
 FILE_NAME = "weights-inception-2015-12-05-6726825d.pth"
 DIMENSION, CLASSES = 2048, 1008
+KNOWN = ("known.images", "known.features")  # which the file may hold beside the weights
+TOLERANCE = 1e-3  # of the largest feature: other processors round otherwise, TF32 is off by more
 OPTION, KEY = "--weights", "EVALUATION.WEIGHTS"  # which name the file
 
 
@@ -49,18 +51,26 @@ class InceptionFeatures(Extractor):
 def load_inception(weights: Path | None, named_by: str = OPTION) -> InceptionFeatures:
     """The extractor with the weights in a safetensors file.  named_by: for messages.
 
-    Raises InputError for a missing package, a missing file, or one that holds something else.
+    Raises InputError for a missing package, a missing file, or one that holds something else: other
+    tensors, features that Inception cannot have, or others than the known ones it brings along.
     """
     module, problems = _package()
     content = _content(weights, named_by, problems)
     if problems or content is None:
         raise InputError(problems)
+    tensors = safetensors.torch.load(content)
+    known = [tensors.pop(name, None) for name in KNOWN]
     try:
-        network = _network(module, safetensors.torch.load(content))
+        network = _network(module, tensors)
     except RuntimeError as error:  # load_state_dict names what is missing or too much
         first = str(error).splitlines()[-1].strip()
         raise InputError(f"{named_by} {weights} are another network's: {first}") from error
-    return InceptionFeatures(network, hashlib.sha256(content).hexdigest(), best_device())
+    extractor = InceptionFeatures(network, hashlib.sha256(content).hexdigest(), best_device())
+    require_sound(extractor)
+    images, expected = known
+    if images is not None and expected is not None:
+        self_check(extractor, images, expected, tolerance=TOLERANCE)
+    return extractor
 
 
 def inception_of_training(weights: Path | None) -> InceptionFeatures:
@@ -74,7 +84,7 @@ def inception_problems(config: Config) -> list[str]:
     if options.FEATURES != "inception" or options.WEIGHTS is None:
         return []
     try:
-        require_sound(inception_of_training(Path(options.WEIGHTS)))
+        inception_of_training(Path(options.WEIGHTS))
     except (InputError, NonFiniteError) as error:
         return str(error).splitlines()
     return []
