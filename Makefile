@@ -15,7 +15,7 @@ STAMP := .venv/.installed
 PLAIN := not gpu and not slurm and not oracle and not campaign
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep train report results test test-fast test-oracle test-wandb test-kills test-coverage test-statistics test-slurm test-slurm-full bench check docs clean
+.PHONY: help install sweep train report results test test-fast test-oracle test-wandb test-kills test-coverage test-statistics test-gpu test-slurm test-slurm-full bench check docs clean
 
 help:              ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
@@ -57,6 +57,9 @@ test-coverage: $(STAMP) ## how often 95 % intervals of FID, KID and the others h
 
 test-statistics: $(STAMP) ## coverage of every interval over 1,000 simulated sweeps of each kind, A/A over 500; an hour
 	$(BIN)/python -m pytest -q -m campaign -n 0 -s $(ARGS) tests/test_statistics.py
+
+test-gpu: $(STAMP) ## what a CUDA device must do as a CPU does, and what it tells; two minutes
+	$(BIN)/python -m pytest -q -m gpu -n 0 --no-skips $(ARGS)
 
 test-slurm: $(STAMP) ## on a real SLURM of three nodes on this machine: Debian, as root, minutes
 	$(BIN)/python -m pytest -q -m "slurm and not slow" -n 0 --durations=15 $(ARGS)

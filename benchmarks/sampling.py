@@ -3,9 +3,9 @@
     python benchmarks/sampling.py [--rounds 10] [--steps 4] [--batch 64] [--threads 1]
 
 The overhead is the time of sample() outside the network's calls, over the time inside them, in one
-and the same run. The ratio is to the DDIM scheduler loop of diffusers with its own UNet2DModel, as
-wide as makes its FLOPs ours; without diffusers it is left out. Rounds are interleaved, and their
-order alternates, so that a drift of the machine hits both.
+and the same run, on the GPU where there is one. The ratio is to the DDIM scheduler loop of
+diffusers with its own UNet2DModel, as wide as makes its FLOPs ours; without diffusers it is left
+out. Rounds are interleaved, and their order alternates, so that a drift of the machine hits both.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddpm.distributed import best_device
 from ddpm.loaded import for_drawing
 from ddpm.method import Method
 from ddpm.sampling import sample
@@ -37,12 +38,20 @@ class Clocked:
 
     def __init__(self, network: nn.Module) -> None:
         self.network, self.seconds = network, 0.0
+        self.device = next(network.parameters()).device
 
     def __call__(self, x_t: Tensor, time_: Tensor, labels: Tensor | None) -> Tensor:
-        began = time.perf_counter()
+        began = now(self.device)
         pred = self.network(x_t, time_, labels)
-        self.seconds += time.perf_counter() - began
+        self.seconds += now(self.device) - began
         return pred
+
+
+def now(device: torch.device) -> float:
+    """The time, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def our_network(width: int) -> UNet:
@@ -98,7 +107,7 @@ def draw(network: Clocked, schedule: NoiseSchedule, steps: int, batch: int, samp
     sample(
         network,
         schedule,
-        torch.arange(batch),
+        torch.arange(batch, device=network.device),
         (CHANNELS, SIZE, SIZE),
         pred_type="velocity",
         num_steps=steps,
@@ -116,6 +125,7 @@ def draw_theirs(network: nn.Module, steps: int, batch: int) -> None:
     )
     scheduler.set_timesteps(steps)
     x_t = torch.randn(batch, CHANNELS, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    x_t = x_t.to(next(network.parameters()).device)
     for index in scheduler.timesteps:
         x_t = scheduler.step(network(x_t, index).sample, index, x_t).prev_sample
 
@@ -138,10 +148,10 @@ def median(values: list[float]) -> str:
     )
 
 
-def seconds(call: Callable[[], None]) -> float:
-    began = time.perf_counter()
+def seconds(call: Callable[[], None], device: torch.device) -> float:
+    began = now(device)
     call()
-    return time.perf_counter() - began
+    return now(device) - began
 
 
 def one_round(
@@ -153,12 +163,14 @@ def one_round(
     def run_ours() -> None:
         for sampler in SAMPLERS:
             network.seconds = 0.0
-            found[sampler] = seconds(partial(draw, network, schedule, steps, batch, sampler))
+            found[sampler] = seconds(
+                partial(draw, network, schedule, steps, batch, sampler), network.device
+            )
             found[f"{sampler} overhead"] = found[sampler] / network.seconds - 1
 
     def run_theirs() -> None:
         if theirs is not None:
-            found["diffusers"] = seconds(partial(draw_theirs, theirs, steps, batch))
+            found["diffusers"] = seconds(partial(draw_theirs, theirs, steps, batch), network.device)
 
     for run in (run_ours, run_theirs) if ours_first else (run_theirs, run_ours):
         run()
@@ -167,15 +179,15 @@ def one_round(
 
 def networks(width: int) -> tuple[Clocked, nn.Module | None]:
     """Both, told of on the way; None where diffusers is not installed."""
-    network = our_network(width)
+    network, device = our_network(width), best_device()
     wanted = flops(lambda x: network(x, torch.zeros(1), None))
     print(f"ours         {describe(network, wanted)}")
     if not has_diffusers():
         print("diffusers    is not installed, so there is no ratio; pip install diffusers")
-        return Clocked(network), None
+        return Clocked(network.to(device)), None
     theirs, count = nearest_network(wanted)
     print(f"diffusers    {describe(theirs, count)}")
-    return Clocked(network), theirs
+    return Clocked(network.to(device)), theirs.to(device)
 
 
 def describe(network: nn.Module, count: int) -> str:

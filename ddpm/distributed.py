@@ -14,7 +14,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 CPU = torch.device("cpu")
 
@@ -129,6 +129,12 @@ def best_device(local_rank: int = 0) -> torch.device:
     if not torch.cuda.is_available():
         return CPU
     return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+def device_of(network: object) -> torch.device:
+    """Where a network's parameters are; the CPU for a function, or a module without any."""
+    parameters = network.parameters() if isinstance(network, nn.Module) else iter(())
+    return next((parameter.device for parameter in parameters), CPU)
 
 
 def current_group(device: torch.device) -> Group:

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from ddpm import checkpoint, durable
 from ddpm import config as configuration
+from ddpm.distributed import device_of
 from ddpm.ema_profile import gamma_of, name_of
 from ddpm.ema_snapshots import LARGEST_ERROR, snapshots
 from ddpm.errors import InputError
@@ -139,7 +140,7 @@ def measure(
     if not data.num_validation:
         raise InputError(f"{run} has no validation images; DATASET.VALIDATION_FRACTION is 0")
     torch.set_num_threads(directory.threads)
-    device = next(model.network.parameters()).device
+    device = device_of(model.network)
     batch = data.validation(config.EVALUATION.NUM).to(device)
     levels = common_levels([USUAL_LEVELS, levels_of(model.schedule)]) or levels_of(model.schedule)
 

@@ -27,6 +27,7 @@ from ddpm.bits_per_dim import (
 from ddpm.config import Config
 from ddpm.dataset import Batch, Dataset
 from ddpm.diffusion import diffuse, x0_from_pred
+from ddpm.distributed import device_of
 from ddpm.loaded import load_network
 from ddpm.measures import MEASURES, X0Error, X0Summary, common_levels, summary
 from ddpm.noise import Stream
@@ -137,7 +138,7 @@ def _validation_error(
         return x0_error(
             network,
             schedule,
-            _on(_device(network), data.validation(config.EVALUATION.NUM)),
+            data.validation(config.EVALUATION.NUM).to(device_of(network)),
             pred_type=config.TRAINING.PRED_TYPE,
             levels=levels_of(schedule),
             seed=config.EVALUATION.SEED,
@@ -158,7 +159,7 @@ def _validation_bound(
     return variational_bound(
         network,
         schedule,
-        _on(_device(network), batch),
+        batch.to(device_of(network)),
         pred_type=config.TRAINING.PRED_TYPE,
         timesteps=bound_timesteps(schedule, USUAL_STEPS),
         seed=config.EVALUATION.SEED,
@@ -212,19 +213,6 @@ def write_evaluation(
         "bits_per_dim": {"value": None, "reason": NOT_BYTES} if bound is None else bound.facts(),
     }
     durable.write_json(folder / "evaluation.json", facts)
-
-
-def _device(network: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-
-
-def _on(device: torch.device, batch: Batch) -> Batch:
-    return Batch(
-        images=batch.images.to(device),
-        labels=None if batch.labels is None else batch.labels.to(device),
-        ids=batch.ids.to(device),
-        positions=None,
-    )
 
 
 def _json_numbers(values: np.ndarray) -> list[float | None]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddpm import config as configuration
 from ddpm import durable, tasks
-from ddpm.distributed import ALONE, Group, whole_batches
+from ddpm.distributed import ALONE, Group, device_of, whole_batches
 from ddpm.film import SUFFIX, Film
 from ddpm.guidance import Network
 from ddpm.imagebar import ImageBar
@@ -22,7 +22,7 @@ from ddpm.pictures import grid, npz, png
 from ddpm.request import Request
 from ddpm.rundir import RunDirectory
 from ddpm.sampling import SampleState
-from ddpm.slots import OnState, Sampler, device_of, draw, draw_batch, num_calls
+from ddpm.slots import OnState, Sampler, draw, draw_batch, num_calls
 from ddpm.weights import guide_weights
 
 # A picture of more is too large to look at; the NPZ file has them all.

@@ -28,8 +28,10 @@ _MASK = 0xFFFFFFFF
 _ROUND_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
-# Blocks computed together: six int64 tensors of this length stay in a core's second-level cache.
-_CHUNK_BLOCKS = 16384
+# Blocks computed together. On a CPU six int64 tensors of this length stay in a core's second-level
+# cache; elsewhere each of the 200 kernels should have enough to do, within some 150 MB.
+_CHUNK_BLOCKS = 1 << 14
+_CHUNK_BLOCKS_OFF_CPU = 1 << 20
 
 # Taylor coefficients in z = x * x, highest power first, cut where a term is below 2^-53 of the sum.
 _ATANH = tuple(1.0 / (2 * k + 1) for k in range(10, -1, -1))  # |x| <= (sqrt(2) - 1) / (sqrt(2) + 1)
@@ -158,11 +160,12 @@ def _blocks(
     if num_blocks == 0:
         return
     last_word = int(stream) << 24 | step
-    num_rows = max(1, _CHUNK_BLOCKS // num_blocks)
+    chunk = _CHUNK_BLOCKS if ids.device.type == "cpu" else _CHUNK_BLOCKS_OFF_CPU
+    num_rows = max(1, chunk // num_blocks)
     for row in range(0, len(ids), num_rows):
         rows = slice(row, min(row + num_rows, len(ids)))
-        for start in range(0, num_blocks, _CHUNK_BLOCKS):
-            blocks = slice(start, min(start + _CHUNK_BLOCKS, num_blocks))
+        for start in range(0, num_blocks, chunk):
+            blocks = slice(start, min(start + chunk, num_blocks))
             shape = (rows.stop - rows.start, blocks.stop - blocks.start)
             counter = (
                 torch.arange(blocks.start, blocks.stop, device=ids.device),

@@ -69,8 +69,9 @@ class SampleLosses:
         non-finite losses.
         """
         loss = self.loss.detach().float()
-        edges = torch.tensor(LOGSNR_EDGES, device=loss.device, dtype=self.logsnr.dtype)
-        bins = nn.functional.one_hot(torch.bucketize(self.logsnr, edges), NUM_BINS).to(loss.dtype)
+        # no tensor of the edges: a copy to a GPU waits for it
+        above = torch.stack([self.logsnr > edge for edge in LOGSNR_EDGES]).sum(0)
+        bins = nn.functional.one_hot(above, NUM_BINS).to(loss.dtype)
         spaces = [self.by_space[space].sum() for space in SPACE_SUMS.values()]
         bad = (~torch.isfinite(loss)).sum().to(loss.dtype)
         in_bins = [torch.nan_to_num(loss) @ bins, bins.sum(0)]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ddpm import quality_file
 from ddpm.config import Config
 from ddpm.dataset import Dataset
+from ddpm.distributed import device_of
 from ddpm.estimates import Estimate
 from ddpm.features import Extractor
 from ddpm.loaded import LoadedModel
@@ -80,7 +81,7 @@ class Keeper:
             features=extractor.name,
             num=options.SAMPLING_NUM,
             protocol=_protocol(model, config, real, extractor),
-            unit="GPU-seconds" if next(model.network.parameters()).is_cuda else "core-seconds",
+            unit="GPU-seconds" if device_of(model.network).type == "cuda" else "core-seconds",
             is_beta_defined=model.schedule.is_beta_defined,
             identity={
                 "step": model.step,

@@ -24,6 +24,7 @@ schedule rescaled to zero terminal SNR.
 
 import math
 from dataclasses import KW_ONLY, dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -150,12 +151,13 @@ class NoiseSchedule:
         Raises ValueError for another dtype, and on the CPU for a t outside the table.
         """
         self._check_timesteps(t)
-        return self._table[0].to(t.device)[t], self._table[1].to(t.device)[t]
+        alpha, sigma, _ = _table_on(t.device, self)
+        return alpha[t], sigma[t]
 
     def logsnr_at(self, t: Tensor) -> Tensor:
         """logsnr at timesteps t, as alpha_sigma_at(); +inf at t = 0."""
         self._check_timesteps(t)
-        return self._logsnr.to(t.device)[t]
+        return _table_on(t.device, self)[2][t]
 
     def time_from_logsnr(self, logsnr: Tensor | float) -> Tensor:
         """The time with this logsnr: float64, shape of logsnr.
@@ -178,6 +180,13 @@ class NoiseSchedule:
         is_inside = (t >= 0) & (t <= self.num_timesteps)
         if t.device.type == "cpu" and not bool(is_inside.all()):
             raise ValueError(f"t is {_offender(t, is_inside)}; give [0, {self.num_timesteps}]")
+
+
+@lru_cache(maxsize=16)
+def _table_on(device: torch.device, schedule: NoiseSchedule) -> tuple[Tensor, Tensor, Tensor]:
+    """alpha, sigma and logsnr of all timesteps: copied once, as a step must not wait for a GPU."""
+    alpha, sigma = schedule._table
+    return alpha.to(device), sigma.to(device), schedule._logsnr.to(device)
 
 
 def _offender(values: Tensor, is_valid: Tensor) -> float | int:

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from ddpm import durable, spans, tasks, units
+from ddpm.distributed import device_of
 from ddpm.errors import DdpmError, InputError, Interrupted, LockedError, StorageError
 from ddpm.image_generator import ImageGenerator
 from ddpm.request import Request, read_request
 from ddpm.rundir import RunDirectory
 from ddpm.series import REQUEST, Series, digest, recipe_of
-from ddpm.slots import device_of
 from ddpm.spans import Span
 from ddpm.wish import whole_base
 

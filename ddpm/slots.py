@@ -12,8 +12,9 @@ from typing import TypedDict
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from ddpm.distributed import device_of
 from ddpm.errors import NonFiniteError
 from ddpm.guidance import Guiding, Network
 from ddpm.method import Method
@@ -192,10 +193,3 @@ def num_calls(sampler: Sampler, schedule: NoiseSchedule, *, begin: float = 1.0) 
     walk = below(path, begin)
     steps = len(walk) - 1
     return steps + (steps - 1) * sampler.resamples
-
-
-def device_of(network: Network) -> torch.device:
-    """Where a network's parameters are; the CPU for one without."""
-    if not isinstance(network, nn.Module):
-        return torch.device("cpu")
-    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))

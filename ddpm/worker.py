@@ -23,6 +23,7 @@ from ddpm.cost import cost, gpu_share
 from ddpm.dataset import Dataset
 from ddpm.distributed import Group
 from ddpm.errors import Interrupted
+from ddpm.numerics import kernels
 from ddpm.profile import profiler
 from ddpm.reference_statistics import OpenInception
 from ddpm.run_log import failure_recorded
@@ -119,7 +120,8 @@ def work(
         # with several workers their driver knows which of their errors came first
         recorded = failure_recorded(run.path) if group.size == 1 else nullcontext()
         stage = config.DATASET.STAGE
-        with recorded, staging.reading(data, stage, group, notes=run.path, should_stop=stops):
+        reading = staging.reading(data, stage, group, notes=run.path, should_stop=stops)
+        with recorded, reading, kernels(config.TRAINING.NUMERICS):
             if not group.is_main:
                 _train(config, data, run, state, group, [], stops, startup, inception)
                 measure_samples(run.path, config, data, group, should_stop=stops)

@@ -35,7 +35,7 @@ FLOORS = (
     # distances between sets of features
     "estimates moments fid kid kernel_means manifold memorisation squared_distance tensor_files "
     # what a run costs, what its samples are worth: as files
-    "cost quality_file",
+    "cost quality_file numerics",
     "trainer train_step evaluate validation bits_per_dim ema_snapshots ema_curve "
     "reference_lines model rundir worker progress profile "
     "doctor status run_status status_table job_states groups job_list slurm_queue "

@@ -60,6 +60,8 @@ ELSEWHERE = {
     "python launch/skip_prefix.py RUN": "needs more than the 4 timesteps trained here",
     "python benchmarks/overhead.py": "a measurement of minutes",
     "python benchmarks/sampling.py --rounds 8 --steps 3": "a measurement of minutes",
+    "python benchmarks/sampling.py --rounds 5 --steps 10 --batch 256": "a measurement of minutes",
+    "python benchmarks/training.py --precision fp32 bf16": "a measurement of minutes",
     "python benchmarks/metrics.py memory": "a measurement of minutes",
     "python benchmarks/metrics.py speed": "a measurement of minutes",
     "python benchmarks/quality.py training_outputs/sweeps/pred_types --num 1000": (

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ddpm import noise
 from ddpm.dataset import Dataset
 from ddpm.diffusion import elementwise_loss, loss_weight
+from ddpm.distributed import device_of
 from ddpm.initialization import init_weights
 from ddpm.layers import sinusoids
 from ddpm.model import DiffusionModel
@@ -135,13 +136,13 @@ def drawn(model: DiffusionModel, plane: Plane) -> Tensor:
     found = sample(
         model.ema_network,
         model.schedule,
-        torch.arange(SAMPLES),
+        torch.arange(SAMPLES, device=device_of(model.ema_network)),
         (plane.dimension, 1, 1),
         pred_type=model.pred_type,
         num_steps=SAMPLE_STEPS,
         seed=plane.seed,
     )
-    return found.flatten(1).double()
+    return found.flatten(1).double().cpu()
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:

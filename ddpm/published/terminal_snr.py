@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ddpm import noise
 from ddpm.dataset import Dataset
+from ddpm.distributed import device_of
 from ddpm.gaussian_walk import GaussianFit, drawn, ideal_network, noised
 from ddpm.guidance import Network
 from ddpm.loaded import load_network
@@ -135,7 +136,7 @@ def measured(
     x0 = data.read(data.order(torch.arange(images))).images
     apart = drawn(fit, path).mean - drawn(fit, path, begin=noised(fit, path[0])).mean
     ideal = shift_of(ideal_network(fit, schedule), schedule, x0, "image")
-    own = shift_of(network, schedule, x0, pred_type)
+    own = shift_of(network, schedule, x0.to(device_of(network)), pred_type)
     return Bias(
         trained=own[0] - own[1],
         sampled=ideal[0] - ideal[1],
@@ -149,7 +150,7 @@ def shift_of(
     network: Network, schedule: NoiseSchedule, x0: Tensor, pred_type: str
 ) -> tuple[float, float]:
     """Mean brightness, grey levels from black's and white's middle, of images begun in pure noise,
-    and in x0 (N, C, H, W) noised by the same draws.
+    and in x0 (N, C, H, W) noised by the same draws. All on the device of x0.
     """
 
     def brightness(start: Callable[[Tensor], Start]) -> float:
@@ -163,7 +164,7 @@ def shift_of(
                 num_steps=STEPS,
                 start=start(ids),
             ).mean(dim=(1, 2, 3))
-            for ids in torch.arange(len(x0)).split(256)
+            for ids in torch.arange(len(x0), device=x0.device).split(256)
         ]
         return GREY * float(torch.cat(means).double().mean())
 
