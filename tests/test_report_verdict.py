@@ -12,6 +12,7 @@ from ddpm.report.flags import differences, flags, is_confounded
 from ddpm.report.gaps import gap, level_gaps
 from ddpm.report.ranking import rank
 from ddpm.report.verdict import Verdict, judge
+from tests import known_sweeps as known
 
 LEVELS = np.arange(-3, 4)
 PRED_TYPE, LOSS_SPACE = "TRAINING.PRED_TYPE", "TRAINING.LOSS_SPACE"
@@ -116,8 +117,31 @@ def test_measures_that_disagree_give_the_noise_levels_of_each() -> None:
     verdict = verdict_of({"image": [noisy_end], "noise": [curve(slope=0.1)]})
     assert verdict.kind == "split" and "the two measures disagree" in verdict.headline
     assert "image has the lowest mean log10 error, noise the lowest SNR" in verdict.headline
-    assert "image is better at \u22123 to" in verdict.sentences[0]
-    assert "noise is better at" in verdict.sentences[0] and "to 3" in verdict.sentences[0]
+    first, second, by_level, _ = verdict.sentences
+    assert first == (
+        "By mean log10 error, in this run, image beats the other cell, whose error is 15 % larger."
+    )
+    assert second.startswith("By SNR-weighted error, in this run, noise beats the other cell")
+    assert "image is better at \u22123 to" in by_level
+    assert "noise is better at" in by_level and "to 3" in by_level
+
+
+def test_cells_level_with_the_lowest_are_named_by_what_they_share() -> None:
+    """Image is a tenth lower by the mean, velocity by the clean end that the other weighs."""
+    ends = {"noise": (0, 0), "image": (-0.1, 0), "velocity": (0, -0.3)}
+    trials = [
+        known.trial_of(cell, seed, known.error_of(number + noise, clean))
+        for cell in known.cells_of(known.GRID_9)
+        for number, clean in [ends[cell[PRED_TYPE]]]
+        for seed, noise in enumerate((0, -0.001, 0.001))
+    ]
+    verdict = judge(sweep := known.sweep_of(trials), rank(sweep))
+    assert verdict.kind == "split"
+    assert verdict.sentences[0].startswith("By mean log10 error linear \u00b7 image cannot be told")
+    assert (
+        "from the 2 other cells with prediction type image, and beats the 6 others, whose errors "
+        "are 26 % larger." in verdict.sentences[0]
+    )
 
 
 def test_one_cell_is_not_compared() -> None:

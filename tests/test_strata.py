@@ -78,3 +78,14 @@ def test_missing_cells_and_trials_leave_strata_that_still_split_everything() -> 
 def test_one_factor_is_one_stratum() -> None:
     parts = split(np.arange(5)[:, None])
     assert [one.factors for one in parts] == [(0,)] and parts[0].basis.shape == (5, 4)
+
+
+def test_a_factor_that_changes_nothing_leaves_a_variance_of_zero_and_never_less() -> None:
+    """Its cells are the same trainings; rounding alone must not make their variance negative."""
+    codes = np.array(list(product(range(37), range(3), range(3))))
+    once = np.random.default_rng(0).normal(size=(9, 3))
+    found = strata(split(codes), np.tile(once, (37, 1)))
+    assert found is not None
+    variances, _ = found.of_pairs()
+    assert variances.min() >= 0
+    assert variances[0, 9] == pytest.approx(0, abs=1e-12)

@@ -85,11 +85,12 @@ def _spot(some: Sequence[tuple[Trial, Point]], sweep: Sweep, axes: Axes) -> Spot
         evaluations=point.evaluations,
         seconds=sum(one.seconds for one in points) / len(points),
         num_seeds=len(points),
-        qualities={name: _over_seeds(seen) for name, seen in found.items() if seen},
+        qualities={name: over_seeds(seen) for name, seen in found.items() if seen},
     )
 
 
-def _over_seeds(found: Sequence[Interval]) -> Interval:
+def over_seeds(found: Sequence[Interval]) -> Interval:
+    """The mean with its 95 % interval over seeds; of a single seed its own."""
     if len(found) == 1:
         return found[0]
     mean, half = interval([one.value for one in found])

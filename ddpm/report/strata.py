@@ -47,14 +47,12 @@ class Strata:
         """The same of all differences of two cells, (C, C) each."""
         products = [one.basis @ one.basis.T for one in self.strata]
         spreads = [np.diag(product) for product in products]
-        return self._made_of(
-            np.array(
-                [
-                    spread[:, None] + spread[None] - 2 * product
-                    for spread, product in zip(spreads, products, strict=True)
-                ]
-            )
-        )
+        parts = [
+            spread[:, None] + spread[None] - 2 * product
+            for spread, product in zip(spreads, products, strict=True)
+        ]
+        # squares: what rounding left below zero would be the whole of a variance that is zero
+        return self._made_of(np.maximum(parts, 0.0))
 
     def _made_of(self, parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """parts: (T, ...) of |P_T c|^2."""

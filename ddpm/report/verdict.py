@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from math import isfinite
 
 from ddpm.measures import MEASURES
+from ddpm.report.best_samples import best_samples
 from ddpm.report.comparisons import against_baseline
 from ddpm.report.data import Sweep
 from ddpm.report.gaps import CONFIDENCE, Gap, gap, level_gaps
-from ddpm.report.labels import listed, number_with_error, ranges
+from ddpm.report.labels import listed, number_with_error, part, ranges, spoken, varied
 from ddpm.report.ranking import Ranking, Standing
 from ddpm.report.scope import scope
 
@@ -50,7 +51,7 @@ def judge(sweep: Sweep, ranking: Ranking) -> Verdict:
         verdict = _agreed(sweep, ranking, first)
     else:
         verdict = _split(sweep, ranking, first, second)
-    more = tuple(filter(None, [against_baseline(ranking)]))
+    more = tuple(filter(None, [best_samples(ranking), against_baseline(ranking)]))
     return replace(verdict, sentences=(*verdict.sentences, *more))
 
 
@@ -94,7 +95,7 @@ def _agreed(sweep: Sweep, ranking: Ranking, best: Standing) -> Verdict:
         return Verdict(kind="winner", headline=headline, sentences=sentences)
     headline = (
         f"No clear winner: {best.label} is lowest by both measures, but cannot be told apart from "
-        f"{listed(level)}."
+        f"{_group(ranking, best, level)}."
     )
     return Verdict(kind="tie", headline=headline, sentences=(distance, scope(sweep, ranking)))
 
@@ -112,7 +113,9 @@ def _split(sweep: Sweep, ranking: Ranking, first: Standing, second: Standing) ->
     )
     if differ:
         headline = f"No single winner: the two measures disagree. {lead}."
-        sentences = (_by_level(ranking, first, second), scope(sweep, ranking))
+        lowest = zip((first, second), MEASURES, strict=True)
+        apart = (_apart(ranking, cell, measure) for cell, measure in lowest)
+        sentences = (*apart, _by_level(ranking, first, second), scope(sweep, ranking))
         return Verdict(kind="split", headline=headline, sentences=sentences)
     headline = f"No clear winner: {lead}, but the two cannot be told apart."
     level = [
@@ -122,6 +125,39 @@ def _split(sweep: Sweep, ranking: Ranking, first: Standing, second: Standing) ->
     ]
     also = (f"Neither can {listed(level)} from {first.label}.",) if level else ()
     return Verdict(kind="tie", headline=headline, sentences=(*also, scope(sweep, ranking)))
+
+
+def _apart(ranking: Ranking, lowest: Standing, measure: str) -> str:
+    """By one measure: the cells level with its lowest, and how far above it the others are."""
+    gaps = {
+        one.label: gap(ranking, one, lowest, measure)
+        for one in ranking.standings
+        if one is not lowest
+    }
+    level = [label for label, one in gaps.items() if not one.is_told_apart]
+    above = sorted(100 * (10**one.mean - 1) for one in gaps.values() if one.is_told_apart)
+    ends = list(dict.fromkeys(f"{end:.{int(end < 10)}f}" for end in (*above[:1], *above[-1:])))
+    parts = []
+    if level:
+        parts.append(f"cannot be told apart from {_group(ranking, lowest, level)}")
+    if len(above) == 1:
+        other = "other" if level else "other cell"
+        parts.append(f"beats the {other}, whose error is {ends[0]} % larger")
+    elif above:
+        others = f"{len(above)} {'others' if level else 'other cells'}"
+        parts.append(f"beats the {others}, whose errors are {' to '.join(ends)} % larger")
+    where = "" if ranking.spread(measure) is not None else ", in this run,"
+    return f"By {NAMES[measure]}{where} {lowest.label} {', and '.join(parts)}."
+
+
+def _group(ranking: Ranking, lowest: Standing, level: Sequence[str]) -> str:
+    """Cells in words: what they and `lowest`, and no others, have in common, else their names."""
+    for key in varied([standing.cell for standing in ranking.standings]):
+        alike = [s.label for s in ranking.standings if s.code(key) == lowest.code(key)]
+        if set(alike) == {lowest.label, *level} and len(level) > 1:
+            value = part(key, lowest.cell[key])
+            return f"the {len(level)} other cells with {spoken(key)} {value}"
+    return listed(level)
 
 
 def _by_level(ranking: Ranking, first: Standing, second: Standing) -> str:
