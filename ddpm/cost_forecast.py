@@ -7,11 +7,12 @@
 ddpm/report/predicted.py compares the two.
 """
 
+import importlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,19 @@ FILE = "prediction.json"
 LEAST_STEPS = 100  # of a trial: a shorter one takes less than a probe of it
 
 
-def make(folder: Path, configs: Mapping[str, Config], workers: Workers, side_by_side: int) -> None:
-    """Probes each network that costs something else, and keeps the prediction of every trial."""
-    speeds = _probed({probe.same_cost(one): one for one in configs.values()}, workers)
+def make(
+    folder: Path,
+    configs: Mapping[str, Config],
+    workers: Workers,
+    side_by_side: int,
+    *,
+    imports: Sequence[str] = (),
+) -> None:
+    """Probes each network that costs something else, and keeps the prediction of every trial.
+
+    imports: modules that the process of a trial holds besides its training's.
+    """
+    speeds = _probed({probe.same_cost(one): one for one in configs.values()}, workers, imports)
     trials = {}
     for name, config in configs.items():
         speed = speeds[probe.same_cost(config)]
@@ -40,12 +51,13 @@ def make(folder: Path, configs: Mapping[str, Config], workers: Workers, side_by_
             "gpu_seconds": found.seconds * workers.gpus,
             "memory_bytes": speed.memory_bytes,
         }
-    total = sum(one["seconds"] for one in trials.values())
     facts = {
         "device": next(iter(speeds.values())).device,
         "load": os.getloadavg()[0],
         "side_by_side": side_by_side,
-        "wall_seconds": max(total / side_by_side, *(one["seconds"] for one in trials.values())),
+        "wall_seconds": prediction.wall_s(
+            (one["seconds"] for one in trials.values()), side_by_side
+        ),
         "trials": trials,
     }
     durable.write_json(folder / FILE, facts)
@@ -58,7 +70,9 @@ def finish(folder: Path, wall_seconds: float) -> None:
         durable.write_json(folder / FILE, facts | {"measured_wall_seconds": wall_seconds})
 
 
-def _probed(configs: Mapping[str, Config], workers: Workers) -> dict[str, Speed]:
+def _probed(
+    configs: Mapping[str, Config], workers: Workers, imports: Sequence[str]
+) -> dict[str, Speed]:
     """The speed of each network, measured by a process of its own: so its memory is a trial's, and
     this process holds no GPU.
     """
@@ -66,6 +80,7 @@ def _probed(configs: Mapping[str, Config], workers: Workers) -> dict[str, Speed]
         "configs": {key: configuration.to_dict(config) for key, config in configs.items()},
         "threads": workers.cpus,
         "uses_gpu": workers.gpus > 0,
+        "imports": list(imports),
     }
     done = subprocess.run(
         [sys.executable, "-m", "ddpm.cost_forecast"],
@@ -83,6 +98,8 @@ def _probed(configs: Mapping[str, Config], workers: Workers) -> dict[str, Speed]
 def main() -> None:
     """Answers a request on standard input with the speeds as JSON."""
     request = json.load(sys.stdin)
+    for name in request["imports"]:
+        importlib.import_module(name)
     found = {}
     for key, plain in request["configs"].items():
         config = configuration.from_dict(plain, source="probe")

@@ -5,6 +5,8 @@ process would remember the run before; a GPU's is what torch had allocated at mo
 """
 
 import csv
+import ctypes
+import gc
 import resource
 from collections.abc import Mapping
 from contextlib import suppress
@@ -81,7 +83,14 @@ def usage() -> Mapping[str, int]:
 
 
 def reset_peak() -> None:
-    """Starts the peaks of this process and its GPU anew."""
+    """Starts the peaks of this process and its GPU anew, from what is held and not what was.
+
+    A reused process trains each time in a thread of its own, and glibc keeps what earlier threads
+    freed: trials would seem to take more and more.
+    """
+    gc.collect()
+    with suppress(AttributeError, OSError):  # glibc's alone
+        ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     if torch.cuda.is_available() and torch.cuda.is_initialized():

@@ -4,6 +4,7 @@ Optimizer steps, and the passes through the network without gradients: sample gr
 last samples. Starting (some ten seconds of imports) and writing are not counted.
 """
 
+import heapq
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -84,6 +85,14 @@ def predict_all(configs: Sequence[Config], workers: Workers) -> list[Prediction]
 def mean_s(predictions: Sequence[Prediction]) -> float:
     """Seconds of a training, on average."""
     return sum(one.seconds for one in predictions) / len(predictions)
+
+
+def wall_s(seconds: Iterable[float], side_by_side: int) -> float:
+    """Seconds until all have ended: so many at a time, the next begun as soon as one ends."""
+    ends = [0.0] * side_by_side
+    for one in seconds:
+        heapq.heapreplace(ends, ends[0] + one)
+    return max(ends)
 
 
 def notes(predictions: Iterable[Prediction], workers: Workers) -> list[str]:

@@ -128,8 +128,8 @@ def _print_time(found: list[Prediction] | None, workers: Workers, *, side_by_sid
     each, what = (workers.gpus, "GPU") if workers.gpus else (workers.cpus, "core")
     print(f"predicted: {'the longest of them, ' if len(found) > 1 else ''}{longest}")
     if len(found) > 1:
-        wall = duration(max(all_s / side_by_side, longest.seconds))
-        print(f"predicted: {len(found)} trainings, {side_by_side} at a time: {wall}")
+        wall = prediction.wall_s((one.seconds for one in found), side_by_side)
+        print(f"predicted: {len(found)} trainings, {side_by_side} at a time: {duration(wall)}")
     hours = all_s * workers.count * each / 3600
     print(f"predicted: {hours:.3g} {what}-hours; what starting takes comes on top")
     for line in prediction.notes(found, workers):

@@ -154,7 +154,7 @@ def _predict(opened: OpenSweep, resources: Resources, concurrent: int, console: 
         return
     configs = {t.outcome.trial: opened.configs[t.outcome.trial] for t in opened.trials}
     try:
-        cost_forecast.make(opened.folder, configs, workers, concurrent)
+        cost_forecast.make(opened.folder, configs, workers, concurrent, imports=("ray.tune",))
     except DdpmError as error:
         console.print(f"no prediction: {error}", markup=False)
 
