@@ -34,6 +34,7 @@ DATA_NOT_HERE = "needs Debian's dataset-fashion-mnist"
 A_CLUSTER = "needs a cluster"
 ELSEWHERE = {
     "python launch/sweep.py sweeps/pred_types.yaml": "a whole sweep takes minutes",
+    "python launch/sweep.py sweeps/full_grid.yaml": "a whole sweep takes minutes",
     "python launch/sweep.py sweeps/asha.yaml": "a whole sweep takes minutes",
     "python launch/pack.py /usr/share/datasets/fashion-mnist data/fashion_mnist": DATA_NOT_HERE,
     "python launch/train.py configs/fashion_mnist.yaml": DATA_NOT_HERE,

@@ -19,7 +19,9 @@ def first_screen(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
     kind = "Sweep" if sweep.is_sweep else "Run"
     question = sweep.question[:1].upper() + sweep.question[1:] or sweep.name
     name = f"{kind} {sweep.name}" if sweep.question else kind
-    sentences = "".join(f"<p>{escape(one)}</p>" for one in verdict.sentences)
+    sentences = "".join(
+        f"<p>{escape(one).replace(' %', '&nbsp;%')}</p>" for one in verdict.sentences
+    )
     return (
         f'<header><div class="kicker"><span>{escape(name)}</span>'
         f"<span>{progress(sweep)}</span></div><h1>{escape(question)}</h1>"
