@@ -12,6 +12,7 @@ to continue. It is written to OUTPUT_DIR/results/NAME/: result.md, result.json a
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from ddpm.errors import InputError, run_main
@@ -51,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     study, folder = STUDIES[args.name], args.output / "results" / args.name
     if args.overrides and not study.has_sweep:
         raise InputError(f"{args.name} has no sweep; give it no overrides, only --short, --output")
+    if any(word.upper().startswith("TRAINING.OUTPUT_DIR=") for word in args.overrides):
+        raise InputError("TRAINING.OUTPUT_DIR: give --output DIR, which holds for the result too")
     if args.dry_run:
         print(f"would make {folder / 'result.md'}: {study.question}")
         return 0
@@ -64,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
             should_stop=stop_on_signals(),
         )
     )
+    found = replace(found, changed=tuple(args.overrides))
     print(f"\n{found.markdown()}")
     print(f"written: {found.save(folder)}")
     return 0

@@ -242,6 +242,7 @@ def test_the_command_lists_and_refuses(capsys: pytest.CaptureFixture[str], tmp_p
     assert run_main(lambda: results.main(["fewsteps"])) == 2
     assert "'fewsteps' is no result; give one of hidden_plane" in capsys.readouterr().err
     assert run_main(lambda: results.main(["hidden_plane", "SEEDS=[0]"])) == 2
+    assert run_main(lambda: results.main(["few_steps", "TRAINING.OUTPUT_DIR=x"])) == 2
 
 
 @pytest.mark.slow
@@ -265,6 +266,7 @@ def test_a_result_is_made_by_one_command_and_made_again_without_training(tmp_pat
     words = ["truncated_snr", "--output", str(tmp_path), *small]
     assert results.main(words) == 0
     page = (tmp_path / "results" / "truncated_snr" / "result.md").read_text()
+    assert f"Changed: {small[0]}\n" in page and "clipped to norm 1." in page
     assert "with one seed, which decides nothing" in page and "Salimans & Ho 2022" in page
     runs = list(tmp_path.glob("digits_8x8x1/*/*/DONE.json"))
     assert len(runs) == 9

@@ -86,7 +86,7 @@ class Result:
     """One published result and our own.
 
     setting: what was done here, and how it differs from the paper.  pictures: file name -> PNG.
-    failed: trainings that did not end, with their reasons.
+    failed: trainings that did not end, with their reasons.  changed: overrides of its sweep.
     """
 
     name: str
@@ -96,6 +96,7 @@ class Result:
     tables: tuple[Numbers, ...]
     pictures: Mapping[str, bytes] = field(default_factory=dict)
     failed: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
 
     @property
     def findings(self) -> list[Finding]:
@@ -123,6 +124,7 @@ class Result:
             *(table.markdown() for table in self.tables),
             *(f"![{name}]({name})\n" for name in self.pictures),
             *(f"Failed: {line}\n" for line in self.failed),
+            *(f"Changed: {line}\n" for line in self.changed),
             f"{self.setting} ± are half-widths of 95 % intervals over {seeds}, in the "
             f"sentences corrected for {len(self.claims)} claims.\n",
         ]
@@ -140,6 +142,7 @@ class Result:
             "findings": [_facts(finding) for finding in self.findings],
             "tables": [asdict(table) for table in self.tables],
             "failed": list(self.failed),
+            "changed": list(self.changed),
         }
         durable.write_json(folder / "result.json", facts)
         path = folder / "result.md"

@@ -76,14 +76,21 @@ def compare(found: Sweep) -> Result:
     return Result(
         name="truncated_snr",
         source="Salimans & Ho 2022, Table 1",
-        setting="Handwritten digits, 8x8, instead of CIFAR-10; gradients are clipped to norm 1. On "
-        "the noise the two weightings are max(1, 1 / SNR) and 1 + 1 / SNR, at most a factor of two "
-        f"apart. The x0-error is a mean over {len(levels)} levels of log SNR from "
+        setting=f"Handwritten digits, 8x8, instead of CIFAR-10; {_clipping(ended)}. On the noise "
+        "the two weightings are max(1, 1 / SNR) and 1 + 1 / SNR, at most a factor of two apart. "
+        f"The x0-error is a mean over {len(levels)} levels of log SNR from "
         f"{min(levels, default=0)} to {max(levels, default=0)}.",
         claims=claims,
         tables=(_table(errors),),
         failed=failures(found),
     )
+
+
+def _clipping(trials: Sequence[Trial]) -> str:
+    norms = {trial.config["TRAINING.CLIP_NORM"] for trial in trials} - {None}
+    if not norms:
+        return "gradients are not clipped"
+    return f"gradients are clipped to norm {' or '.join(f'{norm:g}' for norm in norms)}"
 
 
 def _errors(cells: Cells) -> tuple[Errors, tuple[int, ...]]:
