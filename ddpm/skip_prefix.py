@@ -26,11 +26,13 @@ from ddpm.loaded import load_network
 from ddpm.noise import Stream
 from ddpm.real_data import data_of_run
 from ddpm.reference_statistics import classifier_features, pixel_features, reference
+from ddpm.rundir import RunDirectory
 from ddpm.sample_statistics import collect, deal
 from ddpm.slots import Sampler, draw
 from ddpm.spacing import levels
 from ddpm.tasks import PLAIN, Task
 
+BATCH = 64  # images drawn at once
 PICTURE, NUMBERS = "skip_prefix.png", "skip_prefix.json"
 
 
@@ -60,6 +62,7 @@ class Judge:
 
     def __init__(self, run: Path, num: int) -> None:
         self.model = load_network(run)
+        torch.set_num_threads(RunDirectory(run).threads)
         real = data_of_run(run)
         classes = self.model.config.TRAINING.NETWORK.NUM_CLASSES
         has_classes = (real.data.num_classes or 0) > 1
@@ -93,6 +96,7 @@ class Judge:
             model.image_shape,
             sampler,
             labels=None if self._labels is None else torch.from_numpy(self._labels),
+            batch_size=BATCH,
             task=_from_noise(begin, model.image_shape, sampler.seed) if skipped else PLAIN,
         )
 

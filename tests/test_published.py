@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from ddpm.dataset import Dataset
 from ddpm.diffusion import convert, diffuse, elementwise_loss
-from ddpm.errors import InputError, run_main
+from ddpm.errors import InputError, Interrupted, run_main
 from ddpm.estimates import Estimate
 from ddpm.gaussian_walk import GaussianFit, ideal_network
 from ddpm.ledger import Ledger
@@ -21,7 +21,7 @@ from ddpm.published.claims import Claim, Numbers, Result, spread
 from ddpm.published.hidden_plane import Perceptron, Plane, VelocityLoss, energy_distance, trained
 from ddpm.published.hidden_plane_result import DIMENSIONS, claims, ratio
 from ddpm.published.studies import STUDIES
-from ddpm.published.trials import Options, planned
+from ddpm.published.trials import Options, each, planned
 from ddpm.report import read
 from ddpm.schedule import NoiseSchedule
 from ddpm.skip_prefix import Point
@@ -274,3 +274,12 @@ def test_a_result_is_made_by_one_command_and_made_again_without_training(tmp_pat
     assert results.main(words) == 0
     assert {run: run.stat().st_mtime_ns for run in runs} == before
     assert (tmp_path / "results" / "truncated_snr" / "result.md").read_text() == page
+
+
+def test_measuring_stops_when_asked_between_two_items() -> None:
+    asked = iter([False, True])
+    options = Options(should_stop=lambda: next(asked))
+    seen: list[int] = []
+    with pytest.raises(Interrupted, match="run the same command again"):
+        seen.extend(each([1, 2, 3], "numbers", options))
+    assert seen == [1]

@@ -5,10 +5,11 @@ first are skipped (ddpm/skip_prefix.py).
 """
 
 from collections.abc import Sequence
+from itertools import product
 from math import log
 
 from ddpm.published.claims import Claim, Numbers, Result, spread
-from ddpm.published.trials import Cell, Options, by_cell, failures, planned, run_of, trained
+from ddpm.published.trials import Cell, Options, by_cell, each, failures, planned, run_of, trained
 from ddpm.report.data import Trial
 from ddpm.skip_prefix import Judge, Point, chart
 
@@ -33,10 +34,9 @@ def result(options: Options) -> Result:
     found = trained(planned("few_steps", options, SHORT), options)
     cells = by_cell(found.with_status("done"), ["TRAINING.NETWORK.SCHEDULER"], (LINEAR, COSINE))
     images = IMAGES // 2 if options.is_short else IMAGES
-    measured: Measured = {
-        cell: {seed: _points(trials[seed], images, options.is_short) for seed in cells.seeds}
-        for cell, trials in cells.trials.items()
-    }
+    measured: Measured = {cell: {} for cell in cells.trials}
+    for cell, seed in each(list(product(cells.trials, cells.seeds)), "few steps", options):
+        measured[cell][seed] = _points(cells.trials[cell][seed], images, options.is_short)
     return Result(
         name="few_steps",
         source="Nichol & Dhariwal 2021, Tables 1 and 2, Fig. 4",

@@ -117,6 +117,7 @@ class VelocityLoss(DiffusionModel):
 
 def trained(plane: Plane, pred_type: str, steps: int) -> VelocityLoss:
     """A perceptron after so many optimizer steps, rounded up to whole passes over the points."""
+    torch.set_num_threads(1)  # enough for it; two would wait for each other on a busy machine
     network = Perceptron(plane.dimension, plane.seed)
     # The paper keeps its denominators above 0.05; 50 timesteps end at a log SNR of 6.9.
     model = VelocityLoss(network, NoiseSchedule("cosine", 50), pred_type, seed=plane.seed)

@@ -9,14 +9,12 @@ import itertools
 from collections.abc import Iterable, Mapping
 from math import log10
 
-from rich.progress import track
 from torch import Tensor
 
 from ddpm.diffusion import PRED_TYPES
-from ddpm.errors import Interrupted
 from ddpm.published.claims import Claim, Numbers, Result, spread
 from ddpm.published.hidden_plane import SAMPLES, Plane, drawn, energy_distance, trained
-from ddpm.published.trials import Options
+from ddpm.published.trials import Options, each
 
 DIMENSIONS: tuple[int, ...] = (2, 8, 16, 512)
 FEWER_DIMENSIONS: tuple[int, ...] = (2, 512)
@@ -33,9 +31,7 @@ def result(options: Options) -> Result:
     jobs = list(itertools.product(SEEDS, dimensions, PRED_TYPES))
     ratios: dict[Cell, list[float]] = {}
     shown: dict[Cell, Tensor] = {}
-    for seed, dimension, kind in track(jobs, "hidden plane"):
-        if options.should_stop():
-            raise Interrupted("stopped; nothing of this result is kept: run the command again")
+    for seed, dimension, kind in each(jobs, "hidden plane", options):
         plane = Plane(dimension=dimension, seed=seed)
         samples = drawn(trained(plane, kind, steps), plane)
         ratios.setdefault((dimension, kind), []).append(ratio(plane, samples))

@@ -10,6 +10,7 @@ perceptron on images of constant, normally distributed brightness, of which the 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from ddpm.model import DiffusionModel
 from ddpm.noise import Stream
 from ddpm.published.claims import Claim, Numbers, Result, spread
 from ddpm.published.hidden_plane import Perceptron
-from ddpm.published.trials import Options, by_cell, failures, planned, run_of, trained
+from ddpm.published.trials import Options, by_cell, each, failures, planned, run_of, trained
 from ddpm.report.data import Trial
 from ddpm.rundir import RunDirectory
 from ddpm.sampling import sample
@@ -65,11 +66,10 @@ def result(options: Options) -> Result:
     found = trained(planned("terminal_snr", options, SHORT), options)
     cells = by_cell(found.with_status("done"), ["TRAINING.NETWORK.LOGSNR_SHIFT"])
     seeds, images = cells.seeds, FEWER_IMAGES if options.is_short else IMAGES
-    digits = {
-        cell[0]: [of_trial(trials[seed], images) for seed in seeds]
-        for cell, trials in cells.trials.items()
-    }
-    plain = [of_plain_images(seed, images) for seed in seeds]
+    digits: dict[object, list[Bias]] = {cell[0]: [] for cell in cells.trials}
+    for cell, seed in each(list(product(cells.trials, seeds)), "digits", options):
+        digits[cell[0]].append(of_trial(cells.trials[cell][seed], images))
+    plain = [of_plain_images(seed, images) for seed in each(seeds, "constant images", options)]
     most = digits[max(digits, key=lambda shift: digits[shift][0].signal)]
     claims = (
         Claim(
@@ -105,12 +105,14 @@ def result(options: Options) -> Result:
 def of_trial(trial: Trial, images: int) -> Bias:
     """The bias of a trained network."""
     model, run = load_network(run_of(trial)), RunDirectory(run_of(trial))
+    torch.set_num_threads(run.threads)
     data = open_data(model.config, Path(run.provenance["data_dir"]))
     return measured(model.network, model.schedule, model.pred_type, data, images)
 
 
 def of_plain_images(seed: int, images: int) -> Bias:
     """The bias of a perceptron trained here on images of constant brightness."""
+    torch.set_num_threads(1)  # enough for it; two would wait for each other on a busy machine
     draws = noise.normal(seed, Stream.ORDER, torch.arange(8192), (1, 1)).numpy()
     values = np.clip((PLAIN_MEAN + PLAIN_STD * draws + 1) / 2, 0, 1)
     data = Dataset.from_arrays(np.broadcast_to(values, (8192, 8, 8)), validation_fraction=0.0)

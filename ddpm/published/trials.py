@@ -1,15 +1,19 @@
 """The trainings that a published result rests on: a sweep of ours, run as far as it is not done."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+from rich.progress import track
 
 import ddpm
 from ddpm import sweep
-from ddpm.errors import InputError
+from ddpm.errors import InputError, Interrupted
 from ddpm.report import read
 from ddpm.report.data import Sweep, Trial
 
+T = TypeVar("T")
 Cell = tuple[object, ...]
 SWEEPS = Path(ddpm.__file__).parent.parent / "sweeps"
 
@@ -44,6 +48,14 @@ def trained(wanted: sweep.Sweep, options: Options) -> Sweep:
 
     run_sweep.run(wanted, should_stop=options.should_stop)
     return read(sweep_setup.folder_of(wanted))
+
+
+def each(items: Sequence[T], words: str, options: Options) -> Iterator[T]:
+    """The items with a progress bar; Interrupted between two of them when that is asked for."""
+    for item in track(items, words):
+        if options.should_stop():
+            raise Interrupted("stopped; finished trainings are kept: run the same command again")
+        yield item
 
 
 @dataclass(frozen=True, kw_only=True)
