@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ddpm import config as configuration
-from ddpm import generate, probe, sample_quality, shards
+from ddpm import generate, probe, sample_quality, sample_validation, shards
 from ddpm.bits_per_dim import USUAL_STEPS, bound_timesteps
 from ddpm.config import Config
 from ddpm.evaluate import levels_of
@@ -20,7 +20,7 @@ from ddpm.order import is_validation
 from ddpm.probe import Speed
 from ddpm.progress import duration
 from ddpm.schedule import NoiseSchedule
-from ddpm.slots import Sampler, num_calls
+from ddpm.slots import num_calls
 from ddpm.trainer import steps_per_epoch, total_steps
 from ddpm.workers import Workers
 
@@ -138,17 +138,15 @@ def _passes(config: Config, train: int, held_out: int) -> int:
     labels = generate.grid_labels(config)
     images = inline.NUMS if labels is None else len(labels)
     at_once = min(images, generate.GRID_BATCH)
-    sampler = Sampler(
-        pred_type=training.PRED_TYPE,
-        steps=configuration.sampling_steps(inline, schedule.num_timesteps),
-    )
+    sampler = generate.grid_sampler(config, schedule)
     # the last samples, and the grids on the way
     grids = 1 + (-(-total // (inline.PERIOD * epoch)) if inline.ENABLE else 0)
     grid = -(-images // at_once) * at_once * num_calls(sampler, schedule)
     pairs = min(evaluation.NUM, held_out) * len(levels_of(schedule))
-    rounds = 1 + (-(-total // (evaluation.EVERY * epoch)) if evaluation.EVERY else 0)
+    evaluations = -(-total // (evaluation.EVERY * epoch)) if evaluation.EVERY else 0
     # at the end alone, of images that are bytes, as all but float arrays are
     walk = bound_timesteps(schedule, USUAL_STEPS)
     bound = min(evaluation.NUM, held_out) * (len(walk) - 1)
     measured = sample_quality.passes(config, schedule)
-    return grids * grid + rounds * pairs + bound + measured
+    drawn = evaluations * sample_validation.passes(config, schedule)
+    return grids * grid + (1 + evaluations) * pairs + bound + measured + drawn

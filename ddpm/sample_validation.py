@@ -31,7 +31,7 @@ from ddpm.reference_statistics import OpenInception, open_extractor, reference
 from ddpm.run_rules import FID_SAMPLES
 from ddpm.sample_statistics import GROUPS, collect_together, deal
 from ddpm.schedule import NoiseSchedule
-from ddpm.slots import draw_batch
+from ddpm.slots import draw_batch, num_calls
 
 KID_IMAGES = GROUPS * BLOCK_LEAST
 # Images are drawn in the batches in which features are extracted: both keep their bits.
@@ -125,6 +125,14 @@ class SampleValidation:
                 labels=None if wanted is None else wanted.to(ids.device),
             )
             yield pixels[: count - first]
+
+
+def passes(config: Config, schedule: NoiseSchedule) -> int:
+    """Images that go through the network at one evaluation; none where no FEATURES are given."""
+    if config.EVALUATION.FEATURES is None:
+        return 0
+    batches = -(-config.EVALUATION.SAMPLES // BATCH)
+    return batches * BATCH * num_calls(grid_sampler(config, schedule), schedule)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,7 +119,7 @@ def test_passes_are_those_that_the_run_makes(
         **{
             "TRAINING.OUTPUT_DIR": tmp_path,
             "TRAINING.INLINE_GEN.PERIOD": 4,
-            "EVALUATION.EVERY": 3,
+            **{"EVALUATION.EVERY": 3, "EVALUATION.FEATURES": "pixels", "EVALUATION.SAMPLES": 65},
             "TRAINING.NETWORK.TIMESTEPS": 20,
         }
     )
