@@ -144,8 +144,6 @@ def _search_problems(
             )
         if tune.METRIC == "bits_per_dim":
             yield f"{named} but bits_per_dim is measured at the end alone; use {MEASURES[0]}"
-        if any((one.CLUSTER.NUM_WORKERS or 1) > 1 for one in configs):
-            yield f"{named} but CLUSTER.NUM_WORKERS is above 1; its trials train on one worker each"
     if len({_length(one) for one in configs}) > 1:
         yield (
             f"{named} but cells see different numbers of images between evaluations or in all; "

@@ -1,11 +1,33 @@
 """What a training costs: core- and GPU-seconds, and the energy of GPUs that tell it."""
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 
 import torch
 
 from ddpm.config import Config
+from ddpm.distributed import Group
+
+
+class Began:
+    """The clocks when a worker began its training."""
+
+    def __init__(self) -> None:
+        self._wall, self._cores, self._others = time.monotonic(), time.process_time(), 0.0
+
+    def gather(self, group: Group) -> None:
+        """Tells rank 0 what the others' cores did; to be called on all workers, at their end."""
+        own = 0.0 if group.is_main else time.process_time() - self._cores
+        box = torch.tensor([own], dtype=torch.float64, device=group.device)
+        self._others = group.sum_(box).item()
+
+    def took(self) -> dict[str, float]:
+        """Seconds since, of the wall and of all workers' cores: training and all around it."""
+        return {
+            "trial_seconds": time.monotonic() - self._wall,
+            "trial_core_seconds": time.process_time() - self._cores + self._others,
+        }
 
 
 def watts(device: torch.device) -> float:

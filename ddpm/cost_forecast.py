@@ -40,15 +40,16 @@ def make(
 
     imports: modules that the process of a trial holds besides its training's.
     """
-    speeds = _probed({probe.same_cost(one): one for one in configs.values()}, workers, imports)
+    shares = {name: prediction.share(one, workers.count) for name, one in configs.items()}
+    speeds = _probed({probe.same_cost(one): one for one in shares.values()}, workers, imports)
     trials = {}
     for name, config in configs.items():
-        speed = speeds[probe.same_cost(config)]
-        found = prediction.predict(config, speed)
+        speed = speeds[probe.same_cost(shares[name])]
+        found = prediction.predict(config, speed, workers.count)
         trials[name] = {
             "seconds": found.seconds,
             "core_seconds": found.core_seconds,
-            "gpu_seconds": found.seconds * workers.gpus,
+            "gpu_seconds": found.seconds * workers.gpus * workers.count,
             "memory_bytes": speed.memory_bytes,
         }
     facts = {

@@ -6,6 +6,7 @@ initialised by whoever started the processes (Ray Train, or `process_group` belo
 environment variables).
 """
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -154,6 +155,9 @@ def process_group(timeout_s: float = 1800.0) -> Iterator[Group]:
     if size == 1:
         yield Group(device=device)
         return
+    # Keeps, as default arguments, the group that there is when it is first imported, as making an
+    # optimizer does. That one's threads would outlive it, and could abort the process at its end.
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s)
     )

@@ -30,6 +30,25 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+class NewRows:
+    """The rows of a metrics.jsonl that another process writes, as they come."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, 0
+
+    def read(self) -> list[Row]:
+        """What came since; from the first one when a resume has cut the file back."""
+        if not self._path.exists():
+            return []
+        if self._path.stat().st_size < self._offset:
+            self._offset = 0
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._offset += len(whole) + len(newline)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
 class MetricsLog:
     """Both files in the folder of a run."""
 

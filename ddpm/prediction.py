@@ -29,22 +29,26 @@ UNKNOWN_IMAGES = 10_000  # of shards that nobody has indexed yet
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One training. passes: images through the network without gradients. Seconds of both."""
+    """One training. passes: images through the network without gradients, `shared` of them by all
+    workers, the others by one.
+    """
 
     steps: int
     passes: int
-    training_s: float
-    passes_s: float
+    shared: int
+    workers: int
     speed: Speed
 
     @property
     def seconds(self) -> float:
-        return self.training_s + self.passes_s
+        passes = self.passes - self.shared + self.shared / self.workers
+        return self.steps * self.speed.step_s + passes * self.speed.call_s
 
     @property
     def core_seconds(self) -> float:
         """Seconds of busy cores: others that keep the cores busy make it last, not cost, more."""
-        return self.seconds * self.speed.cores
+        steps = self.steps * self.workers
+        return self.speed.cores * (steps * self.speed.step_s + self.passes * self.speed.call_s)
 
     def __str__(self) -> str:
         return (
@@ -53,15 +57,15 @@ class Prediction:
         )
 
 
-def predict(config: Config, speed: Speed) -> Prediction:
-    """One training at that speed."""
+def predict(config: Config, speed: Speed, workers: int = 1) -> Prediction:
+    """One training by workers of that speed."""
     train, held_out = _split(config)
-    steps, passes = total_steps(config.TRAINING, train), _passes(config, train, held_out)
+    passes, shared = _passes(config, train, held_out)
     return Prediction(
-        steps=steps,
+        steps=total_steps(config.TRAINING, train),
         passes=passes,
-        training_s=steps * speed.step_s,
-        passes_s=passes * speed.call_s,
+        shared=shared,
+        workers=workers,
         speed=speed,
     )
 
@@ -78,7 +82,7 @@ def predict_all(configs: Sequence[Config], workers: Workers) -> list[Prediction]
         key = probe.same_cost(shared)
         if key not in speeds:
             speeds[key] = probe.measure(shared, threads=workers.cpus, uses_gpu=workers.gpus > 0)
-        found.append(predict(config, speeds[key]))
+        found.append(predict(config, speeds[key], workers.count))
     return found
 
 
@@ -129,8 +133,10 @@ def _split(config: Config) -> tuple[int, int]:
     return count - held_out, held_out
 
 
-def _passes(config: Config, train: int, held_out: int) -> int:
-    """Images that go through the network without gradients, over the whole run."""
+def _passes(config: Config, train: int, held_out: int) -> tuple[int, int]:
+    """Images that go through the network without gradients, over the whole run; and how many of
+    them all workers share.
+    """
     training, evaluation = config.TRAINING, config.EVALUATION
     inline, total = training.INLINE_GEN, total_steps(training, train)
     epoch = steps_per_epoch(training, train)
@@ -147,6 +153,6 @@ def _passes(config: Config, train: int, held_out: int) -> int:
     # at the end alone, of images that are bytes, as all but float arrays are
     walk = bound_timesteps(schedule, USUAL_STEPS)
     bound = min(evaluation.NUM, held_out) * (len(walk) - 1)
-    measured = sample_quality.passes(config, schedule)
-    drawn = evaluations * sample_validation.passes(config, schedule)
-    return grids * grid + (1 + evaluations) * pairs + bound + measured + drawn
+    drawn = pairs + sample_validation.passes(config, schedule)
+    shared = evaluations * drawn + sample_quality.passes(config, schedule)
+    return grids * grid + pairs + bound + shared, shared

@@ -4,7 +4,6 @@ It reads the metrics that the runs append to their directories, so it shows any 
 in any processes.
 """
 
-import json
 import logging
 import threading
 import time
@@ -25,6 +24,7 @@ from rich.progress import (
 )
 
 from ddpm import stage_notes
+from ddpm.metrics_log import NewRows
 
 POLL_S = 0.5
 LINE_EVERY_S = 30.0
@@ -32,29 +32,22 @@ LINE_EVERY_S = 30.0
 
 @dataclass
 class Tail:
-    """The last row of a run's metrics.jsonl, read as it grows."""
+    """The last row of a run's metrics."""
 
     run_dir: Path
     name: str
     total_steps: int
-    offset: int = 0
     row: dict[str, Any] = field(default_factory=dict)
     staging: str = ""
 
+    def __post_init__(self) -> None:
+        self._new = NewRows(self.run_dir / "metrics.jsonl")
+
     def poll(self) -> None:
-        """Read what came since; start over when the file was cut back by a resume."""
+        """Read what came since."""
         self.staging = stage_notes.read(self.run_dir)
-        path = self.run_dir / "metrics.jsonl"
-        if not path.exists():
-            return
-        if path.stat().st_size < self.offset:
-            self.offset = 0
-        with path.open("rb") as file:
-            file.seek(self.offset)
-            *lines, rest = file.read().split(b"\n")
-            self.offset = file.tell() - len(rest)
-        if lines:
-            self.row = json.loads(lines[-1])
+        if rows := self._new.read():
+            self.row = rows[-1]
 
     @property
     def step(self) -> int:

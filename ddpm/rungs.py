@@ -63,34 +63,14 @@ def cost(metric: str, value: object) -> float:
 class Guide(Protocol):
     """Watches a trial for a search, and may end it."""
 
-    def on_report(self, report: Report) -> None:
-        """Hears what the trial reports."""
+    def on_row(self, row: Mapping[str, Any]) -> None:
+        """Hears a row of the trial's metrics, the same one twice where the trial repeats it."""
 
     def stops(self) -> bool:
         """Whether the trial is to save and end."""
 
     def outcome(self, blank: Outcome) -> Outcome | None:
         """What to record of a trial that ended at its word; None: it is to be continued."""
-
-
-class Pause:
-    """A guide that pauses a trial once it has been evaluated `until` times."""
-
-    def __init__(self, ladder: Ladder, until: int) -> None:
-        self._ladder, self._until, self._is_there = ladder, until, False
-
-    def on_report(self, report: Report) -> None:
-        """Sees whether the rung is reached."""
-        rung = self._ladder.rung(row_of(report))
-        self._is_there |= rung is not None and rung.evaluation >= self._until
-
-    def stops(self) -> bool:
-        """Whether it is."""
-        return self._is_there
-
-    def outcome(self, blank: Outcome) -> Outcome | None:
-        """Nothing to record."""
-        return None
 
 
 def row_of(report: Report) -> dict[str, Any]:

@@ -74,26 +74,29 @@ def train(
     evaluator: Every | None = None,
     judge: Callable[[dict[str, float]], Verdict] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    pause_at: int | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> Iterator[Report]:
     """Train from `state` (None: from the network's weights) to the end, yielding a Report at every
     boundary.
 
     Boundaries depend on the step alone: every epoch, and every LONGEST_WINDOW steps within one.
-    Reports carry a state every SAVE_PERIOD epochs, at the end, and when `should_stop()` (asked each
-    step, rank 0's answer counts) ends the run. on_step is called after every optimizer step.
+    Reports carry a state every SAVE_PERIOD epochs, at the end, and when the run is stopped: because
+    `should_stop()` says so (asked each step, rank 0's answer counts), or after step `pause_at`.
+    on_step is called after every optimizer step.
     The evaluator is called on all workers, which share its work, the sampler on rank 0. judge says
     what the numbers of an evaluation mean (rank 0's answer counts). Raises NonFiniteError before a
     step with a non-finite loss or gradient is applied.
     """
     end = total_steps(training, data.num_train)
+    last = end if pause_at is None else pause_at
     run = Stepper(training, network, schedule, loss, state, group or Group(), end)
     epoch = steps_per_epoch(training, data.num_train)
     save = (training.HYPER_PARAMETERS.SAVE_PERIOD or training.HYPER_PARAMETERS.EPOCHS) * epoch
     for batch in data.batches(run.share_of(step) for step in range(run.step, end)):
         # rank 0's answer counts: thousands of workers need not look for the same file
         wanted = bool(run.group.is_main and should_stop and should_stop())
-        stopping = run.train_step(batch, wanted)
+        stopping = run.train_step(batch, wanted) or run.step >= last
         if on_step:
             on_step()
         at_end, boundary = run.step == end, run.step % epoch % LONGEST_WINDOW == 0

@@ -19,7 +19,7 @@ from ddpm import best, checkpoint, evaluate, generate, memory, staging
 from ddpm import config as configuration
 from ddpm.best import Verdict
 from ddpm.config import Config
-from ddpm.cost import cost, gpu_share
+from ddpm.cost import Began, cost, gpu_share
 from ddpm.dataset import Dataset
 from ddpm.distributed import Group
 from ddpm.errors import Interrupted
@@ -73,6 +73,7 @@ class Job:
     data_dir: the folder of packed shards.  threads: CPU threads of each worker.  wait_s: how long
     to wait for the lock of the run directory.  packed: whether other trainings share the machine
     meanwhile, so that speed is not the machine's.  startup: when what had ended before the worker.
+    pause_at: the optimizer step after which it saves and stops, to be continued.
     """
 
     config: dict[str, Any]
@@ -83,6 +84,7 @@ class Job:
     wait_s: float = 0.0
     packed: bool = False
     startup: Marks = ()
+    pause_at: int | None = None
 
     @property
     def stage(self) -> tuple[str, str]:
@@ -105,6 +107,7 @@ def work(
     `should_stop()` says so or when the run directory's stop file appears.
     inception: opens EVALUATION.WEIGHTS where FEATURES are inception.
     """
+    began = Began()
     startup = marked(job.startup, "workers") if job.startup and group.is_main else ()
     config = configuration.from_dict(job.config, source=job.run_dir)
     data = open_data(config, Path(job.data_dir))
@@ -123,15 +126,17 @@ def work(
         reading = staging.reading(data, stage, group, notes=run.path, should_stop=stops)
         with recorded, reading, kernels(config.TRAINING.NUMERICS):
             if not group.is_main:
-                _train(config, data, run, state, group, [], stops, startup, inception)
+                _train(job, config, data, run, state, group, [], stops, startup, inception)
                 measure_samples(run.path, config, data, group, should_stop=stops)
+                began.gather(group)
                 return {}
             with closing(mirror(config, run) if mirror else NoMirror()) as mirrored:
                 listeners = [mirrored.log, *([on_report] if on_report else [])]
-                _train(config, data, run, state, group, listeners, stops, startup, inception)
+                _train(job, config, data, run, state, group, listeners, stops, startup, inception)
                 peak = memory.peak_bytes()  # what is measured from here on is no training
                 measure_samples(run.path, config, data, group, should_stop=stops)
-                summary = _finish(job, config, data, run, peak)
+                began.gather(group)
+                summary = _finish(job, config, data, run, peak, began)
                 mirrored.finish(summary)
             return summary
     finally:
@@ -168,6 +173,7 @@ def _start(
 
 
 def _train(
+    job: Job,
     config: Config,
     data: Dataset,
     run: RunDirectory,
@@ -198,6 +204,7 @@ def _train(
             evaluator=_evaluator(config, schedule, data, group, inception),
             judge=_judge(run, config),
             should_stop=should_stop,
+            pause_at=job.pause_at,
             on_step=told_after_first_step(startup, on_step),
         ):
             last = report
@@ -254,7 +261,7 @@ def _evaluator(
 
 
 def _finish(
-    job: Job, config: Config, data: Dataset, run: RunDirectory, peak_memory: int
+    job: Job, config: Config, data: Dataset, run: RunDirectory, peak_memory: int, began: Began
 ) -> dict[str, Any]:
     """Evaluation and samples of the final EMA network, written beside the checkpoints; the run's
     summary.
@@ -276,6 +283,7 @@ def _finish(
         "packed": job.packed,
         **({"best_step": found.step} if found else {}),
         **numbers,
+        **began.took(),
     }
     run.finish(summary)
     return summary

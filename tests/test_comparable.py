@@ -98,7 +98,6 @@ def test_samples_are_compared_only_where_they_are_drawn_alike(tmp_path: Path) ->
     [
         ("TUNE: {SEARCH: asha}", ["EVALUATION.EVERY=null"], "EVALUATION.EVERY is null; give"),
         ("TUNE: {SEARCH: asha}\nSEEDS: auto", [], "a race needs every cell trained to its end"),
-        ("TUNE: {SEARCH: asha}", ["CLUSTER.NUM_WORKERS=2"], "train on one worker each"),
         ("TUNE: {SEARCH: bayes}\nSEEDS: [0, 1]", [], "give one seed"),
         ("TUNE: {SEARCH: bayes, BUDGET: {TRIALS: 3}}", [], "TUNE.TRIALS says how many"),
         ("TUNE: {SEARCH: pbt}", [], "there is no SPACE"),

@@ -92,6 +92,16 @@ def test_core_seconds_are_those_of_busy_cores() -> None:
     assert shared.core_seconds == pytest.approx(alone.core_seconds)
 
 
+def test_workers_share_what_is_shared() -> None:
+    """Each makes every step on its part of the batch; grids and the bound are one worker's."""
+    speed = Speed(step_s=0.1, call_s=0.001, device="", cores=0.9)
+    evaluated = replace(CONFIG, EVALUATION=replace(CONFIG.EVALUATION, EVERY=5))
+    one, two = (predict(evaluated, speed, count) for count in (1, 2))
+    assert 0 < two.shared < two.passes and two.passes == one.passes
+    assert one.seconds - two.seconds == pytest.approx(two.shared / 2 * 0.001)
+    assert two.core_seconds - one.core_seconds == pytest.approx(0.9 * 0.1 * one.steps)
+
+
 def test_trainings_side_by_side_end_when_the_last_round_does() -> None:
     assert wall_s([10.0] * 9, 2) == 50.0  # not 45: one core has nothing to do in the fifth round
     assert wall_s([1.0, 5.0, 1.0, 1.0, 2.0], 2) == 5.0

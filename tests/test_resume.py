@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -152,6 +152,28 @@ def test_twenty_kills_leave_no_trace_on_three_workers(tmp_path: Path, digits: Pa
         steps |= {path.name for path in Path(job.run_dir).glob("checkpoints/step-*")}
     assert len(steps) > 5, f"the kills hit few stages: {sorted(steps)}"
     assert [process.wait(240) for process in start(job, root, 3)] == [0, 0, 0]
+    assert fingerprint(Path(job.run_dir)) == reference
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_pause_is_at_its_very_step_and_leaves_no_trace(tmp_path: Path, digits: Path) -> None:
+    """On all workers; and what the finished run cost is what the cores of all of them did."""
+    reference = undisturbed(tmp_path / "reference", digits, 2)
+    paid = [float(said(tmp_path / "reference", n).read_text().split()[-1]) for n in (0, 1)]
+    summary = RunDirectory(tmp_path / "reference" / "run_00000000").summary
+    assert summary["trial_core_seconds"] == pytest.approx(sum(paid), rel=0.1)
+
+    root = tmp_path / "paused"
+    root.mkdir()
+    job = make_job(root, digits, {"TRAINING.HYPER_PARAMETERS.SAVE_PERIOD": "null"})
+    for step in (10, 13):  # at the end of an epoch, and within one
+        paused = start(replace(job, pause_at=step), root, 2)
+        assert [process.wait(240) for process in paused] == [75, 75]
+        run = RunDirectory(Path(job.run_dir))
+        assert checkpoint.steps(run.checkpoints)[-1] == step
+        assert [row["step"] for row in run.metrics()] == [5, 10]
+    assert [process.wait(240) for process in start(job, root, 2)] == [0, 0]
     assert fingerprint(Path(job.run_dir)) == reference
 
 

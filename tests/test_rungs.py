@@ -1,19 +1,10 @@
 """ddpm.rungs: where trials are compared while they train, and by what."""
 
-from dataclasses import dataclass, field
 from math import inf, nan
 
-from ddpm.ledger import Outcome
-from ddpm.rungs import Ladder, Pause, cost
+from ddpm.rungs import Ladder, cost
 
 LADDER = Ladder(metric="mean_log10_mse", every=20, total=50)
-
-
-@dataclass
-class Report:
-    step: int
-    images: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def row(step: int, value: float | None = -1.0) -> dict[str, object]:
@@ -41,12 +32,3 @@ def test_a_number_that_is_not_finite_is_the_worst() -> None:
 def test_lower_is_better_for_every_metric() -> None:
     assert cost("class_accuracy", 0.9) < cost("class_accuracy", 0.8)
     assert cost("fid_infinity", 1.0) < cost("fid_infinity", 2.0)
-
-
-def test_a_pause_comes_at_its_rung_and_records_nothing() -> None:
-    pause = Pause(LADDER, until=2)
-    for step, stops in ((20, False), (30, False), (40, True)):
-        metrics = {} if step == 30 else {"val_mean_log10_mse": -1.0}
-        pause.on_report(Report(step=step, metrics=metrics))
-        assert pause.stops() is stops
-    assert pause.outcome(Outcome(trial="a", cell={}, seed=0, run_dir="")) is None

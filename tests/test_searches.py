@@ -1,7 +1,7 @@
 """The searches on real trainings of a few steps, round by round in this process; once by Ray."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,7 +20,6 @@ from ddpm.adapters.sweep_setup import OpenSweep, Trial
 from ddpm.budget import Meter
 from ddpm.config import flat
 from ddpm.rundir import RunDirectory
-from ddpm.rungs import Ladder, Pause
 from ddpm.sweep import load_sweep
 from tests.test_layering import ROOT
 
@@ -49,25 +48,14 @@ def opened(folder: Path, text: str, *overrides: str) -> Iterator[OpenSweep]:
         yield found
 
 
-def run_here(
-    of: OpenSweep, *, rounds_left: int = 99, should_stop: Callable[[], bool] = lambda: False
-) -> list[Round]:
+def run_here(of: OpenSweep, *, rounds_left: int = 99) -> list[Round]:
     """The rounds of a sweep, each trial in this process as Ray would run it in its own."""
     done = []
     for one in rounds(of):
         if len(done) == rounds_left:
             break
         for trial in one.trials:
-            guide = None
-            if one.search.until is not None:
-                guide = Pause(Ladder(**one.search.ladders[trial.outcome.trial]), one.search.until)
-            run_trial(
-                *(trial.outcome, trial.job, of.ledger),
-                sweep="small",
-                resources=ALONE,
-                should_stop=should_stop,
-                guide=guide,
-            )
+            run_one(of, trial)
         done.append(one)
     return done
 
@@ -131,16 +119,10 @@ def test_a_member_begins_with_the_very_weights_of_its_donor(tmp_path: Path) -> N
     with opened(tmp_path, text) as of:
         todo = rounds(of)
         for trial in next(todo).trials:
-            guide = Pause(Ladder(metric="mean_log10_mse", every=3, total=12), 2)
-            run_trial(
-                *(trial.outcome, trial.job, of.ledger),
-                sweep="small",
-                resources=ALONE,
-                should_stop=lambda: False,
-                guide=guide,
-            )
+            assert run_one(of, trial) == "stopped"
         next(todo)
         (one,) = json.loads((of.folder / "population.jsonl").read_text())["exploits"]
+        assert one["step"] == 6  # the boundary itself: all have seen equally many images
         given, taken = (
             checkpoint.load(checkpoint.folder_of(Path(one[key]) / "checkpoints", one["step"]))
             for key in ("from", "run_dir")
@@ -211,7 +193,7 @@ def test_ray_halves_and_chooses(tmp_path: Path) -> None:
         assert len(of.trials) == 11 and of.todo() == [] and list(rounds(of)) == []
 
 
-def run_with_ray(of: OpenSweep) -> None:
+def run_with_ray(of: OpenSweep, resources: Resources = ALONE) -> None:
     for one in rounds(of):
         run_trials(
             [trial.outcome for trial in one.trials],
@@ -219,7 +201,7 @@ def run_with_ray(of: OpenSweep) -> None:
             of.ledger,
             of.stop_file,
             sweep="small",
-            resources=ALONE,
+            resources=resources,
             max_concurrent=1,
             max_failures=0,
             search=one.search,
@@ -254,6 +236,29 @@ def check_halving(of: OpenSweep) -> None:
             if r["step"] == one.summary["step"]
         )
         assert row["val_mean_log10_mse"] < one.summary["val_mean_log10_mse"]
+
+
+@pytest.mark.ray
+def test_a_verdict_reaches_a_trial_of_several_workers(tmp_path: Path) -> None:
+    """It trains in other processes than the one that asks Ray, saves, and stops between two rungs.
+    What it is compared with had ended before, and is told again.
+    """
+    from ddpm.adapters.ray_cluster import ray_cluster
+
+    text = f"GRID: {{{RATE}: [4.0e-3, 1.0e-8]}}\nTUNE: {{SEARCH: asha, GRACE: 1, REDUCTION: 2}}\n"
+    hyper = "TRAINING.HYPER_PARAMETERS"
+    longer = (f"{hyper}.EPOCHS=60", f"{hyper}.STEPS_PER_EPOCH=4", "EVALUATION.EVERY=6")
+    both = Resources(num_workers=2, cpus_per_worker=1, gpus_per_worker=0)
+    with ray_cluster(3), opened(tmp_path, text, *longer) as of:
+        assert run_one(of, of.trials[0]) == "done"
+        run_with_ray(of, both)
+        good, bad = (of.ledger.outcomes()[trial.outcome.trial] for trial in of.trials)
+        assert (good.status, bad.status) == ("done", "stopped")
+        assert "stopped early by asha at evaluation 1 of 10" in str(bad.reason)
+        run = RunDirectory(Path(bad.run_dir))
+        assert 24 <= checkpoint.steps(run.checkpoints)[-1] < 240
+        rung = next(row for row in run.metrics() if row["step"] == 24)
+        assert rung["val_mean_log10_mse"] == pytest.approx(bad.summary["val_mean_log10_mse"])
 
 
 def test_what_is_left_of_a_stopped_trial_is_continued_by_a_grid(tmp_path: Path) -> None:

@@ -106,8 +106,10 @@ def test_a_killed_sweep_continues_and_reruns_no_finished_trial(tmp_path: Path) -
     assert attempts(tmp_path) == after
 
 
-def test_sigterm_saves_every_trial_and_asks_to_run_again(tmp_path: Path) -> None:
-    argv = command(tmp_path, **{"TRAINING.HYPER_PARAMETERS.EPOCHS": 500})
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_saves_every_trial_and_asks_to_run_again(tmp_path: Path, workers: int) -> None:
+    longer = {"TRAINING.HYPER_PARAMETERS.EPOCHS": 5000, "CLUSTER.NUM_WORKERS": workers}
+    argv = command(tmp_path, **longer)
     driver = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and not list(tmp_path.glob("out/*/*/*/metrics.jsonl")):

@@ -7,6 +7,7 @@ before, in this command or an earlier one, is told to Tune again when it starts,
 have ended are told first, so a sweep that continues decides as if it had never stopped.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ddpm import comparable, durable
 from ddpm.adapters.run_trial import FilePoll
 from ddpm.ledger import Outcome
-from ddpm.rundir import Report, RunDirectory
-from ddpm.rungs import Ladder, Rung, row_of
+from ddpm.rundir import RunDirectory
+from ddpm.rungs import Ladder, Rung
 
 TIME, VALUE = "evaluation", "value"
 
@@ -67,12 +68,14 @@ class Obedience:
         for rung in self._rungs:
             _tell(rung)
 
-    def on_report(self, report: Report) -> None:
-        """Tells Tune a rung; it has decided when this returns."""
-        if rung := self._ladder.rung(row_of(report)):
-            self._rungs.append(rung)
-            _tell(rung)
-            self._poll = FilePoll(self._path)
+    def on_row(self, row: Mapping[str, Any]) -> None:
+        """Tells Tune a rung that is new; it has decided when this returns."""
+        rung = self._ladder.rung(row)
+        if rung is None or rung.evaluation in {known.evaluation for known in self._rungs}:
+            return
+        self._rungs.append(rung)
+        _tell(rung)
+        self._poll = FilePoll(self._path)
 
     def stops(self) -> bool:
         """Whether there is a verdict."""

@@ -10,13 +10,12 @@ PBT keeps all this in the driver's memory and random state, where a kill loses i
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ddpm import checkpoint, durable, run_names
 from ddpm import config as configuration
-from ddpm.adapters.ray_tune import Search
 from ddpm.adapters.round import Round, ladder_of
 from ddpm.adapters.sweep_setup import OpenSweep, Trial
 from ddpm.population import exploits
@@ -41,9 +40,7 @@ def rounds(opened: OpenSweep) -> Iterator[Round]:
 
     for boundary in range(opened.sweep.tune.GRACE, ladder.evaluations, opened.sweep.tune.GRACE):
         if behind := [trial for trial in left() if _at(opened, trial, boundary) is None]:
-            ladders = {t.outcome.trial: asdict(ladder_of(opened, t)) for t in behind}
-            search = Search(ladders=ladders, until=boundary)
-            yield Round(trials=behind, search=search)
+            yield Round(trials=[_up_to(opened, trial, boundary) for trial in behind])
             failed |= opened.failed()
         known = {line["population"] for line in lines if line["evaluation"] == boundary}
         for name, members in _populations(opened).items():
@@ -93,6 +90,12 @@ def _at(opened: OpenSweep, trial: Trial, boundary: int) -> Rung | None:
     saved = max(checkpoint.steps(run.checkpoints), default=0)  # later rows are about to be repeated
     rungs = ladder_of(opened, trial).rungs(run.metrics())
     return next((r for r in rungs if r.evaluation == boundary and r.step <= saved), None)
+
+
+def _up_to(opened: OpenSweep, trial: Trial, boundary: int) -> Trial:
+    """The trial, to be paused at a boundary."""
+    step = boundary * ladder_of(opened, trial).every
+    return replace(trial, job=replace(trial.job, pause_at=step))
 
 
 def _exchange(

@@ -10,7 +10,7 @@ import logging
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ddpm.run_log import failure_recorded
 from ddpm.rundir import RunDirectory
 from ddpm.worker import Job, work
 
+LOOK_S = 0.5
 LOCK_PATIENCE_S = 30.0  # how long the workers of the last attempt may take to die
 log = logging.getLogger(__name__)
 
@@ -37,17 +38,19 @@ def run(
     sweep: str | None = None,
     cell: Mapping[str, object] | None = None,
     max_failures: int = 3,
+    meanwhile: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """The summary of a training over `num_workers` workers of an initialised Ray.
 
     Raises the worker's own error (a DdpmError) at once; any other death of a worker is retried
-    `max_failures` times. sweep, cell: what it belongs to, for its mirror.
+    `max_failures` times. sweep, cell: what it belongs to, for its mirror.  meanwhile: called in
+    this thread every LOOK_S seconds.
     """
     resources = resources_of(cpus_per_worker, gpus_per_worker if use_gpu else 0)
     job = Job(**(asdict(job) | {"wait_s": max(job.wait_s, LOCK_PATIENCE_S)}))
     with failure_recorded(Path(job.run_dir)):
         for attempt in range(max_failures + 1):
-            error = _attempt(job, num_workers, resources, (sweep, cell))
+            error = _attempt(job, num_workers, resources, (sweep, cell), meanwhile)
             if error is None:
                 return RunDirectory(Path(job.run_dir)).summary
             if isinstance(error, DdpmError):
@@ -63,13 +66,15 @@ def _attempt(
     num_workers: int,
     resources: dict[str, float],
     mirror: tuple[str | None, Mapping[str, object] | None],
+    meanwhile: Callable[[], None] | None,
 ) -> Exception | None:
     """One training; its error, or None when it ended well.
 
     mirror: what wandb_mirror is given: the sweep and the cell.
     """
     settings = {"job": asdict(job), "mirror": mirror}
-    return run_loop(_loop, settings, Path(job.run_dir) / "ray", num_workers, resources)
+    storage = Path(job.run_dir) / "ray"
+    return run_loop(_loop, settings, storage, num_workers, resources, meanwhile)
 
 
 def run_loop(
@@ -78,12 +83,14 @@ def run_loop(
     storage: Path,
     num_workers: int,
     resources: dict[str, float],
+    meanwhile: Callable[[], None] | None = None,
 ) -> Exception | None:
     """One Ray Train run of loop(settings) on every worker; None when it ended well, else the
     worker's own DdpmError, or what Ray says of its death.
 
     storage: a folder that all nodes share and that Ray may use; it is removed. resources: of each
-    worker.  Ctrl-C, where it is not handled otherwise, ends the workers at once.
+    worker.  meanwhile: called in this thread every LOOK_S seconds.  Ctrl-C, where it is not handled
+    otherwise, ends the workers at once.
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -108,6 +115,9 @@ def run_loop(
         with ThreadPoolExecutor(1, thread_name_prefix="ddpm-ray") as pool:
             fitted = pool.submit(trainer.fit)
             try:
+                while wait([fitted], LOOK_S if meanwhile else None).not_done:
+                    if meanwhile:
+                        meanwhile()
                 fitted.result()
             except KeyboardInterrupt:
                 ray.shutdown()

@@ -12,7 +12,7 @@ from typing import Any
 
 from ddpm.adapters.run_trial import FilePoll, Resources, run_trial
 from ddpm.ledger import Ledger, Outcome
-from ddpm.rungs import Guide, Ladder, Pause
+from ddpm.rungs import Guide, Ladder
 from ddpm.worker import Job
 
 
@@ -21,14 +21,13 @@ class Search:
     """How Tune goes about trials; by default it runs each to its end.
 
     scheduler, searcher: make Tune's.  ladders: the rungs of trials that are watched, as plain data.
-    verdicts: the folder in which asha says who is to end.  until: the evaluation to pause at.
+    verdicts: the folder in which asha says who is to end.
     """
 
     scheduler: Callable[[], Any] | None = None
     searcher: Callable[[], Any] | None = None
     ladders: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     verdicts: Path | None = None
-    until: int | None = None
 
 
 TO_THE_END = Search()
@@ -64,7 +63,6 @@ def run_trials(
         sweep=sweep,
         resources=asdict(resources),
         ladders=dict(search.ladders),
-        until=search.until,
     )
     # a searcher says itself when there is no more
     more = {"search_alg": search.searcher(), "num_samples": -1} if search.searcher else {}
@@ -112,16 +110,13 @@ def _trial(
     sweep: str,
     resources: dict[str, Any],
     ladders: dict[str, dict[str, Any]],
-    until: int | None,
 ) -> dict[str, str]:
     """One trial in its process; its outcome lies in the ledger when this returns."""
     key = params["trial"]
     plan = json.loads(params.get("plan") or plans[key])
     outcome, job, ledger = Outcome(**plan["outcome"]), _job(plan["job"]), Ledger(Path(places[0]))
     guide: Guide | None = None
-    if key in ladders and until is not None:
-        guide = Pause(Ladder(**ladders[key]), until)
-    elif key in ladders:
+    if key in ladders:
         from ddpm.adapters.asha import Obedience
 
         guide = Obedience(key, Path(job.run_dir), Ladder(**ladders[key]), Path(places[2]))

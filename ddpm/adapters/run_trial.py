@@ -16,7 +16,9 @@ from typing import Any, Literal
 from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import DdpmError, Interrupted, LockedError
 from ddpm.ledger import Ledger, Outcome
-from ddpm.rungs import Guide
+from ddpm.metrics_log import NewRows
+from ddpm.rundir import RunDirectory
+from ddpm.rungs import Guide, row_of
 from ddpm.worker import Job, work
 from ddpm.workers import Workers
 
@@ -66,7 +68,6 @@ def run_trial(
     """
     if should_stop():
         return "stopped"
-    began = Began()
     try:
         summary = _run(job, sweep, outcome.cell, resources, should_stop, guide)
     except Interrupted:
@@ -81,22 +82,8 @@ def run_trial(
         log.exception("trial %s failed", outcome.trial)
         ledger.record(outcome.failed(_reason(error)))
         return "failed"
-    ledger.record(outcome.done(summary | began.took()))
+    ledger.record(outcome.done(summary))
     return "done"
-
-
-class Began:
-    """The clocks when a trial began in this process."""
-
-    def __init__(self) -> None:
-        self._wall, self._cores = time.monotonic(), time.process_time()
-
-    def took(self) -> dict[str, float]:
-        """Seconds since, of the wall and of this process's cores: training and all around it."""
-        return {
-            "trial_seconds": time.monotonic() - self._wall,
-            "trial_core_seconds": time.process_time() - self._cores,
-        }
 
 
 def _run(
@@ -111,25 +98,55 @@ def _run(
     from ddpm.adapters.inception import inception_of_training
     from ddpm.adapters.wandb_log import wandb_mirror
 
+    def stops() -> bool:
+        return should_stop() or (guide is not None and guide.stops())
+
     if resources.num_workers > 1:
-        return ray_train.run(
-            job,
-            num_workers=resources.num_workers,
-            use_gpu=resources.gpus_per_worker > 0,
-            cpus_per_worker=resources.cpus_per_worker,
-            gpus_per_worker=resources.gpus_per_worker,
-            sweep=sweep,
-            cell=cell,
-        )
+        watch = _Watch(Path(job.run_dir), stops, guide)
+        try:
+            return ray_train.run(
+                job,
+                num_workers=resources.num_workers,
+                use_gpu=resources.gpus_per_worker > 0,
+                cpus_per_worker=resources.cpus_per_worker,
+                gpus_per_worker=resources.gpus_per_worker,
+                sweep=sweep,
+                cell=cell,
+                meanwhile=watch.look,
+            )
+        finally:
+            watch.hear()
     group = Group(device=best_device() if resources.gpus_per_worker else CPU)
     return work(
         job,
         group,
         mirror=wandb_mirror(sweep, cell),
-        on_report=guide.on_report if guide else None,
-        should_stop=lambda: should_stop() or (guide is not None and guide.stops()),
+        on_report=(lambda report: guide.on_row(row_of(report))) if guide else None,
+        should_stop=stops,
         inception=inception_of_training,
     )
+
+
+class _Watch:
+    """Follows a trial that other processes train: tells its guide what it measured, and asks it to
+    save and stop when that is wanted.
+    """
+
+    def __init__(self, run_dir: Path, stops: Callable[[], bool], guide: Guide | None) -> None:
+        self._run, self._stops, self._guide = RunDirectory(run_dir), stops, guide
+        self._new = NewRows(run_dir / "metrics.jsonl")
+
+    def look(self) -> None:
+        """Once; to be called again and again, since a start forgets earlier requests."""
+        self.hear()
+        if self._stops():
+            self._run.request_stop()
+
+    def hear(self) -> None:
+        """Tells the guide what is new."""
+        if self._guide:
+            for row in self._new.read():
+                self._guide.on_row(row)
 
 
 class FilePoll:
