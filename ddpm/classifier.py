@@ -95,10 +95,11 @@ def train(
     image_shape: tuple[int, int, int],
     num_classes: int,
     on_step: Callable[[], None] = lambda: None,
+    steps: int = STEPS,
 ) -> Network:
     """The trained network, its features not yet scaled.
 
-    read(places): images by place in 0 .. n - 1.  labels: (n,).
+    read(places): images by place in 0 .. n - 1.  labels: (n,).  steps: fewer to measure their time.
     """
     network = init_weights(Network(image_shape, num_classes), SEED).train()
     optimizer = torch.optim.AdamW(
@@ -106,7 +107,7 @@ def train(
     )
     targets = torch.from_numpy(labels)
     with exact_arithmetic(threads=1), torch.enable_grad():
-        for step in range(STEPS):
+        for step in range(steps):
             positions = torch.arange(step * BATCH, (step + 1) * BATCH)
             places = _places(positions, len(labels))
             images = _scaled(torch.tensor(read(places.numpy())))

@@ -41,24 +41,26 @@ def make(
     imports: modules that the process of a trial holds besides its training's.
     """
     shares = {name: prediction.share(one, workers.count) for name, one in configs.items()}
-    speeds = _probed({probe.same_cost(one): one for one in shares.values()}, workers, imports)
-    trials = {}
+    probed = {probe.same_cost(one): one for one in shares.values()}
+    speeds, once = _probed(probed, workers, imports)
+    trials: dict[str, dict[str, float]] = {}
+    seconds = []
     for name, config in configs.items():
         speed = speeds[probe.same_cost(shares[name])]
         found = prediction.predict(config, speed, workers.count)
+        own = 0.0 if trials else once  # the first trial makes what all use
         trials[name] = {
-            "seconds": found.seconds,
-            "core_seconds": found.core_seconds,
-            "gpu_seconds": found.seconds * workers.gpus * workers.count,
+            "seconds": found.seconds + own,
+            "core_seconds": found.core_seconds + own,
+            "gpu_seconds": (found.seconds + own) * workers.gpus * workers.count,
             "memory_bytes": speed.memory_bytes,
         }
+        seconds.append(found.seconds)
     facts = {
         "device": next(iter(speeds.values())).device,
         "load": os.getloadavg()[0],
         "side_by_side": side_by_side,
-        "wall_seconds": prediction.wall_s(
-            (one["seconds"] for one in trials.values()), side_by_side
-        ),
+        "wall_seconds": once + prediction.wall_s(seconds, side_by_side),
         "trials": trials,
     }
     durable.write_json(folder / FILE, facts)
@@ -73,9 +75,9 @@ def finish(folder: Path, wall_seconds: float) -> None:
 
 def _probed(
     configs: Mapping[str, Config], workers: Workers, imports: Sequence[str]
-) -> dict[str, Speed]:
-    """The speed of each network, measured by a process of its own: so its memory is a trial's, and
-    this process holds no GPU.
+) -> tuple[dict[str, Speed], float]:
+    """The speed of each network, and what all need once, measured by a process of its own: so its
+    memory is a trial's, and this process holds no GPU.
     """
     request = {
         "configs": {key: configuration.to_dict(config) for key, config in configs.items()},
@@ -92,21 +94,23 @@ def _probed(
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise DdpmError(f"the probe failed: {why}")
-    speeds: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {key: Speed(**speed) for key, speed in speeds.items()}
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    speeds = {key: Speed(**speed) for key, speed in answer["speeds"].items()}
+    return speeds, answer["once_s"]
 
 
 def main() -> None:
-    """Answers a request on standard input with the speeds as JSON."""
+    """Answers a request on standard input, as JSON."""
     request = json.load(sys.stdin)
     for name in request["imports"]:
         importlib.import_module(name)
-    found = {}
-    for key, plain in request["configs"].items():
-        config = configuration.from_dict(plain, source="probe")
-        speed = probe.measure(config, threads=request["threads"], uses_gpu=request["uses_gpu"])
-        found[key] = asdict(speed)
-    print(json.dumps(found))
+    configs = {
+        key: configuration.from_dict(plain, source="probe")
+        for key, plain in request["configs"].items()
+    }
+    device = {"threads": request["threads"], "uses_gpu": request["uses_gpu"]}
+    speeds = {key: asdict(probe.measure(one, **device)) for key, one in configs.items()}
+    print(json.dumps({"speeds": speeds, "once_s": prediction.once_s(configs.values())}))
 
 
 if __name__ == "__main__":

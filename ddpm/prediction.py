@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ddpm import classifier_cost, generate, probe, sample_quality, sample_validation, shards
 from ddpm import config as configuration
-from ddpm import generate, probe, sample_quality, sample_validation, shards
 from ddpm.bits_per_dim import USUAL_STEPS, bound_timesteps
 from ddpm.config import Config
 from ddpm.evaluate import levels_of
@@ -84,6 +84,18 @@ def predict_all(configs: Sequence[Config], workers: Workers) -> list[Prediction]
             speeds[key] = probe.measure(shared, threads=workers.cpus, uses_gpu=workers.gpus > 0)
         found.append(predict(config, speeds[key], workers.count))
     return found
+
+
+def once_s(configs: Iterable[Config]) -> float:
+    """Seconds that the first of these trainings takes for what the others then find, while they
+    wait: the classifier of their data.
+    """
+    by_data = {
+        str((one.DATASET, configuration.image_shape(one))): one
+        for one in configs
+        if classifier_cost.is_needed(one)
+    }
+    return sum(classifier_cost.seconds(one, _split(one)[0]) for one in by_data.values())
 
 
 def mean_s(predictions: Sequence[Prediction]) -> float:

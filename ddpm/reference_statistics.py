@@ -89,13 +89,24 @@ def classifier_features(real: RealData) -> ClassifierFeatures:
             f"classifier features need data of two classes or more; {real.name} has "
             f"{'no labels' if num_classes is None else 'one'}: use --features pixels"
         )
-    facts = {**real.facts, "extractor": "classifier", "classes": num_classes, **RECIPE}
+    stem, facts = _classifier(real)
     with _locked(real.folder):
-        stem = _stem(real, "classifier", facts)
         kept = tensor_files.read(stem, facts) or _trained(real, num_classes, stem, facts)
     network = Network(real.image_shape, num_classes)
     network.load_state_dict(kept.tensors)
     return ClassifierFeatures(network, kept.sha256, kept.results["accuracy"])
+
+
+def has_classifier(real: RealData) -> bool:
+    """Whether the classifier of the data is kept."""
+    return tensor_files.read(*_classifier(real)) is not None
+
+
+def _classifier(real: RealData) -> tuple[Path, dict]:
+    """Where it is kept, and what it depends on."""
+    classes = {"classes": real.data.num_classes}
+    facts = {**real.facts, "extractor": "classifier", **classes, **RECIPE}
+    return _stem(real, "classifier", facts), facts
 
 
 def reference(real: RealData, split: str, extractor: Extractor, group: Group = ALONE) -> Reference:

@@ -27,6 +27,7 @@ __all__ = [
     "Shard",
     "Source",
     "check",
+    "found",
     "index_foreign",
     "is_shards",
     "open_index",
@@ -54,10 +55,22 @@ def prepare(config: Config, *, progress: bool = True) -> Index:
         folder = Path(path)
         has_index = (folder / INDEX_FILE).exists()
         return open_index(folder) if has_index else index_foreign(folder, progress=progress)
-    source = open_source(path, config.DATASET.LABEL_KEY)
-    plan = plan_packing(source, name=None, samples_per_shard=None, seed=0)
-    folder = Path(config.TRAINING.OUTPUT_DIR) / "shards" / plan.recipe[:16]
+    source, folder = _place(config)
     return pack(source, folder, progress=progress)
+
+
+def found(config: Config) -> Index | None:
+    """As prepare(); None where the data has been neither packed nor indexed. Writes nothing."""
+    path = config.DATASET.PATH
+    folder = Path(path) if is_shards(path) else _place(config)[1]
+    return open_index(folder) if (folder / INDEX_FILE).exists() else None
+
+
+def _place(config: Config) -> tuple[Source, Path]:
+    """The source that DATASET.PATH names, and the folder that it is packed into."""
+    source = open_source(config.DATASET.PATH, config.DATASET.LABEL_KEY)
+    plan = plan_packing(source, name=None, samples_per_shard=None, seed=0)
+    return source, Path(config.TRAINING.OUTPUT_DIR) / "shards" / plan.recipe[:16]
 
 
 def refresh(folder: Path, *, progress: bool = True) -> Index:

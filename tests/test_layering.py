@@ -47,8 +47,8 @@ FLOORS = (
     "forecast forecast_page skip_prefix "
     # samples measured: extractors, what is kept of images, the real side, the numbers
     "features classifier sample_statistics class_measures real_data reference_statistics "
-    "sample_sources sample_validation sample_measures sample_evaluation sample_table "
-    "sample_quality quality_keeper",
+    "classifier_cost sample_sources sample_validation sample_measures sample_evaluation "
+    "sample_table sample_quality quality_keeper",
     "adapters report published",
     "launch",
 )

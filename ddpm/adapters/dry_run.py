@@ -39,7 +39,7 @@ def training(config: Config, workers: Workers, *, probe: bool) -> int:
         f"core(s) and {workers.gpus:g} GPU; nothing was written"
     )
     if probe:
-        _print_time(_predicted([config], workers), workers, side_by_side=1)
+        _print_time(_predicted([config], workers), workers, 1, [config])
     _print_script("train.sh")
     return 0
 
@@ -62,7 +62,8 @@ def sweep(planned: Sweep, options: Options | None, *, probe: bool) -> int:
         if probe:
             workers = resources.workers()
             configs = [trial.config for trial in planned.trials]
-            _print_time(_predicted(configs, workers), workers, side_by_side=side_by_side)
+            found = _predicted(configs, workers)
+            _print_time(found, workers, side_by_side, configs)
         _print_script("sweep.sh")
     else:
         _arrays(planned, options)
@@ -76,8 +77,9 @@ def _arrays(planned: Sweep, options: Options) -> None:
         slurm_queue.require_slurm()
     _print_cells(planned)
     workers, found, seconds = resources.workers(), None, None
+    configs = [trial.config for trial in planned.trials]
     if options.probe:
-        found = _predicted([trial.config for trial in planned.trials], workers)
+        found = _predicted(configs, workers)
         seconds = prediction.mean_s(found) if found else None
     todo = len(planned.trials)
     size = group_size(todo, options, request.jobs, seconds)
@@ -89,7 +91,7 @@ def _arrays(planned: Sweep, options: Options) -> None:
         "written"
     )
     if options.probe:
-        _print_time(found, workers, side_by_side=min(tasks, request.jobs))
+        _print_time(found, workers, min(tasks, request.jobs), configs)
     if options.cluster != "slurm":
         return
     most = slurm_queue.largest_array()
@@ -119,17 +121,25 @@ def _predicted(configs: Sequence[Config], workers: Workers) -> list[Prediction] 
         return None
 
 
-def _print_time(found: list[Prediction] | None, workers: Workers, *, side_by_side: int) -> None:
+def _print_time(
+    found: list[Prediction] | None,
+    workers: Workers,
+    side_by_side: int,
+    configs: Sequence[Config],
+) -> None:
     """Seconds of a training and of all, and their hours of cores or GPUs."""
     if found is None:
         return
-    all_s = sum(one.seconds for one in found)
+    once_s = prediction.once_s(configs)
+    all_s = once_s + sum(one.seconds for one in found)
     longest = max(found, key=lambda one: one.seconds)
     each, what = (workers.gpus, "GPU") if workers.gpus else (workers.cpus, "core")
     print(f"predicted: {'the longest of them, ' if len(found) > 1 else ''}{longest}")
     if len(found) > 1:
         wall = prediction.wall_s((one.seconds for one in found), side_by_side)
         print(f"predicted: {len(found)} trainings, {side_by_side} at a time: {duration(wall)}")
+    if once_s:
+        print(f"predicted: {duration(once_s)} more, once, for a classifier of these data")
     hours = all_s * workers.count * each / 3600
     print(f"predicted: {hours:.3g} {what}-hours; what starting takes comes on top")
     for line in prediction.notes(found, workers):
