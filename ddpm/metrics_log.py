@@ -20,14 +20,7 @@ Row = dict[str, Any]
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a metrics.jsonl; a last line that a kill has cut is left out."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            break
-        rows.append(json.loads(line))
-    return rows
+    return NewRows(path).read()
 
 
 class NewRows:
