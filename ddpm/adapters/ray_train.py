@@ -38,7 +38,7 @@ def run(
     sweep: str | None = None,
     cell: Mapping[str, object] | None = None,
     max_failures: int = 3,
-    meanwhile: Callable[[], None] | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """The summary of a training over `num_workers` workers of an initialised Ray.
 
@@ -66,7 +66,7 @@ def _attempt(
     num_workers: int,
     resources: dict[str, float],
     mirror: tuple[str | None, Mapping[str, object] | None],
-    meanwhile: Callable[[], None] | None,
+    meanwhile: Callable[[], None],
 ) -> Exception | None:
     """One training; its error, or None when it ended well.
 
@@ -83,7 +83,7 @@ def run_loop(
     storage: Path,
     num_workers: int,
     resources: dict[str, float],
-    meanwhile: Callable[[], None] | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Exception | None:
     """One Ray Train run of loop(settings) on every worker; None when it ended well, else the
     worker's own DdpmError, or what Ray says of its death.
@@ -115,9 +115,8 @@ def run_loop(
         with ThreadPoolExecutor(1, thread_name_prefix="ddpm-ray") as pool:
             fitted = pool.submit(trainer.fit)
             try:
-                while wait([fitted], LOOK_S if meanwhile else None).not_done:
-                    if meanwhile:
-                        meanwhile()
+                while wait([fitted], LOOK_S).not_done:
+                    meanwhile()
                 fitted.result()
             except KeyboardInterrupt:
                 ray.shutdown()
