@@ -50,7 +50,8 @@ def is_needed(config: Config) -> bool:
     """By the samples of evaluations, or by those of the end."""
     options = config.EVALUATION
     on_the_way = options.EVERY is not None and options.FEATURES == "classifier"
-    return on_the_way or bool(config.TRAINING.NETWORK.NUM_CLASSES and sample_quality.walks(config))
+    at_the_end = config.DATASET.LABEL_KEY is not None and bool(sample_quality.walks(config))
+    return on_the_way or at_the_end
 
 
 def _is_there(config: Config) -> bool:
