@@ -1,7 +1,7 @@
 """What a sweep was predicted to take beside what it took: its prediction.json and the ledger.
 
 Compared are trials that are done and were never interrupted. Their seconds are those of the trial
-in its process, with evaluation and samples; Ray and the start of the process are not in them.
+in its processes, with evaluation and samples; Ray and their start are not in them.
 """
 
 from collections.abc import Mapping, Sequence
