@@ -95,11 +95,11 @@ def train(
     image_shape: tuple[int, int, int],
     num_classes: int,
     on_step: Callable[[], None] = lambda: None,
-    steps: int = STEPS,
+    steps: int | None = None,
 ) -> Network:
     """The trained network, its features not yet scaled.
 
-    read(places): images by place in 0 .. n - 1.  labels: (n,).  steps: fewer to measure their time.
+    read(places): images by place in 0 .. n - 1.  labels: (n,).  steps: only the first of all.
     """
     network = init_weights(Network(image_shape, num_classes), SEED).train()
     optimizer = torch.optim.AdamW(
@@ -107,7 +107,7 @@ def train(
     )
     targets = torch.from_numpy(labels)
     with exact_arithmetic(threads=1), torch.enable_grad():
-        for step in range(steps):
+        for step in range(STEPS if steps is None else steps):
             positions = torch.arange(step * BATCH, (step + 1) * BATCH)
             places = _places(positions, len(labels))
             images = _scaled(torch.tensor(read(places.numpy())))
