@@ -70,7 +70,8 @@ test-slurm-full: $(STAMP) ## the same with every fault and every way to run a sw
 bench: $(STAMP)    ## images/s through Ray Train beside the same loop without it
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
 
-check: $(STAMP)    ## format, lint, types
+check: $(STAMP)    ## format, lint, types, no unresolved merge
+	@! git grep -nE '^(<<<<<<<|\|\|\|\|\|\|\||=======|>>>>>>>)( |$$)' || { echo 'unresolved merges in the files above' >&2; exit 1; }
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
