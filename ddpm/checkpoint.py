@@ -11,7 +11,6 @@ checked before any is used: a flipped bit, a cut, missing or swapped file is Dam
 A new format keeps the manifest's own SHA-256, so that an old version can tell new from damaged.
 """
 
-import errno
 import hashlib
 import json
 import logging
@@ -26,21 +25,41 @@ import safetensors.torch
 from torch import Tensor
 
 from ddpm import durable
-from ddpm.errors import InputError, StorageError
+from ddpm.errors import StorageError
+from ddpm.manifest import (
+    FORMAT,
+    MANIFEST,
+    DamagedCheckpoint,
+    encode,
+    folder_name,
+    folder_of,
+    read_bytes,
+    read_manifest,
+    steps,
+)
 
-FORMAT = 1
-MANIFEST = "MANIFEST.json"
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "Checkpoint",
+    "DamagedCheckpoint",
+    "folder_name",
+    "folder_of",
+    "latest",
+    "load",
+    "prune",
+    "read_manifest",
+    "save",
+    "steps",
+    "verify",
+]
+
 STATE = "state.json"
 TENSORS = ".safetensors"
 
-_STEP = re.compile(r"step-(\d{8,})")
-_CORRUPT = re.compile(r"step-\d{8,}\.corrupt\d*")
+_REMAINS = re.compile(r"step-\d{8,}(\.corrupt\d*)?")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _log = logging.getLogger(__name__)
-
-
-class DamagedCheckpoint(StorageError):
-    """Not the bytes that were saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,24 +71,6 @@ class Checkpoint:
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
     manifest: dict[str, Any]
-
-
-def folder_name(step: int) -> str:
-    """The name of the folder with the checkpoint of optimizer step `step`."""
-    return f"step-{step:08d}"
-
-
-def folder_of(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of optimizer step `step` lies."""
-    return checkpoints / folder_name(step)
-
-
-def steps(checkpoints: Path) -> list[int]:
-    """The steps that have a checkpoint, good or not, ascending. Names decide, never the clock."""
-    if not checkpoints.is_dir():
-        return []
-    found = (_STEP.fullmatch(entry.name) for entry in checkpoints.iterdir())
-    return sorted(int(match[1]) for match in found if match)
 
 
 def save(
@@ -149,7 +150,9 @@ def latest(
                 _set_aside(folder, error)
             else:
                 _log.warning("%s; using the one before it", error)
-    if checkpoints.is_dir() and any(_is_remains(entry.name) for entry in checkpoints.iterdir()):
+    if checkpoints.is_dir() and any(
+        _REMAINS.fullmatch(entry.name) for entry in checkpoints.iterdir()
+    ):
         raise StorageError(
             f"{checkpoints}: checkpoints were saved but none is intact; restore one from a copy, "
             "or delete the folder to start from the beginning"
@@ -167,10 +170,6 @@ def prune(checkpoints: Path, keep: int, pinned: Collection[int] = ()) -> None:
     verify(folder_of(checkpoints, steps(checkpoints)[-1]))
     for step in old:
         durable.remove(folder_of(checkpoints, step))
-
-
-def _is_remains(name: str) -> bool:
-    return bool(_STEP.fullmatch(name) or _CORRUPT.fullmatch(name))
 
 
 def _set_aside(folder: Path, error: DamagedCheckpoint) -> None:
@@ -194,54 +193,17 @@ def _seal(
     extra: Mapping[str, Any], step: int, written: Mapping[str, durable.Written]
 ) -> tuple[str, bytes]:
     files = {name: {"sha256": file.sha256, "bytes": file.size} for name, file in written.items()}
-    return MANIFEST, _encode({**extra, "format": FORMAT, "step": step, "files": files})
-
-
-def _encode(manifest: Mapping[str, Any]) -> bytes:
-    """The manifest with its own SHA-256, which covers all else, in the one accepted form."""
-    body = {key: value for key, value in manifest.items() if key != "sha256"}
-    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    return (json.dumps({**body, "sha256": digest}, indent=2, sort_keys=True) + "\n").encode()
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint, genuine; the files it names are not looked at."""
-    data = _read_bytes(folder, MANIFEST)
-    try:
-        manifest = json.loads(data)
-        is_genuine = manifest.keys() >= {"format", "step", "files"} and _encode(manifest) == data
-    except (ValueError, AttributeError):
-        is_genuine = False
-    if not is_genuine:
-        raise DamagedCheckpoint(f"{folder}: damaged, {MANIFEST} does not match its own SHA-256")
-    if manifest["format"] != FORMAT:
-        raise InputError(
-            f"{folder}: checkpoint format {manifest['format']}, this version reads {FORMAT}; "
-            "use the version of the program that wrote it"
-        )
-    match = _STEP.fullmatch(folder.name)
-    if match and int(match[1]) != manifest["step"]:
-        raise DamagedCheckpoint(f"{folder}: damaged, holds step {manifest['step']} instead")
-    return manifest
+    return MANIFEST, encode({**extra, "format": FORMAT, "step": step, "files": files})
 
 
 def _read(folder: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
     """The bytes of a file, equal to those that were saved."""
     if not _FILE.fullmatch(name):
         raise DamagedCheckpoint(f"{folder}: damaged, {MANIFEST} names a file {name!r}")
-    data, expected = _read_bytes(folder, name), manifest["files"][name]
+    data, expected = read_bytes(folder, name), manifest["files"][name]
     if len(data) != expected["bytes"]:
         sizes = f"{len(data)} bytes instead of {expected['bytes']}"
         raise DamagedCheckpoint(f"{folder}: damaged, {name} has {sizes}")
     if hashlib.sha256(data).hexdigest() != expected["sha256"]:
         raise DamagedCheckpoint(f"{folder}: damaged, {name} does not match its SHA-256")
     return data
-
-
-def _read_bytes(folder: Path, name: str) -> bytes:
-    try:
-        return (folder / name).read_bytes()
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR):
-            raise DamagedCheckpoint(f"{folder}: damaged, {name}: {error.strerror}") from error
-        raise StorageError(f"{folder / name}: {error.strerror}; make it readable") from error

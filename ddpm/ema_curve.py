@@ -17,7 +17,6 @@ import torch
 from rich.table import Table
 
 from ddpm import checkpoint, durable
-from ddpm import config as configuration
 from ddpm.distributed import device_of
 from ddpm.ema_profile import gamma_of, name_of
 from ddpm.ema_snapshots import LARGEST_ERROR, snapshots
@@ -26,9 +25,10 @@ from ddpm.evaluate import USUAL_LEVELS, levels_of, x0_error
 from ddpm.loaded import load_network
 from ddpm.measures import X0Summary, common_levels, summary
 from ddpm.post_hoc_ema import fit
+from ddpm.run_config import load_run
 from ddpm.rundir import RunDirectory
 from ddpm.starting import open_data
-from ddpm.weights import CONFIG_FILE, RAW, Ema, PowerEma, locate
+from ddpm.weights import RAW, Ema, PowerEma, locate
 
 PICTURE, NUMBERS = "ema_curve.png", "ema_curve.json"
 
@@ -109,7 +109,7 @@ def fit_errors(run: Path, lengths: Sequence[float]) -> dict[float, float]:
     Ascending in length; nothing is loaded.  Raises InputError for a run without snapshots.
     """
     folder, own = locate(run)
-    config = configuration.load(folder / CONFIG_FILE)
+    config = load_run(folder)
     steps = checkpoint.steps(folder / "checkpoints")
     problems = [f"{run} is a checkpoint; name its run, {folder}"] if own else []
     if not config.TRAINING.EMA_POWER:

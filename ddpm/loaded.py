@@ -15,6 +15,7 @@ from ddpm.config import Config
 from ddpm.distributed import best_device
 from ddpm.ema_profile import name_of
 from ddpm.errors import InputError
+from ddpm.run_config import load_run, refuse_edited
 from ddpm.schedule import NoiseSchedule
 from ddpm.unet import UNet
 from ddpm.weights import CONFIG_FILE, RAW, Ema, PowerEma, locate, weights_name
@@ -61,10 +62,11 @@ def load_network(
 
     ema: the decay of the averaged weights; None is the run's first, 0 the weights unaveraged. A
     PowerEma is made from the run's snapshots up to the checkpoint.
-    device: None is the GPU where there is one. Raises InputError when `source` is no such thing.
+    device: None is the GPU where there is one. Raises InputError when `source` is no such thing,
+    StorageError when the run's configuration was edited or no checkpoint is intact.
     """
     run, folder = locate(source)
-    config = configuration.load(run / CONFIG_FILE)
+    config = load_run(run)
     name = weights_name(config, ema)
     tracked = config.TRAINING.EMA_POWER if isinstance(ema, PowerEma) else ()
     parts = (RAW, name, *map(name_of, tracked))
@@ -74,6 +76,7 @@ def load_network(
         found = checkpoint.load(folder, parts)
     if found is None:
         raise InputError(f"{run} has no checkpoint yet; train it first, or name another run")
+    refuse_edited(run, config, found.manifest)
     if isinstance(ema, PowerEma):
         averaged = ema_snapshots.averaged(run, config, found, ema.sigma_rel)
         sha256 = ema_snapshots.identity(run, config, found, ema.sigma_rel)

@@ -20,10 +20,11 @@ from ddpm.errors import InputError
 from ddpm.features import Pixels
 from ddpm.index import INDEX_FILE
 from ddpm.noise import Stream
-from ddpm.request import CONFIG_FILE, locate
+from ddpm.run_config import load_file, load_run
 from ddpm.rundir import RunDirectory
 from ddpm.sampling import to_uint8
 from ddpm.starting import open_data
+from ddpm.weights import CONFIG_FILE, locate
 
 READ = 512
 _SUBSET_ID = 1 << 42  # of the draw that picks images; those of data sets lie below
@@ -126,7 +127,7 @@ def data_named(against: str, cache: Path | None = None) -> RealData:
     """The data that --against names: a YAML, a run directory, or whatever DATASET.PATH takes."""
     path = Path(against)
     if path.suffix in (".yaml", ".yml"):
-        return real_data(configuration.load(path), None, cache)
+        return real_data(load_file(path), None, cache)
     if (path / CONFIG_FILE).is_file():
         return data_of_run(locate(path)[0], cache)
     return real_data(*_described(against), cache)
@@ -140,7 +141,7 @@ def told_without_reading(named: str | Path) -> tuple[str, bool]:
     path = Path(named)
     is_run = (path / CONFIG_FILE).is_file()
     if is_run or path.suffix in (".yaml", ".yml"):
-        config = configuration.load(path / CONFIG_FILE if is_run else path)
+        config = load_run(path) if is_run else load_file(path)
         if problems := shards.source_problems(config):
             raise InputError(problems)
         return config.DATASET.NAME, config.DATASET.LABEL_KEY is not None

@@ -19,7 +19,8 @@ from ddpm import config as configuration
 from ddpm.config import Config, ImageGeneration
 from ddpm.errors import InputError
 from ddpm.request_rules import INPAINTING, SECTION, guide_problems, task_problems
-from ddpm.weights import CONFIG_FILE, Ema, ema_problem, locate, weights_name
+from ddpm.run_config import load_run
+from ddpm.weights import Ema, ema_problem, locate, weights_name
 from ddpm.x0_variance import X0Variance, read_x0_variance
 
 # Small, since the last batch is filled up: one image costs a whole batch.
@@ -113,7 +114,7 @@ def read_request(
         asked = configuration.load_generation(source, own)
         named, own = _model_path(source, asked), []
     run, checkpoint = locate(named)
-    trained = configuration.load(run / CONFIG_FILE)
+    trained = load_run(run)
     if why := ema_problem(trained, ema):
         problems.append(f"--ema {ema}: {run} {why}")
     if batch_size < 1:
@@ -177,7 +178,7 @@ def _merged(
     """The run's configuration with the options asked for; None, with problems, when they clash."""
     try:
         if asked is None:
-            return configuration.load(run / CONFIG_FILE, overrides)
+            return load_run(run, overrides)
         both = configuration.to_dict(replace(trained, IMAGE_GENERATION=asked))
         return configuration.from_dict(both, source=str(run))
     except InputError as error:

@@ -3,8 +3,8 @@
 from ddpm import config as configuration
 from ddpm.config import Config
 from ddpm.errors import InputError
+from ddpm.run_config import load_run
 from ddpm.weights import (
-    CONFIG_FILE,
     Ema,
     PowerEma,
     ema_problem,
@@ -62,7 +62,7 @@ def guide_problems(config: Config, ema: Ema | None) -> list[str]:
     opening, trained = f"{SECTION}.GUIDE is {guide}", config
     if source is not None:
         try:
-            trained = configuration.load(locate(source)[0] / CONFIG_FILE)
+            trained = load_run(locate(source)[0])
         except InputError as error:
             return [f"{opening}: {problem}" for problem in error.problems]
     elif weights_name(config, guide_ema) == weights_name(config, ema):

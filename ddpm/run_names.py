@@ -19,6 +19,7 @@ MEMORY = "memory.csv"
 DONE = "DONE.json"
 STOP = "STOP"
 LOCK = ".lock"
+LINEAGE = "lineage.json"
 
 
 def existing(root: Path, run_id: str) -> list[Path]:

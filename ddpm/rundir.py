@@ -28,6 +28,7 @@ from ddpm.ema_snapshots import forget_after, keep_if_due
 from ddpm.errors import InputError
 from ddpm.memory import MemoryLog
 from ddpm.metrics_log import MetricsLog, Row, without_nan
+from ddpm.run_config import load_run
 from ddpm.run_names import CONFIG, DONE, LOCK, MEMORY, PROVENANCE, STOP
 
 
@@ -71,6 +72,7 @@ class RunDirectory:
         self._metrics = MetricsLog(self.path)
         self._memory: MemoryLog | None = None
         self._open = ExitStack()
+        self._started: Config | None = None
 
     @classmethod
     def find_or_name(cls, config: Config, data_sha256: str, *, new: bool = False) -> "RunDirectory":
@@ -92,8 +94,8 @@ class RunDirectory:
         return known or self.path.name.rpartition("_")[2]
 
     def config(self) -> Config:
-        """The configuration the run was started with."""
-        return configuration.load(self.path / CONFIG)
+        """The configuration the run was started with; StorageError where it was edited since."""
+        return self._started or load_run(self.path)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -168,6 +170,7 @@ class RunDirectory:
             self._open.enter_context(run_log.logging_to(self.path))
             more = {"data_dir": str(data_dir), **(facts or {})}
             self._record_attempt(config, data_sha256, threads, command, more)
+            self._started = config
             return self._rewind()
         except BaseException:
             self.close()
@@ -206,6 +209,7 @@ class RunDirectory:
     def close(self) -> None:
         """Lets go of the directory. Harmless when it is not held."""
         self._open.close()
+        self._started = None
 
     def refuse_another(self, config: Config, data_sha256: str) -> None:
         """Raises InputError when the directory belongs to another configuration or other data."""

@@ -13,16 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm import arrayfiles, shards
-from ddpm import config as configuration
 from ddpm.dataset import Dataset
 from ddpm.distributed import ALONE, Group
 from ddpm.errors import InputError
 from ddpm.features import Pixels
 from ddpm.image_generator import ImageGenerator, generate
 from ddpm.real_data import READ, RealData, open_with_labels
-from ddpm.request import CONFIG_FILE, SECTION, Request, locate, read_request
+from ddpm.request import SECTION, Request, read_request
+from ddpm.run_config import load_run
 from ddpm.sampling import to_uint8
 from ddpm.source import ImageSequence, Loaded, Source
+from ddpm.weights import CONFIG_FILE, locate
 
 DRAWN = 2000
 DRAW_BATCH = 64
@@ -95,7 +96,7 @@ def request_of(
 ) -> Request:
     """What is drawn from a run, everything checked. `overrides` go over the usual protocol."""
     run, _ = locate(source)
-    classes = configuration.load(run / CONFIG_FILE).TRAINING.NETWORK.NUM_CLASSES
+    classes = load_run(run).TRAINING.NETWORK.NUM_CLASSES
     task = "random_uncond" if classes is None else "class_cond"
     usual = {"NUM_GEN_IMAGES": str(num or DRAWN), "GEN_TASK": task, **_PROTOCOL}
     changed = {text.partition("=")[0].upper() for text in overrides}

@@ -8,7 +8,7 @@ from ddpm import config as configuration
 from ddpm import shards
 from ddpm.config import Config
 from ddpm.dataset import Dataset
-from ddpm.errors import InputError, StorageError
+from ddpm.errors import InputError
 from ddpm.loaded import load_network, misfits
 from ddpm.schedule import NoiseSchedule
 from ddpm.unet import UNet, init_weights
@@ -43,13 +43,16 @@ def build(config: Config) -> tuple[UNet, NoiseSchedule]:
 
 
 def start_problems(config: Config) -> list[str]:
-    """Why the weights of TRAINED_H5 cannot be started from; loads them where they are wanted."""
+    """Why the weights of TRAINED_H5 cannot be started from; loads them where they are wanted.
+
+    Raises StorageError where they are damaged, or the configuration they go with was edited.
+    """
     if config.TRAINING.IS_NEW_TRAIN:
         return []
     try:
         build(config)
-    except (InputError, StorageError) as error:
-        return str(error).splitlines()
+    except InputError as error:
+        return list(error.problems)
     return []
 
 

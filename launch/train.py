@@ -10,8 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ddpm import config
 from ddpm.errors import run_main
+from ddpm.run_config import load_file
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Train; the exit code."""
     args = parser().parse_intermixed_args(argv)
-    loaded = config.load(args.config, args.overrides)
+    loaded = load_file(Path(args.config), args.overrides)
 
     if args.plan:
         from ddpm.job_folder import plan

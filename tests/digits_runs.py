@@ -16,7 +16,7 @@ from ddpm.trainer import Report
 from ddpm.unet import UNet
 
 
-def config_of(packed: Path, folder: Path, classes: int | None = 10) -> Config:
+def config_of(packed: Path, folder: Path, classes: int | None = 10, **sections: object) -> Config:
     """A configuration of 8x8 digits whose results go to `folder`."""
     return configuration.from_dict(
         {
@@ -35,6 +35,7 @@ def config_of(packed: Path, folder: Path, classes: int | None = 10) -> Config:
                     "NUM_CLASSES": classes,
                 },
             },
+            **sections,
         }
     )
 
@@ -43,9 +44,9 @@ def real_digits(packed: Path, folder: Path) -> RealData:
     return real_data(config_of(packed, folder), packed)
 
 
-def digits_run(packed: Path, folder: Path, classes: int | None = 10) -> Path:
+def digits_run(packed: Path, folder: Path, classes: int | None = 10, **sections: object) -> Path:
     """A run directory with one checkpoint of random weights."""
-    config = config_of(packed, folder, classes)
+    config = config_of(packed, folder, classes, **sections)
     sha256 = shards.open_index(packed).sha256
     run = RunDirectory.find_or_name(config, sha256)
     run.start(config, data_sha256=sha256, data_dir=packed, threads=1, command=("train",))

@@ -17,6 +17,7 @@ import torch
 from ddpm import checkpoint, durable, storage
 from ddpm.checkpoint import DamagedCheckpoint, folder_of, latest, load, prune, save, steps
 from ddpm.errors import InputError, StorageError
+from ddpm.manifest import encode
 from tests import storage_faults as faults
 
 MANIFEST = {"config_sha256": "c" * 64, "data_sha256": "d" * 64, "torch": "2.13.0", "threads": 1}
@@ -241,7 +242,7 @@ def test_saving_a_step_again_keeps_the_good_and_replaces_the_damaged(checkpoints
 def test_another_format_is_bad_input_and_never_set_aside(checkpoints: Path) -> None:
     folder = folder_of(checkpoints, 200)
     manifest = json.loads((folder / "MANIFEST.json").read_text())
-    (folder / "MANIFEST.json").write_bytes(checkpoint._encode(manifest | {"format": 2}))
+    (folder / "MANIFEST.json").write_bytes(encode(manifest | {"format": 2}))
     with pytest.raises(InputError, match="checkpoint format 2, this version reads 1") as caught:
         latest(checkpoints)
     assert caught.value.exit_code == 2

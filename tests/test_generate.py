@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddpm import checkpoint, generate, slots
 from ddpm import config as configuration
-from ddpm import generate, slots
 from ddpm.checkpoint import folder_of
 from ddpm.config import Config
 from ddpm.errors import InputError, NonFiniteError
@@ -30,7 +30,9 @@ from tests.test_layering import ROOT
 STEP = 7
 
 
-def make_config(folder: Path, **network: object) -> Config:
+def make_config(
+    folder: Path, training: Mapping[str, object] | None = None, **network: object
+) -> Config:
     """A configuration of a very small conditional network of 8x8 images with three channels."""
     return configuration.from_dict(
         {
@@ -50,6 +52,7 @@ def make_config(folder: Path, **network: object) -> Config:
                     "NUM_CLASSES": 3,
                     **network,
                 },
+                **(training or {}),
             },
             "IMAGE_GENERATION": {"NUM_GEN_IMAGES": 5, "NUM_STEPS": 4, "DDIM_ETA": 0.0},
         }
@@ -66,9 +69,9 @@ def weights(config: Config, seed: int) -> dict[str, Tensor]:
     }
 
 
-def make_run(folder: Path, **network: object) -> Path:
+def make_run(folder: Path, training: Mapping[str, object] | None = None, **network: object) -> Path:
     """A run directory with one checkpoint, as training leaves it."""
-    config = make_config(folder, **network)
+    config = make_config(folder, training, **network)
     run = RunDirectory.find_or_name(config, "0" * 64)
     run.start(config, data_sha256="0" * 64, data_dir=folder, threads=1, command=("train",))
     parts = ("model", "ema-0.9", "ema-0.99")
@@ -179,8 +182,17 @@ def test_a_network_is_loaded_in_the_order_that_is_fastest_to_draw_with(run: Path
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
-    run, wider = make_run(tmp_path / "a"), make_run(tmp_path / "b", FIRST_CHANNEL=16)
-    shutil.copy(wider / "training_config.yaml", run)
+    run = make_run(tmp_path)
+    folder = folder_of(run / "checkpoints", STEP)
+    made = checkpoint.read_manifest(folder)
+    shutil.rmtree(folder)
+    wider = weights(make_config(tmp_path, FIRST_CHANNEL=16), 0)
+    checkpoint.save(
+        folder,
+        tensors={"model": wider, "ema-0.9": wider},
+        state={"step": STEP},
+        manifest={"config_sha256": made["config_sha256"]},
+    )
     with pytest.raises(InputError, match="another architecture than .*parameters differ, "):
         load_network(run)
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm import config as configuration
 from ddpm import slots
 from ddpm.checkpoint import folder_of
 from ddpm.errors import InputError
@@ -161,10 +160,8 @@ def test_a_guide_that_is_none_is_refused(
 def test_a_guide_of_another_network_schedule_or_prediction_is_refused(
     run: Path, tmp_path: Path
 ) -> None:
-    other = make_run(tmp_path, TIMESTEPS=20, FIRST_CHANNEL=16)
-    path = other / "training_config.yaml"
-    config = configuration.load(path, ["TRAINING.PRED_TYPE=image", "TRAINING.SEED=4"])
-    path.write_text(configuration.to_yaml(config))
+    training = {"PRED_TYPE": "image", "SEED": 4}
+    other = make_run(tmp_path, training, TIMESTEPS=20, FIRST_CHANNEL=16)
     found = problems(run, **GUIDED, GUIDE=other).splitlines()
     changes = ("PRED_TYPE: ", "TIMESTEPS: 12 -> 20", "FIRST_CHANNEL: 8 -> 16")
     assert len(found) == 3

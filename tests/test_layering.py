@@ -29,7 +29,7 @@ FLOORS = (
     "indexing order packing preprocess source sources stage_folder stage_notes staging store "
     "tarheader tarscan "
     # state: what is kept, how it is written, how workers share it
-    "checkpoint durable lock storage spans units distributed ema ema_profile post_hoc_ema "
+    "checkpoint manifest durable lock storage spans units distributed ema ema_profile post_hoc_ema "
     "gradients objective optimizer train_state measures quantiles best memory metrics_log pictures "
     "provenance run_log run_names grid ledger sweep tune space comparable "
     # distances between sets of features
@@ -37,7 +37,7 @@ FLOORS = (
     # what a run costs, what its samples are worth: as files
     "cost quality_file numerics",
     "trainer train_step evaluate validation bits_per_dim ema_snapshots ema_curve "
-    "reference_lines model rundir worker progress profile "
+    "reference_lines model rundir run_config worker progress profile "
     "doctor status run_status status_table job_states groups job_list slurm_queue "
     "mirrored wandb_server "
     "generate image_generator film loaded weights request request_rules x0_variance base_images "

@@ -216,12 +216,7 @@ def test_runs_are_compared_on_the_same_labels(digits: Path, tmp_path: Path) -> N
 
 
 def test_every_run_is_drawn_from_in_the_same_way_unless_told(digits: Path, tmp_path: Path) -> None:
-    path = digits_run(digits, tmp_path)
-    config = path / "training_config.yaml"
-    config.write_text(
-        config.read_text().replace("RANDOM_SEED: null", "RANDOM_SEED: 7")
-        + ("" if "RANDOM_SEED" in config.read_text() else "IMAGE_GENERATION: {RANDOM_SEED: 7}\n")
-    )
+    path = digits_run(digits, tmp_path, IMAGE_GENERATION={"RANDOM_SEED": 7})
     usual = request_of(path, 70, (), None)
     assert usual.seed == 0 and usual.options.DDIM_ETA == 0 and usual.options.CLIP_DENOISE
     told = request_of(path, 70, ("image_generation.ddim_eta=1.0",), None)

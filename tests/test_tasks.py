@@ -261,9 +261,7 @@ def test_what_a_task_lacks_is_named(run: Path, keys: tuple[str, ...], words: str
 
 
 def test_a_network_never_trained_without_classes_is_given_one(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    config = run / "training_config.yaml"
-    config.write_text(config.read_text().replace("LABEL_DROP: 0.1", "LABEL_DROP: 0.0"))
+    run = make_run(tmp_path, {"LABEL_DROP": 0.0})
     keys = ("GEN_TASK=interpolate", "BETWEEN=[0, 1]")
     (problem,) = problems(run, *(f"IMAGE_GENERATION.{key}" for key in keys))
     assert "interpolate draws without classes" in problem

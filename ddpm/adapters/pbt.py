@@ -150,7 +150,7 @@ def _begin_with(source: Path, step: int, target: Path, facts: Mapping[str, Any])
     durable.make_folder(folder.parent)
     for name in ("metrics.jsonl", "log.csv"):
         durable.write_bytes(target / name, (source / name).read_bytes())
-    durable.write_json(target / "lineage.json", dict(facts))
+    durable.write_json(target / run_names.LINEAGE, dict(facts))
     given = checkpoint.load(checkpoint.folder_of(source / "checkpoints", step))
     own = ("format", "step", "files", "sha256")
     manifest = {key: value for key, value in given.manifest.items() if key not in own}

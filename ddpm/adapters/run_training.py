@@ -51,9 +51,9 @@ def run(
     data = open_data(config, index.folder)
     if resume:
         directory = RunDirectory(Path(resume))
-        directory.refuse_another(config, data.sha256)
     else:
         directory = RunDirectory.find_or_name(config, data.sha256, new=new)
+    directory.refuse_another(config, data.sha256)
     if not directory.is_finished:
         job = Job(
             config=configuration.to_dict(config),

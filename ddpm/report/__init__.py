@@ -13,7 +13,6 @@ from pathlib import Path
 from rich.console import Console
 
 from ddpm import durable
-from ddpm.config import load
 from ddpm.errors import InputError
 from ddpm.report import searched
 from ddpm.report.comparisons import with_baseline
@@ -26,6 +25,7 @@ from ddpm.report.ranking import Ranking, rank
 from ddpm.report.statistics_file import statistics
 from ddpm.report.table import csv_text, print_table
 from ddpm.report.verdict import Verdict, judge
+from ddpm.run_config import load_run
 from ddpm.sweep import write_best
 
 __all__ = ["Ranking", "Report", "Sweep", "Verdict", "assess", "build", "judge", "rank", "read"]
@@ -104,5 +104,5 @@ def _write_best(report: Report) -> Path | None:
     if not report.sweep.is_sweep or trial is None or trial.run_dir is None:
         return None
     path = report.sweep.folder / "best.yaml"
-    write_best(load(trial.run_dir / "training_config.yaml"), path)
+    write_best(load_run(trial.run_dir), path)
     return path

@@ -7,6 +7,7 @@ empty, or a line in `Sweep.problems`.
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite
@@ -29,6 +30,7 @@ from ddpm.report.files import (
     read_metrics,
     sequence,
 )
+from ddpm.run_config import load_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +208,7 @@ def _read_run(folder: Path) -> Sweep:
 
 def _trial(folder: Path, name: str, outcome: Mapping[str, Value]) -> Trial:
     run_dir = _run_dir(folder, outcome.get("run_dir"))
-    config = {} if run_dir is None else read_config(run_dir / "training_config.yaml")
+    config = {} if run_dir is None else _config(run_dir)
     seed = outcome.get("seed", config.get("TRAINING.SEED", 0))
     return Trial(
         name=str(outcome.get("trial", name)),
@@ -225,6 +227,13 @@ def _trial(folder: Path, name: str, outcome: Mapping[str, Value]) -> Trial:
         quality=None if run_dir is None else quality_file.read(run_dir),
         inline=() if run_dir is None else tuple(sorted((run_dir / "inline_gen").glob("*.png"))),
     )
+
+
+def _config(run_dir: Path) -> dict[str, Value]:
+    """Its configuration, StorageError where it was edited since; of another version, as it is."""
+    with suppress(InputError):
+        load_run(run_dir)
+    return read_config(run_dir / "training_config.yaml")
 
 
 def _run_dir(folder: Path, value: Value) -> Path | None:
