@@ -11,11 +11,11 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ddpm import storage
 from ddpm.errors import LockedError
@@ -24,12 +24,18 @@ _POLL_SECONDS = 0.1
 _held: set[int] = set()
 
 
+class Sign(Protocol):
+    """Adds words to what the holder of a lock says of itself."""
+
+    def __call__(self, **more: str) -> None: ...
+
+
 @contextmanager
-def lock(path: Path, what: str, *, wait_s: float = 0.0) -> Iterator[None]:
+def lock(path: Path, what: str, *, wait_s: float = 0.0) -> Iterator[Sign]:
     """Holds the lock file `path` (made if missing, never removed) until the block or process ends.
 
     When another living process still holds it after `wait_s` seconds: LockedError naming `what` and
-    the holder's host, process, job and start.
+    the holder's host, process, job and start. Yields what adds to them.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     descriptor = storage.call(path, storage.system.open, path, flags, 0o600)
@@ -39,7 +45,7 @@ def lock(path: Path, what: str, *, wait_s: float = 0.0) -> Iterator[None]:
         _acquire(path, descriptor, what, time.monotonic() + wait_s)
         try:
             _sign(path, descriptor)
-            yield
+            yield functools.partial(_sign, path, descriptor)
         finally:
             _unsign(descriptor)
     finally:
@@ -70,6 +76,22 @@ def is_held(path: Path) -> bool | None:
     return False
 
 
+def refuse_held(path: Path, what: str, *, wait_s: float = 0.0) -> None:
+    """LockedError, as of `lock`, when a living process is seen to hold the lock file for `wait_s`
+    seconds. Takes nothing and writes nothing.
+    """
+    deadline = time.monotonic() + wait_s
+    while is_held(path):
+        if time.monotonic() >= deadline:
+            raise locked(what, signature(path))
+        time.sleep(_POLL_SECONDS)
+
+
+def locked(what: str, holder: Mapping[str, Any]) -> LockedError:
+    """The error of those who find `what` held. holder: the signature."""
+    return LockedError(f"{what} is in use by {_described(holder)}; wait for it or stop it")
+
+
 def signature(path: Path) -> dict[str, Any]:
     """Who holds the lock or died holding it: host, pid, job, started; empty when it was let go."""
     try:
@@ -85,8 +107,7 @@ def _acquire(path: Path, descriptor: int, what: str, deadline: float) -> None:
             return storage.system.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline and _is_exclusive(descriptor):
-                holder = _holder(path)
-                raise LockedError(f"{what} is in use by {holder}; wait for it or stop it") from None
+                raise locked(what, signature(path)) from None
         except OSError as error:
             raise storage.failure(path, error) from error
         time.sleep(_POLL_SECONDS)
@@ -102,21 +123,24 @@ def _is_exclusive(descriptor: int) -> bool:
     return False
 
 
-def _sign(path: Path, descriptor: int) -> None:
+def _sign(path: Path, descriptor: int, **more: str) -> None:
     holder = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "job": os.environ.get("SLURM_JOB_ID"),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        **more,
     }
-    # Only for people to read: losing it loses nothing, so it is not synced.
+    # Only for people to read: losing it loses nothing, so it is not synced as a rule.
     storage.call(path, storage.system.ftruncate, descriptor, 0)
+    os.lseek(descriptor, 0, os.SEEK_SET)
     storage.call(path, storage.system.write, descriptor, json.dumps(holder).encode())
+    if more:  # which those who wait on other machines want to read: NFS shows what is synced
+        storage.call(path, storage.system.fsync, descriptor)
 
 
-def _holder(path: Path) -> str:
+def _described(holder: Mapping[str, Any]) -> str:
     try:
-        holder = signature(path)
         job = f", job {holder['job']}" if holder["job"] else ""
         return f"process {holder['pid']} on {holder['host']}{job}, since {holder['started']}"
     except KeyError:

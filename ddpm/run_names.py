@@ -4,6 +4,7 @@
         {scheduler}_{timesteps}_{pred_type}_{loss}_{timestamp}_{run_id}
 
 The run_id finds a run again; the timestamp is for people, nothing is ordered by it.
+OUTPUT_DIR/.locks/{run_id} is held by the process that makes the first directory of a run.
 """
 
 from datetime import datetime
@@ -25,6 +26,21 @@ LINEAGE = "lineage.json"
 def existing(root: Path, run_id: str) -> list[Path]:
     """The directories of the runs called `run_id` below OUTPUT_DIR, in no particular order."""
     return [path for path in root.glob(f"*/*/*_{run_id}") if path.is_dir()]
+
+
+def id_lock(path: Path) -> Path:
+    """The lock file of the run id of a run directory."""
+    return output_dir(path) / ".locks" / id_of(path)
+
+
+def id_of(path: Path) -> str:
+    """The run id in the name of a run directory."""
+    return path.name.rpartition("_")[2]
+
+
+def output_dir(path: Path) -> Path:
+    """The OUTPUT_DIR of a run directory."""
+    return path.parent.parent.parent
 
 
 def new_path(config: Config, run_id: str) -> Path:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpm import checkpoint, durable, pictures, provenance, run_log, run_names, stage_notes
+from ddpm import checkpoint, durable, lock, pictures, provenance, run_log, run_names, stage_notes
 from ddpm import config as configuration
 from ddpm.best import Best, best_of
 from ddpm.checkpoint import Checkpoint
@@ -81,17 +81,31 @@ class RunDirectory:
         Where there is none, or new: one with a name of its own. Nothing is written.
         """
         run_id = configuration.run_id(config, data_sha256)
-        found = run_names.existing(Path(config.TRAINING.OUTPUT_DIR), run_id)
-        if new or not found:
-            return cls(run_names.new_path(config, run_id))
-        runs = [cls(path) for path in found]
-        return max(runs, key=lambda run: (not run.is_finished, run._sequence, run.path.name))
+        found = None if new else cls.find(Path(config.TRAINING.OUTPUT_DIR), run_id)
+        return found or cls(run_names.new_path(config, run_id))
+
+    @classmethod
+    def find(cls, output_dir: Path, run_id: str) -> "RunDirectory | None":
+        """The newest run of that id, an unfinished one first; None where there is none."""
+        runs = [cls(path) for path in run_names.existing(output_dir, run_id)]
+        order = {run: (not run.is_finished, run._sequence, run.path.name) for run in runs}
+        return max(runs, key=order.__getitem__, default=None)
 
     @property
     def run_id(self) -> str:
         """8 hexadecimal digits that name configuration and data."""
         known: str | None = self.provenance.get("run_id")
-        return known or self.path.name.rpartition("_")[2]
+        return known or run_names.id_of(self.path)
+
+    @property
+    def title(self) -> str:
+        """The run as errors call it."""
+        return f"run directory {self.path}"
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a living process is seen to hold the directory."""
+        return bool(lock.is_held(self.path / LOCK))
 
     def config(self) -> Config:
         """The configuration the run was started with; StorageError where it was edited since."""
@@ -158,9 +172,7 @@ class RunDirectory:
         for folder in (self.path, self.checkpoints, self.inline_gen):
             durable.make_folder(folder)
         try:
-            self._open.enter_context(
-                durable.lock(self.path / LOCK, f"run directory {self.path}", wait_s=wait_s)
-            )
+            self._open.enter_context(durable.lock(self.path / LOCK, self.title, wait_s=wait_s))
             self.refuse_another(config, data_sha256)
             for folder in (self.path, self.checkpoints, self.inline_gen):
                 durable.clean_temporaries(folder)
@@ -210,6 +222,10 @@ class RunDirectory:
         """Lets go of the directory. Harmless when it is not held."""
         self._open.close()
         self._started = None
+
+    def refuse_held(self, *, wait_s: float) -> None:
+        """LockedError when another process still holds the directory after `wait_s` seconds."""
+        lock.refuse_held(self.path / LOCK, self.title, wait_s=wait_s)
 
     def refuse_another(self, config: Config, data_sha256: str) -> None:
         """Raises InputError when the directory belongs to another configuration or other data."""
@@ -270,7 +286,7 @@ class RunDirectory:
 
     def _next_sequence(self) -> int:
         """One more than any run of the same name has: which is newest is not left to clocks."""
-        others = run_names.existing(self.path.parent.parent.parent, self.run_id)
+        others = run_names.existing(run_names.output_dir(self.path), self.run_id)
         return 1 + max((RunDirectory(other)._sequence for other in others), default=0)
 
     def _rewind(self) -> Checkpoint | None:

@@ -99,13 +99,15 @@ def work(
     mirror: MakeMirror | None = None,
     on_report: Callable[[Report], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    on_held: Callable[[], None] | None = None,
     inception: OpenInception | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate and finish the run; returns its summary (on rank 0; empty on the others).
 
     Continues from the last checkpoint in the run directory. Raises Interrupted, after saving, when
     `should_stop()` says so or when the run directory's stop file appears.
-    inception: opens EVALUATION.WEIGHTS where FEATURES are inception.
+    on_held: called once this process holds the run directory.  inception: opens
+    EVALUATION.WEIGHTS where FEATURES are inception.
     """
     began = Began()
     startup = marked(job.startup, "workers") if job.startup and group.is_main else ()
@@ -115,6 +117,8 @@ def work(
     memory.reset_peak()
     state = _start(run, config, data, job, group)
     torch.set_num_threads(run.threads)
+    if on_held and group.is_main:
+        on_held()
 
     def stops() -> bool:
         return run.stop_requested or bool(should_stop and should_stop())

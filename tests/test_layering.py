@@ -37,7 +37,7 @@ FLOORS = (
     # what a run costs, what its samples are worth: as files
     "cost quality_file numerics",
     "trainer train_step evaluate validation bits_per_dim ema_snapshots ema_curve "
-    "reference_lines model rundir run_config worker progress profile "
+    "reference_lines model rundir run_config run_claim worker progress profile "
     "doctor status run_status status_table job_states groups job_list slurm_queue "
     "mirrored wandb_server "
     "generate image_generator film loaded weights request request_rules x0_variance base_images "

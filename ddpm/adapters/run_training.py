@@ -22,6 +22,7 @@ from ddpm.config import Config
 from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import InputError, Interrupted
 from ddpm.progress import Tail, watch
+from ddpm.run_claim import Claim, claimed
 from ddpm.rundir import RunDirectory
 from ddpm.starting import open_data, start_problems
 from ddpm.startup import begun, marked
@@ -53,25 +54,27 @@ def run(
         directory = RunDirectory(Path(resume))
     else:
         directory = RunDirectory.find_or_name(config, data.sha256, new=new)
-    directory.refuse_another(config, data.sha256)
-    if not directory.is_finished:
-        job = Job(
-            config=configuration.to_dict(config),
-            run_dir=str(directory.path.absolute()),
-            data_dir=str(index.folder.absolute()),
-            threads=workers.cpus,
-            command=tuple(sys.argv),
-            startup=marked(startup, "data"),
-        )
-        steps = total_steps(config.TRAINING, data.num_train)
-        places = [job.stage] if clean_stage else []
-        _train(job, workers, steps, console, should_stop, places)
-    _print_summary(RunDirectory(directory.path), console)
+    with claimed(directory, another=new) as claim:
+        claim.run.refuse_another(config, data.sha256)
+        if not claim.run.is_finished:
+            job = Job(
+                config=configuration.to_dict(config),
+                run_dir=str(claim.run.path),
+                data_dir=str(index.folder.absolute()),
+                threads=workers.cpus,
+                command=tuple(sys.argv),
+                startup=marked(startup, "data"),
+            )
+            steps = total_steps(config.TRAINING, data.num_train)
+            places = [job.stage] if clean_stage else []
+            _train(job, claim, workers, steps, console, should_stop, places)
+    _print_summary(RunDirectory(claim.run.path), console)
     return 0
 
 
 def _train(
     job: Job,
+    claim: Claim,
     workers: Workers,
     steps: int,
     console: Console,
@@ -89,15 +92,17 @@ def _train(
                 Group(device=device),
                 mirror=wandb_mirror(None),
                 should_stop=should_stop,
+                on_held=claim.release,
                 inception=inception_of_training,
             )
         return
     from ddpm.adapters import ray_train
 
-    directory = RunDirectory(Path(job.run_dir))
+    # else its workers would wait for machines and then for the lock, as long as the holder trains
+    claim.run.refuse_held(wait_s=ray_train.LOCK_PATIENCE_S)
     with (
         ray_cluster(workers.count * workers.cpus),
-        watch([tail], console, should_stop=should_stop, on_stop=directory.request_stop),
+        watch([tail], console, should_stop=should_stop, on_stop=claim.run.request_stop),
         cleaned(places),
     ):
         ray_train.run(
@@ -106,6 +111,7 @@ def _train(
             use_gpu=workers.gpus > 0,
             cpus_per_worker=workers.cpus,
             gpus_per_worker=workers.gpus,
+            meanwhile=claim.release_if_held,
         )
 
 

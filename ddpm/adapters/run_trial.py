@@ -17,6 +17,7 @@ from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import DdpmError, Interrupted, LockedError
 from ddpm.ledger import Ledger, Outcome
 from ddpm.metrics_log import NewRows
+from ddpm.run_claim import Claim, claimed
 from ddpm.rundir import RunDirectory
 from ddpm.rungs import Guide, row_of
 from ddpm.worker import Job, work
@@ -69,7 +70,9 @@ def run_trial(
     if should_stop():
         return "stopped"
     try:
-        summary = _run(job, sweep, outcome.cell, resources, should_stop, guide)
+        with claimed(RunDirectory(Path(job.run_dir)), wait_s=job.wait_s) as claim:
+            _refuse_other(claim, job)
+            summary = _run(job, claim, sweep, outcome.cell, resources, should_stop, guide)
     except Interrupted:
         if early := guide.outcome(outcome) if guide else None:
             ledger.record(early)
@@ -86,8 +89,18 @@ def run_trial(
     return "done"
 
 
+def _refuse_other(claim: Claim, job: Job) -> None:
+    """LockedError where the run has got another directory than the one this sweep planned."""
+    if claim.run.path != Path(job.run_dir).absolute():
+        raise LockedError(
+            f"{claim.run.title} was made meanwhile by another command; run the same command again "
+            "to go on with it"
+        )
+
+
 def _run(
     job: Job,
+    claim: Claim,
     sweep: str,
     cell: Mapping[str, object],
     resources: Resources,
@@ -103,6 +116,11 @@ def _run(
 
     if resources.num_workers > 1:
         watch = _Watch(Path(job.run_dir), stops, guide)
+
+        def meanwhile() -> None:
+            claim.release_if_held()
+            watch.look()
+
         try:
             return ray_train.run(
                 job,
@@ -112,7 +130,7 @@ def _run(
                 gpus_per_worker=resources.gpus_per_worker,
                 sweep=sweep,
                 cell=cell,
-                meanwhile=watch.look,
+                meanwhile=meanwhile,
             )
         finally:
             watch.hear()
@@ -123,6 +141,7 @@ def _run(
         mirror=wandb_mirror(sweep, cell),
         on_report=(lambda report: guide.on_row(row_of(report))) if guide else None,
         should_stop=stops,
+        on_held=claim.release,
         inception=inception_of_training,
     )
 

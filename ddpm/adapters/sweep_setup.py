@@ -116,10 +116,11 @@ def opened(sweep: Sweep, *, threads: int, packed: bool) -> Iterator[OpenSweep]:
         configs[trial.outcome.trial] = planned.config
         return trial
 
-    pool = [known(one) for one in sweep.trials]
-    pool += [known(one) for one in _chosen_before(folder, sweep, configs)]
     make_folder(folder)
-    with lock(folder / "sweep.lock", f"sweep {sweep.name}"):
+    with lock(folder / "sweep.lock", f"sweep {sweep.name} in {folder}"):
+        # under the lock: run directories that another driver made are found, not named anew
+        pool = [known(one) for one in sweep.trials]
+        pool += [known(one) for one in _chosen_before(folder, sweep, configs)]
         start = sweep.race.START if sweep.race else None
         result = OpenSweep(
             sweep=sweep,
