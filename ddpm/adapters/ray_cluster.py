@@ -14,10 +14,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from ddpm.adapters.ray_folder import session_folder
 from ddpm.errors import DdpmError
 from ddpm.job_folder import FOLDER, JobFolder
 from ddpm.workers import available_cpus
@@ -38,7 +39,8 @@ TAKEN_BY_RAY = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 @contextmanager
 def ray_cluster(least_cpus: int = 0) -> Iterator[None]:
     """Ray, initialised. A cluster of our own has the cores this process may use, and least_cpus
-    where those are fewer: Ray would wait for ever for more cores than it knows of.
+    where those are fewer: Ray would wait for ever for more cores than it knows of. Its logs and
+    sockets lie in a folder that only this user enters, and go with it.
     """
     job = _of_the_job()
     address = job.wait_for_head(PATIENCE_S) if job else os.environ.get("RAY_ADDRESS")
@@ -48,22 +50,25 @@ def ray_cluster(least_cpus: int = 0) -> Iterator[None]:
         _private_token()
     import ray
 
-    try:
-        if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            ray.init(
-                num_cpus=max(least_cpus, available_cpus()),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        _give_back(handlers)
-        if job:
-            _wait_for_nodes(job)
-        yield
-    finally:
-        ray.shutdown()
+    place: AbstractContextManager[Path | None] = nullcontext() if address else session_folder()
+    with place as folder:
+        try:
+            if folder is None:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            else:
+                ray.init(
+                    num_cpus=max(least_cpus, available_cpus()),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _temp_dir=str(folder),
+                )
+            _give_back(handlers)
+            if job:
+                _wait_for_nodes(job)
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _give_back(handlers: Mapping[signal.Signals, Any]) -> None:

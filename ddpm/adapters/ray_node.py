@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from ddpm.adapters.ray_folder import INNER, short_base
 from ddpm.allocation import Allocation, node_share
 from ddpm.errors import DdpmError, InputError, Interrupted, run_main
 from ddpm.job_folder import JobFolder
@@ -27,7 +27,6 @@ from ddpm.job_folder import JobFolder
 HEAD_PATIENCE_S = 60.0
 KEEP_EVERY_S = 3600.0
 OBJECT_STORE_BYTES = 100 << 20  # nothing large travels through Ray: data come from shards
-LONGEST_TEMPORARY = 40  # Ray puts sockets below it, whose paths may have 107 bytes
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 BLOCKED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 QUIET = {
@@ -146,13 +145,10 @@ def _free_port(ip: str, share: Allocation) -> int:
 def _temporary_folder(share: Allocation) -> Path:
     """This job's own folder on this node, for its owner alone, with a short path."""
     name = f"ddpm-{os.getuid()}-{share.job_id}-{os.environ['SLURM_NODEID']}"
-    for base in (os.environ.get("DDPM_SCRATCH"), tempfile.gettempdir(), "/tmp"):
-        if base and len(base) + len(name) <= LONGEST_TEMPORARY and os.access(base, os.W_OK):
-            folder = Path(base) / name
-            shutil.rmtree(folder, ignore_errors=True)  # of an earlier start of this job
-            folder.mkdir(mode=0o700)
-            return folder
-    raise InputError("no folder with a short path to write to; set DDPM_SCRATCH to one, or TMPDIR")
+    folder = short_base(name, "DDPM_SCRATCH") / name
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier start of this job
+    folder.mkdir(mode=0o700)
+    return folder
 
 
 def _start(
@@ -164,7 +160,7 @@ def _start(
     env["TMPDIR"] = str(temporary / "tmp")  # of the workers: nothing there outlives the job
     (temporary / "tmp").mkdir()
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", *place, "--block"]
-    command += [f"--node-ip-address={ip}", f"--temp-dir={temporary}"]
+    command += [f"--node-ip-address={ip}", f"--temp-dir={temporary / INNER}"]
     command += [f"--num-cpus={share.cpus[0]}", f"--num-gpus={share.gpus_per_node}"]
     command += [f"--object-store-memory={OBJECT_STORE_BYTES}"]
     if share.memory_mb:
@@ -187,7 +183,7 @@ def _start(
 
 def _wait_until_up(ray: subprocess.Popen[bytes], temporary: Path, has_ended: _End) -> str:
     """The address of the head that was started; DdpmError when it does not come up."""
-    known = temporary / "ray_current_cluster"
+    known = temporary / INNER / "ray_current_cluster"
     deadline = time.monotonic() + HEAD_PATIENCE_S
     while not known.exists():
         if has_ended():

@@ -82,11 +82,22 @@ def run_trials(
             failure_config=tune.FailureConfig(max_failures=max_failures),
         ),
     )
+    _keep_credentials()
     try:
         results = tuner.fit()
     finally:
         shutil.rmtree(storage, ignore_errors=True)
     _record_deaths(results, blank, ledger)
+
+
+def _keep_credentials() -> None:
+    """Tune copies AWS_* of this process into the runtime_env of every trial, which Ray writes to
+    its logs. The trials have those of the node they run on; in a Ray of our own they are the same.
+    """
+    from ray.tune.execution import class_cache
+
+    names = class_cache.ENV_VARS_TO_PROPAGATE
+    names -= {name for name in names if name.startswith("AWS_")}
 
 
 def _record_deaths(results: Any, blank: Mapping[str, dict[str, Any]], ledger: Ledger) -> None:
