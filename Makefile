@@ -42,21 +42,21 @@ test-fast: $(STAMP) ## the tests that take under two seconds each
 
 test-oracle: $(STAMP) ## samplers against diffusers, statistics against statsmodels, installed beside the pinned packages
 	$(BIN)/python -m pip install --constraint constraints.txt --quiet "diffusers>=0.32" "statsmodels>=0.15"
-	$(BIN)/python -m pytest -q -m oracle -n 0 --no-skips $(ARGS) tests/test_diffusers_oracle.py tests/test_statistics_oracle.py
+	$(BIN)/python -m pytest -q -m oracle -n 0 --no-skips $(ARGS) tests/sampling/test_diffusers_oracle.py tests/report/test_statistics_oracle.py
 
 test-wandb: $(STAMP) ## runs on a server of W&B's protocol on loopback, installed in a folder of its own
 	$(BIN)/python -m venv .venv/openwandb
 	.venv/openwandb/bin/python -m pip install --quiet openwandb==0.5.25
-	OPENWANDB=.venv/openwandb/bin/openwandb $(BIN)/python -m pytest -q -m oracle -n 0 --no-skips $(ARGS) tests/test_wandb_protocol.py
+	OPENWANDB=.venv/openwandb/bin/openwandb $(BIN)/python -m pytest -q -m oracle -n 0 --no-skips $(ARGS) tests/tracking/test_wandb_protocol.py
 
 test-kills: $(STAMP) ## 10,000 images by 8 jobs that lose 50 processes to kill -9; minutes
-	$(BIN)/python -m pytest -q -m campaign -n 0 -s $(ARGS) tests/test_bulk_kills.py
+	$(BIN)/python -m pytest -q -m campaign -n 0 -s $(ARGS) tests/cluster/test_bulk_kills.py
 
 test-coverage: $(STAMP) ## how often 95 % intervals of FID, KID and the others hold the truth: a table, half an hour
-	$(BIN)/python -m pytest -q -m campaign -n 0 -s $(ARGS) tests/test_interval_coverage.py
+	$(BIN)/python -m pytest -q -m campaign -n 0 -s $(ARGS) tests/metrics/test_interval_coverage.py
 
 test-statistics: $(STAMP) ## coverage of every interval over 1,000 simulated sweeps of each kind, A/A over 500; an hour
-	$(BIN)/python -m pytest -q -m campaign -n 0 -s $(ARGS) tests/test_statistics.py
+	$(BIN)/python -m pytest -q -m campaign -n 0 -s $(ARGS) tests/report/test_statistics.py
 
 test-gpu: $(STAMP) ## what a CUDA device must do as a CPU does, and what it tells; two minutes
 	$(BIN)/python -m pytest -q -m gpu -n 0 --no-skips $(ARGS)

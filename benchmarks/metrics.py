@@ -18,10 +18,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from ddpm.features import Extractor, Features
-from ddpm.fid import fid
-from ddpm.moments import Moments
-from ddpm.sample_statistics import collect, deal
+from ddpm.metrics.distances import Moments, fid
+from ddpm.metrics.features import Extractor, Features, collect, deal
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm import config, shards
-from ddpm.adapters import ray_train
-from ddpm.adapters.ray_cluster import ray_cluster
-from ddpm.rundir import RunDirectory
-from ddpm.worker import Job
-from ddpm.workers import available_cpus
+from ddpm import config
+from ddpm.cluster import ray_train
+from ddpm.cluster.cost import available_cpus
+from ddpm.cluster.ray_cluster import running_ray
+from ddpm.data import packing
+from ddpm.runs.directory import RunDirectory
+from ddpm.training.worker import Job
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = """
@@ -48,7 +49,7 @@ def make_job(root: Path, name: str, steps: int, threads: int) -> Job:
             "WANDB.MODE=disabled",
         ],
     )
-    index = shards.prepare(loaded, progress=False)
+    index = packing.prepare(loaded, progress=False)
     return Job(
         config=config.to_dict(loaded),
         run_dir=str(root / f"{name}_00000000"),
@@ -78,7 +79,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=available_cpus(), help="of the worker")
     args = parser.parse_args()
     threads, speeds, starts = args.threads, {plain: [], through_ray: []}, {}
-    with tempfile.TemporaryDirectory() as folder, ray_cluster():
+    with tempfile.TemporaryDirectory() as folder, running_ray():
         for number in range(args.rounds):
             for engine in (plain, through_ray) if number % 2 else (through_ray, plain):
                 job = make_job(Path(folder), f"{engine.__name__}{number}", args.steps, threads)

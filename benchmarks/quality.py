@@ -19,11 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.svm import SVC
 
-from ddpm.generate import load_network
-from ddpm.ledger import Ledger
-from ddpm.rundir import RunDirectory
-from ddpm.slots import Sampler, draw
-from ddpm.starting import open_data
+from ddpm.runs.directory import RunDirectory
+from ddpm.sampling.generation import Sampler, draw
+from ddpm.sampling.loading import load_network, open_data
+from ddpm.sweep.ledger import Ledger
 
 
 def real_digits(run_dir: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -19,13 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddpm.cluster.cost import available_cpus
+from ddpm.diffusion.schedule import NoiseSchedule
+from ddpm.diffusion.unet import UNet
 from ddpm.distributed import best_device
-from ddpm.loaded import for_drawing
-from ddpm.method import Method
-from ddpm.sampling import sample
-from ddpm.schedule import NoiseSchedule
-from ddpm.unet import UNet
-from ddpm.workers import available_cpus
+from ddpm.sampling.loading import for_drawing
+from ddpm.sampling.samplers import Method, sample
 
 SIZE, CHANNELS = 32, 3
 SAMPLERS = ("ddim", "ddpm")  # without noise, and with

@@ -21,11 +21,11 @@ from sampling import SIZE, describe, flops, has_diffusers, median, nearest_netwo
 from torch import Tensor, nn
 
 from ddpm import config
-from ddpm.dataset import Batch
+from ddpm.data.dataset import Batch
+from ddpm.diffusion.schedule import NoiseSchedule
+from ddpm.diffusion.unet import UNet
 from ddpm.distributed import Group, best_device
-from ddpm.schedule import NoiseSchedule
-from ddpm.train_step import Stepper
-from ddpm.unet import UNet
+from ddpm.training.step import Stepper
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

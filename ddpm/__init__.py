@@ -3,29 +3,6 @@
 The public names load on first use (PEP 562), so `import ddpm.config` stays free of torch.
 """
 
-from importlib import import_module
+import lazy_loader
 
-_HOME = {
-    "NoiseSchedule": "schedule",
-    "UNet": "unet",
-    "DiffusionModel": "model",
-    "q_sample": "diffusion",
-    "ddim_step": "sampling",
-    "reverse_timesteps": "spacing",
-    "sample": "sampling",
-    "sample_steps": "sampling",
-    "sample_images": "generate",
-}
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(
-            f"module 'ddpm' has no attribute {name!r}; it has {', '.join(__all__)}"
-        )
-    return getattr(import_module(f"ddpm.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

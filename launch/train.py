@@ -1,78 +1,8 @@
-"""One training. Run the same command again to resume.
+"""`python launch/train.py` is `ddpm train`."""
 
-examples:
-  python launch/train.py configs/digits.yaml
-  python launch/train.py configs/digits.yaml TRAINING.PRED_TYPE=noise TRAINING.SEED=1
-  python launch/train.py configs/fashion_mnist.yaml --dry-run
-"""
-
-import argparse
 import sys
-from pathlib import Path
 
-from ddpm.errors import run_main
-from ddpm.run_config import load_file
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    result = argparse.ArgumentParser(
-        prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    result.add_argument("config", help="YAML file")
-    result.add_argument("overrides", nargs="*", metavar="SECTION.KEY=value", help="changed keys")
-    which = result.add_mutually_exclusive_group()
-    which.add_argument("--new", action="store_true", help="start another run of this config")
-    which.add_argument("--resume", metavar="DIR", help="continue exactly this run directory")
-    result.add_argument(
-        "--clean-stage", action="store_true", help="remove what DATASET.STAGE copied, at the end"
-    )
-    result.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check all, print network, time and batch script; write nothing",
-    )
-    result.add_argument(
-        "--no-probe",
-        dest="probe",
-        action="store_false",
-        help="--dry-run without the seconds that measuring a few steps takes",
-    )
-    result.add_argument("--plan", metavar="FILE", help=argparse.SUPPRESS)  # for slurm/job.sh
-    return result
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Train; the exit code."""
-    args = parser().parse_intermixed_args(argv)
-    loaded = load_file(Path(args.config), args.overrides)
-
-    if args.plan:
-        from ddpm.job_folder import plan
-
-        return plan([loaded], uses_ray=None, output=Path(args.plan))
-    from launch.signals import stop_on_signals
-
-    should_stop = stop_on_signals()  # before the imports, which take seconds
-    from ddpm.adapters import run_training
-
-    if args.dry_run:
-        from ddpm.adapters import dry_run
-
-        return dry_run.training(loaded, run_training.checked(loaded), probe=args.probe)
-    return run_training.run(
-        loaded,
-        new=args.new,
-        resume=args.resume,
-        should_stop=should_stop,
-        clean_stage=args.clean_stage,
-    )
-
-
-def cli() -> int:
-    """Console entry point."""
-    return run_main(main)
-
+from ddpm.cli.train import cli
 
 if __name__ == "__main__":
     sys.exit(cli())

@@ -82,8 +82,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with scikit-learn's digits as shards, packed once. Read it; to write, copy it."""
-    from ddpm import shards
+    from ddpm.data import packing
 
     folder = tmp_path_factory.mktemp("digits") / "shards"
-    shards.pack("digits", folder, progress=False)
+    packing.pack("digits", folder, progress=False)
     return folder

@@ -6,16 +6,15 @@ Reads in a terminal and on a git forge; report.html beside it has the curves and
 import re
 from collections.abc import Sequence
 
-from ddpm import quality_file
-from ddpm.measures import MEASURES
-from ddpm.report.appendix import failed, reproduce
-from ddpm.report.axes import axes_of
+from ddpm.metrics import MEASURES, evaluation
+from ddpm.report.best_samples import TITLES, interval_text, spots_of
 from ddpm.report.costs import cost
-from ddpm.report.data import Sweep, Trial
-from ddpm.report.first_screen import headline, next_command, progress
-from ddpm.report.flags import commit, differences, flags
-from ddpm.report.labels import (
+from ddpm.report.figures import total
+from ddpm.report.page import failed, headline, next_command, progress, reproduce
+from ddpm.report.ranking import (
+    Ranking,
     aligned,
+    axes_of,
     cell_label,
     common_digits,
     duration,
@@ -24,16 +23,13 @@ from ddpm.report.labels import (
     spoken,
     text,
 )
-from ddpm.report.pareto import total
-from ddpm.report.ranking import Ranking
-from ddpm.report.sampling import TITLES, interval_text, spots_of
-from ddpm.report.sentences import by_measure
-from ddpm.report.verdict import NAMES, Verdict, spread
+from ddpm.report.reading import SweepResults, TrialResult
+from ddpm.report.verdict import NAMES, Conclusion, by_measure, commit, differences, flags, spread
 
 _ROWS = 30  # of the ranking; all of them are in results.csv
 
 
-def document(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
+def document(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> str:
     """The whole report.md."""
     sections = [
         ("Ranking", ranked(ranking) if sweep.is_sweep else ""),
@@ -50,7 +46,7 @@ def document(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
     return f"{_lead(sweep, ranking, verdict)}{body}"
 
 
-def _lead(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
+def _lead(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> str:
     question = sweep.question[:1].upper() + sweep.question[1:] or sweep.name
     kind = "Sweep" if sweep.is_sweep else "Run"
     return (
@@ -59,7 +55,7 @@ def _lead(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
     )
 
 
-def answer(sweep: Sweep, ranking: Ranking, verdict: Verdict) -> str:
+def answer(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> str:
     """The verdict and the next command."""
     what, command = next_command(sweep, ranking, verdict)
     then = [f"{escaped(what)}:", _code(command)] if command else []
@@ -107,11 +103,13 @@ def factors(ranking: Ranking) -> str:
     )
 
 
-def sampling(sweep: Sweep) -> str:
+def sampling(sweep: SweepResults) -> str:
     """The best cell of each quality at each number of steps."""
     spots = spots_of(sweep, axes_of(sweep))
     names = [
-        name for name in quality_file.MEASURES if any(name in spot.qualities for spot in spots)
+        name
+        for name in evaluation.QUALITY_MEASURES
+        if any(name in spot.qualities for spot in spots)
     ]
     rows = []
     for steps in sorted({spot.num_steps for spot in spots}):
@@ -128,19 +126,19 @@ def sampling(sweep: Sweep) -> str:
     return table(head, rows, right=(0,)) if names else ""
 
 
-def failures(sweep: Sweep, ranking: Ranking) -> str:
+def failures(sweep: SweepResults, ranking: Ranking) -> str:
     """Every trial and cell without a place, and why."""
     rows = failed(sweep, ranking)
     return table(("cell", "seed", "status", "reason"), rows) if rows else ""
 
 
-def configuration(sweep: Sweep) -> str:
+def configuration(sweep: SweepResults) -> str:
     """The keys in which trials differ, with their values."""
     found = differences([trial for trial in sweep.trials if trial.config])
     return bullets([f"{key}: {listed(values, limit=12)}" for key, values in found.items()])
 
 
-def again(sweep: Sweep, ranking: Ranking) -> str:
+def again(sweep: SweepResults, ranking: Ranking) -> str:
     """The command of the sweep and of its best trial, and what they ran on."""
     trials = [trial for trial in sweep.trials if trial.run_dir is not None]
     parts = [f"All of it:\n\n{_code(sweep.command)}"] if sweep.command else []
@@ -155,7 +153,7 @@ def again(sweep: Sweep, ranking: Ranking) -> str:
     return "\n\n".join(parts)
 
 
-def _facts(trials: Sequence[Trial]) -> list[str]:
+def _facts(trials: Sequence[TrialResult]) -> list[str]:
     names = ("python", "torch", "numpy", "ray", "system", "cpu", "cores", "gpus", "host")
     commits = sorted({name for trial in trials if (name := commit(trial))})
     short = [name[:12] + "+" * name.endswith("+") for name in commits]
@@ -167,7 +165,7 @@ def _facts(trials: Sequence[Trial]) -> list[str]:
     return lines
 
 
-def _files(sweep: Sweep) -> str:
+def _files(sweep: SweepResults) -> str:
     best = ["best.yaml: the configuration to go on with"] * (sweep.best_yaml is not None)
     return bullets(
         [

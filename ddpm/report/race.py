@@ -24,7 +24,7 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.measures import t_quantile
+from ddpm.metrics import t_quantile
 
 ERROR = 0.05
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from tests.slurm.hosts import REPOSITORY, LabError, wait_until
 from tests.slurm.lab import Lab
-from tests.test_resume import fingerprint
+from tests.training.test_resume import fingerprint
 
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD"}
 ALIVE = {*WAITING, "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED"}

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ddpm import job_list
-from ddpm.groups import Journal
-from ddpm.ledger import Ledger, Outcome
+from ddpm.cluster import submit as job_list
+from ddpm.cluster.submit import Journal
+from ddpm.sweep.ledger import Ledger, Outcome
 from tests.slurm.hosts import REPOSITORY, wait_until
 from tests.slurm.lab import Lab
 
@@ -84,7 +84,7 @@ class Sweep:
 
     def array(self) -> str:
         """Number of the newest array job."""
-        return job_list.read(self.folder)[-1].job.partition("_")[0]
+        return job_list.read_jobs(self.folder)[-1].job.partition("_")[0]
 
     def states(self, job: str) -> dict[str, list[str]]:
         """Task -> the State of each of its starts, as sacct has them."""
@@ -172,7 +172,7 @@ def test_usr2_requeues_a_task_which_goes_on_bit_for_bit(
     swept = Sweep(lab, folder, packed, grid)
     driver = swept.submit()
     wait_until("a trial trains", lambda: swept.rows() >= 5, 120)
-    (job,) = job_list.read(swept.folder)
+    (job,) = job_list.read_jobs(swept.folder)
     lab.ctl.run("scancel", "--signal=USR2", job.job)
     output = ends(driver, 0)
     assert swept.states(job.job)[job.job] == ["REQUEUED", "COMPLETED"], output
@@ -197,7 +197,7 @@ def test_a_task_that_dies_is_its_trials_failure_and_the_next_command_tries_again
     """
     driver = nine.submit("--group-size", "5")
     wait_until("trials train", lambda: nine.rows() >= 10, 120)
-    victim = job_list.read(nine.folder)[0]
+    victim = job_list.read_jobs(nine.folder)[0]
     trial = Journal(Path(victim.group)).open_trial
     for node in lab.nodes.values():
         for process in node.tree():

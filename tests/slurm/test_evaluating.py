@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch import evaluate as command
-from tests.digits_runs import digit_images
+from ddpm.cli import evaluate
 from tests.slurm.jobs import submit
 from tests.slurm.lab import Lab
+from tests.support.digits_runs import digit_images
 
 
 @pytest.mark.slow
@@ -22,7 +22,7 @@ def test_two_nodes_find_the_numbers_of_one_process(lab: Lab, packed: Path, folde
         words = [str(samples), "--against", str(packed), "--features", "pixels"]
         words += ["--cache", str(folder / f"cache-{name}")]
         if name == "alone":
-            assert command.main(words) == 0
+            assert evaluate.main(words) == 0
         else:
             options = ("--nodes=2", "--cpus-per-task=1")
             job = submit(lab, "slurm/evaluate.sh", *words, options=options, output=folder)

@@ -11,13 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ddpm import job_list, series_check, spans
-from ddpm.series import Series
-from ddpm.spans import Span
-from tests.bulk_data import RUNNER, Bulk, files_of
+from ddpm.cluster import submit as job_list
+from ddpm.sampling import bulk
+from ddpm.sampling.bulk import BulkFolder, Span
+from tests.sampling.test_generate import make_run
 from tests.slurm.hosts import REPOSITORY, wait_until
 from tests.slurm.lab import Lab
-from tests.test_generate import make_run
+from tests.support.bulk_data import RUNNER, Bulk, files_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 NUM, UNIT, BATCH = 2000, 16, 4
@@ -48,18 +48,18 @@ class Images:
         return self.start("--cluster", "slurm", "--jobs", "6", *options)
 
     @property
-    def series(self) -> Series:
+    def series(self) -> BulkFolder:
         return self.bulk.series
 
     def there(self) -> int:
         """Images drawn so far."""
         if not self.bulk.out.exists() or not list(self.bulk.out.iterdir()):
             return 0
-        return spans.total(self.series.present())
+        return bulk.total(self.series.present())
 
     def array(self) -> str:
         """Number of the newest array job."""
-        return job_list.read(self.series.folder)[-1].job.partition("_")[0]
+        return job_list.read_jobs(self.series.folder)[-1].job.partition("_")[0]
 
     def states(self, array: str) -> dict[str, list[str]]:
         """Task -> the State of each of its starts, as sacct has them."""
@@ -142,12 +142,12 @@ def test_two_thousand_images_through_two_kills_and_a_crash(
     assert first.returncode in (1, 75), output
     assert "the same command draws them" in output
     holes = images.series.missing(NUM)
-    assert 0 < spans.total(holes) < NUM
+    assert 0 < bulk.total(holes) < NUM
 
     ends(images.submit(), 0)
     second = images.array()
     assert second != array
-    verdict = series_check.verify(images.series, NUM, progress=False)
+    verdict = bulk.check_bulk(images.series, NUM, progress=False)
     assert verdict.is_whole and verdict.there == NUM, verdict.lines()
     assert "whole: 2,000 of 2,000 images" in ends(images.start("--verify"), 0)
     undisturbed = Bulk(images.bulk.run, tmp_path / "undisturbed", KEYS)
@@ -155,7 +155,7 @@ def test_two_thousand_images_through_two_kills_and_a_crash(
     assert files_of(images.series) == files_of(undisturbed.series)
     figure(
         f"2,000 images: {killed} killed ({[states[task] for task in killed]}), {crashed} crashed "
-        f"under {lost} ({[states[task] for task in lost]}), {spans.total(holes)} images left for "
+        f"under {lost} ({[states[task] for task in lost]}), {bulk.total(holes)} images left for "
         f"the second command; each image once, bytes equal"
     )
 
@@ -181,8 +181,8 @@ def test_a_requeued_task_goes_on_and_a_duplicate_submits_nothing(images: Images,
         for line in path.read_text().splitlines()
         if "end" in line
     ]
-    assert None not in drawn and not spans.overlapping(drawn), "something was drawn twice"
-    assert series_check.verify(images.series, NUM, progress=False).is_whole
+    assert None not in drawn and not bulk.overlapping(drawn), "something was drawn twice"
+    assert bulk.check_bulk(images.series, NUM, progress=False).is_whole
 
 
 def test_ctrl_c_leaves_the_jobs_alone(images: Images, lab: Lab) -> None:
@@ -195,4 +195,4 @@ def test_ctrl_c_leaves_the_jobs_alone(images: Images, lab: Lab) -> None:
         assert lab.ctl.run("squeue", "-h").stdout, "the jobs go on without the driver"
         assert ": running" in ends(images.start("--status"), 0)
     ends(images.submit(), 0)
-    assert series_check.verify(images.series, NUM, progress=False).is_whole
+    assert bulk.check_bulk(images.series, NUM, progress=False).is_whole

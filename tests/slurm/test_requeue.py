@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ddpm.rundir import RunDirectory
-from tests import test_wandb_log as wandb
+from ddpm.runs.directory import RunDirectory
 from tests.slurm.jobs import Train, Undisturbed, assert_same, rows, run_of, steps, submit
 from tests.slurm.lab import Lab
+from tests.tracking import test_wandb_log as wandb
 
 Figure = Callable[[str], None]
 RESUME_S = 45.0

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.test_sweep_run import attempts, outcomes
 from tests.slurm.hosts import wait_until
 from tests.slurm.jobs import TRAINING, as_words, submit
 from tests.slurm.lab import Lab
-from tests.test_sweep_run import attempts, outcomes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NINE = """

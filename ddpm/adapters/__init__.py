@@ -1,1 +1,0 @@
-"""Foreign frameworks, each in one file: Ray, Weights & Biases."""

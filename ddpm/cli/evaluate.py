@@ -1,0 +1,116 @@
+"""How good samples are: FID, KID, precision, recall and others with 95 % intervals, beside the
+floor that real images give, and the line that says how they were measured.
+
+SOURCE is a run or a checkpoint, of which images are drawn, or images: a folder of pictures, an NPZ
+file, an IDX file, a folder of shards.
+
+examples:
+  python launch/evaluate.py RUN
+  python launch/evaluate.py RUN --num 10000 IMAGE_GENERATION.NUM_STEPS=100
+  python launch/evaluate.py RUN --workers 4
+  python launch/evaluate.py samples.npz --against digits --features pixels
+  python launch/evaluate.py PNG_FOLDER --against cifar.npz --features inception --weights FILE
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ddpm.cli.signals import interrupt_on_signals
+from ddpm.errors import run_main
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="evaluate.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    result.add_argument("source", type=Path, metavar="SOURCE", help="run, checkpoint or images")
+    result.add_argument(
+        "overrides", nargs="*", metavar="IMAGE_GENERATION.KEY=value", help="how a run is drawn from"
+    )
+    result.add_argument(
+        "--against",
+        metavar="DATA|CONFIG",
+        help="the real images: a YAML, a run, or what DATASET.PATH takes (default: the run's own)",
+    )
+    result.add_argument(
+        "--num", type=int, metavar="N", help="samples (default: 2000 of a run, else all there are)"
+    )
+    result.add_argument(
+        "--features",
+        choices=("classifier", "pixels", "inception"),
+        help="what images are compared by (default: classifier where there are labels)",
+    )
+    result.add_argument(
+        "--split",
+        choices=("train", "validation"),
+        default="train",
+        help="the real images compared with; the floor is of the others (default: train)",
+    )
+    result.add_argument(
+        "--weights", type=Path, metavar="FILE", help="the weights of inception, safetensors"
+    )
+    result.add_argument(
+        "--ema", type=float, metavar="DECAY", help="averaged weights; 0 = as trained, unaveraged"
+    )
+    result.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="where classifiers and reference statistics are kept (default: OUTPUT_DIR/metrics)",
+    )
+    result.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that share all of it (default: one a GPU, else one)",
+    )
+    result.add_argument(
+        "--dry-run", action="store_true", help="check all, draw and measure nothing"
+    )
+    result.add_argument("--plan", metavar="FILE", help=argparse.SUPPRESS)  # for slurm/job.sh
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure; the exit code."""
+    args = parser().parse_intermixed_args(argv)
+    from ddpm.cluster import Asked, request_for, run
+
+    asked = Asked(
+        source=args.source,
+        overrides=args.overrides,
+        against=args.against,
+        num=args.num,
+        features=args.features,
+        split=args.split,
+        weights=args.weights,
+        ema=args.ema,
+        cache=args.cache,
+        workers=args.workers,
+        where=Path.cwd(),
+        command=tuple(sys.argv),
+    )
+    if args.plan:
+        from ddpm.cluster import plan_evaluation
+        from ddpm.config import Training
+
+        request_for(asked)
+        return plan_evaluation(
+            args.cache or Path(Training.OUTPUT_DIR), args.workers, Path(args.plan)
+        )
+    return run(asked, dry=args.dry_run)
+
+
+def cli() -> int:
+    """Console entry point."""
+    interrupt_on_signals()
+    return run_main(main)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

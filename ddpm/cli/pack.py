@@ -1,0 +1,113 @@
+"""Images -> WebDataset shards with an index; or checks and indexes shards that are there.
+
+Needs no torch until it packs.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ddpm.errors import InputError, run_main
+
+_EXAMPLES = """\
+sources:
+  digits            scikit-learn's 1,797 handwritten digits of 8x8
+  FILE.npz          `images` (N, H, W[, C]), uint8 or float in [0, 1], and labels under --label-key
+  IDX               FILE-idx3-ubyte[.gz], or a folder of them: its training pair is packed
+  FOLDER            png, jpg, jpeg, webp, bmp; one sub-folder a class, or flat
+  SHARDS            a folder of .tar shards, without OUT_DIR: indexed where they lie
+
+examples:
+  python launch/pack.py digits shards/digits
+  python launch/pack.py images.npz shards/cells --label-key cell_type
+  python launch/pack.py photos shards/photos --label-key null --dry-run
+  python launch/pack.py /usr/share/datasets/fashion-mnist shards/fashion_mnist --verify
+  python launch/pack.py shards/fashion_mnist --verify
+
+Run the same command again to continue an interrupted packing.
+exit codes: 0 done, 2 bad input (all problems are listed), 5 storage, 75 interrupted
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="launch/pack.py",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument("source", metavar="SOURCE", help="what to pack, see below")
+    made.add_argument("out_dir", metavar="OUT_DIR", nargs="?", help="folder for the shards")
+    made.add_argument(
+        "--label-key",
+        default="labels",
+        metavar="KEY",
+        help="key of the labels in the NPZ; null packs images without labels (default: labels)",
+    )
+    made.add_argument(
+        "--samples-per-shard", type=int, metavar="N", help="default: shards of about 32 MiB"
+    )
+    made.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
+    made.add_argument("--verify", action="store_true", help="check every byte of the shards")
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Packs, indexes or verifies as the command line says."""
+    asked = parser().parse_args(argv)
+    from ddpm.data import packing
+
+    if packing.is_shards(asked.source):
+        if asked.out_dir is not None:
+            raise InputError(f"{asked.source} holds shards already; leave OUT_DIR out")
+        _use(Path(asked.source), is_dry=asked.dry_run, verify=asked.verify)
+    elif asked.out_dir is None:
+        raise InputError("OUT_DIR is missing: the folder for the shards")
+    else:
+        _pack(asked)
+    return 0
+
+
+def _use(folder: Path, *, is_dry: bool, verify: bool) -> None:
+    from ddpm.data import open_index, packing, scan_folder, verify_shards
+
+    if is_dry:
+        _, scans = scan_folder(folder, progress=True)
+        samples = sum(len(scan.samples) for scan in scans)
+        print(f"{folder}: {samples:,} images in {len(scans)} shard(s); nothing was written")
+        return
+    index = open_index(folder) if verify else packing.refresh(folder)
+    if verify:
+        verify_shards(index, progress=True)
+    print(f"{index}{'; every byte is as it was indexed' if verify else ''}")
+
+
+def _pack(asked: argparse.Namespace) -> None:
+    from ddpm.data import open_source, packing, verify_shards
+
+    key = None if asked.label_key.lower() == "null" else asked.label_key
+    source = open_source(asked.source, key)
+    count = asked.samples_per_shard
+    if asked.dry_run:
+        plan = packing.plan_packing(source, name=None, samples_per_shard=count, seed=0)
+        source.load(progress=True)
+        print(
+            f"would pack {source.num_samples:,} images of {source.name} into "
+            f"{len(plan.shard_names)} shard(s) in {asked.out_dir}; nothing was written"
+        )
+        return
+    index = packing.pack(source, asked.out_dir, samples_per_shard=count)
+    if asked.verify:
+        verify_shards(index, progress=True)
+    print(f"{index}{'; every byte was read back' if asked.verify else ''}")
+
+
+def cli() -> int:
+    """Entry point: main() with the project's exit codes."""
+    return run_main(main)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -1,0 +1,196 @@
+"""Images from a trained network. The same command draws the same images, and of many only those
+that are missing.
+
+examples:
+  python launch/sample.py RUN IMAGE_GENERATION.NUM_GEN_IMAGES=100 IMAGE_GENERATION.DDIM_ETA=0
+  python launch/sample.py RUN/checkpoints/step-00001000 --ema 0
+  python launch/sample.py RUN --ema power:0.07      of a run trained with TRAINING.EMA_POWER
+  python launch/sample.py options.yaml       of the run or checkpoint its MODEL_PATH names
+  python launch/sample.py RUN --num 50000 --format npz
+  python launch/sample.py RUN --num 1000000 --cluster slurm --jobs 32 --sbatch gpus-per-node=1
+  python launch/sample.py FOLDER --status    how far it is; --verify: whether all is as written
+
+With --num images are drawn in bulk: as WebDataset shards, each image exactly once, in a folder
+(FOLDER) that goes on where it ended, however it ended. --cluster slurm runs on a login node: jobs
+draw, this process only watches, and Ctrl-C leaves them alone.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddpm.cli import options as job_options
+from ddpm.errors import InputError, run_main
+from ddpm.sampling import BATCH_SIZE, parse_ema, read_request
+
+if TYPE_CHECKING:
+    from ddpm.cluster import ImageJobOptions
+    from ddpm.sampling import BulkFolder, BulkOptions
+
+
+_OF_JOBS = ("jobs", "time", "partition", "sbatch")
+_OF_BULK = ("unit", "format")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument(
+        "source", type=Path, help="run directory, checkpoint, YAML naming one, or folder of --num"
+    )
+    result.add_argument(
+        "overrides", nargs="*", metavar="IMAGE_GENERATION.KEY=value", help="changed keys"
+    )
+    result.add_argument(
+        "--ema",
+        type=parse_ema,
+        metavar="DECAY",
+        help="averaged weights; 0 = as trained, unaveraged; power:LENGTH = made from snapshots",
+    )
+    result.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help=f"images of one network call (default: {BATCH_SIZE}; in bulk as many as fit)",
+    )
+    result.add_argument("--dry-run", action="store_true", help="check all, draw and write nothing")
+    bulk = result.add_argument_group("in bulk")
+    bulk.add_argument("--num", type=int, metavar="N", help="images in all, drawn in units")
+    bulk.add_argument("--unit", type=int, metavar="N", help="images of a unit (default: by --num)")
+    bulk.add_argument(
+        "--format",
+        choices=("shards", "npz", "png"),
+        help="what is made of the shards at the end (default: a picture of the first images)",
+    )
+    bulk.add_argument("--status", action="store_true", help="how far it is; changes nothing")
+    bulk.add_argument("--verify", action="store_true", help="check every image; changes nothing")
+    job_options.add(result, "in bulk, by many jobs", "part")
+    result.add_argument("--plan", type=Path, help=argparse.SUPPRESS)  # for slurm/job.sh
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Draw the images; the exit code."""
+    args = parser().parse_intermixed_args(argv)
+    if args.status or args.verify:
+        return _look(args)
+    if args.num is None and args.cluster is None:
+        return _draw(args)
+    if args.plan:
+        _wish(args).request()
+        return _planned(args.plan)
+    options = _options(args)
+    from ddpm.cluster import checked
+
+    plan, request = checked(_wish(args), options)
+    if args.dry_run:
+        from ddpm.cluster import dry_run
+
+        return dry_run.show(plan, request)
+    from ddpm.cli.signals import stop_on_signals
+    from ddpm.cluster import submit_images
+
+    return submit_images.run(plan, request, should_stop=stop_on_signals())
+
+
+def _draw(args: argparse.Namespace) -> int:
+    """A few images, in this process, as one file."""
+    for name in (*_OF_BULK, *_OF_JOBS):
+        if getattr(args, name) not in (None, []):
+            what = "--cluster slurm" if name in _OF_JOBS else "--num"
+            raise InputError(f"--{name} is for images in bulk; give {what} too")
+    size = BATCH_SIZE if args.batch_size is None else args.batch_size
+    request = read_request(args.source, args.overrides, ema=args.ema, batch_size=size)
+    if args.dry_run:
+        print(f"would draw {request.describe()}; nothing was written")
+        return 0
+    if args.plan:
+        return _planned(args.plan)
+
+    from ddpm.sampling import generate
+
+    print(generate(request).describe())
+    return 0
+
+
+def _planned(path: Path) -> int:
+    path.write_bytes(bytes([0, ord("0"), 0]))  # all is checked; no folder, no Ray
+    return 0
+
+
+def _look(args: argparse.Namespace) -> int:
+    """--status and --verify: what there is, without changing it; 1 where --verify finds a fault."""
+    series, num = _series(args)
+    if args.status:
+        from ddpm.cluster import Watch
+
+        print(f"images in {series.folder}", *Watch(series, num).look().lines(), sep="\n")
+    if not args.verify:
+        return 0
+    from ddpm.sampling import check_bulk
+
+    verdict = check_bulk(series, num, progress=True)
+    print(*verdict.lines(), sep="\n")
+    if verdict.is_whole:
+        return 0
+    command = shlex.join(["python", "launch/sample.py", str(series.folder), "--num", str(num)])
+    print(f"to draw what is wrong again: {command}")
+    return 1
+
+
+def _series(args: argparse.Namespace) -> "tuple[BulkFolder, int]":
+    """The images in bulk that the command line names, and how many of them are wanted."""
+    from ddpm.sampling import bulk as series
+
+    if series.is_series(args.source) and not args.overrides:  # torch is not needed
+        found, num = series.BulkFolder.open(args.source), args.num
+    else:
+        wish = _wish(args)
+        wish.request()  # what is wrong is known before torch is imported
+        from ddpm.sampling import bulk as series_plan
+
+        plan = series_plan.make(wish)
+        found, num = plan.series or series.BulkFolder.open(plan.folder), args.num
+    if num is not None and num < 1:
+        raise InputError(f"--num is {num}; give at least 1")
+    return found, num or found.asked
+
+
+def _wish(args: argparse.Namespace) -> "BulkOptions":
+    from ddpm.sampling import BulkOptions
+
+    return BulkOptions(
+        source=args.source,
+        overrides=args.overrides,
+        ema=args.ema,
+        num=args.num,
+        unit=args.unit,
+        batch_size=args.batch_size,
+        format=args.format or "shards",
+    )
+
+
+def _options(args: argparse.Namespace) -> "ImageJobOptions":
+    from ddpm.cluster import ImageJobOptions
+
+    given = {name: getattr(args, name) for name in _OF_JOBS}
+    if args.cluster is None:
+        for name, value in given.items():
+            if value not in (None, []):
+                raise InputError(
+                    f"--{name} says how to submit jobs; give --cluster slurm or local too"
+                )
+    return ImageJobOptions(cluster=args.cluster, **given)
+
+
+def cli() -> int:
+    """Console entry point."""
+    return run_main(main)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

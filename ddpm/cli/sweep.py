@@ -1,0 +1,112 @@
+"""A grid of trainings, or a search, compared. Run the same command again to continue; what is done
+is never run again.
+
+examples:
+  python launch/sweep.py sweeps/pred_types.yaml
+  python launch/sweep.py sweeps/timesteps.yaml TRAINING.HYPER_PARAMETERS.EPOCHS=10
+  python launch/sweep.py sweeps/full_grid.yaml --dry-run
+  python launch/sweep.py sweeps/full_grid.yaml --cluster slurm --time 2:00:00 --sbatch account=me
+
+--cluster slurm runs on a login node: an array job trains the sweep in groups of trials, each task
+on one worker; this process only watches. Ctrl-C leaves the jobs alone. Without --cluster the trials
+run here, or on the whole allocation inside `sbatch slurm/sweep.sh SWEEP`. Each way continues what
+another has begun.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddpm.cli import options as job_options
+from ddpm.errors import InputError, run_main
+from ddpm.sweep import plan as sweep
+
+if TYPE_CHECKING:
+    from ddpm.cluster import SweepJobOptions
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="sweep.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("sweep", help="YAML file with BASE, GRID, SPACE, SEEDS, TUNE")
+    result.add_argument("overrides", nargs="*", metavar="SECTION.KEY=value", help="changes of BASE")
+    result.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check every cell, print time and batch script; write nothing",
+    )
+    result.add_argument(
+        "--no-probe",
+        dest="probe",
+        action="store_false",
+        help="do not measure a few steps: no predicted time, groups by number alone",
+    )
+    result.add_argument(
+        "--clean-stage", action="store_true", help="remove what DATASET.STAGE copied, at the end"
+    )
+    jobs = job_options.add(result, "many small jobs", "group")
+    jobs.add_argument(
+        "--group-size",
+        type=int,
+        metavar="N",
+        help="trials of a task (default: trials over --jobs, and at least two minutes' worth)",
+    )
+    result.add_argument("--plan", metavar="FILE", help=argparse.SUPPRESS)  # for slurm/job.sh
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the sweep; the exit code."""
+    args = parser().parse_intermixed_args(argv)
+    planned = sweep.load_sweep(args.sweep, args.overrides)
+
+    if args.plan:
+        from ddpm.cluster import plan
+
+        return plan([t.config for t in planned.trials], uses_ray=True, output=Path(args.plan))
+    if args.dry_run:
+        from ddpm.cluster import dry_run
+
+        return dry_run.sweep(planned, _options(args), probe=args.probe)
+    from ddpm.cli.signals import stop_on_signals
+
+    if options := _options(args):
+        from ddpm.cluster import submit_sweep
+
+        return submit_sweep.run_array(
+            planned, options, should_stop=stop_on_signals(), clean_stage=args.clean_stage
+        )
+    from ddpm.cluster import run_sweep
+
+    return run_sweep.run(
+        planned,
+        should_stop=stop_on_signals(),
+        clean_stage=args.clean_stage,
+        probe=args.probe,
+    )
+
+
+def _options(args: argparse.Namespace) -> "SweepJobOptions | None":
+    """What --cluster and its companions say; None without it, InputError for them alone."""
+    companions = ("group_size", "jobs", "time", "partition", "sbatch")
+    given = {name: value for name in companions if (value := getattr(args, name)) not in (None, [])}
+    if not args.cluster:
+        if given:
+            name = next(iter(given)).replace("_", "-")
+            raise InputError(f"--{name} says how to submit small jobs; give --cluster slurm too")
+        return None
+    from ddpm.cluster import SweepJobOptions
+
+    return SweepJobOptions(cluster=args.cluster, probe=args.probe, **given)
+
+
+def cli() -> int:
+    """Console entry point."""
+    return run_main(main)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

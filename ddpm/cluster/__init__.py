@@ -1,0 +1,5 @@
+"""Cluster: Ray, submitit, SLURM; the only room that imports ray and submitit."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

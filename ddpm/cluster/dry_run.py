@@ -1,0 +1,203 @@
+"""--dry-run: what would be trained, on what, how long, and the batch script. Writes nothing."""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+import ddpm
+from ddpm import config as configuration
+from ddpm.cluster import cost, run_sweep, slurm, submit, sweep_setup
+from ddpm.cluster import sweep_setup as sweep_checks
+from ddpm.cluster.cost import Prediction, Workers
+from ddpm.cluster.slurm import as_submitted, from_environment
+from ddpm.cluster.submit import JobResources, shared_out
+from ddpm.cluster.submit_sweep import SweepJobOptions, checked, group_size
+from ddpm.config import Config
+from ddpm.diffusion import UNet, summary
+from ddpm.errors import InputError
+from ddpm.runs import duration
+from ddpm.sampling import BulkPlan, Span, bulk
+from ddpm.sweep import Sweep, cell_name
+
+SCRIPTS = Path(ddpm.__file__).parent.parent / "slurm"
+_NOT_FOR_JOBS = ("--dry-run", "--no-probe")
+
+
+def training(config: Config, workers: Workers, *, probe: bool) -> int:
+    """One training that has been checked."""
+    network = UNet(**configuration.network_arguments(config))
+    print(configuration.to_yaml(config))
+    print(summary(network, configuration.image_shape(config)))
+    device = "GPU" if workers.gpus else "CPU"
+    print(
+        f"would train on the {device} with {workers.count} worker(s), each with {workers.cpus} "
+        f"core(s) and {workers.gpus:g} GPU; nothing was written"
+    )
+    if probe:
+        _print_time(_predicted([config], workers), workers, 1, [config])
+    _print_script("train.sh")
+    return 0
+
+
+def sweep(planned: Sweep, options: SweepJobOptions | None, *, probe: bool) -> int:
+    """Every cell of a sweep, in one allocation or, with options, as many small jobs.
+
+    InputError with all that keeps any trial from starting.
+    """
+    if options is None:
+        resources, side_by_side = run_sweep.checked(planned)
+        _print_cells(planned)
+        print(
+            f"would run {len(planned.trials)} trials, {side_by_side} side by side, each with "
+            f"{resources.num_workers} worker(s) of {resources.cpus_per_worker} core(s) and "
+            f"{resources.gpus_per_worker:g} GPU; nothing was written"
+        )
+        if words := sweep_checks.in_words(planned):
+            print(words)
+        if probe:
+            workers = resources.workers()
+            configs = [trial.config for trial in planned.trials]
+            found = _predicted(configs, workers)
+            _print_time(found, workers, side_by_side, configs)
+        _print_script("sweep.sh")
+    else:
+        _arrays(planned, options)
+    return 0
+
+
+def _arrays(planned: Sweep, options: SweepJobOptions) -> None:
+    """The array jobs that --cluster would submit, or the processes it would start."""
+    request, resources = checked(planned, options)
+    if options.cluster == "slurm":
+        slurm.require_slurm()
+    _print_cells(planned)
+    workers, found, seconds = resources.workers(), None, None
+    configs = [trial.config for trial in planned.trials]
+    if options.probe:
+        found = _predicted(configs, workers)
+        seconds = cost.mean_s(found) if found else None
+    todo = len(planned.trials)
+    size = group_size(todo, options, request.jobs, seconds)
+    tasks = -(-todo // size)
+    print(
+        f"would train {todo} trials in {tasks} task(s) of up to {size}, "
+        f"{min(tasks, request.jobs)} at a time, each with {request.cpus} core(s), {request.gpus} "
+        f"GPU and {request.minutes} minutes, after which it goes on in a new one; nothing was "
+        "written"
+    )
+    if options.probe:
+        _print_time(found, workers, min(tasks, request.jobs), configs)
+    if options.cluster != "slurm":
+        return
+    most = slurm.largest_array()
+    if tasks > most:
+        print(f"{-(-tasks // most)} array jobs: this site allows {most} tasks in each")
+    folder = sweep_setup.folder_of(planned) / "submitit"
+    text = submit.script(request, folder, min(tasks, most))
+    print("\n" + framed("what sbatch gets", text))
+    with submit.undisturbed(request, text):
+        for option, value in from_environment(os.environ).items():
+            print(f"from the environment: --{option}={value}")
+
+
+def _print_cells(planned: Sweep) -> None:
+    console = Console()
+    for trial in planned.trials:
+        console.print(f"{cell_name(trial.cell)} · seed {trial.seed}", markup=False)
+    sweep_setup.print_skipped(planned, console)
+
+
+def _predicted(configs: Sequence[Config], workers: Workers) -> list[Prediction] | None:
+    """As a probe of this machine sees it; None, once it is said why, where that cannot be."""
+    try:
+        return cost.predict_all(configs, workers)
+    except InputError as error:
+        print(f"predicted: nothing; {error}")
+        return None
+
+
+def _print_time(
+    found: list[Prediction] | None,
+    workers: Workers,
+    side_by_side: int,
+    configs: Sequence[Config],
+) -> None:
+    """Seconds of a training and of all, and their hours of cores or GPUs."""
+    if found is None:
+        return
+    once_s = cost.once_s(configs)
+    all_s = once_s + sum(one.seconds for one in found)
+    longest = max(found, key=lambda one: one.seconds)
+    each, what = (workers.gpus, "GPU") if workers.gpus else (workers.cpus, "core")
+    print(f"predicted: {'the longest of them, ' if len(found) > 1 else ''}{longest}")
+    if len(found) > 1:
+        wall = cost.wall_s((one.seconds for one in found), side_by_side)
+        print(f"predicted: {len(found)} trainings, {side_by_side} at a time: {duration(wall)}")
+    if once_s:
+        print(f"predicted: {duration(once_s)} more, once, for a classifier of these data")
+    hours = all_s * workers.count * each / 3600
+    print(f"predicted: {hours:.3g} {what}-hours; what starting takes comes on top")
+    for line in cost.notes(found, workers):
+        print(f"  {line}")
+
+
+def _print_script(name: str) -> None:
+    """What `sbatch slurm/NAME` would submit for this command line."""
+    path = SCRIPTS / name
+    if not path.exists():
+        print(f"no batch script: {path} is missing; the scripts come with a clone of the project")
+        return
+    arguments = [word for word in sys.argv[1:] if word not in _NOT_FOR_JOBS]
+    print(f"\nas a SLURM job, from {path.parent.parent}:\n")
+    print(f"  sbatch slurm/{name} {shlex.join(arguments)}\n")
+    print(framed(f"slurm/{name}", as_submitted(path.read_text(), os.environ)))
+
+
+def framed(title: str, text: str) -> str:
+    """A text between two rules."""
+    rule = "-" * 72
+    return f"{rule} {title}\n{text.rstrip()}\n{rule}"
+
+
+# --------
+# --dry-run of images in bulk: what would be drawn, by whom, the batch script. Writes nothing.
+
+
+def show(plan: BulkPlan, request: JobResources | None) -> int:
+    """Prints it; the exit code."""
+    if request is not None and request.cluster == "slurm":
+        slurm.require_slurm()
+    print(f"would draw {plan.describe()}")
+    missing = _missing(plan)
+    there = plan.num - bulk.total(missing)
+    print(
+        f"into {plan.folder}, in units of {plan.unit}: {there:,} are there already, "
+        f"{bulk.total(missing):,} to draw; nothing was written"
+    )
+    if request is None:
+        print("in this process")
+        return 0
+    tasks = len(shared_out(missing, plan.unit, request.jobs))
+    print(
+        f"by {tasks} task(s), {request.jobs} at a time, each with {request.cpus} core(s), "
+        f"{request.gpus} GPU and {request.minutes} minutes, after which it goes on in a new one"
+    )
+    if request.cluster != "slurm" or not tasks:
+        return 0
+    text = submit.script(request, plan.folder / "submitit", min(tasks, slurm.largest_array()))
+    print("\n" + framed("what sbatch gets", text))
+    with submit.undisturbed(request, text):
+        for option, value in from_environment(os.environ).items():
+            print(f"from the environment: --{option}={value}")
+    return 0
+
+
+def _missing(plan: BulkPlan) -> list[Span]:
+    """What is missing by the manifests' names; damage shows when the command really runs."""
+    if plan.series is None:
+        return [Span(0, plan.num)]
+    return plan.series.missing(plan.num)

@@ -1,0 +1,139 @@
+"""One training from its configuration: find its data and its directory, choose where it runs, show
+it running.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ddpm import config as configuration
+from ddpm.cluster.cost import Workers, workers_for
+from ddpm.cluster.ray_cluster import running_ray
+from ddpm.cluster.stage_clean import cleaned
+from ddpm.config import Config
+from ddpm.data import packing
+from ddpm.distributed import CPU, Group, best_device
+from ddpm.errors import InputError, Interrupted
+from ddpm.metrics import inception_of_training, inception_problems
+from ddpm.runs import Claim, RunDirectory, Tail, claimed, watch
+from ddpm.sampling import locate, open_data, start_problems
+from ddpm.tracking import wandb_mirror
+from ddpm.training import Job, begun, marked, total_steps, work
+
+
+def run(
+    config: Config,
+    *,
+    new: bool,
+    resume: str | None,
+    should_stop: Callable[[], bool],
+    clean_stage: bool = False,
+) -> int:
+    """Train to the end and print where everything lies; 0. A finished run is not repeated.
+
+    clean_stage: remove the nodes' copies of the shards at the end.
+    """
+    console, startup = Console(), begun()
+    workers = checked(config)
+    if resume and locate(Path(resume))[1] is not None:
+        raise InputError(f"--resume {resume} is a checkpoint; give the run directory it lies in")
+    index = packing.prepare(config)
+    data = open_data(config, index.folder)
+    if resume:
+        directory = RunDirectory(Path(resume))
+    else:
+        directory = RunDirectory.find_or_name(config, data.sha256, new=new)
+    with claimed(directory, another=new) as claim:
+        claim.run.refuse_another(config, data.sha256)
+        if not claim.run.is_finished:
+            job = Job(
+                config=configuration.to_dict(config),
+                run_dir=str(claim.run.path),
+                data_dir=str(index.folder.absolute()),
+                threads=workers.cpus,
+                command=tuple(sys.argv),
+                startup=marked(startup, "data"),
+            )
+            steps = total_steps(config.TRAINING, data.num_train)
+            places = [job.stage] if clean_stage else []
+            _train(job, claim, workers, steps, console, should_stop, places)
+    _print_summary(RunDirectory(claim.run.path), console)
+    return 0
+
+
+def _train(
+    job: Job,
+    claim: Claim,
+    workers: Workers,
+    steps: int,
+    console: Console,
+    should_stop: Callable[[], bool],
+    places: list[tuple[str, str]],
+) -> None:
+    """In this process with one worker, else through Ray Train."""
+    console.print(f"run directory: {job.run_dir}", soft_wrap=True)
+    tail = Tail(Path(job.run_dir), "training", steps)
+    if workers.count == 1:
+        device = best_device() if workers.gpus else CPU
+        with watch([tail], console), cleaned(places):
+            work(
+                job,
+                Group(device=device),
+                mirror=wandb_mirror(None),
+                should_stop=should_stop,
+                on_held=claim.release,
+                inception=inception_of_training,
+            )
+        return
+    from ddpm.cluster import ray_train
+
+    # else its workers would wait for machines and then for the lock, as long as the holder trains
+    claim.run.refuse_held(wait_s=ray_train.LOCK_PATIENCE_S)
+    with (
+        running_ray(workers.count * workers.cpus),
+        watch([tail], console, should_stop=should_stop, on_stop=claim.run.request_stop),
+        cleaned(places),
+    ):
+        ray_train.run(
+            replace(job, startup=marked(job.startup, "Ray")),
+            num_workers=workers.count,
+            use_gpu=workers.gpus > 0,
+            cpus_per_worker=workers.cpus,
+            gpus_per_worker=workers.gpus,
+            meanwhile=claim.release_if_held,
+        )
+
+
+def checked(config: Config) -> Workers:
+    """The workers of a training that can start; InputError with all that keeps it from it."""
+    workers, problems = None, [*packing.source_problems(config), *start_problems(config)]
+    problems += inception_problems(config)
+    try:
+        workers = workers_for(config)
+        if workers.gpus and not torch.cuda.is_available() and "RAY_ADDRESS" not in os.environ:
+            problems.append(
+                "there are GPUs but torch sees none; run `python -m ddpm.cluster.doctor`, or set "
+                "CLUSTER.GPUS_PER_WORKER=0 to train on CPUs"
+            )
+    except InputError as error:
+        problems += error.problems
+    if workers is None or problems:
+        raise InputError(problems)
+    return workers
+
+
+def _print_summary(directory: RunDirectory, console: Console) -> None:
+    facts: dict[str, Any] = directory.summary
+    if not facts:
+        raise Interrupted(f"{directory.path} is unfinished; run the same command again to continue")
+    console.print(
+        f"done: {facts['steps']} steps, {facts['images']:,} images, {facts['seconds']:.0f} s, "
+        f"{facts['images_per_s']:,.0f} images/s, final loss {facts['final_loss']:.4f}"
+    )
+    console.print(f"results: {directory.path}", soft_wrap=True)

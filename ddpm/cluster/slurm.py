@@ -1,0 +1,369 @@
+"""What SLURM gave the job this process runs in, read from the SLURM_* variables of its environment.
+
+Never what the host has: a node's other cores and GPUs belong to other jobs.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from ddpm.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """A SLURM job's share of the cluster.
+
+    cpus: cores by node, the first node first.  gpus_per_node: GPUs of this node; a job has the same
+    number on every node.  memory_mb: memory of this node, None where SLURM does not share it out.
+    """
+
+    job_id: str
+    cpus: tuple[int, ...]
+    gpus_per_node: int = 0
+    memory_mb: int | None = None
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.cpus)
+
+    @classmethod
+    def from_environment(cls, env: Mapping[str, str] = os.environ) -> Self | None:
+        """The job this process runs in; None outside of a job.
+
+        Raises InputError where the process belongs to a job but cannot speak for it: on a host that
+        is none of its nodes, or as one of several copies that srun started.
+        """
+        job_id = env.get("SLURM_JOB_ID")
+        if job_id is None:
+            return None
+        if "SLURMD_NODENAME" not in env:
+            raise InputError(
+                f"this shell holds SLURM job {job_id} but runs on {socket.gethostname()}, which is "
+                "none of its nodes; use `sbatch slurm/train.sh ...` or `srun --pty bash` first"
+            )
+        if (copies := _whole(env, "SLURM_STEP_NUM_TASKS", 1)) > 1:
+            raise InputError(
+                f"srun started {copies} copies of this command; start one, it finds all nodes of "
+                "the job itself: run it in the batch script without srun, or with `srun -n 1`"
+            )
+        cpus = _by_node(env)
+        return cls(
+            job_id=job_id,
+            cpus=cpus,
+            gpus_per_node=_whole(env, "SLURM_GPUS_ON_NODE", 0),
+            memory_mb=_memory(env, cpus[0]),
+        )
+
+
+def node_share(env: Mapping[str, str] = os.environ) -> Allocation:
+    """This node's part of the job, as one of the tasks that srun started on its nodes sees it."""
+    cpus = _by_node(env)[_whole(env, "SLURM_NODEID", 0)]
+    return Allocation(
+        job_id=env["SLURM_JOB_ID"],
+        cpus=(cpus,),
+        gpus_per_node=_whole(env, "SLURM_GPUS_ON_NODE", 0),
+        memory_mb=_memory(env, cpus),
+    )
+
+
+def _by_node(env: Mapping[str, str]) -> tuple[int, ...]:
+    """Cores by node from SLURM_JOB_CPUS_PER_NODE, which reads like `4(x2),2`."""
+    text = env.get("SLURM_JOB_CPUS_PER_NODE", "1")
+    cpus: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None or int(match[1]) == 0:
+            raise InputError(f"SLURM_JOB_CPUS_PER_NODE is {text!r}; SLURM writes it like '4(x2),2'")
+        cpus += [int(match[1])] * int(match[2] or 1)
+    return tuple(cpus)
+
+
+def _memory(env: Mapping[str, str], cpus: int) -> int | None:
+    """MB of this node; SLURM says it by node or by core, and 0 for all that the node has."""
+    per_node = _whole(env, "SLURM_MEM_PER_NODE", 0)
+    return per_node or cpus * _whole(env, "SLURM_MEM_PER_CPU", 0) or None
+
+
+def _whole(env: Mapping[str, str], name: str, default: int) -> int:
+    text = env.get(name, str(default))
+    if not text.isdecimal():
+        raise InputError(f"{name} is {text!r}; SLURM sets a whole number")
+    return int(text)
+
+
+# --------
+# A batch script as sbatch reads it: its #SBATCH lines, and the SBATCH_* variables that outrank
+# them.
+
+# sbatch's options by the variable that sets them; the command line outranks both
+VARIABLES = {
+    "account": "SBATCH_ACCOUNT",
+    "array": "SBATCH_ARRAY_INX",
+    "constraint": "SBATCH_CONSTRAINT",
+    "cpus-per-gpu": "SBATCH_CPUS_PER_GPU",
+    "error": "SBATCH_ERROR",
+    "exclusive": "SBATCH_EXCLUSIVE",
+    "export": "SBATCH_EXPORT",
+    "gpus": "SBATCH_GPUS",
+    "gpus-per-node": "SBATCH_GPUS_PER_NODE",
+    "gpus-per-task": "SBATCH_GPUS_PER_TASK",
+    "gres": "SBATCH_GRES",
+    "hint": "SBATCH_HINT",
+    "job-name": "SBATCH_JOB_NAME",
+    "mem": "SBATCH_MEM_PER_NODE",
+    "mem-per-cpu": "SBATCH_MEM_PER_CPU",
+    "mem-per-gpu": "SBATCH_MEM_PER_GPU",
+    "no-requeue": "SBATCH_NO_REQUEUE",
+    "open-mode": "SBATCH_OPEN_MODE",
+    "output": "SBATCH_OUTPUT",
+    "partition": "SBATCH_PARTITION",
+    "qos": "SBATCH_QOS",
+    "requeue": "SBATCH_REQUEUE",
+    "reservation": "SBATCH_RESERVATION",
+    "signal": "SBATCH_SIGNAL",
+    "time": "SBATCH_TIMELIMIT",
+    "wait": "SBATCH_WAIT",
+    "wckey": "SBATCH_WCKEY",
+}
+GPU_OPTIONS = ("gpus", "gpus-per-node", "gpus-per-task", "gres")
+_SHORT = {
+    "-A": "account",
+    "-C": "constraint",
+    "-J": "job-name",
+    "-N": "nodes",
+    "-c": "cpus-per-task",
+    "-e": "error",
+    "-n": "ntasks",
+    "-o": "output",
+    "-p": "partition",
+    "-q": "qos",
+    "-t": "time",
+}
+_LINE = re.compile(r"#SBATCH\s+(-[A-Za-z]|--[a-z-]+)(?:[ =]?(\S.*?))?\s*(\s#.*)?")
+_DAYS_HOURS = re.compile(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?")
+_CLOCK = re.compile(r"(\d+)(?::(\d+))?(?::(\d+))?")
+
+
+def from_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """sbatch's options that SBATCH_* variables set."""
+    return {option: env[name] for option, name in VARIABLES.items() if name in env}
+
+
+def option_of(line: str) -> str | None:
+    """The long name of the option that a #SBATCH line sets; None for any other line."""
+    found = _LINE.fullmatch(line)
+    if found is None:
+        return None
+    return _SHORT.get(found[1], found[1].removeprefix("--"))
+
+
+def options_in(script: str) -> set[str]:
+    """The options that a script's #SBATCH lines set."""
+    return {option for line in _head(script) if (option := option_of(line))}
+
+
+def as_submitted(script: str, env: Mapping[str, str]) -> str:
+    """The script with its #SBATCH lines as they stand once the variables have outranked them."""
+    given, head = from_environment(env), _head(script)
+    lines = []
+    for line in head:
+        option = option_of(line)
+        if option in given:
+            line = _line(option, given.pop(option))
+        lines.append(line)
+    place = 1 + max((i for i, line in enumerate(lines) if option_of(line)), default=0)
+    lines[place:place] = [_line(option, value) for option, value in given.items()]
+    return "\n".join([*lines, *script.splitlines()[len(head) :]])
+
+
+def minutes(text: str) -> int:
+    """A time limit as SLURM writes it (90, 1:30:00, 2-12:00), in whole minutes; InputError."""
+    if found := _DAYS_HOURS.fullmatch(text):
+        days, hours, mins, secs = (int(part or 0) for part in found.groups())
+        return (days * 24 + hours) * 60 + mins + (secs > 0)
+    if found := _CLOCK.fullmatch(text):
+        parts = [int(part) for part in found.groups() if part is not None]
+        if len(parts) == 3:
+            return parts[0] * 60 + parts[1] + (parts[2] > 0)
+        return parts[0] + (len(parts) == 2 and parts[1] > 0)
+    raise InputError(f"time limit {text!r}: give minutes, HH:MM:SS or D-HH:MM:SS, such as 4:00:00")
+
+
+def _head(script: str) -> list[str]:
+    """The lines in which sbatch looks for options: those before the first command."""
+    lines = script.splitlines()
+    command = (i for i, line in enumerate(lines) if line.strip() and not line.startswith("#"))
+    return lines[: next(command, len(lines))]
+
+
+def _line(option: str, value: str) -> str:
+    return f"#SBATCH --{option}={shlex.quote(value)}    # {VARIABLES[option]}"
+
+
+# --------
+# What SLURM says of jobs: which live (squeue), how the others ended (sacct), what the site allows.
+#
+# Jobs are named as SLURM prints them: `123`, or `123_4` for a task of an array.
+
+_ANSWER_S = 30.0
+_DEFAULT_ARRAY = 1001  # SLURM's own default of MaxArraySize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a job ended: SLURM's state in one word (OUT_OF_MEMORY), and its exit code as `1:0`."""
+
+    state: str
+    exit_code: str
+
+    def __str__(self) -> str:
+        return f"{self.state}, exit code {self.exit_code}"
+
+
+def require_slurm() -> None:
+    """InputError where this machine cannot submit jobs."""
+    missing = [name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None]
+    if missing:
+        raise InputError(
+            f"{', '.join(missing)}: not found on this machine; run this on a login node of the "
+            "cluster (`module load slurm` where the site asks for it), or leave --cluster slurm out"
+        )
+
+
+def living(name: str) -> set[str] | None:
+    """This user's jobs called `name` that wait or run; None while SLURM does not answer."""
+    text = ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%j")
+    if text is None:
+        return None
+    rows = (line.strip().partition("|") for line in text.splitlines())
+    return {job for job, _, called in rows if called == name}
+
+
+def endings(jobs: Iterable[str]) -> dict[str, Ending] | None:
+    """How these jobs ended; one that SLURM has no record of (yet) is missing. None where it keeps
+    none.
+    """
+    wanted = set(jobs)
+    if not wanted:
+        return {}
+    text = ask(
+        *("sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State,ExitCode"),
+        f"--jobs={','.join(sorted({job.partition('_')[0] for job in wanted}))}",
+    )
+    if text is None:
+        return None
+    found = {}
+    for line in text.splitlines():
+        job, state, exit_code = line.split("|")[:3]
+        if job in wanted:  # CANCELLED comes as `CANCELLED by 1000`
+            found[job] = Ending(state=state.partition(" ")[0], exit_code=exit_code)
+    return found
+
+
+def largest_array() -> int:
+    """Most tasks of one array job at this site."""
+    text = ask("scontrol", "show", "config") or ""
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
+    return max(1, int(match[1]) if match else _DEFAULT_ARRAY)
+
+
+def ask(*command: str, timeout_s: float = _ANSWER_S) -> str | None:
+    """The answer of one of SLURM's commands; None when it is missing, fails or says nothing."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout_s, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+# --------
+# What SLURM knows of jobs that others submitted, for those who only look: asked seldom, answered
+# soon or not at all.
+
+_PATIENCE_S = 5.0
+ASK_EVERY_S = 15.0
+WAITING = frozenset(("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"))
+_BARE_ENDS = frozenset(("COMPLETED", "FAILED"))  # which say no more than their exit code
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueuedJob:
+    """A job that waits or runs. reason: why it waits, in SLURM's word."""
+
+    state: str
+    reason: str
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.state in WAITING
+
+
+class JobStates:
+    """Jobs by their id, `123` or `123_4`. Where SLURM's commands are missing it knows nothing."""
+
+    def __init__(self) -> None:
+        self.is_known = False  # whether squeue answers
+        self._living: dict[str, QueuedJob] = {}
+        self._ends: dict[str, str] = {}
+        self._asked_at: float | None = None
+        self._missing: set[str] = set()
+
+    def refresh(self) -> None:
+        """Asks squeue again if that was long enough ago."""
+        now = time.monotonic()
+        if self._asked_at is not None and now < self._asked_at + ASK_EVERY_S:
+            return
+        self._asked_at = now
+        answer = _ask(
+            *("squeue", "--noheader", "--array", f"--user={os.getuid()}"),
+            "--format=%i|%A|%T|%r",
+        )
+        self.is_known = answer is not None
+        self._living, self._missing = {}, set()
+        for line in answer or []:
+            job, number, state, reason = line.split("|", 3)
+            # a task that waits has its array's number, which is no name of its own
+            for name in {job, number if state not in WAITING else job}:
+                self._living[name] = QueuedJob(state=state, reason=reason)
+
+    def living(self, job: str | None) -> QueuedJob | None:
+        """The job while it waits or runs."""
+        return self._living.get(job or "")
+
+    def learn_ends(self, jobs: Iterable[str | None]) -> bool:
+        """Asks sacct, once, how these jobs ended; whether it was asked."""
+        known = self._living.keys() | self._ends.keys() | self._missing
+        wanted = sorted({job for job in jobs if job} - known)
+        if not wanted or not self.is_known:
+            return False
+        answer = _ask(
+            *("sacct", "--noheader", "--allocations", "--parsable2", f"--jobs={','.join(wanted)}"),
+            "--format=JobID,JobIDRaw,State,ExitCode",
+        )
+        for line in answer or []:
+            job, number, state, exit_code = line.split("|")[:4]
+            plain = state in _BARE_ENDS and exit_code.endswith(":0")
+            text = state if not plain else f"{state}, exit code {exit_code.partition(':')[0]}"
+            self._ends |= {job: text, number: text}
+        self._missing |= set(wanted) - self._ends.keys()
+        return True
+
+    def end(self, job: str | None) -> str:
+        """How a job ended, in SLURM's words (`NODE_FAIL`); empty when that is not known."""
+        return self._ends.get(job or "", "")
+
+
+def _ask(*command: str) -> Sequence[str] | None:
+    """The lines of an answer; None when the command is missing, fails or takes too long."""
+    answer = ask(*command, timeout_s=_PATIENCE_S)
+    return None if answer is None else answer.splitlines()

@@ -1,0 +1,268 @@
+"""The configuration: YAML and overrides in, frozen dataclasses out, and what identifies a run.
+
+    config = load("configs/digits.yaml", ["TRAINING.NETWORK.TIMESTEPS=250"])
+
+Every mistake is found at once and named with its file and line, its value, what is allowed and the
+nearest valid name. Keys are matched without regard to case. Nothing here imports torch.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from functools import reduce
+from pathlib import Path
+from typing import TypedDict, cast
+
+import yaml
+
+from ddpm.config.loading import (
+    Built,
+    apply_overrides,
+    build,
+    build_generation,
+    read_file,
+    read_plain,
+)
+from ddpm.config.rules import height_width
+from ddpm.config.schema import (
+    Config,
+    ImageGeneration,
+    InlineGen,
+    NetworkConfig,
+    describe,
+    items_under,
+    plain,
+    show,
+)
+from ddpm.errors import InputError
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """The configuration in a YAML file, `SECTION.KEY=value` overrides put over it.
+
+    Raises InputError with every problem, one line each.
+    """
+    document = read_file(Path(path))
+    apply_overrides(document, overrides)
+    return _accept(build(document))
+
+
+def load_generation(path: str | Path, overrides: Iterable[str] = ()) -> ImageGeneration:
+    """The IMAGE_GENERATION of a YAML file, whatever else it says. Raises InputError."""
+    document = read_file(Path(path))
+    apply_overrides(document, overrides)
+    return build_generation(document)
+
+
+def from_dict(plain: Mapping[str, object], *, source: str = "config") -> Config:
+    """The configuration in nested dicts, as `to_dict` gives them. Raises InputError."""
+    return _accept(build(read_plain(plain, source)))
+
+
+def _accept(built: Built) -> Config:
+    if built.config is None:
+        raise InputError(built.problems)
+    return built.config
+
+
+def to_dict(config: Config) -> dict[str, object]:
+    """Every key, in nested dicts of YAML's types."""
+    return cast(dict[str, object], _to_plain(config))
+
+
+def _to_plain(value: object) -> object:
+    if is_dataclass(value):
+        return {each.name: _to_plain(getattr(value, each.name)) for each in fields(value)}
+    return plain(value)
+
+
+def to_yaml(config: Config) -> str:
+    """Every key, as a YAML file that loads to the same configuration."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=100)
+
+
+def flat(config: Config) -> dict[str, object]:
+    """Dotted key -> value in YAML's types."""
+    return {key: plain(_value(config, key)) for key in items_under(Config)}
+
+
+def _value(config: Config, key: str) -> object:
+    return reduce(getattr, key.split("."), cast(object, config))
+
+
+def identity(config: Config) -> dict[str, object]:
+    """What makes a run this run: the keys that differ from their defaults, machine keys left out.
+
+    A key added to the project later, at its default, leaves the identity of older runs as it was.
+    """
+    return {
+        key: plain(_value(config, key))
+        for key, item in items_under(Config).items()
+        if not item.limits.is_machine and _value(config, key) != item.default
+    }
+
+
+def config_sha256(config: Config) -> str:
+    """SHA-256 of the identity, 64 hexadecimal digits."""
+    return _sha256(identity(config))
+
+
+def run_id(config: Config, data_sha256: str) -> str:
+    """8 hexadecimal digits that name a run: configuration and data, nothing of the machine."""
+    return _sha256({"config": identity(config), "data": data_sha256})[:8]
+
+
+def _sha256(record: Mapping[str, object]) -> str:
+    # Canonical JSON: keys sorted, no spaces, floats by their shortest exact form.
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def difference(a: Config, b: Config) -> list[str]:
+    """The keys in which two configurations differ, as lines `KEY: a -> b`."""
+    before, after = flat(a), flat(b)
+    return [
+        f"{key}: {show(before[key])} -> {show(after[key])}"
+        for key in before
+        if before[key] != after[key]
+    ]
+
+
+def image_shape(config: Config) -> tuple[int, int, int]:
+    """(C, H, W) of the images trained on."""
+    height, width = height_width(config.TRAINING.INPUT_IMAGE_SIZE)
+    return config.TRAINING.INPUT_IMAGE_CHANNEL, height, width
+
+
+class NetworkArguments(TypedDict):
+    """The arguments of UNet."""
+
+    image_size: tuple[int, int]
+    in_channels: int
+    model_channels: int
+    channel_mult: tuple[int, ...]
+    has_attention: tuple[bool, ...]
+    num_res_blocks: int
+    block_size: int
+    norm_groups: int
+    num_heads: int
+    time_emb_dim: int
+    dropout: float
+    kernel_size: int
+    use_cross_attention: bool
+    num_classes: int | None
+    class_emb_dim: int | None
+    checkpoint_activations: bool
+
+
+class ScheduleArguments(TypedDict):
+    """The arguments of NoiseSchedule."""
+
+    name: str
+    num_timesteps: int
+    logsnr_shift: float
+    zero_terminal_snr: bool
+
+
+def network_arguments(config: Config) -> NetworkArguments:
+    """The configuration's words as the network's."""
+    network = config.TRAINING.NETWORK
+    channels, height, width = image_shape(config)
+    return NetworkArguments(
+        image_size=(height, width),
+        in_channels=channels,
+        model_channels=network.FIRST_CHANNEL,
+        channel_mult=network.CHANNEL_MULTIPLIER,
+        has_attention=network.HAS_ATTENTION,
+        num_res_blocks=network.NUM_RES_BLOCKS,
+        block_size=network.BLOCK_SIZE,
+        norm_groups=network.NORM_GROUPS,
+        num_heads=network.NUM_HEADS,
+        time_emb_dim=network.TIME_EMB_DIM,
+        dropout=network.DROPOUT_RATE,
+        kernel_size=network.KERNEL_SIZE,
+        use_cross_attention=network.USE_CROSS_ATTENTION,
+        num_classes=network.NUM_CLASSES,
+        class_emb_dim=network.CLASS_EMB_DIM,
+        checkpoint_activations=network.CHECKPOINT_ACTIVATIONS,
+    )
+
+
+def schedule_arguments(config: Config) -> ScheduleArguments:
+    """The configuration's words as the noise schedule's."""
+    network = config.TRAINING.NETWORK
+    return ScheduleArguments(
+        name=network.SCHEDULER,
+        num_timesteps=network.TIMESTEPS,
+        logsnr_shift=network.LOGSNR_SHIFT,
+        zero_terminal_snr=network.ZERO_TERMINAL_SNR,
+    )
+
+
+def sampling_steps(section: ImageGeneration | InlineGen, num_timesteps: int) -> dict[str, int]:
+    """{"reverse_stride": k} or {"num_steps": n} for sample(); both keys null: min(50, T) steps."""
+    if section.REVERSE_STRIDE is not None:
+        return {"reverse_stride": section.REVERSE_STRIDE}
+    num_steps = section.NUM_STEPS if isinstance(section, ImageGeneration) else None
+    return {"num_steps": min(50, num_timesteps) if num_steps is None else num_steps}
+
+
+def architecture_tag(config: Config) -> str:
+    """The network in a few words, a folder's name: `unet32x1-2_attn01_res2_cls10`.
+
+    Base width x multipliers, attention by level, blocks a level; then what is not the default.
+    """
+    network = config.TRAINING.NETWORK
+    words = [
+        f"unet{network.FIRST_CHANNEL}x{'-'.join(map(str, network.CHANNEL_MULTIPLIER))}",
+        "attn" + "".join(str(int(attends)) for attends in network.HAS_ATTENTION),
+        f"res{network.NUM_RES_BLOCKS}",
+    ]
+    default = NetworkConfig()
+    for name, word in _TAG_WORDS.items():
+        value = getattr(network, name)
+        if value != getattr(default, name):
+            words.append(word if value is True else f"{word}{value}")
+    return "_".join(words)
+
+
+_TAG_WORDS = {
+    "BLOCK_SIZE": "block",
+    "NORM_GROUPS": "groups",
+    "NUM_HEADS": "heads",
+    "TIME_EMB_DIM": "time",
+    "DROPOUT_RATE": "drop",
+    "KERNEL_SIZE": "kernel",
+    "USE_CROSS_ATTENTION": "cross",
+    "NUM_CLASSES": "cls",
+    "CLASS_EMB_DIM": "clsdim",
+}
+
+
+def generation_problems(config: Config) -> list[str]:
+    """What is missing to draw images, looked at only when images are drawn."""
+    generation, channels = config.IMAGE_GENERATION, config.TRAINING.INPUT_IMAGE_CHANNEL
+    images = ("EXTERNAL_NPZ_INPUT", "an NPZ file with the base images")
+    channel = ("FREEZE_CHANNEL", f"the known channel, from 0 to {channels - 1}")
+    needed = {
+        "channel_inpaint": (images, channel),
+        "inpaint": (images,),
+        "sdedit": (images,),
+        "interpolate": (("BETWEEN", "two image numbers such as [0, 1]"),),
+    }
+    return [
+        f"IMAGE_GENERATION.GEN_TASK is {generation.GEN_TASK} but {name} is null; give {what}"
+        for name, what in needed.get(generation.GEN_TASK, ())
+        if getattr(generation, name) is None
+    ]
+
+
+def explain() -> str:
+    """A Markdown table of every key: type, default, what is allowed, what it means."""
+    lines = ["| key | default | allowed | meaning |", "|---|---|---|---|"]
+    for key, item in items_under(Config).items():
+        default = "required" if item.default is MISSING else f"`{show(item.default)}`"
+        allowed = describe(item.hint, item.limits)
+        lines.append(f"| `{key}` | {default} | {allowed} | {item.limits.help} |")
+    return "\n".join(lines) + "\n"

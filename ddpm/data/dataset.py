@@ -1,0 +1,402 @@
+"""Where images come from when they are read by number: shards, memory, and what is kept decoded."""
+
+import logging
+import os
+import threading
+import weakref
+import zlib
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddpm.config import schema
+from ddpm.data import images
+from ddpm.data.images import Pixels, Preprocessor, to_model_space
+from ddpm.data.index import Index
+from ddpm.data.order import Order, is_validation
+from ddpm.data.sources import ArraySource, ImageSequence
+from ddpm.errors import InputError, StorageError
+
+_LOG = logging.getLogger("ddpm.store")
+_OPEN_SHARDS = 256
+_FREE_SHARE = 0.25
+
+Ints = NDArray[np.int64]
+
+
+class Store(ABC):
+    """Images by number, framed (cropped and resized) as they are read."""
+
+    bytes_read = 0
+
+    @abstractmethod
+    def frames(self, ids: Ints, preprocessor: Preprocessor, draws: Ints | None) -> Pixels:
+        """Images (n, H, W, C) by number.  draws: (n, 4), of random crops."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Gives back what the system lent; reading borrows it again."""
+
+
+class MemoryStore(Store):
+    """Images that are in memory."""
+
+    def __init__(self, pixels: ImageSequence) -> None:
+        self._pixels = pixels
+
+    def frames(self, ids: Ints, preprocessor: Preprocessor, draws: Ints | None) -> Pixels:
+        # Arrays are as large as the batches, so there is nothing to crop.
+        return np.stack([self._pixels[number] for number in ids.tolist()])
+
+    def close(self) -> None:
+        """Memory goes with the store."""
+
+
+class ShardStore(Store):
+    """Images in shards. Threads may read at the same time."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._table, self._starts = index.table, index.starts
+        self._paths = [index.folder / shard.name for shard in index.shards]
+        self._files: dict[Path, int] = {}
+        self._lock = threading.Lock()
+        self._kept: NDArray[Any] | None = None
+        self._is_kept = np.zeros(0, bool)
+        # Not a method: that would keep the store alive.
+        weakref.finalize(self, _close_all, self._files)
+
+    def frames(self, ids: Ints, preprocessor: Preprocessor, draws: Ints | None) -> Pixels:
+        if preprocessor.is_random_crop:  # what is kept would be another crop
+            return self._decoded(ids, preprocessor, draws)
+        kept = np.zeros(len(ids), bool)
+        inside = np.flatnonzero(ids < len(self._is_kept))
+        kept[inside] = self._is_kept[ids[inside]]
+        if self._kept is not None and kept.all():
+            return self._kept[ids]
+        missing = self._decoded(ids[~kept], preprocessor, None)
+        if self._kept is None:
+            return missing
+        frames = np.empty((len(ids), *self._kept.shape[1:]), self._kept.dtype)
+        frames[kept], frames[~kept] = self._kept[ids[kept]], missing
+        if psutil.virtual_memory().available < _FREE_SHARE * psutil.virtual_memory().total:
+            return frames
+        new = np.flatnonzero(~kept & (ids < len(self._kept)))
+        self._kept[ids[new]] = frames[new]
+        self._is_kept[ids[new]] = True  # last: another thread must not see it before the image
+        return frames
+
+    def keep_decoded(self, image_shape: tuple[int, int, int]) -> None:
+        """From now on keeps decoded images, while a quarter of the machine's memory is free."""
+        channels, height, width = image_shape
+        dtype = np.dtype(self._index.dtype)
+        most = psutil.virtual_memory().total // (channels * height * width * dtype.itemsize)
+        count = min(self._index.num_samples, most)
+        # The system gives the memory page by page, as images come.
+        self._kept = np.empty((count, height, width, channels), dtype)
+        self._is_kept = np.zeros(count, bool)
+
+    def read_from(self, folder: Path) -> None:
+        """From now on reads the copies of the shards in `folder`; one that turns out damaged or
+        gone is thrown away, and its shard read where the index lies.
+        """
+        self._paths = [folder / shard.name for shard in self._index.shards]
+
+    def close(self) -> None:
+        _close_all(self._files)
+
+    def _decoded(self, ids: Ints, preprocessor: Preprocessor, draws: Ints | None) -> NDArray[Any]:
+        frames: list[Pixels] = [_EMPTY] * len(ids)
+        for place, data in self._bytes(ids):
+            try:
+                pixels = images.decode(data)
+                frames[place] = preprocessor.frame(pixels, None if draws is None else draws[place])
+            except ValueError as error:
+                raise InputError(f"{self._index.place(int(ids[place]))}: {error}") from error
+        return np.stack(frames) if frames else _none_of(self._index, preprocessor)
+
+    def _bytes(self, ids: Ints) -> Iterator[tuple[int, bytes]]:
+        """(place in ids, bytes of the image) of every sample, in the order of the shards."""
+        ascending = np.argsort(ids, kind="stable")
+        shards = np.searchsorted(self._starts, ids[ascending], side="right") - 1
+        is_apart = (np.diff(ids[ascending]) > 1) | (np.diff(shards) > 0)
+        for span in np.split(ascending, np.flatnonzero(is_apart) + 1):
+            if len(span):
+                yield from self._span(ids, span.tolist())
+
+    def _span(self, ids: Ints, places: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        """Samples that lie side by side in one shard, with one read."""
+        shard = int(np.searchsorted(self._starts, ids[places[0]], side="right")) - 1
+        path, original = self._paths[shard], self._index.folder / self._index.shards[shard].name
+        try:
+            images = self._images(path, ids[places])
+        except (InputError, StorageError) as error:
+            if path == original:
+                raise
+            self._paths[shard] = original
+            _LOG.warning("a copy is not used any more, its shard is read in place: %s", error)
+            with suppress(OSError):
+                path.unlink()
+            images = self._images(original, ids[places])
+        return zip(places, images, strict=True)
+
+    def _images(self, path: Path, ids: Ints) -> list[bytes]:
+        """The bytes of samples that lie side by side in the shard at `path`, checked."""
+        rows = self._table[ids]
+        begin = int(rows["offset"][0])
+        data = self._read(path, begin, int(rows["offset"][-1] + rows["size"][-1]) - begin)
+        found = []
+        for sample, (offset, size, crc, _) in zip(ids.tolist(), rows.tolist(), strict=True):
+            image = data[offset - begin : offset - begin + size]
+            if zlib.crc32(image) != crc:
+                raise InputError(
+                    f"{path}: sample {sample} at byte {offset} is damaged (its CRC-32 is not the "
+                    "index's); find all damage with `python launch/pack.py FOLDER --verify`"
+                )
+            found.append(image)
+        return found
+
+    def _read(self, path: Path, offset: int, size: int) -> bytes:
+        try:
+            file = self._file(path)
+            try:
+                data = _pread(file, offset, size)
+            finally:
+                if self._files.get(path) != file:
+                    os.close(file)
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be read at byte {offset}: {error}") from error
+        with self._lock:
+            self.bytes_read += len(data)
+        return data
+
+    def _file(self, path: Path) -> int:
+        """An open shard; beyond a number of them, one that the caller closes."""
+        with self._lock:
+            if path not in self._files:
+                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                if len(self._files) >= _OPEN_SHARDS:
+                    return file
+                self._files[path] = file
+            return self._files[path]
+
+
+_EMPTY: Pixels = np.empty((0, 0, 0), np.uint8)
+
+
+def _none_of(index: Index, preprocessor: Preprocessor) -> Pixels:
+    return np.empty((0, *preprocessor.size, index.channels), index.dtype)
+
+
+def _pread(file: int, offset: int, size: int) -> bytes:
+    """Reads until `size` bytes are there or the file ends; one call may give less."""
+    pieces = []
+    while size > 0 and (piece := os.pread(file, size, offset)):
+        pieces.append(piece)
+        offset, size = offset + len(piece), size - len(piece)
+    return b"".join(pieces)
+
+
+def _close_all(files: dict[Path, int]) -> None:
+    while files:
+        with suppress(OSError, KeyError):
+            os.close(files.popitem()[1])
+
+
+# --------
+# Reading shards: the split, the endless order, batches of images in [-1, 1].
+#
+# A batch is read by its samples' numbers: those that lie side by side in a shard come with one read,
+# everything else is not touched. So a worker reads its share and a resumed run what is left, and
+# nothing about reading needs saving. The bytes of every image are checked against their CRC-32.
+
+_AHEAD = 4
+
+
+class Batch(NamedTuple):
+    """Samples as the trainer takes them.
+
+    images: float32 (n, C, H, W) in [-1, 1].  labels: int64 (n,), None without labels.  ids: int64
+    (n,), the samples' numbers.  positions: int64 (n,) in the endless order; None outside of it.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    ids: Tensor
+    positions: Tensor | None
+
+    def part(self, start: int, stop: int) -> "Batch":
+        """Samples start .. stop - 1."""
+        return self._each(lambda tensor: tensor[start:stop])
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on another device."""
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(
+            change(self.images),
+            None if self.labels is None else change(self.labels),
+            change(self.ids),
+            None if self.positions is None else change(self.positions),
+        )
+
+
+class Dataset:
+    """Images of an index as a configuration's DATASET section wants them.
+
+    image_shape: (C, H, W) of the batches.  seed: of order and augmentation; the split is the same
+    for every seed.  cache: keep decoded images in memory while a quarter of it is free (not with
+    random crops: what is kept is the crop).
+    num_train, num_validation, num_classes (None: no labels), sha256 (of the data), bytes_read,
+    index (None: arrays).
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        dataset: schema.DatasetConfig,
+        image_shape: tuple[int, int, int],
+        *,
+        seed: int,
+        cache: bool = False,
+    ) -> None:
+        has_labels = dataset.LABEL_KEY is not None
+        store = ShardStore(index)
+        if cache:
+            store.keep_decoded(image_shape)
+        self._take(
+            store,
+            index.labels if has_labels else None,
+            Preprocessor(dataset.PREPROCESSING, image_shape[1:], seed=seed),
+            fraction=dataset.VALIDATION_FRACTION,
+            starts=index.starts,
+            is_shuffled=index.is_shuffled,
+            seed=seed,
+        )
+        self.num_classes = index.num_classes if has_labels else None
+        self.image_shape, self.sha256 = image_shape, index.sha256
+        self.index: Index | None = index
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: NDArray,
+        labels: NDArray | None = None,
+        *,
+        seed: int = 0,
+        validation_fraction: float = 0.1,
+    ) -> "Dataset":
+        """A data set in memory: images (N, H, W[, C]) uint8 or float in [0, 1], labels (N,).
+
+        Raises InputError for arrays that are no such thing.
+        """
+        source = ArraySource(np.asarray(images), labels)
+        loaded = source.load()
+        height, width = np.asarray(images).shape[1:3]
+        self = cls.__new__(cls)
+        self._take(
+            MemoryStore(loaded.images),
+            loaded.labels,
+            Preprocessor(schema.Preprocessing(), (height, width), seed=seed),
+            fraction=validation_fraction,
+            starts=np.array([0, source.num_samples]),
+            is_shuffled=False,
+            seed=seed,
+        )
+        self.num_classes = None if loaded.labels is None else int(loaded.labels.max()) + 1
+        assert source.image_shape is not None  # arrays have one shape
+        self.image_shape, self.sha256 = source.image_shape, source.identity()
+        self.index = None
+        return self
+
+    def _take(
+        self,
+        store: Store,
+        labels: NDArray[np.int64] | None,
+        preprocessor: Preprocessor,
+        *,
+        fraction: float,
+        starts: NDArray[np.int64],
+        is_shuffled: bool,
+        seed: int,
+    ) -> None:
+        self._store, self._preprocessor = store, preprocessor
+        self._labels = None if labels is None else torch.from_numpy(labels)
+        held_out = is_validation(int(starts[-1]), fraction)
+        self._validation_ids = torch.from_numpy(np.flatnonzero(held_out))
+        self._order = Order(np.flatnonzero(~held_out), starts, seed=seed, is_shuffled=is_shuffled)
+        self.num_train = len(self._order.train_ids)
+        self.num_validation = len(self._validation_ids)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read from shards so far."""
+        return self._store.bytes_read
+
+    def order(self, positions: Tensor) -> Tensor:
+        """The samples at positions int64 (n,) of the endless order; pass = p // num_train."""
+        return self._order.ids(torch.as_tensor(positions))
+
+    def read(self, ids: Tensor, positions: Tensor | None = None) -> Batch:
+        """The samples with these numbers, int64 (n,).
+
+        positions: int64 (n,), where random crops and augmentation are drawn; None leaves both out.
+        Raises InputError naming shard, byte and sample where the data is damaged.
+        """
+        ids = torch.as_tensor(ids)
+        is_random = positions is not None and self._preprocessor.is_random
+        draws = self._preprocessor.draws(torch.as_tensor(positions)) if is_random else None
+        pixels = self._store.frames(ids.numpy(), self._preprocessor, draws)
+        if draws is not None:
+            pixels = self._preprocessor.augment(pixels, draws)
+        labels = None if self._labels is None else self._labels[ids]
+        return Batch(to_model_space(pixels), labels, ids, positions)
+
+    def batches(self, positions: Iterable[Tensor], *, threads: int = 1) -> Iterator[Batch]:
+        """The samples at each positions tensor in turn, read ahead by `threads` threads.
+
+        An error comes where its batch would have come. Closing the iterator ends the threads.
+        """
+        waiting: deque[Future[Batch]] = deque()
+        with ThreadPoolExecutor(threads, thread_name_prefix="ddpm-read") as pool:
+            try:
+                for some in positions:
+                    waiting.append(pool.submit(self._read_positions, torch.as_tensor(some)))
+                    if len(waiting) > _AHEAD + threads - 1:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _read_positions(self, positions: Tensor) -> Batch:
+        return self.read(self.order(positions), positions)
+
+    def validation_ids(self, limit: int) -> Tensor:
+        """The numbers of the first `limit` validation samples, int64."""
+        return self._validation_ids[:limit]
+
+    def validation(self, limit: int) -> Batch:
+        """The first `limit` validation samples, not augmented."""
+        return self.read(self.validation_ids(limit))
+
+    def read_from(self, folder: Path) -> None:
+        """Reads the images from copies of the shards in `folder` from now on."""
+        assert isinstance(self._store, ShardStore)  # arrays have no shards to copy
+        self._store.read_from(folder)
+
+    def close(self) -> None:
+        """Closes the shards; reading opens them again."""
+        self._store.close()

@@ -1,0 +1,279 @@
+"""Images as arrays (H, W, C), uint8 or float32 in [0, 1]: from bytes and back, and resized.
+
+Reading is strict: what cannot become exactly such an array (16 bit, alpha, animation, CMYK, damage)
+is a ValueError with the reason, never a silently different picture. Pixels are taken as they are
+stored (no EXIF rotation, no colour profiles); palettes become RGB and bilevel images grey, which
+loses nothing.
+"""
+
+import io
+import math
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ddpm.config import Preprocessing
+from ddpm.diffusion import Stream, philox
+
+MAX_PIXELS = 1 << 26
+NPY_MAGIC = b"\x93NUMPY"
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_PNG_BIT_DEPTH = 24  # the byte of a PNG file that says it
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+_CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3}
+_REASONS = {"I": "16 or 32 bit", "I;16": "16 bit", "I;16B": "16 bit", "F": "32-bit float"}
+_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayHeader:
+    """What an NPY header promises, and the bytes it takes itself."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    is_fortran: bool
+    header_bytes: int
+
+    @property
+    def data_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageHeader:
+    """What an image file says before its pixels are decoded."""
+
+    height: int
+    width: int
+    channels: int
+    dtype: str  # "uint8" or "float32"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        return self.channels, self.height, self.width
+
+
+def array_header(stream: BinaryIO) -> ArrayHeader:
+    """The header of an NPY stream, which is left at the first byte of data. Nothing is unpickled.
+
+    Raises ValueError when it is not an NPY header, or the array holds Python objects.
+    """
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version not in _READERS:
+            raise ValueError(f"NPY version {version[0]}.{version[1]} is not known")
+        shape, is_fortran, dtype = _READERS[version](stream)
+    except ValueError:
+        raise
+    except Exception as error:  # the parser of a hostile header may fail in any way
+        raise ValueError(f"broken NPY header: {error}") from error
+    if dtype.hasobject:
+        raise ValueError(
+            "holds Python objects (pickle), which are never loaded; save plain numbers"
+        )
+    if any(length < 0 for length in shape):
+        raise ValueError(f"NPY header with shape {shape}")
+    return ArrayHeader(shape=shape, dtype=dtype, is_fortran=is_fortran, header_bytes=stream.tell())
+
+
+def header(data: bytes) -> ImageHeader:
+    """Size, channels and type of an encoded image. Raises ValueError saying why it is unusable."""
+    if not data:
+        raise ValueError("empty file (zero bytes)")
+    if data.startswith(NPY_MAGIC):
+        return _npy_image_header(array_header(io.BytesIO(data)), len(data))
+    with _open(data) as image:
+        if data.startswith(_PNG_MAGIC) and data[_PNG_BIT_DEPTH] == 16:
+            raise ValueError("16 bit; save 8-bit images, or NPY arrays for more precision")
+        if getattr(image, "is_animated", False):
+            raise ValueError("animated; save one frame")
+        if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+            raise ValueError("has an alpha channel; save it without transparency")
+        if image.mode not in _CHANNELS:
+            reason = _REASONS.get(image.mode, f"colour mode {image.mode}")
+            raise ValueError(f"{reason}; save 8-bit grey or RGB images")
+        if image.width * image.height > min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS):
+            raise ValueError(f"{image.width}x{image.height} pixels; at most {MAX_PIXELS} are read")
+        return ImageHeader(
+            height=image.height,
+            width=image.width,
+            channels=_CHANNELS[image.mode],
+            dtype="uint8",
+        )
+
+
+def decode(data: bytes) -> Pixels:
+    """The pixels (H, W, C) of an encoded image: uint8, or float32 in [0, 1] from a float NPY.
+
+    data: PNG, JPEG, WebP, BMP or NPY. Raises ValueError with the reason it cannot be used.
+    """
+    told = header(data)
+    if data.startswith(NPY_MAGIC):
+        array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+        array = array.reshape(told.height, told.width, told.channels)
+        return array if told.dtype == "uint8" else unit_floats(array)
+    with _open(data) as image:
+        try:
+            image.load()
+        except Exception as error:  # decoders of damaged data raise whatever they trip over
+            raise ValueError(f"cannot be decoded: {error}") from error
+        if image.mode in ("1", "P"):
+            image = image.convert("L" if image.mode == "1" else "RGB")
+        return np.array(image).reshape(told.height, told.width, told.channels)
+
+
+def unit_floats(array: NDArray) -> NDArray[np.float32]:
+    """The array as float32. Raises ValueError unless every value lies in [0, 1]."""
+    low, high = float(array.min()), float(array.max())
+    # Written so that NaN, which compares false with everything, is refused too.
+    if not (low >= 0.0 and high <= 1.0):
+        raise ValueError(f"float values from {low:g} to {high:g}; give floats in [0, 1] or uint8")
+    return array.astype(np.float32)
+
+
+def encode(pixels: Pixels) -> tuple[str, bytes]:
+    """The extension and the bytes of an image: PNG for uint8 of 1 or 3 channels, NPY else."""
+    buffer = io.BytesIO()
+    if pixels.dtype == np.uint8 and pixels.shape[2] in (1, 3):
+        _to_pillow(pixels).save(buffer, "PNG", compress_level=6)
+        return "png", buffer.getvalue()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(pixels), allow_pickle=False)
+    return "npy", buffer.getvalue()
+
+
+def resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """The image at `size` (height, width), bicubic; shrinking widens the filter: no aliasing."""
+    if pixels.shape[:2] == size:
+        return pixels
+    shape = (size[1], size[0])  # Pillow: (width, height)
+    if pixels.dtype == np.uint8 and pixels.shape[2] in (1, 3):
+        resized = _to_pillow(pixels).resize(shape, Image.Resampling.BICUBIC)
+        return np.asarray(resized).reshape(*size, -1)  # (H, W, C)
+    planes = [
+        Image.fromarray(pixels[:, :, channel].astype(np.float32)).resize(
+            shape, Image.Resampling.BICUBIC
+        )
+        for channel in range(pixels.shape[2])
+    ]
+    stacked = np.stack([np.asarray(plane) for plane in planes], axis=2)
+    # Bicubic overshoots at edges.
+    if pixels.dtype == np.uint8:
+        return np.clip(np.rint(stacked), 0, 255).astype(np.uint8)
+    return np.clip(stacked, 0.0, 1.0)
+
+
+def _npy_image_header(told: ArrayHeader, length: int) -> ImageHeader:
+    if len(told.shape) not in (2, 3) or 0 in told.shape:
+        raise ValueError(f"array of shape {told.shape}; give (H, W) or (H, W, C)")
+    if told.dtype != np.uint8 and told.dtype.kind != "f":
+        raise ValueError(f"array of {told.dtype}; give uint8, or floats in [0, 1]")
+    if told.header_bytes + told.data_bytes != length:
+        raise ValueError(
+            f"array header promises {told.data_bytes} bytes, {length - told.header_bytes} are there"
+        )
+    height, width, channels = (*told.shape, 1)[:3]
+    kind = "uint8" if told.dtype == np.uint8 else "float32"
+    return ImageHeader(height=height, width=width, channels=channels, dtype=kind)
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError("not a readable PNG, JPEG, WebP or BMP image") from None
+    except Exception as error:  # parsers of hostile headers raise whatever they trip over
+        raise ValueError(f"cannot be read: {error}") from error
+
+
+def _to_pillow(pixels: Pixels) -> Image.Image:
+    return Image.fromarray(
+        np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    )
+
+
+# --------
+# DATASET.PREPROCESSING: crop, resize, flip or turn.
+#
+# A crop of CROP_SIZE (null: INPUT_IMAGE_SIZE) is taken, then resized to INPUT_IMAGE_SIZE where the
+# sizes differ (bicubic; shrinking widens the filter, so nothing aliases), then flipped or turned.
+# What is random is drawn by position in the endless order, so it differs between passes and does not
+# depend on workers; validation images are cropped at CROP_POSITION and not augmented.
+
+_CORNERS = {
+    "top_left": (0.0, 0.0),
+    "top_right": (0.0, 1.0),
+    "bottom_left": (1.0, 0.0),
+    "bottom_right": (1.0, 1.0),
+}
+_DRAWS = 4  # crop: vertical, horizontal; then two for the augmentation
+
+
+class Preprocessor:
+    """What is done to each image of a data set.
+
+    size: (H, W) of the result.  is_random: something depends on the position.  is_random_crop:
+    the crop does.
+    """
+
+    def __init__(self, options: Preprocessing, size: tuple[int, int], *, seed: int) -> None:
+        crop = options.CROP_SIZE
+        self.size, self._seed = size, seed
+        self._crop_size = size if crop is None else (crop, crop)
+        self._corner = _CORNERS.get(options.CROP_POSITION)
+        self._kind = options.AUGMENT_TYPE if options.AUGMENT else None
+        self.is_random_crop = options.CROP_TYPE == "random"
+        self.is_random = self.is_random_crop or self._kind is not None
+
+    def draws(self, positions: Tensor) -> NDArray[np.int64]:
+        """The random words of each position, int64 (n, 4)."""
+        return philox.words(self._seed, Stream.AUGMENT, positions, _DRAWS).numpy()
+
+    def frame(self, pixels: Pixels, draws: NDArray[np.int64] | None) -> Pixels:
+        """One image (H', W', C), cropped and resized: (H, W, C).  draws: (4,), None = no chance."""
+        height, width = self._crop_size
+        top, left = self._place(pixels.shape[0] - height, pixels.shape[1] - width, draws)
+        return resize(pixels[top : top + height, left : left + width], self.size)
+
+    def augment(self, batch: Pixels, draws: NDArray[np.int64]) -> Pixels:
+        """Images (n, H, W, C), each flipped or turned as its draws (n, 4) say."""
+        if self._kind is None:
+            return batch
+        batch = batch.copy()
+        first, second = draws[:, 2] >> 31, draws[:, 3] >> 31  # fair coins
+        if self._kind == "rot90":
+            for turns in (1, 2, 3):
+                chosen = 2 * first + second == turns
+                batch[chosen] = np.rot90(batch[chosen], turns, axes=(1, 2))
+            return batch
+        if self._kind in ("horizontal_flip", "flip"):
+            batch[first == 1] = batch[first == 1, :, ::-1]
+        if self._kind in ("vertical_flip", "flip"):
+            batch[second == 1] = batch[second == 1, ::-1]
+        return batch
+
+    def _place(self, high: int, wide: int, draws: NDArray[np.int64] | None) -> tuple[int, int]:
+        """Top and left of the crop, when `high` and `wide` pixels are left over."""
+        if min(high, wide) < 0:
+            raise ValueError(f"is smaller than the crop of {self._crop_size} (height, width)")
+        if self.is_random_crop and draws is not None:
+            return int(draws[0]) * (high + 1) >> 32, int(draws[1]) * (wide + 1) >> 32
+        if self._corner is None:
+            return high // 2, wide // 2
+        return int(self._corner[0] * high), int(self._corner[1] * wide)
+
+
+def to_model_space(batch: Pixels) -> Tensor:
+    """Images (n, H, W, C), uint8 or float in [0, 1], as float32 (n, C, H, W) in [-1, 1]."""
+    pixels = torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2))).to(torch.float32)
+    return pixels.div_(127.5).sub_(1.0) if batch.dtype == np.uint8 else pixels.mul_(2.0).sub_(1.0)

@@ -1,0 +1,460 @@
+"""Writes a source as WebDataset shards: PNG for uint8 of 1 or 3 channels, NPY else, and a class.
+
+Samples lie in a keyed random order, so that reading the shards front to back is reading at random.
+The same source gives the same bytes. Each shard appears whole or not at all and the index last;
+after a kill, the same call keeps the finished shards and goes on.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpm.config import Config, image_shape
+from ddpm.data import images
+from ddpm.data.index import (
+    INDEX_FILE,
+    LOCK_FILE,
+    Index,
+    Scan,
+    index_foreign,
+    is_packed,
+    open_index,
+    scan_tar,
+    shard_paths,
+    write_index,
+)
+from ddpm.data.sources import DIGITS, Loaded, Source, open_source
+from ddpm.errors import InputError, LockedError
+from ddpm.runs import ImageBar, storage
+
+_PACKING = 1  # raised when the same source would give other bytes
+_JOURNAL = "packing.jsonl"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_SHARD_BYTES = 1 << 25
+_MEMBER_OVERHEAD = 2048
+_SHARD_SAMPLES = (64, 4096)
+_UNKNOWN_SHARD_SAMPLES = 1024
+_RUN = 32
+_PACK_ID = 1 << 41  # of the draw that orders the samples; those of training lie below
+_THREADS = 4
+_log = logging.getLogger(__name__)
+
+
+def pack(
+    source: str | os.PathLike[str] | Source,
+    out_dir: str | os.PathLike[str],
+    *,
+    label_key: str | None = "labels",
+    name: str | None = None,
+    samples_per_shard: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Index:
+    """The index of the shards in out_dir, packed now unless they are there already.
+
+    source: a path (see ddpm/data/sources.py), `digits`, or a Source.  label_key: key of the labels;
+    None packs images without labels.  name: start of the shards' names.  samples_per_shard: None
+    gives shards of at most 32 MiB of pixels.  seed: of the order of the samples.
+
+    Raises InputError with all problems of the source, before anything is written, and when out_dir
+    holds something else.  StorageError when writing fails.
+    """
+    opened = source if isinstance(source, Source) else open_source(source, label_key)
+    plan = plan_packing(opened, name=name, samples_per_shard=samples_per_shard, seed=seed)
+    folder = Path(out_dir)
+    if index := _finished(folder, plan):
+        return index
+    _require_place(folder, opened)
+    with _folder(folder):
+        if index := _finished(folder, plan):  # another process packed it while this one waited
+            return index
+        return _pack_into(folder, plan, progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackPlan:
+    """What will be packed and how. recipe: a digest of everything the shards depend on."""
+
+    source: Source
+    name: str
+    samples_per_shard: int
+    seed: int
+    recipe: str
+
+    @property
+    def shard_names(self) -> list[str]:
+        count = -(-self.source.num_samples // self.samples_per_shard)
+        return [f"{self.name}-{number:06d}.tar" for number in range(count)]
+
+
+def plan_packing(
+    source: Source, *, name: str | None, samples_per_shard: int | None, seed: int
+) -> PackPlan:
+    """The plan for a source. Raises InputError for a bad name or number."""
+    shard_name = "shard" if name is None else name
+    count = _samples_per_shard(source) if samples_per_shard is None else samples_per_shard
+    problems = []
+    if not _NAME.fullmatch(shard_name):
+        problems.append(f"name {shard_name!r}: give letters, digits, _ and -, at most 64")
+    if count < 1:
+        problems.append(f"samples per shard is {count}; give at least 1")
+    if problems:
+        raise InputError(problems)
+    content = [_PACKING, source.identity(), source.has_labels, shard_name, count, seed]
+    return PackPlan(
+        source=source,
+        name=shard_name,
+        samples_per_shard=count,
+        seed=seed,
+        recipe=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+    )
+
+
+def _samples_per_shard(source: Source) -> int:
+    """So many that a shard has about 32 MiB: whole runs of the reading order."""
+    if source.image_shape is None:
+        return _UNKNOWN_SHARD_SAMPLES
+    least, most = _SHARD_SAMPLES
+    fitting = _SHARD_BYTES // (int(np.prod(source.image_shape)) + _MEMBER_OVERHEAD)
+    return min(most, max(least, fitting // _RUN * _RUN))
+
+
+def _finished(folder: Path, plan: PackPlan) -> Index | None:
+    """The index of a finished packing by the same plan."""
+    if not (folder / INDEX_FILE).exists():
+        return None
+    index = open_index(folder)
+    if index.recipe != plan.recipe:
+        raise InputError(
+            f"{folder} holds shards of something else, or packed otherwise; choose another folder"
+        )
+    return index
+
+
+def _require_place(folder: Path, source: Source) -> None:
+    origin = Path(source.name)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give a folder for the shards")
+    if origin.is_dir() and folder.resolve().is_relative_to(origin.resolve()):
+        raise InputError(f"{folder} lies inside the source {origin}; choose a folder outside")
+    if folder.is_dir() and not (folder / _JOURNAL).exists():
+        visible = (entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+        if others := sorted(name for name in visible if name != LOCK_FILE):
+            raise InputError(
+                f"{folder} is not empty (it holds {others[0]}); choose an empty or new folder"
+            )
+
+
+@contextmanager
+def _folder(folder: Path) -> Iterator[None]:
+    """Makes and locks the folder; a source with problems leaves no trace of it."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    storage.make_folder(folder)
+    lock, what = folder / LOCK_FILE, f"the shards in {folder}"
+    held = ExitStack()
+    try:
+        held.enter_context(storage.lock(lock, what))
+    except LockedError as error:
+        _log.info("%s; waiting for it", error)
+        held.enter_context(storage.lock(lock, what, wait_s=float("inf")))
+    with held:
+        try:
+            yield
+        except InputError:
+            if not (folder / _JOURNAL).exists() and not (folder / INDEX_FILE).exists():
+                lock.unlink(missing_ok=True)
+                for place in made:
+                    if place.is_dir() and not any(place.iterdir()):
+                        place.rmdir()
+            raise
+
+
+def _pack_into(folder: Path, plan: PackPlan, progress: bool) -> Index:
+    loaded = plan.source.load(progress=progress)
+    storage.clean_temporaries(folder)
+    kept = _resume(folder, plan)
+    order = _order(plan)
+    scans = []
+    with (
+        ImageBar("packing", plan.source.num_samples, is_shown=progress) as bar,
+        ThreadPoolExecutor(_THREADS) as pool,
+    ):
+        for number, name in enumerate(plan.shard_names):
+            first = number * plan.samples_per_shard
+            rows = order[first : first + plan.samples_per_shard]
+            scan = _kept_scan(folder / name, kept.get(name))
+            if scan is None:
+                scan = _write_shard(folder, name, _members(loaded, rows, first, pool), bar)
+            else:
+                bar.advance(len(rows))
+            scans.append(scan)
+    index = write_index(
+        folder,
+        plan.shard_names,
+        scans,
+        class_names=plan.source.class_names,
+        is_shuffled=True,
+        recipe=plan.recipe,
+    )
+    storage.remove(folder / _JOURNAL)
+    return index
+
+
+def _resume(folder: Path, plan: PackPlan) -> dict[str, str]:
+    """SHA-256 of each shard that an interrupted packing finished; the journal says so."""
+    journal = folder / _JOURNAL
+    lines = journal.read_text().splitlines() if journal.exists() else []
+    entries = []
+    for line in lines:
+        try:
+            entries.append(json.loads(line))
+        except ValueError:  # the last line of a killed process may be cut off
+            break
+    if entries and entries[0].get("recipe") != plan.recipe:
+        raise InputError(
+            f"{folder} holds a half-finished packing of something else; "
+            "remove it or choose another folder"
+        )
+    rewritten = [{"recipe": plan.recipe}, *entries[1:]]
+    storage.write_text(journal, "".join(f"{json.dumps(entry)}\n" for entry in rewritten))
+    return {entry["shard"]: entry["sha256"] for entry in entries[1:]}
+
+
+def _kept_scan(path: Path, sha256: str | None) -> Scan | None:
+    """The scan of a finished shard; None when it has to be written (again)."""
+    if sha256 is None or not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        scan = scan_tar(stream, str(path))
+    return scan if scan.sha256 == sha256 and not scan.problems else None
+
+
+def _order(plan: PackPlan) -> NDArray[np.int64]:
+    """Which image of the source is sample 0, 1, ..."""
+    from ddpm.diffusion import philox
+
+    count = plan.source.num_samples
+    return philox.permutation(plan.seed, philox.Stream.ORDER, count, id=_PACK_ID).numpy()
+
+
+def _members(
+    loaded: Loaded, rows: NDArray[np.int64], first: int, pool: ThreadPoolExecutor
+) -> Iterator[dict[str, str | bytes]]:
+    """The samples of a shard as webdataset writes them; the key is the sample's number."""
+    for start in range(0, len(rows), _RUN):
+        piece: Sequence[int] = rows[start : start + _RUN].tolist()
+        encoded = pool.map(lambda row: images.encode(loaded.images[row]), piece)
+        for number, (row, (extension, data)) in enumerate(zip(piece, encoded, strict=True)):
+            sample: dict[str, str | bytes] = {"__key__": f"{first + start + number:09d}"}
+            sample[extension] = data
+            if loaded.labels is not None:
+                sample["cls"] = str(loaded.labels[row]).encode()
+            yield sample
+
+
+def _write_shard(
+    folder: Path, name: str, members: Iterator[dict[str, str | bytes]], bar: ImageBar
+) -> Scan:
+    """Writes one shard and reads it back."""
+    os.environ.setdefault("WDS_SECURE", "1")  # before webdataset is imported: no pickle, no pipes
+    from webdataset.writer import TarWriter
+
+    def write(sink: storage.Sink) -> None:
+        # Fixed owner and time: the same samples give the same bytes.
+        with TarWriter(sink, encoder=False, mtime=0, user="ddpm", group="ddpm") as writer:
+            for sample in members:
+                writer.write(sample)
+                bar.advance()
+
+    written = storage.write_file(folder / name, write)
+    with (folder / name).open("rb") as stream:
+        scan = scan_tar(stream, str(folder / name))
+    if scan.problems or scan.sha256 != written.sha256:
+        raise InputError(scan.problems or f"{folder / name} reads back otherwise than written")
+    entry = {"shard": name, "sha256": scan.sha256}
+    storage.append_line(folder / _JOURNAL, json.dumps(entry))
+    return scan
+
+
+# --------
+# Shards of images: made from a source, found, checked against a configuration.
+#
+# `prepare` turns DATASET.PATH into an index: shards are used where they lie (foreign ones are indexed
+# in place), any other source is packed once into OUTPUT_DIR/shards/{digest of source and options}.
+# A source is known by its content up to 256 MiB in 1,000 files, else by names, sizes and times.
+# Everything but packing itself works without torch, webdataset and scikit-learn.
+
+# From so many expected samples on, a side of the split is empty with a chance below 1e-27.
+_SURELY_FILLED = 64
+
+
+def prepare(config: Config, *, progress: bool = True) -> Index:
+    """The index of the data that DATASET.PATH names, packed or indexed now if it never was.
+
+    Several processes may call it at once: one packs, the others wait. Raises InputError.
+    """
+    path = config.DATASET.PATH
+    if is_shards(path):
+        folder = Path(path)
+        has_index = (folder / INDEX_FILE).exists()
+        return open_index(folder) if has_index else index_foreign(folder, progress=progress)
+    source, folder = _place(config)
+    return pack(source, folder, progress=progress)
+
+
+def found(config: Config) -> Index | None:
+    """As prepare(); None where the data has been neither packed nor indexed. Writes nothing."""
+    path = config.DATASET.PATH
+    folder = Path(path) if is_shards(path) else _place(config)[1]
+    return open_index(folder) if (folder / INDEX_FILE).exists() else None
+
+
+def _place(config: Config) -> tuple[Source, Path]:
+    """The source that DATASET.PATH names, and the folder that it is packed into."""
+    source = open_source(config.DATASET.PATH, config.DATASET.LABEL_KEY)
+    plan = plan_packing(source, name=None, samples_per_shard=None, seed=0)
+    return source, Path(config.TRAINING.OUTPUT_DIR) / "shards" / plan.recipe[:16]
+
+
+def refresh(folder: Path, *, progress: bool = True) -> Index:
+    """The index of a folder of shards; that of foreign ones is made anew when shards came or went.
+
+    Raises InputError where shards that we packed are not as they were.
+    """
+    if not (folder / INDEX_FILE).exists():
+        return index_foreign(folder, progress=progress)
+    try:
+        return open_index(folder)
+    except InputError:
+        if is_packed(folder):
+            raise
+        return index_foreign(folder, progress=progress)
+
+
+def is_shards(path: str | Path) -> bool:
+    """Whether a path is a folder of shards, indexed or not, rather than a source to pack."""
+    folder = Path(path)
+    if str(path) == DIGITS or not folder.is_dir():
+        return False
+    return (folder / INDEX_FILE).exists() or any(folder.glob("*.tar"))
+
+
+def check(config: Config, index: Index) -> list[str]:
+    """Why the data cannot be trained on with this configuration, one line each."""
+    problems = [
+        *_shape_problems(config, index.channels, index.smallest_size),
+        *_class_problems(config, index.num_classes is not None),
+        *_label_problems(config, index.labels),
+        *_split_problems(config, index.num_samples),
+    ]
+    return [f"DATASET.PATH {index.folder}: {problem}" for problem in problems]
+
+
+def source_problems(config: Config) -> list[str]:
+    """Why the data cannot be used, as far as names, headers and sizes tell; writes nothing."""
+    path = config.DATASET.PATH
+    try:
+        if not is_shards(path):
+            return _unpacked_problems(config, open_source(path, config.DATASET.LABEL_KEY))
+        if (Path(path) / INDEX_FILE).exists():
+            return check(config, open_index(path))
+        shard_paths(Path(path))
+        return []
+    except InputError as error:
+        return [f"DATASET.PATH: {problem}" for problem in error.problems]
+    except PermissionError as error:
+        return [f"DATASET.PATH: {error.filename} may not be read by you; ask its owner to share it"]
+
+
+def _unpacked_problems(config: Config, source: Source) -> list[str]:
+    problems = [
+        *_class_problems(config, source.has_labels),
+        *_split_problems(config, source.num_samples),
+    ]
+    if source.image_shape is not None:
+        channels, *size = source.image_shape
+        problems += _shape_problems(config, channels, (size[0], size[1]))
+    unreadable: tuple[str, ...] = ()
+    # Names bound the class numbers, which spares scikit-learn's digits their import.
+    classes = config.TRAINING.NETWORK.NUM_CLASSES
+    if classes is not None and len(source.class_names or ()) not in range(1, classes + 1):
+        try:
+            problems += _label_problems(config, source.labels())
+        except InputError as error:
+            unreadable = error.problems
+    return [
+        *(f"DATASET.PATH {source.name}: {problem}" for problem in problems),
+        *(f"DATASET.PATH: {problem}" for problem in unreadable),
+    ]
+
+
+def _shape_problems(config: Config, channels: int, smallest: tuple[int, int]) -> Iterator[str]:
+    """smallest: the least height and the least width of the images."""
+    wanted, height, width = image_shape(config)
+    if channels != wanted:
+        yield (
+            f"images have {channels} channel(s) but TRAINING.INPUT_IMAGE_CHANNEL is {wanted}; "
+            f"give {channels}"
+        )
+    crop = config.DATASET.PREPROCESSING.CROP_SIZE
+    crop_size = (height, width) if crop is None else (crop, crop)
+    if smallest[0] < crop_size[0] or smallest[1] < crop_size[1]:
+        key = "TRAINING.INPUT_IMAGE_SIZE" if crop is None else "DATASET.PREPROCESSING.CROP_SIZE"
+        yield (
+            f"images have only {smallest[0]}x{smallest[1]} pixels but {key} crops "
+            f"{crop_size[0]}x{crop_size[1]}; give a CROP_SIZE of at most {min(smallest)}, "
+            "what is cropped is resized to INPUT_IMAGE_SIZE"
+        )
+
+
+def _class_problems(config: Config, has_labels: bool) -> Iterator[str]:
+    classes = config.TRAINING.NETWORK.NUM_CLASSES
+    if classes is not None and not has_labels:
+        yield (
+            f"has no labels but TRAINING.NETWORK.NUM_CLASSES is {classes}; "
+            "give labelled data, or null for an unconditional network"
+        )
+
+
+def _label_problems(config: Config, labels: NDArray[np.int64] | None) -> Iterator[str]:
+    """Labels that are no class of the network."""
+    classes = config.TRAINING.NETWORK.NUM_CLASSES
+    if classes is None or labels is None:
+        return
+    beyond = np.flatnonzero(labels >= classes)
+    if len(beyond):
+        yield (
+            f"{len(beyond)} label(s) are outside 0..{classes - 1}, the first is "
+            f"{labels[beyond[0]]} of sample {beyond[0]}, but TRAINING.NETWORK.NUM_CLASSES is "
+            f"{classes}; give at least {int(labels.max()) + 1}"
+        )
+
+
+def _split_problems(config: Config, num_samples: int) -> Iterator[str]:
+    fraction = config.DATASET.VALIDATION_FRACTION
+    if num_samples * min(fraction, 1.0 - fraction) >= _SURELY_FILLED:
+        return
+    # Only data this small needs the split itself, and torch for it.
+    from ddpm.data.order import is_validation
+
+    count = int(is_validation(num_samples, fraction).sum())
+    if count == 0 and fraction > 0:
+        yield (
+            f"of {num_samples} samples none falls to validation with "
+            f"DATASET.VALIDATION_FRACTION {fraction}; give a larger share, 0, or more data"
+        )
+    if count == num_samples:
+        yield (
+            f"all {num_samples} samples fall to validation with DATASET.VALIDATION_FRACTION "
+            f"{fraction}; give a smaller share or more data"
+        )

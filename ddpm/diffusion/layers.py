@@ -1,0 +1,532 @@
+"""The first weights of a network: functions of (seed, parameter name, shape) and of nothing else.
+
+Variance scaling as in Ho et al. 2020 and DDPM v3: weights uniform with variance 2 / (fan_in +
+fan_out) (Glorot and Bengio 2010), biases 0, norms 1 and 0, rows of an embedding standard normal.
+Layers that end a residual branch, and the head, start at exactly zero (v3: variance 1e-10) and are
+marked by their class, ZeroConv2d or ZeroLinear.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ddpm.diffusion import philox
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class ZeroConv2d(nn.Conv2d):
+    """A convolution that starts at zero."""
+
+    def reset_parameters(self) -> None:
+        _zero(self)
+
+
+class ZeroLinear(nn.Linear):
+    """A linear layer that starts at zero."""
+
+    def reset_parameters(self) -> None:
+        _zero(self)
+
+
+@torch.no_grad()
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters(recurse=False):
+        parameter.zero_()
+
+
+@torch.no_grad()
+def init_weights(network: Network, seed: int) -> Network:
+    """The network itself, its weights set to their first values for `seed`.
+
+    A parameter's values depend on (seed, its name in the network, its shape), not on what other
+    parameters exist or in which order; so call it on the bare network, before a wrapper (compile,
+    data parallel) prefixes the names. Raises ValueError for a layer type it has no rule for.
+    """
+    for prefix, layer in network.named_modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            if not parameter.is_meta:
+                parameter.copy_(
+                    _first_value(layer, f"{prefix}.{name}".lstrip("."), parameter, seed)
+                )
+    return network
+
+
+def _first_value(layer: nn.Module, name: str, parameter: Tensor, seed: int) -> Tensor:
+    leaf = name.rpartition(".")[2]
+    if isinstance(layer, ZeroConv2d | ZeroLinear):
+        return torch.zeros_like(parameter)
+    if isinstance(layer, nn.GroupNorm):
+        return torch.ones_like(parameter) if leaf == "weight" else torch.zeros_like(parameter)
+    if isinstance(layer, nn.Conv2d | nn.Linear):
+        return (
+            _glorot_uniform(name, parameter, seed)
+            if leaf == "weight"
+            else torch.zeros_like(parameter)
+        )
+    if isinstance(layer, nn.Embedding):
+        return philox.normal(
+            seed, philox.Stream.INIT, _ids(name, parameter), tuple(parameter.shape)
+        )[0]
+    raise ValueError(
+        f"no rule for the first value of {name}, a parameter of {type(layer).__name__}"
+    )
+
+
+def _glorot_uniform(name: str, parameter: Tensor, seed: int) -> Tensor:
+    """Uniform in [-limit, limit), limit^2 / 3 = 2 / (fan_in + fan_out)."""
+    fans = (
+        parameter.shape[0] + parameter.shape[1]
+    )  # (out, in) of a matrix, (out, in, height, width) of a kernel
+    limit = math.sqrt(6 / (fans * parameter.shape[2:].numel()))
+    draw = philox.uniform(seed, philox.Stream.INIT, _ids(name, parameter), tuple(parameter.shape))[
+        0
+    ]
+    return (2 * draw - 1) * limit
+
+
+def _ids(name: str, parameter: Tensor) -> Tensor:
+    return torch.tensor([philox.name_id(name)], dtype=torch.int64, device=parameter.device)
+
+
+# --------
+# The layers of the U-Net: time embedding, residual and attention blocks, changes of resolution.
+#
+# Notation: N batch, C channels, H W space, E the width of the conditioning vector `emb` (time plus
+# class). Papers: Ho et al. 2020 (App. B, the architecture), Vaswani et al. 2017 (sinusoids,
+# attention), Dhariwal and Nichol 2021.
+#
+# Every branch that is added to something ends in a layer that starts at zero (ZeroConv2d,
+# ZeroLinear), so each block starts as the identity. Normalisation and softmax are computed in float32
+# whatever autocast says: group norm by itself here, softmax inside scaled_dot_product_attention,
+# which accumulates in float32.
+
+# torch's default. Ho et al. use 1e-6; Keras' 1e-3 visibly damps channels whose variance is small.
+GROUP_NORM_EPS = 1e-5
+# A mask element is one 16-bit half of a random word, so drop rates are multiples of 1 / 65536.
+_HALF = 1 << 16
+
+
+class DropoutKey(NamedTuple):
+    """What a batch's dropout masks are drawn from: a seed and an id per sample, int64 (N,)."""
+
+    seed: int
+    ids: Tensor
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation with eps 1e-5: computed in float32 or better, returned in x's dtype."""
+
+    def __init__(self, num_groups: int, num_channels: int) -> None:
+        if num_groups < 1 or num_channels % num_groups:
+            raise ValueError(
+                f"norm_groups is {num_groups} but a layer is {num_channels} channels wide; "
+                "give a number of groups that divides every width"
+            )
+        super().__init__(num_groups, num_channels, eps=GROUP_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        return F.group_norm(x.to(dtype), self.num_groups, weight, bias, self.eps).to(x.dtype)
+
+
+class KeyedDropout(nn.Module):
+    """Dropout whose mask is a pure function of (seed, sample id, layer index).
+
+    Element e of a sample's (C, H, W) order is dropped by 16-bit half e % 2 (low half first) of
+    random word e // 2 of the stream (seed, DROPOUT, id, step = layer index). So a sample's mask
+    does not depend on the batch around it, on workers or micro-batches, and a recomputed forward
+    (activation checkpointing) meets the same mask.
+
+    rate in [0, 1), rounded to a multiple of 1 / 65536. index: unlike any other layer's of the
+    network (UNet numbers its layers). Nothing is dropped in evaluation mode.
+    """
+
+    def __init__(self, rate: float, index: int = 0) -> None:
+        if not 0 <= rate < 1:
+            raise ValueError(f"dropout is {rate}; give a rate in [0, 1)")
+        super().__init__()
+        self.index = index
+        self.num_dropped = min(round(rate * _HALF), _HALF - 1)  # halves of 65536 that drop
+
+    def forward(self, x: Tensor, key: DropoutKey | None) -> Tensor:
+        if not self.training or self.num_dropped == 0:
+            return x
+        if key is None:
+            raise ValueError(
+                f"dropout is {self.num_dropped / _HALF:g} in training mode but there is no key; "
+                "pass DropoutKey(seed, ids), or call network.eval()"
+            )
+        if key.ids.shape != x.shape[:1]:
+            raise ValueError(
+                f"dropout_key has ids {tuple(key.ids.shape)} but there are {x.shape[0]} samples; "
+                "give one id each"
+            )
+        scale = _HALF / (_HALF - self.num_dropped)
+        dropped = dropped_elements(key.seed, key.ids, self.index, self.num_dropped, x.shape[1:])
+        return x.masked_fill(dropped, 0) * scale
+
+    def extra_repr(self) -> str:
+        return f"rate={self.num_dropped / _HALF:g}, index={self.index}"
+
+
+@torch.library.custom_op("ddpm::dropped_elements", mutates_args=())
+def dropped_elements(
+    seed: int, ids: Tensor, index: int, num_dropped: int, shape: Sequence[int]
+) -> Tensor:
+    """A dropout mask, bool (N, *shape): true where a sample's element is dropped.
+
+    An operation of its own, so compilers neither look into the generator nor change it.
+    """
+    size = math.prod(shape)
+    words = philox.words(seed, philox.Stream.DROPOUT, ids, (size + 1) // 2, step=index)
+    halves = words.to(torch.int32).view(torch.int16)[:, :size]  # signed: they start at -32768
+    return (halves < num_dropped - _HALF // 2).view(len(ids), *shape)
+
+
+@dropped_elements.register_fake
+def _(seed: int, ids: Tensor, index: int, num_dropped: int, shape: Sequence[int]) -> Tensor:
+    return ids.new_empty((len(ids), *shape), dtype=torch.bool)
+
+
+def sinusoids(time: Tensor, dim: int) -> Tensor:
+    """The sinusoidal features of time: sines, then cosines, at dim / 2 frequencies, 1 to 1 / 10000.
+
+    feature_k = sin(1000 time 10000^(-k / (dim/2 - 1)))    (Vaswani 2017, the divisor of Ho 2020)
+
+    time: (N,) in [0, 1], any float dtype; the product with 1000 is formed in it, so t / T in
+    float64 gives t exactly at T = 1000.  Returns (N, dim) float32. It sees time, not t, so the
+    network does not depend on T.
+    """
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=time.device) / max(half - 1, 1)
+    frequencies = torch.exp(-math.log(10_000) * exponents)
+    angles = (1000 * time).to(torch.float32)[:, None] * frequencies  # (N, dim/2)
+    return torch.cat((angles.sin(), angles.cos()), dim=1)
+
+
+class TimeEmbedding(nn.Module):
+    """The time as a vector, (N,) -> (N, dim): sinusoids, Linear, SiLU, Linear; no autocast."""
+
+    def __init__(self, dim: int) -> None:
+        if dim < 2 or dim % 2:
+            raise ValueError(f"time_emb_dim is {dim}; give a positive even number")
+        super().__init__()
+        self.dim = dim
+        self.hidden = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, time: Tensor) -> Tensor:
+        with torch.autocast(time.device.type, enabled=False):
+            features = sinusoids(time, self.dim).to(self.hidden.weight.dtype)
+            return self.out(F.silu(self.hidden(features)))
+
+
+class ClassEmbedding(nn.Module):
+    """The label as a vector, (N,) int64 -> (N, out_dim): a row per class, the last for "no class".
+
+    A table of another width than out_dim is projected to it. Never under autocast.
+    """
+
+    def __init__(self, num_classes: int, dim: int, out_dim: int) -> None:
+        if num_classes < 1 or dim < 1:
+            raise ValueError(
+                f"num_classes is {num_classes}, class_emb_dim {dim}; both must be positive"
+            )
+        super().__init__()
+        self.table = nn.Embedding(num_classes + 1, dim)
+        self.projection = nn.Identity() if dim == out_dim else nn.Linear(dim, out_dim)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        with torch.autocast(labels.device.type, enabled=False):
+            return self.projection(self.table(labels))
+
+
+def same_conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
+    """A padded convolution: H -> ceil(H / stride)."""
+    padding = kernel_size // 2
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
+
+
+class ResidualBlock(nn.Module):
+    """x + f(x, emb), where f = GN, SiLU, conv, + Linear(SiLU(emb)), GN, SiLU, dropout, conv (zero).
+
+    A 1x1 convolution carries x when the width changes. x: (N, C, H, W), emb: (N, E) -> (N,
+    out_channels, H, W).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_dim: int,
+        *,
+        norm_groups: int,
+        kernel_size: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.norm1 = GroupNorm(norm_groups, in_channels)
+        self.conv1 = same_conv(in_channels, out_channels, kernel_size)
+        self.emb = nn.Linear(emb_dim, out_channels)
+        self.norm2 = GroupNorm(norm_groups, out_channels)
+        self.dropout = KeyedDropout(dropout)
+        self.conv2 = ZeroConv2d(out_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        has_new_width = in_channels != out_channels
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if has_new_width else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor, key: DropoutKey | None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.emb(F.silu(emb))[:, :, None, None]
+        h = self.conv2(self.dropout(F.silu(self.norm2(h)), key))
+        return self.skip(x) + h
+
+
+class Attention(nn.Module):
+    """What every position gathers from tokens: multi-head attention with a zero output layer.
+
+    softmax(q k^T / sqrt(width / heads)) v per head.  queries (N, L, C), tokens (N, M, D) -> (N, L,
+    C).
+    """
+
+    def __init__(self, channels: int, token_dim: int, num_heads: int) -> None:
+        if num_heads < 1 or channels % num_heads:
+            raise ValueError(
+                f"num_heads is {num_heads} but an attention block is {channels} channels wide; "
+                "give a number of heads that divides the width"
+            )
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(channels, channels)
+        self.key_value = nn.Linear(token_dim, 2 * channels)
+        self.out = ZeroLinear(channels, channels)
+
+    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        key, value = self.key_value(tokens).chunk(2, dim=-1)
+        q, k, v = (self._split(part) for part in (self.query(queries), key, value))
+        gathered = F.scaled_dot_product_attention(q, k, v)  # (N, heads, L, C/heads)
+        return self.out(gathered.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(N, L, C) -> (N, heads, L, C/heads)"""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class AttentionBlock(nn.Module):
+    """x + self-attention over positions and, given context_dim, + cross-attention to context.
+
+    x: (N, C, H, W), context: (N, M, context_dim) -> (N, C, H, W).  With one context token the
+    cross-attention is a
+    learned projection of it, added everywhere: softmax over one entry is 1.
+    """
+
+    def __init__(
+        self, channels: int, *, norm_groups: int, num_heads: int, context_dim: int | None = None
+    ) -> None:
+        super().__init__()
+        self.norm = GroupNorm(norm_groups, channels)
+        self.attention = Attention(channels, channels, num_heads)
+        self.has_cross_attention = context_dim is not None
+        if context_dim is not None:
+            self.cross_norm = GroupNorm(norm_groups, channels)
+            self.cross_attention = Attention(channels, context_dim, num_heads)
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        tokens = _tokens(self.norm(x))
+        x = x + _image(self.attention(tokens, tokens), x)
+        if not self.has_cross_attention:
+            return x
+        if context is None:
+            raise ValueError("this attention block has cross-attention; give it context tokens")
+        return x + _image(self.cross_attention(_tokens(self.cross_norm(x)), context), x)
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, H*W, C)"""
+    return x.flatten(2).transpose(1, 2)
+
+
+def _image(tokens: Tensor, like: Tensor) -> Tensor:
+    """(N, H*W, C) -> (N, C, H, W)"""
+    return tokens.transpose(1, 2).reshape(like.shape)
+
+
+class Downsample(nn.Module):
+    """A convolution of stride 2: (N, C, H, W) -> (N, C, ceil(H/2), ceil(W/2))."""
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.conv = same_conv(channels, channels, kernel_size, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Nearest neighbours at the skip's (H, W), so odd sizes come back; then a convolution."""
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.conv = same_conv(channels, channels, kernel_size)
+
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+# --------
+# The two halves of the U-Net: levels of one resolution, made of stages, and their wiring.
+#
+# Widths are worked out here once, by the same walk that the forward pass takes.
+
+
+class Condition(NamedTuple):
+    """What every block sees besides its input. emb: (N, E), context: (N, M, E) or None."""
+
+    emb: Tensor
+    context: Tensor | None
+    key: DropoutKey | None
+
+
+class Stage(nn.Module):
+    """A residual block and, where the level has it, attention: what skips and checkpoints.
+
+    With checkpoint_activations only its inputs are kept; the inside is computed again in the
+    backward pass. The dropout masks are functions of the key, so no random state has to be kept.
+    """
+
+    def __init__(
+        self, block: ResidualBlock, attention: AttentionBlock | None, checkpoint_activations: bool
+    ) -> None:
+        super().__init__()
+        self.block = block
+        self.attention = attention
+        self.checkpoint_activations = checkpoint_activations
+
+    def forward(self, h: Tensor, skip: Tensor | None, condition: Condition) -> Tensor:
+        if not (self.checkpoint_activations and torch.is_grad_enabled()):
+            return self._compute(h, skip, condition)
+        return checkpoint(
+            self._compute, h, skip, condition, use_reentrant=False, preserve_rng_state=False
+        )
+
+    def _compute(self, h: Tensor, skip: Tensor | None, condition: Condition) -> Tensor:
+        if skip is not None:
+            h = torch.cat((h, skip), dim=1)  # (N, C_h + C_skip, H, W)
+        h = self.block(h, condition.emb, condition.key)
+        return h if self.attention is None else self.attention(h, condition.context)
+
+
+class EncoderLevel(nn.Module):
+    """Stages one after the other, then down to the next resolution unless it is the coarsest."""
+
+    def __init__(self, stages: Sequence[Stage], down: Downsample | None) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.down = down
+
+    def forward(self, h: Tensor, condition: Condition) -> list[Tensor]:
+        """What each stage made, then what went down: all of them skips, the last the way on."""
+        made = []
+        for stage in self.stages:
+            h = stage(h, None, condition)
+            made.append(h)
+        return made if self.down is None else [*made, self.down(h)]
+
+
+class DecoderLevel(nn.Module):
+    """Stages that take one skip each, then up to the next resolution unless it is the finest."""
+
+    def __init__(self, stages: Sequence[Stage], up: Upsample | None) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.up = up
+
+    def forward(
+        self, h: Tensor, skips: Sequence[Tensor], condition: Condition, size: torch.Size
+    ) -> Tensor:
+        """h after the stages, at `size` (H, W) where the level goes up."""
+        for stage, skip in zip(self.stages, skips, strict=True):
+            h = stage(h, skip, condition)
+        return h if self.up is None else self.up(h, size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What all blocks of a network share, and the parts made of it."""
+
+    emb_dim: int
+    norm_groups: int
+    num_heads: int
+    kernel_size: int
+    dropout: float
+    context_dim: int | None
+    checkpoint_activations: bool
+
+    def stage(self, in_width: int, out_width: int, has_attention: bool) -> Stage:
+        block = ResidualBlock(
+            in_width,
+            out_width,
+            self.emb_dim,
+            norm_groups=self.norm_groups,
+            kernel_size=self.kernel_size,
+            dropout=self.dropout,
+        )
+        attention = None
+        if has_attention:
+            attention = AttentionBlock(
+                out_width,
+                norm_groups=self.norm_groups,
+                num_heads=self.num_heads,
+                context_dim=self.context_dim,
+            )
+        return Stage(block, attention, self.checkpoint_activations)
+
+
+def encoder_levels(
+    parts: Parts, width: int, widths: Sequence[int], has_attention: Sequence[bool], num_blocks: int
+) -> tuple[nn.ModuleList, list[int]]:
+    """The levels, fine to coarse, and the widths of the skips in order, the stem's first."""
+    levels = nn.ModuleList()
+    skip_widths = [width]
+    for index, out_width in enumerate(widths):
+        in_widths = [width] + [out_width] * (num_blocks - 1)
+        stages = [parts.stage(in_width, out_width, has_attention[index]) for in_width in in_widths]
+        is_coarsest = index == len(widths) - 1
+        levels.append(
+            EncoderLevel(stages, None if is_coarsest else Downsample(out_width, parts.kernel_size))
+        )
+        skip_widths += [out_width] * (num_blocks if is_coarsest else num_blocks + 1)
+        width = out_width
+    return levels, skip_widths
+
+
+def decoder_levels(
+    parts: Parts,
+    skip_widths: Sequence[int],
+    widths: Sequence[int],
+    has_attention: Sequence[bool],
+    num_blocks: int,
+) -> nn.ModuleList:
+    """The levels from coarse to fine; their stages take the skips last to first."""
+    levels = nn.ModuleList()
+    waiting = list(skip_widths)
+    width = widths[-1]
+    for index in reversed(range(len(widths))):
+        out_width = widths[index]
+        in_widths = [width] + [out_width] * num_blocks
+        stages = [
+            parts.stage(in_width + waiting.pop(), out_width, has_attention[index])
+            for in_width in in_widths
+        ]
+        levels.append(
+            DecoderLevel(stages, Upsample(out_width, parts.kernel_size) if index else None)
+        )
+        width = out_width
+    return levels

@@ -1,0 +1,227 @@
+"""The U-Net of DDPM v3: sees a noisy image, the time in [0, 1] and a label; predicts each pixel.
+
+One level per entry of channel_mult, each at half the resolution of the one before:
+
+    stem - [blocks, down] - [blocks, down] - ... - [blocks] - middle - [blocks, up] - ... - [blocks]
+    - head
+
+The stem, every encoder block and every down-sampling leave one skip; each decoder block
+concatenates one of them. The widths are worked out once, in the constructor, by the same walk;
+nothing is inferred from shapes while running. The middle has attention when the deepest level has.
+Ho et al. 2020, App. B; Ronneberger et al. 2015.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddpm.diffusion.layers import (
+    ClassEmbedding,
+    Condition,
+    DropoutKey,
+    GroupNorm,
+    KeyedDropout,
+    Parts,
+    TimeEmbedding,
+    ZeroConv2d,
+    decoder_levels,
+    encoder_levels,
+    init_weights,
+    same_conv,
+)
+
+
+def _number_dropouts(network: nn.Module) -> None:
+    """Each dropout its own stream of masks, numbered in the order of the walk."""
+    dropouts = [layer for layer in network.modules() if isinstance(layer, KeyedDropout)]
+    for index, layer in enumerate(dropouts):
+        layer.index = index
+
+
+def _check_sizes(image_size: tuple[int, int], block_size: int, kernel_size: int) -> None:
+    if block_size < 1 or any(side < 1 or side % block_size for side in image_size):
+        raise ValueError(
+            f"block_size is {block_size} but the image is {image_size[0]}x{image_size[1]}; "
+            "give a block size that divides its height and width"
+        )
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(
+            f"kernel_size is {kernel_size}; give an odd number, so that sizes are kept"
+        )
+
+
+def _check_levels(channel_mult: Sequence[int], has_attention: Sequence[bool]) -> None:
+    if not channel_mult or min(channel_mult) < 1:
+        raise ValueError(
+            f"channel_mult is {list(channel_mult)}; give a positive multiplier per level"
+        )
+    if len(has_attention) != len(channel_mult):
+        raise ValueError(
+            f"has_attention has {len(has_attention)} entries but "
+            f"channel_mult has {len(channel_mult)}; "
+            "give one true/false per level"
+        )
+
+
+def _check_positive(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} is {number}; give at least 1")
+
+
+class UNet(nn.Module):
+    """network(x, time, labels) -> (N, C, H, W): what is predicted of noisy x at a time in [0, 1].
+
+    image_size: H = W, or (H, W). Any other size that block_size divides runs too, odd ones as well.
+    model_channels: the width of the stem; level i has model_channels * channel_mult[i] channels.
+    has_attention: one per level.  num_res_blocks: per level, one more in the decoder.
+    block_size: space-to-depth factor around the whole network; norm_groups must divide every width,
+    num_heads every width that has attention.  dropout in [0, 1), keyed (layers.KeyedDropout).
+    use_cross_attention: attention blocks also attend to the time and class embeddings as tokens.
+    num_classes: labels are 0 .. num_classes - 1 and null_label = num_classes stands for "no class";
+    None: no labels.
+    class_emb_dim: the width of the class table; None is time_emb_dim, others are projected to it.
+    checkpoint_activations: less memory, one more forward pass (levels.Stage).
+
+    The weights of a new network are init_weights(network, seed=0). Raises ValueError, naming both
+    numbers, where two arguments contradict each other.
+    """
+
+    def __init__(
+        self,
+        image_size: int | tuple[int, int],
+        in_channels: int,
+        model_channels: int,
+        channel_mult: Sequence[int],
+        has_attention: Sequence[bool],
+        num_res_blocks: int = 2,
+        *,
+        block_size: int = 1,
+        norm_groups: int = 8,
+        num_heads: int = 1,
+        time_emb_dim: int = 128,
+        dropout: float = 0.0,
+        kernel_size: int = 3,
+        use_cross_attention: bool = False,
+        num_classes: int | None = None,
+        class_emb_dim: int | None = None,
+        checkpoint_activations: bool = False,
+    ) -> None:
+        super().__init__()
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        _check_sizes((height, width), block_size, kernel_size)
+        _check_levels(channel_mult, has_attention)
+        _check_positive(in_channels=in_channels, model_channels=model_channels)
+        _check_positive(num_res_blocks=num_res_blocks)
+        self.image_size = (height, width)
+        self.in_channels = in_channels
+        self.block_size = block_size
+        self.num_classes = num_classes
+        self.null_label = num_classes
+        self.dropout = dropout
+        self.num_res_blocks = num_res_blocks
+        self.use_cross_attention = use_cross_attention
+
+        parts = Parts(
+            emb_dim=time_emb_dim,
+            norm_groups=norm_groups,
+            num_heads=num_heads,
+            kernel_size=kernel_size,
+            dropout=dropout,
+            context_dim=time_emb_dim if use_cross_attention else None,
+            checkpoint_activations=checkpoint_activations,
+        )
+        widths = [model_channels * multiplier for multiplier in channel_mult]
+        pixel_channels = in_channels * block_size**2
+        self.time_embedding = TimeEmbedding(time_emb_dim)
+        self.class_embedding = None
+        if num_classes is not None:
+            class_dim = time_emb_dim if class_emb_dim is None else class_emb_dim
+            self.class_embedding = ClassEmbedding(num_classes, class_dim, time_emb_dim)
+        self.stem = same_conv(pixel_channels, model_channels, kernel_size)
+        self.encoder, skip_widths = encoder_levels(
+            parts, model_channels, widths, has_attention, num_res_blocks
+        )
+        self.middle = nn.ModuleList(
+            parts.stage(widths[-1], widths[-1], attends) for attends in (has_attention[-1], False)
+        )
+        self.decoder = decoder_levels(parts, skip_widths, widths, has_attention, num_res_blocks)
+        self.norm = GroupNorm(norm_groups, widths[0])
+        self.head = ZeroConv2d(widths[0], pixel_channels, kernel_size, padding=kernel_size // 2)
+        _number_dropouts(self)
+        init_weights(self, seed=0)
+
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        labels: Tensor | None = None,
+        dropout_key: DropoutKey | None = None,
+    ) -> Tensor:
+        """The prediction for x, in its shape and dtype.
+
+        x: (N, C, H, W).  time: (N,) float in [0, 1].  labels: (N,) int64; None: all null_label.
+        dropout_key: needed in training mode when dropout > 0, unused otherwise.
+        """
+        self._check_input(x, time)
+        tokens = self._condition(time, labels)
+        emb = torch.stack(tokens).sum(dim=0)  # (N, E)
+        context = torch.stack(tokens, dim=1) if self.use_cross_attention else None  # (N, M, E)
+        condition = Condition(emb, context, dropout_key)
+
+        h = self.stem(F.pixel_unshuffle(x.to(self.stem.weight.dtype), self.block_size))
+        skips = [h]
+        for level in self.encoder:
+            skips += level(skips[-1], condition)
+        h = skips[-1]
+        for stage in self.middle:
+            h = stage(h, None, condition)
+        for level in self.decoder:
+            own = [skips.pop() for _ in range(self.num_res_blocks + 1)]
+            h = level(h, own, condition, skips[-1].shape[-2:] if skips else h.shape[-2:])
+        h = self.head(F.silu(self.norm(h)))
+        return F.pixel_shuffle(h, self.block_size).to(x.dtype)
+
+    def _condition(self, time: Tensor, labels: Tensor | None) -> list[Tensor]:
+        """The conditioning vectors, (N, E) each: of the time and, if any, of the class."""
+        embedded = self.time_embedding(time)
+        if self.class_embedding is None:
+            if labels is not None:
+                raise ValueError(
+                    "labels were given but num_classes is None; pass no labels, or set num_classes"
+                )
+            return [embedded]
+        if labels is None:
+            assert self.null_label is not None
+            labels = torch.full(time.shape, self.null_label, dtype=torch.int64, device=time.device)
+        else:
+            self._check_labels(labels)
+        return [embedded, self.class_embedding(labels)]
+
+    def _check_input(self, x: Tensor, time: Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"x has shape {tuple(x.shape)}; give (N, {self.in_channels}, H, W)")
+        if time.shape != x.shape[:1]:
+            raise ValueError(
+                f"time has shape {tuple(time.shape)} but there are {x.shape[0]} images"
+            )
+        if x.shape[2] % self.block_size or x.shape[3] % self.block_size:
+            raise ValueError(
+                f"x is {x.shape[2]}x{x.shape[3]} but block_size is {self.block_size}; "
+                "give a height and width that it divides"
+            )
+
+    def _check_labels(self, labels: Tensor) -> None:
+        """On the CPU alone: elsewhere a look would wait for the device, and the lookup checks."""
+        assert self.num_classes is not None
+        if labels.device.type != "cpu" or torch.compiler.is_compiling() or labels.numel() == 0:
+            return
+        low, high = labels.aminmax()
+        if low < 0 or high > self.num_classes:
+            wrong = low if low < 0 else high
+            raise ValueError(
+                f"label {int(wrong)} with num_classes {self.num_classes}; "
+                f"labels are 0 to {self.num_classes - 1}, or {self.num_classes} for no class"
+            )

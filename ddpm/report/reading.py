@@ -1,0 +1,336 @@
+"""Files of a run as plain values; what is missing or damaged reads as nothing, never as a guess."""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from ddpm.errors import InputError
+from ddpm.metrics import Quality, X0Error
+from ddpm.metrics import evaluation as quality_file
+from ddpm.runs import load_run
+
+Value = object  # a leaf of a configuration or of JSON: text, number, truth value, list or null
+
+
+def read_json(path: Path) -> Value:
+    """The JSON value in a file; None where there is no readable one."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def mapping(value: Value) -> dict[str, Value]:
+    """The value when it is a mapping, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def sequence(value: Value) -> list[Value]:
+    """The value when it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def read_config(path: Path) -> dict[str, Value]:
+    """The configuration as dotted keys."""
+    try:
+        tree = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, yaml.YAMLError):
+        return {}
+    return dict(_leaves(tree, ())) if isinstance(tree, dict) else {}
+
+
+def _leaves(tree: Value, path: tuple[str, ...]) -> Iterator[tuple[str, Value]]:
+    if not isinstance(tree, dict):
+        yield ".".join(path), tree
+        return
+    for key, value in tree.items():
+        yield from _leaves(value, (*path, str(key)))
+
+
+def read_metrics(path: Path) -> dict[str, np.ndarray]:
+    """The numbers of metrics.jsonl as columns, NaN where a row lacks one; a half-written last line,
+    as a living run may have, ends the reading.
+    """
+    rows = []
+    try:
+        for line in path.read_text().splitlines():
+            rows.append(json.loads(line))
+    except (OSError, ValueError):
+        pass
+    rows = [row for row in rows if isinstance(row, dict) and "step" in row]
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: np.array([number(row.get(name)) for row in rows]) for name in names}
+    return {name: column for name, column in columns.items() if not np.isnan(column).all()}
+
+
+def number(value: Value) -> float:
+    """The value as a number; NaN when it is none."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number else float("nan")  # type: ignore[arg-type]
+
+
+def command(value: Value) -> str:
+    """A command line, recorded as text or as its words, as one types it."""
+    words = [str(word) for word in sequence(value)]
+    if words and words[0].endswith(".py"):
+        words.insert(0, "python")
+    return shlex.join(words) if words else str(value or "")
+
+
+def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:
+    """The named arrays of an NPZ file; None when the file or one of them is not there."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+
+
+# --------
+# What a report is made of, read from the files of a sweep folder or of one run; no torch.
+#
+# A sweep folder holds sweep.json, ledger/{trial}.json and references.json; each trial names its run
+# directory, whose files are read as far as they are there. Nothing missing is guessed: it is None,
+# empty, or a line in `Sweep.problems`.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """A trial's final samples, read when they are shown; empty where the file is damaged."""
+
+    path: Path
+
+    @property
+    def images(self) -> np.ndarray:
+        """uint8 (N, H, W, C)."""
+        return self._arrays["images"]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,), -1 without class."""
+        return self._arrays["labels"]
+
+    @cached_property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        nothing: dict[str, np.ndarray]
+        nothing = {"images": np.zeros((0, 1, 1, 1), np.uint8), "labels": np.zeros(0, np.int64)}
+        return read_arrays(self.path, ("images", "labels")) or nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """One training: its place in the grid, how it ended and what it left."""
+
+    name: str
+    cell: Mapping[str, Value]
+    seed: int
+    status: str  # done | failed | unfinished
+    reason: str | None
+    run_dir: Path | None
+    summary: Mapping[str, Value]
+    config: Mapping[str, Value]  # dotted keys
+    provenance: Mapping[str, Value]
+    metrics: Mapping[str, np.ndarray]  # the columns of metrics.jsonl
+    evaluation: Mapping[str, Value]
+    error: X0Error | None
+    samples: Samples | None
+    inline: tuple[Path, ...] = ()  # sample grids over training, the earliest first
+    quality: Quality | None = None  # of its samples; their pictures are read where they are shown
+
+    @property
+    def key(self) -> str:
+        """The cell as text that can be compared and sorted."""
+        return json.dumps(self.cell, sort_keys=True)
+
+    def number(self, name: str) -> float | None:
+        """A number of the trial's summary, None where it is absent or not a number."""
+        value = number(self.summary.get(name))
+        return value if isfinite(value) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A cell of the grid that was not trained, and why."""
+
+    cell: Mapping[str, Value]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lines:
+    """The two reference curves of the data, MSE by level, and some validation images."""
+
+    levels: tuple[int, ...]
+    gaussian: tuple[float, ...] | None
+    memorisation: tuple[float, ...] | None
+    num_train: int
+    samples: Samples | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResults:
+    """All a report shows. A single run is a sweep of one trial with `is_sweep` False."""
+
+    folder: Path
+    name: str
+    is_sweep: bool
+    question: str
+    command: str
+    grid: Mapping[str, tuple[Value, ...]]
+    planned: int
+    trials: tuple[TrialResult, ...]
+    skipped: tuple[Skipped, ...]
+    references: Lines | None
+    problems: tuple[str, ...] = field(default=())
+
+    def with_status(self, status: str) -> tuple[TrialResult, ...]:
+        """The trials that ended so."""
+        return tuple(trial for trial in self.trials if trial.status == status)
+
+    @property
+    def best_yaml(self) -> Path | None:
+        """The recommended configuration, where the sweep has written it."""
+        path = self.folder / "best.yaml"
+        return path if path.exists() else None
+
+
+def read(folder: Path) -> SweepResults:
+    """A sweep folder or a run directory as a Sweep; InputError when it is neither."""
+    if (folder / "sweep.json").exists() or (folder / "ledger").is_dir():
+        return _read_sweep(folder)
+    if (folder / "training_config.yaml").exists():
+        return _read_run(folder)
+    raise InputError(
+        f"{folder} is neither a sweep (no sweep.json, no ledger/) nor a run "
+        "(no training_config.yaml); give a folder like OUTPUT_DIR/sweeps/NAME or a run directory"
+    )
+
+
+def _read_sweep(folder: Path) -> SweepResults:
+    facts = mapping(read_json(folder / "sweep.json"))
+    problems: list[str] = []
+    trials = []
+    for path in sorted((folder / "ledger").glob("*.json")):
+        outcome = mapping(read_json(path))
+        if "status" not in outcome:
+            problems.append(f"ledger/{path.name} cannot be read; its trial is left out.")
+            continue
+        trials.append(_trial(folder, path.stem, outcome))
+    planned = [mapping(one) for one in sequence(facts.get("planned"))]
+    order = {str(one.get("trial")): place for place, one in enumerate(planned)}
+    trials.sort(key=lambda trial: (order.get(trial.name, len(order)), trial.key, trial.seed))
+    if order:
+        stale = [trial.name for trial in trials if trial.name not in order]
+        trials = [trial for trial in trials if trial.name in order]
+        if stale:
+            problems.append(
+                f"{len(stale)} trial(s) of an earlier grid are in the ledger but not in the sweep "
+                "as it is now; they are left out."
+            )
+    return SweepResults(
+        folder=folder,
+        name=str(facts.get("name", folder.name)),
+        is_sweep=True,
+        question=str(facts.get("question") or ""),
+        command=command(facts.get("command")),
+        grid={key: tuple(sequence(v)) for key, v in mapping(facts.get("grid")).items()},
+        planned=max(len(order), len(trials)),
+        trials=tuple(trials),
+        skipped=tuple(
+            Skipped(cell=mapping(one.get("cell")), reason=str(one.get("reason", "no reason given")))
+            for one in map(mapping, sequence(facts.get("skipped")))
+        ),
+        references=_lines(folder),
+        problems=tuple(problems),
+    )
+
+
+def _read_run(folder: Path) -> SweepResults:
+    done = mapping(read_json(folder / "DONE.json"))
+    outcome = {
+        "status": "done" if (folder / "DONE.json").exists() else "unfinished",
+        "run_dir": str(folder.resolve()),
+        "summary": mapping(done.get("summary", done)),
+    }
+    trial = _trial(folder, folder.name.rsplit("_", 1)[-1], outcome)
+    return SweepResults(
+        folder=folder,
+        name=folder.name,
+        is_sweep=False,
+        question="",
+        command=command(trial.provenance.get("command")),
+        grid={},
+        planned=1,
+        trials=(trial,),
+        skipped=(),
+        references=_lines(folder),
+    )
+
+
+def _trial(folder: Path, name: str, outcome: Mapping[str, Value]) -> TrialResult:
+    run_dir = _run_dir(folder, outcome.get("run_dir"))
+    config = {} if run_dir is None else _config(run_dir)
+    seed = outcome.get("seed", config.get("TRAINING.SEED", 0))
+    return TrialResult(
+        name=str(outcome.get("trial", name)),
+        cell=mapping(outcome.get("cell")),
+        seed=seed if isinstance(seed, int) else 0,
+        status=str(outcome["status"]),
+        reason=None if outcome.get("reason") is None else str(outcome["reason"]),
+        run_dir=run_dir,
+        summary=mapping(outcome.get("summary")),
+        config=config,
+        provenance={} if run_dir is None else mapping(read_json(run_dir / "provenance.json")),
+        metrics={} if run_dir is None else read_metrics(run_dir / "metrics.jsonl"),
+        evaluation={} if run_dir is None else mapping(read_json(run_dir / "evaluation.json")),
+        error=None if run_dir is None else _error(run_dir / "evaluation.npz"),
+        samples=None if run_dir is None else _samples(run_dir / "samples.npz"),
+        quality=None if run_dir is None else quality_file.read_quality(run_dir),
+        inline=() if run_dir is None else tuple(sorted((run_dir / "inline_gen").glob("*.png"))),
+    )
+
+
+def _config(run_dir: Path) -> dict[str, Value]:
+    """Its configuration, StorageError where it was edited since; of another version, as it is."""
+    with suppress(InputError):
+        load_run(run_dir)
+    return read_config(run_dir / "training_config.yaml")
+
+
+def _run_dir(folder: Path, value: Value) -> Path | None:
+    """The run directory a trial names: absolute, or relative to the sweep's OUTPUT_DIR."""
+    if not isinstance(value, str) or not value:
+        return None
+    path = Path(value) if Path(value).is_absolute() else folder.absolute().parents[1] / value
+    return path if path.is_dir() else None
+
+
+def _error(path: Path) -> X0Error | None:
+    arrays = read_arrays(path, ("levels", "mse", "ids"))
+    return None if arrays is None else X0Error(**arrays)
+
+
+def _samples(path: Path) -> Samples | None:
+    return Samples(path=path) if path.exists() else None
+
+
+def _lines(folder: Path) -> Lines | None:
+    saved = mapping(read_json(folder / "references.json"))
+    if not saved.get("levels"):
+        return None
+    gaussian, memorisation = sequence(saved.get("gaussian")), sequence(saved.get("memorisation"))
+    return Lines(
+        levels=tuple(int(number(level)) for level in sequence(saved["levels"])),
+        gaussian=tuple(map(number, gaussian)) or None,
+        memorisation=tuple(map(number, memorisation)) or None,
+        num_train=int(number(saved.get("num_train", 0))),
+        samples=_samples(folder / "references.npz"),
+    )

@@ -1,0 +1,373 @@
+"""The ranking as rows: printed at the end of a sweep, and in results.csv."""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from ddpm.metrics import MEASURES, evaluation
+from ddpm.report import costs as quality
+from ddpm.report.costs import cost, speed
+from ddpm.report.effects import CONFIDENCE, Analysis, Comparison, Term, against, analyse
+from ddpm.report.ranking import Ranking, Standing, duration, number_with_error, size, text
+from ddpm.report.reading import SweepResults, Value
+from ddpm.report.verdict import Conclusion, pairing, sentences, spread
+from ddpm.runs import storage
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+def print_table(
+    sweep: SweepResults, ranking: Ranking, verdict: Conclusion, console: Console
+) -> None:
+    """The ranking and its verdict on the terminal."""
+    if ranking.standings and sweep.is_sweep:
+        _print_ranking(sweep, ranking, console)
+    console.print(verdict.headline, style="bold", markup=False, highlight=False)
+    for sentence in verdict.sentences:
+        console.print(sentence, markup=False, highlight=False)
+    for label, reason in ranking.excluded:
+        console.print(f"not ranked: {label}: {reason}", markup=False, highlight=False)
+
+
+def _print_ranking(sweep: SweepResults, ranking: Ranking, console: Console) -> None:
+    wide = console.width >= 100
+    table = Table(
+        title=f"{sweep.name}: {len(ranking.standings)} cells by x0-error", box=SIMPLE_HEAD
+    )
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("cell", overflow="fold")
+    for heading in ("mean log10\nerror", "SNR-weighted\nerror", "#"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("images/s", "compute", "memory") if wide else ("images/s",):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for place, standing in enumerate(ranking.standings):
+        costs = cost(list(standing.trials.values()))
+        both = [_with_error(standing, measure) for measure in MEASURES]
+        second = str(ranking.rank(place, MEASURES[1]))
+        rest = [duration(costs.compute_seconds), size(costs.peak_memory_bytes)] if wide else []
+        table.add_row(str(place + 1), standing.label, *both, second, speed(costs), *rest)
+    console.print(table)
+    low, high = ranking.levels[0], ranking.levels[-1]
+    packed = any(trial.summary.get("packed") is True for trial in sweep.trials)
+    star = " *: packed, several trials shared the machine." if packed else ""
+    note = f"Log-SNR levels {low} to {high}; {spread(ranking.standings)}.{star}"
+    console.print(note, style="dim", highlight=False)
+
+
+def _with_error(standing: Standing, measure: str) -> str:
+    value, error = number_with_error(standing.value(measure), standing.error(measure))
+    return f"{value} \u00b1{error}"
+
+
+_COLUMNS = (
+    "rank",
+    "status",
+    "trial",
+    "seed",
+    *MEASURES,
+    *(f"{measure}_evaluation_error" for measure in MEASURES),
+    "images_per_s",
+    "packed",
+    "seconds",
+    "core_seconds",
+    "gpu_seconds",
+    "peak_memory_bytes",
+    "steps",
+    "final_loss",
+    "reason",
+    "run_dir",
+)
+
+
+def csv_text(sweep: SweepResults, ranking: Ranking) -> str:
+    """results.csv: one row a trial, best cell first; skipped cells last, with their reason."""
+    keys = tuple(dict.fromkeys(key for trial in sweep.trials for key in trial.cell))
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    more = quality.columns(sweep)
+    writer.writerow((*keys, *_COLUMNS, *more))
+    writer.writerows(_rows(sweep, ranking, keys, more))
+    return buffer.getvalue()
+
+
+def _rows(
+    sweep: SweepResults, ranking: Ranking, keys: tuple[str, ...], more: tuple[str, ...]
+) -> Iterator[list[str]]:
+    places = {trial.key: (place, standing) for place, standing in enumerate(ranking.standings)
+              for trial in standing.trials.values()}  # fmt: skip
+    last = len(ranking.standings)
+    for trial in sorted(sweep.trials, key=lambda t: places[t.key][0] if t.key in places else last):
+        place, standing = places.get(trial.key, (None, None))
+        summary = standing.summaries.get(trial.seed) if standing else None
+        cells = [_plain(trial.cell.get(key)) for key in keys]
+        numbers = [_plain(summary.value(m)) if summary else "" for m in MEASURES]
+        errors = [_plain(summary.evaluation_error(m)) if summary else "" for m in MEASURES]
+        rank = "" if place is None or summary is None else str(place + 1)
+        costs = [_plain(trial.summary.get(name)) for name in _COLUMNS[8:16]]
+        measured = quality.cells(trial, ranking.levels if summary else ())
+        run_dir = "" if trial.run_dir is None else str(trial.run_dir)
+        yield [*cells, rank, trial.status, trial.name, str(trial.seed), *numbers, *errors, *costs,
+               trial.reason or "", run_dir,
+               *(_plain(measured.get(name)) for name in more)]  # fmt: skip
+    for skipped in sweep.skipped:
+        cells = [_plain(skipped.cell.get(key)) for key in keys]
+        blank = [""] * (len(_COLUMNS) - 4)
+        yield [*cells, "", "skipped", *blank, skipped.reason, "", *[""] * len(more)]
+
+
+def _plain(value: object) -> str:
+    if value is None or (isinstance(value, float) and not isfinite(value)):
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# --------
+# Everything a report is made of as tables, CSV and Parquet: one file a kind of row.
+#
+# results           a row a trial: its cell, rank, measures with their errors, and cost
+# x0_error          a row a trial and log-SNR level
+# metrics           a row a trial and logged step: losses, validation measures, times
+# sampling          a row a trial, sampler and number of sampling steps
+# configuration     a row a trial: every configuration key
+
+_TEXTS = ("status", "trial", "reason", "run_dir")
+_MOST_CSV = 1_000_000  # rows; a longer table is written as Parquet alone
+
+Column = Sequence[Value] | np.ndarray
+
+
+def write_tables(sweep: SweepResults, results: str) -> tuple[Path, ...]:
+    """Writes results.parquet from the text of results.csv, and the tables of `tables/`."""
+    written = [_write(sweep.folder / "results.parquet", _parquet(_from_csv(results)))]
+    for name, columns in tables(sweep).items():
+        if not columns or not len(next(iter(columns.values()))):
+            continue
+        written += _both(sweep.folder / "tables" / name, columns)
+    return tuple(written)
+
+
+def tables(sweep: SweepResults) -> dict[str, dict[str, Column]]:
+    """The columns of each table but the results."""
+    return {
+        "x0_error": _x0_error(sweep),
+        "metrics": _metrics(sweep),
+        "sampling": _sampling(sweep),
+        "configuration": _configuration(sweep),
+    }
+
+
+def _x0_error(sweep: SweepResults) -> dict[str, Column]:
+    measured = [(trial, trial.error) for trial in sweep.trials if trial.error is not None]
+    curves = [error.curve() for _, error in measured]
+    return {
+        "trial": _repeated([(trial.name, len(error.levels)) for trial, error in measured]),
+        "logsnr": _joined([error.levels for _, error in measured]),
+        "mse": _joined([mean for mean, _ in curves]),
+        "evaluation_error": _joined([spread for _, spread in curves]),
+    }
+
+
+def _metrics(sweep: SweepResults) -> dict[str, Column]:
+    having = [trial for trial in sweep.trials if "step" in trial.metrics]
+    names = dict.fromkeys(name for trial in having for name in trial.metrics)
+    lengths = [len(trial.metrics["step"]) for trial in having]
+    found: dict[str, Column] = {
+        "trial": _repeated(list(zip([trial.name for trial in having], lengths, strict=True)))
+    }
+    for name in names:
+        columns = [
+            trial.metrics.get(name, np.full(length, np.nan))
+            for trial, length in zip(having, lengths, strict=True)
+        ]
+        found[name] = _joined(columns)
+    return found
+
+
+def _sampling(sweep: SweepResults) -> dict[str, Column]:
+    rows = [(t.name, point) for t in sweep.trials if t.quality for point in t.quality.points]
+    found: dict[str, Column] = {"trial": [name for name, _ in rows]}
+    for name in ("sampler", "num_steps", "eta", "evaluations", "seconds"):
+        found[name] = [getattr(point, name) for _, point in rows]
+    for name in evaluation.QUALITY_MEASURES:
+        intervals = [point.interval(name) for _, point in rows]
+        for end in ("value", "low", "high"):
+            column = name if end == "value" else f"{name}_{end}"
+            found[column] = [one and getattr(one, end) for one in intervals]
+    return found
+
+
+def _configuration(sweep: SweepResults) -> dict[str, Column]:
+    having = [trial for trial in sweep.trials if trial.config]
+    keys = dict.fromkeys(key for trial in having for key in trial.config)
+    found: dict[str, Column] = {"trial": [trial.name for trial in having]}
+    for key in keys:
+        found[key] = [text(t.config[key]) if key in t.config else None for t in having]
+    return found
+
+
+def _repeated(names: Sequence[tuple[str, int]]) -> list[Value]:
+    return [name for name, count in names for _ in range(count)]
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def _both(path: Path, columns: Mapping[str, Column]) -> list[Path]:
+    import pyarrow
+    from pyarrow import csv
+
+    table = pyarrow.table({name: pyarrow.array(values) for name, values in columns.items()})
+    written = [_write(path.with_suffix(".parquet"), _parquet(table))]
+    if table.num_rows <= _MOST_CSV:
+        buffer = io.BytesIO()
+        csv.write_csv(table, buffer, csv.WriteOptions(quoting_style="needed"))
+        written.insert(0, _write(path.with_suffix(".csv"), buffer.getvalue()))
+    return written
+
+
+def _from_csv(results: str) -> "pyarrow.Table":
+    """results.csv with the types of its columns."""
+    import pyarrow
+    from pyarrow import csv
+
+    options = csv.ConvertOptions(
+        column_types=dict.fromkeys(_TEXTS, pyarrow.string()), strings_can_be_null=True
+    )
+    parsing = csv.ParseOptions(newlines_in_values=True)
+    return csv.read_csv(
+        io.BytesIO(results.encode()), parse_options=parsing, convert_options=options
+    )
+
+
+def _parquet(table: "pyarrow.Table") -> bytes:
+    from pyarrow import parquet
+
+    buffer = io.BytesIO()
+    parquet.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def _write(path: Path, content: bytes) -> Path:
+    storage.make_folder(path.parent)
+    storage.write_bytes(path, content)
+    return path
+
+
+# --------
+# statistics.json: every number of the report's statistics, for programs.
+#
+#     {"format": 1, "confidence": 0.95,
+#      "measures": {MEASURE: {"paired_over_unpaired_variance", "intervals", "dof", "variance",
+#                             "set_apart": [label], "factors": {...}, "sentences": [...]}},
+#      "against_lowest": {"reference", "correction", "cells": [...]}, "against_baseline": same | null}
+#
+# Numbers are log10; null where there is none.
+
+Json = dict[str, object]
+
+
+def statistics(ranking: Ranking) -> Json:
+    """The content of statistics.json."""
+    several = len(ranking.standings) > 1
+    lowest = ranking.standings[0] if several else None
+    base = None
+    if several and ranking.baseline is not None:
+        base = ranking.standings[ranking.baseline]
+    return {
+        "format": 1,
+        "confidence": CONFIDENCE,
+        "problem": ranking.problem,
+        "measures": {m: _measure(ranking, m) for m in MEASURES} if several else {},
+        "against_lowest": lowest
+        and {
+            "reference": lowest.label,
+            "correction": "Tukey, all pairs of cells",
+            "cells": [_comparison(one) for one in against(ranking, lowest, "pairs")],
+        },
+        "against_baseline": base
+        and {
+            "reference": base.label,
+            "correction": "Dunnett",
+            "cells": [_comparison(one) for one in against(ranking, base, "baseline")],
+        },
+    }
+
+
+def _measure(ranking: Ranking, measure: str) -> Json:
+    found, analysis = ranking.spread(measure), analyse(ranking, measure)
+    return {
+        "paired_over_unpaired_variance": _number(found.ratio) if found else None,
+        "intervals": ("paired" if found.is_paired else "unpaired") if found else "evaluation error",
+        "pairing": pairing(ranking, measure),
+        "dof": found.dof if found else None,
+        "variance": found.variance if found else None,
+        "set_apart": [ranking.standings[place].label for place in found.apart] if found else [],
+        "factors": _factors(analysis),
+        "sentences": list(sentences(analysis)),
+    }
+
+
+def _factors(analysis: Analysis) -> Json:
+    lines = [*((analysis.seeds,) if analysis.seeds else ()), *analysis.terms]
+    return {
+        "keys": list(analysis.factors),
+        "reason": analysis.reason,
+        "sums_of_squares": "type II",
+        "terms": [_term(term) for term in lines],
+        "error": _term(analysis.error) if analysis.error else None,
+        "effects": [_effect(analysis, key) for key in analysis.factors] if analysis.error else [],
+    }
+
+
+def _term(term: Term) -> Json:
+    return {
+        "name": term.name,
+        "keys": list(term.keys),
+        "dof": term.dof,
+        "sum_of_squares": term.squares,
+        "f": _number(term.f),
+        "over_dof": _number(term.over),
+        "p": _number(term.p),
+        "omega_squared": _number(term.share),
+    }
+
+
+def _effect(analysis: Analysis, key: str) -> Json:
+    effect = analysis.effect(key)
+    return {
+        "key": key,
+        "levels": [text(value) for value in effect.levels],
+        "effects": [_number(value) for value in effect.means],
+        "half_widths": [_number(value) for value in effect.half_widths],
+    }
+
+
+def _comparison(one: Comparison) -> Json:
+    return {
+        "cell": dict(one.standing.cell),
+        "label": one.standing.label,
+        "outcome": one.outcome,
+        **{
+            measure: {
+                "difference": _number(gap.mean),
+                "half_width": _number(gap.half_width),
+                "intervals": gap.basis,
+                "paired_over_unpaired_variance": _number(one.ratios[measure]),
+            }
+            for measure, gap in one.gaps.items()
+        },
+    }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if isfinite(value) else None

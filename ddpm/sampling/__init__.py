@@ -1,0 +1,5 @@
+"""Sampling: spacings, samplers, guidance, tasks, images in bulk."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

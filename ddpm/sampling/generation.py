@@ -1,0 +1,618 @@
+"""Drawing images in batches of one fixed size, so that an image does not depend on their number.
+
+Image i sits in slot i % B of batch i // B, always. The last batch is filled with the images that
+would come next, which are thrown away: convolution libraries may change bits with the batch size,
+never with the other images of a batch. So 50 images and then 100 agree bit for bit in the first 50.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ddpm import config as configuration
+from ddpm.config import Config
+from ddpm.diffusion import NoiseSchedule, UNet
+from ddpm.distributed import ALONE, Group, device_of, whole_batches
+from ddpm.errors import NonFiniteError
+from ddpm.runs import ImageBar, RunDirectory, columns_by_class, gif, grid, npz, png, storage
+from ddpm.sampling import tasks
+from ddpm.sampling.denoise import Guiding, Network
+from ddpm.sampling.loading import LoadedModel, load_network
+from ddpm.sampling.request import BATCH_SIZE, SampleRequest, guide_weights
+from ddpm.sampling.samplers import Method, SampleState, X0Variance, sample_steps, to_uint8
+from ddpm.sampling.spacing import below, levels
+from ddpm.sampling.tasks import PLAIN, Task
+
+OnState = Callable[[Tensor, SampleState], None]
+
+
+class _Options(TypedDict):
+    """Arguments of sample_steps."""
+
+    pred_type: str
+    num_steps: int | None
+    reverse_stride: int
+    ddim_eta: float
+    seed: int
+    clip_denoise: bool
+    guidance: float
+    recompute_noise_after_clip: bool
+    method: Method
+    guiding: Guiding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How images are drawn, whatever network draws them: all of it that their bytes depend on.
+
+    steps: {"num_steps": n} or {"reverse_stride": k}, as config.sampling_steps gives it.
+    name: one of SAMPLERS; ddim_eta is of ddim alone, x0_variance of analytic.
+    guide_sha256: of the weights of the guide given to draw(); None: guided by the null class.
+    """
+
+    pred_type: str
+    steps: Mapping[str, int]
+    name: str = "ddim"
+    ddim_eta: float = 0.0
+    spacing: str = "trailing"
+    guidance: float = 1.0
+    guidance_interval: tuple[float, float] | None = None
+    guidance_rescale: float = 0.0
+    guide_sha256: str | None = None
+    clip_denoise: bool = False
+    dynamic_threshold: float | None = None
+    recompute_noise: bool = True
+    resamples: int = 0
+    x0_variance: X0Variance | None = None
+    seed: int = 0
+
+    @property
+    def method(self) -> Method:
+        return Method(
+            sampler=self.name,
+            spacing=self.spacing,
+            dynamic_threshold=self.dynamic_threshold,
+            resamples=self.resamples,
+            x0_variance=self.x0_variance,
+        )
+
+
+def draw(
+    network: Network,
+    schedule: NoiseSchedule,
+    num_images: int,
+    image_shape: tuple[int, int, int],
+    sampler: Sampler,
+    *,
+    labels: Tensor | None = None,
+    guide: Network | None = None,
+    task: Task = PLAIN,
+    on_state: OnState | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> NDArray[np.uint8]:
+    """Images 0 .. num_images - 1, uint8 (N, H, W, C).
+
+    image_shape: (C, H, W).  labels: (N,) int64; None: no classes, or all the null class.
+    guide: the network to be guided away from, on the network's device; in eval mode.
+    task: what is asked besides images.  on_state(ids, state): is told of each state.
+    """
+    device = device_of(network)
+    images = []
+    for first in range(0, num_images, batch_size):
+        ids = torch.arange(first, first + batch_size, device=device)
+        wanted = None if labels is None else labels.to(device)[ids % num_images]
+        images.append(
+            draw_batch(
+                *(network, schedule, ids, image_shape, sampler),
+                labels=wanted,
+                guide=guide,
+                task=task,
+                on_state=on_state,
+            )
+        )
+    return np.concatenate(images)[:num_images]
+
+
+def draw_batch(
+    network: Network,
+    schedule: NoiseSchedule,
+    ids: Tensor,
+    image_shape: tuple[int, int, int],
+    sampler: Sampler,
+    *,
+    labels: Tensor | None = None,
+    guide: Network | None = None,
+    task: Task = PLAIN,
+    on_state: OnState | None = None,
+) -> NDArray[np.uint8]:
+    """One batch of images by their numbers, each in its slot, uint8 (N, H, W, C); as in draw().
+
+    ids: int64 (N,), on the network's device, as labels are.
+    """
+    if (guide is None) != (sampler.guide_sha256 is None):
+        raise ValueError("a sampler with guide_sha256 and a guide go together; give both or none")
+    states = sample_steps(
+        network,
+        schedule,
+        ids,
+        image_shape,
+        labels=labels,
+        null_label=getattr(network, "null_label", None),
+        constrain=task.constrain,
+        start=task.start(ids),
+        draws=task.draws,
+        **_options(sampler, guide),
+    )
+    state = None
+    for state in states:
+        if on_state is not None:
+            on_state(ids, state)
+    assert state is not None
+    return to_uint8(_finite(state.x_t, ids)).cpu().numpy()
+
+
+def _options(sampler: Sampler, guide: Network | None) -> _Options:
+    """The arguments of sample_steps that are the same for every batch."""
+    return _Options(
+        pred_type=sampler.pred_type,
+        num_steps=sampler.steps.get("num_steps"),
+        reverse_stride=sampler.steps.get("reverse_stride", 1),
+        ddim_eta=sampler.ddim_eta,
+        seed=sampler.seed,
+        clip_denoise=sampler.clip_denoise,
+        guidance=sampler.guidance,
+        recompute_noise_after_clip=sampler.recompute_noise,
+        method=sampler.method,
+        guiding=Guiding(
+            interval=sampler.guidance_interval, rescale=sampler.guidance_rescale, guide=guide
+        ),
+    )
+
+
+def _finite(images: Tensor, ids: Tensor) -> Tensor:
+    is_finite = images.isfinite().flatten(1).all(dim=1)
+    if not bool(is_finite.all()):
+        wrong = ids[~is_finite].tolist()
+        raise NonFiniteError(
+            f"image {wrong[0]} and {len(wrong) - 1} others are not finite; nothing was saved"
+        )
+    return images
+
+
+def num_calls(sampler: Sampler, schedule: NoiseSchedule, *, begin: float = 1.0) -> int:
+    """Reverse steps from time `begin` to an image, those taken again counted too."""
+    path = levels(
+        schedule,
+        spacing=sampler.spacing,
+        num_steps=sampler.steps.get("num_steps"),
+        reverse_stride=sampler.steps.get("reverse_stride", 1),
+        between=sampler.method.between,
+    )
+    walk = below(path, begin)
+    steps = len(walk) - 1
+    return steps + (steps - 1) * sampler.resamples
+
+
+# --------
+# The reverse process as a strip of pictures or a GIF: what EXPORT_INTERM shows.
+
+MAX_IMAGES = 8
+FRAMES = 10
+SUFFIX = {"strip": ".png", "gif": ".gif"}
+
+
+class Film:
+    """Collects states of the first images; draw() tells `film.add` of each.
+
+    num_steps: states of the whole walk.  every: steps between two frames; None: ten frames, evenly
+    spaced. The last state, the image itself, is always the last frame.
+    """
+
+    def __init__(self, num_steps: int, every: int | None = None) -> None:
+        count = min(FRAMES, num_steps)
+        if every is None:
+            self._wanted = {round((k + 1) * num_steps / count) for k in range(count)}
+        else:
+            self._wanted = {*range(every, num_steps, every), num_steps}
+        self._step = 0
+        self._frames: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, ids: Tensor, state: SampleState) -> None:
+        """One state of a batch; those of later batches than the first are passed over."""
+        if int(ids[0]) != 0:
+            return
+        self._step += 1
+        if self._step in self._wanted:
+            self._frames.append((_bytes(state.x_t), _bytes(state.x0_hat)))
+
+    def file(self, num_images: int, form: str) -> bytes:
+        """The bytes of the picture of the first images; form: "strip" (PNG) or "gif"."""
+        if form == "gif":
+            return gif([grid(x_t[:num_images].numpy()) for x_t, _ in self._frames])
+        return png(self.strip(num_images))
+
+    def strip(self, num_images: int) -> NDArray[np.uint8]:
+        """Two rows an image, time from left to right: x_t, and below it the x0 it is taken for."""
+        strips = torch.stack([torch.stack(frame) for frame in self._frames])  # (F, 2, n, H, W, C)
+        strips = strips[:, :, :num_images].permute(2, 1, 0, 3, 4, 5)  # (n, 2, F, H, W, C)
+        return grid(strips.flatten(0, 2).numpy(), columns=len(self._frames))
+
+
+def _bytes(x: Tensor) -> Tensor:
+    return to_uint8(x[:MAX_IMAGES].nan_to_num()).cpu()
+
+
+# --------
+# What IMAGE_GENERATION asks for, from a trained network to files; the tasks are in tasks.py.
+
+# A picture of more is too large to look at; the NPZ file has them all.
+MAX_PICTURED = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """Where the images are. was_there: they had been drawn before by the same recipe."""
+
+    images: Path
+    picture: Path
+    film: Path | None
+    recipe: Path
+    num_images: int
+    was_there: bool
+
+    def describe(self) -> str:
+        """One line: where the images are."""
+        opening = "already drawn" if self.was_there else "done"
+        film = f", steps in {self.film.name}" if self.film else ""
+        picture = f"picture in {self.picture.name}{film}"
+        return f"{opening}: {self.num_images} images in {self.images}, {picture}"
+
+
+def generate(request: SampleRequest, *, progress: bool = True, group: Group = ALONE) -> Generated:
+    """The images of a request, drawn with as many threads as the run was trained with.
+
+    group: workers that all call this; each draws its share in whole batches, rank 0 saves.
+    """
+    torch.set_num_threads(RunDirectory(request.run).threads)
+    return ImageGenerator(request).run(progress=progress, group=group)
+
+
+class ImageGenerator:
+    """Draws what a request asks for, in this process, and saves it.
+
+        ImageGenerator(read_request(run, ["IMAGE_GENERATION.NUM_GEN_IMAGES=64"])).run()
+
+    In the request's folder: {stem}.npz (images uint8 (N, H, W, C), and labels where there are
+    classes), {stem}.png, {stem}_steps.png or .gif with EXPORT_INTERM, and last {stem}.json, the
+    recipe.
+    Where the name is taken by images of another recipe, eight digits of its SHA-256 are added.
+    """
+
+    def __init__(self, request: SampleRequest, *, device: torch.device | None = None) -> None:
+        self.request = request
+        self.model = load_network(request.checkpoint or request.run, request.ema, device=device)
+        self.guide = _guide(request, self.model, device)
+        self.sampler = sampler_of(request, self.model, self.guide)
+        self.task = tasks.task_of(request)
+
+    def run(self, *, progress: bool = True, group: Group = ALONE) -> Generated:
+        """Draw and save; what the same recipe has drawn before is left as it is."""
+        recipe = self.recipe()
+        generated = place(self.request, recipe)
+        if group.any(group.is_main and generated.was_there):
+            return generated
+        every = self.request.options.EXPORT_EVERY
+        film = Film(self._calls, every) if generated.film else None
+        if group.size == 1:
+            self._save(generated, recipe, self.draw(film, progress=progress), film)
+        else:
+            images = self._draw_share(group)
+            if group.is_main:
+                self._save(generated, recipe, images, film)
+            group.wait()
+        return generated
+
+    def _save(
+        self,
+        generated: Generated,
+        recipe: Mapping[str, object],
+        images: NDArray[np.uint8],
+        film: Film | None,
+    ) -> None:
+        labels = self.labels()
+        arrays = {"images": images} | ({} if labels is None else {"labels": labels.numpy()})
+        storage.make_folder(self.request.folder)
+        storage.write_bytes(generated.images, npz(**arrays))
+        storage.write_bytes(generated.picture, png(grid(images[:MAX_PICTURED])))
+        if film and generated.film:
+            form = self.request.options.EXPORT_FORMAT
+            storage.write_bytes(generated.film, film.file(len(images), form))
+        storage.write_json(generated.recipe, recipe)
+
+    def _draw_share(self, group: Group) -> NDArray[np.uint8]:
+        """As draw(), by all workers: the images are on rank 0, with the bits that one worker gives
+        them; none on the others. Films are of one worker alone.
+        """
+        count, size = self.request.options.NUM_GEN_IMAGES, self.request.batch_size
+        channels, height, width = self.request.image_shape
+        own = whole_batches(count, size, group)
+        nothing = np.empty((0, height, width, channels), np.uint8)
+        batches = [self.batch(first, size) for first in range(own.start, own.stop, size)]
+        drawn = torch.from_numpy(np.concatenate([nothing, *batches]))
+        kept = [part.numpy() for part in group.passing(drawn) if group.is_main]
+        return np.concatenate([nothing, *kept])[:count]
+
+    def draw(self, film: Film | None = None, *, progress: bool = False) -> NDArray[np.uint8]:
+        """The images, uint8 (N, H, W, C)."""
+        count = self.request.options.NUM_GEN_IMAGES
+        with ImageBar("drawing", count, is_shown=progress) as bar:
+            return draw(
+                self.model.network,
+                self.model.schedule,
+                count,
+                self.request.image_shape,
+                self.sampler,
+                labels=self.labels(),
+                guide=self._guide_network,
+                task=self.task,
+                on_state=_watch(film, bar, count, self._calls),
+                batch_size=self.request.batch_size,
+            )
+
+    def batch(self, first: int, size: int, *, on_state: OnState | None = None) -> NDArray[np.uint8]:
+        """Images first .. first + size - 1 in one network batch, uint8 (size, H, W, C).
+
+        They have the bits of draw() where `size` is the request's batch size and divides `first`.
+        """
+        ids = torch.arange(first, first + size, device=device_of(self.model.network))
+        return draw_batch(
+            self.model.network,
+            self.model.schedule,
+            ids,
+            self.request.image_shape,
+            self.sampler,
+            labels=tasks.labels_of(self.request, ids),
+            guide=self._guide_network,
+            task=self.task,
+            on_state=on_state,
+        )
+
+    def labels(self) -> Tensor | None:
+        """The class of each image, int64 (N,); None where all are drawn without one."""
+        return tasks.labels_of(self.request, torch.arange(self.request.options.NUM_GEN_IMAGES))
+
+    def recipe(self) -> dict[str, object]:
+        """All that the images depend on."""
+        options, request = self.request.options, self.request
+        return {
+            "format": 1,
+            "checkpoint": self.model.folder.name,
+            "step": self.model.step,
+            "weights": self.model.name,
+            "weights_sha256": self.model.sha256,
+            "num_images": options.NUM_GEN_IMAGES,
+            "image_shape": list(request.image_shape),
+            "sampler": asdict(self.sampler),
+            "labels": None if self.labels() is None else options.CLASS_LABEL,
+            "batch_size": request.batch_size,
+            "film": [options.EXPORT_FORMAT, options.EXPORT_EVERY]
+            if options.EXPORT_INTERM
+            else None,
+            **tasks.recipe(request),
+        }
+
+    @property
+    def _calls(self) -> int:
+        return num_calls(self.sampler, self.model.schedule, begin=self.task.begin)
+
+    @property
+    def _guide_network(self) -> Network | None:
+        return None if self.guide is None else self.guide.network
+
+
+def sampler_of(request: SampleRequest, model: LoadedModel, guide: LoadedModel | None) -> Sampler:
+    """The options of a request as a sampler; what an option does not reach is left at its rest."""
+    options = request.options
+    return Sampler(
+        pred_type=model.pred_type,
+        steps=configuration.sampling_steps(options, model.schedule.num_timesteps),
+        name=options.SAMPLER,
+        ddim_eta=options.DDIM_ETA if options.SAMPLER == "ddim" else 0.0,
+        spacing=options.SPACING,
+        guidance=options.GUIDANCE,
+        guidance_interval=options.GUIDANCE_INTERVAL,
+        guidance_rescale=options.GUIDANCE_RESCALE,
+        guide_sha256=None if guide is None else guide.sha256,
+        clip_denoise=options.CLIP_DENOISE,
+        dynamic_threshold=options.DYNAMIC_THRESHOLD,
+        recompute_noise=options.RECOMPUTE_NOISE,
+        resamples=options.RESAMPLES,
+        x0_variance=request.x0_variance,
+        seed=request.seed,
+    )
+
+
+def _guide(
+    request: SampleRequest, model: LoadedModel, device: torch.device | None
+) -> LoadedModel | None:
+    if request.options.GUIDE is None:
+        return None
+    source, ema = guide_weights(request.options.GUIDE, request.ema)
+    return load_network(source or model.folder, ema, device=device)
+
+
+def place(request: SampleRequest, recipe: Mapping[str, object]) -> Generated:
+    """The files of a recipe: named as v3 names them, with its digits where that name is taken."""
+    text = json.dumps(recipe, sort_keys=True)
+    digits = hashlib.sha256(text.encode()).hexdigest()[:8]
+    for stem in (request.stem, f"{request.stem}_{digits}"):
+        path = request.folder / f"{stem}.json"
+        is_same = (
+            path.is_file() and json.dumps(json.loads(path.read_text()), sort_keys=True) == text
+        )
+        if is_same or not path.exists():
+            break
+    options = request.options
+    film = request.folder / f"{stem}_steps{SUFFIX[options.EXPORT_FORMAT]}"
+    return Generated(
+        images=request.folder / f"{stem}.npz",
+        picture=request.folder / f"{stem}.png",
+        film=film if options.EXPORT_INTERM else None,
+        recipe=path,
+        num_images=options.NUM_GEN_IMAGES,
+        was_there=is_same and path.with_suffix(".npz").is_file(),
+    )
+
+
+def _watch(film: Film | None, bar: ImageBar, num_images: int, calls: int) -> OnState:
+    """Shows states to the film, and moves the bar by the share of its images a batch has done."""
+    shown = states = 0
+
+    def on_state(ids: Tensor, state: SampleState) -> None:
+        nonlocal shown, states
+        states += 1
+        if film is not None:
+            film.add(ids, state)
+        done = min(num_images, states * len(ids) // calls)
+        bar.advance(done - shown)
+        shown = done
+
+    return on_state
+
+
+# --------
+# Images from trained networks: grids while training, a run's samples, IMAGE_GENERATION's tasks.
+#
+# Image i is a function of (weights, seed, i, its label) alone, bit for bit, since the network always
+# runs at one batch size with image i in the same slot (ddpm/sampling/generation.py).
+
+# The grids of a sweep have one size, so most are drawn in one piece.
+GRID_BATCH = 64
+
+
+class Model(Protocol):
+    """What sample_images needs to know of a model."""
+
+    @property
+    def ema_network(self) -> nn.Module:
+        """The network images are drawn from."""
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise it was trained to undo."""
+
+    @property
+    def pred_type(self) -> str:
+        """What it predicts."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(C, H, W); None: as the network says."""
+
+
+def sample_images(
+    model: Model,
+    num_images: int,
+    labels: Sequence[int] | Tensor | None = None,
+    seed: int = 0,
+) -> NDArray[np.uint8]:
+    """Images of a model, uint8 (N, H, W, C): DDIM, eta 0, at most 50 steps, x0 clipped to [-1, 1].
+
+    labels: a class each; None is the null class. Image i depends on (model, seed, i, labels[i]).
+    """
+    if num_images < 1:
+        raise ValueError(f"num_images is {num_images}; give at least 1")
+    if labels is not None and len(labels) != num_images:
+        raise ValueError(f"{len(labels)} labels for {num_images} images; give one each")
+    sampler = Sampler(
+        pred_type=model.pred_type,
+        steps={"num_steps": min(50, model.schedule.num_timesteps)},
+        clip_denoise=True,
+        seed=seed,
+    )
+    network = model.ema_network
+    was_training = network.training
+    network.eval()
+    try:
+        return draw(
+            network,
+            model.schedule,
+            num_images,
+            _shape_of(model),
+            sampler,
+            labels=None if labels is None else torch.as_tensor(labels, dtype=torch.int64),
+        )
+    finally:
+        network.train(was_training)
+
+
+def _shape_of(model: Model) -> tuple[int, int, int]:
+    network = model.ema_network
+    if model.image_shape is not None:
+        return model.image_shape
+    if isinstance(network, UNet):
+        return (network.in_channels, *network.image_size)
+    raise ValueError("the size of the images is not known before fit(); fit the model first")
+
+
+def sample_grid(network: Network, schedule: NoiseSchedule, config: Config) -> NDArray[np.uint8]:
+    """The sample grid of a run, uint8 (N, H, W, C): as many of
+    INLINE_GEN.NUMS images as fill whole rows.
+
+    DDIM, eta 0, x0 clipped, EVALUATION.SEED, classes in rows: nothing but the network depends on
+    the cell of a sweep, so grids of all cells may be laid side by side.  network: in eval mode.
+    """
+    inline = config.TRAINING.INLINE_GEN
+    labels = grid_labels(config)
+    count = inline.NUMS if labels is None else len(labels)
+    return draw(
+        network,
+        schedule,
+        count,
+        configuration.image_shape(config),
+        grid_sampler(config, schedule),
+        labels=labels,
+        batch_size=min(count, GRID_BATCH),
+    )
+
+
+def grid_sampler(config: Config, schedule: NoiseSchedule) -> Sampler:
+    """How images are drawn while training: DDIM, eta 0, x0 clipped, EVALUATION.SEED."""
+    return Sampler(
+        pred_type=config.TRAINING.PRED_TYPE,
+        steps=configuration.sampling_steps(config.TRAINING.INLINE_GEN, schedule.num_timesteps),
+        clip_denoise=True,
+        seed=config.EVALUATION.SEED,
+    )
+
+
+def grid_labels(config: Config) -> Tensor | None:
+    """Labels of the sample grid, a class a row, where there are classes."""
+    num_classes, nums = config.TRAINING.NETWORK.NUM_CLASSES, config.TRAINING.INLINE_GEN.NUMS
+    if num_classes is None:
+        return None
+    columns = columns_by_class(nums, num_classes)
+    return torch.arange(min(num_classes, nums)).repeat_interleave(columns)
+
+
+def save_samples(run_dir: Path, config: Config) -> Path:
+    """samples.npz and samples.png in a run directory: the grid of its newest EMA network.
+
+    samples.npz: images uint8 (N, H, W, C), labels int64 (N,), -1 without classes.
+    """
+    model = load_network(run_dir)
+    images, labels = sample_grid(model.network, model.schedule, config), grid_labels(config)
+    numbers = np.full(len(images), -1) if labels is None else labels.numpy()
+    columns = columns_by_class(len(images), config.TRAINING.NETWORK.NUM_CLASSES)
+    storage.write_bytes(run_dir / "samples.png", png(grid(images, columns)))
+    path = run_dir / "samples.npz"
+    storage.write_bytes(path, npz(images=images, labels=numbers))
+    return path

@@ -1,0 +1,187 @@
+"""A trained network read back from its run directory or from one checkpoint."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ddpm import config as configuration
+from ddpm.config import Config
+from ddpm.data import Dataset, open_index, packing
+from ddpm.diffusion import NoiseSchedule, UNet, init_weights, name_of
+from ddpm.distributed import best_device
+from ddpm.errors import InputError
+from ddpm.runs import checkpoint, load_run, refuse_edited
+from ddpm.runs import checkpoint as ema_snapshots
+from ddpm.sampling.request import CONFIG_FILE, RAW, Ema, PowerEma, locate, weights_name
+
+T = TypeVar("T", bound=nn.Module)
+_EMA = re.compile(r"ema-(.+)\.safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A network in eval mode with one set of its trained weights, and all it was trained with.
+
+    name: which weights, "ema-0.999", "power-0.07" or "model".  folder: the checkpoint.
+    sha256: of their file in it, or of all that they were made from.
+    """
+
+    network: UNet
+    schedule: NoiseSchedule
+    config: Config
+    step: int
+    name: str
+    sha256: str
+    folder: Path
+
+    @property
+    def ema_network(self) -> UNet:
+        """The network images are drawn from."""
+        return self.network
+
+    @property
+    def pred_type(self) -> str:
+        return self.config.TRAINING.PRED_TYPE
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) it was trained on."""
+        return configuration.image_shape(self.config)
+
+
+def load_network(
+    source: Path, ema: Ema | None = None, *, device: torch.device | None = None
+) -> LoadedModel:
+    """The network of a run's last checkpoint, or of the checkpoint `source` itself.
+
+    ema: the decay of the averaged weights; None is the run's first, 0 the weights unaveraged. A
+    PowerEma is made from the run's snapshots up to the checkpoint.
+    device: None is the GPU where there is one. Raises InputError when `source` is no such thing,
+    StorageError when the run's configuration was edited or no checkpoint is intact.
+    """
+    run, folder = locate(source)
+    config = load_run(run)
+    name = weights_name(config, ema)
+    tracked = config.TRAINING.EMA_POWER if isinstance(ema, PowerEma) else ()
+    parts = (RAW, name, *map(name_of, tracked))
+    if folder is None:
+        found = checkpoint.latest(run / "checkpoints", parts=parts, set_aside=False)
+    else:
+        found = checkpoint.load(folder, parts)
+    if found is None:
+        raise InputError(f"{run} has no checkpoint yet; train it first, or name another run")
+    refuse_edited(run, config, found.manifest)
+    if isinstance(ema, PowerEma):
+        averaged = ema_snapshots.averaged(run, config, found, ema.sigma_rel)
+        sha256 = ema_snapshots.identity(run, config, found, ema.sigma_rel)
+    elif name in found.tensors:
+        averaged = found.tensors[name]
+        sha256 = found.manifest["files"][f"{name}.safetensors"]["sha256"]
+    else:
+        there = sorted(match[1] for match in map(_EMA.fullmatch, found.manifest["files"]) if match)
+        raise InputError(
+            f"{found.folder} has no {name}; it has the EMA decays {', '.join(there) or 'none'}"
+        )
+    network = UNet(**configuration.network_arguments(config))
+    weights = found.tensors[RAW] | averaged
+    if unlike := misfits(network, weights):
+        raise InputError(
+            f"{found.folder} holds a network of another architecture than {run / CONFIG_FILE}: "
+            f"{len(unlike)} parameters differ, {unlike[0]} first; name a checkpoint of that run"
+        )
+    network.load_state_dict(weights)
+    return LoadedModel(
+        network=for_drawing(network.to(device or best_device())),
+        schedule=NoiseSchedule(**configuration.schedule_arguments(config)),
+        config=config,
+        step=found.step,
+        name=name,
+        sha256=sha256,
+        folder=found.folder,
+    )
+
+
+def for_drawing(network: T) -> T:
+    """The network in eval mode, its weights in the order that convolutions are fastest with: the
+    channels of a pixel side by side. It may differ in the last bits from the order it trains with.
+    """
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.eval()
+
+
+def misfits(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """Names of the parameters that the network or the weights lack, or that differ in shape."""
+    own = network.state_dict()
+    return sorted(
+        name
+        for name in own.keys() | weights.keys()
+        if name not in own or name not in weights or own[name].shape != weights[name].shape
+    )
+
+
+# --------
+# What a training starts from: its data, the network with its first weights, the schedule.
+
+
+def open_data(config: Config, data_dir: Path) -> Dataset:
+    """The packed shards in data_dir as this configuration reads them; InputError with all that does
+    not fit.
+    """
+    index = open_index(data_dir)
+    problems = packing.check(config, index)
+    if problems:
+        raise InputError(problems)
+    return Dataset(
+        index,
+        config.DATASET,
+        configuration.image_shape(config),
+        seed=config.TRAINING.SEED,
+        cache=config.DATASET.CACHE == "memory",
+    )
+
+
+def build(config: Config) -> tuple[UNet, NoiseSchedule]:
+    """The network with its keyed initial weights (or those TRAINED_H5 names) and the noise
+    schedule.
+    """
+    network = UNet(**configuration.network_arguments(config))
+    init_weights(network, config.TRAINING.SEED)
+    if not config.TRAINING.IS_NEW_TRAIN:
+        _start_from(network, config.TRAINING.TRAINED_H5 or "")
+    return network, NoiseSchedule(**configuration.schedule_arguments(config))
+
+
+def start_problems(config: Config) -> list[str]:
+    """Why the weights of TRAINED_H5 cannot be started from; loads them where they are wanted.
+
+    Raises StorageError where they are damaged, or the configuration they go with was edited.
+    """
+    if config.TRAINING.IS_NEW_TRAIN:
+        return []
+    try:
+        build(config)
+    except InputError as error:
+        return list(error.problems)
+    return []
+
+
+def _start_from(network: nn.Module, source: str) -> None:
+    """The weights of the run or checkpoint `source` put into the network; InputError when they do
+    not fit.
+    """
+    try:
+        weights = load_network(Path(source)).network.state_dict()
+    except InputError as error:
+        raise InputError([f"TRAINING.TRAINED_H5: {line}" for line in error.problems]) from error
+    if unlike := misfits(network, weights):
+        raise InputError(
+            f"TRAINING.TRAINED_H5 is {source!r}, a network of another architecture: "
+            f"{len(unlike)} parameters differ, {unlike[0]} first; "
+            "give TRAINING.NETWORK the keys of that run's training_config.yaml"
+        )
+    network.load_state_dict(weights)

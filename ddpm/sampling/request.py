@@ -1,0 +1,490 @@
+"""The images a task begins with or keeps a part of, and the mask of that part: read from an NPZ
+file, checked before use.
+
+numpy only, so that a bad file is refused before torch is imported.
+"""
+
+import hashlib
+import math
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpm import config as configuration
+from ddpm.config import Config, ImageGeneration
+from ddpm.data import array_header
+from ddpm.diffusion import gamma_of, name_of
+from ddpm.errors import InputError
+from ddpm.runs import load_run
+from ddpm.sampling.samplers import X0Variance, read_x0_variance
+
+KEY, MASK = "images", "mask"
+_KINDS = {KEY: ("f", "floats in [0, 1] or bytes"), MASK: ("b", "true and false, or bytes")}
+
+
+def read(
+    path: Path, image_shape: tuple[int, int, int], limit: int, what: str
+) -> NDArray[np.float32]:
+    """The first images, at most `limit`, of an NPZ file: (N, H, W, C) in [0, 1], bytes / 255.
+
+    image_shape: (C, H, W) they must have.  what: the configuration key that named the file.
+    Shape and type come from the header and only `limit` images are unpacked, so a file that lies
+    about its size costs nothing. Raises InputError.
+    """
+    images = _read_member(path, KEY, _hwc(image_shape), limit, what)
+    return _in_unit_range(images, f"{what} is {path}")
+
+
+def read_mask(
+    path: Path, image_shape: tuple[int, int, int], limit: int, what: str
+) -> NDArray[np.bool_]:
+    """`mask` of the same file, (M, H, W): true where the image is known; one for all may be (H, W).
+
+    Raises InputError, also for a mask that leaves nothing to draw or nothing known.
+    """
+    found = _read_member(path, MASK, image_shape[1:], limit, what) != 0
+    if found.all() or not found.any():
+        known = "all" if found.all() else "nothing"
+        raise InputError(f"{what} is {path}: `{MASK}` says that {known} is known; give both kinds")
+    return np.asarray(found)
+
+
+def sha256(path: Path) -> str:
+    """Identity of such a file, of all that is in it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hwc(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    channels, height, width = image_shape
+    return height, width, channels
+
+
+def _read_member(
+    path: Path, key: str, wanted: tuple[int, ...], limit: int, what: str
+) -> NDArray[np.generic]:
+    """An array (N, *wanted) of an NPZ file, at most `limit` of its N; masks may lack the N."""
+    what = f"{what} is {path}"
+    if not path.is_file():
+        raise InputError(f"{what}, which is no file; give an NPZ file with `{key}`")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if key not in names:
+                there = ", ".join(names) or "nothing"
+                raise InputError(f"{what}, which holds {there}; it needs `{key}`")
+            with archive.open(f"{key}.npy") as member:
+                return _read_array(member, key, wanted, limit, what)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+        raise InputError(f"{what}, which cannot be read: {error}") from error
+
+
+def _read_array(
+    member: IO[bytes], key: str, wanted: tuple[int, ...], limit: int, what: str
+) -> NDArray[np.generic]:
+    header = array_header(member)  # type: ignore[arg-type]
+    shape = (1, *header.shape) if key == MASK and header.shape == wanted else header.shape
+    if len(shape) != len(wanted) + 1 or shape[1:] != wanted or shape[0] < 1:
+        numbers = ", ".join(map(str, wanted))
+        raise InputError(f"{what}: `{key}` has shape {header.shape}; give (N, {numbers})")
+    kinds, words = _KINDS[key]
+    if header.dtype != np.uint8 and header.dtype.kind not in kinds:
+        raise InputError(f"{what}: `{key}` is {header.dtype}; give {words}")
+    if header.is_fortran:
+        raise InputError(f"{what}: `{key}` is in Fortran order; save it in C order")
+    count = min(limit, shape[0])
+    data = member.read(count * math.prod(wanted) * header.dtype.itemsize)
+    return np.frombuffer(data, dtype=header.dtype).reshape(count, *wanted)
+
+
+def _in_unit_range(images: NDArray[np.generic], what: str) -> NDArray[np.float32]:
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / np.float32(255)
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0 and high <= 1):
+        raise InputError(f"{what}: `{KEY}` reaches from {low:g} to {high:g}; give values in [0, 1]")
+    return np.asarray(images, dtype=np.float32)
+
+
+# --------
+# Which trained weights are meant: of which run or checkpoint, averaged or not. No torch.
+#
+# An average is named by its decay (0: unaveraged), or power:LENGTH, made afterwards from snapshots.
+
+CONFIG_FILE = "training_config.yaml"
+RAW = "model"
+_POWER = "power:"
+_KERAS = (".h5", ".hdf5", ".keras")
+
+
+@dataclass(frozen=True)
+class PowerEma:
+    """The average of this length, made from a run's snapshots; ema_profile.py."""
+
+    sigma_rel: float
+
+    def __str__(self) -> str:
+        return f"{_POWER}{self.sigma_rel:g}"
+
+
+Ema = float | PowerEma
+
+
+def parse_ema(text: str) -> Ema:
+    """A decay, or "power:0.07".  InputError for anything else, and for impossible lengths."""
+    is_power = text.lower().startswith(_POWER)
+    number = text[len(_POWER) :] if is_power else text
+    try:
+        # as many digits as its name has
+        value = float(f"{float(number):g}") if is_power else float(number)
+        if is_power:
+            gamma_of(value)
+    except ValueError as error:
+        why = f": {error}" if is_power and "sigma_rel" in str(error) else ""
+        raise InputError(
+            f"EMA {text}{why}; give a decay such as 0.999, 0 for none, or a length such as "
+            f"{_POWER}0.07"
+        ) from None
+    return PowerEma(value) if is_power else value
+
+
+def ema_of(name: str) -> Ema:
+    """Which weights the part of a checkpoint called `name` holds: the inverse of weights_name."""
+    if name == RAW:
+        return 0.0
+    kind, _, number = name.partition("-")
+    return PowerEma(float(number)) if kind == "power" else float(number)
+
+
+def ema_problem(config: Config, ema: Ema | None) -> str | None:
+    """Why a run of this configuration has no such weights; None where it has."""
+    training = config.TRAINING
+    if isinstance(ema, PowerEma):
+        return None if training.EMA_POWER else "was trained without TRAINING.EMA_POWER"
+    if ema in (None, 0, *training.EMA_DECAYS):
+        return None
+    there = ", ".join(f"{decay:g}" for decay in training.EMA_DECAYS)
+    return f"has the EMA decays {there}, or 0 for none"
+
+
+def locate(source: Path) -> tuple[Path, Path | None]:
+    """The run directory of `source`, and the checkpoint when `source` is one and no run."""
+    if source.suffix in _KERAS:
+        raise InputError(
+            f"{source} is a Keras file, which cannot be read; "
+            "name a run directory or a checkpoint of this project"
+        )
+    if not source.is_dir():
+        raise InputError(f"{source} is no folder; name a run directory or a checkpoint")
+    if (source / CONFIG_FILE).is_file():
+        return source, None
+    run = source.resolve().parent.parent
+    if source.resolve().parent.name == "checkpoints" and (run / CONFIG_FILE).is_file():
+        return run, source
+    raise InputError(
+        f"{source} is no run directory, which has a {CONFIG_FILE}, and no checkpoint of one"
+    )
+
+
+def weights_name(config: Config, ema: Ema | None) -> str:
+    """The part of a checkpoint that holds the weights: "ema-0.999", or "model" for ema 0.
+
+    "power-0.07" for an average that is made afterwards, whether it was tracked or not.
+    """
+    if ema == 0:
+        return RAW
+    if isinstance(ema, PowerEma):
+        return name_of(ema.sigma_rel)
+    return f"ema-{config.TRAINING.EMA_DECAYS[0] if ema is None else ema:g}"
+
+
+def guide_weights(guide: str, ema: Ema | None) -> tuple[Path | None, Ema | None]:
+    """GUIDE as arguments of load_network: where, None for the checkpoint drawn from, and which."""
+    if guide.lower() == RAW:
+        return None, 0.0
+    if guide.lower().startswith(_POWER):
+        return None, parse_ema(guide)
+    try:
+        return None, float(guide)
+    except ValueError:
+        return Path(guide), ema
+
+
+# --------
+# What keeps a request for images from being drawn: its task, its guide. No torch.
+
+SECTION = "IMAGE_GENERATION"
+INPAINTING = ("channel_inpaint", "inpaint")
+# What two networks must share for one to guide the other, and what of it is training's alone.
+_OF_THE_NETWORK = ("TRAINING.NETWORK.", "TRAINING.INPUT_IMAGE_", "TRAINING.PRED_TYPE")
+_OF_TRAINING_IT = ("TRAINING.NETWORK.DROPOUT_RATE", "TRAINING.NETWORK.CHECKPOINT_ACTIVATIONS")
+
+
+def task_problems(config: Config) -> list[str]:
+    """What the task lacks, one line each."""
+    options, problems = config.IMAGE_GENERATION, configuration.generation_problems(config)
+    if options.GEN_TASK == "channel_inpaint" and config.TRAINING.INPUT_IMAGE_CHANNEL < 2:
+        problems.append(
+            f"{SECTION}.GEN_TASK is channel_inpaint but images have one channel, so nothing is "
+            "left to draw; give another task"
+        )
+    if options.RESAMPLES > 0 and options.GEN_TASK not in INPAINTING:
+        problems.append(
+            f"{SECTION}.RESAMPLES is {options.RESAMPLES} but GEN_TASK {options.GEN_TASK} keeps no "
+            f"part of an image; give RESAMPLES 0, or {' or '.join(INPAINTING)}"
+        )
+    has_class = options.GEN_TASK == "class_cond" or (
+        options.GEN_TASK != "random_uncond" and options.CLASS_LABEL is not None
+    )
+    if options.GUIDANCE != 1 and options.GUIDE is None and not has_class:
+        problems.append(
+            f"{SECTION}.GUIDANCE is {options.GUIDANCE} but GEN_TASK {options.GEN_TASK} draws "
+            "without classes: nothing to guide; give GUIDANCE 1.0, or class_cond"
+        )
+    conditional = config.TRAINING.NETWORK.NUM_CLASSES is not None
+    if conditional and not has_class and config.TRAINING.LABEL_DROP == 0:
+        problems.append(
+            f"{SECTION}.GEN_TASK {options.GEN_TASK} draws without classes but the network was "
+            "trained with LABEL_DROP 0.0, never without one; give class_cond, or a CLASS_LABEL"
+        )
+    return problems
+
+
+def guide_problems(config: Config, ema: Ema | None) -> list[str]:
+    """Why GUIDE cannot guide, one line each: other weights of the same network are needed."""
+    guide = config.IMAGE_GENERATION.GUIDE
+    if guide is None:
+        return []
+    try:
+        source, guide_ema = guide_weights(guide, ema)
+    except InputError as error:
+        return [f"{SECTION}.GUIDE: {problem}" for problem in error.problems]
+    opening, trained = f"{SECTION}.GUIDE is {guide}", config
+    if source is not None:
+        try:
+            trained = load_run(locate(source)[0])
+        except InputError as error:
+            return [f"{opening}: {problem}" for problem in error.problems]
+    elif weights_name(config, guide_ema) == weights_name(config, ema):
+        return [f"{opening}, the weights drawn from themselves; give others, or null"]
+    if isinstance(guide_ema, PowerEma):
+        if why := ema_problem(trained, guide_ema):
+            return [f"{opening}, but the run {why}; give a decay, or `model`"]
+    elif guide_ema not in (None, 0.0, *trained.TRAINING.EMA_DECAYS):
+        there = ", ".join(f"{decay:g}" for decay in trained.TRAINING.EMA_DECAYS)
+        return [f"{opening} with the EMA decay {guide_ema:g}; give one of {there}, or `model`"]
+    return [
+        f"{opening}, which has another {line}; give a run of the same network and noise schedule"
+        for line in configuration.difference(config, trained)
+        if line.startswith(_OF_THE_NETWORK) and not line.startswith(_OF_TRAINING_IT)
+    ]
+
+
+# --------
+# What images are asked for, of which trained network: all checked, nothing loaded, no torch.
+#
+#     request = read_request(Path("training_outputs/..."), ["IMAGE_GENERATION.NUM_GEN_IMAGES=64"])
+#
+# The options are IMAGE_GENERATION of the run's own configuration (or of a YAML named instead of a
+# run, whose MODEL_PATH then names it), with overrides; they are checked against the trained network.
+
+# Small, since the last batch is filled up: one image costs a whole batch.
+BATCH_SIZE = 16
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """A valid request.
+
+    checkpoint: None is the run's newest.  config: the run's, with the IMAGE_GENERATION asked for.
+    image_shape: (C, H, W) of what is drawn.  base: (N, H, W, C) in [0, 1], what inpainting keeps
+    a part of and sdedit begins with.  mask: (M, H, W), true where inpaint knows the image.
+    x0_variance: of the run, for the analytic sampler.
+    """
+
+    run: Path
+    checkpoint: Path | None
+    config: Config
+    ema: Ema | None
+    batch_size: int
+    image_shape: tuple[int, int, int]
+    base: NDArray[np.float32] | None
+    mask: NDArray[np.bool_] | None
+    x0_variance: X0Variance | None = None
+
+    @property
+    def options(self) -> ImageGeneration:
+        return self.config.IMAGE_GENERATION
+
+    @property
+    def seed(self) -> int:
+        return self.options.RANDOM_SEED or 0
+
+    @property
+    def base_sha256(self) -> str | None:
+        """Identity of the file of base images and masks; None where the task takes none."""
+        path = self.options.EXTERNAL_NPZ_INPUT
+        return None if self.base is None or path is None else sha256(Path(path))
+
+    @property
+    def folder(self) -> Path:
+        """Where the images go."""
+        chosen = self.options.GEN_SAVE_DIR
+        return self.run / "generated" if chosen is None else Path(chosen)
+
+    @property
+    def stem(self) -> str:
+        """Their file's name, as v3 has it: ddim_eta{eta}_rev{stride}_gen_{shape}, or {sampler}_."""
+        steps = configuration.sampling_steps(self.options, self.config.TRAINING.NETWORK.TIMESTEPS)
+        (kind, number), *_ = steps.items()
+        spacing = f"rev{number}" if kind == "reverse_stride" else f"steps{number}"
+        channels, height, width = self.image_shape
+        shape = f"{self.options.NUM_GEN_IMAGES}x{height}x{width}x{channels}"
+        sampler = self.options.SAMPLER
+        if sampler in ("ddim", "ddpm"):
+            sampler = f"ddim_eta{self.options.DDIM_ETA}"
+        return f"{sampler}_{spacing}_gen_{shape}"
+
+    def describe(self) -> str:
+        """One line: what is drawn, of what, to where."""
+        options = self.options
+        source = self.checkpoint or self.run
+        return (
+            f"{options.NUM_GEN_IMAGES} images ({options.GEN_TASK}, seed {self.seed}) of {source} "
+            f"with {weights_name(self.config, self.ema)} to {self.folder / self.stem}.npz"
+        )
+
+
+def read_request(
+    source: Path,
+    overrides: Sequence[str] = (),
+    *,
+    ema: Ema | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> SampleRequest:
+    """The request for images of `source`: a run directory, a checkpoint, or a YAML that names one.
+
+    ema: which weights, as in load_network.  Raises InputError with everything that is wrong.
+    """
+    problems = foreign_overrides(overrides)
+    own = [text for text in overrides if text not in problems]
+    problems = [
+        f"{text.partition('=')[0]}: the run is trained, and only {SECTION} keys choose its images"
+        for text in problems
+    ]
+    named = source
+    asked: ImageGeneration | None = None
+    if source.is_file() and source.suffix in (".yaml", ".yml"):
+        asked = configuration.load_generation(source, own)
+        named, own = _model_path(source, asked), []
+    run, checkpoint = locate(named)
+    trained = load_run(run)
+    if why := ema_problem(trained, ema):
+        problems.append(f"--ema {ema}: {run} {why}")
+    if batch_size < 1:
+        problems.append(f"--batch-size {batch_size}: give at least 1")
+    config = _merged(run, trained, own, asked, problems)
+    base = mask = variance = None
+    if config is not None:
+        problems += task_problems(config) + _folder_problems(config) + guide_problems(config, ema)
+        base, mask = _base(config, problems), _mask(config, problems)
+        variance = _x0_variance(run, config, problems)
+    if problems or config is None:
+        raise InputError(problems)
+    return SampleRequest(
+        run=run,
+        checkpoint=checkpoint,
+        config=config,
+        ema=ema,
+        batch_size=batch_size,
+        image_shape=drawn_shape(config),
+        base=base,
+        mask=mask,
+        x0_variance=variance,
+    )
+
+
+def foreign_overrides(overrides: Sequence[str]) -> list[str]:
+    """The overrides of other sections than IMAGE_GENERATION."""
+    return [text for text in overrides if not text.upper().startswith(f"{SECTION}.")]
+
+
+def drawn_shape(config: Config) -> tuple[int, int, int]:
+    """(C, H, W) of the images to draw: NEW_IMAGE_SIZE where given."""
+    channels, height, width = configuration.image_shape(config)
+    new = config.IMAGE_GENERATION.NEW_IMAGE_SIZE
+    return (channels, height, width) if new is None else (channels, new, new)
+
+
+def _x0_variance(run: Path, config: Config, problems: list[str]) -> X0Variance | None:
+    if config.IMAGE_GENERATION.SAMPLER != "analytic":
+        return None
+    try:
+        return read_x0_variance(run)
+    except InputError as error:
+        problems += error.problems
+        return None
+
+
+def _model_path(source: Path, asked: ImageGeneration) -> Path:
+    if not asked.MODEL_PATH:
+        raise InputError(f"{source}: {SECTION}.MODEL_PATH is empty; name a run or a checkpoint")
+    return Path(asked.MODEL_PATH)
+
+
+def _merged(
+    run: Path,
+    trained: Config,
+    overrides: Sequence[str],
+    asked: ImageGeneration | None,
+    problems: list[str],
+) -> Config | None:
+    """The run's configuration with the options asked for; None, with problems, when they clash."""
+    try:
+        if asked is None:
+            return load_run(run, overrides)
+        both = configuration.to_dict(replace(trained, IMAGE_GENERATION=asked))
+        return configuration.from_dict(both, source=str(run))
+    except InputError as error:
+        problems += error.problems
+        return None
+
+
+def _folder_problems(config: Config) -> list[str]:
+    chosen = config.IMAGE_GENERATION.GEN_SAVE_DIR
+    if chosen is None or not Path(chosen).exists() or Path(chosen).is_dir():
+        return []
+    return [f"{SECTION}.GEN_SAVE_DIR is {chosen}, which is no folder; give a folder or a new name"]
+
+
+def _base(config: Config, problems: list[str]) -> NDArray[np.float32] | None:
+    return _read(read, config, (*INPAINTING, "sdedit"), problems)
+
+
+def _mask(config: Config, problems: list[str]) -> NDArray[np.bool_] | None:
+    return _read(read_mask, config, ("inpaint",), problems)
+
+
+def _read(
+    read: Callable[[Path, tuple[int, int, int], int, str], T],
+    config: Config,
+    tasks: Sequence[str],
+    problems: list[str],
+) -> T | None:
+    """What EXTERNAL_NPZ_INPUT holds for these tasks; None for others, and with problems."""
+    options = config.IMAGE_GENERATION
+    if options.GEN_TASK not in tasks or options.EXTERNAL_NPZ_INPUT is None:
+        return None
+    path, key = Path(options.EXTERNAL_NPZ_INPUT), f"{SECTION}.EXTERNAL_NPZ_INPUT"
+    try:
+        return read(path, drawn_shape(config), options.NUM_GEN_IMAGES, key)
+    except InputError as error:
+        problems += [text for text in error.problems if text not in problems]
+        return None

@@ -1,0 +1,5 @@
+"""Sweep: grid, trial, ledger, search space: what is to be trained."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

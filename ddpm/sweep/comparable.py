@@ -1,0 +1,256 @@
+"""Which measure compares which trials: a search on any other would find the cell whose numbers are
+small, not the one that is good.
+
+    mean_log10_mse, snr_weighted_mse   the x0-error at common noise levels: compares all cells
+    fid_infinity, class_accuracy       of samples drawn alike: as many network calls in all cells
+    loss                               only where nothing varies that its scale or average hangs on
+    bits_per_dim                       only where schedule and timesteps are one; known at the end
+
+Trials are compared at equal images seen, so rungs and lengths must be equal in images too.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, isfinite
+from typing import Any, Protocol
+
+from ddpm import config as configuration
+from ddpm.config import Config
+from ddpm.runs import RunState
+from ddpm.sweep.ledger import Outcome
+from ddpm.sweep.spec import MEASURES, Race, Tune
+
+_NETWORK, _HYPER = "TRAINING.NETWORK.", "TRAINING.HYPER_PARAMETERS."
+_SCHEDULE = tuple(
+    _NETWORK + name for name in ("SCHEDULER", "TIMESTEPS", "LOGSNR_SHIFT", "ZERO_TERMINAL_SNR")
+)
+_LOSS = (
+    *("TRAINING.PRED_TYPE", "TRAINING.LOSS_SPACE", "TRAINING.LOSS_FN"),
+    *("TRAINING.LOSS_WEIGHTING", "TRAINING.MIN_SNR_GAMMA", "TRAINING.LABEL_DROP"),
+    _NETWORK + "DROPOUT_RATE",
+    *_SCHEDULE,
+)
+_IMAGES = (
+    *("TRAINING.INPUT_IMAGE_SIZE", "TRAINING.INPUT_IMAGE_CHANNEL"),
+    *(f"DATASET.PREPROCESSING.CROP_{name}" for name in ("SIZE", "TYPE", "POSITION")),
+)
+_AUGMENT = tuple(f"DATASET.PREPROCESSING.{name}" for name in ("AUGMENT", "AUGMENT_TYPE"))
+OF_SAMPLES = ("fid_infinity", "class_accuracy")
+# What a trial of a population can take over in the middle of its training.
+MAY_CHANGE = (
+    _HYPER + "LEARNING_RATE",
+    _NETWORK + "DROPOUT_RATE",
+    *("TRAINING.WEIGHT_DECAY", "TRAINING.LABEL_DROP", "TRAINING.CLIP_NORM"),
+    "TRAINING.MIN_SNR_GAMMA",
+)
+
+
+def column(metric: str) -> str:
+    """The metric's name among the numbers of a report and of a summary."""
+    return metric if metric == "loss" else f"val_{metric}"
+
+
+def sign(metric: str) -> int:
+    """1 where a lower number is better, -1 where a higher one is."""
+    return -1 if metric == "class_accuracy" else 1
+
+
+def problems(
+    tune: Tune,
+    race: Race | None,
+    grid: Collection[str],
+    space: Collection[str],
+    configs: Sequence[Config],
+) -> list[str]:
+    """All that keeps TUNE.METRIC from comparing these configurations fairly.
+
+    grid: the keys of GRID with several values.  space: those of SPACE.
+    """
+    found = [*_metric_problems(tune, {*grid, *space}, configs)]
+    if tune.SEARCH != "grid":
+        found += [*_search_problems(tune, race, space, configs)]
+    elif race is not None and tune.METRIC not in MEASURES:
+        found.append(
+            f"SEEDS is auto but TUNE.METRIC is {tune.METRIC}; a race is decided on both "
+            f"{' and '.join(MEASURES)}, as the report is: leave METRIC out"
+        )
+    return found
+
+
+def _metric_problems(
+    tune: Tune, varied: Collection[str], configs: Sequence[Config]
+) -> Iterable[str]:
+    instead = f"use {MEASURES[0]} or {MEASURES[1]}, which compare all cells"
+    reasons = {
+        "loss": (
+            (*_LOSS, *_IMAGES, *_AUGMENT),
+            "on which a loss's scale or average hangs, not a network's worth",
+        ),
+        "bits_per_dim": (
+            (*_SCHEDULE, *_IMAGES),
+            "and one ideal denoiser scores differently by them",
+        ),
+    }
+    if tune.METRIC in reasons:
+        keys, why = reasons[tune.METRIC]
+        if bad := [key for key in keys if key in varied]:
+            yield f"TUNE.METRIC is {tune.METRIC} but cells differ in {', '.join(bad)}, {why}; " + (
+                instead
+            )
+    elif bad := [key for key in _IMAGES if key in varied]:
+        if tune.SEARCH != "grid":
+            yield f"cells differ in {', '.join(bad)}: they would be measured on different images"
+    if tune.METRIC in OF_SAMPLES:
+        if any(one.EVALUATION.FEATURES is None for one in configs):
+            yield (
+                f"TUNE.METRIC is {tune.METRIC} but EVALUATION.FEATURES is null; give `classifier` "
+                f"(or `pixels`), or {instead}"
+            )
+        if any(one.EVALUATION.EVERY is None for one in configs):
+            yield (
+                f"TUNE.METRIC is {tune.METRIC} but EVALUATION.EVERY is null; samples are measured "
+                "at evaluations, so give the epochs between them"
+            )
+        if len({_calls(one) for one in configs}) > 1:
+            calls = " and ".join(map(str, sorted({_calls(one) for one in configs})))
+            yield (
+                f"TUNE.METRIC is {tune.METRIC} but cells draw with {calls} network calls an image; "
+                f"let TRAINING.INLINE_GEN.REVERSE_STRIDE and TIMESTEPS be one for all, or {instead}"
+            )
+
+
+def _search_problems(
+    tune: Tune, race: Race | None, space: Collection[str], configs: Sequence[Config]
+) -> Iterable[str]:
+    named = f"TUNE.SEARCH is {tune.SEARCH}"
+    if race is not None:
+        yield f"{named} but SEEDS is auto; a race needs every cell trained to its end: use grid"
+    if tune.SEARCH == "bayes" and len({one.TRAINING.SEED for one in configs}) > 1:
+        yield (
+            f"{named} but there are several SEEDS; it trains each choice once: give one seed, and "
+            "compare the best of what it finds in a grid with seeds of their own"
+        )
+    if tune.SEARCH == "bayes" and tune.BUDGET.TRIALS is not None:
+        yield f"{named} and TUNE.BUDGET.TRIALS is given; TUNE.TRIALS says how many it trains"
+    if tune.SEARCH == "pbt":
+        if not space:
+            yield f"{named} but there is no SPACE; give ranges of some of {', '.join(MAY_CHANGE)}"
+        yield from (
+            f"{named} and SPACE names {key}, which cannot change while a network trains; a "
+            f"population can vary {', '.join(MAY_CHANGE)}"
+            for key in space
+            if key not in MAY_CHANGE
+        )
+    if tune.SEARCH != "bayes":
+        if any(one.EVALUATION.EVERY is None for one in configs):
+            yield (
+                f"{named} but EVALUATION.EVERY is null; give the epochs between evaluations, at "
+                "which trials are compared"
+            )
+        if tune.METRIC == "bits_per_dim":
+            yield f"{named} but bits_per_dim is measured at the end alone; use {MEASURES[0]}"
+    if len({_length(one) for one in configs}) > 1:
+        yield (
+            f"{named} but cells see different numbers of images between evaluations or in all; "
+            f"{_HYPER}EPOCHS, BATCH_SIZE x STEPS_PER_EPOCH and EVALUATION.EVERY must give the same "
+            "in every cell (STEPS_PER_EPOCH: null makes an epoch one pass)"
+        )
+
+
+def _length(config: Config) -> tuple[int, int | None, int | None]:
+    """Equal for trainings that see as many images, in all and by each evaluation."""
+    hyper = config.TRAINING.HYPER_PARAMETERS
+    steps = hyper.STEPS_PER_EPOCH
+    return hyper.EPOCHS, steps and steps * hyper.BATCH_SIZE, config.EVALUATION.EVERY
+
+
+def _calls(config: Config) -> int:
+    """Network calls of one image of a sample grid."""
+    total = config.TRAINING.NETWORK.TIMESTEPS
+    steps = configuration.sampling_steps(config.TRAINING.INLINE_GEN, total)
+    return steps.get("num_steps") or -(-total // steps["reverse_stride"])
+
+
+def level_problems(
+    levels: Iterable[tuple[str, Collection[int]]], usual: Sequence[int]
+) -> list[str]:
+    """Why cells, each with the levels its schedule reaches, are not measured over the same ones
+    while they train: then the usual levels are averaged over.
+    """
+    return [
+        f"{name} reaches no log SNR of {', '.join(map(str, missing))}, which a search averages "
+        f"over ({usual[0]} to {usual[-1]}); leave this cell out, or give it more TIMESTEPS"
+        for name, own in levels
+        if (missing := [level for level in usual if level not in own])
+    ]
+
+
+# --------
+# Where a trial is compared with others while it trains, and by which number.
+#
+# A rung is an evaluation, so all trials stand on it after equally many images. Its number is the very
+# one that the trial's summary has at its end (`evaluate.metrics_of`, or of samples), lower is better.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """One evaluation. value: lower is better; infinite where the network gave no finite number."""
+
+    evaluation: int
+    step: int
+    images: int
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """The rungs of a trial: after every `every` optimizer steps, and at the end."""
+
+    metric: str
+    every: int
+    total: int
+
+    @property
+    def evaluations(self) -> int:
+        """How many there are."""
+        return -(-self.total // self.every)
+
+    def rung(self, row: Mapping[str, Any]) -> Rung | None:
+        """The rung that a row of metrics is; None between two of them."""
+        step, name = int(row["step"]), column(self.metric)
+        if name not in row or (step % self.every and step != self.total):
+            return None
+        return Rung(
+            evaluation=-(-step // self.every),
+            step=step,
+            images=int(row["images"]),
+            value=cost(self.metric, row[name]),
+        )
+
+    def rungs(self, rows: Iterable[Mapping[str, Any]]) -> list[Rung]:
+        """All rungs among the rows, in their order."""
+        return [rung for row in rows if (rung := self.rung(row)) is not None]
+
+
+def cost(metric: str, value: object) -> float:
+    """The metric's value so that lower is better; infinite where it is no finite number."""
+    is_number = isinstance(value, int | float) and isfinite(value)
+    return sign(metric) * float(value) if is_number else inf  # type: ignore[arg-type]
+
+
+class Guide(Protocol):
+    """Watches a trial for a search, and may end it."""
+
+    def on_row(self, row: Mapping[str, Any]) -> None:
+        """Hears a row of the trial's metrics, the same one twice where the trial repeats it."""
+
+    def stops(self) -> bool:
+        """Whether the trial is to save and end."""
+
+    def outcome(self, blank: Outcome) -> Outcome | None:
+        """What to record of a trial that ended at its word; None: it is to be continued."""
+
+
+def row_of(report: RunState) -> dict[str, Any]:
+    """A report as its row of metrics."""
+    return {"step": report.step, "images": report.images, **report.metrics}

@@ -1,0 +1,405 @@
+"""Names under which a run's numbers stand in its mirror, and what a finished run adds there.
+
+While a run trains, its mirror shows the rows of metrics.jsonl by `step`. What is measured of the
+final network are curves with axes of their own: the x0-error over log SNR, and what its samples are
+worth over the number of sampling steps. Lower is better for all of them but the accuracies.
+"""
+
+import functools
+import logging
+import netrc
+import os
+import shutil
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from ddpm import config as configuration
+from ddpm.config import Config
+from ddpm.metrics import QUALITY_MEASURES, Quality, QualityPoint
+from ddpm.metrics import evaluation as quality_file
+from ddpm.runs import RunDirectory, RunState, logs, storage
+from ddpm.sweep import cell_name
+from ddpm.training import Mirror, NoMirror
+
+if TYPE_CHECKING:
+    import wandb
+
+
+STEP, LOGSNR = "step", "logsnr"
+X0_ERROR = "x0_error"  # by LOGSNR
+SAMPLES, FINAL_SAMPLES = "samples", "final_samples"  # by STEP; of the network in the end
+SAMPLING_STEPS, QUALITY = "sampling_steps", "quality/"  # the second is what names begin with
+BITS_PER_DIM = "bits_per_dim"
+
+
+def error_rows(found: Mapping[str, object]) -> list[dict[str, float]]:
+    """The x0-error by log-SNR level, a row each, ascending; levels without a number are left out.
+
+    found: the run's evaluation.json, empty where there is none.
+    """
+    levels, errors = found.get("levels"), found.get("mse")
+    if not isinstance(levels, list) or not isinstance(errors, list):
+        return []
+    pairs = zip(levels, errors, strict=True)
+    return [{LOGSNR: level, X0_ERROR: error} for level, error in pairs if error is not None]
+
+
+def bits_per_dim(found: Mapping[str, object]) -> float | None:
+    """The bound on bits/dim, where the data have one."""
+    bound = found.get("bits_per_dim")
+    value = bound.get("value") if isinstance(bound, dict) else None
+    return value if isinstance(value, float) else None
+
+
+def quality_rows(quality: Quality | None) -> list[dict[str, float]]:
+    """What samples are worth by the number of sampling steps, a row each, the fewest first.
+
+    A sampler and its eta are part of a number's name: `quality/fid ddim eta=0`.
+    """
+    rows: dict[int, dict[str, float]] = {}
+    for point in quality.points if quality is not None else ():
+        row = rows.setdefault(point.num_steps, {SAMPLING_STEPS: point.num_steps})
+        where = f"{point.sampler} eta={point.eta:g}"
+        row |= {f"{QUALITY}{name} {where}": value for name, value in _values(point).items()}
+    return [rows[steps] for steps in sorted(rows) if len(rows[steps]) > 1]
+
+
+def final_quality(quality: Quality | None) -> dict[str, float]:
+    """The numbers at the most sampling steps and the least eta: what a table shows of a run."""
+    points = quality.points if quality is not None else ()
+    last = min(points, key=lambda point: (-point.num_steps, point.eta), default=None)
+    values = _values(last) if last is not None else {}
+    return {f"{QUALITY}{name}": value for name, value in values.items()}
+
+
+def _values(point: QualityPoint) -> dict[str, float]:
+    found = {name: point.interval(name) for name in QUALITY_MEASURES}
+    return {name: one.value for name, one in found.items() if one is not None}
+
+
+# --------
+# Whether Weights & Biases can be talked to: which server, and whether there is a key for it.
+#
+# The key itself is only looked for, as wandb does: in the environment, then in .netrc. It is never
+# kept, shown or written. wandb is not imported, so that asking costs nothing.
+
+# wandb 0.31 calls the public server by its new name and finds keys under either.
+PUBLIC_SERVER = "https://api.forge.coreweave.com"
+PROBE_S = 1.5
+_PUBLIC_NAMES = ("api.forge.coreweave.com", "api.wandb.ai")
+
+
+def address() -> str:
+    """The address of the server that WANDB_BASE_URL names, else of the public one."""
+    return os.environ.get("WANDB_BASE_URL") or PUBLIC_SERVER
+
+
+def has_key() -> bool:
+    """Whether wandb would find a key for the server."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    try:
+        place = urlsplit(address())
+        names = {place.netloc, place.hostname or ""}
+        if place.hostname in _PUBLIC_NAMES:
+            names |= set(_PUBLIC_NAMES)
+        path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+        return not names.isdisjoint(netrc.netrc(path).hosts)
+    except (OSError, RuntimeError, ValueError, netrc.NetrcParseError):
+        return False  # no home, no file, or not to be understood
+
+
+def why_not_online() -> str | None:
+    """Why W&B cannot be used from here: no key, or no sensible answer in time; None if it can."""
+    server = address()
+    if not has_key():
+        return "no API key (set WANDB_API_KEY or run `wandb login`)"
+    answers: list[str | None] = []
+    # In a thread of its own, because looking up a host name knows no time limit.
+    thread = threading.Thread(target=lambda: answers.append(_probe(server)), daemon=True)
+    thread.start()
+    thread.join(PROBE_S + 0.2)
+    return answers[0] if answers else f"{server} did not answer within {PROBE_S} s"
+
+
+def _probe(server: str) -> str | None:
+    """What is wrong with the server's answer to an empty question; None when nothing is."""
+    request = urllib.request.Request(
+        f"{server.rstrip('/')}/graphql",
+        data=b'{"query": "{ __typename }"}',
+        headers={"Content-Type": "application/json", "User-Agent": "ddpm"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=PROBE_S):
+            return None
+    except urllib.error.HTTPError as error:
+        # 4xx: somebody is there, and does not know us yet
+        return None if error.code < 500 else f"{server} answers {error.code} {error.reason}"
+    except (OSError, ValueError) as error:
+        return f"{server} cannot be reached ({first_line(error)})"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+# --------
+# Weights & Biases as a mirror of the run directory, which stays the truth.
+#
+# One W&B run for each run of ours, its id the run_id, whatever the number of attempts. Each attempt
+# brings the mirror up to the run directory: offline it writes the whole history anew into one
+# fragment and removes the incomplete ones that earlier attempts left, so that any `wandb sync` of it
+# gives every step once; online it goes on after the last step that the server has. (Several offline
+# fragments with one id, synced one after the other, would overwrite each other's history.)
+#
+# Training never waits for a server that does not answer, nor fails with it: without a key, or when
+# nothing sensible answers within seconds, the attempt is logged offline and says so.
+
+MODES = ("disabled", "offline", "online")  # from the most private to the least
+START_S = 3.4  # for probe and start together; going offline instead takes the rest of 5 s
+FINISH_S = 30.0
+LONGEST_TAG = 64  # of W&B
+log = logging.getLogger(__name__)
+
+
+def wandb_mirror(
+    group: str | None, cell: Mapping[str, object] | None = None
+) -> Callable[[Config, RunDirectory], Mirror]:
+    """What makes the mirror of a started run.
+
+    group: the sweep it belongs to.  cell: its place in the grid, dotted key -> value.
+    """
+    return functools.partial(_mirror, group=group, cell=cell)
+
+
+def _mirror(
+    config: Config, run: RunDirectory, *, group: str | None, cell: Mapping[str, object] | None
+) -> Mirror:
+    if mode_of(config) == "disabled":
+        return NoMirror()
+    return WandbLog(config, run, labels=Labels.of(config, group, cell))
+
+
+def mode_of(config: Config) -> str:
+    """WANDB.MODE; the environment's WANDB_MODE can only make it more private."""
+    wanted = [config.WANDB.MODE, os.environ.get("WANDB_MODE", "")]
+    return min((mode for mode in wanted if mode in MODES), key=MODES.index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """By what people find a run among others: its tags are WANDB.TAGS and the words of its cell."""
+
+    name: str
+    group: str | None
+    job_type: str
+    tags: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: Config, group: str | None, cell: Mapping[str, object] | None) -> "Labels":
+        """The labels of a trial of sweep `group`, or of a training by itself."""
+        words = [cell_name({key: value}) for key, value in (cell or {}).items()]
+        tags = dict.fromkeys([*config.WANDB.TAGS, *(word[:LONGEST_TAG] for word in words)])
+        return cls(
+            name=_name(config, cell),
+            group=group,
+            job_type="training" if group is None else "trial",
+            tags=tuple(tag for tag in tags if tag),
+        )
+
+
+class WandbLog:
+    """The W&B run of a started run directory. No method raises: what fails is logged, once."""
+
+    def __init__(
+        self,
+        config: Config,
+        run: RunDirectory,
+        *,
+        labels: Labels,
+    ) -> None:
+        self._directory, self._run, self._next = run, None, 0
+        try:
+            self._run = self._start(config, labels)
+            self._next = self._run.starting_step
+            self._catch_up()
+        except Exception as error:  # a mirror may fail in any way, the training must not
+            self._give_up(error)
+
+    def log(self, report: RunState) -> None:
+        """Shows a report that the run directory has recorded."""
+        if not report.metrics:
+            return
+        numbers = {"images": report.images, **report.metrics}
+        self._log(report.step, numbers | _memory(logs.usage()))
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Adds the evaluation and the summary of a finished run and closes."""
+        try:
+            summary = {**summary, **self._log_final()}
+        except Exception as error:
+            self._give_up(error)
+        self._end(0, summary)
+
+    def close(self) -> None:
+        """Closes; a run that has not finished is shown as failed until it is continued."""
+        self._end(75, {})
+
+    def _start(self, config: Config, labels: Labels) -> "wandb.Run":
+        """The W&B run, online where that was asked for and a server answers in time."""
+        folder = self._directory.path / "wandb"
+        storage.make_folder(folder)
+        reason = None
+        if mode_of(config) == "online":
+            deadline = time.monotonic() + START_S
+            reason = why_not_online()
+            if reason is None:
+                try:
+                    left = deadline - time.monotonic()
+                    return self._init(config, labels, "online", left)
+                except Exception as error:  # whatever keeps it from going online
+                    reason = first_line(error)
+                    _restart_service()
+            log.warning(
+                "W&B: %s; logging offline, upload later with `wandb sync %s/offline-run-*`",
+                reason,
+                folder,
+            )
+        for old in folder.glob(f"offline-run-*-{self._directory.run_id}"):
+            shutil.rmtree(old, ignore_errors=True)
+        storage.write_json(folder / "mirror.json", {"mode": "offline", "reason": reason})
+        return self._init(config, labels, "offline", START_S)
+
+    def _init(self, config: Config, labels: Labels, mode: str, timeout_s: float) -> "wandb.Run":
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        is_online = mode == "online"
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            # The command line may hold what is nobody's business; provenance.json has it masked.
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+            x_disable_stats=True,
+            disable_git=True,
+            save_code=False,
+            init_timeout=timeout_s,
+            finish_timeout=FINISH_S,
+        )
+        run = wandb.init(
+            dir=self._directory.path,
+            mode="online" if is_online else "offline",
+            id=self._directory.run_id,
+            resume="allow" if is_online else None,
+            reinit="create_new",
+            entity=config.WANDB.ENTITY,
+            project=config.WANDB.PROJECT,
+            group=labels.group,
+            job_type=labels.job_type,
+            name=labels.name,
+            tags=labels.tags,
+            config=configuration.to_dict(config),
+            settings=settings,
+        )
+        run.define_metric(STEP, hidden=True)
+        run.define_metric(LOGSNR, hidden=True, summary="none")
+        run.define_metric(X0_ERROR, step_metric=LOGSNR, summary="none")
+        run.define_metric(SAMPLING_STEPS, hidden=True, summary="none")
+        run.define_metric(f"{QUALITY}*", step_metric=SAMPLING_STEPS, summary="none")
+        run.define_metric("*", step_metric=STEP)
+        if is_online:
+            path = self._directory.path / "wandb" / "mirror.json"
+            storage.write_json(path, {"mode": "online", "reason": None, "url": run.url})
+        return run
+
+    def _catch_up(self) -> None:
+        """Logs what the run directory has and the mirror lacks."""
+        held = logs.read_memory_rows(self._directory.path / "memory.csv")
+        for row in self._directory.metrics():
+            self._log(row["step"], row | _memory(held.get(row["step"], {})))
+
+    def _log(self, step: int, numbers: Mapping[str, Any]) -> None:
+        """One step, with the sample grid drawn at it; steps that W&B has already are left out."""
+        if self._run is None or step < self._next:
+            return
+        try:
+            values = {key: value for key, value in numbers.items() if value is not None}
+            picture = self._directory.inline_gen / f"step-{step:08d}.png"
+            if picture.exists():
+                import wandb
+
+                values[SAMPLES] = wandb.Image(str(picture), caption=f"step {step}")
+            self._run.log(values | {STEP: step}, step=step)
+            self._next = step + 1
+        except Exception as error:
+            self._give_up(error)
+
+    def _log_final(self) -> dict[str, float | None]:
+        """The curves of the final network and its samples, behind the rows of training; returns
+        the numbers for the summary.
+        """
+        if self._run is None:
+            return {}
+        folder = self._directory.path
+        evaluation = storage.read_json(folder / "evaluation.json")
+        quality = quality_file.read_quality(folder)
+        rows: list[dict[str, Any]] = [
+            *error_rows(evaluation),
+            *quality_rows(quality),
+        ]
+        if (folder / "samples.png").exists():
+            import wandb
+
+            rows.append({FINAL_SAMPLES: wandb.Image(str(folder / "samples.png"))})
+        for row in rows:
+            self._run.log(row, step=self._next)
+            self._next += 1
+        bits = {BITS_PER_DIM: bits_per_dim(evaluation)}
+        return {**bits, **final_quality(quality)}
+
+    def _end(self, exit_code: int, summary: Mapping[str, Any]) -> None:
+        run, self._run = self._run, None
+        if run is None:
+            return
+        try:
+            run.summary.update({key: value for key, value in summary.items() if value is not None})
+            run.finish(exit_code=exit_code)
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._run = None
+        log.warning(
+            "W&B: %s; this attempt is no longer mirrored, %s has everything",
+            first_line(error),
+            self._directory.path / "metrics.jsonl",
+        )
+
+
+def _restart_service() -> None:
+    """Frees the id of a run that could not start; wandb's service holds it until it ends."""
+    import wandb
+
+    if wandb.run is None:  # else another run of this process lives on that service
+        wandb.teardown()
+
+
+def _name(config: Config, cell: Mapping[str, object] | None) -> str:
+    """The cell and the seed, for people."""
+    training = config.TRAINING
+    network = training.NETWORK
+    words = f"{network.SCHEDULER} {network.TIMESTEPS} {training.PRED_TYPE} {training.LOSS_FN}"
+    return f"{cell_name(cell) if cell else words} seed {training.SEED}"
+
+
+def _memory(usage: Mapping[str, int]) -> dict[str, int]:
+    return {f"memory/{name}": value for name, value in usage.items()}

@@ -1,0 +1,170 @@
+"""What a training step minimises: draws keyed by position, one network call, losses per sample.
+
+x_t = alpha x0 + sigma noise; the network's prediction is carried into LOSS_SPACE by an exact
+conversion and compared there.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ddpm.config import Training
+from ddpm.data import Batch
+from ddpm.diffusion import (
+    DropoutKey,
+    NoiseSchedule,
+    Stream,
+    convert,
+    diffuse,
+    elementwise_loss,
+    loss_weight,
+    philox,
+    stratified_timesteps,
+    target_for,
+    timesteps,
+)
+
+# (prediction, target, logsnr), the first two (N, C, H, W) in LOSS_SPACE, logsnr (N,) -> loss (N,)
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+LOGSNR_EDGES = (-6.0, -3.0, 0.0, 3.0, 6.0)
+SPACE_SUMS = {"n_loss": "noise", "i_loss": "image", "v_loss": "velocity"}  # v3's three losses
+NUM_BINS = len(LOGSNR_EDGES) + 1
+NUM_SUMS = 2 + len(SPACE_SUMS) + 2 * NUM_BINS
+
+
+def bin_names() -> list[str]:
+    """The names of the log-SNR bins in metrics: loss/logsnr_-inf_-6, loss/logsnr_-6_-3, ..."""
+    edges = ["-inf", *(f"{edge:g}" for edge in LOGSNR_EDGES), "inf"]
+    return [f"loss/logsnr_{low}_{high}" for low, high in zip(edges, edges[1:], strict=False)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Randomness:
+    """The randomness of a batch: timesteps t (N,), noise (N, C, H, W), labels after dropping,
+    dropout key.
+    """
+
+    t: Tensor
+    noise: Tensor
+    labels: Tensor | None
+    dropout_key: DropoutKey | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleLosses:
+    """Losses (N,) of a batch: the one trained, the plain ones in the three spaces, and where they
+    lie in log-SNR.
+    """
+
+    loss: Tensor
+    by_space: dict[str, Tensor]
+    logsnr: Tensor
+
+    def sums(self) -> Tensor:
+        """The NUM_SUMS numbers a step reports, detached: samples, loss, three spaces, bins,
+        non-finite losses.
+        """
+        loss = self.loss.detach().float()
+        # no tensor of the edges: a copy to a GPU waits for it
+        above = torch.stack([self.logsnr > edge for edge in LOGSNR_EDGES]).sum(0)
+        bins = nn.functional.one_hot(above, NUM_BINS).to(loss.dtype)
+        spaces = [self.by_space[space].sum() for space in SPACE_SUMS.values()]
+        bad = (~torch.isfinite(loss)).sum().to(loss.dtype)
+        in_bins = [torch.nan_to_num(loss) @ bins, bins.sum(0)]
+        return torch.cat([torch.stack([loss.sum(), bad, *spaces]), *in_bins])
+
+
+def metrics_from(sums: list[float], samples: int) -> dict[str, float]:
+    """Means over `samples` samples from added-up SampleLosses.sums(); empty bins are left out."""
+    metrics = {"loss": sums[0] / samples}
+    metrics |= {name: sums[2 + k] / samples for k, name in enumerate(SPACE_SUMS)}
+    first = 2 + len(SPACE_SUMS)
+    for k, name in enumerate(bin_names()):
+        count = sums[first + NUM_BINS + k]
+        if count:
+            metrics[name] = sums[first + k] / count
+    return metrics
+
+
+def standard_loss(training: Training) -> Loss:
+    """LOSS_FN times the weight of LOSS_WEIGHTING in LOSS_SPACE."""
+    space = training.LOSS_SPACE or training.PRED_TYPE
+
+    def loss(prediction: Tensor, target: Tensor, logsnr: Tensor) -> Tensor:
+        weight = loss_weight(logsnr, space, training.LOSS_WEIGHTING, gamma=training.MIN_SNR_GAMMA)
+        return weight * elementwise_loss(prediction, target, training.LOSS_FN)
+
+    return loss
+
+
+def draw(
+    training: Training, network: nn.Module, schedule: NoiseSchedule, batch: Batch, step: int
+) -> Randomness:
+    """The draws of the samples of this batch: functions of (SEED, position) alone."""
+    seed, positions = training.SEED, positions_of(batch)
+    if training.STRATIFIED_TIME:
+        size = training.HYPER_PARAMETERS.BATCH_SIZE
+        t = stratified_timesteps(seed, step, positions - step * size, size, schedule.num_timesteps)
+    else:
+        t = timesteps(seed, positions, schedule.num_timesteps)
+    drops = getattr(network, "dropout", 0.0) > 0
+    return Randomness(
+        t=t,
+        noise=philox.normal(seed, Stream.NOISE, positions, tuple(batch.images.shape[1:])),
+        labels=_labels(training, network, batch),
+        dropout_key=DropoutKey(seed, positions) if drops else None,
+    )
+
+
+def positions_of(batch: Batch) -> Tensor:
+    """Where the batch lies in the endless order; ValueError for one read outside of it."""
+    if batch.positions is None:
+        raise ValueError("a batch read without positions has no draws; read it by its positions")
+    return batch.positions
+
+
+def _labels(training: Training, network: nn.Module, batch: Batch) -> Tensor | None:
+    """Labels, each replaced by the null class with probability LABEL_DROP; None for unconditional
+    networks.
+    """
+    null = getattr(network, "null_label", None)
+    if null is None or batch.labels is None:
+        return None
+    draws = philox.uniform(training.SEED, Stream.LABEL_DROP, positions_of(batch))
+    return torch.where(draws < training.LABEL_DROP, null, batch.labels)
+
+
+def sample_losses(
+    training: Training,
+    network: Callable[..., Tensor],
+    schedule: NoiseSchedule,
+    batch: Batch,
+    draws: Randomness,
+    loss: Loss,
+    autocast: AbstractContextManager[object] | None = None,
+) -> SampleLosses:
+    """One network call and its losses. Only the call itself runs under `autocast`."""
+    alpha, sigma = schedule.alpha_sigma_at(draws.t)
+    x0, logsnr = batch.images, schedule.logsnr_at(draws.t)
+    x_t = diffuse(x0, draws.noise, alpha, sigma)
+    time = draws.t.double() / schedule.num_timesteps
+    extra = {} if draws.dropout_key is None else {"dropout_key": draws.dropout_key}
+    with autocast or nullcontext():
+        pred = network(x_t, time, draws.labels, **extra)
+    pred = pred.float()
+
+    def in_space(space: str, of: Tensor) -> tuple[Tensor, Tensor]:
+        target = target_for(space, x0, draws.noise, alpha, sigma)
+        return convert(of, x_t, alpha, sigma, training.PRED_TYPE, space), target
+
+    trained = loss(*in_space(training.LOSS_SPACE or training.PRED_TYPE, pred), logsnr)
+    with torch.no_grad():
+        by_space = {
+            space: elementwise_loss(*in_space(space, pred), training.LOSS_FN)
+            for space in SPACE_SUMS.values()
+        }
+    return SampleLosses(loss=trained.float(), by_space=by_space, logsnr=logsnr)

@@ -1,0 +1,446 @@
+"""What survives a training's end or death: TrainState; and the sums of the report under way:
+Window.
+"""
+
+import copy
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile, schedule, supported_activities
+
+from ddpm.config import Training
+from ddpm.data import Batch
+from ddpm.diffusion import NoiseSchedule, beta_at, ema, gamma_of, name_of
+from ddpm.distributed import Group, share
+from ddpm.errors import NonFiniteError
+from ddpm.runs import watts
+from ddpm.training.loss import NUM_SUMS, Loss, draw, metrics_from, sample_losses, standard_loss
+from ddpm.training.optim import (
+    learning_rate,
+    load_state_by_name,
+    make_optimizer,
+    set_learning_rate,
+    state_by_name,
+)
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """All that must survive: a CPU copy, safe to keep. tensors: model, ema-DECAY...,
+    power-LENGTH..., optimizer, each {name: tensor}.
+
+    window: the sums of the report under way, so that a run stopped between two reports loses none
+    of them.
+    """
+
+    step: int
+    tensors: dict[str, Tensors]
+    grad_scaler: dict[str, Any] | None = None
+    window: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def scalars(self) -> dict[str, Any]:
+        """What goes to JSON beside the tensors."""
+        return {"step": self.step, "grad_scaler": self.grad_scaler, "window": self.window}
+
+    @classmethod
+    def restored(cls, tensors: dict[str, Tensors], scalars: dict[str, Any]) -> "TrainState":
+        """The state whose `tensors` and `scalars` were saved."""
+        return cls(tensors=tensors, **scalars)
+
+
+@dataclass
+class Window:
+    """Sums since the last report. seconds and core seconds are this process's own and not kept over
+    a resume.
+    """
+
+    steps: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0] * NUM_SUMS)
+    grad_norm: float = 0.0
+    skipped: int = 0
+    started: float = field(default_factory=time.perf_counter)
+    started_cpu: float = field(default_factory=time.process_time)
+
+    def add(self, sums: list[float], grad_norm: float, skipped: bool) -> None:
+        self.sums = [a + b for a, b in zip(self.sums, sums, strict=True)]
+        self.steps += 1
+        self.skipped += skipped
+        self.grad_norm += 0.0 if skipped else grad_norm
+
+    def to_json(self) -> dict[str, Any]:
+        names = ("steps", "sums", "grad_norm", "skipped")
+        return {name: getattr(self, name) for name in names} if self.steps else {}
+
+
+# --------
+# One flat buffer for all gradients and the sums that ride with them, reduced over workers in one
+# collective.
+#
+# Its layout depends on the parameters alone, never on when the process started, so a resumed run sums
+# in the same order. `fast` has one row: micro-batches accumulate in it and workers' rows are summed
+# by one all-reduce. `exact` has one row for each of a fixed number of parts of the global batch;
+# adding other workers' zeros changes no bit, and the rows are then summed pairwise in a fixed tree:
+# the result is the same bits for any number of workers.
+
+
+class GradientBuffer:
+    """Gradients of `parameters` in rows, each row followed by `num_sums` further numbers.
+
+    rows: how many parts of the global batch are kept apart (1 = accumulate as they come).
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], num_sums: int, rows: int = 1) -> None:
+        self.parameters = list(parameters)
+        self.size = sum(p.numel() for p in self.parameters)
+        device = self.parameters[0].device
+        self.buffer = torch.zeros(rows, self.size + num_sums, device=device)
+        self.views = [self._views(row) for row in self.buffer]
+
+    def _views(self, row: Tensor) -> list[Tensor]:
+        pieces = row[: self.size].split([p.numel() for p in self.parameters])
+        return [piece.view(p.shape) for piece, p in zip(pieces, self.parameters, strict=True)]
+
+    def begin(self) -> None:
+        """Everything zero: a new optimizer step."""
+        self.buffer.zero_()
+
+    def collect_into(self, row: int) -> None:
+        """Let the next backward passes add to this row."""
+        for parameter, view in zip(self.parameters, self.views[row], strict=True):
+            parameter.grad = view
+
+    def add_sums(self, row: int, sums: Tensor) -> None:
+        """Add to the numbers that ride behind the gradients of a row."""
+        self.buffer[row, self.size :] += sums
+
+    def reduce(self, group: Group) -> tuple[Tensor, Tensor]:
+        """(gradient (size,), sums): totals over all parts and workers; parameters' .grad point into
+        the first.
+        """
+        group.sum_(self.buffer)
+        total = tree_sum(self.buffer)
+        # a row of its own would still hold -0.0 where a sum over workers holds 0.0
+        total = total.add_(0.0)
+        for parameter, view in zip(self.parameters, self._views(total), strict=True):
+            parameter.grad = view
+        return total[: self.size], total[self.size :]
+
+
+def tree_sum(rows: Tensor) -> Tensor:
+    """The sum over rows (R, n) -> (n,), pairwise in an order that depends on R alone."""
+    while rows.shape[0] > 1:
+        half = (rows.shape[0] + 1) // 2
+        folded = rows[:half].clone()
+        folded[: rows.shape[0] - half] += rows[half:]
+        rows = folded
+    return rows[0]
+
+
+# --------
+# One optimizer step: this worker's share through the network, one reduction, clip, AdamW, EMA.
+#
+# The step waits for the device once, to learn the loss, whether anything is not finite and whether to
+# stop.
+
+EXACT_PARTS = 4  # parts of the global batch under NUMERICS exact, unless MICRO_BATCH is given
+LEAST_LOSS_SCALE = 1.0  # fp16 gradients that overflow below it are not the scale's fault
+
+
+def exact_part_size(training: Training) -> int:
+    """Samples of one part of the global batch under NUMERICS exact."""
+    return training.MICRO_BATCH or -(-training.HYPER_PARAMETERS.BATCH_SIZE // EXACT_PARTS)
+
+
+def exact_parts(training: Training) -> int:
+    """Parts of the global batch under NUMERICS exact: the most workers there can be."""
+    return -(-training.HYPER_PARAMETERS.BATCH_SIZE // exact_part_size(training))
+
+
+class Stepper:
+    """The moving parts of one training: optimizer steps, and what they report and leave behind.
+
+    state: None starts from the network's weights. total: optimizer steps of the whole training.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        network: nn.Module,
+        schedule: NoiseSchedule,
+        loss: Loss | None,
+        state: TrainState | None,
+        group: Group,
+        total: int,
+    ) -> None:
+        self.training, self.schedule, self.group = training, schedule, group
+        self.network = network.to(group.device).train()
+        self.forward = torch.compile(network) if training.COMPILE else network
+        self.loss = loss or standard_loss(training)
+        self.batch_size = training.HYPER_PARAMETERS.BATCH_SIZE
+        self.total = total
+        self.parameters = dict(network.named_parameters())
+        self.optimizer = make_optimizer(network, training.WEIGHT_DECAY)
+        self.scaler = torch.amp.GradScaler(group.device.type, enabled=training.PRECISION == "fp16")
+        self.parts = self._parts()
+        rows = len(self.parts) if training.NUMERICS == "exact" else 1
+        self.buffer = GradientBuffer(list(self.parameters.values()), NUM_SUMS + 1, rows)
+        self._restore(state)
+
+    def _parts(self) -> list[range]:
+        """The parts of the global batch that go through the network at once; `exact` fixes them for
+        any group size.
+        """
+        micro = self.training.MICRO_BATCH
+        if self.training.NUMERICS == "exact":
+            size = exact_part_size(self.training)
+            own = range(self.batch_size)
+        else:
+            own = share(self.batch_size, self.group.rank, self.group.size)
+            size = micro or len(own)
+        return [
+            range(first, min(first + size, own.stop)) for first in range(own.start, own.stop, size)
+        ]
+
+    def _own_parts(self) -> range:
+        """The indices of self.parts that this worker computes."""
+        if self.training.NUMERICS == "exact":
+            return share(len(self.parts), self.group.rank, self.group.size)
+        return range(len(self.parts))
+
+    def _restore(self, state: TrainState | None) -> None:
+        self.step = state.step if state else 0
+        self.window = Window(**(state.window if state else {}))
+        self.emas = {
+            f"ema-{decay:g}": ema.init(self.parameters) for decay in self.training.EMA_DECAYS
+        }
+        self.gammas = {name_of(length): gamma_of(length) for length in self.training.EMA_POWER}
+        self.powers = {name: ema.init(self.parameters) for name in self.gammas}
+        if state is None:
+            return
+        self.network.load_state_dict(state.tensors["model"])
+        self.emas, self.powers = (
+            {
+                name: {
+                    k: v.to(self.group.device, copy=True) for k, v in state.tensors[name].items()
+                }
+                for name in averages
+            }
+            for averages in (self.emas, self.powers)
+        )
+        load_state_by_name(self.optimizer, self.network, state.tensors["optimizer"])
+        if state.grad_scaler:
+            self.scaler.load_state_dict(state.grad_scaler)
+
+    def share_of(self, step: int) -> Tensor:
+        """Positions in the endless order that this worker reads for optimizer step `step`."""
+        own = self._own_parts()
+        first, last = self.parts[own[0]].start, self.parts[own[-1]].stop
+        return torch.arange(first, last) + step * self.batch_size
+
+    def train_step(self, batch: Batch, stop: bool) -> bool:
+        """One optimizer step on this worker's share; whether rank 0 asks to stop after it."""
+        batch = batch.to(self.group.device)
+        self.buffer.begin()
+        own = self._own_parts()
+        offset = self.parts[own[0]].start
+        seen: list[Tensor] = []
+        for index in own:
+            part = self.parts[index]
+            piece = batch.part(part.start - offset, part.stop - offset)
+            seen.append(self._backward(piece, index if len(self.buffer.views) > 1 else 0))
+        if self.group.is_main and stop:
+            self.buffer.buffer[0, -1] = 1.0
+        gradient, sums = self.buffer.reduce(self.group)
+        skipped, norm, numbers = self._apply(gradient, sums, seen)
+        self.window.add(numbers[:-1], norm, skipped)
+        self.step += 1
+        return numbers[-1] > 0
+
+    def _backward(self, piece: Batch, row: int) -> Tensor:
+        """Gradients and sums of one part, added to its row. Returns int64 (n, 3): timestep, sample
+        id and whether the loss is finite.
+        """
+        draws = draw(self.training, self.network, self.schedule, piece, self.step)
+        losses = sample_losses(
+            self.training, self.forward, self.schedule, piece, draws, self.loss, self._autocast()
+        )
+        self.buffer.collect_into(row)
+        self.scaler.scale(losses.loss.sum() / self.batch_size).backward()
+        self.buffer.add_sums(row, torch.cat([losses.sums(), losses.loss.new_zeros(1)]))
+        return torch.stack([draws.t, piece.ids, torch.isfinite(losses.loss).long()], dim=1)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        if self.training.PRECISION not in dtypes:
+            return nullcontext()
+        return torch.autocast(self.group.device.type, dtype=dtypes[self.training.PRECISION])
+
+    def _apply(
+        self, gradient: Tensor, sums: Tensor, seen: list[Tensor]
+    ) -> tuple[bool, float, list[float]]:
+        """(skipped, gradient norm, sums): clip by the global norm, AdamW, EMA. fp16 may skip an
+        overflown step.
+        """
+        self.scaler.unscale_(self.optimizer)
+        # the one place where the step waits for the device
+        norm, *numbers = torch.cat([gradient.norm()[None], sums]).tolist()
+        if numbers[1] > 0 or not (np.isfinite(norm) or self.scaler.is_enabled()):
+            raise self._non_finite(norm, seen)
+        skipped = not np.isfinite(norm)
+        if skipped and self.scaler.get_scale() < LEAST_LOSS_SCALE:
+            raise self._non_finite(norm, seen)
+        clip = self.training.CLIP_NORM
+        if clip is not None and not skipped and norm > clip:
+            gradient *= clip / norm
+        hyper = self.training.HYPER_PARAMETERS
+        set_learning_rate(self.optimizer, learning_rate(hyper, self.step, self.total))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if not skipped:
+            for decay, tensors in zip(self.training.EMA_DECAYS, self.emas.values(), strict=True):
+                ema.update(tensors, self.parameters, decay, self.step)
+        # Averages over steps: at one that was skipped the weights stood still, and count again.
+        for name, gamma in self.gammas.items():
+            ema.move(self.powers[name], self.parameters, beta_at(gamma, self.step))
+        return skipped, norm, numbers
+
+    def _non_finite(self, norm: float, seen: list[Tensor]) -> NonFiniteError:
+        """The error naming the step, and the timesteps and sample ids whose loss is not finite, on
+        any worker.
+        """
+        found = torch.full((16, 2), -1, dtype=torch.int64, device=self.group.device)
+        samples = torch.cat(seen)
+        rows = samples[samples[:, 2] == 0][:16, :2]
+        found[: len(rows)] = rows
+        pairs = [pair for pair in self.group.gather(found).flatten(0, 1).tolist() if pair[0] >= 0]
+        what = f"gradient norm {norm}"
+        if pairs:
+            what = "loss at " + ", ".join(f"timestep {t} of sample {i}" for t, i in pairs[:16])
+        return NonFiniteError(
+            f"step {self.step}: non-finite {what}; the step was not applied and the last "
+            "checkpoint is intact; lower LEARNING_RATE, or look at the samples named"
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Means over the window, learning rate, and timings (keys time/...)."""
+        window = self.window
+        result = metrics_from(window.sums, window.steps * self.batch_size)
+        applied = max(1, window.steps - window.skipped)
+        hyper = self.training.HYPER_PARAMETERS
+        result["grad_norm"] = window.grad_norm / applied
+        result["learning_rate"] = learning_rate(hyper, self.step - 1, self.total)
+        if self.scaler.is_enabled():
+            result["loss_scale"] = self.scaler.get_scale()
+            result["skipped_steps"] = float(window.skipped)
+        seconds = time.perf_counter() - window.started
+        cores = torch.tensor(time.process_time() - window.started_cpu, dtype=torch.float64)
+        result["time/seconds"] = seconds
+        result["time/core_seconds"] = self.group.sum_(cores.to(self.group.device)).item()
+        if self.group.device.type == "cuda":
+            result["time/gpu_seconds"] = seconds * self.group.size
+            joules = torch.tensor(watts(self.group.device) * seconds, dtype=torch.float64)
+            result["time/energy_joules"] = self.group.sum_(joules.to(self.group.device)).item()
+        result["time/images_per_s"] = window.steps * self.batch_size / seconds
+        return result
+
+    def ema_network(self) -> nn.Module:
+        """A copy of the network in eval mode with the first EMA's weights."""
+        return with_weights(self.network, next(iter(self.emas.values()), None))
+
+    def state(self) -> TrainState:
+        """The state after self.step steps, copied to the CPU; every tensor finite."""
+        tensors = {
+            "model": dict(self.network.state_dict()),
+            **self.emas,
+            **self.powers,
+            "optimizer": state_by_name(self.optimizer, self.network),
+        }
+        for part in ("model", *self.emas, *self.powers):
+            for name, tensor in tensors[part].items():
+                if not torch.isfinite(tensor).all():
+                    raise NonFiniteError(
+                        f"step {self.step}: {part}.{name} is not finite; nothing was saved"
+                    )
+        return TrainState(
+            step=self.step,
+            tensors={part: _on_cpu(group) for part, group in tensors.items()},
+            grad_scaler=self.scaler.state_dict() or None,
+            window=self.window.to_json(),
+        )
+
+
+def _on_cpu(tensors: Tensors) -> Tensors:
+    return {
+        name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()
+    }
+
+
+def with_weights(network: nn.Module, weights: Tensors | None) -> nn.Module:
+    """A copy of the network in eval mode, its parameters replaced by `weights` where given."""
+    network = copy.deepcopy(network).eval()
+    if weights is not None:
+        network.load_state_dict(weights, strict=False)
+    return network
+
+
+# --------
+# TRAINING.NUMERICS on the device: the kernels a training may use.
+
+
+@contextmanager
+def kernels(numerics: str) -> Iterator[None]:
+    """Under "exact" deterministic kernels alone, in full float32; as before afterwards.
+
+    On a GPU some fast kernels add in the order in which threads arrive, and cuDNN rounds the inputs
+    of float32 convolutions to TF32. An operation that has no deterministic kernel raises
+    RuntimeError. On a CPU nothing changes: all kernels in use are deterministic there.
+    """
+    if numerics != "exact":
+        yield
+        return
+    # asked for by torch: cuBLAS reads it when a process calls it first
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    cudnn = torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled(), cudnn.allow_tf32
+    torch.use_deterministic_algorithms(True)
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        cudnn.allow_tf32 = before[1]
+
+
+# --------
+# TRAINING.PROFILE: a trace of some optimizer steps, to be looked at in Perfetto or Chrome.
+
+WARMUP_STEPS = 2  # the first steps allocate, tune and compile
+
+
+@contextmanager
+def profiler(path: Path, steps: int) -> Iterator[Callable[[], None] | None]:
+    """Gives what is to be called after each step; writes the trace of `steps` steps to `path`.
+
+    None when steps is 0. Counting starts where this process does, after WARMUP_STEPS.
+    """
+    if steps == 0:
+        yield None
+        return
+    cpu, cuda = ProfilerActivity.CPU, ProfilerActivity.CUDA
+    with profile(
+        activities=[kind for kind in (cpu, cuda) if kind in supported_activities()],
+        schedule=schedule(wait=0, warmup=WARMUP_STEPS, active=steps, repeat=1),
+        on_trace_ready=lambda done: done.export_chrome_trace(str(path)),
+    ) as running:
+        yield running.step

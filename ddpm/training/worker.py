@@ -1,0 +1,361 @@
+"""Where the time from the start of a job to its first step goes.
+
+Marks are made by the batch script, the command and the first worker, and travel with the job.
+"""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import torch
+from torch import nn
+
+from ddpm import config as configuration
+from ddpm.config import Config
+from ddpm.data import Dataset, staging
+from ddpm.diffusion import NoiseSchedule
+from ddpm.distributed import Group
+from ddpm.errors import Interrupted
+from ddpm.metrics import (
+    OpenInception,
+    SampleValidation,
+    measure_samples,
+    validation_metrics,
+    x0_error,
+)
+from ddpm.runs import (
+    Began,
+    Patience,
+    RunDirectory,
+    checkpoint,
+    cost,
+    directory,
+    failure_recorded,
+    gpu_share,
+    logs,
+)
+from ddpm.sampling import build, generation, open_data
+from ddpm.training.step import TrainState, kernels, profiler
+from ddpm.training.trainer import Every, StepReport, steps_per_epoch, total_steps, train
+
+# set by slurm/job.sh, seconds since 1970: when it began, and when it started the command
+JOB_START, JOB_READY = "DDPM_JOB_START", "DDPM_JOB_READY"
+log = logging.getLogger("ddpm.run")
+
+Marks = tuple[tuple[str, float], ...]
+
+
+def begun() -> Marks:
+    """The first marks: when the job started, when its script had started this process, and now."""
+    start = float(os.environ.get(JOB_READY, psutil.Process().create_time()))
+    job = float(os.environ.get(JOB_START, start))
+    return (("", job), ("job script", start), ("imports", time.time()))
+
+
+def marked(marks: Marks, what: str) -> Marks:
+    """The marks with one more: `what` has just ended."""
+    return (*marks, (what, time.time()))
+
+
+def table(marks: Marks) -> dict[str, float]:
+    """Seconds of every part, in order, and their "total"."""
+    parts: dict[str, float] = {}
+    for (_, before), (what, after) in zip(marks, marks[1:], strict=False):
+        parts[what] = parts.get(what, 0.0) + after - before
+    return parts | {"total": marks[-1][1] - marks[0][1]}
+
+
+def told_after_first_step(
+    marks: Marks, then: Callable[[], None] | None
+) -> Callable[[], None] | None:
+    """What to call after each step: says once where the time went, and calls `then` each time."""
+    if not marks:
+        return then
+    told = False
+
+    def on_step() -> None:
+        nonlocal told
+        if not told:
+            told = True
+            parts = table(marked(marks, "first step"))
+            text = ", ".join(f"{what} {seconds:.1f}" for what, seconds in parts.items())
+            log.info("seconds to the first step: %s", text)
+        if then:
+            then()
+
+    return on_step
+
+
+# --------
+# The one worker function: a training from its plain description to its finished run directory.
+#
+# With one worker the caller's own process runs it; with several, Ray Train does. Nothing else
+# differs. Rank 0 alone writes: the run directory first, then the mirror (Weights & Biases) and
+# whoever listens.
+
+
+class Mirror(Protocol):
+    """A second place for what the run directory holds; it may lag or vanish."""
+
+    def log(self, report: StepReport) -> None:
+        """Show one report."""
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """The last word on a run that ended well; closes."""
+
+    def close(self) -> None:
+        """Let go of everything; harmless when already closed."""
+
+
+class NoMirror:
+    """No second place."""
+
+    def log(self, report: StepReport) -> None:
+        """Nothing."""
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+MakeMirror = Callable[[Config, RunDirectory], Mirror]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A training as plain data, fit to travel between processes.
+
+    data_dir: the folder of packed shards.  threads: CPU threads of each worker.  wait_s: how long
+    to wait for the lock of the run directory.  packed: whether other trainings share the machine
+    meanwhile, so that speed is not the machine's.  startup: when what had ended before the worker.
+    pause_at: the optimizer step after which it saves and stops, to be continued.
+    """
+
+    config: dict[str, Any]
+    run_dir: str
+    data_dir: str
+    threads: int
+    command: tuple[str, ...]
+    wait_s: float = 0.0
+    packed: bool = False
+    startup: Marks = ()
+    pause_at: int | None = None
+
+    @property
+    def stage(self) -> tuple[str, str]:
+        """What is copied to the nodes' disks, and where: the folder of shards, DATASET.STAGE."""
+        return self.data_dir, self.config["DATASET"]["STAGE"]
+
+
+def work(
+    job: Job,
+    group: Group,
+    *,
+    mirror: MakeMirror | None = None,
+    on_report: Callable[[StepReport], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    on_held: Callable[[], None] | None = None,
+    inception: OpenInception | None = None,
+) -> dict[str, Any]:
+    """Train, evaluate and finish the run; returns its summary (on rank 0; empty on the others).
+
+    Continues from the last checkpoint in the run directory. Raises Interrupted, after saving, when
+    `should_stop()` says so or when the run directory's stop file appears.
+    on_held: called once this process holds the run directory.  inception: opens
+    EVALUATION.WEIGHTS where FEATURES are inception.
+    """
+    began = Began()
+    startup = marked(job.startup, "workers") if job.startup and group.is_main else ()
+    config = configuration.from_dict(job.config, source=job.run_dir)
+    data = open_data(config, Path(job.data_dir))
+    run = RunDirectory(Path(job.run_dir))
+    logs.reset_peak()
+    state = _start(run, config, data, job, group)
+    torch.set_num_threads(run.threads)
+    if on_held and group.is_main:
+        on_held()
+
+    def stops() -> bool:
+        return run.stop_requested or bool(should_stop and should_stop())
+
+    try:
+        # with several workers their driver knows which of their errors came first
+        recorded = failure_recorded(run.path) if group.size == 1 else nullcontext()
+        stage = config.DATASET.STAGE
+        reading = staging.reading(data, stage, group, notes=run.path, should_stop=stops)
+        with recorded, reading, kernels(config.TRAINING.NUMERICS):
+            if not group.is_main:
+                _train(job, config, data, run, state, group, [], stops, startup, inception)
+                measure_samples(run.path, config, data, group, should_stop=stops)
+                began.gather(group)
+                return {}
+            with closing(mirror(config, run) if mirror else NoMirror()) as mirrored:
+                listeners = [mirrored.log, *([on_report] if on_report else [])]
+                _train(job, config, data, run, state, group, listeners, stops, startup, inception)
+                peak = logs.peak_bytes()  # what is measured from here on is no training
+                measure_samples(run.path, config, data, group, should_stop=stops)
+                began.gather(group)
+                summary = _finish(job, config, data, run, peak, began)
+                mirrored.finish(summary)
+            return summary
+    finally:
+        run.close()
+
+
+def _start(
+    run: RunDirectory, config: Config, data: Dataset, job: Job, group: Group
+) -> TrainState | None:
+    """The state all workers continue from: rank 0 opens the run directory and chooses, the others
+    read the same.
+    """
+    found = None
+    gpus = 1.0 if config.CLUSTER.GPUS_PER_WORKER is None else config.CLUSTER.GPUS_PER_WORKER
+    if group.is_main:
+        found = run.start(
+            config,
+            data_sha256=data.sha256,
+            data_dir=Path(job.data_dir),
+            threads=job.threads,
+            command=job.command,
+            wait_s=job.wait_s,
+            facts={
+                "total_steps": total_steps(config.TRAINING, data.num_train),
+                "workers": group.size,
+                "cpus_per_worker": job.threads,
+                "gpus_per_worker": gpus if group.device.type == "cuda" else 0,
+            },
+        )
+    step = group.agree(found.step if found else -1)
+    if step >= 0 and not group.is_main:
+        found = checkpoint.load(checkpoint.folder_of(run.checkpoints, step))
+    return TrainState.restored(found.tensors, found.state) if found else None
+
+
+def _train(
+    job: Job,
+    config: Config,
+    data: Dataset,
+    run: RunDirectory,
+    state: TrainState | None,
+    group: Group,
+    listeners: list[Callable[[StepReport], None]],
+    should_stop: Callable[[], bool],
+    startup: Marks,
+    inception: OpenInception | None,
+) -> None:
+    """Every report to the run directory (rank 0) and the listeners; Interrupted when stopped."""
+    if group.any(group.is_main and _has_lost_patience(run, config)):
+        return  # and was killed before it could say that it is done
+    network, schedule = build(config)
+    if group.is_main:
+        listeners = [run.record, *listeners]
+    last: StepReport | None = None
+    traced = config.TRAINING.PROFILE if group.is_main else 0
+    with profiler(run.path / "profile.json", traced) as on_step:
+        for report in train(
+            config.TRAINING,
+            network,
+            schedule,
+            data,
+            state=state,
+            group=group,
+            sampler=_sampler(config, schedule, data),
+            evaluator=_evaluator(config, schedule, data, group, inception),
+            judge=_judge(run, config),
+            should_stop=should_stop,
+            pause_at=job.pause_at,
+            on_step=told_after_first_step(startup, on_step),
+        ):
+            last = report
+            for listener in listeners:
+                listener(report)
+    if last and last.stopped:
+        # whoever started the workers may kill them all when the first ends: none before it is saved
+        group.wait()
+        raise Interrupted(
+            f"stopped at step {last.step}, saved in {run.path}; "
+            "run the same command again to continue"
+        )
+
+
+def _sampler(config: Config, schedule: NoiseSchedule, data: Dataset) -> Every | None:
+    inline = config.TRAINING.INLINE_GEN
+    if not inline.ENABLE:
+        return None
+    steps = inline.PERIOD * steps_per_epoch(config.TRAINING, data.num_train)
+    return Every(
+        steps=steps, call=lambda network: generation.sample_grid(network, schedule, config)
+    )
+
+
+def _has_lost_patience(run: RunDirectory, config: Config) -> bool:
+    options = config.EVALUATION
+    return options.PATIENCE is not None and Patience.ENOUGH in directory.judge(
+        run.metrics(), options
+    )
+
+
+def _judge(run: RunDirectory, config: Config) -> Callable[[dict[str, float]], Patience] | None:
+    """What an evaluation means beside those before it; None where no best is asked for."""
+    if config.EVALUATION.BEST is None:
+        return None
+    return lambda row: directory.judge([*run.metrics(), row], config.EVALUATION)
+
+
+def _evaluator(
+    config: Config,
+    schedule: NoiseSchedule,
+    data: Dataset,
+    group: Group,
+    inception: OpenInception | None,
+) -> Every | None:
+    if config.EVALUATION.EVERY is None:
+        return None
+    steps = config.EVALUATION.EVERY * steps_per_epoch(config.TRAINING, data.num_train)
+    of_samples = None
+    if config.EVALUATION.FEATURES is not None:
+        of_samples = SampleValidation(config, schedule, data, group, inception)
+
+    def measure(network: nn.Module) -> dict[str, float]:
+        numbers = validation_metrics(network, schedule, config, data, group)
+        return numbers | (of_samples(network) if of_samples else {})
+
+    return Every(steps=steps, call=measure)
+
+
+def _finish(
+    job: Job, config: Config, data: Dataset, run: RunDirectory, peak_memory: int, began: Began
+) -> dict[str, Any]:
+    """Evaluation and samples of the final EMA network, written beside the checkpoints; the run's
+    summary.
+    """
+    last = max(checkpoint.steps(run.checkpoints))
+    run.record_memory("evaluation", last)
+    numbers = x0_error.evaluate_run(run.path, data)
+    run.record_memory("sampling", last)
+    generation.save_samples(run.path, config)
+    rows, found = run.metrics(), run.best
+    costs = cost(rows, gpu_share(config))
+    summary = {
+        "steps": rows[-1]["step"],
+        "images": rows[-1]["images"],
+        "final_loss": rows[-1]["loss"],
+        **costs,
+        "images_per_s": rows[-1]["images"] / (costs["seconds"] or math.inf),
+        "peak_memory_bytes": peak_memory,
+        "packed": job.packed,
+        **({"best_step": found.step} if found else {}),
+        **numbers,
+        **began.took(),
+    }
+    run.finish(summary)
+    return summary

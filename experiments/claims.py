@@ -1,0 +1,190 @@
+"""What a paper found, what we found, and whether the two agree: numbers, a verdict, a page.
+
+A claim is a number of each training seed whose sign the paper foretells: positive as published. The
+verdict is that of the interval over seeds (Student's t, 95 % for all claims of a result together,
+Bonferroni): it agrees where the interval lies above zero, disagrees where it lies below, and is
+undecided where it holds zero or there is one seed. A training that ends in non-finite numbers is an
+infinite number, of its sign.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import inf, isfinite
+from pathlib import Path
+
+from ddpm.metrics import interval
+from ddpm.report import listed, number_with_error
+from ddpm.runs import storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """paper: what was found.  number: what `values`, one a seed, are."""
+
+    paper: str
+    number: str
+    values: tuple[float, ...]
+
+    def judged(self, confidence: float) -> "Finding":
+        """With its interval and its verdict."""
+        values = [value for value in self.values if isfinite(value)]
+        mean, half = interval(values, confidence) if values else (inf, 0.0)
+        if any(not isfinite(value) for value in self.values):
+            verdict = _of_signs(self.values)
+        elif len(values) < 2:
+            verdict = "undecided"
+        else:
+            verdict = "agrees" if mean > half else "disagrees" if mean < -half else "undecided"
+        return Finding(claim=self, mean=mean, half_width=half, verdict=verdict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A claim with its mean over seeds and the half-width of its interval.
+
+    verdict: one of VERDICTS.
+    """
+
+    claim: Claim
+    mean: float
+    half_width: float
+    verdict: str
+
+    @property
+    def sentence(self) -> str:
+        """What the paper found, what we found, and the verdict."""
+        return f"Published: {self.claim.paper} Here: {self.claim.number} is {self._told()}."
+
+    def _told(self) -> str:
+        values = self.claim.values
+        lost = sum(not isfinite(value) for value in values)
+        if lost:
+            return f"beyond any number in {lost} of {len(values)} seeds: {self.verdict}"
+        if len(values) < 2:
+            return f"{values[0]:.3g} with one seed, which decides nothing: {self.verdict}"
+        mean, half = number_with_error(self.mean, self.half_width)
+        return f"{mean} ± {half} over {len(values)} seeds: {self.verdict}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """A table of words and numbers."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        """As a table of Markdown, its title above it."""
+        ruler = ["---", *["---:"] * (len(self.headings) - 1)]
+        lines = [self.headings, ruler, *self.rows]
+        return f"{self.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One published result and our own.
+
+    setting: what was done here, and how it differs from the paper.  pictures: file name -> PNG.
+    failed: trainings that did not end, with their reasons.  changed: overrides of its sweep.
+    """
+
+    name: str
+    source: str
+    setting: str
+    claims: tuple[Claim, ...]
+    tables: tuple[Numbers, ...]
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    failed: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+
+    @property
+    def findings(self) -> list[Finding]:
+        """The claims, judged together."""
+        return [claim.judged(1 - 0.05 / len(self.claims)) for claim in self.claims]
+
+    @property
+    def headline(self) -> str:
+        """How many of the claims agree, and which do not."""
+        verdicts = [finding.verdict for finding in self.findings]
+        parts = [
+            f"{count} {one if count == 1 else more}"
+            for verdict, (one, more) in VERDICTS.items()
+            if (count := verdicts.count(verdict))
+        ]
+        return f"{self.name}: of {len(self.claims)} published findings {listed(parts)}."
+
+    def markdown(self) -> str:
+        """The page: verdict, sentences, tables, pictures, setting."""
+        count = max(len(claim.values) for claim in self.claims)
+        seeds = f"{count} training seeds" if count > 1 else "seeds, of which there was one"
+        parts = [
+            f"**{self.headline}** ({self.source})",
+            "".join(f"- {finding.sentence}\n" for finding in self.findings),
+            *(table.markdown() for table in self.tables),
+            *(f"![{name}]({name})\n" for name in self.pictures),
+            *(f"Failed: {line}\n" for line in self.failed),
+            *(f"Changed: {line}\n" for line in self.changed),
+            f"{self.setting} ± are half-widths of 95 % intervals over {seeds}, in the "
+            f"sentences corrected for {len(self.claims)} claims.\n",
+        ]
+        return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+    def save(self, folder: Path) -> Path:
+        """result.md, result.json and the pictures in `folder`; the first of them."""
+        storage.make_folder(folder)
+        for name, picture in self.pictures.items():
+            storage.write_bytes(folder / name, picture)
+        facts = {
+            "format": 1,
+            "name": self.name,
+            "source": self.source,
+            "findings": [_facts(finding) for finding in self.findings],
+            "tables": [asdict(table) for table in self.tables],
+            "failed": list(self.failed),
+            "changed": list(self.changed),
+        }
+        storage.write_json(folder / "result.json", facts)
+        path = folder / "result.md"
+        storage.write_text(path, self.markdown())
+        return path
+
+
+# In words of one and of more.
+VERDICTS = {
+    "agrees": ("agrees", "agree"),
+    "disagrees": ("disagrees", "disagree"),
+    "undecided": ("is undecided", "are undecided"),
+}
+
+
+def spread(values: Sequence[float], *, digits: int = 3) -> str:
+    """Mean ± half-width of the 95 % interval over seeds, as a cell of a table."""
+    if not all(isfinite(value) for value in values):
+        return "not finite"
+    if len(values) < 2:
+        return f"{values[0]:.{digits}g}" if values else "–"
+    mean, half = interval(values)
+    if half == 0:
+        return f"{mean:.{digits}g}"
+    return " ± ".join(number_with_error(mean, half))
+
+
+def _of_signs(values: Sequence[float]) -> str:
+    """Where some are infinite the sign of all decides."""
+    if all(value > 0 for value in values):
+        return "agrees"
+    return "disagrees" if all(value < 0 for value in values) else "undecided"
+
+
+def _facts(finding: Finding) -> dict[str, object]:
+    """As JSON, which has no infinity."""
+    values = [value if isfinite(value) else None for value in finding.claim.values]
+    return {
+        "paper": finding.claim.paper,
+        "number": finding.claim.number,
+        "values": values,
+        "mean": finding.mean if isfinite(finding.mean) else None,
+        "half_width": finding.half_width if isfinite(finding.half_width) else None,
+        "verdict": finding.verdict,
+    }

@@ -1,0 +1,185 @@
+"""What the first part of the reverse chain is worth: samples begun later, in noise all the same.
+
+A walk of n steps begins at its k-th level instead of its first, in N(0, 1) as if that were t = T
+(Nichol & Dhariwal 2021, Fig. 4). Where quality does not fall, the schedule spends k / n of its
+steps where there is nothing left to see or to decide. It needs a trained run and no retraining.
+
+FID is of features of the data's own classifier (pixels, where there are no classes) against the
+training images, the same image numbers and classes at every point: DDIM, eta 0, x0 clipped.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+
+from ddpm.diffusion import Stream, philox
+from ddpm.errors import InputError
+from ddpm.metrics import (
+    Interval,
+    classifier_features,
+    collect,
+    data_of_run,
+    deal,
+    fid,
+    pixel_features,
+    reference_of,
+)
+from ddpm.runs import RunDirectory, storage
+from ddpm.sampling import PLAIN, Sampler, Task, draw, levels, load_network
+
+BATCH = 64  # images drawn at once
+PICTURE, NUMBERS = "skip_prefix.png", "skip_prefix.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """Quality with the first `skipped` of `num_steps` steps left out.
+
+    fid: of the images drawn, to compare at their number; fid_infinity: without its bias.
+    """
+
+    skipped: int
+    num_steps: int
+    fid: Interval
+    fid_infinity: Interval
+
+    @property
+    def share(self) -> float:
+        """Of the chain that is skipped."""
+        return self.skipped / self.num_steps
+
+
+class Judge:
+    """FID of what a run's averaged network draws, for any walk: `num` images, classes in turn.
+
+    Raises InputError where the run has no checkpoint or its data are not what they were.
+    """
+
+    def __init__(self, run: Path, num: int) -> None:
+        self.model = load_network(run)
+        torch.set_num_threads(RunDirectory(run).threads)
+        real = data_of_run(run)
+        classes = self.model.config.TRAINING.NETWORK.NUM_CLASSES
+        has_classes = (real.data.num_classes or 0) > 1
+        extractor = classifier_features(real) if has_classes else pixel_features(real)
+        self._extractor, self._reference = extractor, reference_of(real, "train", extractor)
+        self.features = extractor.name
+        self._labels = None if classes is None else np.arange(num) % classes
+        self._dealt = deal(num, self._labels)
+
+    def point(self, num_steps: int, skipped: int = 0, *, eta: float = 0.0) -> Point:
+        """The quality of a walk of `num_steps` steps without its first `skipped`."""
+        images = self._drawn(num_steps, skipped, eta)
+        statistics = collect(self._extractor, [images], self._dealt, kept=0)
+        plain, infinite = fid(statistics.groups, self._reference.moments)
+        return Point(skipped=skipped, num_steps=num_steps, fid=plain, fid_infinity=infinite)
+
+    def _drawn(self, num_steps: int, skipped: int, eta: float) -> NDArray[np.uint8]:
+        model = self.model
+        sampler = Sampler(
+            pred_type=model.pred_type,
+            steps={"num_steps": num_steps},
+            ddim_eta=eta,
+            clip_denoise=True,
+            seed=model.config.EVALUATION.SEED,
+        )
+        begin = levels(model.schedule, num_steps=num_steps)[skipped].time
+        return draw(
+            model.network,
+            model.schedule,
+            len(self._dealt),
+            model.image_shape,
+            sampler,
+            labels=None if self._labels is None else torch.from_numpy(self._labels),
+            batch_size=BATCH,
+            task=_from_noise(begin, model.image_shape, sampler.seed) if skipped else PLAIN,
+        )
+
+
+def _from_noise(begin: float, shape: tuple[int, int, int], seed: int) -> Task:
+    """The walk from time `begin`, its first state N(0, 1): alpha x0 + sigma noise of two noises."""
+    return Task(x0=lambda ids: philox.normal(seed, Stream.KNOWN, ids, shape), begin=begin)
+
+
+def skips(num_steps: int, longest: float, count: int) -> list[int]:
+    """`count` numbers of steps to leave out, from 0 to the share `longest` of `num_steps`, even.
+
+    Raises InputError for impossible ones.
+    """
+    problems = []
+    if num_steps < 2:
+        problems.append(f"--steps is {num_steps}; give at least 2")
+    if not 0 < longest < 1:
+        problems.append(f"--longest is {longest:g}; give a share of the chain between 0 and 1")
+    if count < 2:
+        problems.append(f"--points is {count}; give at least 2")
+    if problems:
+        raise InputError(problems)
+    last = min(round(longest * num_steps), num_steps - 1)
+    return sorted({round(last * k / (count - 1)) for k in range(count)})
+
+
+def measure(
+    run: Path,
+    num_steps: int,
+    skipped: Sequence[int],
+    *,
+    num: int = 1024,
+    on_point: Callable[[Point], None] | None = None,
+) -> list[Point]:
+    """The quality of a run's samples with each of these numbers of steps skipped."""
+    judge, points = Judge(run, num), []
+    for count in skipped:
+        points.append(judge.point(num_steps, count))
+        if on_point is not None:
+            on_point(points[-1])
+    return points
+
+
+def table(points: Sequence[Point]) -> Table:
+    """The points as lines, and what each costs against the whole chain."""
+    made = Table("skipped", "FID", "FID, infinitely many", "against the whole chain")
+    for point in points:
+        limit = point.fid_infinity
+        made.add_row(
+            f"{point.share:.0%}",
+            f"{point.fid.value:.4g}",
+            f"{limit.value:.4g} ({limit.low:.4g} to {limit.high:.4g})",
+            f"{point.fid.value / points[0].fid.value:.2f} x",
+        )
+    made.caption = (
+        f"{points[0].num_steps} steps, {points[0].fid.n:,} images; intervals are over images drawn"
+    )
+    return made
+
+
+def save(run: Path, points: Sequence[Point]) -> tuple[Path, Path]:
+    """skip_prefix.json and skip_prefix.png in the run directory."""
+    numbers, picture = run / NUMBERS, run / PICTURE
+    facts = [{"share": point.share, **asdict(point)} for point in points]
+    storage.write_json(numbers, {"format": 1, "points": facts})
+    storage.write_bytes(picture, chart({run.name: points}))
+    return numbers, picture
+
+
+def chart(curves: dict[str, Sequence[Point]]) -> bytes:
+    """PNG: FID over the share skipped, a curve for each name."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name, points in curves.items():
+        shares, values = [p.share for p in points], [p.fid.value for p in points]
+        axes.plot(shares, values, marker="o", ms=4, label=name)
+    axes.set(xlabel="share of the reverse chain that is skipped", ylabel="FID", yscale="log")
+    axes.legend(fontsize=7)
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()

@@ -1,0 +1,97 @@
+"""The trainings that a published result rests on: a sweep of ours, run as far as it is not done."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from rich.progress import track
+
+import ddpm
+from ddpm.errors import InputError, Interrupted
+from ddpm.report import SweepResults, TrialResult, read
+from ddpm.sweep import plan
+
+T = TypeVar("T")
+Cell = tuple[object, ...]
+SWEEPS = Path(ddpm.__file__).parent.parent / "sweeps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """How a result is made.
+
+    output: OUTPUT_DIR of the trainings; None: as the sweep says.  is_short: less of everything.
+    overrides: of a sweep, over all else.
+    """
+
+    output: Path | None = None
+    is_short: bool = False
+    overrides: tuple[str, ...] = ()
+    should_stop: Callable[[], bool] = lambda: False
+
+
+def planned(name: str, options: StudyOptions, short: Sequence[str]) -> plan.Sweep:
+    """sweeps/{name}.yaml, the overrides of its shorter form where that is asked for."""
+    given = {word.partition("=")[0].upper() for word in options.overrides}
+    words = [word for word in short if word.partition("=")[0] not in given]
+    overrides = [*(words if options.is_short else ()), *options.overrides]
+    if options.output is not None:
+        overrides.append(f"TRAINING.OUTPUT_DIR={options.output}")
+    return plan.load_sweep(SWEEPS / f"{name}.yaml", overrides)
+
+
+def trained(wanted: plan.Sweep, options: StudyOptions) -> SweepResults:
+    """The sweep run to its end, with its own report; trials that failed are among its trials."""
+    from ddpm.cluster import run_sweep, sweep_setup
+
+    run_sweep.run(wanted, should_stop=options.should_stop)
+    return read(sweep_setup.folder_of(wanted))
+
+
+def each(items: Sequence[T], words: str, options: StudyOptions) -> Iterator[T]:
+    """The items with a progress bar; Interrupted between two of them when that is asked for."""
+    for item in track(items, words):
+        if options.should_stop():
+            raise Interrupted("stopped; finished trainings are kept: run the same command again")
+        yield item
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cells:
+    """trials: values of the keys -> seed -> trial.  seeds: those that every cell has."""
+
+    trials: Mapping[Cell, Mapping[int, TrialResult]]
+    seeds: tuple[int, ...]
+
+
+def by_cell(
+    trials: Sequence[TrialResult], keys: Sequence[str], wanted: Iterable[Cell] = ()
+) -> Cells:
+    """The trials by their values of these keys of GRID.
+
+    Raises InputError unless all `wanted` cells are there, and one seed of them all.
+    """
+    cells: dict[Cell, dict[int, TrialResult]] = {}
+    for trial in trials:
+        cells.setdefault(tuple(trial.cell[key] for key in keys), {})[trial.seed] = trial
+    missing = [" · ".join(map(str, cell)) for cell in wanted if cell not in cells]
+    seeds = set.intersection(*(set(cell) for cell in cells.values())) if cells else set()
+    if missing or not seeds:
+        what = f"no training of {', '.join(missing)}" if missing else "no seed of all cells"
+        raise InputError(f"{what} has ended well; nothing can be compared. Run it again")
+    return Cells(trials=cells, seeds=tuple(sorted(seeds)))
+
+
+def run_of(trial: TrialResult) -> Path:
+    """The run directory of a trial that is done."""
+    assert trial.run_dir is not None
+    return trial.run_dir
+
+
+def failures(found: SweepResults) -> tuple[str, ...]:
+    """A line for each training that failed."""
+    return tuple(
+        f"{', '.join(map(str, trial.cell.values()))}, seed {trial.seed}: {trial.reason}"
+        for trial in found.with_status("failed")
+    )

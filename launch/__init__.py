@@ -1,1 +1,0 @@
-"""Command lines: argparse and one call each."""

@@ -1,0 +1,124 @@
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddpm.cli import pack
+from ddpm.data.index import open_index
+from ddpm.errors import InputError
+from tests.rules.test_layering import ROOT
+from tests.support.shard_data import picture, write_tar
+
+
+def command(*arguments: object, by: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """The command line as a user gives it, in a process of its own that another command starts."""
+    words = [*by, sys.executable, str(ROOT / "launch" / "pack.py"), *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def npz(tmp_path: Path) -> Path:
+    path = tmp_path / "in.npz"
+    np.savez(path, images=np.zeros((50, 4, 4), np.uint8), kind=np.arange(50) % 3)
+    return path
+
+
+def test_help_is_quick_and_has_examples() -> None:
+    begin = time.perf_counter()
+    shown = command("--help")
+    assert shown.returncode == 0 and time.perf_counter() - begin < 2.0
+    assert "examples:" in shown.stdout and "exit codes" in shown.stdout
+
+
+def test_the_last_line_says_where_how_many_and_how_large(
+    tmp_path: Path, npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = [str(npz), str(out), "--label-key", "kind", "--samples-per-shard", "20"]
+    for _ in range(2):  # the second time it is there already
+        assert pack.main(arguments) == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.startswith(f"{out}: 50 images of 4x4, 1 channel, 3 classes, in 3 shards (")
+        assert "MB" in last
+    assert open_index(out).num_samples == 50
+
+
+def test_label_key_null_packs_no_labels(tmp_path: Path, npz: Path) -> None:
+    assert pack.main([str(npz), str(tmp_path / "out"), "--label-key", "null"]) == 0
+    assert open_index(tmp_path / "out").num_classes is None
+
+
+def test_dry_run_checks_everything_and_writes_nothing(
+    tmp_path: Path, npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert pack.main([str(npz), str(out), "--label-key", "kind", "--dry-run"]) == 0
+    assert "would pack 50 images" in capsys.readouterr().out
+    np.savez(npz, images=np.full((50, 4, 4), np.nan), kind=np.arange(50))
+    with pytest.raises(InputError, match="nan"):
+        pack.main([str(npz), str(out), "--label-key", "kind", "--dry-run"])
+    assert not out.exists()
+
+
+def test_verify_finds_damage(tmp_path: Path, npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert pack.main([str(npz), str(out), "--label-key", "kind", "--verify"]) == 0
+    assert pack.main([str(out), "--verify"]) == 0
+    assert "every byte" in capsys.readouterr().out
+    shard = next(out.glob("*.tar"))
+    content = bytearray(shard.read_bytes())
+    content[3000] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        pack.main([str(out), "--verify"])
+
+
+def test_foreign_shards_are_indexed_in_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = picture(np.zeros((4, 4), np.uint8))
+    write_tar(tmp_path / "a.tar", [("1.png", image), ("2.png", image)])
+    assert pack.main([str(tmp_path), "--dry-run"]) == 0
+    assert not (tmp_path / "index.json").exists()
+    assert pack.main([str(tmp_path)]) == 0
+    assert "2 images" in capsys.readouterr().out.splitlines()[-1]
+    write_tar(tmp_path / "b.tar", [("3.png", image)])
+    assert pack.main([str(tmp_path)]) == 0
+    assert open_index(tmp_path).num_samples == 3
+    with pytest.raises(InputError, match="leave OUT_DIR out"):
+        pack.main([str(tmp_path), str(tmp_path / "out")])
+
+
+def test_bad_input_is_exit_code_2_with_one_line_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        (tmp_path / "in" / f"{name}.png").write_bytes(b"")
+    shown = command(tmp_path / "in", tmp_path / "out")
+    assert shown.returncode == 2 and shown.stdout == ""
+    lines = shown.stderr.splitlines()
+    assert len(lines) == 2 and all(line.startswith("error: ") for line in lines)
+    assert "a.png: empty file" in lines[0] and "b.png: empty file" in lines[1]
+    assert not (tmp_path / "out").exists()
+    assert command(tmp_path / "in").returncode == 2
+    assert command().returncode == 2
+
+
+def test_a_folder_that_cannot_be_written_is_exit_code_5(tmp_path: Path, npz: Path) -> None:
+    # Root may write anywhere, unless it gives up just that.
+    humble = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    tmp_path.chmod(0o500)
+    shown = command(
+        npz, tmp_path / "out", "--label-key", "kind", by=humble if os.geteuid() == 0 else ()
+    )
+    tmp_path.chmod(0o700)
+    assert shown.returncode == 5 and str(tmp_path / "out") in shown.stderr
+
+
+def test_a_place_that_cannot_be_made_is_exit_code_5(npz: Path) -> None:
+    shown = command(npz, "/proc/nowhere/out", "--label-key", "kind")
+    assert shown.returncode == 5 and "/proc/nowhere" in shown.stderr

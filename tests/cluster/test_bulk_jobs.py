@@ -1,0 +1,143 @@
+"""Images in bulk by jobs, through real submitit: processes of this machine, signals, duplicates."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ddpm.cluster import submit, submit_images
+from ddpm.cluster.submit_images import ImageJobOptions, checked
+from ddpm.errors import StorageError
+from ddpm.sampling import bulk as series_check
+from ddpm.sampling import bulk as spans
+from ddpm.sampling.bulk import BulkFolder, Span
+from tests.cluster.test_submitit_jobs import wait_for
+from tests.sampling.test_generate import make_run
+from tests.support.bulk_data import Bulk, files_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+KEYS = {"GEN_TASK": "class_cond", "NUM_STEPS": 12}
+NUM = 600
+IN_UNITS = ("--num", NUM, "--unit", 8, "--batch-size", 4)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> BulkFolder:
+    return Bulk(run, tmp_path_factory.mktemp("undisturbed") / "out", KEYS).draw(NUM)
+
+
+@pytest.fixture
+def bulk(run: Path, tmp_path: Path) -> Iterator[Bulk]:
+    made = Bulk(run, tmp_path / "out", KEYS)
+    yield made
+    for process in made.jobs():
+        process.kill()
+
+
+def drawn(bulk: Bulk) -> int:
+    """Images there so far."""
+    return spans.total(bulk.series.present()) if bulk.out.exists() else 0
+
+
+def begun(bulk: Bulk) -> list[Span]:
+    """The units that jobs have begun, once for each time."""
+    folder = bulk.series.folder / "jobs"
+    lines = "".join(path.read_text() for path in folder.glob("*.journal")).splitlines()
+    texts = [line.split('"')[3] for line in lines if '"begin"' in line]
+    return [span for text in texts if (span := Span.parse(text))]
+
+
+def test_a_duplicate_watches_and_ctrl_c_detaches(bulk: Bulk, undisturbed: BulkFolder) -> None:
+    first = bulk.start(*IN_UNITS, "--cluster", "local", "--jobs", 2)
+    wait_for("two jobs draw", lambda: len(bulk.runners()) == 2 and drawn(bulk) > 8)
+    first.send_signal(signal.SIGINT)
+    output, _ = first.communicate(timeout=60)
+    assert first.returncode == 75 and "detached; 2 job(s) go on" in output, output
+    assert len(bulk.runners()) == 2
+    second = bulk.start(*IN_UNITS, "--cluster", "local", "--jobs", 2)
+    shown = bulk.command("--status")
+    assert shown.returncode == 0, shown.stderr
+    assert "images/s" in shown.stdout and ": running, at images " in shown.stdout
+    output, _ = second.communicate(timeout=200)
+    assert second.returncode == 0, output
+    assert " 0 to draw, " in output and "submitted" not in output
+    assert not spans.overlapping(begun(bulk)), "nothing was drawn twice"
+    assert files_of(bulk.series) == files_of(undisturbed)
+
+
+def test_usr2_requeues_a_task_which_goes_on_after_its_batch(
+    bulk: Bulk, undisturbed: BulkFolder
+) -> None:
+    driver = bulk.start(*IN_UNITS, "--cluster", "local", "--jobs", 1)
+    wait_for("a job draws", lambda: bulk.runners() and drawn(bulk) > 8)
+    (runner,) = bulk.runners()
+    for process in (runner, runner.parents()[0]):
+        process.send_signal(signal.SIGUSR2)  # as SLURM does: every process of the step
+    output, _ = driver.communicate(timeout=200)
+    assert driver.returncode == 0, output
+    (log,) = (bulk.series.folder / "submitit").glob("*_log.out")
+    assert "Requeued job" in log.read_text()
+    assert files_of(bulk.series) == files_of(undisturbed)
+
+
+def test_term_ends_a_task_for_good_and_the_next_command_draws_the_rest(
+    bulk: Bulk, undisturbed: BulkFolder
+) -> None:
+    driver = bulk.start(*IN_UNITS, "--cluster", "local", "--jobs", 1)
+    wait_for("a job draws", lambda: bulk.runners() and drawn(bulk) > 8)
+    (runner,) = bulk.runners()
+    runner.parents()[0].terminate()
+    output, _ = driver.communicate(timeout=100)
+    assert driver.returncode == 75 and "the same command draws them" in output, output
+    (job,) = submit.read_jobs(bulk.series.folder)
+    assert job.journal.exit_code == 75 and not bulk.runners()
+    there = drawn(bulk)
+    assert 8 < there < NUM
+    rest = bulk.command(*IN_UNITS)
+    assert rest.returncode == 0, rest.stderr
+    assert f"{there} are there, {NUM - there} to draw" in rest.stdout
+    assert files_of(bulk.series) == files_of(undisturbed)
+
+
+def test_a_process_that_dies_has_another_go_on(bulk: Bulk, undisturbed: BulkFolder) -> None:
+    driver = bulk.start(*IN_UNITS, "--cluster", "local", "--jobs", 1)
+    wait_for("a job draws", lambda: bulk.runners() and drawn(bulk) > 8)
+    (runner,) = bulk.runners()
+    runner.kill()
+    output, _ = driver.communicate(timeout=200)
+    assert driver.returncode == 0, output
+    assert series_check.check_bulk(bulk.series, NUM, progress=False).is_whole
+    assert files_of(bulk.series) == files_of(undisturbed)
+
+
+def test_debug_draws_one_part_after_the_other(bulk: Bulk) -> None:
+    done = bulk.command("--num", 30, "--unit", 8, "--cluster", "debug")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("done: 30 images in ")
+
+
+def test_debug_ends_with_the_error_of_its_part(bulk: Bulk) -> None:
+    mine = Bulk(make_run(bulk.out.parent), bulk.out, KEYS)
+    plan, request = checked(mine.wish(8), ImageJobOptions(cluster="debug"))
+    for path in mine.run.glob("checkpoints/*/*"):
+        path.unlink()
+    with pytest.raises(StorageError, match="failed for the reason above"):
+        submit_images.run(plan, request, should_stop=lambda: False)
+
+
+def test_a_task_that_fails_by_itself_is_named_with_its_reason(bulk: Bulk) -> None:
+    """Here the checkpoint, pruned by a training that goes on."""
+    mine = Bulk(make_run(bulk.out.parent), bulk.out, KEYS)
+    driver = mine.start(*IN_UNITS, "--cluster", "local", "--jobs", 1)
+    wait_for("a job is there", lambda: mine.jobs())
+    for path in mine.run.glob("checkpoints/*/*"):
+        path.unlink()
+    output, _ = driver.communicate(timeout=100)
+    assert driver.returncode == 5, output
+    assert "exit code 5: error: " in output and "600 of 600 images are missing" in output

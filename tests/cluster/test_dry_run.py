@@ -1,0 +1,208 @@
+"""--dry-run: the script that sbatch would get, the predicted time, and nothing written."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpm import config
+from ddpm.cluster import cost
+from ddpm.cluster.cost import Speed, Workers
+from ddpm.cluster.slurm import as_submitted, from_environment, minutes, options_in
+from ddpm.errors import InputError
+from ddpm.runs.progress import duration
+from tests.cluster.test_submitit_jobs import SMALL, Small
+
+ROOT = Path(__file__).parent.parent
+DIGITS = ROOT / "configs" / "digits.yaml"
+SCRIPT = """#!/bin/bash
+# two nodes unless told otherwise
+#SBATCH --job-name=ddpm-train
+#SBATCH -t 04:00:00   # long enough
+#SBATCH --signal=B:USR2@120
+##SBATCH --qos=never
+
+echo hello
+#SBATCH --partition=late
+"""
+
+
+def launch(
+    script: str, *words: object, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / "launch" / script, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=os.environ | (env or {}),
+    )
+
+
+def test_environment_outranks_the_lines_of_a_script() -> None:
+    env = {"SBATCH_TIMELIMIT": "1:00", "SBATCH_ACCOUNT": "it's mine", "SBATCH_NEWS": "no"}
+    assert from_environment(env) == {"time": "1:00", "account": "it's mine"}
+    lines = as_submitted(SCRIPT, env).splitlines()
+    assert lines[3] == "#SBATCH --time=1:00    # SBATCH_TIMELIMIT"
+    assert lines[5] == "#SBATCH --account='it'\"'\"'s mine'    # SBATCH_ACCOUNT"
+    assert lines[:3] + lines[6:] == SCRIPT.splitlines()[:3] + SCRIPT.splitlines()[5:]
+    assert as_submitted(SCRIPT, {}) == SCRIPT.rstrip("\n")
+    assert options_in(SCRIPT) == {"job-name", "time", "signal"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90), ("30:00", 30), ("0:30", 1), ("1:30:00", 90), ("2-12", 3600), ("1-0:30:01", 1471)],
+)
+def test_time_limits_read_as_slurm_reads_them(text: str, expected: int) -> None:
+    assert minutes(text) == expected
+    for wrong in ("", "soon", "1:2:3:4", "-5", "1.5"):
+        with pytest.raises(InputError, match="time limit"):
+            minutes(wrong)
+
+
+@pytest.mark.slow
+def test_a_training_shows_its_script_and_command_and_writes_nothing(tmp_path: Path) -> None:
+    words = ["TRAINING.OUTPUT_DIR=it's $(here)", "--dry-run", "--no-probe"]
+    env = {"SBATCH_PARTITION": "gpu", "SBATCH_TIMELIMIT": "7:00:00"}
+    done = launch("train.py", DIGITS, f"TRAINING.SEED={7}", *words, env=env)
+    assert done.returncode == 0, done.stderr
+    assert f"sbatch slurm/train.sh {DIGITS} TRAINING.SEED=7 'TRAINING.OUTPUT_DIR=it'" in done.stdout
+    assert "--dry-run" not in done.stdout.partition("sbatch slurm/train.sh")[2].partition("\n")[0]
+    assert "#SBATCH --partition=gpu    # SBATCH_PARTITION" in done.stdout
+    assert "#SBATCH --time=7:00:00    # SBATCH_TIMELIMIT" in done.stdout
+    script = as_submitted((ROOT / "slurm" / "train.sh").read_text(), env)
+    assert script.rstrip() in done.stdout
+    assert "predicted" not in done.stdout
+    assert not (ROOT / "it's $(here)").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_shows_cells_time_and_hours(tmp_path: Path) -> None:
+    small = Small(tmp_path)
+    done = small.run("--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("· seed 0") == 4
+    assert "predicted: 4 trainings" in done.stdout and "core-hours" in done.stdout
+    assert "measured just now on" in done.stdout and "1 thread(s)" in done.stdout
+    assert f"sbatch slurm/sweep.sh {small.file}" in done.stdout
+    here = small.run("--dry-run", "--cluster", "local", "--jobs", "2", "--no-probe")
+    assert "4 trials in 2 task(s) of up to 2, 2 at a time" in here.stdout, here.stderr
+    assert not small.out.exists()
+
+
+def test_every_grid_point_is_checked(tmp_path: Path) -> None:
+    small = Small(tmp_path)
+    small.file.write_text(small.file.read_text().replace("cosine]", "cosines]"))
+    done = small.run("--dry-run", "--no-probe")
+    assert done.returncode == 2 and "cosines" in done.stderr
+
+
+def small_config(**changed: object) -> config.Config:
+    return config.load(DIGITS, [f"{key}={value}" for key, value in (SMALL | changed).items()])
+
+
+@pytest.mark.slow
+def test_passes_are_those_that_the_run_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted, in a real run, by the network itself."""
+    from ddpm.data import packing
+    from ddpm.diffusion.unet import UNet
+    from ddpm.distributed import Group
+    from ddpm.training import worker
+
+    cell = small_config(
+        **{
+            "TRAINING.OUTPUT_DIR": tmp_path,
+            "TRAINING.INLINE_GEN.PERIOD": 4,
+            **{"EVALUATION.EVERY": 3, "EVALUATION.FEATURES": "pixels", "EVALUATION.SAMPLES": 65},
+            "TRAINING.NETWORK.TIMESTEPS": 20,
+        }
+    )
+    images, forward = [], UNet.forward
+
+    def counted(self: UNet, x: torch.Tensor, *rest: object, **more: object) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            images.append(len(x))
+        return forward(self, x, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(UNet, "forward", counted)
+    index = packing.prepare(cell, progress=False)
+    job = worker.Job(
+        config=config.to_dict(cell),
+        run_dir=str(tmp_path / "run"),
+        data_dir=str(index.folder),
+        threads=1,
+        command=(),
+    )
+    worker.work(job, Group())
+    speed = Speed(step_s=0.5, call_s=0.25, device="a clock")
+    predicted = cost.predict(cell, speed)
+    assert predicted.steps == 24 and predicted.passes == sum(images)
+    assert predicted.seconds == 12.0 + sum(images) / 4
+
+
+@pytest.mark.slow
+def test_a_probe_sees_the_batch() -> None:
+    cell = small_config(**{"TRAINING.NETWORK.FIRST_CHANNEL": 16})
+    speed = cost.measure(cell, threads=1, uses_gpu=False)
+    assert not speed.on_gpu and speed.note == "" and "1 thread(s)" in speed.device
+    longer = replace_batch(cell, 512)
+    ratio = cost.measure(longer, threads=1, uses_gpu=False).step_s / speed.step_s
+    assert 1.0 < ratio < 16.0, "four times the images, on a machine that does other things too"
+
+
+def replace_batch(cell: config.Config, size: int) -> config.Config:
+    hyper = replace(cell.TRAINING.HYPER_PARAMETERS, BATCH_SIZE=size)
+    return replace(cell, TRAINING=replace(cell.TRAINING, HYPER_PARAMETERS=hyper))
+
+
+def test_networks_that_cost_the_same_are_measured_once() -> None:
+    cells = [small_config(**{"TRAINING.SEED": n}) for n in range(3)]
+    cells.append(small_config(**{"TRAINING.PRED_TYPE": "image"}))
+    cells.append(small_config(**{"TRAINING.NETWORK.FIRST_CHANNEL": 16}))
+    assert [cost.same_cost(cell) == cost.same_cost(cells[0]) for cell in cells] == [
+        *(True, True, True, True, False)
+    ]
+    averaged = small_config(**{"TRAINING.EMA_POWER": "[0.05,0.1]"})
+    assert cost.same_cost(averaged) != cost.same_cost(cells[0])
+
+
+def test_a_network_that_does_not_fit_is_told() -> None:
+    cell = small_config(**{"TRAINING.NETWORK.FIRST_CHANNEL": 32_768})
+    with pytest.raises(InputError, match="the network does not fit: .* GiB free"):
+        cost.measure(cell, threads=1, uses_gpu=False)
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_fit_is_told() -> None:
+    large = small_config(**{"TRAINING.HYPER_PARAMETERS.BATCH_SIZE": 1_000_000})
+    speed = cost.measure(large, threads=1, uses_gpu=False)
+    assert "TRAINING.MICRO_BATCH cuts a batch" in speed.note
+    assert "a step of 1000000 images is taken from steps of up to" in speed.note
+    assert speed.step_s > 60
+
+
+@pytest.mark.slow
+def test_several_workers_share_a_batch() -> None:
+    cell = small_config()
+    one, four = (
+        cost.predict_all([cell], Workers(count=count, cpus=1, gpus=0.0))[0] for count in (1, 4)
+    )
+    assert four.steps == one.steps
+    whole = cell.TRAINING.HYPER_PARAMETERS.BATCH_SIZE
+    shared = cost.share(cell, 4).TRAINING.HYPER_PARAMETERS.BATCH_SIZE
+    assert shared == -(-whole // 4) and cost.same_cost(cost.share(cell, 1)) != (
+        cost.same_cost(cost.share(cell, 4))
+    )
+
+
+def test_durations() -> None:
+    seconds = (0.5, 4, 50, 119, 130, 7000, 3600 * 3.4, 200_000)
+    shown = [duration(s) for s in seconds]
+    assert shown == ["0.5 s", "4.0 s", "50 s", "119 s", "2.2 min", "117 min", "3.4 h", "2.3 days"]

@@ -1,0 +1,106 @@
+"""An evaluation by two Ray workers: interrupted, then to its end, with the numbers of one."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from ddpm.cli import evaluate
+from ddpm.errors import InputError
+from tests.rules.test_layering import ROOT
+from tests.support.digits_runs import digit_images, digits_run
+
+RECORD = "evaluation_of_samples_pixels.json"
+
+
+def launch(run: Path, workers: int) -> subprocess.Popen[str]:
+    argv = [sys.executable, ROOT / "launch" / "evaluate.py", run, "--num", "300"]
+    argv += ["--features", "pixels", "--workers", str(workers)]
+    return subprocess.Popen(
+        argv,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # where a shell that starts tests in the background would have SIGINT ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def has_workers(driver: subprocess.Popen[str]) -> bool:
+    with suppress(psutil.Error):  # processes come and go
+        children = psutil.Process(driver.pid).children(recursive=True)
+        return any("TrainWorker" in " ".join(child.cmdline()[:1]) for child in children)
+    return False
+
+
+def measures(run: Path) -> dict[str, dict[str, float]]:
+    return json.loads((run / RECORD).read_text())["measures"]
+
+
+def images(run: Path) -> np.ndarray:
+    (path,) = (run / "generated").glob("*.npz")
+    with np.load(path, allow_pickle=False) as arrays:
+        return arrays["images"]
+
+
+def left_over(root: Path) -> list[Path]:
+    return [path for path in root.rglob("*") if path.suffix in (".ray", ".tmp", ".part")]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_two_workers_draw_the_images_and_find_the_numbers_of_one(
+    digits: Path, tmp_path: Path
+) -> None:
+    alone, shared = (digits_run(digits, tmp_path / name) for name in ("alone", "shared"))
+    assert evaluate.main([str(alone), "--num", "300", "--features", "pixels"]) == 0
+    driver = launch(shared, 2)
+    while driver.poll() is None and not has_workers(driver):
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGINT)
+    told, _ = driver.communicate(timeout=200)
+    assert driver.returncode == 75 and "run the same command again" in told, told
+    assert not (shared / RECORD).exists() and left_over(tmp_path) == []
+
+    driver = launch(shared, 2)
+    told, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 0 and "protocol: 300 samples" in told, told
+    assert (images(shared) == images(alone)).all()
+    one, two = measures(alone), measures(shared)
+    assert one.keys() == two.keys()
+    for key, found in one.items():
+        for name in ("value", "low", "high") if found["value"] is not None else ():
+            assert two[key][name] == pytest.approx(found[name], rel=1e-9), (key, name)
+    metrics = shared.parents[2] / "metrics"
+    assert left_over(metrics) == [] and not list(metrics.rglob("evaluation-*"))
+
+
+def test_what_cannot_be_measured_is_refused_before_ray_starts(digits: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, images=digit_images(63)[0])
+    cache = str(tmp_path / "cache")
+    words = [str(path), "--against", str(digits), "--cache", cache, "--features", "pixels"]
+    with pytest.raises(InputError, match="63 images are too few"):
+        evaluate.main([*words, "--workers", "2"])
+    with pytest.raises(InputError, match="--workers 0: give 1 at least"):
+        evaluate.main([*words, "--workers", "0"])
+    run = digits_run(digits, tmp_path / "run")
+    with pytest.raises(InputError, match="EXPORT_INTERM is for one worker"):
+        evaluate.main([str(run), "IMAGE_GENERATION.EXPORT_INTERM=true", "--workers", "2"])
+    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+
+
+def test_a_dry_run_says_how_many_workers(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = digits_run(digits, tmp_path)
+    assert evaluate.main([str(run), "--workers", "3", "--dry-run"]) == 0
+    assert "with 3 worker(s)" in capsys.readouterr().out

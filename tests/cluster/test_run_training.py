@@ -1,0 +1,250 @@
+"""A training and a sweep before they start: everything that keeps them from it, at once."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpm import config as configuration
+from ddpm.cluster import dry_run, run_sweep, run_training
+from ddpm.cluster.cost import workers_for
+from ddpm.config.schema import Config
+from ddpm.errors import InputError
+from ddpm.sweep.plan import Sweep, load_sweep
+from tests.support.shard_data import problems_of
+
+ROOT = Path(__file__).parent.parent
+
+
+def never() -> bool:
+    return False
+
+
+def small(out: Path, *overrides: str, wandb: str = "disabled") -> Config:
+    """Digits with a network that trains in a second."""
+    return configuration.load(
+        ROOT / "configs" / "digits.yaml",
+        [
+            f"TRAINING.OUTPUT_DIR={out}",
+            "TRAINING.NETWORK.FIRST_CHANNEL=8",
+            "TRAINING.NETWORK.NUM_RES_BLOCKS=1",
+            "TRAINING.HYPER_PARAMETERS.EPOCHS=1",
+            "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH=2",
+            "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS=0",
+            "TRAINING.INLINE_GEN.ENABLE=false",
+            "EVALUATION.NUM=8",
+            f"WANDB.MODE={wandb}",
+            *overrides,
+        ],
+    )
+
+
+def sweep_of(tmp_path: Path, grid: str, *overrides: str) -> Sweep:
+    file = tmp_path / "one.yaml"
+    file.write_text(f"BASE: {ROOT / 'configs' / 'digits.yaml'}\nGRID: {{{grid}}}\n")
+    return load_sweep(file, [f"TRAINING.OUTPUT_DIR={tmp_path / 'out'}", *overrides])
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, *, gpus: int, cores: int) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+
+
+def train_dry(config: Config) -> int:
+    return dry_run.training(config, run_training.checked(config), probe=False)
+
+
+def sweep_dry(planned: Sweep) -> int:
+    return dry_run.sweep(planned, None, probe=False)
+
+
+def test_problems_of_data_machine_and_start_come_at_once_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, gpus=0, cores=2)
+    config = small(
+        tmp_path / "out",
+        "DATASET.PATH=nowhere",
+        "CLUSTER.GPUS_PER_WORKER=1",
+        "TRAINING.IS_NEW_TRAIN=false",
+        f"TRAINING.TRAINED_H5={tmp_path / 'gone'}",
+    )
+    run = problems_of(lambda: run_training.run(config, new=False, resume=None, should_stop=never))
+    assert problems_of(lambda: train_dry(config)) == run
+    words = ["nowhere does not exist", "TRAINED_H5", "GPUS_PER_WORKER is 1"]
+    assert len(run) == 3
+    assert all(word in line for word, line in zip(words, run, strict=True))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("TRAINING.INPUT_IMAGE_SIZE=16", "crops 16x16"),
+        ("TRAINING.INPUT_IMAGE_CHANNEL=3", "INPUT_IMAGE_CHANNEL is 3"),
+        ("TRAINING.NETWORK.NUM_CLASSES=3", "outside 0..2"),
+    ],
+)
+def test_data_that_does_not_fit_is_not_packed(tmp_path: Path, override: str, words: str) -> None:
+    config = small(tmp_path / "out", override)
+    (line,) = problems_of(
+        lambda: run_training.run(config, new=False, resume=None, should_stop=never)
+    )
+    assert words in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_finds_the_cell_that_does_not_fit_the_data(tmp_path: Path) -> None:
+    planned = sweep_of(tmp_path, "TRAINING.INPUT_IMAGE_SIZE: [8, 16]", "CLUSTER.NUM_WORKERS=1")
+    for start in (
+        lambda: sweep_dry(planned),
+        lambda: run_sweep.run(planned, should_stop=never),
+    ):
+        (line,) = problems_of(start)
+        assert "crops 16x16" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_prints_the_configuration_and_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_dry(small(tmp_path / "out")) == 0
+    shown = capsys.readouterr().out
+    assert "one image of 1x8x8" in shown and "PartCost" not in shown
+    assert "nothing was written" in shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_resume_takes_a_run_of_the_same_configuration_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small(tmp_path / "out")
+    assert run_training.run(config, new=False, resume=None, should_stop=never) == 0
+    (run,) = [path.parent for path in tmp_path.glob("out/*/*/*/DONE.json")]
+    again = small(tmp_path / "out", "WANDB.PROJECT=other")
+    assert run_training.run(again, new=False, resume=str(run), should_stop=never) == 0
+    assert str(run) in capsys.readouterr().out.replace("\n", "")
+
+    other = small(tmp_path / "out", "TRAINING.SEED=7")
+    lines = problems_of(
+        lambda: run_training.run(other, new=False, resume=str(run), should_stop=never)
+    )
+    assert lines[1:] == ["TRAINING.SEED: 0 -> 7"]
+    for place in (tmp_path / "new", tmp_path):
+        with pytest.raises(InputError, match="run directory"):
+            run_training.run(config, new=False, resume=str(place), should_stop=never)
+    assert not (tmp_path / "new").exists() and not (tmp_path / "checkpoints").exists()
+
+
+def test_without_validation_images_a_run_is_not_measured_and_a_sweep_refused(
+    tmp_path: Path,
+) -> None:
+    config = small(tmp_path / "out", "DATASET.VALIDATION_FRACTION=0", "EVALUATION.EVERY=1")
+    assert run_training.run(config, new=False, resume=None, should_stop=never) == 0
+    assert not list(tmp_path.glob("out/*/*/*/evaluation.json"))
+    grid = "TRAINING.PRED_TYPE: [noise, image]"
+    planned = sweep_of(tmp_path, grid, "DATASET.VALIDATION_FRACTION=0")
+    (line,) = problems_of(lambda: sweep_dry(planned))
+    assert "VALIDATION_FRACTION is 0" in line
+
+
+def test_warnings_are_on_the_screen_as_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    config = small(tmp_path / "out", wandb="online")
+    assert run_training.run(config, new=False, resume=None, should_stop=never) == 0
+    warned = "W&B: no API key"
+    assert f"warning: {warned}" in capsys.readouterr().out
+    (log,) = tmp_path.glob("out/*/*/*/train.log")
+    assert warned in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "expected"),
+    [
+        (0, [], (1, 16, 0.0)),
+        (0, ["CLUSTER.NUM_WORKERS=32"], (32, 1, 0.0)),
+        (4, [], (4, 4, 1.0)),
+        (4, ["CLUSTER.GPUS_PER_WORKER=2"], (2, 8, 2.0)),
+        (4, ["CLUSTER.GPUS_PER_WORKER=0"], (1, 16, 0.0)),
+    ],
+)
+def test_workers_take_what_the_machine_has(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: int,
+    overrides: list[str],
+    expected: tuple[int, int, float],
+) -> None:
+    machine(monkeypatch, gpus=gpus, cores=16)
+    workers = workers_for(small(tmp_path, *overrides))
+    assert (workers.count, workers.cpus, workers.gpus) == expected
+
+
+def test_more_gpus_than_there_are_would_be_waited_for_in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, gpus=1, cores=16)
+    config = small(tmp_path, "CLUSTER.NUM_WORKERS=2")
+    (line,) = problems_of(lambda: workers_for(config))
+    assert "2 worker(s) of 1 GPU(s)" in line
+
+
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "side_by_side", "cores_each"),
+    [
+        (0, [], 16, 1),
+        (0, ["CLUSTER.NUM_WORKERS=2"], 8, 1),
+        (0, ["TUNE.MAX_CONCURRENT=3"], 3, 1),
+        (1, ["CLUSTER.GPUS_PER_WORKER=0.25"], 4, 4),
+        (4, [], 4, 4),
+        (4, ["CLUSTER.NUM_WORKERS=4"], 1, 4),
+    ],
+)
+def test_trials_are_packed_on_what_the_machine_has(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    gpus: int,
+    overrides: list[str],
+    side_by_side: int,
+    cores_each: int,
+) -> None:
+    machine(monkeypatch, gpus=gpus, cores=16)
+    sweep_dry(sweep_of(tmp_path, "TRAINING.PRED_TYPE: [noise, image]", *overrides))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{side_by_side} side by side" in shown
+    assert f"of {cores_each} core(s)" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_ctrl_c_saves_what_several_workers_train(tmp_path: Path) -> None:
+    """More workers than most machines that test have cores; Ray's own handler would abort."""
+    settings = [
+        f"TRAINING.OUTPUT_DIR={tmp_path}",
+        "TRAINING.NETWORK.FIRST_CHANNEL=8",
+        "TRAINING.HYPER_PARAMETERS.EPOCHS=100000",
+        "TRAINING.HYPER_PARAMETERS.SAVE_PERIOD=null",
+        "TRAINING.INLINE_GEN.ENABLE=false",
+        "WANDB.MODE=disabled",
+        "CLUSTER.NUM_WORKERS=3",
+    ]
+    command = [sys.executable, ROOT / "launch" / "train.py", ROOT / "configs" / "digits.yaml"]
+    driver = subprocess.Popen([*command, *settings], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not list(tmp_path.glob("*/*/*/metrics.jsonl")):
+        time.sleep(0.2)
+    driver.send_signal(signal.SIGINT)
+    _, errors = driver.communicate(timeout=90)
+    assert driver.returncode == 75, errors
+    assert "saving, then stopping" in errors and "run the same command again" in errors
+    assert list(tmp_path.glob("*/*/*/checkpoints/step-*"))

@@ -1,0 +1,271 @@
+"""The searches on real trainings of a few steps, round by round in this process; once by Ray."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddpm import report
+from ddpm.cluster import sweep_setup
+from ddpm.cluster.cost import Meter
+from ddpm.cluster.ray_tune import Round, rounds, run_trials
+from ddpm.cluster.run_sweep import Crew
+from ddpm.cluster.run_trial import Resources, run_trial
+from ddpm.cluster.sweep_setup import OpenSweep, OpenTrial
+from ddpm.config.identity import flat
+from ddpm.runs import checkpoint
+from ddpm.runs.directory import RunDirectory
+from ddpm.sweep.plan import load_sweep
+from tests.rules.test_layering import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+ALONE = Resources(num_workers=1, cpus_per_worker=1, gpus_per_worker=0)
+RATE = "TRAINING.HYPER_PARAMETERS.LEARNING_RATE"
+SPACE = f"SPACE: {{{RATE}: {{loguniform: [1.0e-4, 1.0e-2]}}}}\n"
+GRID = "GRID: {TRAINING.PRED_TYPE: [image, velocity]}\n"
+HEAD = f"""
+BASE: {ROOT / "configs" / "digits.yaml"}
+WANDB: {{MODE: disabled}}
+EVALUATION: {{NUM: 16, EVERY: 1}}
+TRAINING:
+  NETWORK: {{FIRST_CHANNEL: 8, NUM_RES_BLOCKS: 1, HAS_ATTENTION: [false, false], TIMESTEPS: 60}}
+  INLINE_GEN: {{ENABLE: false, NUMS: 10, REVERSE_STRIDE: 20}}
+  HYPER_PARAMETERS: {{EPOCHS: 4, STEPS_PER_EPOCH: 3, BATCH_SIZE: 32, WARMUP_STEPS: 2}}
+"""
+
+
+@contextmanager
+def opened(folder: Path, text: str, *overrides: str) -> Iterator[OpenSweep]:
+    path = folder / "small.yaml"
+    path.write_text(HEAD + text)
+    sweep = load_sweep(path, [f"TRAINING.OUTPUT_DIR={folder / 'out'}", *overrides])
+    with sweep_setup.opened(sweep, threads=1, packed=False) as found:
+        yield found
+
+
+def run_here(of: OpenSweep, *, rounds_left: int = 99) -> list[Round]:
+    """The rounds of a sweep, each trial in this process as Ray would run it in its own."""
+    done = []
+    for one in rounds(of):
+        if len(done) == rounds_left:
+            break
+        for trial in one.trials:
+            run_one(of, trial)
+        done.append(one)
+    return done
+
+
+def names(trials: list[OpenTrial]) -> list[str]:
+    return [trial.outcome.name for trial in trials]
+
+
+def test_a_race_adds_seeds_where_cells_are_close_and_remembers_its_looks(tmp_path: Path) -> None:
+    """A network that hardly learns is far behind; two learning rates that hardly differ are not
+    told apart. The looks are taken once."""
+    text = f"GRID: {{{RATE}: [0.004, 0.00401, 1.0e-8]}}\nSEEDS: {{auto: {{start: 3, max: 4}}}}\n"
+    with opened(tmp_path, text, "EVALUATION.EVERY=null") as of:
+        first, second = run_here(of)
+        assert len(first.trials) == 9 and {t.outcome.seed for t in first.trials} == {0, 1, 2}
+        racing = {trial.outcome.cell[RATE] for trial in second.trials}
+        assert racing == {0.004, 0.00401} and {t.outcome.seed for t in second.trials} == {3}
+        looks = json.loads((of.folder / "race.json").read_text())
+        assert looks["of"] == 2 and [one["seeds"] for one in looks["looks"]] == [3, 4]
+        assert not looks["looks"][1]["is_decided"] and len(looks["looks"][1]["racing"]) == 2
+        built = report.build(of.folder)
+        words = "Race of seeds: after 4 seeds 2 cells cannot be told apart"
+        assert words in built.html.read_text()
+        assert built.verdict.kind != "winner"
+    with opened(tmp_path, text, "EVALUATION.EVERY=null") as of:
+        assert run_here(of) == [] and len(of.trials) == 11
+        assert json.loads((of.folder / "race.json").read_text()) == looks
+
+
+def test_a_population_exchanges_weights_and_goes_on_after_a_stop(tmp_path: Path) -> None:
+    """Stopped after the first boundary and continued: the worst member goes on from the best one's
+    weights in a directory of its own, with the other's history, and nothing is exchanged twice.
+    """
+    text = SPACE + "TUNE: {SEARCH: pbt, TRIALS: 4, GRACE: 2}\n"
+    with opened(tmp_path, text) as of:
+        (first,) = run_here(of, rounds_left=1)
+        assert len(first.trials) == 4
+        homes = {trial.outcome.trial: trial.job.run_dir for trial in of.trials}
+    with opened(tmp_path, text) as of:
+        (last,) = run_here(of)
+        (line,) = (of.folder / "population.jsonl").read_text().splitlines()
+        (one,) = json.loads(line)["exploits"]
+        moved = next(t for t in last.trials if t.outcome.trial == one["member"])
+        assert one["from"] == homes[one["donor"]] and moved.job.run_dir == one["run_dir"]
+        assert one["donor_cost"] < one["cost"]
+        ended = of.ledger.outcomes()
+        assert {outcome.status for outcome in ended.values()} == {"done"}
+        assert ended[one["member"]].run_dir == one["run_dir"]
+
+        run, donor = RunDirectory(Path(one["run_dir"])), RunDirectory(Path(one["from"]))
+        assert flat(run.config())[RATE] == one["values"][RATE] != one["before"][RATE]
+        assert flat(donor.config())[RATE] != one["values"][RATE]
+        rows = [[row["val_mean_log10_mse"] for row in one.metrics()] for one in (run, donor)]
+        assert rows[0][:2] == rows[1][:2] and rows[0][2:] != rows[1][2:]
+        found = report.build(of.folder)
+        assert found.verdict.kind != "winner" and "neither paired" in found.html.read_text()
+
+
+def test_a_member_begins_with_the_very_weights_of_its_donor(tmp_path: Path) -> None:
+    text = SPACE + "TUNE: {SEARCH: pbt, TRIALS: 2, GRACE: 2}\n"
+    with opened(tmp_path, text) as of:
+        todo = rounds(of)
+        for trial in next(todo).trials:
+            assert run_one(of, trial) == "stopped"
+        next(todo)
+        (one,) = json.loads((of.folder / "population.jsonl").read_text())["exploits"]
+        assert one["step"] == 6  # the boundary itself: all have seen equally many images
+        given, taken = (
+            checkpoint.load(checkpoint.folder_of(Path(one[key]) / "checkpoints", one["step"]))
+            for key in ("from", "run_dir")
+        )
+        assert given.state == taken.state
+        for part, tensors in given.tensors.items():
+            for name, tensor in tensors.items():
+                assert np.array_equal(tensor.numpy(), taken.tensors[part][name].numpy())
+
+
+def test_a_budget_of_trials_leaves_the_rest_and_a_larger_one_continues(tmp_path: Path) -> None:
+    text = GRID + "SEEDS: [0, 1]\nTUNE: {BUDGET: {TRIALS: 1}}\n"
+    with opened(tmp_path, text) as of:
+        crew = Crew(of, ALONE, 1, Meter(of.sweep.tune.BUDGET, lambda: []))
+        (one,) = rounds(of)
+        (allowed,) = crew._affordable(one)
+        assert run_one(of, allowed) == "done"
+        crew.record_unrun()
+        statuses = [of.ledger.outcomes()[t.outcome.trial].status for t in of.trials]
+        assert statuses == ["done", "unrun", "unrun", "unrun"]
+        found = report.build(of.folder)
+        assert "3 of 4 trials have not been run to their end" in found.html.read_text()
+        assert "not run: budget: TUNE.BUDGET.TRIALS allows 1" in found.html.read_text()
+    with opened(tmp_path, text.replace("TRIALS: 1", "TRIALS: 3")) as of:
+        crew = Crew(of, ALONE, 1, Meter(of.sweep.tune.BUDGET, lambda: []))
+        (one,) = rounds(of)
+        assert len(one.trials) == 3 and len(crew._affordable(one)) == 2
+
+
+def run_one(of: OpenSweep, trial: OpenTrial) -> str:
+    return run_trial(
+        *(trial.outcome, trial.job, of.ledger),
+        sweep="small",
+        resources=ALONE,
+        should_stop=lambda: False,
+    )
+
+
+@pytest.mark.ray
+def test_ray_halves_and_chooses(tmp_path: Path) -> None:
+    """asha: the worse trials are saved and recorded at their rung, by the number that a trial's
+    summary has at its end; what continues asks Ray for nothing it has decided. bayes: draws first,
+    then choices, all of them known to the sweep when it is opened again.
+    """
+    from ddpm.cluster.ray_cluster import running_ray
+
+    halve = SPACE + "TUNE: {SEARCH: asha, TRIALS: 5, GRACE: 1, REDUCTION: 2}\n"
+    choose = SPACE + "TUNE: {SEARCH: bayes, TRIALS: 11}\n"
+    short = "TRAINING.HYPER_PARAMETERS.EPOCHS=1"
+    with running_ray(2):
+        with opened(tmp_path, halve) as of:
+            run_with_ray(of)
+            check_halving(of)
+            assert list(rounds(of)) == []
+        ids = {trial.outcome.trial for trial in of.trials}
+        with opened(tmp_path, halve.replace("TRIALS: 5", "TRIALS: 6")) as of:
+            new = [t.outcome.trial for t in of.todo()]
+            before = {key: asdict(one) for key, one in of.ledger.outcomes().items()}
+            run_with_ray(of)
+            after = of.ledger.outcomes()
+            assert set(new).isdisjoint(ids) and len(new) == 1 and set(after) == ids | set(new)
+            assert all(asdict(after[key]) == one for key, one in before.items())
+        (tmp_path / "bayes").mkdir()
+        with opened(tmp_path / "bayes", choose, short) as of:
+            run_with_ray(of)
+            assert len(of.trials) == 11 and len(of.ledger.outcomes()) == 11
+    with opened(tmp_path / "bayes", choose, short) as of:
+        assert len(of.trials) == 11 and of.todo() == [] and list(rounds(of)) == []
+
+
+def run_with_ray(of: OpenSweep, resources: Resources = ALONE) -> None:
+    for one in rounds(of):
+        run_trials(
+            [trial.outcome for trial in one.trials],
+            {trial.outcome.trial: trial.job for trial in one.trials},
+            of.ledger,
+            of.stop_file,
+            sweep="small",
+            resources=resources,
+            max_concurrent=1,
+            max_failures=0,
+            search=one.search,
+        )
+
+
+def check_halving(of: OpenSweep) -> None:
+    ended = of.ledger.outcomes()
+    stopped = [one for one in ended.values() if one.status == "stopped"]
+    done = [one for one in ended.values() if one.status == "done"]
+    assert stopped and done and len(ended) == 5
+    page = report.build(of.folder).html.read_text()
+    assert f"asha ended {len(stopped)} of 5 trials early" in page
+    assert f"{len(done)} of 5 trials finished, {len(stopped)} ended early" in page
+    for one in stopped:
+        run = RunDirectory(Path(one.run_dir))
+        rung = next(r for r in run.metrics() if r["step"] == one.summary["step"])
+        assert rung["val_mean_log10_mse"] == pytest.approx(one.summary["val_mean_log10_mse"])
+        assert one.summary["images"] == 32 * one.summary["step"]
+        assert "stopped early by asha at evaluation" in str(one.reason)
+        assert checkpoint.steps(run.checkpoints) == [one.summary["step"] + 1]
+    for one in done:
+        rows: list[Mapping[str, float]] = RunDirectory(Path(one.run_dir)).metrics()
+        final = rows[-1]["val_mean_log10_mse"]
+        assert one.summary["val_mean_log10_mse"] == pytest.approx(final, abs=1e-4)
+    # a trial that was stopped was worse, at its rung, than half of those that came before it
+    best = min(done, key=lambda one: one.summary["val_mean_log10_mse"])
+    for one in stopped:
+        row = next(
+            r
+            for r in RunDirectory(Path(best.run_dir)).metrics()
+            if r["step"] == one.summary["step"]
+        )
+        assert row["val_mean_log10_mse"] < one.summary["val_mean_log10_mse"]
+
+
+@pytest.mark.ray
+def test_a_verdict_reaches_a_trial_of_several_workers(tmp_path: Path) -> None:
+    """It trains in other processes than the one that asks Ray, saves, and stops between two rungs.
+    What it is compared with had ended before, and is told again.
+    """
+    from ddpm.cluster.ray_cluster import running_ray
+
+    text = f"GRID: {{{RATE}: [4.0e-3, 1.0e-8]}}\nTUNE: {{SEARCH: asha, GRACE: 1, REDUCTION: 2}}\n"
+    hyper = "TRAINING.HYPER_PARAMETERS"
+    longer = (f"{hyper}.EPOCHS=60", f"{hyper}.STEPS_PER_EPOCH=4", "EVALUATION.EVERY=6")
+    both = Resources(num_workers=2, cpus_per_worker=1, gpus_per_worker=0)
+    with running_ray(3), opened(tmp_path, text, *longer) as of:
+        assert run_one(of, of.trials[0]) == "done"
+        run_with_ray(of, both)
+        good, bad = (of.ledger.outcomes()[trial.outcome.trial] for trial in of.trials)
+        assert (good.status, bad.status) == ("done", "stopped")
+        assert "stopped early by asha at evaluation 1 of 10" in str(bad.reason)
+        run = RunDirectory(Path(bad.run_dir))
+        assert 24 <= checkpoint.steps(run.checkpoints)[-1] < 240
+        rung = next(row for row in run.metrics() if row["step"] == 24)
+        assert rung["val_mean_log10_mse"] == pytest.approx(bad.summary["val_mean_log10_mse"])
+
+
+def test_what_is_left_of_a_stopped_trial_is_continued_by_a_grid(tmp_path: Path) -> None:
+    """Stopped early is an end for asha alone."""
+    text = SPACE + "TUNE: {SEARCH: asha, TRIALS: 2}\n"
+    with opened(tmp_path, text) as of:
+        blank = of.trials[0].outcome
+        of.ledger.record(blank.stopped("for a test", {}))
+        assert names(of.todo()) == names(of.trials)[1:]
+        grid = replace(of, sweep=replace(of.sweep, tune=replace(of.sweep.tune, SEARCH="grid")))
+        assert len(grid.todo()) == 2

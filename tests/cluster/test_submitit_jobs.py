@@ -1,0 +1,404 @@
+"""Sweeps as many small jobs, through real submitit: its processes of this machine ("local"), its
+jobs in the driver's process ("debug"), and what it would hand to sbatch.
+"""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ddpm.cluster import submit
+from ddpm.cluster.submit import Journal, TrialBatch
+from ddpm.cluster.submit_sweep import SweepJobOptions, group_size
+from ddpm.errors import InputError
+from ddpm.sweep.ledger import Ledger, Outcome
+from tests.cluster import test_sweep_run
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.timeout(600)
+SWEEP = """
+BASE: {base}
+GRID:
+  TRAINING.PRED_TYPE: [image, velocity]
+  TRAINING.NETWORK.SCHEDULER: [linear, cosine]
+"""
+SMALL = test_sweep_run.SMALL | {"CLUSTER.CPUS_PER_WORKER": 1, "WANDB.MODE": "disabled"}
+LONG = {"TRAINING.HYPER_PARAMETERS.EPOCHS": 60}
+
+
+class Small:
+    """A sweep of four small trials whose file and results lie in a folder of the test's own."""
+
+    def __init__(self, place: Path) -> None:
+        self.file, self.out = place / "small.yaml", place / "out"
+        self.folder = self.out / "sweeps" / "small"
+        self.file.write_text(SWEEP.format(base=ROOT / "configs" / "digits.yaml"))
+
+    def argv(self, *options: str, **changed: object) -> list[str]:
+        settings = {"TRAINING.OUTPUT_DIR": self.out} | SMALL | changed
+        words = [f"{key}={value}" for key, value in settings.items()]
+        return [sys.executable, str(ROOT / "launch" / "sweep.py"), str(self.file), *words, *options]
+
+    def run(
+        self, *options: str, env: dict[str, str] | None = None, **changed: object
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.argv(*options, **changed),
+            capture_output=True,
+            text=True,
+            timeout=280,
+            env=os.environ | (env or {}),
+        )
+
+    def start(self, *options: str, **changed: object) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            self.argv(*options, **changed),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def outcomes(self) -> dict[str, Outcome]:
+        return Ledger(self.folder / "ledger").outcomes()
+
+    def statuses(self) -> list[str]:
+        return sorted(outcome.status for outcome in self.outcomes().values())
+
+    def attempts(self) -> dict[str, int]:
+        """How often each trial was started."""
+        found = [json.loads(path.read_text()) for path in self.out.glob("*/*/*/provenance.json")]
+        return {facts["run_id"]: len(facts["attempts"]) for facts in found}
+
+    def runners(self) -> list[psutil.Process]:
+        """The processes that train."""
+        mine = str(self.folder)
+        return [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if (words := process.info["cmdline"] or [])
+            and "ddpm.cluster.submit_sweep" in words
+            and words[-1].startswith(mine)
+        ]
+
+    def steps(self) -> int:
+        """Rows of metrics in all runs."""
+        return sum(p.read_bytes().count(b"\n") for p in self.out.glob("*/*/*/metrics.jsonl"))
+
+
+def wait_for(what: str, true: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Small]:
+    made = Small(tmp_path)
+    yield made
+    for process in made.runners():
+        process.kill()
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> dict[str, str]:
+    """An environment whose sbatch keeps the script it is given, and says that it has a job."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    answers = {
+        "sbatch": f'n=$(ls "{tools}" | grep -c kept)\n'
+        f'cp "$1" "{tools}/kept-$n"\nenv | grep ^SBATCH_ >"{tools}/env-$n"\n'
+        "echo Submitted batch job 7$n",
+        "srun": "exit 1",
+        "squeue": 'touch "$0.asked"; exit 0',
+        "sacct": "exit 1",
+        "scontrol": "echo 'MaxArraySize            = 3'",
+    }
+    for name, text in answers.items():
+        (tools / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tools / name).chmod(0o755)
+    return {"PATH": f"{tools}:{os.environ['PATH']}"}
+
+
+@pytest.mark.slow
+def test_local_jobs_a_killed_process_fails_its_trial_alone(small: Small) -> None:
+    """What the kernel kills for want of memory is that trial's end; its group goes on, and the same
+    command tries it again, and nothing else.
+    """
+    driver = small.start("--cluster", "local", "--jobs", "1", **LONG)
+    wait_for("a trial trains", lambda: small.steps() > 2)
+    (runner,) = small.runners()
+    runner.kill()
+    wait_for("another process goes on", lambda: small.runners() not in ([], [runner]))
+    for path in small.out.glob("*/*/*/metrics.jsonl"):
+        assert path.stat().st_size  # the killed trial has left its directory as it was
+    wait_for("a trial is recorded as failed", lambda: "failed" in small.statuses())
+    (small.folder / "stop").touch()
+    output, _ = driver.communicate(timeout=100)
+    assert driver.returncode == 75, output
+    assert "3 of 4 trials have not ended" in output
+    (failed,) = small.outcomes().values()
+    assert failed.reason == "its process was ended by SIGKILL; out of memory?"
+    assert not small.runners()
+
+
+@pytest.mark.slow
+def test_debug_jobs_run_a_sweep_to_its_report(small: Small) -> None:
+    done = small.run("--cluster", "debug", "--group-size", "3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert small.statuses() == ["done"] * 4
+    assert (small.folder / "report.html").exists() and (small.folder / "best.yaml").exists()
+    assert len(list((small.folder / "jobs").glob("*.json"))) == 2
+    before = small.attempts()
+    again = small.run("--cluster", "debug")
+    assert again.returncode == 0 and "0 to submit" in again.stdout
+    assert small.attempts() == before == dict.fromkeys(before, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_ctrl_c_detaches_and_every_way_goes_on_with_what_is_left(small: Small) -> None:
+    driver = small.start("--cluster", "local", "--jobs", "2", **LONG)
+    wait_for("two processes train", lambda: len(small.runners()) == 2 and small.steps() > 4)
+    driver.send_signal(signal.SIGINT)
+    output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 75 and "detached; 2 job(s) go on" in output, output
+    assert len(small.runners()) == 2
+
+    plain = small.run(**LONG)
+    assert plain.returncode == 3 and "hold trials of it" in plain.stderr, plain.stderr
+    second = small.start("--cluster", "local", "--jobs", "2", **LONG)
+    wait_for("a trial ends", lambda: small.statuses(), 200)
+    small.folder.joinpath("stop").touch()
+    output, _ = second.communicate(timeout=100)
+    assert "0 to submit, 4 held by living jobs" in output
+    assert second.returncode == 75 and not small.runners(), output
+    finished = {trial for trial, o in small.outcomes().items() if o.status == "done"}
+    assert 1 <= len(finished) < 4
+    before = small.attempts()
+    plain = small.run(**LONG)
+    assert plain.returncode == 0, plain.stdout + plain.stderr
+    assert small.statuses() == ["done"] * 4
+    assert all(small.attempts()[trial] == before[trial] for trial in finished)
+
+
+def weights(out: Path) -> dict[str, str]:
+    """SHA-256 of the last weights of each trial, by run id."""
+    found = {}
+    for run in out.glob("*/*/*/provenance.json"):
+        last = max((run.parent / "checkpoints").glob("step-*"))
+        content = b"".join(path.read_bytes() for path in sorted(last.glob("*.safetensors")))
+        found[json.loads(run.read_text())["run_id"]] = sha256(content).hexdigest()
+    return found
+
+
+@pytest.mark.slow
+def test_usr2_saves_and_requeues_and_the_result_is_the_same(small: Small, tmp_path: Path) -> None:
+    """The task gets USR2 from submitit's local controller as it does from SLURM; W&B is on."""
+    changed = LONG | {"WANDB.MODE": "offline"}
+    text = small.file.read_text().replace("PRED_TYPE: [image, velocity]", "PRED_TYPE: [image]")
+    small.file.write_text(text)
+    driver = small.start("--cluster", "local", "--jobs", "1", **changed)
+    wait_for("a trial trains", lambda: small.steps() > 4)
+    (runner,) = small.runners()
+    for process in (*runner.children(recursive=True), runner, runner.parents()[0]):
+        process.send_signal(signal.SIGUSR2)  # as SLURM does: every process of the step
+    output, _ = driver.communicate(timeout=200)
+    assert driver.returncode == 0, output
+    (log,) = (small.folder / "submitit").glob("*_log.out")
+    assert "Requeued job" in log.read_text()
+    assert sorted(small.attempts().values()) == [1, 2]
+    assert "no longer mirrored" not in "".join(p.read_text() for p in small.out.rglob("train.log"))
+    for path in small.out.glob("*/*/*/metrics.jsonl"):
+        steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+        assert steps == sorted(set(steps))
+
+    (tmp_path / "other").mkdir()
+    undisturbed = Small(tmp_path / "other")
+    undisturbed.file.write_text(text)
+    assert undisturbed.run("--cluster", "debug", **changed).returncode == 0
+    assert weights(small.out) == weights(undisturbed.out)
+
+
+@pytest.mark.slow
+def test_term_saves_and_ends_for_good(small: Small) -> None:
+    driver = small.start("--cluster", "local", "--jobs", "1", **LONG)
+    wait_for("a trial trains", lambda: small.steps() > 4)
+    (runner,) = small.runners()
+    runner.parents()[0].terminate()
+    output, _ = driver.communicate(timeout=100)
+    assert driver.returncode == 75, output
+    assert not small.runners() and not small.outcomes()
+    (log,) = (small.folder / "submitit").glob("*_log.out")
+    assert "Requeued" not in log.read_text()
+    (job,) = submit.read_jobs(small.folder)
+    assert job.journal.exit_code == 75
+    saved = max(int(p.name[5:]) for p in small.out.glob("*/*/*/checkpoints/step-*"))
+    assert saved > 4
+
+
+def test_what_a_runner_starts_survives_the_signals_of_the_step(tmp_path: Path) -> None:
+    script = """
+import subprocess, sys, time
+from ddpm.adapters.sweep_group import stop_asked
+asked = stop_asked()
+child = subprocess.Popen(["sleep", "60"])
+print(child.pid, flush=True)
+while not asked():
+    time.sleep(0.05)
+print("asked", child.poll(), flush=True)
+child.kill()
+"""
+    runner = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
+    assert runner.stdout is not None
+    sleeper = int(runner.stdout.readline())
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        os.kill(sleeper, number)
+        for _ in range(3):  # however often: SLURM and the task may both send it
+            os.kill(runner.pid, number)
+    assert runner.stdout.read().split() == ["asked", "None"]
+    assert runner.wait(timeout=10) == 0
+
+
+def test_a_runner_stops_when_its_task_is_gone() -> None:
+    script = """
+import time
+from ddpm.adapters.sweep_group import stop_asked
+asked = stop_asked()
+while not asked():
+    time.sleep(0.05)
+"""
+    runner = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE)
+    assert runner.stdin is not None
+    runner.stdin.close()
+    assert runner.wait(timeout=30) == 0
+
+
+def test_sbatch_gets_what_the_dry_run_has_shown(
+    small: Small, slurm: dict[str, str], tmp_path: Path
+) -> None:
+    """The script, the arrays that the site allows, the folder that is its owner's alone, and the
+    command line above the environment.
+    """
+    options = ("--cluster", "slurm", "--group-size", "1", "--time", "0:30:00", "--sbatch", "mem=4G")
+    env = slurm | {"SBATCH_TIMELIMIT": "1-00", "SBATCH_PARTITION": "gpu", "SBATCH_WAIT": "1"}
+    shown = small.run(*options, "--dry-run", "--no-probe", env=env)
+    assert shown.returncode == 0, shown.stderr
+    assert not small.out.exists()
+    done = small.run(*options, env=env)
+    assert done.returncode == 75 and "4 of 4 trials have not ended" in done.stderr, done.stderr
+    first, second = (tmp_path / "tools" / f"kept-{n}" for n in (0, 1))
+    assert first.read_text().rstrip() in shown.stdout
+    assert "#SBATCH --array=0-2%3" in first.read_text() and "--array" not in second.read_text()
+    for line in ("--time=30", "--mem=4G", "--signal=USR2@120", "--requeue", "--cpus-per-task=1"):
+        assert f"#SBATCH {line}\n" in first.read_text()
+    assert (tmp_path / "tools" / "env-0").read_text() == "SBATCH_PARTITION=gpu\n"
+    assert "from the environment: --partition=gpu" in shown.stdout
+    folder = small.folder / "submitit"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    for path in folder.glob("*.pkl"):
+        assert b"GroupTask" in path.read_bytes() and path.stat().st_size < 1000
+    jobs = submit.read_jobs(small.folder)
+    assert [job.job for job in jobs] == ["70_0", "70_1", "70_2", "71"]
+    assert all(len(job.trials) == 1 for job in jobs)
+
+
+@pytest.mark.parametrize(
+    ("options", "changed", "message"),
+    [
+        ((), {"CLUSTER.NUM_WORKERS": 2}, "CLUSTER.NUM_WORKERS above 1"),
+        ((), {"CLUSTER.GPUS_PER_WORKER": 0.5}, "shares of a GPU"),
+        (("--time", "5"), {}, "--time 15 or more"),
+        (("--time", "soon"), {}, "time limit 'soon'"),
+        (("--jobs", "0"), {}, "--jobs is 0; give at least 1"),
+        (("--sbatch", "array=1-5"), {}, "sets --array itself"),
+        (("--sbatch", "time=5"), {}, "use --time"),
+        (("--sbatch", "a b"), {}, "give KEY=VALUE"),
+        (("--sbatch", "comment=a\nb"), {}, "a value is one line"),
+        ((), {"TRAINING.OUTPUT_DIR": "out%j"}, "choose another TRAINING.OUTPUT_DIR"),
+    ],
+)
+def test_bad_requests_write_nothing(
+    small: Small,
+    slurm: dict[str, str],
+    options: tuple[str, ...],
+    changed: dict[str, object],
+    message: str,
+) -> None:
+    done = small.run("--cluster", "slurm", *options, env=slurm, **changed)
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert not small.out.exists()
+
+
+def test_a_number_of_requeues_that_is_none_is_refused(small: Small, slurm: dict[str, str]) -> None:
+    done = small.run("--cluster", "slurm", env=slurm | {"DDPM_REQUEUES": "often"})
+    assert done.returncode == 2 and "DDPM_REQUEUES is 'often'" in done.stderr, done.stderr
+    assert not small.out.exists()
+
+
+def test_without_sbatch_it_says_what_to_do(small: Small, tmp_path: Path) -> None:
+    # A folder of its own: /usr/bin has sbatch where SLURM's packages are installed.
+    (tmp_path / "empty").mkdir()
+    done = small.run("--cluster", "slurm", env={"PATH": str(tmp_path / "empty")})
+    assert done.returncode == 2 and "not found on this machine" in done.stderr, done.stderr
+    assert not small.out.exists()
+    done = small.run("--jobs", "2")
+    assert done.returncode == 2 and "give --cluster slurm too" in done.stderr
+
+
+def test_group_sizes() -> None:
+    def size(todo: int, seconds: float | None = None, **options: object) -> int:
+        asked = SweepJobOptions(**({"cluster": "slurm"} | options))  # type: ignore[arg-type]
+        return group_size(todo, asked, jobs=4, seconds=seconds)
+
+    assert size(9) == 3 and size(3) == 1
+    assert size(9, 600.0) == 3, "long trials: as many tasks as may run at once"
+    assert size(100, 10.0) == 25 and size(20, 10.0) == 13, "short ones: two minutes' worth"
+    assert size(9, 1.0, group_size=2) == 2 and size(2, group_size=5) == 2
+    with pytest.raises(InputError, match="--group-size 3 or more"):
+        size(9, cluster="local", group_size=2)
+
+
+def test_a_journal_outlives_a_torn_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "a.json")
+    assert journal.is_empty and journal.open_trial is None
+    journal.begin("00000001")
+    journal.end("00000001", "done")
+    journal.begin("00000002")
+    assert (journal.ended, journal.open_trial) == ({"00000001"}, "00000002")
+    with journal.path.open("a") as file:
+        file.write('{"end": "0000')
+    assert journal.open_trial == "00000002" and journal.exit_code is None
+
+
+def test_a_group_is_read_as_it_was_written(tmp_path: Path) -> None:
+    outcomes = tuple(
+        Outcome(trial=f"{n:08x}", cell={"A.B": n}, seed=n, run_dir=f"/r/{n}") for n in range(2)
+    )
+    group = TrialBatch(
+        path=tmp_path / "jobs" / "g.json",
+        sweep="it's $(a) sweep\n",
+        folder=tmp_path,
+        outcomes=outcomes,
+        jobs=({"run_dir": "/r/0"}, {"run_dir": "/r/1"}),
+        resources={"num_workers": 1},
+    )
+    group.write()
+    assert TrialBatch.read(group.path) == group
+    group.ledger.record(outcomes[0].done({}))
+    assert [outcome.trial for outcome, _ in group.left()] == ["00000001"]
+    assert group.record_death("nobody knows") is None
+    group.journal.begin("00000001")
+    assert group.record_death("crash") == outcomes[1].failed("crash")
+    assert group.left() == []

@@ -1,0 +1,300 @@
+"""ddpm.config.load: what YAML text and overrides mean, and how mistakes are named."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddpm import config as c
+from ddpm.config.schema import Config
+from ddpm.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+SMALL = {"DATASET": {"NAME": "tiny", "PATH": "digits"}}
+
+# A file of DDPM v3, every key of it.
+V3 = """
+DATASET:
+  NAME: "my_dataset"
+  PATH: "digits"
+  LABEL_KEY: "labels"
+  PREPROCESSING:
+    CROP_SIZE: null
+    CROP_TYPE: center
+    CROP_POSITION: center
+    AUGMENT: false
+    AUGMENT_TYPE: null
+TRAINING:
+  INPUT_IMAGE_SIZE: 256
+  INPUT_IMAGE_CHANNEL: 3
+  OUTPUT_DIR: "./training_outputs"
+  IS_NEW_TRAIN: true
+  TRAINED_H5: null
+  PRED_TYPE: velocity
+  LOSS_FN: MSE
+  INLINE_GEN: {ENABLE: true, NUMS: 20, PERIOD: 10, REVERSE_STRIDE: 10}
+  HYPER_PARAMETERS:
+    EPOCHS: 100
+    SAVE_PERIOD: 10
+    BATCH_SIZE: 64
+    STEPS_PER_EPOCH: null
+    LR_TYPE: warmup_cosine
+    LEARNING_RATE: 2.0e-4
+    WARMUP_STEPS: 1000
+  NETWORK:
+    SCHEDULER: cosine
+    TIMESTEPS: 1000
+    NUM_RES_BLOCKS: 2
+    BLOCK_SIZE: 1
+    NORM_GROUPS: 8
+    FIRST_CHANNEL: 128
+    CHANNEL_MULTIPLIER: [1, 2, 4, 8]
+    HAS_ATTENTION: [false, false, true, true]
+    NUM_HEADS: 1
+    TIME_EMB_DIM: 128
+    DROPOUT_RATE: 0.1
+    KERNEL_SIZE: 3
+    USE_CROSS_ATTENTION: false
+    NUM_CLASSES: null
+    CLASS_EMB_DIM: null
+IMAGE_GENERATION:
+  MODEL_PATH: ""
+  GEN_TASK: random_uncond
+  NUM_GEN_IMAGES: 20
+  EXTERNAL_NPZ_INPUT: null
+  CLASS_LABEL: null
+  FREEZE_CHANNEL: null
+  REVERSE_STRIDE: 10
+  DDIM_ETA: 1.0
+  EXPORT_INTERM: false
+  GEN_SAVE_DIR: null
+  RANDOM_SEED: null
+  CLIP_DENOISE: false
+  NEW_IMAGE_SIZE: null
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "test.yaml"
+    path.write_text(text)
+    return path
+
+
+def small(*overrides: str) -> Config:
+    """The smallest configuration with overrides."""
+    return c.load(ROOT / "configs" / "digits.yaml", overrides)
+
+
+def problems(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        c.load(path, overrides)
+    assert caught.value.exit_code == 2
+    return list(caught.value.problems)
+
+
+def problem(folder: Path, text: str) -> str:
+    """The one problem of a file whose DATASET is fine."""
+    (line,) = problems(write(folder, "DATASET: {NAME: tiny, PATH: digits}\n" + text))
+    return line
+
+
+def test_a_v3_file_loads_unchanged_and_differs_from_defaults_only_in_its_strides(
+    tmp_path: Path,
+) -> None:
+    config = c.load(write(tmp_path, V3))
+    assert c.identity(config) == {
+        "DATASET.NAME": "my_dataset",
+        "TRAINING.INLINE_GEN.REVERSE_STRIDE": 10,
+        "IMAGE_GENERATION.REVERSE_STRIDE": 10,
+    }
+
+
+def test_v3_in_lower_case_is_the_same_configuration(tmp_path: Path) -> None:
+    lower = write(tmp_path, V3.lower())
+    assert c.load(lower) == c.load(write(tmp_path, V3))
+
+
+@given(
+    st.floats(min_value=1e-12, max_value=1.0, exclude_min=True),
+    st.integers(min_value=0, max_value=2**63 - 1),
+    st.sampled_from(["on", "null", "007", "1e3", "1:30", "a b", "#x", "y: z", "'q'", "~", "ä"]),
+)
+def test_any_value_survives_yaml_to_the_last_bit(rate: float, seed: int, text: str) -> None:
+    plain = {
+        "DATASET": {"NAME": "tiny", "PATH": text},
+        "TRAINING": {"SEED": seed, "HYPER_PARAMETERS": {"LEARNING_RATE": rate}},
+    }
+    config = c.from_dict(plain)
+    from ddpm.config.loading import build, read_text
+
+    assert build(read_text(c.to_yaml(config), "again")).config == config
+    assert config.DATASET.PATH == text
+
+
+@pytest.mark.parametrize("name", ["on", "off", "007", "1e5", "1.0", "2024-01-02", "yes", "0x10"])
+def test_text_stays_text(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, f"DATASET: {{NAME: {name}, PATH: digits}}")
+    assert c.load(path).DATASET.NAME == name
+    assert c.load(path, [f"dataset.name={name}"]).DATASET.NAME == name
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "0.0001", "+1E-4", "'1e-4'", ".0001"])
+def test_every_spelling_of_a_number_is_a_number(text: str) -> None:
+    config = small(f"TRAINING.HYPER_PARAMETERS.LEARNING_RATE={text}")
+    assert config.TRAINING.HYPER_PARAMETERS.LEARNING_RATE == 1e-4
+
+
+@pytest.mark.parametrize("text", ["true", "True", "yes", "on", "ON"])
+def test_every_spelling_of_true_is_true(text: str) -> None:
+    assert small(f"TRAINING.COMPILE={text}").TRAINING.COMPILE is True
+
+
+def test_enumerated_values_are_kept_in_their_canonical_case() -> None:
+    config = small("TRAINING.LOSS_FN=mae", "training.pred_type=IMAGE")
+    assert (config.TRAINING.LOSS_FN, config.TRAINING.PRED_TYPE) == ("MAE", "image")
+
+
+def test_overrides_of_lists_null_and_quotes() -> None:
+    config = small(
+        "TRAINING.NETWORK.CHANNEL_MULTIPLIER=[1, 3]",
+        "DATASET.LABEL_KEY='null'",
+        "TRAINING.CLIP_NORM=null",
+        "IMAGE_GENERATION.CLASS_LABEL=[3,1]",
+        "TRAINING.INPUT_IMAGE_SIZE=[8, 10]",
+    )
+    assert config.TRAINING.NETWORK.CHANNEL_MULTIPLIER == (1, 3)
+    assert config.DATASET.LABEL_KEY == "null"
+    assert config.TRAINING.CLIP_NORM is None
+    assert config.IMAGE_GENERATION.CLASS_LABEL == (3, 1)
+    assert c.image_shape(config) == (1, 8, 10)
+
+
+def test_a_lower_case_override_makes_no_second_tree(tmp_path: Path) -> None:
+    config = c.load(write(tmp_path, V3), ["training.network.timesteps=250"])
+    assert config.TRAINING.NETWORK.TIMESTEPS == 250
+
+
+def test_references_are_followed_whatever_they_lead_to() -> None:
+    config = small(
+        "TRAINING.HYPER_PARAMETERS.EPOCHS=40",
+        "EVALUATION.EVERY=${TRAINING.HYPER_PARAMETERS.EPOCHS}",
+        "EVALUATION.SEED=${training.seed}",
+        "DATASET.NAME=run-${TRAINING.NETWORK.TIMESTEPS}",
+        "TRAINING.NETWORK.HAS_ATTENTION=[false, '${TRAINING.COMPILE}']",
+    )
+    assert (config.EVALUATION.EVERY, config.EVALUATION.SEED) == (40, 0)
+    assert config.DATASET.NAME == "run-1000"
+    assert config.TRAINING.NETWORK.HAS_ATTENTION == (False, False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "${oc.env:CANARY}",
+        "${oc.env:HOME,x}",
+        "a${oc.decode:1}",
+        "${oc.dict.keys:TRAINING}",
+        "${NOWHERE.AT.ALL}",
+        "${DATASET.NAME}",
+        "${TRAINING}",
+    ],
+)
+def test_the_environment_and_dead_references_are_refused(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CANARY", "canary-in-the-coal-mine")
+    lines = problems(CONFIGS[0], f"DATASET.NAME={text}")
+    assert len(lines) == 1
+    assert lines[0].startswith("command line: DATASET.NAME is ${") or "a${" in lines[0]
+    assert "canary-in" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("TRAINING: {SEED: !!python/object:os.system 1}", "test.yaml:2: TRAINING.SEED has the tag"),
+        ("TRAINING: {SEED: !env HOME}", "TRAINING.SEED has the tag !env; give a plain value"),
+        ("TRAINING: {_TARGET_: os.system}", "TRAINING._TARGET_ is no key"),
+        ("TRAINING: &a\n  <<: {SEED: 1}\n", "test.yaml:3: merge keys"),
+        ("TRAINING:\n  SEED: 1\n  seed: 2\n", "test.yaml:4: TRAINING.SEED is given twice, first"),
+        ("TRAINING:\n  SEED: 1\n  SEED: 1\n", "TRAINING.SEED is given twice"),
+        ("TRAINING: {SEED: [1}", "test.yaml:2: not YAML"),
+        ("TRAINING: [1, 2]", "test.yaml:2: TRAINING is [1, 2] but TRAINING is a section"),
+        ("TRAINING: {SEED: {A: 1}}", "TRAINING.SEED is a section; give a value, not keys"),
+        ("TRAINING:\n  SEED: ???", "TRAINING.SEED is ???; allowed: an integer from 0"),
+        ("TRANING: {SEED: 1}", "test.yaml:2: TRANING is no key; did you mean TRAINING?"),
+        ("BATCH_SIZE: 3", "did you mean TRAINING.HYPER_PARAMETERS.BATCH_SIZE?"),
+        ("TRAINING:\n  EPOCHS: 3", "test.yaml:3: TRAINING.EPOCHS is no key; did you mean "),
+        ("TRAINING:\n  PRED_TYPE: veloctiy", "test.yaml:3: TRAINING.PRED_TYPE is veloctiy; "
+         "allowed: one of noise, image, velocity; did you mean velocity?"),
+        ("TRAINING: {SEED: 1180591620717411303424}", "allowed: an integer from 0 to"),
+        ("TRAINING: {NETWORK: {TIMESTEPS: 1:30}}", "TIMESTEPS is 1:30; allowed: an integer from 1"),
+        ("TRAINING: {NETWORK: {TIMESTEPS: 0}}", "from 1 to 1000000; the default is 1000"),
+        ("TRAINING: {MIN_SNR_GAMMA: 0}", "MIN_SNR_GAMMA is 0; allowed: a finite number above 0"),
+        ("TRAINING: {EMA_DECAYS: [0.9, 0.9]}", "EMA_DECAYS is [0.9, 0.9]; allowed: a non-empty"),
+        ("TRAINING: {EMA_DECAYS: [1.0]}", "EMA_DECAYS is [1.0]; allowed: a non-empty list"),
+        ("WANDB: {PROJECT: ../up}", "PROJECT is ../up; allowed: a name of at most 64 letters"),
+        ("WANDB: {TAGS: [a b]}", "WANDB.TAGS is [a b]; allowed: a list of values, each a name"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_its_line_and_the_way_out(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    assert words in problem(tmp_path, text)
+
+
+def test_an_alias_bomb_is_defused(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    (line,) = problems(write(tmp_path, "\n".join(lines)))
+    assert "too many or too deeply nested" in line
+
+
+def test_an_alias_of_itself_and_deep_nesting_are_refused(tmp_path: Path) -> None:
+    for text in ("TRAINING: &a [*a]", "TRAINING: " + "[" * 500 + "]" * 500):
+        (line,) = problems(write(tmp_path, text))
+        assert "nested" in line or "not YAML" in line
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    assert "no such file" in problems(tmp_path / "absent.yaml")[0]
+    assert "is a folder" in problems(tmp_path)[0]
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00bad")
+    assert "not UTF-8" in problems(tmp_path / "binary.yaml")[0]
+    (tmp_path / "huge.yaml").write_text("#" * 1_000_001)
+    assert "larger than" in problems(tmp_path / "huge.yaml")[0]
+    assert "holds no sections" in problems(write(tmp_path, "[1, 2]"))[0]
+
+
+def test_an_empty_file_lacks_exactly_the_required_keys(tmp_path: Path) -> None:
+    lines = problems(write(tmp_path, ""))
+    assert [line.split(": ")[1].split(" is")[0] for line in lines] == [
+        "DATASET.NAME",
+        "DATASET.PATH",
+    ]
+
+
+def test_all_problems_come_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, V3.replace("EPOCHS", "EPOCS").replace("NUM_HEADS: 1", "NUM_HEADS: 3"))
+    overrides = [
+        "TRAINING.PRED_TYPE=velocty",
+        "TRAINING.HYPER_PARAMETERS.LEARNING_RATE=nan",
+        "TRAINING.SEED=-1",
+        "TRAINING.NETWORK.TIMESTEPS=5",
+        "NONSENSE=1",
+        "no equals sign",
+        "IMAGE_GENERATION.DDIM_ETA=2",
+        "TRAINING.SEED=1",
+    ]
+    lines = problems(path, *overrides)
+    expected = (
+        "EPOCS", "NUM_HEADS is 3", "velocty", "LEARNING_RATE is nan", "SEED is -1", "NONSENSE",
+        "INLINE_GEN.REVERSE_STRIDE is 10", "GENERATION.REVERSE_STRIDE is 10", "no equals sign",
+        "DDIM_ETA is 2", "SEED is given twice",
+    )  # fmt: skip
+    for words in expected:
+        assert sum(words in line for line in lines) == 1, (words, lines)
+    assert len(lines) == len(expected)
+    assert all(line.startswith(("command line: ", f"{path}:")) for line in lines)

@@ -1,0 +1,110 @@
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ddpm.data import packing
+from ddpm.data.index import Index, open_index, verify_shards
+from ddpm.data.sources import ArraySource
+from tests.support.shard_data import (
+    COLOUR,
+    LABELS,
+    flip,
+    problems_of,
+    sorted_shards,
+)
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Index:
+    source = ArraySource(COLOUR, LABELS)
+    return packing.pack(source, tmp_path / "packed", samples_per_shard=10, progress=False)
+
+
+def test_verify_finds_every_flipped_bit(packed: Index) -> None:
+    draw = random.Random(1)
+    for _ in range(100):
+        shard = draw.choice(packed.shards)
+        path = packed.folder / shard.name
+        byte, bit = draw.randrange(shard.bytes), draw.randrange(8)
+        flip(path, byte, bit)
+        (problem,) = problems_of(lambda: verify_shards(packed))
+        assert str(path) in problem and "SHA-256" in problem
+        offsets, sizes = packed.table["offset"], packed.table["size"]
+        number = packed.shards.index(shard)
+        rows = range(packed.starts[number], packed.starts[number + 1])
+        hit = [row for row in rows if offsets[row] <= byte < offsets[row] + sizes[row]]
+        assert problem.endswith(f"damaged images: {hit[0]}" if hit else "outside the images")
+        flip(path, byte, bit)
+    verify_shards(packed)
+
+
+def test_all_missing_truncated_and_unknown_shards_are_found_at_once(packed: Index) -> None:
+    paths = [packed.folder / shard.name for shard in packed.shards]
+    paths[0].unlink()
+    os.truncate(paths[1], 1000)
+    shutil.copy(paths[2], packed.folder / "other.tar")
+    found = problems_of(lambda: open_index(packed.folder))
+    assert len(found) == 3
+    assert "missing" in found[0] and "1000 bytes" in found[1] and "other.tar" in found[2]
+    flip(paths[3], 700)
+    assert len(problems_of(lambda: verify_shards(packed))) == 5  # paths 1 and 3 by SHA-256 too
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_damaged_table_of_samples_is_refused(packed: Index, damage: str) -> None:
+    path = packed.folder / packed.table_file
+    if damage == "flip":
+        flip(path, path.stat().st_size - 3)
+    elif damage == "cut":
+        os.truncate(path, 200)
+    else:
+        path.unlink()
+    (problem,) = problems_of(lambda: open_index(packed.folder).table)
+    assert packed.table_file in problem
+
+
+def edits() -> dict[str, Callable[[dict], object]]:
+    return {
+        "format": lambda c: c.update(format=2),
+        "name": lambda c: c["shards"][0].update(name="../../a.tar"),
+        "hidden": lambda c: c["shards"][0].update(name="/etc/passwd"),
+        "table": lambda c: c.update(table_file="../x.npy"),
+        "count": lambda c: c.update(num_samples=7),
+        "sha": lambda c: c["shards"][0].update(sha256="0" * 64),
+        "key": lambda c: c.pop("dtype"),
+        "more": lambda c: c.update(surprise=1),
+        "list": lambda c: c.update(shards=[]),
+    }
+
+
+@pytest.mark.parametrize("edit", edits())
+def test_an_edited_index_is_refused(packed: Index, edit: str) -> None:
+    path = packed.folder / "index.json"
+    content = json.loads(path.read_text())
+    edits()[edit](content)
+    path.write_text(json.dumps(content))
+    assert "not an index" in problems_of(lambda: open_index(packed.folder))[0]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 100_000])
+def test_broken_json_is_no_index(packed: Index, content: str) -> None:
+    (packed.folder / "index.json").write_text(content)
+    assert "not an index" in problems_of(lambda: open_index(packed.folder))[0]
+
+
+def test_refresh_takes_new_foreign_shards_but_not_lost_packed_ones(
+    tmp_path: Path, packed: Index
+) -> None:
+    folder = tmp_path / "foreign"
+    sorted_shards(folder, "ab", 5)
+    assert packing.refresh(folder).num_samples == 10
+    sorted_shards(folder, "abc", 5)
+    assert packing.refresh(folder).num_samples == 15
+    assert len(list(folder.glob("samples-*.npy"))) == 1
+    (packed.folder / packed.shards[0].name).unlink()
+    assert "missing" in problems_of(lambda: packing.refresh(packed.folder))[0]

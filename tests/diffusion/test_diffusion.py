@@ -1,0 +1,273 @@
+"""Laws of the forward process, the predictions and the posterior."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from ddpm.diffusion.process import (
+    PRED_TYPES,
+    convert,
+    diffuse,
+    elementwise_loss,
+    loss_weight,
+    noise_from_pred,
+    noise_from_x0,
+    q_posterior,
+    q_sample,
+    target_for,
+    velocity_from_pred,
+    x0_from_pred,
+)
+from ddpm.diffusion.schedule import NoiseSchedule
+from tests.support.diffusion_cases import (
+    T,
+    every_pred_type,
+    every_schedule,
+    every_t,
+    images,
+    noises,
+)
+
+
+def pairs() -> tuple[torch.Tensor, torch.Tensor]:
+    """Every (t, s) with s < t on a coarse grid with both ends."""
+    t, s = torch.meshgrid(
+        torch.tensor([1, 2, 13, 50, 87, 99, 100]),
+        torch.tensor([0, 1, 12, 49, 86, 99]),
+        indexing="ij",
+    )
+    return t[s < t], s[s < t]
+
+
+@every_schedule
+def test_q_sample_is_the_equation(name: str) -> None:
+    schedule = NoiseSchedule(name, T)
+    t = torch.arange(T + 1)
+    x0, noise = images(T + 1), noises(T + 1)
+    abar = schedule.alphas_cumprod.view(-1, 1, 1, 1)
+    expected = abar.sqrt() * x0 + (1 - abar).sqrt() * noise
+    assert_close(q_sample(schedule, x0, t, noise), expected, rtol=1e-9, atol=1e-9)
+    assert torch.equal(q_sample(schedule, x0, t, noise)[0], x0[0])
+
+
+def test_q_sample_keeps_the_dtype_and_computes_in_no_less_than_float32() -> None:
+    schedule = NoiseSchedule("cosine", T)
+    x0, noise, t = images(5), noises(5), torch.tensor([1, 20, 50, 80, 100])
+    exact = q_sample(schedule, x0, t, noise)
+    assert q_sample(schedule, x0.float(), t, noise.float()).dtype == torch.float32
+    half = q_sample(schedule, x0.bfloat16(), t, noise.bfloat16())
+    assert half.dtype == torch.bfloat16
+    rounded_inputs = q_sample(schedule, x0.bfloat16().double(), t, noise.bfloat16().double())
+    assert_close(half.double(), rounded_inputs, rtol=2**-8, atol=1e-6)
+    assert_close(half.double(), exact, rtol=0.03, atol=0.03)
+
+
+def test_coefficients_follow_their_sample() -> None:
+    schedule = NoiseSchedule("linear", T)
+    x0, noise, t = images(4), noises(4), torch.tensor([100, 3, 50, 0])
+    together = q_sample(schedule, x0, t, noise)
+    for i in range(4):
+        alone = q_sample(schedule, x0[i : i + 1], t[i : i + 1], noise[i : i + 1])
+        assert torch.equal(alone[0], together[i])
+
+
+@every_schedule
+@pytest.mark.parametrize("source", PRED_TYPES)
+@pytest.mark.parametrize("target", PRED_TYPES)
+def test_conversions_recover_the_truth_in_float64(name: str, source: str, target: str) -> None:
+    schedule = NoiseSchedule(name, T)
+    t = every_t(schedule)
+    x0, noise = images(T), noises(T)
+    alpha, sigma = schedule.alpha_sigma_at(t)
+    x_t = diffuse(x0, noise, alpha, sigma)
+    pred = target_for(source, x0, noise, alpha, sigma)
+    expected = target_for(target, x0, noise, alpha, sigma)
+    error = (convert(pred, x_t, alpha, sigma, source, target) - expected).abs()
+    # A division magnifies the rounding of its numerator: 1 / alpha from noise, 1 / sigma from x0.
+    gain = torch.ones_like(alpha)
+    if source != target and source != "velocity":
+        gain = 1 / alpha if source == "noise" else 1 / sigma
+    assert (error.flatten(1).amax(1) < 1e-14 * gain).all()
+
+
+@every_schedule
+@pytest.mark.parametrize("source", PRED_TYPES)
+@pytest.mark.parametrize("target", PRED_TYPES)
+def test_conversions_in_float32_lose_no_more_than_their_gain(
+    name: str, source: str, target: str
+) -> None:
+    schedule = NoiseSchedule(name, T)
+    x0, noise = images(T).float(), noises(T).float()
+    alpha, sigma = schedule.alpha_sigma_at(every_t(schedule))
+    x_t = diffuse(x0, noise, alpha, sigma)
+    pred = target_for(source, x0, noise, alpha, sigma)
+    expected = target_for(target, x0, noise, alpha, sigma)
+    converted = convert(pred, x_t, alpha, sigma, source, target)
+    assert converted.dtype == torch.float32
+    gain = torch.ones_like(alpha)
+    if source != target and source != "velocity":
+        gain = 1 / alpha if source == "noise" else 1 / sigma
+    assert ((converted - expected).abs().flatten(1).amax(1) < 16 * 2.0**-24 * gain).all()
+
+
+def test_equal_types_convert_to_themselves() -> None:
+    pred = noises(2)
+    one = torch.ones(2, dtype=torch.float64)
+    for pred_type in PRED_TYPES:
+        assert convert(pred, pred, one, one, pred_type, pred_type) is pred
+
+
+@every_schedule
+def test_velocity_is_a_rotation(name: str) -> None:
+    """(x_t, v) has the length of (x0, noise); v is the noise at t = 0 and -x0 at zero SNR."""
+    schedule = NoiseSchedule(name, T, zero_terminal_snr=True)
+    t = torch.arange(T + 1)
+    alpha, sigma = schedule.alpha_sigma_at(t)
+    x0, noise = images(T + 1), noises(T + 1)
+    x_t = diffuse(x0, noise, alpha, sigma)
+    velocity = target_for("velocity", x0, noise, alpha, sigma)
+    assert_close(x_t**2 + velocity**2, x0**2 + noise**2, rtol=1e-12, atol=1e-13)
+    assert torch.equal(velocity[0], noise[0])
+    assert torch.equal(velocity[-1], -x0[-1])
+    # No division: also at both ends, where alpha or sigma is zero.
+    assert_close(x0_from_pred(velocity, x_t, alpha, sigma, "velocity"), x0, rtol=0, atol=2e-15)
+    assert_close(
+        noise_from_pred(velocity, x_t, alpha, sigma, "velocity"), noise, rtol=0, atol=3e-15
+    )
+
+
+def test_noise_from_velocity_does_not_cancel_near_clean_data() -> None:
+    """v3 computed (x_t - alpha x0_hat) / sigma, which at the first timestep leaves three digits."""
+    schedule = NoiseSchedule("cosine", 1000)
+    alpha, sigma = schedule.alpha_sigma_at(torch.ones(8, dtype=torch.int64))
+    x0, noise = images(8).float(), noises(8).float()
+    x_t = diffuse(x0, noise, alpha, sigma)
+    velocity = target_for("velocity", x0, noise, alpha, sigma)
+    by_rotation = noise_from_pred(velocity, x_t, alpha, sigma, "velocity")
+    x0_hat = x0_from_pred(velocity, x_t, alpha, sigma, "velocity")
+    by_division = noise_from_x0(x0_hat, x_t, alpha, sigma)
+    assert (by_rotation - noise).abs().max() < 1e-6
+    assert (by_division - noise).abs().max() > 1e-5
+
+
+def test_conversions_take_a_single_coefficient_for_the_whole_batch() -> None:
+    schedule = NoiseSchedule("cos6", T)
+    pair = schedule.alpha_sigma_at(torch.tensor(30))
+    pairs = schedule.alpha_sigma_at(torch.full((6,), 30))
+    x_t, pred = noises(6), noises(6, seed=1)
+    for source in PRED_TYPES:
+        for target in PRED_TYPES:
+            assert torch.equal(
+                convert(pred, x_t, *pair, source, target),
+                convert(pred, x_t, *pairs, source, target),
+            )
+
+
+@every_pred_type
+def test_half_precision_predictions_are_converted_in_float32(pred_type: str) -> None:
+    schedule = NoiseSchedule("cosine", T)
+    pair = schedule.alpha_sigma_at(torch.tensor([1, 50, 100]))
+    x_t, pred = noises(3).float(), noises(3, seed=1).bfloat16()
+    for target in PRED_TYPES:
+        if target != pred_type:
+            converted = convert(pred, x_t, *pair, pred_type, target)
+            assert torch.equal(converted, convert(pred.float(), x_t, *pair, pred_type, target))
+
+
+def test_unknown_names_are_refused_with_the_valid_ones() -> None:
+    x = noises(1)
+    one = torch.ones(1, dtype=torch.float64)
+    message = "is 'eps'; give one of noise, image, velocity"
+    for call in (
+        lambda: x0_from_pred(x, x, one, one, "eps"),
+        lambda: noise_from_pred(x, x, one, one, "eps"),
+        lambda: velocity_from_pred(x, x, one, one, "eps"),
+        lambda: target_for("eps", x, x, one, one),
+        lambda: convert(x, x, one, one, "eps", "image"),
+        lambda: convert(x, x, one, one, "image", "eps"),
+        lambda: loss_weight(one, "eps", "snr"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(
+        ValueError, match="weighting is 'snr5'; give one of uniform, snr, truncated"
+    ):
+        loss_weight(one, "noise", "snr5")
+    with pytest.raises(ValueError, match="loss_fn is 'L2'; give one of MSE, MAE, HUBER"):
+        elementwise_loss(x, x, "L2")
+
+
+@every_schedule
+def test_posterior_coefficients_satisfy_their_identities(name: str) -> None:
+    """The mean of x_s given x0 alone, and its variance, follow from averaging over x_t."""
+    schedule = NoiseSchedule(name, T)
+    t, s = pairs()
+    one, zero = torch.ones(len(t), dtype=torch.float64), torch.zeros(len(t), dtype=torch.float64)
+    from_x0 = q_posterior(schedule, zero, one, t, s).mean
+    from_x_t = q_posterior(schedule, one, zero, t, s).mean
+    variance = q_posterior(schedule, one, one, t, s).variance
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma_at(t), schedule.alpha_sigma_at(s)
+    assert_close(from_x0 + from_x_t * alpha_t, alpha_s, rtol=0, atol=1e-13)
+    assert_close(from_x_t**2 * sigma_t**2 + variance, sigma_s**2, rtol=1e-12, atol=1e-15)
+
+
+@every_schedule
+def test_posterior_is_the_papers_for_neighbours(name: str) -> None:
+    """Ho et al. 2020, Eq. 6 and 7, from betas."""
+    schedule = NoiseSchedule(name, T)
+    t = every_t(schedule)
+    abar_t, abar_s = schedule.alphas_cumprod[1:], schedule.alphas_cumprod[:-1]
+    beta = 1 - abar_t / abar_s
+    zero, one = torch.zeros(T, dtype=torch.float64), torch.ones(T, dtype=torch.float64)
+    c0 = abar_s.sqrt() * beta / (1 - abar_t)
+    ct = (1 - beta).sqrt() * (1 - abar_s) / (1 - abar_t)
+    assert_close(q_posterior(schedule, zero, one, t, t - 1).mean, c0, rtol=1e-8, atol=1e-12)
+    assert_close(q_posterior(schedule, one, zero, t, t - 1).mean, ct, rtol=1e-8, atol=1e-12)
+    beta_tilde = (1 - abar_s) / (1 - abar_t) * beta
+    variance = q_posterior(schedule, one, one, t, t - 1).variance
+    assert_close(variance, beta_tilde, rtol=1e-8, atol=1e-15)
+
+
+@every_schedule
+def test_posterior_is_bayes_on_gaussians(name: str) -> None:
+    """Condition the joint normal of (x_s, x_t) given x0, for any pair: precisions add."""
+    schedule = NoiseSchedule(name, T)
+    t, s = pairs()
+    t, s = t[s > 0], s[s > 0]
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma_at(t), schedule.alpha_sigma_at(s)
+    x0, x_t = torch.tensor(0.3).double(), torch.tensor(-0.8).double()
+    forward = alpha_t / alpha_s
+    forward_variance = sigma_t**2 - forward**2 * sigma_s**2
+    variance = 1 / (1 / sigma_s**2 + forward**2 / forward_variance)
+    mean = variance * (alpha_s * x0 / sigma_s**2 + forward * x_t / forward_variance)
+    posterior = q_posterior(schedule, x_t.expand(len(t)), x0.expand(len(t)), t, s)
+    assert_close(posterior.variance, variance, rtol=1e-9, atol=0)
+    assert_close(posterior.mean, mean, rtol=1e-9, atol=1e-12)
+
+
+@every_schedule
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_posterior_at_the_ends(name: str, zero_terminal_snr: bool) -> None:
+    schedule = NoiseSchedule(name, T, zero_terminal_snr=zero_terminal_snr)
+    x_t, x0 = noises(2), images(2)
+    for t in (1, T):
+        last = q_posterior(schedule, x_t, x0, t, 0)
+        assert torch.equal(last.mean, x0) and (last.variance == 0).all()
+    first = q_posterior(schedule, x_t, x0, T, T - 1)
+    assert first.mean.isfinite().all() and first.variance.isfinite().all()
+    if zero_terminal_snr:  # x_T says nothing
+        alpha, sigma = schedule.alpha_sigma_at(torch.tensor(T - 1))
+        assert_close(first.mean, alpha * x0)
+        assert_close(first.variance.flatten()[0], sigma**2)
+
+
+def test_posterior_shapes_and_guard() -> None:
+    schedule = NoiseSchedule("linear", T)
+    x = noises(3).float()
+    by_ints = q_posterior(schedule, x, x, 9, 4)
+    by_tensors = q_posterior(schedule, x, x, torch.full((3,), 9), torch.full((3,), 4))
+    assert torch.equal(by_ints.mean, by_tensors.mean) and by_ints.mean.dtype == torch.float32
+    assert by_tensors.variance.shape == (3, 1, 1, 1)
+    for t, s in ((4, 4), (4, 5), (torch.tensor([5, 4, 9]), torch.tensor([4, 4, 4]))):
+        with pytest.raises(ValueError, match="a reverse step goes from t to an earlier s"):
+            q_posterior(schedule, x, x, t, s)

@@ -1,0 +1,292 @@
+"""Published results: verdicts that claim no more than their intervals, and what they rest on."""
+
+import json
+import math
+from math import log
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from ddpm.data.dataset import Dataset
+from ddpm.diffusion.process import convert, diffuse, elementwise_loss
+from ddpm.diffusion.schedule import NoiseSchedule
+from ddpm.errors import InputError, Interrupted, run_main
+from ddpm.metrics.distances import Interval
+from ddpm.report.reading import read
+from ddpm.sweep.ledger import Ledger
+from experiments import few_steps, loss_space, results, terminal_snr, truncated_snr
+from experiments.claims import Claim, Numbers, Result, spread
+from experiments.gaussian_walk import GaussianFit, ideal_network
+from experiments.hidden_plane import (
+    DIMENSIONS,
+    Perceptron,
+    Plane,
+    VelocityLoss,
+    claims,
+    energy_distance,
+    ratio,
+    trained,
+)
+from experiments.results import STUDIES
+from experiments.skip_prefix import Point
+from experiments.trials import StudyOptions, each, planned
+from tests.rules.test_layering import ROOT
+from tests.support.tiny_sweep import PRED_TYPE, make_sweep
+
+WEIGHTING, SPACE = "TRAINING.LOSS_WEIGHTING", "TRAINING.LOSS_SPACE"
+KINDS = ["noise", "image", "velocity"]
+
+
+def claim(*values: float) -> Claim:
+    return Claim(paper="a is above b.", number="a - b", values=values)
+
+
+@pytest.mark.parametrize(
+    "values, verdict",
+    [
+        ((1.0, 1.1, 0.9), "agrees"),
+        ((-1.0, -1.1, -0.9), "disagrees"),
+        ((1.0, -1.1, 0.9), "undecided"),
+        ((1.0,), "undecided"),
+        ((math.inf, math.inf, 2.0), "agrees"),
+        ((-math.inf, -1.0), "disagrees"),
+        ((math.inf, -1.0), "undecided"),
+    ],
+)
+def test_the_interval_over_seeds_decides(values: tuple[float, ...], verdict: str) -> None:
+    found = claim(*values).judged(0.95)
+    assert found.verdict == verdict and found.sentence.endswith(f"{verdict}.")
+
+
+def test_one_result_of_many_claims_is_harder_to_agree_with() -> None:
+    """Two seeds: t is 12.7 at 95 %, 51 at 98.75 %; a mean of 1 and an error of 0.05 lie between."""
+    one = claim(0.95, 1.05)
+    alone, among = (
+        Result(name="r", source="", setting="", claims=(one,) * count, tables=())
+        for count in (1, 4)
+    )
+    assert [f.verdict for f in alone.findings] == ["agrees"]
+    assert {f.verdict for f in among.findings} == {"undecided"}
+    assert "of 4 published findings 4 are undecided" in among.headline
+
+
+def test_a_result_is_kept_as_a_page_and_as_numbers(tmp_path: Path) -> None:
+    table = Numbers(title="T", headings=("a", "b"), rows=(("x", spread([1.0, 1.2])),))
+    made = Result(
+        name="r",
+        source="Paper",
+        setting="Digits.",
+        claims=(claim(1.0, 1.1), claim(math.inf, math.inf)),
+        tables=(table,),
+        pictures={"p.png": b"png"},
+        failed=("noise, seed 0: step 3: non-finite loss",),
+    )
+    page = made.save(tmp_path / "r").read_text()
+    assert "| a | b |\n| --- | ---: |\n| x | 1.1 ± 1.3 |" in page
+    assert "Failed: noise, seed 0: step 3: non-finite loss" in page and "![p.png](p.png)" in page
+    facts = json.loads((tmp_path / "r" / "result.json").read_text())
+    assert facts["findings"][1]["values"] == [None, None]
+    assert (tmp_path / "r" / "p.png").read_bytes() == b"png"
+
+
+def test_the_hidden_plane_keeps_distances() -> None:
+    for dimension in (2, 16):
+        plane = Plane(dimension=dimension, seed=1)
+        assert_close(plane.frame.T @ plane.frame, torch.eye(2).double())
+        assert_close(plane.fresh() @ plane.frame, plane.fresh_points())
+    assert float(plane.fresh_points().norm(dim=1).max()) < 1.05
+    assert not torch.equal(plane.fresh_points(), Plane(dimension=16, seed=2).fresh_points())
+
+
+def test_the_energy_distance_is_zero_for_one_distribution_and_grows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 2000, 3, generator=generator, dtype=torch.float64)
+    same, near, far = (energy_distance(x, y + shift) for shift in (0.0, 0.5, 1.0))
+    assert abs(same) < 0.005 < near < far
+    # for points: 2 |a - b|
+    assert energy_distance(torch.zeros(2, 1), torch.full((2, 1), 3.0)) == pytest.approx(6.0)
+
+
+def test_the_yardstick_has_the_moments_of_the_data_and_is_no_spiral() -> None:
+    plane = Plane(dimension=8, seed=0)
+    normal, data = plane.yardstick() @ plane.frame, plane.fresh_points()
+    assert_close(torch.cov(normal.T), torch.cov(data.T), atol=0.03, rtol=0)
+    assert ratio(plane, plane.yardstick()) == 0
+    assert ratio(plane, plane.vectors(torch.arange(1024))) < -0.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_prediction_is_judged_by_the_velocity_it_implies(kind: str) -> None:
+    schedule = NoiseSchedule("cosine", 50)
+    generator = torch.Generator().manual_seed(0)
+    x0, noise, pred = torch.randn(3, 7, 4, 1, 1, generator=generator, dtype=torch.float64)
+    t = torch.arange(1, 50, 7)
+    alpha, sigma = schedule.alpha_sigma_at(t)
+    x_t = diffuse(x0, noise, alpha, sigma)
+    target = {"noise": noise, "image": x0}.get(kind)
+    velocity = convert(noise, x_t, alpha, sigma, "noise", "velocity")
+    target = velocity if target is None else target
+    model = VelocityLoss(Perceptron(4, 0), schedule, kind)
+    implied = convert(pred, x_t, alpha, sigma, kind, "velocity")
+    expected = elementwise_loss(implied, velocity, "MSE")
+    assert_close(model.loss(pred, target, schedule.logsnr_at(t)), expected, rtol=1e-8, atol=0)
+
+
+def test_a_seed_is_a_training_of_the_perceptron() -> None:
+    plane = Plane(dimension=2, seed=0)
+    model = trained(plane, "velocity", 96)
+    assert model.state is not None and model.state.step == 96
+    again = trained(plane, "velocity", 96)
+    first, second = (next(one.ema_network.parameters()) for one in (model, again))
+    assert torch.equal(first, second), "one seed, one network"
+
+
+def test_what_the_figure_shows_is_what_is_claimed() -> None:
+    survives = {(d, kind): [-0.5, -0.6, -0.5] for d in DIMENSIONS for kind in KINDS}
+    as_published = survives | {(512, kind): [2.0, 2.1, 2.2] for kind in ("noise", "velocity")}
+    verdicts = [
+        [one.judged(0.9875).verdict for one in claims(ratios)]
+        for ratios in (as_published, survives)
+    ]
+    assert verdicts == [["agrees"] * 4, ["agrees", "disagrees", "disagrees", "agrees"]]
+
+
+def swept(tmp_path: Path, grid: dict[str, list], seeds: tuple[int, ...]) -> Path:
+    return make_sweep(tmp_path, grid, seeds, steps=8, num=8)
+
+
+def test_a_training_that_diverged_counts_as_infinitely_bad(tmp_path: Path) -> None:
+    weightings = list(truncated_snr.WEIGHTINGS)
+    folder = swept(tmp_path, {PRED_TYPE: KINDS, WEIGHTING: weightings}, (0, 1))
+    ledger = Ledger(folder / "ledger")
+    for outcome in ledger.outcomes().values():
+        if outcome.cell == {PRED_TYPE: "noise", WEIGHTING: "truncated_snr"}:
+            run = tmp_path / outcome.run_dir
+            (run / "evaluation.npz").unlink()
+            ledger.record(outcome.failed("step 7: non-finite loss at timestep 999 of sample 3"))
+    made = truncated_snr.compare(read(folder))
+    assert made.findings[0].verdict == "agrees" and made.findings[1].verdict == "agrees"
+    assert "beyond any number in 2 of 2 seeds" in made.findings[0].sentence
+    assert len(made.failed) == 2 and "non-finite loss at timestep 999" in made.failed[0]
+    assert "| noise |" in made.markdown() and "not finite" in made.markdown()
+
+
+def test_the_effect_of_the_loss_space_is_told_from_that_of_the_output(tmp_path: Path) -> None:
+    folder = swept(tmp_path, {SPACE: KINDS, PRED_TYPE: KINDS}, (0, 1))
+    # what the trainings would have measured: rows differ by 10, columns by 2
+    for outcome in Ledger(folder / "ledger").outcomes().values():
+        row, column = KINDS.index(outcome.cell[SPACE]), KINDS.index(outcome.cell[PRED_TYPE])
+        fid = 10.0 ** (0.5 * (row == 1) + 0.1 * column + 0.01 * outcome.seed)
+        metrics = tmp_path / outcome.run_dir / "metrics.jsonl"
+        with metrics.open("a") as file:
+            file.write(json.dumps({"step": 99, "val_fid_infinity": fid}) + "\n")
+    made = loss_space.compare(read(folder))
+    assert made.claims[0].values == pytest.approx((0.5 - 0.2,) * 2)
+    assert made.claims[1].values == pytest.approx((0.5,) * 2)
+    assert "| log10 FID | 0.5" in made.markdown()
+
+
+def test_fid_over_steps_and_share_skipped_becomes_three_signs() -> None:
+    """Linear twice as far in 50 steps, four times in 10; it loses nothing by a skipped fifth."""
+    steps = {(50, 0): (2.0, 1.0), (10, 0): (8.0, 2.0), (50, 10): (2.0, 3.0)}
+
+    def points(cell: int, scale: float) -> dict[tuple[int, int], Point]:
+        return {
+            key: Point(
+                skipped=key[1],
+                num_steps=key[0],
+                fid=(estimate := Interval(value=scale * values[cell], low=0, high=9, n=512)),
+                fid_infinity=estimate,
+            )
+            for key, values in steps.items()
+        }
+
+    measured = {
+        cell: {0: points(place, 1.0), 1: points(place, 1.5)}
+        for place, cell in enumerate((few_steps.LINEAR, few_steps.COSINE))
+    }
+    values = [one.values for one in few_steps.claims(measured)]
+    expected = [(log(2),) * 2, (log(2),) * 2, (log(3),) * 2]
+    assert values == [pytest.approx(pair) for pair in expected]
+
+
+def test_the_ideal_denoiser_has_the_terminal_bias_of_the_closed_form() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.normal(0.3, 0.1, (2000, 1, 1)).clip(0, 1).repeat(4, 1).repeat(4, 2)
+    data = Dataset.from_arrays(values, validation_fraction=0.0)
+    schedule = NoiseSchedule("cosine", 200, logsnr_shift=3.0)
+    fit = GaussianFit.of(data.read(torch.arange(2000)).images.flatten(1))
+    found = terminal_snr.measured(ideal_network(fit, schedule), schedule, "image", data, 512)
+    assert found.trained == found.sampled == pytest.approx(found.predicted, rel=0.1)
+    # one direction of 16 pixels: c = 16 * 0.2^2, mean -4 * 0.4, a pixel a quarter of it
+    limit = 127.5 * 0.8 * found.signal * 1.6 / 4 / math.sqrt(1 - 0.36 * found.signal**2)
+    assert found.predicted == pytest.approx(limit, rel=0.08)
+
+
+def test_cells_that_are_missing_are_named(tmp_path: Path) -> None:
+    folder = swept(tmp_path, {SPACE: KINDS[:2], PRED_TYPE: KINDS}, (0,))
+    with pytest.raises(InputError, match="no training of velocity · noise, .* has ended well"):
+        loss_space.compare(read(folder))
+
+
+@pytest.mark.parametrize("name", [name for name, study in STUDIES.items() if study.has_sweep])
+def test_every_result_has_a_sweep_that_can_be_planned(name: str, tmp_path: Path) -> None:
+    whole = planned(name, StudyOptions(output=tmp_path), ())
+    assert len(whole.seeds) == 3 and whole.question.endswith("?")
+    assert Path(whole.base.TRAINING.OUTPUT_DIR) == tmp_path
+    assert (ROOT / "sweeps" / f"{name}.yaml").read_text().startswith("# Command:  python launch/")
+
+
+def test_the_command_lists_and_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert results.main([]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in STUDIES)
+    assert results.main(["few_steps", "--dry-run", "--output", str(tmp_path)]) == 0
+    assert not list(tmp_path.iterdir())
+    assert run_main(lambda: results.main(["fewsteps"])) == 2
+    assert "'fewsteps' is no result; give one of hidden_plane" in capsys.readouterr().err
+    assert run_main(lambda: results.main(["hidden_plane", "SEEDS=[0]"])) == 2
+    assert run_main(lambda: results.main(["few_steps", "TRAINING.OUTPUT_DIR=x"])) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_result_is_made_by_one_command_and_made_again_without_training(tmp_path: Path) -> None:
+    small = [
+        "SEEDS=[0]",
+        "TUNE.MAX_CONCURRENT=1",
+        "CLUSTER.CPUS_PER_WORKER=1",
+        "TRAINING.HYPER_PARAMETERS.EPOCHS=1",
+        "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH=2",
+        "TRAINING.HYPER_PARAMETERS.BATCH_SIZE=8",
+        "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS=0",
+        "TRAINING.NETWORK.FIRST_CHANNEL=8",
+        "TRAINING.NETWORK.TIMESTEPS=50",
+        "TRAINING.INLINE_GEN.ENABLE=false",
+        "EVALUATION.NUM=16",
+        "WANDB.MODE=disabled",
+    ]
+    words = ["truncated_snr", "--output", str(tmp_path), *small]
+    assert results.main(words) == 0
+    page = (tmp_path / "results" / "truncated_snr" / "result.md").read_text()
+    assert f"Changed: {small[0]}\n" in page and "clipped to norm 1." in page
+    assert "with one seed, which decides nothing" in page and "Salimans & Ho 2022" in page
+    runs = list(tmp_path.glob("digits_8x8x1/*/*/DONE.json"))
+    assert len(runs) == 9
+    before = {run: run.stat().st_mtime_ns for run in runs}
+    assert results.main(words) == 0
+    assert {run: run.stat().st_mtime_ns for run in runs} == before
+    assert (tmp_path / "results" / "truncated_snr" / "result.md").read_text() == page
+
+
+def test_measuring_stops_when_asked_between_two_items() -> None:
+    asked = iter([False, True])
+    options = StudyOptions(should_stop=lambda: next(asked))
+    seen: list[int] = []
+    with pytest.raises(Interrupted, match="run the same command again"):
+        seen.extend(each([1, 2, 3], "numbers", options))
+    assert seen == [1]

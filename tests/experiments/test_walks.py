@@ -1,0 +1,307 @@
+"""Where a walk begins, steps taken again, and x0 kept in bounds."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from ddpm.diffusion.philox import Stream, normal
+from ddpm.diffusion.process import diffuse
+from ddpm.diffusion.schedule import NoiseSchedule
+from ddpm.sampling.denoise import bound
+from ddpm.sampling.samplers import Method, SampleState, Start, keyed, renoised, sample, sample_steps
+from ddpm.sampling.spacing import Level, levels
+from tests.sampling.test_samplers import network_of
+from tests.support.diffusion_cases import (
+    SHAPE,
+    affine_network,
+    every_pred_type,
+    every_schedule,
+    images,
+)
+from tests.support.sampler_cases import every_sampler, marginal, unknown
+
+IDS = torch.arange(3)
+X0 = images(3).float()
+
+
+class Seen:
+    """A network that keeps what it is asked: states and times."""
+
+    def __init__(self) -> None:
+        self.states: list[Tensor] = []
+        self.times: list[float] = []
+
+    def __call__(self, x_t: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+        self.states.append(x_t.clone())
+        self.times.append(float(time[0]))
+        return affine_network(x_t, time, labels)
+
+
+def walk(network, schedule: NoiseSchedule, **options: object) -> list[SampleState]:
+    arguments = {"pred_type": "velocity", "num_steps": 5, "seed": 7, **options}
+    return list(sample_steps(network, schedule, IDS, SHAPE, **arguments))
+
+
+# Where it begins
+
+
+@every_schedule
+@pytest.mark.parametrize("spacing", ["trailing", "karras"])
+@pytest.mark.parametrize("time", [0.35, 0.8, 1.0])
+def test_a_walk_begins_at_images_noised_to_its_first_level(
+    name: str, spacing: str, time: float
+) -> None:
+    schedule, network = NoiseSchedule(name, 25), Seen()
+    path = levels(schedule, spacing=spacing, num_steps=5)
+    first = next(level for level in path if level.time <= time)
+    states = walk(network, schedule, method=Method(spacing=spacing), start=Start(time=time, x0=X0))
+    noise = normal(7, Stream.X_T, IDS, SHAPE)
+    assert torch.equal(network.states[0], diffuse(X0, noise, first.alpha, first.sigma))
+    assert states[0].t == first.t and [a.s for a in states] == [
+        level.t for level in path if level.time < first.time
+    ]
+
+
+def test_a_lower_start_leaves_more_of_the_images() -> None:
+    schedule = NoiseSchedule("cosine", 100)
+    network = network_of(schedule, "velocity")
+    apart = [
+        float((sample(
+            network, schedule, IDS, SHAPE, pred_type="velocity", num_steps=100,
+            start=Start(time=time, x0=X0),
+        ) - X0).square().mean())
+        for time in (0.01, 0.2, 0.5, 0.9)
+    ]  # fmt: skip
+    assert apart == sorted(apart) and apart[0] < 1e-3 < 0.1 < apart[-1]
+
+
+@every_schedule
+@every_sampler
+def test_a_start_at_zero_snr_is_pure_noise(name: str, sampler: str) -> None:
+    schedule = NoiseSchedule(name, 25, zero_terminal_snr=True)
+    options = {"method": Method(sampler=sampler, x0_variance=unknown)}
+    plain = walk(affine_network, schedule, **options)[-1]
+    started = walk(affine_network, schedule, start=Start(x0=X0), **options)[-1]
+    assert torch.equal(started.x_t, plain.x_t)
+
+
+def test_a_start_at_time_one_is_pure_noise_up_to_the_signal_left_there() -> None:
+    schedule, network = NoiseSchedule("cos6_85", 10), Seen()
+    walk(network, schedule, start=Start(x0=X0))
+    left = float(schedule.alpha_sigma_at(torch.tensor(10))[0])
+    assert (network.states[0] - normal(7, Stream.X_T, IDS, SHAPE)).abs().max() <= 1.01 * left
+    assert left < 1e-3
+
+
+def test_given_draws_take_the_place_of_the_keyed_ones() -> None:
+    """All of them: with the noise of other ids at every step, images are those of other ids."""
+    schedule, options = NoiseSchedule("cosine", 10), {"ddim_eta": 0.5}
+    plain = walk(affine_network, schedule, **options)[-1].x_t
+    drawn = keyed(7)
+    assert torch.equal(walk(affine_network, schedule, draws=drawn, **options)[-1].x_t, plain)
+
+    def turned(stream: Stream, ids: Tensor, shape: tuple[int, ...], key: int) -> Tensor:
+        return drawn(stream, ids.roll(1), shape, key)
+
+    other = walk(affine_network, schedule, draws=turned, **options)[-1].x_t
+    assert torch.equal(other, plain.roll(1, 0))
+
+
+def test_a_constraint_holds_from_the_start() -> None:
+    seen, network = [], Seen()
+
+    def constrain(x_s: Tensor, level: Level, ids: Tensor) -> Tensor:
+        seen.append(level.t)
+        return torch.zeros_like(x_s)
+
+    start = Start(time=0.6, x0=X0)
+    walk(network, NoiseSchedule("cosine", 10), start=start, constrain=constrain)
+    assert seen == [6, 4, 2, 0] and all(not state.any() for state in network.states)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Start(time=0.5), "the start is at time 0.5 without x0; give images, or time 1"),
+        (lambda: Start(time=0.1, x0=X0), "the start is at time 0.1; give one from 0.2 to 1"),
+        (lambda: Start(time=1.5, x0=X0), "the start is at time 1.5; give one from 0.2 to 1"),
+        (lambda: Start(x0=X0[:2]), r"the start is \(2, 2, 3, 3\); give an image for every id"),
+        (lambda: Start(x0=X0[:, :1]), r"the start is \(3, 1, 3, 3\)"),
+    ],
+)
+def test_impossible_starts_are_refused(make, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        walk(affine_network, NoiseSchedule("cosine", 10), start=make())
+
+
+# Steps taken again
+
+
+@every_schedule
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_the_way_back_up_is_the_forward_process(name: str, zero_terminal_snr: bool) -> None:
+    """q(x_t | x_s): it carries one marginal into the other, for any pair."""
+    schedule = NoiseSchedule(name, 40, zero_terminal_snr=zero_terminal_snr)
+    path, one = levels(schedule, num_steps=10), torch.ones(1, dtype=torch.float64)
+    for now, then in pairwise(path[:-1]):
+        mean = renoised(then.alpha * 0.6 * one, then, now, 0 * one)
+        assert_close(mean, now.alpha * 0.6 * one, rtol=0, atol=1e-14)
+        ratio = renoised(one, then, now, 0 * one)
+        std = renoised(0 * one, then, now, one)
+        assert_close(ratio**2 * then.sigma**2 + std**2, now.sigma**2 * one, rtol=0, atol=1e-14)
+        expected = (now.sigma**2 - (now.alpha / then.alpha) ** 2 * then.sigma**2).clamp(min=0)
+        assert_close(std**2, expected * one, rtol=1e-6, atol=1e-12)
+
+
+def test_every_step_but_the_last_is_taken_again_with_noise_of_its_own() -> None:
+    schedule, network, resamples = NoiseSchedule("cosine", 10), Seen(), 2
+    method = Method(sampler="ddpm", resamples=resamples)
+    states = walk(network, schedule, method=method)
+    path = levels(schedule, num_steps=5)
+    assert [(a.t, a.s) for a in states] == [
+        *((now.t, then.t) for now, then in pairwise(path[:-1]) for _ in range(3)),
+        (2, 0),
+    ]
+    by_level = {level.t: level for level in path}
+    keys = []
+    for k, state in enumerate(states[:-1]):
+        visit, now, then = k % 3, by_level[int(state.t)], by_level[int(state.s)]
+        key = then.key + (visit << 20)
+        keys.append(key)
+        if visit > 0:
+            z = normal(7, Stream.RESAMPLE, IDS, SHAPE, step=key)
+            back = renoised(states[k - 1].x_t, then, now, z)
+            assert_close(network.states[k], back, rtol=0, atol=1e-6)
+        # x_s = posterior mean + std z, so z can be told from the states
+        noise_hat = (network.states[k] - now.alpha.float() * state.x0_hat) / now.sigma.float()
+        rho = torch.exp(now.logsnr - then.logsnr)
+        mean = then.alpha * state.x0_hat.double() + then.sigma * rho.sqrt() * noise_hat.double()
+        z = (state.x_t.double() - mean) / (then.sigma * (1 - rho).sqrt())
+        expected = normal(7, Stream.STEP_NOISE, IDS, SHAPE, step=key).double()
+        assert_close(z, expected, rtol=0, atol=1e-4)
+    assert len(set(keys)) == len(keys) and max(keys) < 2**24
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_2m_sde"])
+def test_a_step_taken_again_forgets_what_was_estimated_on_another_way(sampler: str) -> None:
+    schedule, network = NoiseSchedule("cosine", 10), Seen()
+    states = walk(network, schedule, method=Method(sampler=sampler, resamples=1))
+    path = levels(schedule, num_steps=5)
+    for k, (now, then) in enumerate(pairwise(path[:-1])):
+        again = states[2 * k + 1]
+        x_t = network.states[2 * k + 1].double()
+        noise_hat = (x_t - now.alpha * again.x0_hat.double()) / now.sigma
+        eta = float(sampler == "dpmpp_2m_sde")
+        rho = torch.exp(now.logsnr - then.logsnr)
+        z = normal(7, Stream.STEP_NOISE, IDS, SHAPE, step=then.key + (1 << 20)).double()
+        first_order = (
+            then.alpha * again.x0_hat.double()
+            + then.sigma * torch.sqrt(1 - eta + eta * rho) * noise_hat
+            + eta * then.sigma * torch.sqrt(1 - rho) * z
+        )
+        assert_close(again.x_t.double(), first_order, rtol=0, atol=1e-5)
+
+
+@every_pred_type
+@pytest.mark.parametrize("resamples", [0, 1, 4])
+def test_resampling_keeps_the_marginal_variance(pred_type: str, resamples: int) -> None:
+    """Of states drawn for Gaussian data by the analytic sampler, which has it without."""
+    schedule = NoiseSchedule("cosine", 1000)
+    method = Method(sampler="analytic", resamples=resamples, x0_variance=unknown)
+    states = sample_steps(
+        network_of(schedule, pred_type),
+        schedule,
+        torch.arange(3000),
+        (2, 3, 3),
+        pred_type=pred_type,
+        num_steps=4,
+        method=method,
+    )
+    by_level = {level.t: level for level in levels(schedule, num_steps=4)}
+    for state in states:
+        mean, variance = marginal(by_level[int(state.s)])
+        if state.s == 0:
+            variance -= unknown(float(by_level[250].logsnr))
+        # 54,000 draws: a standard error of 0.6 % of the variance
+        assert float(state.x_t.var()) == pytest.approx(variance, rel=0.025)
+        assert float(state.x_t.mean()) == pytest.approx(mean, abs=0.025)
+
+
+def test_resampling_spreads_a_constraint() -> None:
+    """One half of x0 is known, the other equals it in the data: it does so in more images."""
+    schedule, ids = NoiseSchedule("cosine", 1000), torch.arange(800)
+    known = torch.where(ids % 2 == 0, 1.0, -1.0).view(-1, 1, 1, 1)
+
+    def network(x_t: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+        # data: both elements equal, +1 or -1
+        alpha, sigma = schedule.alpha_sigma(time[0].double())
+        mean = torch.tanh(alpha.float() * x_t.sum(3, keepdim=True) / sigma.float() ** 2)
+        return mean.expand_as(x_t)
+
+    def constrain(x_s: Tensor, level: Level, of: Tensor) -> Tensor:
+        fixed = normal(0, Stream.EVAL, of, (1, 1, 1), step=level.key)
+        left = diffuse(known, fixed, level.alpha, level.sigma)
+        return torch.cat([left, x_s[..., 1:]], dim=3)
+
+    agreement = []
+    for resamples in (0, 1, 4):
+        drawn = sample(
+            network,
+            schedule,
+            ids,
+            (1, 1, 2),
+            pred_type="image",
+            num_steps=10,
+            constrain=constrain,
+            method=Method(sampler="ddpm", resamples=resamples),
+        )
+        agreement.append(float((drawn[..., 1:].sign() == known).float().mean()))
+    assert agreement[0] < 0.98 < 0.99 < agreement[1] <= agreement[2], agreement
+
+
+# x0 kept in bounds
+
+
+def test_a_percentile_of_one_leaves_what_is_in_bounds() -> None:
+    x0_hat = images(4).float()
+    assert torch.equal(bound(x0_hat, 1.0), x0_hat) and torch.equal(bound(x0_hat, 0.5), x0_hat)
+    assert torch.equal(bound(x0_hat, None), x0_hat)
+
+
+@pytest.mark.parametrize("percentile", [0.001, 0.5, 0.8, 0.995, 1.0])
+def test_the_dynamic_threshold_is_a_percentile_of_each_image(percentile: float) -> None:
+    """Saharia et al. 2022: s is that of |x0|, at least 1; clip to [-s, s], divide by s."""
+    x0_hat = 3 * normal(0, Stream.EVAL, torch.arange(5), (2, 5, 10))
+    for image, bounded in zip(x0_hat, bound(x0_hat, percentile), strict=True):
+        sizes = image.abs().flatten().sort().values
+        s = max(1.0, float(sizes[math.ceil(percentile * 100) - 1]))
+        assert_close(bounded, image.clamp(-s, s) / s, rtol=0, atol=0)
+        assert bounded.abs().max() <= 1
+        share = float((image.abs() <= s).float().mean())
+        assert share >= percentile
+
+
+@every_pred_type
+@pytest.mark.parametrize("recompute", [True, False])
+def test_after_a_dynamic_threshold_noise_fits_the_image_if_asked(
+    pred_type: str, recompute: bool
+) -> None:
+    schedule = NoiseSchedule("cosine", 20)
+
+    def states(**options: object) -> list[SampleState]:
+        network = lambda x_t, time, labels: 2 * x_t  # noqa: E731
+        return walk(network, schedule, pred_type=pred_type, clip_denoise=True, **options)
+
+    method = Method(dynamic_threshold=0.9)
+    state = states(method=method, recompute_noise_after_clip=recompute)[0]
+    x_t = normal(7, Stream.X_T, IDS, SHAPE)
+    now, then = levels(schedule, num_steps=5)[:2]
+    kept = (state.x_t - then.alpha.float() * state.x0_hat) / then.sigma.float()
+    misfit = (now.alpha.float() * state.x0_hat + now.sigma.float() * kept - x_t).abs().max()
+    assert (misfit < 1e-4) == recompute
+    assert state.x0_hat.abs().max() <= 1
+    assert not torch.equal(state.x0_hat, states()[0].x0_hat)

@@ -1,0 +1,95 @@
+"""Estimates and their intervals: closed forms, and coverage of the truth by simulation."""
+
+import numpy as np
+import pytest
+
+from ddpm.metrics import distances
+from ddpm.metrics.distances import Interval, jackknife
+
+
+def jackknifed_square(x: np.ndarray, groups: int = 16) -> Interval:
+    """The squared length of a mean of vectors (n, D), which n overestimate by tr S / n."""
+    parts = [x[k::groups] for k in range(groups)]
+
+    def length(kept: list[np.ndarray]) -> float:
+        return float(np.square(np.concatenate(kept).mean(axis=0)).sum())
+
+    without = [length(parts[:k] + parts[k + 1 :]) for k in range(groups)]
+    return jackknife(length(parts), without, len(x), corrected=True)
+
+
+def test_the_jackknife_of_a_mean_is_the_standard_error_of_the_mean() -> None:
+    x = np.random.default_rng(0).normal(3, 2, 16)
+    without = [np.delete(x, k).mean() for k in range(16)]
+    by_groups = jackknife(float(x.mean()), without, 16, corrected=True)
+    by_mean = distances.mean(x, 16)
+    assert by_groups.value == pytest.approx(by_mean.value)
+    assert (by_groups.low, by_groups.high) == pytest.approx((by_mean.low, by_mean.high))
+
+
+def test_the_jackknife_takes_the_bias_out_of_a_square() -> None:
+    rng = np.random.default_rng(1)
+    values = [jackknifed_square(rng.normal(0.2, 1, (64, 8))).value for _ in range(1000)]
+    assert abs(np.mean(values) - 8 * 0.04) < 4 * np.std(values) / np.sqrt(1000)
+    assert abs(np.mean(values) - 8 * 0.04) < 0.25 * 8 / 64  # the plain square is 8/64 too large
+
+
+def test_the_jackknife_covers_the_truth() -> None:
+    rng = np.random.default_rng(2)
+    hits = [jackknifed_square(rng.normal(0.5, 1, (160, 8))).covers(2.0) for _ in range(1000)]
+    assert 0.93 <= np.mean(hits) <= 0.97
+
+
+def test_where_all_is_of_second_order_the_interval_is_too_wide_rather_than_too_narrow() -> None:
+    rng = np.random.default_rng(2)
+    hits = [jackknifed_square(rng.normal(0.0, 1, (160, 40))).covers(0.0) for _ in range(500)]
+    assert 0.95 <= np.mean(hits)
+
+
+def test_a_plain_jackknife_keeps_the_value_of_n_images() -> None:
+    estimate = jackknife(5.0, [4.0, 6.0, 5.0], 30, corrected=False)
+    assert (estimate.value, estimate.n, estimate.unbiased) == (5.0, 30, False)
+
+
+def test_shares_have_wilsons_interval() -> None:
+    from scipy.stats import binomtest
+
+    for hits, n in [(0, 50), (3, 50), (50, 50), (700, 1000)]:
+        found, wanted = distances.share(hits, n), binomtest(hits, n).proportion_ci(method="wilson")
+        assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=1e-9)
+
+
+def test_shares_cover_the_truth_as_often_as_they_say() -> None:
+    hits = np.random.default_rng(3).binomial(400, 0.9, 2000)
+    assert 0.93 <= np.mean([distances.share(int(h), 400).covers(0.9) for h in hits]) <= 0.97
+
+
+def test_order_is_the_mann_whitney_statistic() -> None:
+    from scipy.stats import mannwhitneyu
+
+    rng = np.random.default_rng(4)
+    first, second = rng.integers(0, 9, 70).astype(float), rng.integers(2, 12, 90).astype(float)
+    wanted = mannwhitneyu(second, first).statistic / (70 * 90)
+    assert distances.order(first, second).value == pytest.approx(wanted)
+
+
+def test_order_covers_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(5)
+    from scipy.stats import norm
+
+    wanted = norm.cdf(0.8 / np.sqrt(2))
+    found = [
+        distances.order(rng.normal(0, 1, 150), rng.normal(0.8, 1, 200)).covers(wanted)
+        for _ in range(1000)
+    ]
+    assert 0.93 <= np.mean(found) <= 0.97
+
+
+def test_sets_that_do_not_overlap_have_an_interval_all_the_same() -> None:
+    estimate = distances.order(np.zeros(100), np.ones(100))
+    assert estimate.value == 1.0 and 0.9 < estimate.low < 1.0 and estimate.high == 1.0
+
+
+def test_no_estimate_is_not_finite() -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        Interval(value=float("nan"), low=0, high=1, n=3)

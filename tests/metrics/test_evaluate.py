@@ -1,0 +1,347 @@
+"""The x0-error knows nothing of the cell it measures, and equals what theory says it is."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ddpm.data.dataset import Batch, Dataset
+from ddpm.diffusion import philox
+from ddpm.diffusion.philox import Stream
+from ddpm.diffusion.process import convert
+from ddpm.diffusion.schedule import NoiseSchedule
+from ddpm.metrics.reference import gaussian_fit, memorisation, write_references
+from ddpm.metrics.x0_error import (
+    USUAL_LEVELS,
+    common_levels,
+    evaluate_run,
+    levels_of,
+    measure_x0_error,
+    summary,
+    validation_metrics,
+    write_evaluation,
+)
+from ddpm.report.reading import read
+from ddpm.sampling.loading import load_network
+from tests.sampling.test_generate import make_run
+
+V3 = ("linear", "cosine", "cos6")
+MEAN, VARIANCE = 0.5, 0.25
+Estimate = Callable[[Tensor, Tensor, Tensor], Tensor]  # x_t, alpha, sigma -> x0_hat, float64
+
+
+def batch_of(images: Tensor, labels: Tensor | None = None) -> Batch:
+    return Batch(images, labels, torch.arange(len(images)) * 7, None)
+
+
+def gaussian_images(count: int, shape: tuple[int, ...] = (1, 8, 8)) -> Tensor:
+    draws = philox.normal(5, Stream.INIT, torch.arange(count), shape)
+    return MEAN + math.sqrt(VARIANCE) * draws
+
+
+def posterior_mean(x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """E[x0 | x_t] of N(MEAN, VARIANCE) data, each value on its own."""
+    return (alpha * VARIANCE * x_t + sigma**2 * MEAN) / (alpha**2 * VARIANCE + sigma**2)
+
+
+def network_of(estimate: Estimate, schedule: NoiseSchedule, pred_type: str) -> Callable:
+    """A network that predicts `pred_type` and estimates x0 by `estimate`."""
+
+    def network(x_t: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+        alpha, sigma = schedule.alpha_sigma(time.double())
+        wide = [one.reshape(-1, 1, 1, 1) for one in (alpha, sigma)]
+        x0_hat = estimate(x_t.double(), *wide)
+        return convert(x0_hat, x_t.double(), alpha, sigma, "image", pred_type)
+
+    return network
+
+
+@pytest.mark.parametrize("name", V3)
+def test_the_error_of_the_ideal_denoiser_is_the_posterior_variance(name: str) -> None:
+    schedule = NoiseSchedule(name, 1000)
+    network = network_of(posterior_mean, schedule, "velocity")
+    error = measure_x0_error(
+        network,
+        schedule,
+        batch_of(gaussian_images(1000)),
+        pred_type="velocity",
+        levels=USUAL_LEVELS,
+        seed=0,
+    )
+    mean, spread = error.curve()
+    abar = 1 / (1 + np.exp(-np.asarray(USUAL_LEVELS, dtype=np.float64)))
+    expected = VARIANCE * (1 - abar) / (abar * VARIANCE + 1 - abar)
+    assert (np.abs(mean - expected) < 5 * spread).all()
+    assert (spread < 0.02 * expected).all()
+
+
+@pytest.mark.parametrize("name", V3)
+@pytest.mark.parametrize("pred_type", ["noise", "velocity"])
+def test_the_same_estimate_has_the_same_error_whatever_is_predicted(
+    name: str, pred_type: str
+) -> None:
+    schedule = NoiseSchedule(name, 1000)
+    batch = batch_of(gaussian_images(20))
+
+    def errors(kind: str) -> np.ndarray:
+        network = network_of(lambda x, a, s: 0.9 * posterior_mean(x, a, s), schedule, kind)
+        levels = levels_of(schedule)
+        return measure_x0_error(network, schedule, batch, pred_type=kind, levels=levels, seed=0).mse
+
+    # The network reads its time in float32, which moves alpha and sigma by some 1e-7.
+    np.testing.assert_allclose(errors(pred_type), errors("image"), rtol=1e-3, atol=1e-7)
+
+
+def test_schedules_and_timesteps_do_not_change_the_pairs() -> None:
+    batch = batch_of(gaussian_images(20))
+    curves = []
+    for name, steps in (("linear", 50), ("cosine", 1000), ("cos6", 250), ("laplace", 1000)):
+        schedule = NoiseSchedule(name, steps)
+        network = network_of(posterior_mean, schedule, "image")
+        levels = (-3, 0, 3)
+        error = measure_x0_error(network, schedule, batch, pred_type="image", levels=levels, seed=0)
+        curves.append(error.mse)
+    for curve in curves[1:]:
+        np.testing.assert_allclose(curve, curves[0], rtol=1e-4)
+
+
+def test_one_noise_keyed_by_the_sample_serves_every_level() -> None:
+    schedule, batch = NoiseSchedule("cosine", 1000), batch_of(gaussian_images(6))
+    seen = []
+
+    def network(x_t: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+        alpha, sigma = schedule.alpha_sigma(float(time[0]))
+        seen.append((x_t - alpha * batch.images) / sigma)
+        return x_t
+
+    measure_x0_error(network, schedule, batch, pred_type="image", levels=(-4, 0, 4), seed=3)
+    expected = philox.normal(3, Stream.EVAL, batch.ids, (1, 8, 8))
+    for draws in seen:
+        torch.testing.assert_close(draws.float(), expected, atol=1e-4, rtol=0)
+    assert not torch.equal(expected, philox.normal(4, Stream.EVAL, batch.ids, (1, 8, 8)))
+
+
+def test_the_batch_size_changes_nothing() -> None:
+    schedule, batch = NoiseSchedule("linear", 1000), batch_of(gaussian_images(13))
+    network = network_of(posterior_mean, schedule, "noise")
+
+    def errors(batch_size: int) -> np.ndarray:
+        return measure_x0_error(
+            network,
+            schedule,
+            batch,
+            pred_type="noise",
+            levels=USUAL_LEVELS,
+            seed=0,
+            batch_size=batch_size,
+        ).mse
+
+    np.testing.assert_array_equal(errors(4), errors(256))
+
+
+def test_estimates_are_not_clipped() -> None:
+    schedule, batch = NoiseSchedule("linear", 1000), batch_of(gaussian_images(4))
+    error = measure_x0_error(
+        lambda x, time, labels: torch.full_like(x, 3.0),
+        schedule,
+        batch,
+        pred_type="image",
+        levels=(0,),
+        seed=0,
+    )
+    expected = (3 - batch.images.double()).square().flatten(1).mean(dim=1)
+    np.testing.assert_allclose(error.mse[0], expected.numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_labels_reach_the_network_when_asked(given: bool) -> None:
+    schedule = NoiseSchedule("linear", 1000)
+    batch = batch_of(gaussian_images(5), torch.arange(5))
+    seen = []
+
+    def network(x_t: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+        seen.append(labels)
+        return x_t
+
+    measure_x0_error(
+        network,
+        schedule,
+        batch,
+        pred_type="image",
+        levels=(0,),
+        seed=0,
+        batch_size=3,
+        labels=given,
+    )
+    if given:
+        assert torch.equal(torch.cat(seen), batch.labels)
+    else:
+        assert seen == [None, None]
+
+
+def test_a_level_the_schedule_does_not_reach_is_refused() -> None:
+    schedule, batch = NoiseSchedule("linear", 1000), batch_of(gaussian_images(2))
+    with pytest.raises(ValueError, match="linear with 1000 timesteps goes from"):
+        measure_x0_error(
+            lambda x, t, y: x, schedule, batch, pred_type="image", levels=(-12,), seed=0
+        )
+
+
+@pytest.mark.parametrize("steps", [50, 250, 1000])
+def test_the_v3_schedules_share_the_levels_from_minus_8_to_5(steps: int) -> None:
+    shared = common_levels(
+        [levels_of(NoiseSchedule(name, steps)) for name in V3]
+        + [levels_of(NoiseSchedule(name, 50)) for name in V3]
+    )
+    assert shared == USUAL_LEVELS
+
+
+def test_levels_are_bounded_where_the_terminal_snr_is_zero() -> None:
+    levels = levels_of(NoiseSchedule("cosine", 1000, zero_terminal_snr=True))
+    assert levels[0] == -20 and levels == tuple(range(levels[0], levels[-1] + 1))
+
+
+def test_a_schedule_without_any_level_gives_an_empty_curve() -> None:
+    schedule, batch = NoiseSchedule("linear", 1), batch_of(gaussian_images(3))
+    assert levels_of(schedule) == ()
+    error = measure_x0_error(
+        lambda x, t, y: x, schedule, batch, pred_type="image", levels=(), seed=0
+    )
+    assert error.mse.shape == (0, 3)
+    with pytest.raises(ValueError, match="no log-SNR level"):
+        summary(error, ())
+
+
+def test_the_gaussian_fit_is_the_wiener_filter_measured_as_a_network() -> None:
+    torch.manual_seed(0)
+    mixing = torch.randn(16, 16)
+    train = torch.randn(500, 16) @ mixing * 0.2 + 0.1
+    batch = batch_of((torch.randn(50, 16) @ mixing * 0.2 + 0.1).reshape(50, 1, 4, 4))
+    mean, covariance = train.double().mean(dim=0), torch.cov(train.double().T, correction=0)
+
+    def estimate(x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        a, s = float(alpha.flatten()[0]), float(sigma.flatten()[0])
+        gain = a * covariance @ torch.linalg.inv(a**2 * covariance + s**2 * torch.eye(16).double())
+        return (mean + (x_t.flatten(1) - a * mean) @ gain.T).reshape(x_t.shape)
+
+    schedule = NoiseSchedule("cosine", 1000)
+    measured = measure_x0_error(
+        network_of(estimate, schedule, "image"),
+        schedule,
+        batch,
+        pred_type="image",
+        levels=USUAL_LEVELS,
+        seed=0,
+    )
+    draws = philox.normal(0, Stream.EVAL, batch.ids, (1, 4, 4)).flatten(1)
+    line = gaussian_fit(train, batch.images.flatten(1), draws, USUAL_LEVELS)
+    np.testing.assert_allclose(measured.curve()[0], line, rtol=1e-4)
+
+
+def test_memorisation_is_the_loss_floor_of_the_training_set() -> None:
+    images = gaussian_images(40)
+    train, batch = images.flatten(1), batch_of(images[:30])
+
+    def ideal(x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        distance = torch.cdist(x_t.flatten(1), alpha.flatten()[0] * train.double()).square()
+        weights = torch.softmax(-distance / (2 * sigma.flatten()[0] ** 2), dim=1)
+        return (weights @ train.double()).reshape(x_t.shape)
+
+    schedule = NoiseSchedule("cosine", 1000)
+    levels = range(-8, 1)
+    measured = measure_x0_error(
+        network_of(ideal, schedule, "image"),
+        schedule,
+        batch,
+        pred_type="image",
+        levels=levels,
+        seed=0,
+    )
+    draws = philox.normal(0, Stream.EVAL, batch.ids, (1, 8, 8)).flatten(1)
+    line = memorisation(train, batch.images.flatten(1), draws, levels)
+    np.testing.assert_allclose(measured.curve()[0], line, rtol=1e-3, atol=1e-9)
+    other = measure_x0_error(
+        network_of(posterior_mean, schedule, "image"),
+        schedule,
+        batch,
+        pred_type="image",
+        levels=levels,
+        seed=0,
+    )
+    assert (other.curve()[0] > line).all()
+
+
+def data(count: int = 60) -> Dataset:
+    pixels = (gaussian_images(count).clamp(-1, 1) + 1) * 127.5
+    images = pixels.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return Dataset.from_arrays(images, np.arange(count) % 3)
+
+
+def test_reference_lines_are_written_once_and_read_back(tmp_path: Path) -> None:
+    first = write_references(tmp_path, data(), seed=0, num=8, levels=range(-6, 3))
+    stamp = (tmp_path / "references.json").stat().st_mtime_ns
+    assert write_references(tmp_path, data(), seed=0, num=8, levels=range(-6, 3)) == first
+    assert (tmp_path / "references.json").stat().st_mtime_ns == stamp
+    assert write_references(tmp_path, data(), seed=1, num=8, levels=range(-6, 3)) != first
+    assert first.gaussian and first.memorisation and first.num_train == data().num_train
+    assert first.gaussian[-1] < first.gaussian[0]
+    with np.load(tmp_path / "references.npz") as saved:
+        assert saved["images"].dtype == np.uint8 and saved["images"].shape[1:] == (8, 8, 1)
+        assert set(saved["labels"]) <= {0, 1, 2}
+
+
+def test_an_evaluation_with_infinities_is_written_as_json_without_them(tmp_path: Path) -> None:
+    schedule, batch = NoiseSchedule("iddpm_linear", 1000), batch_of(gaussian_images(3))
+    error = measure_x0_error(
+        lambda x, t, y: x * float("nan"),
+        schedule,
+        batch,
+        pred_type="image",
+        levels=(0, 1),
+        seed=0,
+    )
+    facts = {"step": 5, "weights": "ema-0.999", "seed": 0, "data_sha256": "d" * 64}
+    write_evaluation(tmp_path, error, schedule=schedule, **facts)
+    text = (tmp_path / "evaluation.json").read_text()
+    assert "NaN" not in text and '"is_beta_defined": true' in text
+
+
+def test_a_run_is_measured_by_its_ema_and_a_report_reads_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    draws = philox.uniform(0, Stream.INIT, torch.arange(60), (8, 8, 3))
+    images = (draws * 255).round().to(torch.uint8).numpy()
+    source = Dataset.from_arrays(images, np.arange(60) % 3)
+    numbers = evaluate_run(run, source, batch_size=2)
+    model = load_network(run)
+    error = measure_x0_error(
+        model.network,
+        model.schedule,
+        source.validation(256),
+        pred_type=model.pred_type,
+        levels=levels_of(model.schedule),
+        seed=0,
+    )
+    (trial,) = read(run).trials
+    assert trial.error is not None and trial.evaluation["weights"] == model.name
+    assert trial.evaluation["data_sha256"] == source.sha256
+    np.testing.assert_allclose(trial.error.mse, error.mse, rtol=1e-3)
+    np.testing.assert_array_equal(trial.error.ids, error.ids)
+    levels = common_levels([USUAL_LEVELS, levels_of(model.schedule)])
+    assert numbers["val_mean_log10_mse"] == summary(trial.error, levels).mean_log10_mse
+
+    model.network.train()
+    again = validation_metrics(model.network, model.schedule, model.config, source)
+    assert again == pytest.approx(numbers, rel=1e-3) and model.network.training
+
+
+def test_an_unconditional_run_is_measured_on_labelled_images(tmp_path: Path) -> None:
+    run = make_run(tmp_path, NUM_CLASSES=None)
+    images = np.arange(60 * 8 * 8 * 3, dtype=np.uint8).reshape(60, 8, 8, 3)
+    plain, labelled = (
+        evaluate_run(run, Dataset.from_arrays(images, labels)) for labels in (None, np.arange(60))
+    )
+    assert plain == labelled and plain

@@ -1,0 +1,296 @@
+"""Samples measured from end to end: real images are at their floor, others are not; bad input."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm.cli import evaluate as command
+from ddpm.data import packing
+from ddpm.data.index import open_index
+from ddpm.errors import InputError
+from ddpm.metrics.evaluation import Measured, cells, drawn, evaluate, read_samples, request_of
+from ddpm.metrics.reference import RealData, pixel_features
+from tests.support.digits_runs import digit_images, digits_run, real_digits
+
+
+@pytest.fixture(scope="module")
+def real(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RealData:
+    return real_digits(digits, tmp_path_factory.mktemp("real"))
+
+
+def saved(path: Path, images: np.ndarray, labels: np.ndarray | None = None) -> Path:
+    np.savez(path, images=images, **({} if labels is None else {"labels": labels}))
+    return path
+
+
+def measured(real: RealData, path: Path, split: str = "train") -> Measured:
+    return evaluate(read_samples(path, real), real, split, pixel_features(real))
+
+
+def values(found: Measured) -> dict[str, float]:
+    return {row.measure.key: row.estimate.value for row in found.rows if row.estimate}
+
+
+def reasons(found: Measured) -> dict[str, str]:
+    return {row.measure.key: row.reason for row in found.rows if row.reason}
+
+
+@pytest.fixture(scope="module")
+def held_out(real: RealData, tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    ids = real.ids("validation")
+    path = saved(tmp_path_factory.mktemp("held") / "x.npz", real.images(ids), real.labels(ids))
+    return measured(real, path)
+
+
+def test_held_out_images_are_at_the_floor_of_every_measure(held_out: Measured) -> None:
+    assert held_out.floor_images == 191
+    for row in held_out.rows:
+        if row.estimate and row.floor:
+            assert row.estimate.value == pytest.approx(row.floor.value, rel=1e-6), row.measure.key
+    found = {row.measure.key: row for row in held_out.rows}
+    for key, fresh in (("kid", 0.0), ("nearer", 0.5), ("copies", 0.01)):
+        estimate = found[key].estimate
+        assert estimate is not None and estimate.covers(fresh), key
+
+
+def test_training_images_are_told_as_copies_and_noise_is_told_as_noise(
+    real: RealData, held_out: Measured, tmp_path: Path
+) -> None:
+    copied = values(measured(real, saved(tmp_path / "a.npz", real.images(real.train_ids[:300]))))
+    assert copied["copies"] == copied["nearer"] == 1.0
+    random = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 1), dtype=np.uint8)
+    noise, own = values(measured(real, saved(tmp_path / "b.npz", random))), values(held_out)
+    assert noise["precision"] < 0.1 < own["precision"] and noise["coverage"] < 0.1
+    assert noise["fid_infinity"] > 10 * own["fid_infinity"] and noise["kid"] > 10 * abs(own["kid"])
+    assert noise["nearer"] < 0.05 and noise["copies"] == 0
+
+
+def test_more_noise_is_farther(real: RealData, tmp_path: Path) -> None:
+    found = [
+        values(measured(real, saved(tmp_path / f"{noise}.npz", digit_images(400, noise)[0])))
+        for noise in (0, 40, 120)
+    ]
+    for key in ("fid", "fid_infinity", "kid"):
+        assert found[0][key] < found[1][key] < found[2][key], key
+
+
+def test_what_cannot_be_measured_is_left_out_with_its_reason(
+    real: RealData, tmp_path: Path
+) -> None:
+    found = measured(real, saved(tmp_path / "few.npz", digit_images(100)[0]))
+    told = reasons(found)
+    assert told["fid"] == told["fid_infinity"]
+    assert told["fid"].startswith("needs 160 images for 32 features, there are 100")
+    assert "tell no classes" in told["class_accuracy"]
+    assert {"kid", "precision", "nearer"} <= values(found).keys()
+    record = found.record()["measures"]
+    assert record["fid"] == {"value": None, "reason": told["fid"]}
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert ["–" in cells(row) for row in found.rows][0]
+
+
+def test_a_number_that_depends_on_n_has_a_floor_at_the_same_n_only(
+    real: RealData, held_out: Measured, tmp_path: Path
+) -> None:
+    found = measured(real, saved(tmp_path / "x.npz", digit_images(400)[0]))
+    floors = {row.measure.key: row.floor for row in found.rows}
+    assert floors["fid"] is None and floors["recall"] is None and floors["coverage"] is None
+    assert floors["fid_infinity"] is not None and floors["precision"] is not None
+    assert {row.measure.key: row.floor for row in held_out.rows}["recall"] is not None
+
+
+def test_the_order_of_the_samples_does_not_matter_to_moments(
+    real: RealData, tmp_path: Path
+) -> None:
+    images = digit_images(300, 20)[0]
+    one = values(measured(real, saved(tmp_path / "a.npz", images)))
+    two = values(measured(real, saved(tmp_path / "b.npz", images[::-1])))
+    for key in ("fid", "precision", "recall", "density", "coverage", "nearer", "copies"):
+        assert two[key] == pytest.approx(one[key], rel=1e-9), key
+
+
+# Bad input
+
+
+def problems(real: RealData, path: Path, split: str = "train") -> str:
+    with pytest.raises(InputError) as caught:
+        measured(real, path, split)
+    return "\n".join(caught.value.problems)
+
+
+def test_too_few_images_are_refused(real: RealData, tmp_path: Path) -> None:
+    told = problems(real, saved(tmp_path / "x.npz", digit_images(63)[0]))
+    assert "63 images are too few for any measure; give 64 at least" in told
+
+
+def test_a_constant_set_is_refused(real: RealData, tmp_path: Path) -> None:
+    images = np.repeat(digit_images(1)[0], 100, axis=0)
+    assert "all 100 images are the same one" in problems(real, saved(tmp_path / "x.npz", images))
+
+
+def test_another_size_or_number_of_channels_is_refused(real: RealData, tmp_path: Path) -> None:
+    wide = saved(tmp_path / "wide.npz", np.zeros((100, 8, 9, 1), np.uint8))
+    assert "image 0 is 8x9 with 1 channel(s)" in problems(real, wide)
+    colour = saved(tmp_path / "colour.npz", np.zeros((100, 8, 8, 3), np.uint8))
+    assert "image 0 is 8x8 with 3 channel(s)" in problems(real, colour)
+
+
+def test_labels_that_are_no_classes_of_the_data_are_refused(real: RealData, tmp_path: Path) -> None:
+    images, labels = digit_images(100)
+    path = saved(tmp_path / "x.npz", images, labels + 5)
+    assert "has the label 14; digits has the classes 0 to 9" in problems(real, path)
+
+
+def test_minus_one_means_no_label(real: RealData, tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.npz", digit_images(100)[0], np.full(100, -1))
+    assert read_samples(path, real).labels is None
+
+
+def folder_of_png(folder: Path, images: np.ndarray, labels: np.ndarray | None = None) -> Path:
+    for number, image in enumerate(images):
+        place = folder if labels is None else folder / str(labels[number])
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[:, :, 0]).save(place / f"{number:04d}.png")
+    return folder
+
+
+def test_a_corrupt_picture_is_named(real: RealData, tmp_path: Path) -> None:
+    folder = folder_of_png(tmp_path / "png", digit_images(100)[0])
+    broken = folder / "0042.png"
+    broken.write_bytes(broken.read_bytes()[:-40])
+    assert "0042.png" in problems(real, folder)
+
+
+def test_a_folder_an_npz_and_shards_of_the_same_images_give_the_same(
+    real: RealData, tmp_path: Path
+) -> None:
+    images, labels = digit_images(200, 10)
+    order = np.argsort(labels, kind="stable")  # a folder of classes lists them so
+    images, labels = images[order], labels[order]
+    folder = folder_of_png(tmp_path / "png", images, labels)
+    npz = saved(tmp_path / "x.npz", images, labels)
+    floats = saved(tmp_path / "f.npz", images.astype(np.float32) / 255, labels)
+    packing.pack(npz, tmp_path / "shards", progress=False)
+    one = measured(real, npz)
+    for other in (folder, floats):
+        assert values(measured(real, other)) == values(one)
+    packed = values(measured(real, tmp_path / "shards"))  # in another order
+    assert packed["fid"] == pytest.approx(values(one)["fid"], rel=1e-9)
+    assert (np.bincount(read_samples(folder, real).labels) == np.bincount(labels)).all()  # type: ignore[arg-type]
+
+
+# The command
+
+
+def run(*words: object) -> int:
+    return command.main([str(word) for word in words])
+
+
+def test_a_run_is_drawn_from_measured_and_recorded(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = digits_run(digits, tmp_path)
+    assert run(path, "--num", 200, "--features", "pixels") == 0
+    told = capsys.readouterr().out
+    assert "FID, n → ∞" in told and "protocol: 200 samples" in told and "1,606 train images" in told
+    record = json.loads((path / "evaluation_of_samples_pixels.json").read_text())
+    assert record["samples"]["n"] == 200 and record["samples"]["step"] == 3
+    assert record["measures"]["kid"]["low"] < record["measures"]["kid"]["high"]
+    assert run(path, "--num", 200, "--features", "pixels") == 0  # nothing is drawn again
+    again = json.loads((path / "evaluation_of_samples_pixels.json").read_text())
+    assert again["measures"] == record["measures"]
+    assert len(list((path / "generated").glob("*.npz"))) == 1
+
+
+def test_runs_are_compared_on_the_same_labels(digits: Path, tmp_path: Path) -> None:
+    path = digits_run(digits, tmp_path)
+    samples = drawn(request_of(path, 70, (), None))
+    assert samples.labels is not None
+    assert samples.labels.tolist() == [i % 10 for i in range(70)]
+
+
+def test_every_run_is_drawn_from_in_the_same_way_unless_told(digits: Path, tmp_path: Path) -> None:
+    path = digits_run(digits, tmp_path, IMAGE_GENERATION={"RANDOM_SEED": 7})
+    usual = request_of(path, 70, (), None)
+    assert usual.seed == 0 and usual.options.DDIM_ETA == 0 and usual.options.CLIP_DENOISE
+    told = request_of(path, 70, ("image_generation.ddim_eta=1.0",), None)
+    assert told.options.DDIM_ETA == 1.0 and told.seed == 0
+
+
+def test_a_dry_run_writes_nothing(
+    digits: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = digits_run(digits, tmp_path)
+    images = saved(tmp_path / "x.npz", *digit_images(100))
+    before = sorted(tmp_path.rglob("*"))
+    assert run(path, "--dry-run") == 0
+    told = capsys.readouterr().out
+    assert "would measure 2000 images (class_cond, seed 0)" in told and "by classifier" in told
+    monkeypatch.chdir(tmp_path)
+    for against in ("digits", digits, path):
+        assert run(images, "--against", against, "--dry-run") == 0
+        assert "by classifier features" in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_images_need_something_real_to_be_compared_with(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.npz", digit_images(100)[0])
+    with pytest.raises(InputError) as caught:
+        run(path, "IMAGE_GENERATION.NUM_STEPS=3", "--weights", "w", "--num", 0)
+    told = "\n".join(caught.value.problems)
+    assert "name the real images with --against" in told
+    assert "is no run: its images are there" in told
+    assert "--weights is for --features inception" in told and "--num 0" in told
+
+
+def test_images_are_compared_with_data_named_by_path_or_by_run(
+    digits: Path, tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "x.npz", digit_images(200)[0])
+    cache = tmp_path / "cache"
+    for against in (digits, digits_run(digits, tmp_path / "out")):
+        assert run(path, "--against", against, "--features", "pixels", "--cache", cache) == 0
+        record = json.loads((tmp_path / "x.npz.evaluation_of_samples_pixels.json").read_text())
+        assert record["reference"]["data_sha256"] == open_index(digits).sha256
+    with pytest.raises(InputError, match="--num 300: .* has 200 images"):
+        run(path, "--against", digits, "--features", "pixels", "--num", 300, "--cache", cache)
+
+
+def test_data_that_changed_since_the_training_is_refused(digits: Path, tmp_path: Path) -> None:
+    path = digits_run(digits, tmp_path)
+    facts = json.loads((path / "provenance.json").read_text())
+    (path / "provenance.json").write_text(json.dumps(facts | {"data_sha256": "f" * 64}))
+    with pytest.raises(InputError, match="was trained on data ffffffff"):
+        run(path, "--features", "pixels")
+
+
+def test_a_classifier_needs_labels(digits: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    images, _ = digit_images(400)
+    packing.pack(saved(tmp_path / "y.npz", images), bare, label_key=None, progress=False)
+    path = saved(tmp_path / "x.npz", digit_images(100, 5)[0])
+    with pytest.raises(InputError, match="classifier features need data of two classes or more"):
+        run(path, "--against", bare, "--features", "classifier", "--cache", tmp_path / "cache")
+
+
+def test_inception_is_refused_before_anything_is_drawn(digits: Path, tmp_path: Path) -> None:
+    path = digits_run(digits, tmp_path)
+    with pytest.raises(InputError, match="inception needs"):
+        run(path, "--features", "inception")
+    assert not (path / "generated").exists()
+
+
+def test_a_source_that_is_nothing_is_refused(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        run(tmp_path / "none", "--against", "digits")
+    (tmp_path / "empty").mkdir()
+    shutil.copy(__file__, tmp_path / "empty")
+    with pytest.raises(InputError, match="holds no images"):
+        run(tmp_path / "empty", "--against", digits, "--cache", tmp_path / "cache")

@@ -1,0 +1,246 @@
+"""What samples are worth at the end of a run: the same ones at every point, measured once."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddpm.config.schema import Config
+from ddpm.data.dataset import Dataset
+from ddpm.diffusion.schedule import NoiseSchedule
+from ddpm.distributed import Group
+from ddpm.errors import Interrupted
+from ddpm.metrics import evaluation as quality_file
+from ddpm.metrics.evaluation import (
+    QUALITY_BATCH,
+    Drawn,
+    Keeper,
+    Quality,
+    SamplePictures,
+    SampleWalk,
+    measure_samples,
+    quality_passes,
+)
+from ddpm.runs import checkpoint
+from ddpm.runs.directory import RunDirectory
+from ddpm.sampling.loading import load_network, open_data
+from ddpm.training.worker import work
+from tests.support.digits_runs import digit_images, digits_run
+from tests.training.test_resume import fingerprint, make_job, start, stop
+
+ASKED = {"SAMPLING_STEPS": (1, 3), "SAMPLING_ETAS": (0.0, 1.0), "SAMPLING_NUM": 200}
+POINTS = [(1, 0.0), (1, 1.0), (3, 0.0), (3, 1.0)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, digits: Path) -> Path:
+    """The directory of a run without classes, of an untrained network and four timesteps."""
+    return digits_run(digits, tmp_path, None)
+
+
+def asked(folder: Path, **changed: object) -> tuple[Config, Dataset]:
+    """The run's configuration, asking for ASKED, and its data, which are compared by pixels."""
+    run = RunDirectory(folder)
+    config = run.config()
+    evaluation = replace(config.EVALUATION, **(ASKED | changed))  # type: ignore[arg-type]
+    dataset = replace(config.DATASET, LABEL_KEY=None)
+    config = replace(config, EVALUATION=evaluation, DATASET=dataset)
+    return config, open_data(config, Path(run.provenance["data_dir"]))
+
+
+def measured(
+    folder: Path, should_stop: Callable[[], bool] = lambda: False, **changed: object
+) -> Quality:
+    quality = measure_samples(folder, *asked(folder, **changed), Group(), should_stop=should_stop)
+    assert quality is not None and quality_file.read_quality(folder) == quality
+    return quality
+
+
+def pictures(folder: Path) -> SamplePictures:
+    found = quality_file.read_pictures(folder)
+    assert found is not None
+    return found
+
+
+def numbers(quality: Quality) -> list[tuple]:
+    """All that does not depend on the machine's speed."""
+    return [(p.num_steps, p.eta, p.evaluations, p.fid, p.kid, p.accuracy) for p in quality.points]
+
+
+def test_a_run_that_asks_for_nothing_measures_nothing(folder: Path) -> None:
+    config, data = asked(folder, SAMPLING_STEPS=())
+    assert measure_samples(folder, config, data, Group()) is None
+    assert not (folder / quality_file.FACTS).exists()
+
+
+def test_every_sampling_key_changes_what_is_measured(folder: Path) -> None:
+    quality, images = measured(folder), pictures(folder).images
+    assert [(p.num_steps, p.eta) for p in quality.points] == POINTS
+    assert images.shape == (4, 100, 8, 8, 1) and quality.features == "pixels"
+    assert all(p.fid and p.kid and p.seconds > 0 for p in quality.points)
+    assert all(p.reasons == {"accuracy": "pixels features tell no classes"} for p in quality.points)
+    # one step to the image draws no noise; three do
+    assert (images[0] == images[1]).all() and not (images[2] == images[3]).all()
+    other = measured(folder, SAMPLING_STEPS=(3, 2), SAMPLING_ETAS=(0.5,))
+    assert [(p.num_steps, p.eta) for p in other.points] == [(2, 0.5), (3, 0.5)]
+    assert not (pictures(folder).images[1] == images[2]).all()
+    few = measured(folder, SAMPLING_NUM=72)
+    assert pictures(folder).images.shape == (4, 72, 8, 8, 1)
+    assert all(p.fid is None and "needs 160 images" in p.reasons["fid"] for p in few.points)
+    measured(folder, SAMPLING_LOGSNR=(-4.0, 1.0))
+    assert not (pictures(folder).images[0] == images[0]).all()
+
+
+def test_a_point_does_not_depend_on_which_others_are_asked_for(folder: Path) -> None:
+    every, images = numbers(measured(folder)), pictures(folder).images
+    assert numbers(measured(folder, SAMPLING_STEPS=(3,))) == every[2:]
+    assert (pictures(folder).images == images[2:]).all()
+
+
+def test_what_a_schedule_cannot_walk_is_left_out_with_the_reason(folder: Path) -> None:
+    quality = measured(folder, SAMPLING_STEPS=(2, 5), SAMPLING_ETAS=(0.0,))
+    assert [p.num_steps for p in quality.points] == [2]
+    (left,) = quality.left_out
+    assert (left.num_steps, left.eta) == (5, 0.0)
+    assert left.reason == "5 steps are more than the 4 timesteps it was trained with"
+    config, _ = asked(folder, SAMPLING_STEPS=(2, 5), SAMPLING_ETAS=(0.0,))
+    assert (
+        quality_passes(config, NoiseSchedule("cosine", 4)) == 2 * 4 * QUALITY_BATCH
+    )  # of 200 in whole batches
+    beyond = measured(folder, SAMPLING_STEPS=(2,), SAMPLING_LOGSNR=(-8.0, 5.0))
+    assert beyond.points == () and pictures(folder).images.shape[0] == 0
+    assert "logsnr is 5.0, but cosine with 4 timesteps goes from" in beyond.left_out[0].reason
+
+
+def test_stopped_at_any_instant_it_goes_on_and_measures_nothing_twice(
+    folder: Path, tmp_path: Path, digits: Path
+) -> None:
+    undisturbed = measured(folder)
+    images = pictures(folder).images
+    other = digits_run(digits, tmp_path / "other", None)
+    seconds: dict[int, float] = {}
+    for attempt in range(100):
+        calls = count()
+        try:
+            # a walk takes four batches: the second attempt stops within the third walk
+            quality = measured(other, lambda: next(calls) == (6, 5, 9)[min(attempt, 2)])  # noqa: B023
+        except Interrupted as error:
+            assert "run the same command again" in str(error)
+        else:
+            break
+        kept = quality_file.read_quality(other)
+        assert kept is not None
+        for place, point in enumerate(kept.points):
+            assert seconds.setdefault(place, point.seconds) == point.seconds
+    assert attempt == 2 and len(seconds) == 2
+    assert numbers(quality) == numbers(undisturbed)
+    assert (pictures(other).images == images).all()
+    again = measured(other, lambda: True)  # nothing is left to be stopped
+    assert again == quality
+
+
+@pytest.mark.parametrize("damage", ["arrays", "facts", "weights", "foreign"])
+def test_what_does_not_fit_is_measured_again(folder: Path, damage: str) -> None:
+    changed: dict[str, object] = {"SAMPLING_STEPS": (1,), "SAMPLING_ETAS": (0.0,)}
+    right = measured(folder, **changed)
+    facts, arrays = folder / quality_file.FACTS, folder / quality_file.ARRAYS
+    if damage == "arrays":
+        arrays.write_bytes(arrays.read_bytes()[:-9])
+        assert quality_file.read_pictures(folder) is None
+    elif damage == "facts":
+        facts.write_text(facts.read_text().replace('"seconds"', '"minutes"'))
+        assert quality_file.read_quality(folder) is None
+    else:
+        content = json.loads(facts.read_text())
+        if damage == "weights":
+            content["identity"]["weights_sha256"] = "0" * 64
+        else:
+            content["format"] = 2
+        content["points"][0]["fid"]["value"] = -7.0
+        facts.write_text(json.dumps(content))
+    assert numbers(measured(folder, **changed)) == numbers(right)
+    assert len(pictures(folder).images) == 1
+
+
+def test_a_network_that_draws_no_images_is_left_out(folder: Path) -> None:
+    """Weights that overflow are a number of the trial, not its end."""
+    place = checkpoint.folder_of(folder / "checkpoints", 3)
+    found = checkpoint.load(place)
+    tensors = {
+        part: {name: tensor * 1e30 for name, tensor in group.items()}
+        for part, group in found.tensors.items()
+    }
+    manifest = {k: v for k, v in found.manifest.items() if k not in ("files", "format", "step")}
+    target = checkpoint.folder_of(folder / "checkpoints", 4)
+    checkpoint.save(target, tensors=tensors, state={**found.state, "step": 4}, manifest=manifest)
+    quality = measured(folder)
+    assert quality.points == () and len(quality.left_out) == 4
+    assert {left.reason for left in quality.left_out} == {
+        "the images that the network draws are not finite"
+    }
+
+
+@pytest.mark.slow
+def test_real_digits_are_worth_more_than_noisy_ones(tmp_path: Path, digits: Path) -> None:
+    """With labels, by the classifier: images of their class, of another one, and noise."""
+    folder = digits_run(digits, tmp_path)
+    run = RunDirectory(folder)
+    config = run.config()
+    data = open_data(config, Path(run.provenance["data_dir"]))
+    images, labels = digit_images(600)
+    noisy, _ = digit_images(600, noise=120)
+    config = replace(config, EVALUATION=replace(config.EVALUATION, SAMPLING_NUM=len(labels)))
+    keeper = Keeper.open(folder, load_network(folder), config, data, labels)
+    for steps, drawn in enumerate((images, np.roll(images, 1, axis=0), noisy), start=1):
+        keeper.add(SampleWalk(num_steps=steps, eta=0.0), Drawn(images=drawn, seconds=1.0))
+    own, shifted, worse = keeper.quality.points
+    assert own.fid and own.kid and own.accuracy and shifted.accuracy
+    assert worse.fid and worse.kid and worse.accuracy
+    assert abs(own.fid.value) < 0.05 and worse.fid.low > own.fid.high
+    assert own.kid.low <= 0.002 and worse.kid.low > own.kid.high
+    assert own.accuracy.value > 0.97 > worse.accuracy.high
+    assert shifted.accuracy.high < 0.2
+    assert shifted.fid and shifted.fid.low < own.fid.value < shifted.fid.high
+    assert "classifier of its labels" in keeper.quality.protocol
+    assert (pictures(folder).labels == labels[:100]).all()
+
+
+@pytest.mark.slow
+def test_killed_and_on_two_workers_a_training_ends_with_the_numbers_of_one(
+    tmp_path: Path, digits: Path
+) -> None:
+    keys = {
+        "TRAINING.NUMERICS": "exact",
+        "TRAINING.HYPER_PARAMETERS.EPOCHS": 1,
+        "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS": 0,
+        "DATASET.LABEL_KEY": "null",
+        "TRAINING.NETWORK.NUM_CLASSES": "null",
+        "IMAGE_GENERATION.GEN_TASK": "random_uncond",
+        "EVALUATION.SAMPLING_STEPS": [2, 20, 40],
+        "EVALUATION.SAMPLING_NUM": 200,
+        "EVALUATION.SAMPLING_LOGSNR": [-8, 5],
+    }
+    jobs = {}
+    for workers in (1, 2):
+        root = tmp_path / str(workers)
+        root.mkdir()
+        jobs[workers] = make_job(root, digits, keys)
+    work(jobs[1], Group())
+    folder = Path(jobs[2].run_dir)
+    processes = start(jobs[2], tmp_path / "2", 2)
+    while not (folder / quality_file.FACTS).exists() and processes[0].poll() is None:
+        time.sleep(0.01)
+    stop(processes)
+    kept = quality_file.read_quality(folder)
+    assert kept is not None and not (folder / "DONE.json").exists()
+    assert [p.wait(240) for p in start(jobs[2], tmp_path / "2", 2)] == [0, 0]
+    one, two = (quality_file.read_quality(Path(jobs[workers].run_dir)) for workers in (1, 2))
+    assert one and two and two.points[: len(kept.points)] == kept.points
+    assert len(numbers(one)) == 3 and numbers(one) == numbers(two)
+    assert (pictures(Path(jobs[1].run_dir)).images == pictures(folder).images).all()
+    assert fingerprint(Path(jobs[1].run_dir)) == fingerprint(folder)

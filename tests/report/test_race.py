@@ -1,0 +1,130 @@
+"""ddpm.report.race: a race of seeds keeps its error level, finds a winner, and saves seeds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddpm.errors import InputError
+from ddpm.report.race import candidates, confidence, decided_for
+from ddpm.sweep.plan import load_sweep
+from ddpm.sweep.spec import Race
+from tests.rules.test_layering import ROOT
+from tests.support.race_simulation import draws, run
+
+RACE = Race(START=3, MAX=12)
+HEAD = (
+    f"BASE: {ROOT / 'configs' / 'digits.yaml'}\nGRID: {{TRAINING.PRED_TYPE: [noise, velocity]}}\n"
+)
+
+
+@pytest.mark.parametrize(
+    "spread", [[1, 1], [1, 1, 1, 1], [3, 0.5, 0.5]], ids=["two", "four", "unequal"]
+)
+def test_equal_cells_seldom_have_a_winner(spread: list[float]) -> None:
+    """A/A: at most 6 % of 500 races name one, by either measure, whatever the cells' spreads."""
+    random = np.random.default_rng(0)
+    ended = [run(draws(random, [0] * len(spread), RACE.MAX, spread), RACE) for _ in range(500)]
+    for measure in (0, 1):
+        assert np.mean([one.winners[measure] is not None for one in ended]) <= 0.06
+
+
+def test_looking_each_time_at_the_full_level_would_name_too_many() -> None:
+    """The same races without sharing the error over the looks: the correction is needed."""
+    random = np.random.default_rng(0)
+    false = 0
+    for _ in range(300):
+        values = draws(random, [0, 0], RACE.MAX, [1, 1])[..., 0]
+        numbers = [
+            {str(cell): dict(enumerate(values[cell, :count].tolist())) for cell in (0, 1)}
+            for count in RACE.looks
+        ]
+        false += any(len(candidates(one, 0.95)) == 1 for one in numbers)
+    assert false / 300 > 0.08
+
+
+def test_of_two_that_are_best_alike_neither_is_named() -> None:
+    """Others far behind do not help: the false winner must beat the other best one."""
+    random = np.random.default_rng(1)
+    ended = [run(draws(random, [0, 0, 5, 5], RACE.MAX, [1] * 4), RACE) for _ in range(300)]
+    assert np.mean([one.winners[0] is not None for one in ended]) <= 0.06
+    assert np.mean([one.seeds for one in ended]) < 0.75 * 4 * RACE.MAX
+
+
+def test_a_clear_winner_is_found_with_few_seeds_and_never_a_wrong_one() -> None:
+    random = np.random.default_rng(2)
+    means = [4, 0, 4, 4, 4, 4, 4, 4, 4]
+    ended = [run(draws(random, means, RACE.MAX, [1] * 9), RACE) for _ in range(60)]
+    assert {one.winners for one in ended} == {("1", "1")}
+    assert np.mean([one.seeds for one in ended]) < 0.5 * 9 * RACE.MAX
+
+
+def test_what_a_seed_does_to_all_cells_does_not_count() -> None:
+    """Differences are paired: adding anything by seed changes no decision."""
+    values = np.random.default_rng(3).normal(0, 0.1, (3, 5)) + np.array([[0.0], [0.05], [2.0]])
+    shifted = values + np.array([0, 50.0, -20, 7, 3])
+    found = [
+        candidates({str(row): dict(enumerate(cell.tolist())) for row, cell in enumerate(v)}, 0.99)
+        for v in (values, shifted)
+    ]
+    assert found[0] == found[1] and "2" not in found[0]
+
+
+def test_a_cell_without_shared_seeds_stays_in_the_race() -> None:
+    assert set(candidates({"a": {0: 1.0, 1: 1.1}, "b": {2: 9.0, 3: 9.1}}, 0.95)) == {"a", "b"}
+    assert candidates({"a": {0: 1.0, 1: 1.1}, "b": {}}, 0.95) == ("a",)
+
+
+def test_the_looks_spend_the_error_once() -> None:
+    """Half of 1 - confidence is one-sided; over the looks and the cells it comes to 5 %."""
+    for cells, looks in ((2, 1), (9, 4)):
+        spent = sum((1 - confidence(number, looks, cells)) / 2 for number in range(1, looks + 1))
+        assert spent * cells == pytest.approx(0.05)
+
+
+def test_looks_grow_from_start_to_max() -> None:
+    assert Race(START=3, MAX=12).looks == (3, 5, 8, 12)
+    assert Race(START=4, MAX=4).looks == (4,)
+    assert Race(START=2, MAX=3).looks == (2, 3)
+
+
+def test_a_race_is_decided_for_a_cell_where_both_measures_have_it_alone() -> None:
+    both = {"x": ["a"], "y": ["a"]}
+    assert decided_for([{"candidates": {"x": ["a", "b"], "y": ["a"]}}, {"candidates": both}]) == "a"
+    for other in ({"x": ["a"], "y": ["b"]}, {"x": ["a", "b"], "y": ["a"]}, {}):
+        assert decided_for([{"candidates": other}]) is None
+    assert decided_for([]) is None
+
+
+@pytest.mark.parametrize(
+    ("seeds", "race"),
+    [
+        ("auto", Race(START=3, MAX=12)),
+        ("{auto: {start: 2, max: 4}}", Race(START=2, MAX=4)),
+        ("{auto: null}", Race(START=3, MAX=12)),
+    ],
+)
+def test_seeds_auto_is_read(tmp_path: Path, seeds: str, race: Race) -> None:
+    path = tmp_path / "test.yaml"
+    path.write_text(HEAD + f"SEEDS: {seeds}\n")
+    loaded = load_sweep(path)
+    assert loaded.race == race and loaded.seeds == tuple(range(race.MAX))
+    assert load_sweep(path, ["SEEDS=[4]"]).race is None
+
+
+@pytest.mark.parametrize(
+    ("seeds", "words"),
+    [
+        ("{auto: {start: 1}}", "AUTO.START is 1; allowed"),
+        ("{auto: {start: 5, max: 4}}", "SEEDS.AUTO.MAX is 4 but START is 5"),
+        ("{auto: {begin: 3}}", "AUTO.BEGIN is no key"),
+        ("{aut: {start: 3}}", "did you mean AUTO"),
+        ("automatic", "SEEDS is automatic; allowed: a non-empty list"),
+    ],
+)
+def test_a_mistake_in_seeds_auto_is_named(tmp_path: Path, seeds: str, words: str) -> None:
+    path = tmp_path / "test.yaml"
+    path.write_text(HEAD + f"SEEDS: {seeds}\n")
+    with pytest.raises(InputError) as caught:
+        load_sweep(path)
+    assert any(words in line for line in caught.value.problems), caught.value.problems

@@ -1,0 +1,205 @@
+"""The report in a real browser: no console error, and its few interactive parts work."""
+
+import html
+import json
+import re
+import resource
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddpm import report
+from tests.support import synthetic_sweep
+from tests.support.tiny_sweep import GRID, LEARNING_RATE, PRED_TYPE, TIMESTEPS, make_sweep
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)"),
+]
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+    "--disable-background-networking --disable-component-update --enable-logging=stderr"
+).split()
+
+
+def opened(page: Path, profile: Path) -> tuple[str, list[str]]:
+    """The page's document after its scripts ran, and what it wrote to the console."""
+    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    grid = {PRED_TYPE: ["noise", "velocity"]}
+    return report.build(make_sweep(tmp_path_factory.mktemp("b"), grid, steps=8, num=8)).html
+
+
+def with_script(page: Path, script: str, tmp_path: Path) -> Path:
+    """A copy of the page that runs `script` at its end."""
+    copy = tmp_path / "page.html"
+    copy.write_text(page.read_text().replace("</body>", f"<script>{script}</script></body>"))
+    return copy
+
+
+def test_it_opens_without_a_console_message(page: Path, tmp_path: Path) -> None:
+    document, console = opened(page, tmp_path / "profile")
+    assert console == []
+    assert '<div id="tip"' in document  # its script ran
+
+
+def test_a_console_error_would_be_seen(page: Path, tmp_path: Path) -> None:
+    broken = with_script(page, "missing();", tmp_path)
+    assert any("missing is not defined" in line for line in opened(broken, tmp_path / "p")[1])
+
+
+def test_a_legend_button_hides_its_curve_and_shows_it_again(page: Path, tmp_path: Path) -> None:
+    script = """
+      const button = document.querySelector('.legend button[data-series="noise"]');
+      const count = () => button.closest("section").querySelectorAll("g.s.off").length;
+      button.click(); const hidden = count(); button.click();
+      document.title = `hidden ${hidden} then ${count()}`;
+    """
+    document, console = opened(with_script(page, script, tmp_path), tmp_path / "profile")
+    assert console == [] and "<title>hidden 1 then 0</title>" in document
+
+
+def test_a_point_shows_its_value(page: Path, tmp_path: Path) -> None:
+    script = """
+      const point = document.querySelector("[data-tip]");
+      point.dispatchEvent(new PointerEvent("pointermove", {bubbles: true}));
+      document.title = document.querySelector("#tip").textContent;
+    """
+    document, _ = opened(with_script(page, script, tmp_path), tmp_path / "profile")
+    assert "log SNR" in document[document.index("<title>") : document.index("</title>")]
+
+
+# What a reader does on the page, and what is then to be seen: one browser for all of it.
+ACTIONS = """
+  const found = {};
+  const $ = (selector, root = document) => root.querySelector(selector);
+  const shown = (element) => getComputedStyle(element).display !== "none";
+  const press = (element, key) =>
+    element.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+  const tip = $("#tip");
+
+  const curves = $("#training-curves");
+  const kinds = ["steps", "seconds", "compute"];
+  const sets = () => kinds.filter((kind) => shown($(`.by-${kind}`, curves)));
+  found.before = sets(); $("[value=seconds]", curves).click(); found.after = sets();
+  $("[value=steps]", curves).click();
+
+  const chart = $(".by-steps svg", curves);
+  const box = chart.getBoundingClientRect();
+  chart.dispatchEvent(new PointerEvent("pointermove", {
+    bubbles: true, clientX: box.left + box.width - 5, clientY: box.top + 60}));
+  found.hover = tip.innerText; found.crosses = document.querySelectorAll(".cross").length;
+  found.dots = document.querySelectorAll(".dot").length;
+  press(chart, "ArrowLeft"); found.left = tip.innerText; press(chart, "Escape");
+  found.closed = !shown(tip) && !$(".cross");
+
+  const button = $(".legend button", curves);
+  button.click();
+  press(chart, "ArrowRight"); found.without = tip.innerText; press(chart, "Escape");
+  button.click();
+
+  const scatter = $("#cost svg.chart");
+  press(scatter, "ArrowRight"); found.first = tip.innerText;
+  press(scatter, "ArrowRight"); found.second = tip.innerText; press(scatter, "Escape");
+
+  const film = $(".film");
+  const cells = [...film.querySelectorAll("td")];
+  const pictures = () => cells.filter(shown).map((cell) => $("img", cell).alt);
+  const slider = $("input", film);
+  found.last = pictures();
+  slider.value = 0; slider.dispatchEvent(new Event("input")); found.earliest = pictures();
+  $("button", film).click(); found.together = pictures().length; $("button", film).click();
+
+  const paper = () => getComputedStyle(document.body).backgroundColor;
+  found.colours = [paper()]; $("button.theme").click(); found.colours.push(paper());
+  found.inside = document.documentElement.scrollWidth <= document.documentElement.clientWidth;
+  dispatchEvent(new Event("beforeprint"));
+  found.folded = document.querySelectorAll("details:not(.data):not([open])").length;
+  found.unnamed = [...document.querySelectorAll("button, input")].filter((one) =>
+    !(one.innerText || one.title || one.labels?.length)).length;
+  document.title = JSON.stringify(found);
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What ACTIONS saw on the page of six cells with two seeds."""
+    folder = tmp_path_factory.mktemp("actions")
+    grid = {**GRID, PRED_TYPE: ["noise", "velocity"]}
+    made = report.build(synthetic_sweep.make_sweep(folder, grid, (0, 1), rows=20, inline=3))
+    document, console = opened(with_script(made.html, ACTIONS, folder), folder / "profile")
+    assert console == []
+    title = re.search(r"<title>(.*?)</title>", document, flags=re.DOTALL)
+    assert title is not None
+    return dict(json.loads(html.unescape(title[1])))
+
+
+def test_the_x_axis_is_switched(found: dict[str, Any]) -> None:
+    assert found["before"] == ["steps"] and found["after"] == ["seconds"]
+
+
+def test_hover_and_arrow_keys_read_every_curve(found: dict[str, Any]) -> None:
+    assert found["hover"].startswith("optimizer steps: 200")
+    assert "noise" in found["hover"] and "velocity" in found["hover"]
+    assert found["crosses"] == 1 and found["dots"] == 2
+    assert found["left"].startswith("optimizer steps: 100") and found["closed"]
+    assert "noise" not in found["without"] and "velocity" in found["without"]
+
+
+def test_arrow_keys_walk_through_the_points_of_a_scatter(found: dict[str, Any]) -> None:
+    assert "core time per trial" in found["first"] and found["first"] != found["second"]
+
+
+def test_the_slider_moves_all_trials_to_one_moment(found: dict[str, Any]) -> None:
+    assert len(found["last"]) == len(found["earliest"]) == 6 and found["together"] == 18
+    assert all(words.endswith("optimizer step 200") for words in found["last"])
+    assert all(words.endswith("optimizer step 66") for words in found["earliest"])
+
+
+def test_the_theme_is_switched_and_nothing_sticks_out(found: dict[str, Any]) -> None:
+    assert len(set(found["colours"])) == 2 and found["inside"]
+
+
+def test_paper_shows_what_is_folded_and_every_control_has_a_name(found: dict[str, Any]) -> None:
+    assert found["folded"] == 0 and found["unnamed"] == 0
+
+
+def seconds_of(page: str, profile: Path) -> float:
+    """Processor time of a browser that opens the page: not how loaded the machine is."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}", "--dump-dom", page]
+    subprocess.run(command, capture_output=True, timeout=240, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_a_thousand_trials_open_at_once_and_can_be_searched(tmp_path: Path) -> None:
+    rates = [k / 1e4 for k in range(1, 13)]
+    grid = {**GRID, TIMESTEPS: [50, 250, 1000], LEARNING_RATE: rates}
+    made = report.build(
+        synthetic_sweep.make_sweep(
+            tmp_path, grid, (0, 1, 2), runs=12, shape=(64, 64, 3), rows=40, failing=10
+        )
+    )
+    assert len(made.sweep.trials) == 972 and made.html.stat().st_size < 25e6
+    script = """
+      const field = document.querySelector(".filter input");
+      field.value = "COS6 noise"; field.dispatchEvent(new Event("input"));
+      const every = [...document.querySelectorAll("#ranking tbody tr")];
+      const rows = every.filter((row) => row.checkVisibility());
+      const right = rows.every((row) => row.textContent.includes("cos6 \u00b7 noise"));
+      document.title = `${rows.length} ${right}`;
+    """
+    document, console = opened(with_script(made.html, script, tmp_path), tmp_path / "profile")
+    assert console == [] and "<title>36 true</title>" in document
+    blank = seconds_of("about:blank", tmp_path / "profile")
+    assert seconds_of(made.html.as_uri(), tmp_path / "profile") - blank < 2

@@ -1,0 +1,351 @@
+"""The sections of a report: costs and fronts, quality over steps, films, and the written files."""
+
+import csv
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from ddpm import report
+from ddpm.cli.report import main
+from ddpm.metrics import evaluation
+from ddpm.metrics.x0_error import MEASURES
+from ddpm.report import charts
+from ddpm.report.best_samples import spots_of
+from ddpm.report.charts import Frame, LineSeries, chosen, colour, line_chart, marker_path
+from ddpm.report.costs import compute_seconds, front
+from ddpm.report.effects import analyse
+from ddpm.report.figures import _DEEP, _PALE, _curves, luminance, shade
+from ddpm.report.markdown import document, escaped, table
+from ddpm.report.ranking import aligned, axes_of, common_digits
+from ddpm.report.verdict import NAMES, sentences
+from tests.support.synthetic_sweep import STEPS, make_sweep
+from tests.support.tiny_sweep import GRID, PRED_TYPE, SCHEDULER, TIMESTEPS
+
+CSS = Path(report.__file__).with_name("report.css").read_text()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> report.ReportFiles:
+    """The report of 9 cells with two seeds; look, do not change."""
+    folder = make_sweep(tmp_path_factory.mktemp("pages"), GRID, (0, 1), rows=20, inline=3)
+    return report.build(folder)
+
+
+@pytest.fixture
+def folder(made: report.ReportFiles, tmp_path: Path) -> Path:
+    """A copy of its sweep folder; the run directories stay where they are."""
+    return Path(shutil.copytree(made.sweep.folder, tmp_path / "sweeps" / "synthetic"))
+
+
+def section(made: report.ReportFiles, anchor: str) -> str:
+    text = made.html.read_text()
+    start = text.index(f'<section id="{anchor}">')
+    return text[start : text.index("</section>", start)]
+
+
+def test_the_known_best_cell_is_first(made: report.ReportFiles) -> None:
+    assert made.ranking.standings[0].cell == {SCHEDULER: "cosine", PRED_TYPE: "velocity"}
+
+
+def test_a_front_holds_what_nothing_is_cheaper_and_better_than() -> None:
+    draws = np.random.default_rng(0)
+    costs, values = draws.integers(0, 30, (2, 200)).astype(float)
+    found = front(costs, values)
+    at_least = [(costs <= c) & (values <= v) for c, v in zip(costs, values, strict=True)]
+    strictly = [(costs < c) | (values < v) for c, v in zip(costs, values, strict=True)]
+    beaten = np.array([(a & b).any() for a, b in zip(at_least, strictly, strict=True)])
+    assert not beaten[found].any()
+    points = {(costs[k], values[k]) for k in found}
+    assert points == {(costs[k], values[k]) for k in np.flatnonzero(~beaten)}
+    assert [costs[k] for k in found] == sorted(costs[k] for k in found)
+
+
+def test_gpu_time_is_wall_time_times_gpus_unless_it_was_measured(made: report.ReportFiles) -> None:
+    trial = made.sweep.trials[0]
+    assert compute_seconds(trial) == trial.summary["core_seconds"]
+    on_gpus = replace(trial, provenance={"workers": 2, "gpus_per_worker": 4})
+    assert compute_seconds(on_gpus) == 8 * trial.summary["seconds"]
+    measured = replace(on_gpus, summary={**trial.summary, "gpu_seconds": 5.0})
+    assert compute_seconds(measured) == 5.0
+
+
+def test_the_cost_section_adds_up_and_counts_what_was_lost(folder: Path) -> None:
+    ledger = sorted((folder / "ledger").glob("*.json"))[-1]
+    outcome = json.loads(ledger.read_text())
+    ledger.write_text(json.dumps(outcome | {"status": "failed", "reason": "loss is nan"}))
+    made = report.build(folder)
+    seconds = [compute_seconds(trial) or 0 for trial in made.sweep.trials]
+    said = section(made, "cost")
+    assert f"18 trainings took {sum(seconds) / 60:.1f} min of core time" in said
+    assert f"{seconds[-1]:.0f} s of it went into trials that did not finish" in said
+    assert said.count('<svg class="chart scatter"') == 2
+
+
+def test_quality_is_over_seeds_where_there_are_several(made: report.ReportFiles) -> None:
+    spots = spots_of(made.sweep, axes_of(made.sweep))
+    assert len(spots) == 9 * len(STEPS)
+    for spot in spots:
+        found = [
+            point.fid.value
+            for trial in made.sweep.trials
+            if trial.cell == spot.cell and trial.quality
+            for point in trial.quality.points
+            if point.num_steps == spot.num_steps and point.fid
+        ]
+        one = spot.qualities["fid"]
+        assert one.value == pytest.approx(np.mean(found))
+        # Student's t of one degree of freedom: 12.706 standard errors
+        assert one.high - one.value == pytest.approx(
+            12.706 * np.std(found, ddof=1) / 2**0.5, rel=1e-3
+        )
+
+
+def test_the_front_over_steps_names_the_best_cell_at_each_number_of_calls(
+    made: report.ReportFiles,
+) -> None:
+    said = section(made, "samples-over-sampling-steps")
+    rows = re.findall(r"<tr>(.*?)</tr>", said[: said.index("</table>")])[1:]
+    assert [re.sub(r"<.*", "", row.split(">", 1)[1]) for row in rows] == [str(k) for k in STEPS]
+    spots = spots_of(made.sweep, axes_of(made.sweep))
+    best = min((s for s in spots if s.num_steps == 5), key=lambda s: s.qualities["fid"].value)
+    assert best.label in rows[0]
+
+
+def test_without_measured_samples_there_is_no_such_section(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, {PRED_TYPE: ["noise", "image"]}, (0,), rows=5, has_quality=False)
+    text = report.build(folder).html.read_text()
+    assert "sampling steps" not in text and "samples-over-training" in text
+
+
+def test_damaged_quality_files_are_left_out(made: report.ReportFiles, tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, {PRED_TYPE: ["noise", "image"]}, (0,), rows=5)
+    runs = sorted((tmp_path / "digits_8x8x1").iterdir())
+    (runs[0] / "sample_quality.npz").write_bytes(b"PK damaged")
+    (runs[1] / "sample_quality.json").write_text('{"points": [{"fid"')
+    (runs[1] / "inline_gen" / "step-00000050.png").write_bytes(b"no picture")
+    (runs[1] / "samples.npz").write_bytes(b"PK")
+    sweep = report.build(folder).sweep
+    assert sweep.trials[0].quality is not None and sweep.trials[1].quality is None
+    assert evaluation.read_pictures(runs[0]) is None
+
+
+def test_pictures_of_other_points_are_not_shown(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, {PRED_TYPE: ["noise", "image"]}, (0,), rows=5)
+    run = tmp_path / "digits_8x8x1" / "run_00000000"
+    quality, pictures = evaluation.read_quality(run), evaluation.read_pictures(run)
+    assert quality is not None and pictures is not None
+    evaluation.store_quality(run, replace(quality, points=quality.points[:2]), pictures)
+    said = section(report.build(folder), "samples-over-sampling-steps")
+    film = said[said.index('<div class="film">') :]
+    assert re.findall(r'<th scope="row">(.*?)</th>', film) == ["image"]
+    assert film.count("<img ") == len(STEPS)
+
+
+def test_points_that_were_left_out_are_named_with_the_reason(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, {PRED_TYPE: ["noise", "image"]}, (0,), rows=5, inline=0)
+    path = tmp_path / "digits_8x8x1" / "run_00000000" / "sample_quality.json"
+    left_out = [{"num_steps": 200, "eta": 0.5, "reason": "T is <only> 50"}]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"left_out": left_out}))
+    text = report.build(folder).html.read_text()
+    assert "Points left out: 1" in text and "200 steps, \u03b7=0.5: T is &lt;only&gt; 50" in text
+
+
+def test_a_film_has_every_moment_of_every_cell(made: report.ReportFiles) -> None:
+    for anchor, moments in (
+        ("samples-over-training", ["66", "133", "200"]),
+        ("samples-over-sampling-steps", [str(steps) for steps in STEPS]),
+    ):
+        film = section(made, anchor)
+        film = film[film.index('<div class="film">') :]
+        assert re.findall(r'<th scope="col">(.*?)</th>', film) == moments
+        assert film.count("<tr><th") == 10 and film.count("<img ") == 9 * len(moments)
+
+
+def test_curves_are_means_over_seeds_and_keep_the_ends(made: report.ReportFiles) -> None:
+    trials = [t for t in made.sweep.trials if t.cell == made.sweep.trials[0].cell]
+    (curve,) = _curves(trials, "n_loss")
+    losses = np.stack([trial.metrics["n_loss"] for trial in trials])
+    assert np.allclose(curve.mean, losses.mean(axis=0))
+    assert np.allclose(curve.low, losses.min(axis=0)) and curve.num_seeds == 2
+    assert np.allclose(curve.x["seconds"], 0.6 * np.arange(1, 21))
+    assert np.allclose(curve.x["compute"], 0.58 * np.arange(1, 21))
+
+
+def test_each_curve_is_drawn_over_steps_time_and_compute(made: report.ReportFiles) -> None:
+    said = section(made, "training-curves")
+    for group in ("val_mean_log10_mse", "n_loss"):
+        assert re.findall(rf'name="x-{group}" value="(\w+)"', said) == [
+            "steps",
+            "seconds",
+            "compute",
+        ]
+    for kind in ("steps", "seconds", "compute"):
+        assert said.count(f'class="by by-{kind}"') == 2
+
+
+def test_values_can_be_read_back_from_a_drawn_chart() -> None:
+    frame = Frame(x_range=(-8, 8), y_range=(1e-4, 10), x_title="x", y_title="y")
+    values = [3.0, 0.5, 0.002]
+    drawn = line_chart([LineSeries(name="a", x=[-8, 0, 8], y=values, style=0)], frame, "chart")
+    numbers = re.search(r'data-frame="([^"]*)"', drawn)
+    points = re.search(r'points="([^"]*)"', drawn)
+    assert numbers is not None and points is not None
+    x0, x1, _, low, high, is_log, left, top, right, bottom = map(float, numbers[1].split())
+    assert is_log == 1
+    for pair, x, y in zip(points[1].split(), (-8, 0, 8), values, strict=True):
+        px, py = map(float, pair.split(","))
+        assert x0 + (px - left) / (right - left) * (x1 - x0) == pytest.approx(x, abs=0.01)
+        share = (bottom - py) / (bottom - top)
+        assert low * (high / low) ** share == pytest.approx(y, rel=1e-3)
+
+
+def test_the_words_of_the_y_axis_do_not_touch_its_title() -> None:
+    for ends in ((-1.735, -1.715), (1e-5, 3e-5), (0, 3e6)):
+        frame = Frame(x_range=(0, 1), y_range=ends, y_is_log=False, x_title="x", y_title="y")
+        drawn = line_chart([], frame, "chart")
+        words = re.findall(r'x="([\d.]+)" y="[\d.]+" text-anchor="end">([^<]*)<', drawn)
+        assert words
+        for right, text in words:
+            assert float(right) - 6.2 * len(text) > 15  # 11 px digits; the title ends at 14
+
+
+def test_sixteen_curves_look_different() -> None:
+    looks = {(colour(k), marker_path(k, 0, 0)) for k in range(16)}
+    assert len(looks) == 16
+
+
+@pytest.mark.parametrize("ends", [(0.1, 0.9), (-2.1, -1.7), (0, 6e-5), (0, 3e6)])
+def test_ticks_lie_inside_and_are_round(ends: tuple[float, float]) -> None:
+    found = charts.linear(*ends)
+    assert 2 <= len(found) <= 13 and all(ends[0] - 1e-9 <= v <= ends[1] + 1e-9 for v, _ in found)
+    assert len({words for _, words in found}) == len(found)
+    low, high = charts.around(ends)
+    assert low <= ends[0] + 1e-9 and high >= ends[1] - 1e-9
+
+
+def test_the_charts_of_a_large_grid_hold_the_best_cells(tmp_path: Path) -> None:
+    grid = {**GRID, TIMESTEPS: [50, 100, 250, 500, 1000]}
+    folder = make_sweep(tmp_path, grid, (0,), rows=5, has_quality=False, inline=0)
+    made = report.assess(folder)
+    axes = axes_of(made.sweep)
+    groups = chosen([t.cell for t in made.sweep.trials], axes.facets, axes, made.ranking)
+    assert len(groups) == 12
+    kept = [cell for group in groups.values() for cell in group]
+    assert all(standing.cell in kept for standing in made.ranking.standings[:12])
+
+
+def test_a_column_of_numbers_has_one_number_of_decimals() -> None:
+    errors = [0.021, 0.0083, 0.011, 0.009]
+    digits = common_digits(errors)
+    assert [aligned(-1.5, error, digits) for error in errors][:2] == [
+        ("\u22121.5000", "0.0210"), ("\u22121.5000", "0.0083"),
+    ]  # fmt: skip
+    assert common_digits([1.8, 0.00021]) is None
+    assert aligned(1.0, 0.00000012, 3) == ("1.000000", "0.000000")  # its own digits, six at most
+
+
+def colours(name: str) -> list[str]:
+    (pair,) = re.findall(rf"--{name}: light-dark\((#\w+), (#\w+)\)", CSS)
+    return list(pair)
+
+
+def contrast(first: str, second: str) -> float:
+    parts = [[int(one[k : k + 2], 16) for k in (1, 3, 5)] for one in (first, second)]
+    dark, light = sorted(map(luminance, parts))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_text_and_curves_stand_out(theme: int) -> None:
+    """WCAG 2.2, AA: 4.5 : 1 for text, 3 : 1 for what carries meaning in a drawing."""
+    grounds = {name: colours(name)[theme] for name in ("paper", "card", "accent-soft", "warn-soft")}
+    for text in ("ink", "soft", "accent"):
+        for ground in grounds.values():
+            assert contrast(colours(text)[theme], ground) >= 4.5, (text, ground)
+    assert contrast(colours("warn")[theme], grounds["warn-soft"]) >= 4.5
+    for curve in (*(f"s{k}" for k in range(8)), "ref"):
+        assert contrast(colours(curve)[theme], grounds["paper"]) >= 3, curve
+
+
+def test_heat_maps_can_be_read_at_every_shade() -> None:
+    for share in np.linspace(0, 1, 101):
+        ground, ink = re.findall(r"rgb\(([\d,]+)\);color:(#\w+)", shade(float(share)))[0]
+        rgb = [int(part) for part in ground.split(",")]
+        both = sorted((luminance(rgb), 1.0 if ink == "#fff" else 0.0))
+        assert (both[1] + 0.05) / (both[0] + 0.05) >= 4.5
+    shades = [
+        luminance([a + (b - a) * s for a, b in zip(_PALE, _DEEP, strict=True)]) for s in (0, 1)
+    ]
+    assert shades[0] > shades[1]  # darker is better, in grey too
+
+
+def test_report_md_has_the_answer_the_table_and_the_commands(made: report.ReportFiles) -> None:
+    text = made.markdown.read_text()
+    assert text.startswith("# Which cell of a large grid denoises best?\n")
+    assert escaped(made.verdict.headline) in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(row) for row in rows[:11]}) == 1  # aligned, to be read as plain text
+    first = made.ranking.standings[0]
+    assert rows[2].split("|")[2].strip() == first.label
+    assert "python launch/sweep.py sweeps/synthetic.yaml" in text
+    assert re.search(r"git checkout \w{12} && python launch/train.py \S+ --new", text)
+    for heading in ("Ranking", "Cost", "Quality of samples", "Read with this in mind", "Files"):
+        assert f"\n## {heading}\n" in text
+
+
+def test_report_md_says_what_the_factors_do(made: report.ReportFiles) -> None:
+    text = made.markdown.read_text()
+    for measure in MEASURES:
+        said = sentences(analyse(made.ranking, measure))
+        assert len(said) >= 2 and any("cosine beats linear" in sentence for sentence in said)
+        items = "\n".join(f"- {escaped(sentence)}" for sentence in said)
+        assert f"By {NAMES[measure]}:\n\n{items}\n" in text[text.index("\n## Factors\n") :]
+    one = replace(made.ranking, standings=made.ranking.standings[:1])
+    assert "## Factors" not in document(made.sweep, one, made.verdict)
+
+
+def test_markdown_is_escaped() -> None:
+    evil = "<b>*no*</b> `x` | y\nz"
+    assert escaped(evil) == "\\<b\\>\\*no\\*\\</b\\> \\`x\\` | y z"
+    assert table(("a",), [(evil,)]).count("\n") == 2 and "\\| y z" in table(("a",), [(evil,)])
+
+
+def test_parquet_and_csv_hold_the_same_and_everything(made: report.ReportFiles) -> None:
+    results = parquet.read_table(made.csv.with_suffix(".parquet")).to_pylist()
+    rows = list(csv.DictReader(made.csv.read_text().splitlines()))
+    assert [row["trial"] for row in results] == [row["trial"] for row in rows]
+    assert all(isinstance(row["trial"], str) and len(row["trial"]) == 8 for row in results)
+    for measure in MEASURES:
+        assert [row[measure] for row in results] == [float(row[measure]) for row in rows]
+    for path in made.tables[1:]:
+        if path.suffix == ".csv":
+            both = parquet.read_table(path.with_suffix(".parquet"))
+            lines = list(csv.reader(path.read_text().splitlines()))
+            assert lines[0] == both.column_names and len(lines) - 1 == both.num_rows
+    folder = made.sweep.folder / "tables"
+    x0 = parquet.read_table(folder / "x0_error.parquet").to_pydict()
+    trial = made.sweep.trials[3]
+    assert trial.error is not None
+    got = [m for m, name in zip(x0["mse"], x0["trial"], strict=True) if name == trial.name]
+    assert got == trial.error.curve()[0].tolist()
+    assert parquet.read_table(folder / "metrics.parquet").num_rows == 18 * 20
+    assert parquet.read_table(folder / "sampling.parquet").num_rows == 18 * len(STEPS)
+    config = parquet.read_table(folder / "configuration.parquet").to_pydict()
+    assert config[PRED_TYPE] == [trial.cell[PRED_TYPE] for trial in made.sweep.trials]
+
+
+def test_the_command_says_where_everything_lies(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    named = [word.rstrip(":,") for line in lines for word in line.split() if str(folder) in word]
+    for name in ("report.html", "report.md", "results.csv", "best.yaml", "tables/"):
+        assert f"{folder}/{name}" in named
+    assert all(Path(word).exists() for word in named)

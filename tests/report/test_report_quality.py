@@ -1,0 +1,179 @@
+"""results.csv tells what each trial's samples are worth, its bounds and its energy; or nothing."""
+
+import csv
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddpm import report
+from ddpm.metrics import evaluation as quality_file
+from ddpm.metrics.evaluation import LeftOut, Quality, QualityPoint, SamplePictures, StoredInterval
+from ddpm.metrics.x0_error import X0Error, continuous_bound
+from ddpm.report import reading
+from ddpm.report.best_samples import best_samples
+from ddpm.report.costs import discrete_bound
+from ddpm.report.ranking import rank
+from tests.support import known_sweeps as known
+from tests.support.tiny_sweep import PRED_TYPE, make_sweep
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output_dir = tmp_path_factory.mktemp("quality")
+    make_sweep(output_dir, {PRED_TYPE: ["noise", "velocity", "image"]}, steps=12, num=16)
+    return output_dir
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    """The sweep folder of a copy of its own."""
+    shutil.copytree(trained, tmp_path / "out")
+    return tmp_path / "out" / "sweeps" / "tiny"
+
+
+def run_dir(folder: Path, number: int) -> Path:
+    return folder.parents[1] / "digits_8x8x1" / f"run_{number:08x}"
+
+
+def point(num_steps: int, eta: float, fid: float) -> QualityPoint:
+    return QualityPoint(
+        sampler="ddim",
+        num_steps=num_steps,
+        eta=eta,
+        evaluations=num_steps,
+        seconds=1.25,
+        fid=StoredInterval(value=fid, low=fid - 1, high=fid + 1),
+        kid=None,
+        accuracy=StoredInterval(value=0.5, low=0.4, high=0.6),
+        reasons={"kid": "too few"},
+    )
+
+
+def written(place: Path, *points: QualityPoint) -> tuple[Quality, SamplePictures]:
+    quality = Quality(
+        features="pixels",
+        num=512,
+        protocol="some samples",
+        unit="core-seconds",
+        is_beta_defined=False,
+        identity={"step": 12},
+        points=points,
+        left_out=(LeftOut(num_steps=60, eta=0.0, reason="too many"),),
+    )
+    images = np.random.default_rng(0).integers(0, 256, (len(points), 5, 8, 8, 1), np.uint8)
+    pictures = SamplePictures(images=images, labels=np.arange(5))
+    quality_file.store_quality(place, quality, pictures)
+    return quality, pictures
+
+
+def rows(folder: Path) -> dict[str, dict[str, str]]:
+    """Of results.csv, by prediction type."""
+    text = report.build(folder).csv.read_text()
+    return {row[PRED_TYPE]: row for row in csv.DictReader(io.StringIO(text))}
+
+
+def test_a_trial_reads_its_quality_and_its_pictures(folder: Path) -> None:
+    quality, pictures = written(run_dir(folder, 0), point(5, 0.0, 2.0), point(10, 1.0, 1.5))
+    (run_dir(folder, 1) / quality_file.FACTS).write_text('{"format": 1, "points": [3]}')
+    first, second, third = (trial.quality for trial in reading.read(folder).trials)
+    assert first == quality and second is None and third is None
+    assert first.point(10, 1.0) == quality.points[1] and first.point(10, 0.0) is None
+    found = quality_file.read_pictures(run_dir(folder, 0))
+    assert found is not None and (found.images == pictures.images).all()
+    facts = json.loads((run_dir(folder, 0) / quality_file.FACTS).read_text())
+    assert facts["points"][0]["kid"] is None and facts["points"][0]["fid"]["value"] == 2.0
+    with np.load(run_dir(folder, 0) / quality_file.ARRAYS) as arrays:
+        assert arrays["num_steps"].tolist() == [5, 10] and arrays["eta"].tolist() == [0.0, 1.0]
+
+
+def test_results_csv_has_a_column_for_every_point_of_any_trial(folder: Path) -> None:
+    written(run_dir(folder, 0), point(10, 0.0, 2.0), point(25, 0.5, 1.0))
+    written(run_dir(folder, 1), point(5, 0.0, 3.0))
+    found = rows(folder)
+    noise, velocity, image = (found[name] for name in ("noise", "velocity", "image"))
+    tags = [name.removeprefix("fid_") for name in noise if name.startswith("fid_")]
+    assert tags[::3] == ["5_eta0", "10_eta0", "25_eta0.5"]
+    assert (noise["fid_10_eta0"], noise["fid_10_eta0_low"]) == ("2.0", "1.0")
+    assert (noise["accuracy_25_eta0.5_high"], noise["kid_25_eta0.5"]) == ("0.6", "")
+    assert (noise["evaluations_25_eta0.5"], noise["sampling_seconds_10_eta0"]) == ("25", "1.25")
+    assert (velocity["fid_5_eta0"], velocity["fid_10_eta0"]) == ("3.0", "")
+    assert noise["sampling_images"] == "512" and image["sampling_images"] == ""
+    assert all(image[f"fid_{tag}"] == "" for tag in tags[::3])
+
+
+def test_results_csv_has_the_bounds_and_the_energy(folder: Path) -> None:
+    evaluation = run_dir(folder, 0) / "evaluation.json"
+    facts = json.loads(evaluation.read_text())
+    bits = {"value": 3.5, "evaluation_error": 0.25, "num_images": 16}
+    walk = {"timesteps": [2, 1, 0], "terms": [0.5, 1.0, 2.0], "term_errors": [0.1, None, 0.2]}
+    evaluation.write_text(json.dumps(facts | {"bits_per_dim": bits | walk}))
+    outcome = folder / "ledger" / f"{0:08x}.json"
+    told = json.loads(outcome.read_text())
+    told["summary"]["energy_joules"] = 12.5
+    outcome.write_text(json.dumps(told))
+    found = rows(folder)
+    levels = report.assess(folder).ranking.levels
+    with np.load(run_dir(folder, 1) / "evaluation.npz") as saved:
+        bound = continuous_bound(X0Error(**saved), levels)
+    assert float(found["velocity"]["continuous_bound"]) == pytest.approx(bound.value)
+    error = float(found["velocity"]["continuous_bound_evaluation_error"])
+    assert error == pytest.approx(bound.evaluation_error)
+    assert (found["noise"]["bits_per_dim"], found["velocity"]["bits_per_dim"]) == ("3.5", "")
+    assert found["noise"]["bits_per_dim_evaluation_error"] == "0.25"
+    assert (found["noise"]["energy_joules"], found["image"]["energy_joules"]) == ("12.5", "")
+    discrete = discrete_bound(reading.read(folder).trials[0].evaluation)
+    assert discrete is not None and discrete.timesteps == (2, 1, 0)
+    assert discrete.terms == (0.5, 1.0, 2.0) and np.isnan(discrete.term_errors[1])
+    assert discrete_bound({"bits_per_dim": {"value": None, "reason": "no bytes"}}) is None
+    assert discrete_bound({}) is None
+
+
+def trials_with_fids(fids: dict[str, list[list[QualityPoint]]]) -> list[reading.TrialResult]:
+    """A trial of every cell and seed, with its points."""
+    facts = {
+        "features": "pixels",
+        "num": 512,
+        "unit": "core-seconds",
+        "is_beta_defined": False,
+        "identity": {},
+        "left_out": (),
+    }
+    return [
+        known.trial_of(
+            {known.PRED_TYPE: name},
+            seed,
+            known.error_of(0.001 * seed),
+            quality=Quality(protocol="some samples", points=tuple(points), **facts),
+        )
+        for name, seeds in fids.items()
+        for seed, points in enumerate(seeds)
+    ]
+
+
+def test_the_best_samples_are_those_in_the_most_calls_that_all_cells_made() -> None:
+    many = [point(50, 0.0, 0.1)]  # by one cell alone
+    trials = trials_with_fids(
+        {
+            "noise": [[point(5, 0, 1), point(25, 0, f), *many] for f in (8.0, 8.1, 8.2)],
+            "image": [[point(5, 0, 9), point(25, 0, f)] for f in (4.0, 4.1, 4.2)],
+            "velocity": [[point(5, 0, 9), point(25, 0, f)] for f in (4.0, 4.2, 4.4)],
+        }
+    )
+    assert best_samples(rank(known.sweep_of(trials))) == (
+        "Samples in 25 network calls (ddim): image has the lowest FID, 4.10 [3.85, 4.35]; "
+        "the intervals of 1 of 2 other cells overlap with it (95 %, over seeds)."
+    )
+
+
+def test_samples_measured_in_two_ways_are_not_compared() -> None:
+    trials = trials_with_fids({name: [[point(5, 0, 1)]] for name in ("noise", "image")})
+    assert "over samples of one training" in best_samples(rank(known.sweep_of(trials)))
+    other = replace(trials[1], quality=replace(trials[1].quality, protocol="others"))
+    assert best_samples(rank(known.sweep_of([trials[0], other]))) == ""
+    unmeasured = replace(trials[1], quality=None)
+    assert best_samples(rank(known.sweep_of([trials[0], unmeasured]))) == ""

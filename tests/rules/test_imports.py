@@ -1,0 +1,244 @@
+"""What importing costs and what the tree may contain: sizes, forbidden calls, machine paths."""
+
+import ast
+import importlib
+import io
+import os
+import re
+import subprocess
+import sys
+import tokenize
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.rules.test_layering import MODULES, ROOT
+
+HEAVY = ("torch", "ray", "webdataset", "sklearn", "wandb", "matplotlib", "submitit")
+LAUNCHERS = sorted(p.stem for p in (ROOT / "launch").glob("*.py") if "def cli(" in p.read_text())
+
+# Tests are one file a module, with as many laws as the module has: their files have no limit.
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = 60
+# path or path:function -> why it may be longer
+LONGER_FILES: dict[str, str] = {}
+LONGER_FUNCTIONS = {
+    "ddpm/diffusion/unet.py:__init__": "one argument a line, as many as v3's network has keys"
+}
+
+# The answer must come within 2 s of an idle machine; a loaded one is given three times that.
+SECONDS = 6.0
+
+
+@cache
+def tracked() -> list[Path]:
+    """Every file git knows or would add; a tree without git is walked instead."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    names = listed.stdout.split("\n") if listed.returncode == 0 else map(str, ROOT.rglob("*.py"))
+    return [ROOT / name for name in names if name and (ROOT / name).is_file()]
+
+
+def sources() -> list[Path]:
+    return [path for path in tracked() if path.suffix == ".py"]
+
+
+def file_lengths() -> dict[str, int]:
+    """Lines of every source file that the limit is for."""
+    files = [path for path in sources() if path.parent.name != "tests"]
+    return {relative(path): len(path.read_text().splitlines()) for path in files}
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def run_python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd or ROOT, capture_output=True, text=True, timeout=60
+    )
+
+
+def heavy_after(statement: str) -> str:
+    """The heavy packages that a fresh interpreter has loaded after a statement, space-separated."""
+    report = f"print(*sorted(set(sys.modules) & {set(HEAVY)!r}))"
+    done = run_python("-c", f"import sys\n{statement}\n{report}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_imports(module: str) -> None:
+    importlib.import_module(module)
+
+
+@pytest.mark.parametrize("name", "config errors durable sweep shards staging status".split())
+def test_checking_input_loads_no_heavy_package(name: str) -> None:
+    assert heavy_after(f"import ddpm.{name}") == ""
+
+
+def test_loading_a_configuration_loads_no_heavy_package() -> None:
+    path = ROOT / "configs" / "digits.yaml"
+    assert heavy_after(f"from ddpm import config; config.load({str(path)!r})") == ""
+
+
+def test_a_sweep_is_laid_out_without_any_heavy_package() -> None:
+    path = ROOT / "sweeps" / "pred_types.yaml"
+    assert heavy_after(f"from ddpm import sweep; sweep.load_sweep({str(path)!r})") == ""
+
+
+def test_a_source_of_images_is_checked_without_any_heavy_package() -> None:
+    path = ROOT / "configs" / "digits.yaml"
+    check = f"assert shards.source_problems(config.load({str(path)!r})) == []"
+    assert heavy_after(f"from ddpm import config, shards; {check}") == ""
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_help_answers_at_once_without_any_heavy_package(launcher: str) -> None:
+    # -X importtime names every module as it is imported.
+    before = sum(os.times()[2:4])
+    done = run_python("-X", "importtime", f"launch/{launcher}.py", "--help")
+    cpu_seconds = sum(os.times()[2:4]) - before
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "usage:" in done.stdout
+    commands = [line for line in done.stdout.splitlines() if "python launch/" in line]
+    assert commands, "no example"
+    assert all(line.count("python ") == 1 and line.startswith("  python") for line in commands)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in loaded
+    assert not loaded & set(HEAVY)
+    assert cpu_seconds < SECONDS / 3
+
+
+@pytest.mark.parametrize("launcher", sorted({"train", "sweep"} & set(LAUNCHERS)))
+def test_a_mistyped_key_is_answered_at_once(launcher: str, tmp_path: Path) -> None:
+    arguments = {"train": "configs/digits.yaml", "sweep": "sweeps/pred_types.yaml"}[launcher]
+    before = sum(os.times()[2:4])
+    done = run_python("-X", "importtime", f"launch/{launcher}.py", arguments, "TRAINING.SEEED=1")
+    cpu_seconds = sum(os.times()[2:4]) - before
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "TRAINING.SEEED" in done.stderr
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not loaded & set(HEAVY)
+    assert cpu_seconds < SECONDS / 3
+
+
+def test_no_file_outgrows_its_idea() -> None:
+    long = {name: n for name, n in file_lengths().items() if n > MAX_FILE_LINES}
+    long = {name: n for name, n in long.items() if name not in LONGER_FILES}
+    assert not long, f"over {MAX_FILE_LINES} lines: {long}"
+
+
+def functions(path: Path) -> list[tuple[str, int]]:
+    """(name, lines) of every function of a file, from `def` to its last line, without docstring."""
+    tree = ast.parse(path.read_text(), filename=str(path))
+    nodes = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [(n.name, length(n) - (length(n.body[0]) if ast.get_docstring(n) else 0)) for n in nodes]
+
+
+def length(node: ast.stmt) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def test_no_function_outgrows_a_screen() -> None:
+    lengths = {f"{relative(path)}:{name}": n for path in sources() for name, n in functions(path)}
+    long = {
+        n: k for n, k in lengths.items() if k > MAX_FUNCTION_LINES and n not in LONGER_FUNCTIONS
+    }
+    assert not long, f"over {MAX_FUNCTION_LINES} lines: {long}"
+
+
+def test_every_exception_to_the_sizes_is_still_needed() -> None:
+    lengths = file_lengths()
+    assert not [name for name in LONGER_FILES if lengths.get(name, 0) <= MAX_FILE_LINES]
+    sizes = {f"{relative(path)}:{name}": n for path in sources() for name, n in functions(path)}
+    assert not [name for name in LONGER_FUNCTIONS if sizes.get(name, 0) <= MAX_FUNCTION_LINES]
+
+
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "shelve", "marshal", "cloudpickle"}
+FORBIDDEN_CALLS = {"torch.load", "torch.save", "os.system", "os.popen", "eval", "exec"}
+
+
+def dotted(node: ast.AST) -> str:
+    """`a.b.c` of an attribute chain, '' for anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    return f"{dotted(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else ""
+
+
+def unsafe(source: str) -> list[str]:
+    """What in a source file could run code that came in as data: one 'line N: what' each."""
+    bad = []
+    for node in ast.walk(ast.parse(source)):
+        line = getattr(node, "lineno", 0)
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            bad += [f"line {line}: {n}" for n in names if n.partition(".")[0] in FORBIDDEN_MODULES]
+        if isinstance(node, ast.Call):
+            if dotted(node.func) in FORBIDDEN_CALLS:
+                bad.append(f"line {line}: {dotted(node.func)}")
+            for word in node.keywords:
+                given = isinstance(word.value, ast.Constant) and bool(word.value.value)
+                if word.arg in ("shell", "allow_pickle") and given:
+                    bad.append(f"line {line}: {word.arg}=True")
+            if (
+                isinstance(node.func, ast.Attribute)
+                and node.func.attr == "decode"
+                and is_dataset(node)
+            ):
+                bad.append(f"line {line}: webdataset's .decode()")
+    return bad
+
+
+def is_dataset(call: ast.Call) -> bool:
+    """Whether a `.decode()` hangs on a chain that opens with wds.WebDataset."""
+    return any(dotted(n).endswith("WebDataset") for n in ast.walk(call.func))
+
+
+@pytest.mark.parametrize("path", [p for p in sources() if p.parent.name != "tests"], ids=relative)
+def test_nothing_runs_code_that_came_as_data(path: Path) -> None:
+    assert not unsafe(path.read_text())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "def f():\n    import torch\n    torch.load('x')",
+        "import os\nos.system('ls')",
+        "import subprocess\nsubprocess.run('ls', shell=True)",
+        "np.load('x', allow_pickle=True)",
+        "wds.WebDataset('x').shuffle(3).decode()",
+    ],
+)
+def test_code_that_could_be_run_from_data_is_seen(source: str) -> None:
+    assert unsafe(source)
+
+
+# Folders of one machine or one user. System folders (/usr, /dev, /proc, /tmp) are everybody's.
+MACHINE_PATH = re.compile(r"(?<![\w.}/:])/(?:home|root|work|Users|mnt|scratch|data|opt)/[\w.-]+")
+
+
+def texts(path: Path) -> str:
+    """What of a file may hold a path: all of it; of a Python file its text and comments."""
+    if path.suffix != ".py":
+        return path.read_text(errors="replace")
+    kinds = (tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", -1))
+    tokens = tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
+    return "\n".join(token.string for token in tokens if token.type in kinds)
+
+
+@pytest.mark.parametrize("path", [p for p in tracked() if p.suffix != ".png"], ids=relative)
+def test_no_path_of_one_machine_in_the_tree(path: Path) -> None:
+    assert not MACHINE_PATH.findall(texts(path))
+
+
+def test_a_path_of_one_machine_is_seen() -> None:
+    assert MACHINE_PATH.findall('open("/ho' + 'me/ada/data.npz")') == ["/ho" + "me/ada"]

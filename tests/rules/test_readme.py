@@ -1,0 +1,221 @@
+"""The documents are true: commands run, paths and links exist, tables are the code's own.
+
+A command is a line `$ ...` of a ```console block. Each is run here made small, or named in
+ELSEWHERE with the reason. ```python blocks are run as they stand.
+"""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.rules.test_layering import ROOT
+
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "slurm" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+SMALL = (
+    "TRAINING.HYPER_PARAMETERS.EPOCHS=1",
+    "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH=2",
+    "TRAINING.HYPER_PARAMETERS.BATCH_SIZE=8",
+    "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS=0",
+    "TRAINING.INLINE_GEN.NUMS=10",
+    "TRAINING.NETWORK.TIMESTEPS=4",
+    "TRAINING.EMA_POWER=[0.05,0.1]",
+    "IMAGE_GENERATION.NUM_STEPS=4",
+    "EVALUATION.NUM=16",
+)
+DATA_NOT_HERE = "needs Debian's dataset-fashion-mnist"
+A_CLUSTER = "needs a cluster"
+ELSEWHERE = {
+    "python launch/sweep.py sweeps/pred_types.yaml": "a whole sweep takes minutes",
+    "python launch/sweep.py sweeps/full_grid.yaml": "a whole sweep takes minutes",
+    "python launch/sweep.py sweeps/asha.yaml": "a whole sweep takes minutes",
+    "python launch/pack.py /usr/share/datasets/fashion-mnist data/fashion_mnist": DATA_NOT_HERE,
+    "python launch/train.py configs/fashion_mnist.yaml": DATA_NOT_HERE,
+    "sbatch -N2 --gpus-per-node=4 slurm/train.sh configs/cifar10.yaml": A_CLUSTER,
+    "sbatch --gpus-per-node=4 slurm/sweep.sh sweeps/full_grid.yaml": A_CLUSTER,
+    "python launch/sweep.py sweeps/full_grid.yaml --cluster slurm": A_CLUSTER,
+    "python launch/sample.py RUN --num 50000 --cluster slurm": A_CLUSTER,
+    "python launch/sample.py RUN --verify": "needs the images of the line above it",
+    "RAY_ADDRESS=auto python launch/train.py configs/fashion_mnist.yaml CLUSTER.NUM_WORKERS=8": (
+        A_CLUSTER
+    ),
+    "python launch/evaluate.py /usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz "
+    "--against /usr/share/datasets/fashion-mnist": DATA_NOT_HERE,
+    "python launch/sweep.py sweeps/a_a.yaml": "a whole sweep takes minutes",
+    "python launch/report.py training_outputs/sweeps/pred_types "
+    "--baseline SCHEDULER=linear,PRED_TYPE=noise": "needs a finished sweep",
+    "python launch/report.py --predict configs/digits.yaml": "tests/experiments/test_forecast.py runs it",
+    "python launch/report.py --predict configs/fashion_mnist.yaml "
+    "DATASET.PATH=/usr/share/datasets/fashion-mnist": DATA_NOT_HERE,
+    **{
+        f"python launch/results.py {name}": "trainings of minutes: tests/experiments/test_published.py"
+        for name in ("few_steps --short", "hidden_plane")
+    },
+    "python launch/skip_prefix.py RUN": "needs more than the 4 timesteps trained here",
+    "python benchmarks/overhead.py": "a measurement of minutes",
+    "python benchmarks/sampling.py --rounds 8 --steps 3": "a measurement of minutes",
+    "python benchmarks/sampling.py --rounds 5 --steps 10 --batch 256": "a measurement of minutes",
+    "python benchmarks/training.py --precision fp32 bf16": "a measurement of minutes",
+    "python benchmarks/metrics.py memory": "a measurement of minutes",
+    "python benchmarks/metrics.py speed": "a measurement of minutes",
+    "python benchmarks/quality.py training_outputs/sweeps/pred_types --num 1000": (
+        "needs a finished sweep"
+    ),
+}
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Every command shown in the documents, without what follows as a comment."""
+    shown = "".join(block for page in PAGES for block in blocks(page.read_text(), "console"))
+    lines = [line[2:] for line in shown.splitlines() if line.startswith("$ ")]
+    return list(dict.fromkeys(re.split(r"\s{2,}#", line)[0].strip() for line in lines))
+
+
+COMMANDS = commands()
+MAKE = [command for command in COMMANDS if command.startswith("make ")]
+HERE = [command for command in COMMANDS if command not in MAKE and command not in ELSEWHERE]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=250)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("readme")
+
+
+@pytest.fixture(scope="module")
+def trained(out: Path) -> Path:
+    """The run directory that the README's first training names in its last line, made small."""
+    done = run(*small("python launch/train.py configs/digits.yaml", out))
+    assert done.returncode == 0, done.stderr
+    run_dir = Path(done.stdout.split()[-1])
+    assert (run_dir / "DONE.json").is_file(), done.stdout
+    return run_dir
+
+
+def small(command: str, out: Path) -> list[str]:
+    """A command of the README as it is run here: this Python, little work, results in `out`."""
+    words = shlex.split(command)
+    words[0] = sys.executable
+    if words[1] == "launch/train.py":
+        given = {word.partition("=")[0] for word in words}
+        words += [word for word in SMALL if word.partition("=")[0] not in given]
+        words.append(f"TRAINING.OUTPUT_DIR={out}")
+    if words[1] == "launch/evaluate.py":
+        words += ["--num", "64", "--features", "pixels"]
+    if words[1] == "launch/pack.py":
+        words[-1] = str(out / words[-1])
+    return words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", HERE)
+def test_a_command_of_the_readme_runs(
+    command: str, out: Path, request: pytest.FixtureRequest
+) -> None:
+    words = small(command, out)
+    if "RUN" in words:
+        run_dir = request.getfixturevalue("trained")
+        words = [str(run_dir) if word == "RUN" else word for word in words]
+    done = run(*words)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_there_are_commands_to_run_and_every_exception_is_shown() -> None:
+    assert len(HERE) >= 5 and len(MAKE) >= 3
+    assert not set(ELSEWHERE) - set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", MAKE)
+def test_make_knows_its_targets(command: str) -> None:
+    done = run("make", "--dry-run", *shlex.split(command)[1:])
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", range(len(blocks(README, "python"))))
+def test_the_python_of_the_readme_runs(index: int, tmp_path: Path) -> None:
+    check = "\nassert samples.shape == (64, 8, 8, 1) and samples.dtype == np.uint8\n"
+    done = subprocess.run(
+        [sys.executable, "-c", blocks(README, "python")[index] + check],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.iterdir()), "the example writes files it does not mention"
+
+
+OURS = r"(?:configs|sweeps|launch|ddpm|docs|benchmarks|tests|slurm|\.ci)/[\w./-]*\w"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_path_named_in_a_document_exists(page: Path) -> None:
+    named = set(re.findall(rf"(?<![\w/.-]){OURS}", page.read_text()))
+    assert not [name for name in sorted(named) if not (ROOT / name).exists()]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings: lower case, words joined by hyphens."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {
+        re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(file), f"{page.name} links to {target}"
+
+
+@pytest.fixture(scope="module")
+def build() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_keys_is_the_codes_own(build: ModuleType) -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    assert page == build.configuration_page(), "run `make docs`"
+
+
+def test_the_file_map_names_every_file_once(build: ModuleType) -> None:
+    shown = README.partition(build.MAP_START)[2].partition(build.MAP_END)[0]
+    names = re.findall(r"^\| \[([^]]+)\]", shown, flags=re.MULTILINE)
+    assert names == [str(path.relative_to(ROOT)) for path in build.sources()], "run `make docs`"
+
+
+def test_every_module_says_what_it_is(build: ModuleType) -> None:
+    silent = [str(path) for path in build.sources() if len(build.first_sentence(path)) < 10]
+    assert not silent
+
+
+def test_the_exit_codes_of_the_readme_are_the_codes_own() -> None:
+    from ddpm import errors
+
+    shown = {int(code) for code in re.findall(r"^\| (\d+) \|", README, flags=re.MULTILINE)}
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    codes = {kind.exit_code for kind in kinds if issubclass(kind, errors.DdpmError)}
+    assert shown == codes | {0, 1}

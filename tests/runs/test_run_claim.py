@@ -1,0 +1,266 @@
+"""However many start the same training at once, one trains it; the others say where, and leave
+nothing.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddpm import config as configuration
+from ddpm.cluster import sweep_setup
+from ddpm.cluster.run_trial import run_trial
+from ddpm.data import packing
+from ddpm.errors import LockedError
+from ddpm.runs import directory, storage
+from ddpm.runs.directory import RunDirectory, claimed
+from ddpm.sampling.loading import open_data
+from ddpm.sweep.plan import load_sweep
+from tests.cluster.test_run_training import ROOT, small
+from tests.cluster.test_searches import ALONE
+from tests.runs.test_rundir import DATA, make_config, start
+
+# launch/train.py, its imports done before all of them are let go at once
+GATED = """
+import sys
+from ddpm.errors import run_main
+from ddpm.adapters import run_training
+from launch import train
+print("ready", flush=True)
+sys.stdin.readline()
+sys.exit(run_main(train.main))
+"""
+Process = subprocess.Popen[str]
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    """What `condition` says, once it says something."""
+    deadline = time.monotonic() + 200
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
+
+
+@contextmanager
+def at_once(count: int, *arguments: str | Path) -> Iterator[list[Process]]:
+    """The same command in so many processes, let go together; none outlives the block."""
+    command = [sys.executable, "-c", GATED, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    all_ = [
+        subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        for _ in range(count)
+    ]
+    try:
+        for one in all_:
+            assert one.stdout is not None and one.stdout.readline() == "ready\n"
+        for one in all_:
+            assert one.stdin is not None
+            one.stdin.write("go\n")
+            one.stdin.flush()
+        yield all_
+    finally:
+        for one in all_:
+            one.kill()
+            one.communicate()
+
+
+def training(out: Path, *more: str) -> list[str | Path]:
+    """The arguments of a short training whose data are packed already."""
+    settings = [
+        f"TRAINING.OUTPUT_DIR={out}",
+        "TRAINING.NETWORK.FIRST_CHANNEL=8",
+        "TRAINING.NETWORK.NUM_RES_BLOCKS=1",
+        "TRAINING.HYPER_PARAMETERS.EPOCHS=5",
+        "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH=2",
+        "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS=0",
+        "TRAINING.INLINE_GEN.ENABLE=false",
+        "EVALUATION.NUM=8",
+        "WANDB.MODE=disabled",
+        "CLUSTER.CPUS_PER_WORKER=1",
+        *more,
+    ]
+    file = ROOT / "configs" / "digits.yaml"
+    packing.prepare(configuration.load(file, settings))
+    return [file, *settings]
+
+
+def runs(out: Path) -> list[Path]:
+    """Every run directory, begun or not."""
+    return [path for path in out.glob("digits_*/*/*") if path.is_dir()]
+
+
+def held_by(out: Path) -> int | None:
+    """The process that holds the run directory."""
+    holders = [storage.signature(path / ".lock").get("pid") for path in runs(out)]
+    return next((pid for pid in holders if pid), None)
+
+
+def assert_lost(process: Process, out: Path) -> None:
+    """It left promptly with exit code 3, naming the one run directory and who holds it."""
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 3, errors
+    (place,) = until(lambda: runs(out))
+    assert f"run directory {place} is in use by process " in errors
+
+
+@pytest.mark.slow
+def test_one_of_five_at_once_trains_and_the_others_name_it(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = training(out)
+    with at_once(5, *arguments) as all_:
+        winner = until(lambda: held_by(out))
+        # so that it has not ended before the slowest of the others has looked
+        os.kill(winner, signal.SIGSTOP)
+        losers = [one for one in all_ if one.pid != winner]
+        assert len(losers) == 4
+        for one in losers:
+            assert_lost(one, out)
+        os.kill(winner, signal.SIGCONT)
+        (first,) = (one for one in all_ if one.pid == winner)
+        _, errors = first.communicate(timeout=200)
+        assert first.returncode == 0, errors
+    (place,) = runs(out)
+    with at_once(1, *arguments) as (again,):
+        shown, errors = again.communicate(timeout=200)
+    assert again.returncode == 0 and str(place) in shown, errors
+    assert runs(out) == [place] and len(RunDirectory(place).provenance["attempts"]) == 1
+    assert [path.name for path in (out / ".locks").iterdir()] == [directory.id_of(place)]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_one_of_three_with_several_workers_starts_them(tmp_path: Path) -> None:
+    """The others leave before Ray is there, while the directory has still to be made."""
+    out = tmp_path / "out"
+    with at_once(3, *training(out, "CLUSTER.NUM_WORKERS=2")) as all_:
+        until(lambda: sum(one.poll() is not None for one in all_) == 2)
+        assert not runs(out)
+        for one in [one for one in all_ if one.poll() is not None]:
+            assert_lost(one, out)
+        (first,) = (one for one in all_ if one.poll() is None)
+        (place,) = runs(out)
+        id_lock = directory.id_lock(place)
+        until(
+            lambda: not storage.is_held(id_lock)
+        )  # the worker holds the directory, or it has ended
+        _, errors = first.communicate(timeout=200)
+        assert first.returncode == 0, errors
+    assert runs(out) == [place] and RunDirectory(place).is_finished
+
+
+def test_those_that_want_another_run_make_one_each(tmp_path: Path) -> None:
+    settings = make_config(tmp_path / "out")
+    first, second = (RunDirectory.find_or_name(settings, DATA, new=True) for _ in range(2))
+    with claimed(first, another=True) as one, claimed(second, another=True) as two:
+        start(one.run, settings)
+        start(two.run, settings)
+        assert set(runs(tmp_path / "out")) == {one.run.path, two.run.path}
+        one.run.close()
+        two.run.close()
+    assert not (tmp_path / "out" / ".locks").exists()
+
+
+def test_a_claim_names_its_directory_until_that_is_held(tmp_path: Path) -> None:
+    settings = make_config(tmp_path / "out")
+    late = RunDirectory.find_or_name(settings, DATA)
+    with claimed(RunDirectory.find_or_name(settings, DATA)) as claim:
+        claim.release_if_held()
+        with pytest.raises(LockedError, match=f"{claim.run.path} .*process {os.getpid()} on"):  # noqa: SIM117
+            with claimed(late):
+                pass
+        start(claim.run, settings)
+        claim.release_if_held()
+        claim.release()
+        with claimed(late) as second:  # which had searched before the first one was made
+            assert second.run.path == claim.run.path
+            with pytest.raises(LockedError, match=str(claim.run.path)):
+                second.run.refuse_held(wait_s=0.0)
+        claim.run.close()
+        second.run.refuse_held(wait_s=0.0)
+    assert runs(tmp_path / "out") == [claim.run.path]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from ddpm.run_claim import claimed
+from ddpm.rundir import RunDirectory
+with claimed(RunDirectory(Path(sys.argv[1]))):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_claim_dies_with_its_process(tmp_path: Path) -> None:
+    run = RunDirectory.find_or_name(make_config(tmp_path / "out"), DATA)
+    command = [sys.executable, "-c", HOLD, str(run.path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+            with pytest.raises(LockedError, match=f"process {holder.pid}"), claimed(run):
+                pass
+        finally:
+            holder.kill()
+        holder.wait()
+        with claimed(run) as claim:
+            assert claim.run.path == run.path
+            assert storage.signature(directory.id_lock(run.path))["pid"] == os.getpid()
+    assert not runs(tmp_path / "out")
+
+
+def test_a_finished_run_is_found_without_a_lock(tmp_path: Path) -> None:
+    config = small(tmp_path / "out")
+    run = RunDirectory.find_or_name(config, DATA)
+    start(run, config)
+    run.finish({})
+    run.close()
+    with claimed(RunDirectory.find_or_name(config, DATA)) as claim:
+        assert claim.run.is_finished
+    assert not (tmp_path / "out" / ".locks").exists()
+
+
+def test_what_others_made_before_a_sweep_had_its_lock_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another driver ended between this one's start and its lock; a command took a cell later."""
+    file = tmp_path / "one.yaml"
+    grid = "TRAINING.PRED_TYPE: [noise, image]"
+    file.write_text(f"BASE: {ROOT / 'configs' / 'digits.yaml'}\nGRID: {{{grid}}}\n")
+    sweep = load_sweep(file, [f"TRAINING.OUTPUT_DIR={tmp_path / 'out'}"])
+    data = open_data(sweep.base, packing.prepare(sweep.base).folder).sha256
+    config, other = (planned.config for planned in sweep.trials)
+    made = []
+
+    def made_first(path: Path, what: str) -> Any:
+        made.append(RunDirectory.find_or_name(config, data))
+        made[0].path.mkdir(parents=True, exist_ok=True)
+        return storage.lock(path, what)
+
+    monkeypatch.setattr(sweep_setup, "lock", made_first)
+    with sweep_setup.opened(sweep, threads=1, packed=False) as opened:
+        assert opened.trials[0].job.run_dir == str(made[0].path.absolute())
+        trial = opened.trials[1]
+        # nothing is trained twice beside a run of the same id that a command began since
+        meanwhile = RunDirectory.find_or_name(other, data).path
+        assert str(meanwhile.absolute()) != trial.job.run_dir
+        meanwhile.mkdir(parents=True)
+        job = replace(trial.job, wait_s=0.0)
+        ended = run_trial(
+            *(trial.outcome, job, opened.ledger),
+            sweep="one",
+            resources=ALONE,
+            should_stop=lambda: False,
+        )
+        assert ended == "held" and not Path(job.run_dir).exists()
+        with pytest.raises(LockedError, match=f"sweep one in {opened.folder} is in use by"):  # noqa: SIM117
+            with sweep_setup.opened(sweep, threads=1, packed=False):
+                pass

@@ -1,0 +1,576 @@
+"""Images in bulk: each index exactly once, with the same bytes however it came about."""
+
+import json
+import os
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddpm.cluster import submit_images
+from ddpm.cluster.submit_images import ImageJobOptions, checked
+from ddpm.data import images
+from ddpm.data import index as indexing
+from ddpm.errors import DdpmError, InputError, Interrupted, StorageError
+from ddpm.runs import storage
+from ddpm.runs import storage as durable
+from ddpm.runs.checkpoint import folder_of
+from ddpm.sampling import bulk as series_check
+from ddpm.sampling import bulk as spans
+from ddpm.sampling import bulk as units
+from ddpm.sampling.bulk import (
+    Artist,
+    BulkFolder,
+    BulkOptions,
+    Span,
+    largest_that_fits,
+    request_of,
+    sizes,
+)
+from ddpm.sampling.generation import ImageGenerator, OnState
+from ddpm.sampling.request import SampleRequest, read_request
+from tests.sampling.test_generate import STEP, make_run, save_base
+from tests.support.bulk_data import Bulk, files_of, whole
+
+SPANS = st.lists(
+    st.builds(lambda a, n: Span(a, a + n), st.integers(0, 60), st.integers(1, 20)), max_size=6
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def bulk(run: Path, tmp_path: Path) -> Bulk:
+    return Bulk(run, tmp_path / "out", {"GEN_TASK": "class_cond"})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> BulkFolder:
+    """30 images in units of 8, drawn at once."""
+    place = tmp_path_factory.mktemp("undisturbed") / "out"
+    return Bulk(run, place, {"GEN_TASK": "class_cond"}).draw(30)
+
+
+def numbers(found: list[Span]) -> set[int]:
+    return {index for span in found for index in range(span.start, span.stop)}
+
+
+# Spans
+
+
+@given(SPANS, SPANS, st.integers(1, 9))
+def test_spans_are_sets_of_numbers(some: list[Span], others: list[Span], size: int) -> None:
+    merged, left = spans.union(some), spans.difference(some, others)
+    assert numbers(merged) == numbers(some) and spans.total(merged) == len(numbers(some))
+    assert numbers(left) == numbers(some) - numbers(others)
+    assert all(a.stop < b.start for a, b in zip(merged, merged[1:], strict=False))
+    pieces = spans.cut(merged, size)
+    assert numbers(pieces) == numbers(merged) and spans.total(pieces) == spans.total(merged)
+    assert all(span.start // size == (span.stop - 1) // size for span in pieces)
+    apart = [span for span in some if span not in spans.overlapping(some)]
+    assert spans.total(apart) == len(numbers(apart))
+    assert all(Span.parse(str(span)) == span for span in some)
+
+
+def test_ranges_are_told_with_their_last_number() -> None:
+    assert spans.describe([Span(64, 100), Span(0, 50), Span(50, 51)]) == "0-50, 64-99"
+    many = [Span(3 * k, 3 * k + 1) for k in range(20)]
+    assert spans.describe(many).endswith("33-33, and 8 more")
+    for text in ("0000000000-0000000000", "0-5", "0000000000-0000000005.tar", "index"):
+        assert Span.parse(text) is None
+
+
+# Exactly once, the same bytes
+
+
+def test_images_in_bulk_are_those_of_the_small_way(bulk: Bulk, undisturbed: BulkFolder) -> None:
+    request = read_request(bulk.run, [*bulk.overrides, "IMAGE_GENERATION.NUM_GEN_IMAGES=30"])
+    small = ImageGenerator(request)
+    drawn = files_of(undisturbed)
+    assert sorted(drawn) == list(range(30))
+    expected = small.batch(0, 4)
+    for index in range(4):
+        assert (images.decode(drawn[index][0]) == expected[index]).all()
+    assert [drawn[index][1] for index in range(30)] == [index % 3 for index in range(30)]
+
+
+@pytest.mark.parametrize("first", [5, 13, 16])
+def test_more_images_draw_the_rest_only_and_are_the_same(
+    bulk: Bulk, undisturbed: BulkFolder, first: int
+) -> None:
+    """Whether the fewer ended inside a batch, inside a unit, or with one."""
+    before = files_of(bulk.draw(first))
+    there = {path: path.stat().st_mtime_ns for path in bulk.series.shards.iterdir()}
+    series = bulk.draw(30)
+    assert all(path.stat().st_mtime_ns == written for path, written in there.items())
+    assert sorted(before) == list(range(first))
+    assert files_of(series) == files_of(undisturbed)
+    assert series_check.check_bulk(series, 30, progress=False).is_whole
+
+
+class Recording(ImageGenerator):
+    """Knows which batches it was asked for."""
+
+    def __init__(self, request: SampleRequest) -> None:
+        super().__init__(request)
+        self.asked: list[tuple[int, int]] = []
+
+    def batch(self, first: int, size: int, **more: OnState | None) -> np.ndarray:
+        self.asked.append((first, size))
+        return super().batch(first, size, **more)
+
+
+def test_image_i_sits_in_slot_i_mod_b_of_batch_i_div_b(bulk: Bulk) -> None:
+    """Wherever a unit begins and ends: bits may depend on the slot, on other machines than this."""
+    series = bulk.draw(5)
+    generator = Recording(request_of(series))
+    Artist(series, generator).draw(whole(22), should_stop=lambda: False)
+    assert generator.asked == [(first, 4) for first in (4, 8, 12, 16, 20)]
+
+
+def test_fewer_images_than_there_are_draw_nothing(bulk: Bulk) -> None:
+    bulk.draw(20)
+    before = files_of(bulk.series)
+    assert files_of(bulk.draw(6)) == before and bulk.series.asked == 20
+
+
+def test_units_may_come_in_any_order_from_anybody(bulk: Bulk, undisturbed: BulkFolder) -> None:
+    bulk.draw(1)
+    pieces = spans.cut(bulk.series.missing(30), 3)
+    random.Random(0).shuffle(pieces)
+    for piece in pieces:
+        Artist(bulk.series).draw([piece], should_stop=lambda: False)
+    assert files_of(bulk.series) == files_of(undisturbed)
+
+
+def test_the_shards_have_equal_bytes_too(bulk: Bulk, undisturbed: BulkFolder) -> None:
+    series = bulk.draw(30)
+    assert series.folder.name == undisturbed.folder.name
+    for path in undisturbed.shards.iterdir():
+        assert (series.shards / path.name).read_bytes() == path.read_bytes()
+
+
+def test_what_a_stop_has_left_goes_on_after_the_last_batch(
+    bulk: Bulk, undisturbed: BulkFolder
+) -> None:
+    """Every finished batch is kept: 3 of them, which end inside the second unit."""
+    bulk.draw(1)
+    units.set_aside(bulk.series.shards, Span(0, 1))
+    batches: list[int] = []
+    artist = Artist(bulk.series, on_batch=batches.append)
+    with pytest.raises(Interrupted, match="the same command draws what is left"):
+        artist.draw(whole(30), should_stop=lambda: len(batches) == 3)
+    assert bulk.series.present() == [Span(0, 8), Span(8, 12)]
+    assert files_of(bulk.draw(30)) == files_of(undisturbed)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"GEN_TASK": "class_cond", "CLASS_LABEL": "[2,0]"}, {"DDIM_ETA": 0.7, "RANDOM_SEED": 3}],
+    ids=["uncond", "classes", "ancestral"],
+)
+def test_other_recipes_have_folders_of_their_own_and_the_same_laws(
+    run: Path, tmp_path: Path, undisturbed: BulkFolder, keys: dict[str, object]
+) -> None:
+    twice, once = Bulk(run, tmp_path / "a", keys), Bulk(run, tmp_path / "b", keys)
+    twice.draw(7)
+    twice.draw(20)
+    once.draw(20)
+    assert twice.series.folder.name == once.series.folder.name != undisturbed.folder.name
+    assert files_of(twice.series) == files_of(once.series)
+
+
+def test_inpainting_keeps_its_folder_when_more_known_images_are_needed(
+    run: Path, tmp_path: Path
+) -> None:
+    base = save_base(tmp_path / "base.npz", np.random.default_rng(0).random((9, 8, 8, 3)))
+    keys = {"GEN_TASK": "channel_inpaint", "EXTERNAL_NPZ_INPUT": base, "FREEZE_CHANNEL": 1}
+    bulk = Bulk(run, tmp_path / "out", keys)
+    bulk.draw(4)
+    drawn = files_of(bulk.draw(12))
+    known = np.load(base)["images"]
+    for index, (data, _) in drawn.items():
+        wanted = np.rint(known[index % 9, ..., 1] * 255)
+        assert np.abs(images.decode(data)[..., 1] - wanted).max() <= 1
+
+
+def test_a_unit_that_another_process_draws_is_waited_for(
+    bulk: Bulk, undisturbed: BulkFolder
+) -> None:
+    bulk.draw(1)
+    series, begun = bulk.series, []
+    other, all_but_it = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with durable.lock(series.lock_of(Span(8, 16)), "unit"):
+            other.set()
+            all_but_it.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    other.wait()
+
+    def begin(span: Span) -> None:
+        begun.append(span)
+        if span.stop == 30:
+            all_but_it.set()
+
+    Artist(series).draw(whole(30), should_stop=lambda: False, on_begin=begin)
+    holder.join()
+    assert begun[-1] == Span(8, 16), "last, when its holder had let it go"
+    assert files_of(series) == files_of(undisturbed)
+
+
+def test_without_locks_two_draw_the_same(
+    bulk: Bulk, undisturbed: BulkFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bulk.draw(1)
+
+    class NoLocks(storage.SystemCalls):
+        @staticmethod
+        def flock(descriptor: int, operation: int) -> None:
+            raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(storage, "system", NoLocks())
+    artists = [Artist(bulk.series) for _ in range(2)]
+    threads = [
+        threading.Thread(target=a.draw, args=(whole(30),), kwargs={"should_stop": lambda: False})
+        for a in artists
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert files_of(bulk.series) == files_of(undisturbed)
+
+
+# Holes
+
+
+def delete_manifest(series: BulkFolder, span: Span) -> None:
+    units.manifest_of(series.shards, span).unlink()
+
+
+def delete_shard(series: BulkFolder, span: Span) -> None:
+    units.shard_of(series.shards, span).unlink()
+
+
+def truncate(series: BulkFolder, span: Span) -> None:
+    path = units.shard_of(series.shards, span)
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def flip(series: BulkFolder, span: Span) -> None:
+    path = units.shard_of(series.shards, span)
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes(data)
+
+
+def tear_manifest(series: BulkFolder, span: Span) -> None:
+    path = units.manifest_of(series.shards, span)
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def foreign(series: BulkFolder, span: Span) -> None:
+    path = units.manifest_of(series.shards, span)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": "0" * 64}))
+
+
+def of_others(series: BulkFolder, span: Span) -> None:
+    """The manifest and the shard of other images under this unit's names."""
+    for place in (units.manifest_of, units.shard_of):
+        place(series.shards, span).write_bytes(place(series.shards, Span(0, 8)).read_bytes())
+
+
+def left_over(series: BulkFolder, span: Span) -> None:
+    """As a kill leaves it between the shard and its manifest, and in the middle of a write."""
+    delete_manifest(series, span)
+    (series.shards / f".{span}.tar.0123abcd.tmp").write_bytes(b"half")
+
+
+DAMAGES = [
+    delete_manifest,
+    delete_shard,
+    truncate,
+    flip,
+    tear_manifest,
+    foreign,
+    of_others,
+    left_over,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_holes_are_found_and_they_alone_are_drawn_again(
+    bulk: Bulk, undisturbed: BulkFolder, damage: Callable[[BulkFolder, Span], None]
+) -> None:
+    series, hole = bulk.draw(30), Span(8, 16)
+    damage(series, hole)
+    others = {
+        path: path.stat().st_ino
+        for span in series.present()
+        if span != hole
+        for path in (units.shard_of(series.shards, span), units.manifest_of(series.shards, span))
+    }
+    verdict = series_check.check_bulk(series, 30, progress=False)
+    assert not verdict.is_whole and verdict.missing == [hole]
+    assert "missing: 8 images: 8-15" in verdict.lines()
+    assert files_of(bulk.draw(30)) == files_of(undisturbed)
+    assert all(path.stat().st_ino == number for path, number in others.items())
+    assert series_check.check_bulk(series, 30, progress=False).is_whole
+    assert not list(series.shards.glob(".*.tmp"))
+
+
+def test_labels_that_are_not_the_shards_own_are_seen(bulk: Bulk) -> None:
+    series = bulk.draw(8)
+    path = units.manifest_of(series.shards, Span(0, 8))
+    changed = json.loads(path.read_text())
+    changed["labels"][3] = 2
+    path.write_text(json.dumps(changed))
+    (line,) = series_check.check_bulk(series, 8, progress=False).damaged
+    assert line.startswith("images 0-7: ") and "other images or labels" in line
+
+
+def test_images_that_two_units_hold_are_told_and_one_of_them_goes(
+    bulk: Bulk, undisturbed: BulkFolder
+) -> None:
+    """As two launches for other numbers leave them where nothing can be locked."""
+    series = bulk.draw(30)
+    extra = Span(10, 14)
+    manifest = units.read_manifest(series.shards, Span(8, 16), series.digest)
+    pixels = np.stack([images.decode(files_of(series)[i][0]) for i in range(10, 14)])
+    facts = {"recipe": series.digest, "seed": manifest["seed"]}
+    units.write(series.shards, extra, pixels, [1, 2, 0, 1], facts)
+    verdict = series_check.check_bulk(series, 30, progress=False)
+    assert not verdict.is_whole and verdict.twice == [extra]
+    assert f"twice: images 10-13 ({extra})" in verdict.lines()
+    assert files_of(bulk.draw(30)) == files_of(undisturbed)
+
+
+# What is settled once
+
+
+def test_the_batch_size_is_found_by_halving() -> None:
+    tried: list[int] = []
+
+    def probe(size: int) -> None:
+        tried.append(size)
+        if size > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory") if size > 20 else MemoryError
+        if size == 3:
+            raise RuntimeError("something else")
+
+    assert largest_that_fits(probe, sizes(128, 64)) == 8 and tried == [64, 32, 16, 8]
+    assert sizes(100, 64) == [50, 25, 10, 5, 2, 1] and sizes(4, 64) == [4, 2, 1]
+    for unit in range(1, 200):
+        assert all(unit % size == 0 for size in sizes(unit, 64))
+    with pytest.raises(RuntimeError, match="something else"):
+        largest_that_fits(probe, [3])
+    with pytest.raises(DdpmError, match="not enough to draw a single image"):
+        largest_that_fits(probe, [30, 15])
+
+
+def test_a_device_too_small_for_the_batch_that_was_settled_says_so(bulk: Bulk) -> None:
+    class Small(ImageGenerator):
+        def batch(self, first: int, size: int, **options: object) -> np.ndarray:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    artist = Artist(bulk.draw(8), Small(request_of(bulk.series)))
+    with pytest.raises(DdpmError, match="drawn 4 at a time, for which this device has too little"):
+        artist.draw([Span(8, 16)], should_stop=lambda: False)
+
+
+def test_the_batch_size_is_settled_by_the_first_who_draws(bulk: Bulk) -> None:
+    series = bulk.draw(30, batch_size=None)
+    assert series.batch_size == 8, "the largest of at most 64 that divides the unit"
+    assert series.settle_batch_size(4) == 8
+    for span in series.present():
+        assert units.read_manifest(series.shards, span, series.digest)["batch_size"] == 8
+    with pytest.raises(InputError, match=r"--batch-size is 4, but .* drawn 8 at a time"):
+        bulk.draw(40, batch_size=4)
+    with pytest.raises(InputError, match="was begun with units of 8; leave --unit out"):
+        bulk.draw(40, batch_size=None, unit=16)
+    assert len(files_of(bulk.draw(40, batch_size=8))) == 40
+
+
+def test_a_file_is_created_by_one_alone(tmp_path: Path) -> None:
+    path, won = tmp_path / "x.json", []
+    threads = [
+        threading.Thread(target=lambda n=n: won.append(n) if durable.create_json(path, n) else None)
+        for n in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert won == [json.loads(path.read_text())]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_other_weights_are_not_drawn_into_the_same_folder(tmp_path: Path) -> None:
+    """A checkpoint that has changed since the series was begun is refused by who draws for it."""
+    run = make_run(tmp_path)
+    mine = Bulk(run, tmp_path / "out")
+    series = mine.draw(4)
+    recipe = json.loads((series.folder / "recipe.json").read_text())
+    (series.folder / "recipe.json").write_text(json.dumps(recipe | {"weights_sha256": "0" * 64}))
+    with pytest.raises(InputError, match=r"has changed since it was begun \(weights_sha256\)"):
+        Artist(BulkFolder.open(series.folder))
+
+
+def test_a_folder_belongs_to_one_recipe(bulk: Bulk) -> None:
+    series = bulk.draw(4)
+    assert BulkFolder.begin(series.folder, series.recipe, 99) == series
+    with pytest.raises(InputError, match="holds images of another recipe"):
+        BulkFolder.begin(series.folder, {**series.recipe, "step": 8}, 8)
+
+
+def test_jobs_draw_what_the_folder_says(bulk: Bulk) -> None:
+    series = bulk.draw(4)
+    request = request_of(series)
+    assert request.checkpoint == folder_of(bulk.run / "checkpoints", STEP).resolve()
+    assert request.options.GEN_TASK == "class_cond" and request.seed == 0
+
+
+def test_a_series_goes_on_from_its_own_folder(bulk: Bulk, undisturbed: BulkFolder) -> None:
+    """Also where that was moved."""
+    series = bulk.draw(10)
+    moved = series.folder.rename(bulk.out.parent / "moved")
+    wish = BulkOptions(source=moved, num=30)
+    assert submit_images.run(*checked(wish, ImageJobOptions()), should_stop=lambda: False) == 0
+    assert files_of(BulkFolder.open(moved)) == files_of(undisturbed) and not list(
+        bulk.out.iterdir()
+    )
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"num": 0}, "--num is 0; give at least 1"),
+        ({"unit": 0}, "--unit is 0"),
+        ({"unit": 10}, "--unit is 10, which is no multiple of --batch-size 4; give --unit 8"),
+        ({"batch_size": -1}, "--batch-size is -1"),
+        ({"ema": 0.5}, "has the EMA decays 0.9, 0.99"),
+    ],
+)
+def test_bad_numbers_are_refused_before_anything_is_written(
+    bulk: Bulk, given: dict[str, object], words: str
+) -> None:
+    with pytest.raises(InputError, match=words.replace("--", "-?-?")):
+        bulk.draw(given.pop("num", 5), **given)  # type: ignore[arg-type]
+    assert not bulk.out.exists()
+
+
+def test_a_damaged_checkpoint_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    path = folder_of(run / "checkpoints", STEP) / "ema-0.9.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    bulk = Bulk(run, tmp_path / "out")
+    with pytest.raises(StorageError, match="none is intact"):
+        bulk.draw(5)
+    assert not bulk.out.exists()
+
+
+def test_no_room_is_told_before_anything_is_written(
+    bulk: Bulk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(storage.SystemCalls):
+        @staticmethod
+        def statvfs(path: Path) -> object:
+            return type("Room", (), {"f_bavail": 100, "f_frsize": 1024})
+
+    monkeypatch.setattr(storage, "system", Full())
+    with pytest.raises(StorageError, match=r"1000 images need up to \d+ bytes, 102400 bytes free"):
+        bulk.draw(1000)
+    assert not bulk.out.exists()
+    bulk.draw(30)
+
+
+def test_a_disk_that_is_full_ends_the_drawing_and_leaves_holes_only(
+    bulk: Bulk, undisturbed: BulkFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Units are written while the next is drawn; the failure is not lost for that."""
+    artist, written = Artist(bulk.draw(1)), []
+
+    class Full(storage.SystemCalls):
+        @staticmethod
+        def write(descriptor: int, data: memoryview) -> int:
+            if len(written) == 2:
+                raise OSError(28, "No space left on device")
+            return os.write(descriptor, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "system", Full())
+        with pytest.raises(StorageError, match="No space left on device"):
+            artist.draw(whole(30), should_stop=lambda: False, on_end=written.append)
+    assert bulk.series.present() == [Span(0, 1), *written] and len(written) == 2
+    assert files_of(bulk.draw(30)) == files_of(undisturbed)
+
+
+# What is made of them
+
+
+def test_npz_and_png_are_the_images_of_the_shards(bulk: Bulk) -> None:
+    series = bulk.draw(11, format="npz")
+    pixels = {i: images.decode(data) for i, (data, _) in files_of(series).items()}
+    with np.load(series.folder / "ddim_eta0.0_steps4_gen_11x8x8x3.npz") as arrays:
+        assert arrays.files == ["images", "labels"]
+        assert arrays["images"].dtype == np.uint8 and arrays["labels"].dtype == np.int64
+        assert (arrays["images"] == np.stack([pixels[i] for i in range(11)])).all()
+        assert arrays["labels"].tolist() == [i % 3 for i in range(11)]
+    bulk.draw(11, format="png")
+    folder = series.folder / "ddim_eta0.0_steps4_gen_11x8x8x3"
+    found = sorted(folder.rglob("*.png"))
+    assert [str(path.relative_to(folder)) for path in found] == sorted(
+        f"{i % 3:04d}/{i:010d}.png" for i in range(11)
+    )
+    for path in found:
+        assert (images.decode(path.read_bytes()) == pixels[int(path.stem)]).all()
+    assert not list(series.folder.glob(".*.tmp"))
+
+
+def test_a_picture_shows_the_first_images(bulk: Bulk) -> None:
+    series = bulk.draw(5)
+    picture = images.decode((series.folder / "grid.png").read_bytes())
+    first = images.decode(files_of(series)[0][0])
+    assert (picture[2:34:4, 2:34:4] == first).all()
+
+
+def test_the_shards_are_a_data_set(bulk: Bulk) -> None:
+    """Any WebDataset reader reads them, ours too; labels and order are the images' own."""
+    import webdataset
+
+    series = bulk.draw(30)
+    index = indexing.index_foreign(series.shards)
+    assert index.num_samples == 30 and index.num_classes == 3
+    assert index.labels is not None and index.labels.tolist() == [i % 3 for i in range(30)]
+    urls = sorted(str(path) for path in series.shards.glob("*.tar"))
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == [f"{i:010d}" for i in range(30)]
+
+
+def test_images_of_two_channels_are_arrays(tmp_path: Path) -> None:
+    """As PNG has no such pictures."""
+    pixels = np.arange(2 * 8 * 8 * 2, dtype=np.uint8).reshape(2, 8, 8, 2)
+    span = Span(6, 8)
+    units.write(tmp_path, span, pixels, None, {"recipe": "r"})
+    manifest = units.check_samples(tmp_path, span, "r")
+    assert manifest["labels"] is None
+    found = [(index, images.decode(data)) for index, data, _ in units.encoded(tmp_path, span)]
+    assert [index for index, _ in found] == [6, 7]
+    assert all((image == pixels[index - 6]).all() for index, image in found)

@@ -1,0 +1,114 @@
+"""Images in bulk, small: a run to draw from, the command in this process and as a process, and what
+is there afterwards.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from ddpm.cluster import submit_images
+from ddpm.cluster.submit_images import ImageJobOptions, checked
+from ddpm.sampling import bulk
+from ddpm.sampling.bulk import BulkFolder, BulkOptions, Span
+from tests.rules.test_layering import ROOT
+
+RUNNER = "ddpm.cluster.submit_images"
+
+
+@dataclass(frozen=True)
+class Bulk:
+    """Images of a run in a folder of the test's own; keys: of IMAGE_GENERATION."""
+
+    run: Path
+    out: Path
+    keys: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def overrides(self) -> list[str]:
+        return [
+            f"IMAGE_GENERATION.{k}={v}" for k, v in {"GEN_SAVE_DIR": self.out, **self.keys}.items()
+        ]
+
+    def wish(self, num: int | None, **given: object) -> BulkOptions:
+        source = given.pop("source", self.run)
+        return BulkOptions(source=source, overrides=self.overrides, num=num, **given)  # type: ignore[arg-type]
+
+    def draw(self, num: int | None, *, cluster: str | None = None, **given: object) -> BulkFolder:
+        """As `launch/sample.py --num` in this process; the series."""
+        options = ImageJobOptions(cluster=cluster)  # type: ignore[arg-type]
+        given = {"unit": 8, "batch_size": 4, **given}
+        asked = checked(self.wish(num, **given), options)
+        assert submit_images.run(*asked, should_stop=lambda: False) == 0
+        return self.series
+
+    @property
+    def series(self) -> BulkFolder:
+        """The one there is."""
+        (folder,) = (path for path in self.out.iterdir() if path.is_dir())
+        return BulkFolder.open(folder)
+
+    def argv(self, *options: object) -> list[str]:
+        words = [str(ROOT / "launch" / "sample.py"), str(self.run), *self.overrides]
+        return [sys.executable, *words, *map(str, options)]
+
+    def command(
+        self, *options: object, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.argv(*options), capture_output=True, text=True, timeout=250, env=environment(env)
+        )
+
+    def start(self, *options: object) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            self.argv(*options),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment(None),
+        )
+
+    def runners(self) -> list[psutil.Process]:
+        """The processes of jobs that draw."""
+        return [p for p in _processes() if RUNNER in (w := words(p)) and str(self.out) in w[-1]]
+
+    def jobs(self) -> list[psutil.Process]:
+        """Every process of the jobs: submitit's two of each, and those that draw."""
+        mine = str(self.out)
+        return [p for p in _processes() if any(mine in w for w in words(p)) and _is_of_a_job(p)]
+
+
+def environment(more: dict[str, str] | None) -> dict[str, str]:
+    """Ours, with this tree's code first."""
+    return os.environ | {"PYTHONPATH": str(ROOT)} | (more or {})
+
+
+def words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline() or [""]
+    except psutil.Error:
+        return [""]
+
+
+def _processes() -> list[psutil.Process]:
+    return list(psutil.process_iter())
+
+
+def _is_of_a_job(process: psutil.Process) -> bool:
+    return not {RUNNER, "submitit.local._local", "submitit.core._submit"}.isdisjoint(words(process))
+
+
+def files_of(series: BulkFolder) -> dict[int, tuple[bytes, int | None]]:
+    """Index -> the bytes of its file and its label; every index must be there once."""
+    there = series.present()
+    assert not bulk.overlapping(there)
+    found = [entry for span in there for entry in bulk.encoded(series.shards, span)]
+    assert len({index for index, _, _ in found}) == len(found)
+    return {index: (data, label) for index, data, label in found}
+
+
+def whole(num: int) -> list[Span]:
+    return [Span(0, num)]

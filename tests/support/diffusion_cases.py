@@ -1,0 +1,70 @@
+"""What the tests of diffusion and sampling share: cases, draws, networks with a closed form."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddpm.diffusion.philox import Stream, normal, uniform
+from ddpm.diffusion.process import PRED_TYPES, convert
+from ddpm.diffusion.schedule import SCHEDULES, NoiseSchedule
+
+T = 100
+SHAPE = (2, 3, 3)
+every_schedule = pytest.mark.parametrize("name", SCHEDULES)
+every_pred_type = pytest.mark.parametrize("pred_type", PRED_TYPES)
+every_eta = pytest.mark.parametrize("eta", [0.0, 0.2, 0.5, 0.8, 1.0])
+
+
+def images(n: int, seed: int = 0) -> torch.Tensor:
+    """Uniform in [-1, 1], float64 (n, 2, 3, 3)."""
+    return 2 * uniform(seed, Stream.EVAL, torch.arange(n), SHAPE) - 1
+
+
+def noises(n: int, seed: int = 0) -> torch.Tensor:
+    return normal(seed, Stream.NOISE, torch.arange(n), SHAPE).double()
+
+
+def every_t(schedule: NoiseSchedule) -> torch.Tensor:
+    return torch.arange(1, schedule.num_timesteps + 1)
+
+
+def all_pairs(num_timesteps: int) -> tuple[Tensor, Tensor]:
+    t, s = torch.tril_indices(num_timesteps + 1, num_timesteps + 1, offset=-1)
+    return t, s
+
+
+def pairs_of(path: list[int]) -> tuple[Tensor, Tensor]:
+    return torch.tensor(path[:-1]), torch.tensor(path[1:])
+
+
+def constant(value: float, like: Tensor) -> Tensor:
+    return torch.full((len(like),), value, dtype=torch.float64)
+
+
+def affine_network(x_t: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+    """Exact operations on single elements: its bits cannot depend on the batch."""
+    return 0.25 * x_t + time.view(-1, 1, 1, 1)
+
+
+def ideal_network(schedule: NoiseSchedule, data: Tensor, pred_type: str) -> Callable:
+    """The optimal prediction for a finite data set: a softmax over its images (M, C, H, W)."""
+    points = data.double().flatten(1)
+
+    def network(x_t: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+        alpha, sigma = schedule.alpha_sigma(time)
+        x = x_t.double().flatten(1)
+        distances = ((x[:, None] - alpha[:, None, None] * points) ** 2).sum(2)  # (N, M)
+        weights = torch.softmax(-distances / (2 * sigma[:, None] ** 2), dim=1)
+        x0_hat = (weights @ points).view_as(x_t)
+        return convert(x0_hat, x_t.double(), alpha, sigma, "image", pred_type).float()
+
+    return network
+
+
+def corners() -> Tensor:
+    """Five images of 1 x 2 x 2 far from each other."""
+    return torch.tensor(
+        [[1, 1, 1, 1], [-1, -1, 1, 1], [1, -1, -1, 1], [-1, 1, -1, -1], [0, 0, 0, 0]]
+    ).view(5, 1, 2, 2)

@@ -1,0 +1,113 @@
+"""Sweeps in memory whose numbers are known: what a trial measured is put in by hand."""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from ddpm.metrics.x0_error import MEASURES, X0Error
+from ddpm.report.ranking import Ranking, rank
+from ddpm.report.reading import SweepResults, TrialResult
+
+SCHEDULER, PRED_TYPE = "TRAINING.NETWORK.SCHEDULER", "TRAINING.PRED_TYPE"
+TIMESTEPS = "TRAINING.NETWORK.TIMESTEPS"
+LEVELS = np.arange(-1, 2)
+GRID_9 = {SCHEDULER: ["linear", "cosine", "cos6"], PRED_TYPE: ["noise", "image", "velocity"]}
+GRID_27 = GRID_9 | {TIMESTEPS: [50, 250, 1000]}
+
+
+def cells_of(grid: Mapping[str, Sequence[object]]) -> list[dict[str, object]]:
+    """The cells of a grid, the last key varying fastest."""
+    return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+
+
+def error_of(number: float, clean: float = 0.0, pairs: np.ndarray | None = None) -> X0Error:
+    """A curve whose mean log10 error is `number` and whose slope at the clean end is `clean`.
+
+    pairs: (L, N) factors of mean one, by which pairs differ.
+    """
+    curve = 10.0 ** (number + clean * LEVELS)
+    pairs = np.ones((len(LEVELS), 2)) if pairs is None else pairs
+    return X0Error(levels=LEVELS, mse=curve[:, None] * pairs, ids=np.arange(pairs.shape[1]))
+
+
+def trial_of(
+    cell: Mapping[str, object], seed: int, error: X0Error | None, **facts: object
+) -> TrialResult:
+    """A finished trial with this error; facts replace what else a trial has."""
+    return TrialResult(
+        **{
+            "name": f"{abs(hash((str(cell), seed))):x}",
+            "cell": dict(cell),
+            "seed": seed,
+            "status": "done",
+            "reason": None,
+            "run_dir": None,
+            "summary": {},
+            "config": dict(cell),
+            "provenance": {},
+            "metrics": {},
+            "evaluation": {"data_sha256": "d", "seed": 0},
+            "error": error,
+            "samples": None,
+            **facts,
+        }
+    )
+
+
+def sweep_of(trials: Sequence[TrialResult], **facts: object) -> SweepResults:
+    """A sweep of these trials."""
+    return SweepResults(
+        **{
+            "folder": Path("sweeps/known"),
+            "name": "known",
+            "is_sweep": True,
+            "question": "",
+            "command": "",
+            "grid": {},
+            "planned": len(trials),
+            "trials": tuple(trials),
+            "skipped": (),
+            "references": None,
+            **facts,
+        }
+    )
+
+
+def known_sweep(
+    values: np.ndarray,
+    cells: Sequence[Mapping[str, object]],
+    *,
+    clean: np.ndarray | None = None,
+    seeds: np.ndarray | None = None,
+) -> SweepResults:
+    """values: (cells, seeds) of the mean log10 error, NaN where a trial is missing.
+
+    clean: slopes, by which the second measure differs.  seeds: (cells, seeds), 0, 1, ... unless
+    given.
+    """
+    slopes = np.zeros_like(values) if clean is None else clean
+    numbers = np.broadcast_to(np.arange(values.shape[1]), values.shape) if seeds is None else seeds
+    return sweep_of(
+        [
+            trial_of(cells[c], int(numbers[c, s]), error_of(values[c, s], slopes[c, s]))
+            for s in range(values.shape[1])
+            for c in range(values.shape[0])
+            if np.isfinite(values[c, s])
+        ]
+    )
+
+
+def known_ranking(values: np.ndarray, cells: Sequence[Mapping[str, object]]) -> Ranking:
+    """The ranking of `known_sweep`."""
+    return rank(known_sweep(values, cells))
+
+
+def in_order(ranking: Ranking, cells: Sequence[Mapping[str, object]]) -> list[int]:
+    """The place in the ranking of each cell."""
+    found = [standing.cell for standing in ranking.standings]
+    return [found.index(dict(cell)) for cell in cells]
+
+
+FIRST, SECOND = MEASURES

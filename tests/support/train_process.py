@@ -1,0 +1,45 @@
+"""A training worker as a process, for tests that kill it: its argument is a Job as JSON.
+
+DDPM_TEST_FSYNC_S slows the storage: so many seconds for each fsync.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from ddpm.distributed import process_group
+from ddpm.errors import run_main
+from ddpm.runs import storage
+from ddpm.training.worker import Job, work
+
+
+def main() -> int:
+    """Work under torchrun's environment variables, one process a rank."""
+    if delay := os.environ.get("DDPM_TEST_FSYNC_S"):
+        slow_down(float(delay))
+    job = Job(**json.loads(Path(sys.argv[1]).read_text()))
+    with process_group() as group:
+        began = time.process_time()
+        work(job, group)
+        print(f"core seconds: {time.process_time() - began}", file=sys.stderr)
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    assert not [name for name in names if "gloo" in name], "the process group is still there"
+    return 0
+
+
+def slow_down(seconds: float) -> None:
+    """Every fsync takes so much longer."""
+
+    class Slow(storage.SystemCalls):
+        @staticmethod
+        def fsync(descriptor: int) -> None:
+            time.sleep(seconds)
+            os.fsync(descriptor)
+
+    storage.system = Slow()
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

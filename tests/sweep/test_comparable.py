@@ -1,0 +1,135 @@
+"""ddpm.sweep.comparable: a search on a measure that its cells do not share is refused, others are not."""
+
+from pathlib import Path
+
+import pytest
+
+from ddpm.config.schema import items_of, items_under
+from ddpm.errors import InputError
+from ddpm.metrics.x0_error import MEASURES
+from ddpm.sweep import comparable, spec
+from ddpm.sweep.plan import load_sweep
+from ddpm.sweep.spec import METRICS, SEARCHES, Race, SearchPlan
+from tests.rules.test_layering import ROOT
+
+HEAD = f"BASE: {ROOT / 'configs' / 'digits.yaml'}\nEVALUATION: {{EVERY: 10}}\n"
+RATE = "GRID: {TRAINING.HYPER_PARAMETERS.LEARNING_RATE: [0.001, 0.002]}\n"
+SPACE = "SPACE: {TRAINING.HYPER_PARAMETERS.LEARNING_RATE: {loguniform: [1.0e-4, 1.0e-2]}}\n"
+
+
+def test_the_ranking_measures_are_called_as_where_they_are_computed() -> None:
+    assert spec.MEASURES == MEASURES
+
+
+def test_the_document_names_every_key() -> None:
+    text = (ROOT / "docs" / "search.md").read_text()
+    for key in items_under(SearchPlan):
+        assert f"`.{key.rpartition('.')[2]}`" in text or f"`{key}`" in text, key
+    for name in (*METRICS, *SEARCHES, *(item.name for item in items_of(Race))):
+        assert name in text
+
+
+def problems(folder: Path, text: str, *overrides: str) -> list[str]:
+    path = folder / "test.yaml"
+    path.write_text(HEAD + text)
+    try:
+        load_sweep(path, overrides)
+    except InputError as error:
+        assert error.exit_code == 2
+        return list(error.problems)
+    return []
+
+
+def grid(key: str, values: str) -> str:
+    return f"GRID: {{{key}: {values}}}\n"
+
+
+@pytest.mark.parametrize("search", ["grid", "asha", "bayes"])
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("TRAINING.PRED_TYPE", "[noise, velocity]"),
+        ("TRAINING.LOSS_SPACE", "[noise, velocity]"),
+        ("TRAINING.LOSS_WEIGHTING", "[uniform, min_snr]"),
+        ("TRAINING.NETWORK.SCHEDULER", "[linear, cosine]"),
+        ("TRAINING.NETWORK.TIMESTEPS", "[500, 1000]"),
+    ],
+)
+def test_a_loss_is_refused_where_its_scale_or_average_varies(
+    tmp_path: Path, search: str, key: str, values: str
+) -> None:
+    text = grid(key, values) + f"TUNE: {{SEARCH: {search}, METRIC: loss}}\n"
+    (line,) = problems(tmp_path, text)
+    assert f"TUNE.METRIC is loss but cells differ in {key}" in line
+    assert f"use {MEASURES[0]} or {MEASURES[1]}, which compare all cells" in line
+    for measure in MEASURES:
+        assert not problems(tmp_path, text.replace("METRIC: loss", f"METRIC: {measure}"))
+
+
+def test_a_loss_is_allowed_where_it_compares(tmp_path: Path) -> None:
+    assert not problems(tmp_path, RATE + "TUNE: {SEARCH: asha, METRIC: loss}\n")
+    one = RATE.replace("}\n", ", TRAINING.PRED_TYPE: [noise]}\n")  # one value varies nothing
+    assert not problems(tmp_path, one + "TUNE: {SEARCH: asha, METRIC: loss}\n")
+
+
+def test_bits_per_dim_is_refused_across_schedules_and_before_the_end(tmp_path: Path) -> None:
+    across = grid("TRAINING.NETWORK.TIMESTEPS", "[500, 1000]")
+    (line,) = problems(tmp_path, across + "TUNE: {SEARCH: bayes, METRIC: bits_per_dim}\n")
+    assert "bits_per_dim but cells differ in TRAINING.NETWORK.TIMESTEPS" in line
+    types = grid("TRAINING.PRED_TYPE", "[noise, velocity]")
+    assert not problems(tmp_path, types + "TUNE: {SEARCH: bayes, METRIC: bits_per_dim}\n")
+    (line,) = problems(tmp_path, types + "TUNE: {SEARCH: asha, METRIC: bits_per_dim}\n")
+    assert "measured at the end alone" in line
+
+
+def test_samples_are_compared_only_where_they_are_drawn_alike(tmp_path: Path) -> None:
+    across = grid("TRAINING.NETWORK.TIMESTEPS", "[20, 1000]")
+    tune = "TUNE: {SEARCH: asha, METRIC: fid_infinity}\n"
+    lines = problems(tmp_path, across + tune)
+    assert any("EVALUATION.FEATURES is null; give `classifier`" in line for line in lines)
+    lines = problems(tmp_path, across + tune, "EVALUATION.FEATURES=pixels")
+    assert ["cells draw with 20 and 50 network calls" in line for line in lines] == [True]
+    wide = across.replace("20,", "100,")
+    assert not problems(tmp_path, wide + tune, "EVALUATION.FEATURES=pixels")
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "words"),
+    [
+        ("TUNE: {SEARCH: asha}", ["EVALUATION.EVERY=null"], "EVALUATION.EVERY is null; give"),
+        ("TUNE: {SEARCH: asha}\nSEEDS: auto", [], "a race needs every cell trained to its end"),
+        ("TUNE: {SEARCH: bayes}\nSEEDS: [0, 1]", [], "give one seed"),
+        ("TUNE: {SEARCH: bayes, BUDGET: {TRIALS: 3}}", [], "TUNE.TRIALS says how many"),
+        ("TUNE: {SEARCH: pbt}", [], "there is no SPACE"),
+        ("TUNE: {METRIC: fid_infinity}\nSEEDS: auto", ["EVALUATION.FEATURES=pixels"],
+         "a race is decided on both"),
+    ],
+)  # fmt: skip
+def test_what_a_search_cannot_do_is_refused(
+    tmp_path: Path, text: str, overrides: list[str], words: str
+) -> None:
+    lines = problems(tmp_path, RATE + text + "\n", *overrides)
+    assert any(words in line for line in lines), lines
+
+
+def test_a_population_varies_only_what_can_change_while_a_network_trains(tmp_path: Path) -> None:
+    warmup = "SPACE: {TRAINING.HYPER_PARAMETERS.WARMUP_STEPS: {uniform: [1, 40]}}\n"
+    lines = problems(tmp_path, warmup + "TUNE: {SEARCH: pbt}\n")
+    assert any("which cannot change while a network trains" in line for line in lines), lines
+    assert not problems(tmp_path, SPACE + "TUNE: {SEARCH: pbt}\n")
+
+
+def test_rungs_lie_at_equal_images(tmp_path: Path) -> None:
+    """A batch size that varies needs epochs of equally many images."""
+    sizes = grid("TRAINING.HYPER_PARAMETERS.BATCH_SIZE", "[64, 128]")
+    (line,) = problems(tmp_path, sizes + "TUNE: {SEARCH: asha}\n")
+    assert "different numbers of images" in line
+    free = "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH=null"
+    assert not problems(tmp_path, sizes + "TUNE: {SEARCH: asha}\n", free)
+    assert not problems(tmp_path, sizes)  # a plain grid may compare batch sizes at equal steps
+
+
+def test_levels_that_a_cell_does_not_reach_keep_it_out_of_a_search() -> None:
+    reached = [("cosine", range(-9, 9)), ("T=10", range(-4, 4))]
+    (line,) = comparable.level_problems(reached, range(-8, 6))
+    assert line.startswith("T=10 reaches no log SNR of -8, -7, -6, -5, 4, 5")

@@ -1,0 +1,167 @@
+"""ddpm.ledger: outcomes are whole or absent, whatever happens to the process that writes them."""
+
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ddpm.sweep.ledger import Ledger, Outcome, cell_name
+
+ROOT = Path(__file__).resolve().parent.parent
+PLANNED = Outcome(
+    trial="0123abcd", cell={"TRAINING.PRED_TYPE": "noise"}, seed=1, run_dir="runs/one"
+)
+
+
+def test_an_outcome_comes_back_as_it_was(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "sweep" / "ledger")
+    assert ledger.outcomes() == {}
+    done = PLANNED.done({"mse": 0.1 + 0.2, "levels": [1, 2], "best": None})
+    ledger.record(done)
+    assert ledger.outcomes() == {"0123abcd": done}
+    assert Ledger(ledger.folder).outcomes() == {"0123abcd": done}
+
+
+def test_what_failed_is_tried_again_and_what_is_done_is_not(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    other = Outcome(trial="ffffffff", cell={}, seed=0, run_dir="two")
+    ledger.record(PLANNED.failed("no memory"))
+    ledger.record(other.done({}))
+    assert ledger.outcomes()["0123abcd"].reason == "no memory"
+    assert ledger.todo([PLANNED, other]) == [PLANNED]
+    ledger.record(PLANNED.done({"mse": 1.0}))
+    assert ledger.todo([PLANNED, other]) == []
+    assert ledger.outcomes()["0123abcd"].reason is None
+
+
+def test_a_number_that_is_none_is_kept_as_null(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.record(PLANNED.done({"a": math.nan, "b": [math.inf, 1.0], "c": {"d": -math.inf}}))
+    summary = ledger.outcomes()["0123abcd"].summary
+    assert summary == {"a": None, "b": [None, 1.0], "c": {"d": None}}
+
+
+@pytest.mark.parametrize("trial", ["", "../0123ab", "0123ABCD", "0123abcde", "a/b"])
+def test_a_trial_must_be_a_run_id(tmp_path: Path, trial: str) -> None:
+    with pytest.raises(ValueError, match="8 lower-case hexadecimal digits"):
+        Ledger(tmp_path).record(Outcome(trial=trial, cell={}, seed=0, run_dir="").done({}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trial_that_has_not_ended_has_no_outcome(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has not ended"):
+        Ledger(tmp_path).record(PLANNED)
+
+
+def whole(**changes: object) -> str:
+    record = {"trial": "00000001", "cell": {}, "seed": 0, "run_dir": "", "status": "done",
+              "reason": None, "summary": {}}  # fmt: skip
+    return json.dumps({**record, **changes})
+
+
+FOREIGN = {
+    "00000001.json": whole()[:-5],
+    "00000002.json": whole(trial="00000001"),
+    "00000003.json": "",
+    "00000004.json": "[1, 2]",
+    "00000005.json": whole(trial="00000005", status="planned"),
+    "00000006.json": whole(trial="00000006", cell="x"),
+    "00000007.json": whole(trial="00000007", extra=1),
+    "00000008.json": whole(trial="00000008", seed=None),
+    "notes.txt": "hello",
+    "notes.json": whole(trial="notes"),
+}
+
+
+def test_foreign_and_half_files_are_left_out_with_one_warning_each(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, text in FOREIGN.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "00000009.json").mkdir()
+    ledger = Ledger(tmp_path)
+    ledger.record(PLANNED.done({}))
+    with caplog.at_level(logging.WARNING):
+        assert list(ledger.outcomes()) == ["0123abcd"]
+        assert list(ledger.outcomes()) == ["0123abcd"]
+    assert len(caplog.records) == len(FOREIGN) + 1
+    assert all("is no whole outcome of a trial; left out" in line for line in caplog.messages)
+
+
+WRITER = """
+import sys
+from ddpm.ledger import Ledger, Outcome
+ledger, count = Ledger(sys.argv[1]), 0
+while True:
+    trial = f"{count % 4:08x}"
+    summary = {f"metric {n}": count for n in range(2000)}
+    ledger.record(Outcome(trial=trial, cell={"A": count}, seed=count, run_dir="r").done(summary))
+    print(count, flush=True)
+    count += 1
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_instant_leaves_whole_outcomes_and_all_that_was_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for attempt in range(8):
+        folder = tmp_path / str(attempt)
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "0\n"
+        time.sleep(0.013 * attempt)
+        os.kill(process.pid, signal.SIGKILL)
+        reported = [0, *map(int, process.stdout.read().split("\n")[:-1])]
+        process.wait()
+        with caplog.at_level(logging.WARNING):
+            outcomes = Ledger(folder).outcomes()
+        assert not caplog.records
+        for outcome in outcomes.values():
+            assert set(outcome.summary.values()) == {outcome.seed} and len(outcome.summary) == 2000
+        for trial in range(4):
+            last = max((n for n in reported if n % 4 == trial), default=None)
+            if last is not None:
+                assert outcomes[f"{trial:08x}"].seed in (last, last + 4)
+
+
+@pytest.mark.slow
+def test_a_reader_meets_no_half_written_outcome(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    try:
+        with caplog.at_level(logging.WARNING):
+            end = time.monotonic() + 3.0
+            seen: set[int] = set()
+            while time.monotonic() < end or len(seen) < 20:
+                outcomes = Ledger(tmp_path).outcomes()
+                seen |= {outcome.seed for outcome in outcomes.values()}
+                assert process.poll() is None
+        assert not caplog.records
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_cell_is_named_in_a_few_words() -> None:
+    cell = {
+        "TRAINING.NETWORK.SCHEDULER": "cosine",
+        "TRAINING.NETWORK.TIMESTEPS": 250,
+        "TRAINING.CLIP_NORM": None,
+        "TRAINING.NETWORK.CHANNEL_MULTIPLIER": [1, 2],
+    }
+    assert cell_name(cell) == "cosine · T=250 · CLIP_NORM=null · CHANNEL_MULTIPLIER=[1, 2]"
+    assert cell_name({}) == "the base"
+    assert PLANNED.name == "noise · seed 1"

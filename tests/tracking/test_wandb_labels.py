@@ -1,0 +1,125 @@
+"""What the mirror of a trial says beside its rows: where it belongs, and how it was judged.
+
+Real wandb, offline; what it wrote is read back with wandb's own reader.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ddpm.metrics import evaluation
+from ddpm.metrics.evaluation import Quality, QualityPoint, SamplePictures, StoredInterval
+from ddpm.runs.pictures import png
+from ddpm.tracking.wandb_log import Labels, wandb_mirror
+from tests.runs.test_rundir import report
+from tests.tracking.test_wandb_log import everything, feed, opened, with_wandb
+
+CELL = {
+    "TRAINING.NETWORK.SCHEDULER": "cosine",
+    "TRAINING.PRED_TYPE": "velocity",
+    "TRAINING.NETWORK.TIMESTEPS": 250,
+}
+EVALUATION = {
+    "levels": [-2, -1, 0, 1],
+    "mse": [0.8, 0.5, None, 0.1],
+    "bits_per_dim": {"value": 3.25},
+}
+
+
+def write_quality(folder: Path) -> None:
+    """Three points, of which each lacks some measures."""
+
+    def point(
+        num_steps: int, eta: float, fid: float | None, accuracy: float | None
+    ) -> QualityPoint:
+        around = [
+            v if v is None else StoredInterval(value=v, low=v, high=v) for v in (fid, accuracy)
+        ]
+        return QualityPoint(
+            sampler="ddim",
+            num_steps=num_steps,
+            eta=eta,
+            evaluations=num_steps,
+            seconds=1.0,
+            fid=around[0],
+            kid=None,
+            accuracy=around[1],
+        )
+
+    quality = Quality(
+        features="pixels",
+        num=1,
+        protocol="",
+        unit="core-seconds",
+        is_beta_defined=False,
+        identity={},
+        points=(point(50, 0.0, 3.0, None), point(10, 0.0, 9.0, None), point(10, 1.0, None, 0.5)),
+    )
+    images = np.zeros((3, 1, 8, 8, 1), np.uint8)
+    evaluation.store_quality(
+        folder, quality, SamplePictures(images=images, labels=np.zeros(1, np.int64))
+    )
+
+
+def test_a_trial_is_found_by_its_sweep_and_by_the_words_of_its_cell(tmp_path: Path) -> None:
+    settings = with_wandb(tmp_path, TAGS=["digits", "cosine"])
+    labels = Labels.of(settings, "full_grid", CELL)
+    assert (labels.group, labels.job_type) == ("full_grid", "trial")
+    assert labels.tags == ("digits", "cosine", "velocity", "T=250")
+    assert labels.name == "cosine · velocity · T=250 seed 0"
+    alone = Labels.of(settings, None, None)
+    assert (alone.group, alone.job_type, alone.tags) == (None, "training", ("digits", "cosine"))
+    assert alone.name == "cosine 1000 velocity MSE seed 0"
+    long = Labels.of(settings, "full_grid", {"DATASET.PATH": "/" + "d" * 99})
+    assert [len(tag) for tag in long.tags] == [6, 6, 64]
+
+
+@pytest.mark.slow
+def test_the_evaluation_has_an_axis_of_its_own_and_its_numbers_are_in_the_summary(
+    tmp_path: Path,
+) -> None:
+    settings = with_wandb(tmp_path, TAGS=["digits"])
+    run = opened(settings)
+    mirror = wandb_mirror("full_grid", CELL)(settings, run)
+    feed(mirror, run, [report(10), report(20)])
+    (run.path / "evaluation.json").write_text(json.dumps(EVALUATION))
+    write_quality(run.path)
+    (run.path / "samples.png").write_bytes(png(np.zeros((8, 8, 1), np.uint8)))
+    mirror.finish({"val_mean_log10_mse": -1.5, "peak_memory_bytes": 7})
+    run.close()
+
+    found: dict[str, list[dict[str, Any]]] = {}
+    for record in everything(run):
+        found.setdefault(record["type"], []).append(record[record["type"]])
+    (sent,) = found["run"]
+    assert (sent["run_group"], sent["job_type"]) == ("full_grid", "trial")
+    assert sent["tags"] == ["digits", "cosine", "velocity", "T=250"]
+    rows = [record["item"] for record in found["history"]]
+    judged = [(row["logsnr"], row["x0_error"]) for row in rows if "x0_error" in row]
+    assert judged == [(-2, 0.8), (-1, 0.5), (1, 0.1)]
+    assert [row["_step"] for row in rows] == sorted({row["_step"] for row in rows})
+    axes = {m.get("name", m.get("glob_name")): m.get("step_metric") for m in found["metric"]}
+    assert axes["x0_error"] == "logsnr" and axes["*"] == "step"
+    curves = [
+        m.get("name", m.get("glob_name"))
+        for m in found["metric"]
+        if m.get("summary") == {"none": True}
+    ]
+    assert set(curves) == {"logsnr", "x0_error", "sampling_steps", "quality/*"}, found["metric"]
+    assert axes["quality/*"] == "sampling_steps"
+    assert [row["final_samples._type"] for row in rows if "final_samples._type" in row] == [
+        "image-file"
+    ]
+    drawn = [row for row in rows if any(name.startswith("quality/") for name in row)]
+    assert [row["sampling_steps"] for row in drawn] == [10, 50]
+    assert [row["quality/fid ddim eta=0"] for row in drawn] == [9.0, 3.0]
+    assert drawn[0]["quality/accuracy ddim eta=1"] == 0.5
+    summary = {}
+    for record in found["summary"]:
+        summary |= record.get("update", {})
+    assert summary["val_mean_log10_mse"] == -1.5 and summary["bits_per_dim"] == 3.25
+    assert summary["peak_memory_bytes"] == 7
+    assert summary["quality/fid"] == 3.0 and "quality/kid" not in summary

@@ -1,0 +1,233 @@
+"""Killed at random and continued, a training on three workers is the undisturbed one."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from ddpm import config
+from ddpm.runs import checkpoint
+from ddpm.runs.directory import RunDirectory
+from ddpm.training.worker import Job
+
+WORKER = Path(__file__).parent / "train_process.py"
+DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
+KILLS = 20
+
+
+SETTINGS = {
+    "TRAINING.NETWORK.FIRST_CHANNEL": 8,
+    "TRAINING.NETWORK.NUM_RES_BLOCKS": 1,
+    "TRAINING.NETWORK.DROPOUT_RATE": 0.2,
+    "TRAINING.MICRO_BATCH": 22,
+    "TRAINING.EMA_DECAYS": [0.9, 0.99],
+    "TRAINING.INLINE_GEN.ENABLE": "false",
+    "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH": 5,
+    "TRAINING.HYPER_PARAMETERS.EPOCHS": 8,
+    "TRAINING.HYPER_PARAMETERS.SAVE_PERIOD": 1,
+    "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS": 10,
+    "EVALUATION.NUM": 16,
+}
+
+
+def make_job(root: Path, digits: Path, changed: dict[str, object]) -> Job:
+    """Digits with dropout, two micro-batches a worker, and batches that straddle passes."""
+    settings = SETTINGS | changed | {"TRAINING.OUTPUT_DIR": root}
+    loaded = config.load(DIGITS, [f"{key}={value}" for key, value in settings.items()])
+    return Job(
+        config=config.to_dict(loaded),
+        run_dir=str(root / "run_00000000"),
+        data_dir=str(digits),
+        threads=1,
+        command=("test",),
+        wait_s=20.0,
+    )
+
+
+def start(job: Job, root: Path, workers: int) -> list[subprocess.Popen[bytes]]:
+    """The job's workers, each a process."""
+    path = root / "job.json"
+    path.write_text(json.dumps(asdict(job)))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(workers)}
+    processes = []
+    for rank in range(workers):
+        env = {**os.environ, **places, "RANK": str(rank)}
+        with said(root, rank).open("wb") as log:
+            command = [sys.executable, str(WORKER), str(path)]
+            processes.append(subprocess.Popen(command, env=env, stderr=log))
+    return processes
+
+
+def said(root: Path, rank: int) -> Path:
+    """What a worker says on standard error."""
+    return root / f"worker-{rank}.log"
+
+
+def stop(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    for process in processes:
+        process.wait()
+
+
+def fingerprint(run_dir: Path) -> dict[str, str]:
+    """SHA-256 of the last checkpoint's files and of the metrics without timings."""
+    last = max((run_dir / "checkpoints").glob("step-*"))
+    hashes = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in [*last.glob("*.safetensors"), last / "state.json"]
+    }
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    kept = [
+        {k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows
+    ]
+    hashes["metrics"] = hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+    hashes["last"] = last.name
+    return hashes
+
+
+def undisturbed(
+    root: Path, digits: Path, workers: int, changed: dict[str, object] | None = None
+) -> dict[str, str]:
+    root.mkdir()
+    job = make_job(root, digits, changed or {})
+    codes = [process.wait(240) for process in start(job, root, workers)]
+    words = [said(root, rank).read_text()[-2000:] for rank, code in enumerate(codes) if code]
+    assert codes == [0] * workers, words
+    return fingerprint(Path(job.run_dir))
+
+
+def rows_of(run_dir: Path) -> int:
+    """Rows of metrics so far."""
+    path = run_dir / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_for_a_random_instant(
+    rng: random.Random, run_dir: Path, processes: list[subprocess.Popen[bytes]]
+) -> bool:
+    """A while after some more epochs (one time in four: after the start); whether all still run."""
+    more, deadline = rng.randrange(1, 3), time.monotonic() + 60
+    if rng.random() < 0.25:
+        more, deadline = 10**6, time.monotonic() + rng.uniform(0.0, 4.0)
+    wanted = rows_of(run_dir) + more
+
+    def alive() -> bool:
+        return all(process.poll() is None for process in processes)
+
+    while alive() and rows_of(run_dir) < wanted and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(rng.uniform(0.0, 0.2))
+    return alive()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_twenty_kills_leave_no_trace_on_three_workers(tmp_path: Path, digits: Path) -> None:
+    """kill -9 of one worker or all at random instants; weights, EMAs, optimizer, metrics equal."""
+    longer = {"TRAINING.HYPER_PARAMETERS.EPOCHS": 45}
+    reference = undisturbed(tmp_path / "reference", digits, 3, longer)
+    root = tmp_path / "killed"
+    root.mkdir()
+    job = make_job(root, digits, longer)
+    rng, steps = random.Random(0), set()
+    for _ in range(KILLS):
+        processes = start(job, root, 3)
+        assert wait_for_a_random_instant(rng, Path(job.run_dir), processes), "ended unkilled"
+        if rng.random() < 0.3:
+            stop([processes[rng.randrange(3)]])
+            time.sleep(0.3)
+        stop(processes)
+        steps |= {path.name for path in Path(job.run_dir).glob("checkpoints/step-*")}
+    assert len(steps) > 5, f"the kills hit few stages: {sorted(steps)}"
+    assert [process.wait(240) for process in start(job, root, 3)] == [0, 0, 0]
+    assert fingerprint(Path(job.run_dir)) == reference
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_pause_is_at_its_very_step_and_leaves_no_trace(tmp_path: Path, digits: Path) -> None:
+    """On all workers; and what the finished run cost is what the cores of all of them did."""
+    reference = undisturbed(tmp_path / "reference", digits, 2)
+    paid = [float(said(tmp_path / "reference", n).read_text().split()[-1]) for n in (0, 1)]
+    summary = RunDirectory(tmp_path / "reference" / "run_00000000").summary
+    assert summary["trial_core_seconds"] == pytest.approx(sum(paid), rel=0.1)
+
+    root = tmp_path / "paused"
+    root.mkdir()
+    job = make_job(root, digits, {"TRAINING.HYPER_PARAMETERS.SAVE_PERIOD": "null"})
+    paused = start(replace(job, pause_at=13), root, 2)  # within an epoch of 5 steps
+    assert [process.wait(240) for process in paused] == [75, 75]
+    run = RunDirectory(Path(job.run_dir))
+    assert checkpoint.steps(run.checkpoints) == [13]
+    assert [row["step"] for row in run.metrics()] == [5, 10]
+    assert [process.wait(240) for process in start(job, root, 2)] == [0, 0]
+    assert fingerprint(Path(job.run_dir)) == reference
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_exact_numerics_give_the_same_bits_for_one_two_and_four_workers(
+    tmp_path: Path, digits: Path
+) -> None:
+    exact = {
+        "TRAINING.NUMERICS": "exact",
+        "TRAINING.MICRO_BATCH": 32,
+        "TRAINING.HYPER_PARAMETERS.EPOCHS": 2,
+        "EVALUATION.EVERY": 1,  # all workers share in it
+    }
+    found = [undisturbed(tmp_path / f"{n}", digits, n, exact) for n in (1, 2, 4)]
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_any_number_of_workers_follows_the_same_loss(tmp_path: Path, digits: Path) -> None:
+    """fast numerics: the same samples and draws, sums in another order."""
+    losses = []
+    for workers in (1, 3):
+        root = tmp_path / str(workers)
+        undisturbed(root, digits, workers, {"TRAINING.HYPER_PARAMETERS.EPOCHS": 2})
+        text = (root / "run_00000000" / "metrics.jsonl").read_text()
+        losses.append([json.loads(line)["loss"] for line in text.splitlines()])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_no_worker_ends_a_stopped_run_before_it_is_saved(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train kills the others when one worker ends; a save takes seconds on slow storage."""
+    monkeypatch.setenv("DDPM_TEST_FSYNC_S", "0.3")
+    job = make_job(
+        tmp_path,
+        digits,
+        {
+            "TRAINING.HYPER_PARAMETERS.EPOCHS": 100_000,
+            "TRAINING.HYPER_PARAMETERS.SAVE_PERIOD": "null",
+        },
+    )
+    run = RunDirectory(Path(job.run_dir))
+    workers = start(job, tmp_path, 2)
+    try:
+        deadline = time.monotonic() + 120
+        while not rows_of(run.path) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not checkpoint.steps(run.checkpoints)
+        run.request_stop()
+        assert workers[1].wait(60) == 75
+        assert checkpoint.steps(run.checkpoints)
+        assert workers[0].wait(60) == 75
+    finally:
+        stop(workers)
