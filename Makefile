@@ -32,7 +32,7 @@ report: $(STAMP)   ## report.html, report.md and tables of REPORT, a sweep or a 
 	$(BIN)/python launch/report.py $(REPORT) $(ARGS)
 
 results: $(STAMP)  ## published results, made again: RESULTS="few_steps ..."; ARGS=--short for less
-	for name in $(RESULTS); do $(BIN)/python launch/results.py $$name $(ARGS) || exit; done
+	for name in $(RESULTS); do $(BIN)/python -m experiments $$name $(ARGS) || exit; done
 
 test: $(STAMP)     ## every test that needs no GPU and no SLURM
 	$(BIN)/python -m pytest -q -m "$(PLAIN)" -n $(JOBS) --durations=15 $(ARGS)

@@ -29,9 +29,9 @@ def configuration_page() -> str:
 
 
 def sources() -> list[Path]:
-    """The files of the map: library, adapters, report, published results, command lines."""
-    folders = ("ddpm", "ddpm/adapters", "ddpm/report", "ddpm/published", "launch")
-    files = [path for folder in folders for path in sorted((ROOT / folder).glob("*.py"))]
+    """The files of the map: library, published results, command lines."""
+    tops = ("ddpm", "experiments", "launch")
+    files = [path for top in tops for path in sorted((ROOT / top).rglob("*.py"))]
     return [path for path in files if path.name != "__init__.py"]
 
 

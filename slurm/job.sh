@@ -47,7 +47,7 @@ done
 start_ray() {
   local nodes=$SLURM_JOB_NUM_NODES
   coproc RAY { exec srun --overlap --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 \
-    --mpi=none --quiet "${python[@]}" -m ddpm.cluster.ray_cluster "$folder"; }
+    --mpi=none --quiet "${python[@]}" -m ddpm.cluster node "$folder"; }
   ray=$RAY_PID
   exec {alive}>&- {alive}>&"${RAY[1]}" {RAY[1]}>&- {words}<&"${RAY[0]}" {RAY[0]}<&-
   export DDPM_RAY_FOLDER=$folder

@@ -734,7 +734,7 @@ def _probed(
         "imports": list(imports),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "ddpm.cluster.cost"],
+        [sys.executable, "-m", "ddpm.cluster", "probe"],
         input=json.dumps(request),
         capture_output=True,
         text=True,
@@ -747,7 +747,7 @@ def _probed(
     return speeds, answer["once_s"]
 
 
-def main() -> None:
+def answer_probe() -> int:
     """Answers a request on standard input, as JSON."""
     request = json.load(sys.stdin)
     for name in request["imports"]:
@@ -759,7 +759,4 @@ def main() -> None:
     device = {"threads": request["threads"], "uses_gpu": request["uses_gpu"]}
     speeds = {key: asdict(measure(one, **device)) for key, one in configs.items()}
     print(json.dumps({"speeds": speeds, "once_s": once_s(configs.values())}))
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -306,7 +306,7 @@ def _private_token() -> None:
 
 
 # --------
-# One node's part of the Ray of a SLURM job: `srun ... python -m ddpm.cluster.ray_cluster FOLDER`.
+# One node's part of the Ray of a SLURM job: `srun ... python -m ddpm.cluster node FOLDER`.
 #
 # It lives until its standard input ends, a pipe that the batch script holds, so that however the
 # script ends, Ray ends with it. SLURM signals all processes of a job when it stops one; Ray's have
@@ -327,10 +327,10 @@ NODE_QUIET = {
 }
 
 
-def main() -> None:
+def run_node(path: Path) -> None:
     """Ray on this node until standard input ends."""
     share, node = node_share(), os.environ["SLURMD_NODENAME"]
-    folder = JobFolder(Path(sys.argv[1]))
+    folder = JobFolder(path)
     has_ended = _End(folder)
     folder.check(node)
     ctypes.CDLL(None).prctl(SUBREAPER, 1)  # whatever Ray starts stays below this process
@@ -512,15 +512,11 @@ def _last_words(temporary: Path) -> str:
     return " | ".join(lines[-3:]) or "it said nothing"
 
 
-def cli() -> int:
-    """The exit code of main(). A failure is also told to slurm/job.sh, which then stops the job:
+def serve_node(folder: str) -> int:
+    """The exit code of run_node(). A failure is also told to slurm/job.sh, which then stops the job:
     srun would tell it of its own only once all nodes have ended.
     """
-    code = run_main(main)
+    code = run_main(lambda: run_node(Path(folder)))
     if code:
         print(f"failed {code}", flush=True)
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(cli())

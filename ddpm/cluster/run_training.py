@@ -21,7 +21,7 @@ from ddpm.data import packing
 from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import InputError, Interrupted
 from ddpm.metrics import inception_of_training, inception_problems
-from ddpm.runs import Claim, RunDirectory, Tail, claimed, watch
+from ddpm.runs import RunClaim, RunDirectory, Tail, claimed, watch
 from ddpm.sampling import locate, open_data, start_problems
 from ddpm.tracking import wandb_mirror
 from ddpm.training import Job, begun, marked, total_steps, work
@@ -69,7 +69,7 @@ def run(
 
 def _train(
     job: Job,
-    claim: Claim,
+    claim: RunClaim,
     workers: Workers,
     steps: int,
     console: Console,

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from ddpm.cluster.cost import Workers
 from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import DdpmError, Interrupted, LockedError
-from ddpm.runs import Claim, NewRows, RunDirectory, claimed
+from ddpm.runs import NewRows, RunClaim, RunDirectory, claimed
 from ddpm.sweep import Guide, Ledger, Outcome, row_of
 from ddpm.training import Job, work
 
@@ -86,7 +86,7 @@ def run_trial(
     return "done"
 
 
-def _refuse_other(claim: Claim, job: Job) -> None:
+def _refuse_other(claim: RunClaim, job: Job) -> None:
     """LockedError where the run has got another directory than the one this sweep planned."""
     if claim.run.path != Path(job.run_dir).absolute():
         raise LockedError(
@@ -97,7 +97,7 @@ def _refuse_other(claim: Claim, job: Job) -> None:
 
 def _run(
     job: Job,
-    claim: Claim,
+    claim: RunClaim,
     sweep: str,
     cell: Mapping[str, object],
     resources: Resources,

@@ -41,10 +41,10 @@ POLL_S = 0.2
 class FileTask:
     """What submitit calls in a task: does in a child process what a file says.
 
-    module: what the child runs.  requeues: how often the job may be put into the queue again.
+    command: of `python -m ddpm.cluster`, what the child runs.  requeues: how often the job may be put into the queue again.
     """
 
-    module: ClassVar[str]
+    command: ClassVar[str]
     _child: subprocess.Popen[bytes] | None = None
     _is_ending = False
 
@@ -103,7 +103,7 @@ class FileTask:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         try:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", self.module, self.file],
+                [sys.executable, "-m", "ddpm.cluster", self.command, self.file],
                 stdin=subprocess.PIPE,
                 env=os.environ | {"TMPDIR": temporary},
             )
@@ -523,7 +523,7 @@ class GroupTask(FileTask):
     was at; another goes on with the rest.
     """
 
-    module = "ddpm.cluster.submit_sweep"
+    command = "trials"
 
     def goes_on(self, reason: str) -> bool:
         """Whether a trial was to blame, so that the others still have a chance."""
@@ -853,7 +853,7 @@ class DrawTask(FileTask):
     while each of them gets a unit done.
     """
 
-    module = "ddpm.cluster.submit_images"
+    command = "images"
     _done = 0
 
     def goes_on(self, reason: str) -> bool:

@@ -5,7 +5,6 @@ images and as what each task gets.
 import os
 import secrets
 import shlex
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ from ddpm.cluster.submit import (
     shared_out,
     stop_asked,
 )
-from ddpm.errors import DdpmError, InputError, Interrupted, run_main
+from ddpm.errors import DdpmError, InputError, Interrupted
 from ddpm.runs import LINE_EVERY_S, ImageBar, duration, remove
 from ddpm.sampling import STOP, Artist, BulkFolder, BulkOptions, BulkPlan, Span, bulk
 
@@ -119,16 +118,15 @@ def _request(
 
 
 # --------
-# python -m ddpm.cluster.submit_images FILE: the images that a file of ddpm/cluster/submit.py names.
+# python -m ddpm.cluster images FILE: the images that a file of ddpm/cluster/submit.py names.
 #
 # Exit codes: 0 all drawn, 75 stopped after the batch it was at: the same command goes on. Stops on
 # SIGTERM, SIGUSR2 and SIGINT, when a file `stop` appears in the series' folder, and when the process
 # that has started it is gone.
 
 
-def main(argv: list[str] | None = None) -> int:
+def draw_file(path: str) -> int:
     """Draw what is missing of the file's images; the exit code."""
-    (path,) = sys.argv[1:] if argv is None else argv
     draws = TaskFile.read(Path(path))
     asked = stop_asked()  # before torch is imported, which takes seconds
     from ddpm.sampling import Artist
@@ -146,10 +144,6 @@ def main(argv: list[str] | None = None) -> int:
         raise
     journal.exit(0)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_main(main))
 
 
 # --------

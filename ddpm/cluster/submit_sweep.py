@@ -5,7 +5,6 @@ gets, and how many trials a task trains.
 import os
 import secrets
 import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from ddpm.cluster.slurm import GPU_OPTIONS, from_environment
 from ddpm.cluster.stage_clean import clean_here
 from ddpm.cluster.submit import Cluster, JobResources, Submitted, TrialBatch, split, stop_asked
 from ddpm.cluster.sweep_setup import OpenSweep, OpenTrial
-from ddpm.errors import DdpmError, InputError, Interrupted, run_main
+from ddpm.errors import DdpmError, InputError, Interrupted
 from ddpm.runs import Tail, remove, watch
 from ddpm.sweep import Sweep
 from ddpm.training import Job
@@ -301,16 +300,15 @@ def _tails(opened: OpenSweep) -> list[Tail]:
 
 
 # --------
-# python -m ddpm.cluster.submit_sweep GROUP.json: the trials of a group, one after the other.
+# python -m ddpm.cluster trials GROUP.json: the trials of a group, one after the other.
 #
 # Exit codes: 0 all done, 1 some failed, 75 stopped after saving: the same command goes on. Stops on
 # SIGTERM, SIGUSR2 and SIGINT, however often they come, when the sweep's stop file appears, and when
 # the process that has started it is gone.
 
 
-def main(argv: list[str] | None = None) -> int:
+def train_batch(path: str) -> int:
     """Train what is left of the group; the exit code."""
-    (path,) = sys.argv[1:] if argv is None else argv
     group = TrialBatch.read(Path(path))
     asked, stop_file = stop_asked(), FilePoll(group.stop_file)
     code = run_group(group, lambda: asked() or stop_file())
@@ -321,7 +319,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_group(group: TrialBatch, should_stop: Callable[[], bool]) -> int:
-    """As main(). Every trial ends in the ledger, or is left to be continued."""
+    """As train_batch(). Every trial ends in the ledger, or is left to be continued."""
     journal, ends = group.journal, []
     for outcome, job in group.left():
         journal.begin(outcome.trial)
@@ -343,7 +341,3 @@ def run_group(group: TrialBatch, should_stop: Callable[[], bool]) -> int:
     return int(
         any(o.trial in outcomes and outcomes[o.trial].status == "failed" for o in group.outcomes)
     )
-
-
-if __name__ == "__main__":
-    sys.exit(run_main(main))

@@ -13,7 +13,6 @@ from .markdown import bullets as bullets
 from .markdown import escaped as escaped
 from .markdown import table as table
 from .output import ReportFiles as ReportFiles
-from .output import __file__ as __file__
 from .output import assess as assess
 from .output import build as build
 from .page import OUTCOMES as OUTCOMES

@@ -14,8 +14,8 @@ from .directory import LOCK as LOCK
 from .directory import MEMORY as MEMORY
 from .directory import METRICS as METRICS
 from .directory import PROVENANCE as PROVENANCE
-from .directory import Claim as Claim
 from .directory import Patience as Patience
+from .directory import RunClaim as RunClaim
 from .directory import RunDirectory as RunDirectory
 from .directory import RunState as RunState
 from .directory import claimed as claimed

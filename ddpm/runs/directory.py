@@ -102,7 +102,7 @@ DECIDES_BITS = {
 _SECRET_NAME = re.compile(r"(?i)(api[_-]?key|token|secret|passw|credential)")
 _URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 _MASK = "***"
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parent.parent
 
 
 def attempt(command: Sequence[str]) -> dict[str, Any]:
@@ -630,7 +630,7 @@ _POLL_S = 0.05
 _NAMING_S = 10.0  # the holder names its directory after a search; NFS may show it later
 
 
-class Claim:
+class RunClaim:
     """The run that this process may start: no other makes a directory for it meanwhile."""
 
     def __init__(self, run: RunDirectory, held: ExitStack) -> None:
@@ -650,7 +650,7 @@ class Claim:
 
 
 @contextmanager
-def claimed(run: RunDirectory, *, another: bool = False, wait_s: float = 0.0) -> Iterator[Claim]:
+def claimed(run: RunDirectory, *, another: bool = False, wait_s: float = 0.0) -> Iterator[RunClaim]:
     """`run` as it was searched for, or the run of its id that has been made since.
 
     another: it shall be made beside others, whatever there is.  Raises LockedError when a living
@@ -663,7 +663,7 @@ def claimed(run: RunDirectory, *, another: bool = False, wait_s: float = 0.0) ->
             root, run_id = output_dir(run.path), id_of(run.path)
             run = RunDirectory.find(root, run_id) or run
             sign(run_dir=str(run.path))
-        yield Claim(run, held)
+        yield RunClaim(run, held)
 
 
 def _take(path: Path, wait_s: float, held: ExitStack) -> Sign:

@@ -11,8 +11,8 @@ import pytest
 from ddpm.cli import pack
 from ddpm.data.index import open_index
 from ddpm.errors import InputError
-from tests.rules.test_layering import ROOT
 from tests.support.shard_data import picture, write_tar
+from tests.support.tree import ROOT
 
 
 def command(*arguments: object, by: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:

@@ -6,7 +6,7 @@ from ddpm import config as configuration
 from ddpm.cluster.cost import workers_for, workers_of_evaluation
 from ddpm.cluster.slurm import Allocation, node_share
 from ddpm.errors import InputError
-from tests.rules.test_layering import ROOT
+from tests.support.tree import ROOT
 
 JOB = {
     "SLURM_JOB_ID": "17",

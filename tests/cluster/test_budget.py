@@ -11,7 +11,7 @@ from ddpm.cluster.cost import Meter, begun
 from ddpm.errors import InputError
 from ddpm.sweep.plan import load_sweep
 from ddpm.sweep.spec import Budget
-from tests.rules.test_layering import ROOT
+from tests.support.tree import ROOT
 
 START = datetime(2026, 1, 1).astimezone()
 

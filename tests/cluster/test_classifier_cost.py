@@ -11,7 +11,7 @@ from ddpm.config.schema import Config
 from ddpm.data import packing
 from ddpm.metrics.reference import classifier_features, real_data
 from ddpm.runs import storage
-from tests.rules.test_layering import ROOT
+from tests.support.tree import ROOT
 
 
 def digits(out: Path, *overrides: str) -> Config:

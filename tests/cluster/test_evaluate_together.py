@@ -14,8 +14,8 @@ import pytest
 
 from ddpm.cli import evaluate
 from ddpm.errors import InputError
-from tests.rules.test_layering import ROOT
 from tests.support.digits_runs import digit_images, digits_run
+from tests.support.tree import ROOT
 
 RECORD = "evaluation_of_samples_pixels.json"
 

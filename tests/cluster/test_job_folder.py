@@ -15,8 +15,8 @@ from ddpm.cluster.ray_cluster import JobFolder, plan, plan_evaluation
 from ddpm.cluster.slurm import Allocation
 from ddpm.errors import DdpmError, InputError
 from tests.cluster.test_allocation import JOB
-from tests.rules.test_layering import ROOT
 from tests.support.shard_data import problems_of
+from tests.support.tree import ROOT
 
 ALLOCATION = Allocation(job_id="17", cpus=(4, 4, 2))
 

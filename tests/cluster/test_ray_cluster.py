@@ -14,8 +14,8 @@ import pytest
 from ddpm.cluster.ray_cluster import LONGEST, running_ray, short_base
 from ddpm.errors import InputError
 from tests.cluster.test_sweep_run import command
-from tests.rules.test_layering import ROOT
 from tests.slurm.hosts import wait_until
+from tests.support.tree import ROOT
 
 CANARY = "canary-8a61f0c2"
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")

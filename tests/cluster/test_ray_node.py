@@ -37,7 +37,7 @@ def started(job: JobFolder, scratch: Path, node: int) -> subprocess.Popen[bytes]
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(job.token),
     }
-    command = [sys.executable, "-m", "ddpm.cluster.ray_cluster", str(job.path)]
+    command = [sys.executable, "-m", "ddpm.cluster", "node", str(job.path)]
     return subprocess.Popen(command, env=env, stdin=subprocess.PIPE)
 
 

@@ -20,7 +20,7 @@ from ddpm.config.identity import flat
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import RunDirectory
 from ddpm.sweep.plan import load_sweep
-from tests.rules.test_layering import ROOT
+from tests.support.tree import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ALONE = Resources(num_workers=1, cpus_per_worker=1, gpus_per_worker=0)

@@ -85,7 +85,7 @@ class Small:
             process
             for process in psutil.process_iter(["cmdline"])
             if (words := process.info["cmdline"] or [])
-            and "ddpm.cluster.submit_sweep" in words
+            and words[1:4] == ["-m", "ddpm.cluster", "trials"]
             and words[-1].startswith(mine)
         ]
 
@@ -249,7 +249,7 @@ def test_term_saves_and_ends_for_good(small: Small) -> None:
 def test_what_a_runner_starts_survives_the_signals_of_the_step(tmp_path: Path) -> None:
     script = """
 import subprocess, sys, time
-from ddpm.adapters.sweep_group import stop_asked
+from ddpm.cluster.submit import stop_asked
 asked = stop_asked()
 child = subprocess.Popen(["sleep", "60"])
 print(child.pid, flush=True)
@@ -274,7 +274,7 @@ child.kill()
 def test_a_runner_stops_when_its_task_is_gone() -> None:
     script = """
 import time
-from ddpm.adapters.sweep_group import stop_asked
+from ddpm.cluster.submit import stop_asked
 asked = stop_asked()
 while not asked():
     time.sleep(0.05)

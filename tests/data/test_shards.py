@@ -8,7 +8,6 @@ import pytest
 
 from ddpm.data import packing
 from ddpm.data.index import open_index
-from tests.rules.test_layering import ROOT
 from tests.support.shard_data import (
     GREY,
     LABELS,
@@ -17,6 +16,7 @@ from tests.support.shard_data import (
     run_python,
     sorted_shards,
 )
+from tests.support.tree import ROOT
 
 PREPARE = """
 import sys

@@ -23,7 +23,7 @@ from experiments.forecast import (
     suggested_shift,
 )
 from experiments.gaussian_walk import GaussianFit, drawn
-from tests.rules.test_layering import ROOT
+from tests.support.tree import ROOT
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 

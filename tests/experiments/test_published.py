@@ -33,8 +33,8 @@ from experiments.hidden_plane import (
 from experiments.results import STUDIES
 from experiments.skip_prefix import Point
 from experiments.trials import StudyOptions, each, planned
-from tests.rules.test_layering import ROOT
 from tests.support.tiny_sweep import PRED_TYPE, make_sweep
+from tests.support.tree import ROOT
 
 WEIGHTING, SPACE = "TRAINING.LOSS_WEIGHTING", "TRAINING.LOSS_SPACE"
 KINDS = ["noise", "image", "velocity"]

@@ -12,7 +12,7 @@ from ddpm.diffusion.layers import init_weights
 from ddpm.metrics import classifier
 from ddpm.metrics.classifier import ClassifierFeatures, ClassifierNetwork, scale_features, train
 from ddpm.metrics.distances import Moments
-from tests.rules.test_layering import ROOT
+from tests.support.tree import ROOT
 
 PROCESS = """
 import sys, hashlib, numpy as np, torch, safetensors.torch

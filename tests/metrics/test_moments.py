@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ddpm.metrics.distances import Moments, merged
-from tests.rules.test_layering import ROOT
+from tests.support.tree import ROOT
 
 
 def vectors(count: int, dimension: int = 7, seed: int = 0) -> torch.Tensor:

@@ -11,8 +11,8 @@ from ddpm.cluster import cost
 from ddpm.cluster.cost import Speed, Workers, predict, wall_s
 from ddpm.report import page
 from ddpm.report.reading import SweepResults, read
-from tests.rules.test_layering import ROOT
 from tests.support.tiny_sweep import PRED_TYPE, make_sweep
+from tests.support.tree import ROOT
 
 CONFIG = configuration.load(
     ROOT / "configs" / "digits.yaml",

@@ -9,8 +9,8 @@ from ddpm.errors import InputError
 from ddpm.report.race import candidates, confidence, decided_for
 from ddpm.sweep.plan import load_sweep
 from ddpm.sweep.spec import Race
-from tests.rules.test_layering import ROOT
 from tests.support.race_simulation import draws, run
+from tests.support.tree import ROOT
 
 RACE = Race(START=3, MAX=12)
 HEAD = (

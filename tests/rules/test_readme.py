@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.rules.test_layering import ROOT
+from tests.support.tree import ROOT
 
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "slurm" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -15,7 +15,7 @@ from ddpm.errors import StorageError, run_main
 from ddpm.runs import checkpoint, directory
 from ddpm.runs import checkpoint as manifest
 from ddpm.runs.directory import RunDirectory, load_run
-from tests.rules.test_layering import ROOT
+from tests.support.tree import ROOT
 
 NETWORK = "TRAINING.NETWORK"
 OVERRIDES = (

@@ -14,9 +14,9 @@ from ddpm.errors import InputError
 from ddpm.sampling import bulk as units
 from ddpm.sampling.bulk import Span
 from tests.cluster.test_submitit_jobs import slurm
-from tests.rules.test_layering import ROOT
 from tests.sampling.test_generate import make_run
 from tests.support.bulk_data import Bulk, environment, files_of
+from tests.support.tree import ROOT
 
 __all__ = ["slurm"]
 

@@ -27,7 +27,7 @@ from ddpm.sampling.request import read_request
 from ddpm.sampling.samplers import sample
 from ddpm.training.step import TrainState
 from ddpm.training.trainer import StepReport
-from tests.rules.test_layering import ROOT
+from tests.support.tree import ROOT
 
 STEP = 7
 

@@ -14,9 +14,9 @@ from ddpm.cluster import submit_images
 from ddpm.cluster.submit_images import ImageJobOptions, checked
 from ddpm.sampling import bulk
 from ddpm.sampling.bulk import BulkFolder, BulkOptions, Span
-from tests.rules.test_layering import ROOT
+from tests.support.tree import ROOT
 
-RUNNER = "ddpm.cluster.submit_images"
+RUNNER = "ddpm.cluster"
 
 
 @dataclass(frozen=True)

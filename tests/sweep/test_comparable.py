@@ -10,7 +10,7 @@ from ddpm.metrics.x0_error import MEASURES
 from ddpm.sweep import comparable, spec
 from ddpm.sweep.plan import load_sweep
 from ddpm.sweep.spec import METRICS, SEARCHES, Race, SearchPlan
-from tests.rules.test_layering import ROOT
+from tests.support.tree import ROOT
 
 HEAD = f"BASE: {ROOT / 'configs' / 'digits.yaml'}\nEVALUATION: {{EVERY: 10}}\n"
 RATE = "GRID: {TRAINING.HYPER_PARAMETERS.LEARNING_RATE: [0.001, 0.002]}\n"

@@ -9,7 +9,7 @@ import pytest
 from ddpm.errors import InputError
 from ddpm.sweep.plan import Sweep, load_sweep
 from ddpm.sweep.spec import Range, draw, is_inside, share
-from tests.rules.test_layering import ROOT
+from tests.support.tree import ROOT
 
 RATE, DROP = "TRAINING.HYPER_PARAMETERS.LEARNING_RATE", "TRAINING.LABEL_DROP"
 HEAD = f"BASE: {ROOT / 'configs' / 'digits.yaml'}\n"

@@ -1,0 +1,127 @@
+"""The rooms of the house, read from the folders: imports go down only, and through a room's face."""
+
+import ast
+from collections import Counter
+from graphlib import TopologicalSorter
+
+import pytest
+
+from tests.support.tree import MODULES, ROOMS, ROOT, face, foreign, imports, room_of, targets
+
+# From the ground up. A room imports what stands before it, through the other room's __init__.
+FLOORS = (
+    "config diffusion runs data sampling metrics training sweep report tracking cluster cli "
+    "experiments launch"
+).split()
+MOST_FILES = 17
+LONGEST_CHAIN = 28
+ONLY_ROOM = {"ray": "cluster", "submitit": "cluster", "wandb": "tracking"}
+HEAVY = {"torch", "ray", "wandb", "submitit"}
+
+
+def trespasses(module: str, source: str) -> list[str]:
+    """One line for each import of a module that goes up, or reaches past the face of a room."""
+    here, bad = room_of(module), []
+    for line, target, name in imports(source):
+        if target.partition(".")[0] not in ("ddpm", "experiments", "launch"):
+            if target == ".":
+                bad.append(f"{module}:{line} imports relatively")
+            continue
+        there = room_of(targets(target, name))
+        if there in ("", here):
+            continue
+        if module == "ddpm.__main__" and there == "cli":
+            continue
+        if here == "" or FLOORS.index(there) > FLOORS.index(here):
+            bad.append(f"{module}:{line} imports {target}, which is on a floor above it")
+        if there in ROOMS and there != "cli" and target not in ("ddpm", f"ddpm.{there}"):
+            bad.append(f"{module}:{line} reaches past ddpm/{there}/__init__.py to {target}")
+        if here == "diffusion":
+            bad.append(f"{module}:{line} imports {target}; the mathematics stands on torch alone")
+    return bad
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down_and_through_the_face_of_a_room(module: str) -> None:
+    assert not trespasses(module, MODULES[module].read_text())
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("ddpm.errors", "def f():\n    from ddpm.config import load"),
+        ("ddpm.data.order", "from ddpm import report"),
+        ("ddpm.data.order", "from .index import Index"),
+        ("ddpm.metrics.manifold", "from ddpm.data.index import Index"),
+        ("ddpm.diffusion.unet", "from ddpm.config import Config"),
+        ("ddpm.training.trainer", "if True:\n    from experiments import claims"),
+    ],
+)
+def test_an_import_that_goes_up_or_past_a_face_is_seen(module: str, source: str) -> None:
+    assert trespasses(module, source)
+
+
+def test_every_folder_is_a_room_and_the_package_itself_is_nearly_empty() -> None:
+    folders = {p.name for p in (ROOT / "ddpm").iterdir() if p.is_dir() and any(p.glob("*.py"))}
+    assert folders == set(ROOMS) == set(FLOORS) - {"experiments", "launch"}
+    files = {path.name for path in (ROOT / "ddpm").glob("*.py")}
+    assert files == {"__init__.py", "__main__.py", "errors.py", "distributed.py"}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_holds_about_a_dozen_files(room: str) -> None:
+    files = [p for p in (ROOT / "ddpm" / room).glob("*.py") if p.name != "__init__.py"]
+    assert len(files) <= MOST_FILES
+
+
+def test_no_class_name_is_defined_twice() -> None:
+    trees = [ast.parse(path.read_text()) for path in MODULES.values()]
+    names = Counter(n.name for tree in trees for n in tree.body if isinstance(n, ast.ClassDef))
+    twice = [name for name, times in names.items() if times > 1 and not name.startswith("_")]
+    assert not twice
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_face_of_a_room_names_what_is_used(room: str) -> None:
+    used = {
+        name
+        for module, path in MODULES.items()
+        for _, target, name in imports(path.read_text())
+        if target == f"ddpm.{room}" and room_of(module) != room
+    }
+    text = "\n".join(path.read_text() for path in MODULES.values())
+    public = {name for name in face("") or ast_names(ROOT / "ddpm" / "__init__.pyi")}
+    spare = {n for n in face(room) if n not in used | public and f"{room}.{n}" not in text}
+    spare = {n for n in spare if f"configuration.{n}" not in text}
+    assert not spare, f"ddpm/{room}/__init__.pyi names {sorted(spare)}, which nobody imports"
+
+
+def ast_names(path) -> set[str]:  # type: ignore[no-untyped-def]
+    tree = ast.parse(path.read_text())
+    return {a.name for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
+
+
+def test_no_module_imports_itself_in_a_circle_and_chains_are_short() -> None:
+    graph = {
+        module: {targets(t, n) for _, t, n in imports(path.read_text())} & set(MODULES) - {module}
+        for module, path in MODULES.items()
+    }
+    longest: dict[str, int] = {}
+    for module in TopologicalSorter(graph).static_order():
+        longest[module] = 1 + max((longest[name] for name in graph.get(module, ())), default=0)
+    assert max(longest.values()) <= LONGEST_CHAIN, max(longest, key=longest.__getitem__)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("ddpm.")])
+def test_a_framework_stays_in_its_room(module: str) -> None:
+    strangers = {
+        top
+        for top in foreign(MODULES[module].read_text())
+        if ONLY_ROOM.get(top.partition("_")[0], room_of(module)) != room_of(module)
+    }
+    assert not strangers
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if room_of(m) in ("report", "sweep")])
+def test_the_plan_and_the_answer_need_no_torch(module: str) -> None:
+    assert not foreign(MODULES[module].read_text()) & HEAVY
