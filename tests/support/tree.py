@@ -2,7 +2,7 @@
 
 import ast
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -22,19 +22,23 @@ MODULES = {
 ROOMS = sorted(path.parent.name for path in (ROOT / "ddpm").glob("*/__init__.py"))
 
 
-def imports(source: str) -> Iterator[tuple[int, str, str]]:
-    """(line, module, name) of everything imported anywhere in a source file; name "" for `import m`.
+@cache
+def imports(source: str) -> list[tuple[int, str, str]]:
+    """(line, module, name) of everything imported anywhere in a source; name "" for `import m`.
 
     Imports are absolute in this project: a relative one is given as the module ".".
     """
+    found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name, "") for alias in node.names)
+            found += [(node.lineno, alias.name, "") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             module = "." if node.level else str(node.module)
-            yield from ((node.lineno, module, alias.name) for alias in node.names)
+            found += [(node.lineno, module, alias.name) for alias in node.names]
+    return found
 
 
+@cache
 def face(room: str) -> dict[str, str]:
     """{name: module} of what a room lets others import, read from its __init__.pyi."""
     stub = ROOT / "ddpm" / room / "__init__.pyi"
