@@ -13,7 +13,7 @@ FLOORS = (
     "config diffusion runs data sampling metrics training sweep report tracking cluster cli "
     "experiments launch"
 ).split()
-MOST_FILES = 17
+MOST_FILES = 18
 LONGEST_CHAIN = 28
 ONLY_ROOM = {"ray": "cluster", "submitit": "cluster", "wandb": "tracking"}
 HEAVY = {"torch", "ray", "wandb", "submitit"}
@@ -30,7 +30,7 @@ def trespasses(module: str, source: str) -> list[str]:
         there = room_of(targets(target, name))
         if there in ("", here):
             continue
-        if module == "ddpm.__main__" and there == "cli":
+        if (module, there) in (("ddpm.__main__", "cli"), ("ddpm.cli.report", "experiments")):
             continue
         if here == "" or FLOORS.index(there) > FLOORS.index(here):
             bad.append(f"{module}:{line} imports {target}, which is on a floor above it")
