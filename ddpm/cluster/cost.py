@@ -282,8 +282,6 @@ class Meter:
     def _look(self) -> str | None:
         limits = self._budget
         taken = {"WALL_HOURS": (time.monotonic() - self._started) / 3600}
-        if limits.CORE_HOURS is not None or limits.GPU_HOURS is not None:
-            taken["CORE_HOURS"], taken["GPU_HOURS"] = self.hours()
         for name, hours in taken.items():
             limit = getattr(limits, name)
             if limit is not None and hours >= limit:

@@ -352,7 +352,6 @@ def in_words(sweep: Sweep) -> str | None:
     more = max(0, sweep.tune.trials - len(sweep.trials))
     words = {
         "asha": "asha ends most of them early; what is predicted is a bound",
-        "pbt": "pbt trains all of them, the worse going on with the weights of the better",
         "bayes": f"bayes chooses {more} more from what these find",
     }
     return words.get(sweep.tune.SEARCH)

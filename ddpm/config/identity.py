@@ -249,7 +249,6 @@ def generation_problems(config: Config) -> list[str]:
         "channel_inpaint": (images, channel),
         "inpaint": (images,),
         "sdedit": (images,),
-        "interpolate": (("BETWEEN", "two image numbers such as [0, 1]"),),
     }
     return [
         f"IMAGE_GENERATION.GEN_TASK is {generation.GEN_TASK} but {name} is null; give {what}"

@@ -46,6 +46,8 @@ _TAGS = ("str", "int", "float", "bool", "null", "seq", "map", "timestamp", "merg
 _MOST_BYTES = 1_000_000
 _MOST_NODES = 20_000
 _DEEPEST = 20
+# Keys of earlier versions: their null stands in the training_config.yaml of every run of that time.
+_GONE = ("IMAGE_GENERATION.DYNAMIC_THRESHOLD", "IMAGE_GENERATION.BETWEEN")
 
 
 @dataclass
@@ -397,7 +399,7 @@ def read_values(document: Document, root: type) -> dict[str, Value]:
             continue
         if key in items:
             values[key] = read_item(document, key, items[key], value)
-        elif key:
+        elif key and not (key in _GONE and is_null(value)):
             _check_place(document, root, key, value)
     for key, item in items.items():
         if key not in values and key not in document.spoiled:

@@ -225,7 +225,7 @@ _GENERATE = "IMAGE_GENERATION."
 # Spacings that walk whole timesteps alone.
 WHOLE = ("trailing", "linspace")
 # Samplers with the noise of eta 1.
-_NOISY = ("ddpm", "dpmpp_2m_sde", "analytic")
+_NOISY = ("ddpm", "dpmpp_2m_sde")
 
 
 @rule(_GENERATE + "NUM_STEPS", _TIMESTEPS, _GENERATE + "SPACING", is_impossible=True)
@@ -313,16 +313,6 @@ def interval_rises(interval: tuple[float, float] | None) -> RuleText:
     )
 
 
-@rule(_GENERATE + "DYNAMIC_THRESHOLD", _GENERATE + "CLIP_DENOISE")
-def threshold_needs_clipping(percentile: float | None, clips: bool) -> RuleText:
-    if percentile is None or clips:
-        return None
-    return (
-        f"{_GENERATE}DYNAMIC_THRESHOLD is {percentile} but CLIP_DENOISE is false, so nothing is "
-        "clipped; give CLIP_DENOISE true or DYNAMIC_THRESHOLD null"
-    )
-
-
 @rule(_GENERATE + "RECOMPUTE_NOISE", _GENERATE + "CLIP_DENOISE")
 def recomputing_needs_clipping(recomputes: bool, clips: bool) -> RuleText:
     if recomputes or clips:
@@ -344,7 +334,6 @@ SAMPLER_RULES = (
     _needs_guidance("GUIDANCE_INTERVAL", None),
     _needs_guidance("GUIDANCE_RESCALE", 0.0),
     interval_rises,
-    threshold_needs_clipping,
     recomputing_needs_clipping,
 )
 

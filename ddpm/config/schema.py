@@ -20,7 +20,7 @@ from ddpm.errors import InputError
 Value = bool | int | float | str | None | tuple["Value", ...]
 
 SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-LOCAL_FOLDER = r"(?i:auto|off)|/(?s:.+)"
+LOCAL_FOLDER = r"(?i:off)|/(?s:.+)"
 _NULL = ("", "~", "null")
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 # No octal (010), no sexagesimal (1:30), no 1_000: what two YAML readers disagree on is refused.
@@ -155,7 +155,7 @@ def _describe_kind(kind: object, limits: Option) -> str:
         return "true or false"
     if kind is str:
         named = "a name of at most 64 letters, digits, '.', '_', '-'"
-        words = {None: "text", SAFE_NAME: named, LOCAL_FOLDER: "auto, off or an absolute path"}
+        words = {None: "text", SAFE_NAME: named, LOCAL_FOLDER: "off or an absolute path"}
         return words.get(limits.pattern, "non-empty text")
     return f"{'an integer' if kind is int else 'a finite number'}{_describe_range(limits)}"
 
@@ -328,7 +328,7 @@ def items_under(root: type) -> Mapping[str, Item]:
 # --------
 # The keys of IMAGE_GENERATION that say how a trained network becomes images, whatever the task.
 
-SAMPLERS = ("ddim", "ddpm", "heun", "dpmpp_2m", "dpmpp_2m_sde", "analytic")
+SAMPLERS = ("ddim", "ddpm", "heun", "dpmpp_2m", "dpmpp_2m_sde")
 SPACINGS = ("trailing", "linspace", "logsnr", "karras")
 
 
@@ -351,8 +351,7 @@ class SamplerOptions(Section):
     SAMPLER: str = option(
         "ddim",
         "ddim with DDIM_ETA; ddpm = ancestral, eta 1; heun = 2nd order, two network calls a step; "
-        "dpmpp_2m = DPM-Solver++, one call, and _sde with noise; analytic = ancestral with optimal "
-        "variance, from the run's evaluation",
+        "dpmpp_2m = DPM-Solver++, one call, and _sde with noise",
         choices=SAMPLERS,
     )
     DDIM_ETA: float = option(
@@ -374,12 +373,6 @@ class SamplerOptions(Section):
     CLIP_DENOISE: bool = option(
         False, "Clip the estimate of the clean image to [-1, 1] at every step"
     )
-    DYNAMIC_THRESHOLD: float | None = option(
-        None,
-        "CLIP_DENOISE by this percentile of an image's absolute values; null = at 1",
-        above=0,
-        high=1,
-    )
     RECOMPUTE_NOISE: bool = option(True, "After CLIP_DENOISE, make the noise fit the clipped image")
 
 
@@ -388,7 +381,7 @@ class SamplerOptions(Section):
 
 GEN_TASKS = (
     *("random_uncond", "class_cond", "channel_inpaint"),  # v3's
-    *("inpaint", "sdedit", "interpolate"),
+    *("inpaint", "sdedit"),
 )
 _SOME_TEXT = r"(?s).*\S.*"
 
@@ -423,9 +416,6 @@ class TaskOptions(SamplerOptions):
     )
     STRENGTH: float = option(
         0.5, "Noise level that sdedit begins at: its time, 1 = pure noise", above=0, high=1
-    )
-    BETWEEN: tuple[int, int] | None = option(
-        None, "The two image numbers that interpolate leads from and to", low=0, is_unique=True
     )
 
 
@@ -558,7 +548,10 @@ class DatasetConfig(Section):
         "off", "Keep decoded images in memory", choices=("off", "memory"), is_machine=True
     )
     STAGE: str = option(
-        "off", "Copy shards to the node's own disk first", pattern=LOCAL_FOLDER, is_machine=True
+        "off",
+        "Folder on the node's own disk that shards are copied to first",
+        pattern=LOCAL_FOLDER,
+        is_machine=True,
     )
     PREPROCESSING: Preprocessing = Preprocessing()
 

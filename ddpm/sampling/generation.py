@@ -432,7 +432,6 @@ def sampler_of(request: SampleRequest, model: LoadedModel, guide: LoadedModel | 
         guidance_rescale=options.GUIDANCE_RESCALE,
         guide_sha256=None if guide is None else guide.sha256,
         clip_denoise=options.CLIP_DENOISE,
-        dynamic_threshold=options.DYNAMIC_THRESHOLD,
         recompute_noise=options.RECOMPUTE_NOISE,
         resamples=options.RESAMPLES,
         x0_variance=request.x0_variance,

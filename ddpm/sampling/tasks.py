@@ -56,8 +56,6 @@ def task_of(request: SampleRequest) -> Task:
     if options.GEN_TASK == "sdedit":
         clean = _model_space(request)
         return Task(x0=lambda ids: clean.to(ids.device)[ids % len(clean)], begin=options.STRENGTH)
-    if options.GEN_TASK == "interpolate" and options.BETWEEN is not None:
-        return Task(draws=leading(keyed(seed), *options.BETWEEN, options.NUM_GEN_IMAGES))
     return PLAIN
 
 
@@ -85,8 +83,6 @@ def recipe(request: SampleRequest) -> dict[str, object]:
         facts["freeze_channel"] = options.FREEZE_CHANNEL
     if options.GEN_TASK == "sdedit":
         facts["strength"] = options.STRENGTH
-    if options.GEN_TASK == "interpolate":
-        facts |= {"between": options.BETWEEN, "frames": options.NUM_GEN_IMAGES}
     return facts
 
 

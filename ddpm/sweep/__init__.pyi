@@ -10,7 +10,7 @@ from .ledger import Outcome as Outcome
 from .ledger import cell_name as cell_name
 from .plan import PlannedTrial as PlannedTrial
 from .plan import Sweep as Sweep
+from .plan import load_sweep as load_sweep
 from .plan import write_best as write_best
-from .population import exploits as exploits
 from .spec import Budget as Budget
 from .spec import is_inside as is_inside

@@ -12,13 +12,15 @@ Trials are compared at equal images seen, so rungs and lengths must be equal in 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ddpm import config as configuration
 from ddpm.config import Config
-from ddpm.runs import RunState
 from ddpm.sweep.ledger import Outcome
 from ddpm.sweep.spec import MEASURES, Race, Tune
+
+if TYPE_CHECKING:  # ddpm.runs needs torch, reading a sweep file does not
+    from ddpm.runs import RunState
 
 _NETWORK, _HYPER = "TRAINING.NETWORK.", "TRAINING.HYPER_PARAMETERS."
 _SCHEDULE = tuple(
@@ -36,13 +38,6 @@ _IMAGES = (
 )
 _AUGMENT = tuple(f"DATASET.PREPROCESSING.{name}" for name in ("AUGMENT", "AUGMENT_TYPE"))
 OF_SAMPLES = ("fid_infinity", "class_accuracy")
-# What a trial of a population can take over in the middle of its training.
-MAY_CHANGE = (
-    _HYPER + "LEARNING_RATE",
-    _NETWORK + "DROPOUT_RATE",
-    *("TRAINING.WEIGHT_DECAY", "TRAINING.LABEL_DROP", "TRAINING.CLIP_NORM"),
-    "TRAINING.MIN_SNR_GAMMA",
-)
 
 
 def column(metric: str) -> str:
@@ -68,7 +63,7 @@ def problems(
     """
     found = [*_metric_problems(tune, {*grid, *space}, configs)]
     if tune.SEARCH != "grid":
-        found += [*_search_problems(tune, race, space, configs)]
+        found += [*_search_problems(tune, race, configs)]
     elif race is not None and tune.METRIC not in MEASURES:
         found.append(
             f"SEEDS is auto but TUNE.METRIC is {tune.METRIC}; a race is decided on both "
@@ -119,9 +114,7 @@ def _metric_problems(
             )
 
 
-def _search_problems(
-    tune: Tune, race: Race | None, space: Collection[str], configs: Sequence[Config]
-) -> Iterable[str]:
+def _search_problems(tune: Tune, race: Race | None, configs: Sequence[Config]) -> Iterable[str]:
     named = f"TUNE.SEARCH is {tune.SEARCH}"
     if race is not None:
         yield f"{named} but SEEDS is auto; a race needs every cell trained to its end: use grid"
@@ -132,15 +125,6 @@ def _search_problems(
         )
     if tune.SEARCH == "bayes" and tune.BUDGET.TRIALS is not None:
         yield f"{named} and TUNE.BUDGET.TRIALS is given; TUNE.TRIALS says how many it trains"
-    if tune.SEARCH == "pbt":
-        if not space:
-            yield f"{named} but there is no SPACE; give ranges of some of {', '.join(MAY_CHANGE)}"
-        yield from (
-            f"{named} and SPACE names {key}, which cannot change while a network trains; a "
-            f"population can vary {', '.join(MAY_CHANGE)}"
-            for key in space
-            if key not in MAY_CHANGE
-        )
     if tune.SEARCH != "bayes":
         if any(one.EVALUATION.EVERY is None for one in configs):
             yield (
@@ -251,6 +235,6 @@ class Guide(Protocol):
         """What to record of a trial that ended at its word; None: it is to be continued."""
 
 
-def row_of(report: RunState) -> dict[str, Any]:
+def row_of(report: "RunState") -> dict[str, Any]:
     """A report as its row of metrics."""
     return {"step": report.step, "images": report.images, **report.metrics}

@@ -148,26 +148,24 @@ def is_inside(space: Mapping[str, Range], values: Mapping[str, object]) -> bool:
 #
 # SEEDS: [0, 1, 2]                 # or auto, or {auto: {start: 3, max: 12}}: ddpm/report/race.py
 # TUNE:
-#   SEARCH: asha                   # grid | asha | pbt | bayes
+#   SEARCH: asha                   # grid | asha | bayes
 #   METRIC: mean_log10_mse         # what trials are compared by: ddpm/sweep/comparable.py
-#   BUDGET: {CORE_HOURS: 2}
+#   BUDGET: {WALL_HOURS: 2}
 
 MEASURES = ("mean_log10_mse", "snr_weighted_mse")  # of ddpm/metrics/x0_error.py, without its numpy
-SEARCHES = ("grid", "asha", "pbt", "bayes")
+SEARCHES = ("grid", "asha", "bayes")
 METRICS = (*MEASURES, "fid_infinity", "class_accuracy", "loss", "bits_per_dim")
 KEYS = ("BASE", "GRID", "NAMES", "SPACE", "SEEDS", "TUNE")
-USUAL_TRIALS = {"grid": 8, "asha": 8, "pbt": 8, "bayes": 24}
+USUAL_TRIALS = {"grid": 8, "asha": 8, "bayes": 24}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget(Section):
-    """What a sweep may take; null = as much as it needs. Hours are of cores or GPUs held by its
-    trials, over all times the command was run; those of WALL_HOURS begin anew each time.
-    """
+    """Limits of a sweep; null = as much as it needs."""
 
-    CORE_HOURS: float | None = option(None, "Core-hours of all trials", above=0, high=1e9)
-    GPU_HOURS: float | None = option(None, "GPU-hours of all trials", above=0, high=1e9)
-    WALL_HOURS: float | None = option(None, "Hours of this command", above=0, high=1e6)
+    WALL_HOURS: float | None = option(
+        None, "Hours of this command, from each start of it", above=0, high=1e6
+    )
     TRIALS: int | None = option(None, "Trials begun", low=1, high=10**6)
 
 
@@ -181,8 +179,8 @@ class Tune(Section):
     MAX_FAILURES: int = option(0, "Times a failed trial is tried again", low=0, high=100)
     SEARCH: str = option(
         "grid",
-        "grid = every trial to its end; asha = the worse end early; pbt = the worse take over the "
-        "weights of the better; bayes = each trial is chosen from what the others found",
+        "grid = every trial to its end; asha = the worse end early; "
+        "bayes = each trial is chosen from what the others found",
         choices=SEARCHES,
     )
     METRIC: str = option(
@@ -194,9 +192,7 @@ class Tune(Section):
         low=1,
         high=10_000,
     )
-    GRACE: int = option(
-        1, "Evaluations before asha may stop a trial, and between pbt's exchanges", low=1
-    )
+    GRACE: int = option(1, "Evaluations before asha may stop a trial", low=1)
     REDUCTION: int = option(
         3, "At each rung asha keeps the best of so many; rungs lie so many times apart", low=2
     )

@@ -47,8 +47,6 @@ def test_hours_are_those_held_by_all_attempts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("budget", "words"),
     [
-        (Budget(CORE_HOURS=1.0), "1 of TUNE.BUDGET.CORE_HOURS's 1 core-hours are spent"),
-        (Budget(GPU_HOURS=0.4), "0.5 of TUNE.BUDGET.GPU_HOURS's 0.4 gpu-hours are spent"),
         (Budget(WALL_HOURS=1e-12), "of TUNE.BUDGET.WALL_HOURS's 1e-12 wall-hours are spent"),
     ],
 )
@@ -64,14 +62,14 @@ def test_a_budget_is_spent_at_its_limit(tmp_path: Path, budget: Budget, words: s
 def test_what_is_not_limited_is_never_spent(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "a", [6000])]
     assert Meter(Budget(), lambda: runs).spent() is None
-    assert Meter(Budget(GPU_HOURS=1, WALL_HOURS=1), lambda: runs).spent() is None
+    assert Meter(Budget(WALL_HOURS=1), lambda: runs).spent() is None
 
 
 def test_a_budget_is_read_and_checked(tmp_path: Path) -> None:
     path = tmp_path / "test.yaml"
     base = os.path.join(ROOT, "configs", "digits.yaml")
     path.write_text(f"BASE: {base}\nGRID: {{TRAINING.LABEL_DROP: [0, 0.1]}}\n")
-    loaded = load_sweep(path, ["TUNE.BUDGET.CORE_HOURS=0.5", "TUNE.BUDGET.TRIALS=3"])
-    assert loaded.tune.BUDGET == Budget(CORE_HOURS=0.5, TRIALS=3)
-    with pytest.raises(InputError, match="TUNE.BUDGET.GPU_HOURS is 0; allowed"):
-        load_sweep(path, ["TUNE.BUDGET.GPU_HOURS=0"])
+    loaded = load_sweep(path, ["TUNE.BUDGET.WALL_HOURS=0.5", "TUNE.BUDGET.TRIALS=3"])
+    assert loaded.tune.BUDGET == Budget(WALL_HOURS=0.5, TRIALS=3)
+    with pytest.raises(InputError, match="TUNE.BUDGET.WALL_HOURS is 0; allowed"):
+        load_sweep(path, ["TUNE.BUDGET.WALL_HOURS=0"])

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ddpm import report
@@ -16,7 +15,6 @@ from ddpm.cluster.ray_tune import Round, rounds, run_trials
 from ddpm.cluster.run_sweep import Crew
 from ddpm.cluster.run_trial import Resources, run_trial
 from ddpm.cluster.sweep_setup import OpenSweep, OpenTrial
-from ddpm.config.identity import flat
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import RunDirectory
 from ddpm.sweep.plan import load_sweep
@@ -82,54 +80,6 @@ def test_a_race_adds_seeds_where_cells_are_close_and_remembers_its_looks(tmp_pat
     with opened(tmp_path, text, "EVALUATION.EVERY=null") as of:
         assert run_here(of) == [] and len(of.trials) == 11
         assert json.loads((of.folder / "race.json").read_text()) == looks
-
-
-def test_a_population_exchanges_weights_and_goes_on_after_a_stop(tmp_path: Path) -> None:
-    """Stopped after the first boundary and continued: the worst member goes on from the best one's
-    weights in a directory of its own, with the other's history, and nothing is exchanged twice.
-    """
-    text = SPACE + "TUNE: {SEARCH: pbt, TRIALS: 4, GRACE: 2}\n"
-    with opened(tmp_path, text) as of:
-        (first,) = run_here(of, rounds_left=1)
-        assert len(first.trials) == 4
-        homes = {trial.outcome.trial: trial.job.run_dir for trial in of.trials}
-    with opened(tmp_path, text) as of:
-        (last,) = run_here(of)
-        (line,) = (of.folder / "population.jsonl").read_text().splitlines()
-        (one,) = json.loads(line)["exploits"]
-        moved = next(t for t in last.trials if t.outcome.trial == one["member"])
-        assert one["from"] == homes[one["donor"]] and moved.job.run_dir == one["run_dir"]
-        assert one["donor_cost"] < one["cost"]
-        ended = of.ledger.outcomes()
-        assert {outcome.status for outcome in ended.values()} == {"done"}
-        assert ended[one["member"]].run_dir == one["run_dir"]
-
-        run, donor = RunDirectory(Path(one["run_dir"])), RunDirectory(Path(one["from"]))
-        assert flat(run.config())[RATE] == one["values"][RATE] != one["before"][RATE]
-        assert flat(donor.config())[RATE] != one["values"][RATE]
-        rows = [[row["val_mean_log10_mse"] for row in one.metrics()] for one in (run, donor)]
-        assert rows[0][:2] == rows[1][:2] and rows[0][2:] != rows[1][2:]
-        found = report.build(of.folder)
-        assert found.verdict.kind != "winner" and "neither paired" in found.html.read_text()
-
-
-def test_a_member_begins_with_the_very_weights_of_its_donor(tmp_path: Path) -> None:
-    text = SPACE + "TUNE: {SEARCH: pbt, TRIALS: 2, GRACE: 2}\n"
-    with opened(tmp_path, text) as of:
-        todo = rounds(of)
-        for trial in next(todo).trials:
-            assert run_one(of, trial) == "stopped"
-        next(todo)
-        (one,) = json.loads((of.folder / "population.jsonl").read_text())["exploits"]
-        assert one["step"] == 6  # the boundary itself: all have seen equally many images
-        given, taken = (
-            checkpoint.load(checkpoint.folder_of(Path(one[key]) / "checkpoints", one["step"]))
-            for key in ("from", "run_dir")
-        )
-        assert given.state == taken.state
-        for part, tensors in given.tensors.items():
-            for name, tensor in tensors.items():
-                assert np.array_equal(tensor.numpy(), taken.tensors[part][name].numpy())
 
 
 def test_a_budget_of_trials_leaves_the_rest_and_a_larger_one_continues(tmp_path: Path) -> None:

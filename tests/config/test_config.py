@@ -12,8 +12,8 @@ import pytest
 from ddpm import config as c
 from ddpm.config.schema import Config, items_under, sections_under
 from ddpm.errors import InputError
+from tests.support.tree import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 SMALL = {"DATASET": {"NAME": "tiny", "PATH": "digits"}}
 
@@ -62,7 +62,7 @@ MACHINE = {
     "TRAINING.CHECKPOINTS_KEEP": 7,
     "DATASET.PATH": "other.npz",
     "DATASET.CACHE": "off",
-    "DATASET.STAGE": "auto",
+    "DATASET.STAGE": "/tmp",
     "EVALUATION.WEIGHTS": "inception.safetensors",
     "CLUSTER.NUM_WORKERS": 2,
     "CLUSTER.CPUS_PER_WORKER": 2,

@@ -20,7 +20,7 @@ from tests.runs.test_rundir import DATA, report
 from tests.runs.test_rundir import start as start_run
 from tests.tracking.test_wandb_log import records
 
-DIGITS = Path(__file__).resolve().parent.parent / "configs" / "digits.yaml"
+DIGITS = Path(__file__).resolve().parents[2] / "configs" / "digits.yaml"
 TINY = (
     *("TRAINING.NETWORK.FIRST_CHANNEL=8", "TRAINING.NETWORK.NUM_RES_BLOCKS=1"),
     *("TRAINING.INLINE_GEN.ENABLE=false", "TRAINING.INLINE_GEN.NUMS=10"),

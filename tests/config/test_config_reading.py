@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from ddpm import config as c
 from ddpm.config.schema import Config
 from ddpm.errors import InputError
+from tests.support.tree import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 SMALL = {"DATASET": {"NAME": "tiny", "PATH": "digits"}}
 

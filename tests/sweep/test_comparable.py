@@ -100,7 +100,6 @@ def test_samples_are_compared_only_where_they_are_drawn_alike(tmp_path: Path) ->
         ("TUNE: {SEARCH: asha}\nSEEDS: auto", [], "a race needs every cell trained to its end"),
         ("TUNE: {SEARCH: bayes}\nSEEDS: [0, 1]", [], "give one seed"),
         ("TUNE: {SEARCH: bayes, BUDGET: {TRIALS: 3}}", [], "TUNE.TRIALS says how many"),
-        ("TUNE: {SEARCH: pbt}", [], "there is no SPACE"),
         ("TUNE: {METRIC: fid_infinity}\nSEEDS: auto", ["EVALUATION.FEATURES=pixels"],
          "a race is decided on both"),
     ],
@@ -110,13 +109,6 @@ def test_what_a_search_cannot_do_is_refused(
 ) -> None:
     lines = problems(tmp_path, RATE + text + "\n", *overrides)
     assert any(words in line for line in lines), lines
-
-
-def test_a_population_varies_only_what_can_change_while_a_network_trains(tmp_path: Path) -> None:
-    warmup = "SPACE: {TRAINING.HYPER_PARAMETERS.WARMUP_STEPS: {uniform: [1, 40]}}\n"
-    lines = problems(tmp_path, warmup + "TUNE: {SEARCH: pbt}\n")
-    assert any("which cannot change while a network trains" in line for line in lines), lines
-    assert not problems(tmp_path, SPACE + "TUNE: {SEARCH: pbt}\n")
 
 
 def test_rungs_lie_at_equal_images(tmp_path: Path) -> None:

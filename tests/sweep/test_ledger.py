@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from ddpm.sweep.ledger import Ledger, Outcome, cell_name
+from tests.support.tree import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PLANNED = Outcome(
     trial="0123abcd", cell={"TRAINING.PRED_TYPE": "noise"}, seed=1, run_dir="runs/one"
 )
@@ -97,7 +97,7 @@ def test_foreign_and_half_files_are_left_out_with_one_warning_each(
 
 WRITER = """
 import sys
-from ddpm.ledger import Ledger, Outcome
+from ddpm.sweep.ledger import Ledger, Outcome
 ledger, count = Ledger(sys.argv[1]), 0
 while True:
     trial = f"{count % 4:08x}"

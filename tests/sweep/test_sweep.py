@@ -9,8 +9,8 @@ from ddpm import config as c
 from ddpm.errors import InputError
 from ddpm.sweep.ledger import Ledger, Outcome
 from ddpm.sweep.plan import STARTUP, Sweep, load_sweep, write_best
+from tests.support.tree import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 BASE = f"BASE: {ROOT / 'configs' / 'digits.yaml'}\n"
 GRID = "GRID: {TRAINING.PRED_TYPE: [noise, image, velocity]}\n"
