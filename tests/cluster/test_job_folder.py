@@ -160,7 +160,7 @@ def test_temporaries_have_short_paths_and_one_owner(
     folder = ray_cluster._temporary_folder(ALLOCATION)
     try:
         assert folder.name == f"ddpm-{os.getuid()}-17-0"
-        assert len(str(folder)) <= ray_cluster.LONGEST_TEMPORARY
+        assert len(str(folder)) <= ray_cluster.LONGEST
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     finally:
         folder.rmdir()
