@@ -15,7 +15,7 @@ STAMP := .venv/.installed
 PLAIN := not gpu and not slurm and not oracle and not campaign
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep train report results test test-fast test-oracle test-wandb test-kills test-coverage test-statistics test-gpu test-slurm test-slurm-full bench check docs clean
+.PHONY: help install sweep train report results test test-fast test-all test-oracle test-wandb test-kills test-coverage test-statistics test-gpu test-slurm test-slurm-full bench check docs clean
 
 help:              ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
@@ -34,11 +34,14 @@ report: $(STAMP)   ## report.html, report.md and tables of REPORT, a sweep or a 
 results: $(STAMP)  ## published results, made again: RESULTS="few_steps ..."; ARGS=--short for less
 	for name in $(RESULTS); do $(BIN)/python -m experiments $$name $(ARGS) || exit; done
 
-test: $(STAMP)     ## every test that needs no GPU and no SLURM
-	$(BIN)/python -m pytest -q -m "$(PLAIN)" -n $(JOBS) --durations=15 $(ARGS)
+test: $(STAMP)     ## the tests of every guarantee that take seconds each; under 8 minutes on two cores
+	$(BIN)/python -m pytest -q -m "$(PLAIN) and not long" -n $(JOBS) --durations=15 $(ARGS)
 
-test-fast: $(STAMP) ## the tests that take under two seconds each
-	$(BIN)/python -m pytest -q -m "$(PLAIN) and not slow" -n $(JOBS) --durations=15 $(ARGS)
+test-fast: $(STAMP) ## those under two seconds each; a minute
+	$(BIN)/python -m pytest -q -m "$(PLAIN) and not slow and not long and not ray" -n $(JOBS) --durations=15 $(ARGS)
+
+test-all: $(STAMP) ## every test that needs no GPU and no SLURM
+	$(BIN)/python -m pytest -q -m "$(PLAIN)" -n $(JOBS) --durations=40 $(ARGS)
 
 test-oracle: $(STAMP) ## samplers against diffusers, statistics against statsmodels, installed beside the pinned packages
 	$(BIN)/python -m pip install --constraint constraints.txt --quiet "diffusers>=0.32" "statsmodels>=0.15"
@@ -76,7 +79,7 @@ check: $(STAMP)    ## format, lint, types, no unresolved merge
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-docs: $(STAMP)     ## docs/configuration.md and the file map of README.md, from the code
+docs: $(STAMP)     ## docs/configuration.md and the file map of docs/architecture.md, from the code
 	$(BIN)/python docs/build.py
 
 clean:             ## remove .venv and every cache; trained runs stay

@@ -2,7 +2,7 @@
 
 import sys
 
-from ddpm.cli.ema_curve import cli
+from ddpm.cli.main import launch
 
 if __name__ == "__main__":
-    sys.exit(cli())
+    sys.exit(launch("ema_curve"))

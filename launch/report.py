@@ -2,7 +2,7 @@
 
 import sys
 
-from ddpm.cli.report import cli
+from ddpm.cli.main import launch
 
 if __name__ == "__main__":
-    sys.exit(cli())
+    sys.exit(launch("report"))

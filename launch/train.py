@@ -2,7 +2,7 @@
 
 import sys
 
-from ddpm.cli.train import cli
+from ddpm.cli.main import launch
 
 if __name__ == "__main__":
-    sys.exit(cli())
+    sys.exit(launch("train"))

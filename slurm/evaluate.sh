@@ -22,4 +22,4 @@ if [[ ! -r $shared ]]; then
   exit 2
 fi
 source "$shared"
-job launch/evaluate.py "$@"
+job evaluate "$@"

@@ -1,4 +1,4 @@
-# What the batch scripts share; sourced by them, then `job launch/train.py ARGUMENTS`.
+# What the batch scripts share; sourced by them, then `job train ARGUMENTS`, for `ddpm train ARGUMENTS`.
 #
 # The configuration is checked first, without Ray. Where several processes are needed, Ray runs in a
 # background step with a part on every node, and its life hangs on a pipe that this shell holds. The
@@ -102,9 +102,7 @@ requeue() {
 }
 
 job() {
-  local entry=$root/$1 plan code uses_ray
-  shift
-  [[ -r $entry ]] || fail "$entry is missing; run sbatch from the root of the repository"
+  local command=("${python[@]}" -m ddpm "$@") plan code uses_ray
   # Nothing that the command puts among the temporary files outlives the job; staged shards do.
   export DDPM_SCRATCH=${DDPM_SCRATCH:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}
   temporary=${TMPDIR:-/tmp}/ddpm-$UID-$SLURM_JOB_ID
@@ -112,7 +110,7 @@ job() {
   mkdir -m 700 -- "$temporary" || fail "$temporary cannot be made; is the disk full?" 5
   trap 'rm -rf -- "$temporary"' EXIT
   plan=$temporary/plan
-  "${python[@]}" "$entry" "$@" --plan "$plan"; code=$?
+  "${command[@]}" --plan "$plan"; code=$?
   ((code == 0)) || { say "nothing was started (exit code $code)" >&2; exit "$code"; }
   { IFS= read -r -d '' folder; IFS= read -r -d '' uses_ray; } <"$plan"
   say "$SLURM_JOB_NUM_NODES node(s), ${SLURM_RESTART_COUNT:-0} restart(s): configuration checked"
@@ -120,7 +118,7 @@ job() {
   [[ $uses_ray != 1 ]] || start_ray
   export DDPM_JOB_READY; DDPM_JOB_READY=$(date +%s.%N)
   if ((${#asked[@]} == 0)); then
-    TMPDIR=$temporary "${python[@]}" "$entry" "$@" {alive}>&- & main=$!
+    TMPDIR=$temporary "${command[@]}" {alive}>&- & main=$!
     wait_for_main; code=$?
   else
     code=75

@@ -23,4 +23,4 @@ if [[ ! -r $shared ]]; then
   exit 2
 fi
 source "$shared"
-job launch/sample.py "$@"
+job sample "$@"

@@ -23,4 +23,4 @@ if [[ ! -r $shared ]]; then
   exit 2
 fi
 source "$shared"
-job launch/train.py "$@"
+job train "$@"

@@ -1,27 +1,21 @@
 """The quality of a run's network by the length of the average its weights are, measured afterwards.
 
 examples:
-  python launch/ema_curve.py RUN                of a run trained with TRAINING.EMA_POWER=[0.05,0.1]
-  python launch/ema_curve.py RUN --shortest 0.02 --longest 0.2 --num 20
-  python launch/sample.py RUN --ema power:0.07  images of the length that was found best
+  ddpm ema_curve RUN                of a run trained with TRAINING.EMA_POWER=[0.05,0.1]
+  ddpm ema_curve RUN --shortest 0.02 --longest 0.2 --num 20
+  ddpm sample RUN --ema power:0.07  images of the length that was found best
 
 Prints a table and writes ema_curve.json and ema_curve.png into the run.
 """
 
-import argparse
-import sys
 from pathlib import Path
 
-from ddpm.errors import run_main
+from ddpm.cli.options import command_line
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure the lengths named on the command line; 0."""
-    parser = argparse.ArgumentParser(
-        prog="ema_curve.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line("ema_curve", __doc__)
     parser.add_argument("run", type=Path, help="a run directory")
     parser.add_argument("--shortest", type=float, default=0.01, metavar="LENGTH")
     parser.add_argument("--longest", type=float, default=0.25, metavar="LENGTH")
@@ -44,12 +38,3 @@ def main(argv: list[str] | None = None) -> int:
     numbers, picture = ema_curve.save(curve)
     print(f"written: {numbers}, {picture.name}")
     return 0
-
-
-def cli() -> int:
-    """Entry point: main() with the project's exit codes."""
-    return run_main(main)
-
-
-if __name__ == "__main__":
-    sys.exit(cli())

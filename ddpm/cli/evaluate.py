@@ -5,29 +5,24 @@ SOURCE is a run or a checkpoint, of which images are drawn, or images: a folder 
 file, an IDX file, a folder of shards.
 
 examples:
-  python launch/evaluate.py RUN
-  python launch/evaluate.py RUN --num 10000 IMAGE_GENERATION.NUM_STEPS=100
-  python launch/evaluate.py RUN --workers 4
-  python launch/evaluate.py samples.npz --against digits --features pixels
-  python launch/evaluate.py PNG_FOLDER --against cifar.npz --features inception --weights FILE
+  ddpm evaluate RUN
+  ddpm evaluate RUN --num 10000 IMAGE_GENERATION.NUM_STEPS=100
+  ddpm evaluate RUN --workers 4
+  ddpm evaluate samples.npz --against digits --features pixels
+  ddpm evaluate PNG_FOLDER --against cifar.npz --features inception --weights FILE
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+from ddpm.cli.options import command_line
 from ddpm.cli.signals import interrupt_on_signals
-from ddpm.errors import run_main
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
-        prog="evaluate.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    result = command_line("evaluate", __doc__)
     result.add_argument("source", type=Path, metavar="SOURCE", help="run, checkpoint or images")
     result.add_argument(
         "overrides", nargs="*", metavar="IMAGE_GENERATION.KEY=value", help="how a run is drawn from"
@@ -79,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Measure; the exit code."""
     args = parser().parse_intermixed_args(argv)
+    interrupt_on_signals()
     from ddpm.cluster import Asked, request_for, run
 
     asked = Asked(
@@ -104,13 +100,3 @@ def main(argv: list[str] | None = None) -> int:
             args.cache or Path(Training.OUTPUT_DIR), args.workers, Path(args.plan)
         )
     return run(asked, dry=args.dry_run)
-
-
-def cli() -> int:
-    """Console entry point."""
-    interrupt_on_signals()
-    return run_main(main)
-
-
-if __name__ == "__main__":
-    sys.exit(cli())

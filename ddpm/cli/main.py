@@ -1,25 +1,72 @@
-"""The command `ddpm`: ddpm train|sweep|sample|evaluate|report|pack|status|doctor ... ."""
+"""The command `ddpm`: its commands by name, each a file of this folder with `main(arguments)`.
+
+`ddpm train`, `python -m ddpm train` and `python launch/train.py` are the same command.
+"""
 
 import sys
+from difflib import get_close_matches
 from importlib import import_module, metadata
 
-COMMANDS = ("train", "sweep", "sample", "evaluate", "report", "pack", "status", "ema_curve")
+from ddpm.errors import InputError, run_main
+
+# A new command is a file NAME.py here and its line below.
+COMMANDS = {
+    "train": "one training; again: resume it",
+    "sweep": "a grid of trainings, or a search, compared; again: continue it",
+    "sample": "images from a trained network, a few or in bulk",
+    "evaluate": "FID, KID, precision, recall and others of samples, with intervals",
+    "report": "report.html, report.md and tables of a sweep or a run",
+    "pack": "images as WebDataset shards with an index",
+    "status": "progress of runs and sweeps: what runs, waits and failed, and why",
+    "doctor": "the machine: devices, packages, disks and what they mean",
+    "init": "copies of slurm/, configs/ and sweeps/ to edit and submit",
+}
+
+# Packages that only some commands need: the extra of pyproject.toml that brings each.
+EXTRAS = {
+    "matplotlib": "pictures",
+    "optuna": "search",
+    "torch_fidelity": "inception",
+    "wandb_workspaces": "reports",
+}
 
 
 def cli() -> int:
-    """The exit code of the command that the first argument names."""
-    name, rest = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
+    """The exit code of `ddpm NAME ARGUMENTS`."""
+    name = (sys.argv[1:2] or ["--help"])[0]
+    sys.argv[0] = "ddpm"
+    if name in COMMANDS:
+        return launch(name, sys.argv[2:])
+    return run_main(lambda: _no_command(name))
+
+
+def launch(name: str, arguments: list[str] | None = None) -> int:
+    """The exit code of one command; arguments: None takes those of this process."""
+    given = sys.argv[1:] if arguments is None else arguments
+
+    def main() -> int:
+        try:
+            code: int = import_module(f"ddpm.cli.{name}").main(given)
+        except ModuleNotFoundError as missing:
+            extra = EXTRAS.get((missing.name or "").partition(".")[0])
+            if extra is None:
+                raise
+            raise InputError(f"{missing}: pip install 'ddpm[{extra}]'") from missing
+        return code
+
+    return run_main(main)
+
+
+def _no_command(name: str) -> int:
     if name == "--version":
         print(f"ddpm {metadata.version('ddpm')}")
         return 0
-    if name == "doctor":
-        from ddpm.cluster import doctor
-
-        sys.argv = ["ddpm doctor", *rest]
-        return doctor.cli()
-    if name not in COMMANDS:
-        print(f"usage: ddpm {'|'.join((*COMMANDS, 'doctor'))} ...  (--help after each)")
-        return 0 if name in ("--help", "-h") else 2
-    sys.argv = [f"ddpm {name}", *rest]
-    code: int = import_module(f"ddpm.cli.{name}").cli()
-    return code
+    if name not in ("--help", "-h", "help"):
+        near = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"{name!r} is no command; {hint}give one of {', '.join(COMMANDS)}")
+    print("usage: ddpm COMMAND ...      (ddpm COMMAND --help, ddpm --version)\n\ncommands:")
+    print(*(f"  {command:10}{line}" for command, line in COMMANDS.items()), sep="\n")
+    print("\nexit codes: 0 done, 1 done but trials failed, 2 bad input, 3 the run is in use,")
+    print("4 non-finite numbers, 5 storage, 6 budget spent, 75 interrupted: run it again")
+    return 0

@@ -1,10 +1,39 @@
-"""The options of commands that submit their work as many small jobs."""
+"""Parts of command lines that several commands share: the parser itself, options of many jobs."""
 
 import argparse
+import re
+import sys
+from pathlib import Path
 
 
-def add(result: argparse.ArgumentParser, title: str, unit: str) -> argparse._ArgumentGroup:
-    """Adds them under `title`; unit: what one job does.  Returns their group."""
+def called(name: str) -> list[str]:
+    """The words by which this process was started: ddpm NAME, or python launch/NAME.py."""
+    is_launcher = Path(sys.argv[0]).name == f"{name}.py"
+    return ["python", f"launch/{name}.py"] if is_launcher else ["ddpm", name]
+
+
+def command_line(name: str, text: str | None, more: str | None = None) -> argparse.ArgumentParser:
+    """A parser of `ddpm NAME`; text: description, more: what follows the options.
+
+    Examples in both are lines `  ddpm NAME ...`, shown as the command was called.
+    """
+    words = called(name)
+
+    def shown(part: str | None) -> str:
+        lines = re.sub(rf"^  ddpm {name}\b", f"  {' '.join(words)}", part or "", flags=re.M)
+        return lines.replace("%", "%%")
+
+    return argparse.ArgumentParser(
+        prog=" ".join(words).removeprefix("python "),
+        description=shown(text),
+        epilog=shown(more),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_jobs(result: argparse.ArgumentParser, title: str, unit: str) -> argparse._ArgumentGroup:
+    """Adds the options of many small jobs under `title`; unit: the work of one job."""
     jobs = result.add_argument_group(title)
     jobs.add_argument(
         "--cluster",

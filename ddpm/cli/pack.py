@@ -4,10 +4,10 @@ Needs no torch until it packs.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from ddpm.errors import InputError, run_main
+from ddpm.cli.options import command_line
+from ddpm.errors import InputError
 
 _EXAMPLES = """\
 sources:
@@ -18,11 +18,11 @@ sources:
   SHARDS            a folder of .tar shards, without OUT_DIR: indexed where they lie
 
 examples:
-  python launch/pack.py digits shards/digits
-  python launch/pack.py images.npz shards/cells --label-key cell_type
-  python launch/pack.py photos shards/photos --label-key null --dry-run
-  python launch/pack.py /usr/share/datasets/fashion-mnist shards/fashion_mnist --verify
-  python launch/pack.py shards/fashion_mnist --verify
+  ddpm pack digits shards/digits
+  ddpm pack images.npz shards/cells --label-key cell_type
+  ddpm pack photos shards/photos --label-key null --dry-run
+  ddpm pack /usr/share/datasets/fashion-mnist shards/fashion_mnist --verify
+  ddpm pack shards/fashion_mnist --verify
 
 Run the same command again to continue an interrupted packing.
 exit codes: 0 done, 2 bad input (all problems are listed), 5 storage, 75 interrupted
@@ -31,13 +31,7 @@ exit codes: 0 done, 2 bad input (all problems are listed), 5 storage, 75 interru
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="launch/pack.py",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    made = command_line("pack", __doc__, _EXAMPLES)
     made.add_argument("source", metavar="SOURCE", help="what to pack, see below")
     made.add_argument("out_dir", metavar="OUT_DIR", nargs="?", help="folder for the shards")
     made.add_argument(
@@ -102,12 +96,3 @@ def _pack(asked: argparse.Namespace) -> None:
     if asked.verify:
         verify_shards(index, progress=True)
     print(f"{index}{'; every byte was read back' if asked.verify else ''}")
-
-
-def cli() -> int:
-    """Entry point: main() with the project's exit codes."""
-    return run_main(main)
-
-
-if __name__ == "__main__":
-    sys.exit(cli())

@@ -1,41 +1,25 @@
-"""Writes report.html, report.md and tables of a sweep or of a run; before training, a forecast."""
+"""Writes report.html, report.md and tables of a sweep or of a run.
 
-import argparse
+examples:
+  ddpm report training_outputs/sweeps/pred_types
+  ddpm report training_outputs/sweeps/pred_types --open
+  ddpm report training_outputs/sweeps/pred_types --wandb
+  ddpm report training_outputs/sweeps/schedules --baseline SCHEDULER=linear
+  ddpm report training_outputs/digits_8x8x1/.../linear_1000_velocity_MSE_... --dry-run
+"""
+
 import os
-import sys
 import webbrowser
 from pathlib import Path
 
 from ddpm import report
-from ddpm.errors import run_main
-
-EXAMPLES = """examples:
-  python launch/report.py training_outputs/sweeps/pred_types
-  python launch/report.py training_outputs/sweeps/pred_types --open
-  python launch/report.py training_outputs/sweeps/pred_types --wandb
-  python launch/report.py training_outputs/sweeps/schedules --baseline SCHEDULER=linear
-  python launch/report.py training_outputs/digits_8x8x1/.../linear_1000_velocity_MSE_... --dry-run
-  python launch/report.py --predict configs/digits.yaml      what is known before any training
-"""
+from ddpm.cli.options import command_line
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Builds the report of the folder named on the command line."""
-    parser = argparse.ArgumentParser(
-        prog="launch/report.py",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "folder", type=Path, nargs="?", help="OUTPUT_DIR/sweeps/NAME or a run directory"
-    )
-    parser.add_argument(
-        "--predict",
-        nargs="+",
-        metavar=("CONFIG", "SECTION.KEY=value"),
-        help="before training: what steps, schedule and terminal SNR will cost on these data",
-    )
+    """Builds the report of the folder named on the command line; 0."""
+    parser = command_line("report", __doc__)
+    parser.add_argument("folder", type=Path, help="OUTPUT_DIR/sweeps/NAME or a run directory")
     parser.add_argument("--open", action="store_true", help="show it in the browser")
     parser.add_argument("--wandb", action="store_true", help="make or update its W&B report")
     parser.add_argument(
@@ -43,12 +27,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the answer, write nothing")
     arguments = parser.parse_args(argv)
-    if arguments.predict:
-        from experiments.forecast import predict
-
-        return predict(arguments.predict, dry_run=arguments.dry_run)
-    if arguments.folder is None:
-        parser.error("give a sweep folder or a run directory, or --predict CONFIG")
     make = report.assess if arguments.dry_run else report.build
     made = make(arguments.folder, baseline=arguments.baseline)
     made.print()
@@ -72,12 +50,3 @@ def main(argv: list[str] | None = None) -> int:
 
         wandb_report.review(made).print()
     return 0
-
-
-def cli() -> int:
-    """Entry point: main() with the project's exit codes."""
-    return run_main(main)
-
-
-if __name__ == "__main__":
-    sys.exit(cli())

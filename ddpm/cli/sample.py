@@ -2,13 +2,13 @@
 that are missing.
 
 examples:
-  python launch/sample.py RUN IMAGE_GENERATION.NUM_GEN_IMAGES=100 IMAGE_GENERATION.DDIM_ETA=0
-  python launch/sample.py RUN/checkpoints/step-00001000 --ema 0
-  python launch/sample.py RUN --ema power:0.07      of a run trained with TRAINING.EMA_POWER
-  python launch/sample.py options.yaml       of the run or checkpoint its MODEL_PATH names
-  python launch/sample.py RUN --num 50000 --format npz
-  python launch/sample.py RUN --num 1000000 --cluster slurm --jobs 32 --sbatch gpus-per-node=1
-  python launch/sample.py FOLDER --status    how far it is; --verify: whether all is as written
+  ddpm sample RUN IMAGE_GENERATION.NUM_GEN_IMAGES=100 IMAGE_GENERATION.DDIM_ETA=0
+  ddpm sample RUN/checkpoints/step-00001000 --ema 0
+  ddpm sample RUN --ema power:0.07      of a run trained with TRAINING.EMA_POWER
+  ddpm sample options.yaml       of the run or checkpoint its MODEL_PATH names
+  ddpm sample RUN --num 50000 --format npz
+  ddpm sample RUN --num 1000000 --cluster slurm --jobs 32 --sbatch gpus-per-node=1
+  ddpm sample FOLDER --status    how far it is; --verify: whether all is as written
 
 With --num images are drawn in bulk: as WebDataset shards, each image exactly once, in a folder
 (FOLDER) that goes on where it ended, however it ended. --cluster slurm runs on a login node: jobs
@@ -17,12 +17,11 @@ draw, this process only watches, and Ctrl-C leaves them alone.
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm.cli import options as job_options
-from ddpm.errors import InputError, run_main
+from ddpm.cli.options import add_jobs, called, command_line
+from ddpm.errors import InputError
 from ddpm.sampling import BATCH_SIZE, parse_ema, read_request
 
 if TYPE_CHECKING:
@@ -36,9 +35,7 @@ _OF_BULK = ("unit", "format")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
-        prog="sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    result = command_line("sample", __doc__)
     result.add_argument(
         "source", type=Path, help="run directory, checkpoint, YAML naming one, or folder of --num"
     )
@@ -68,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     )
     bulk.add_argument("--status", action="store_true", help="how far it is; changes nothing")
     bulk.add_argument("--verify", action="store_true", help="check every image; changes nothing")
-    job_options.add(result, "in bulk, by many jobs", "part")
+    add_jobs(result, "in bulk, by many jobs", "part")
     result.add_argument("--plan", type=Path, help=argparse.SUPPRESS)  # for slurm/job.sh
     return result
 
@@ -137,7 +134,7 @@ def _look(args: argparse.Namespace) -> int:
     print(*verdict.lines(), sep="\n")
     if verdict.is_whole:
         return 0
-    command = shlex.join(["python", "launch/sample.py", str(series.folder), "--num", str(num)])
+    command = shlex.join([*called("sample"), str(series.folder), "--num", str(num)])
     print(f"to draw what is wrong again: {command}")
     return 1
 
@@ -185,12 +182,3 @@ def _options(args: argparse.Namespace) -> "ImageJobOptions":
                     f"--{name} says how to submit jobs; give --cluster slurm or local too"
                 )
     return ImageJobOptions(cluster=args.cluster, **given)
-
-
-def cli() -> int:
-    """Console entry point."""
-    return run_main(main)
-
-
-if __name__ == "__main__":
-    sys.exit(cli())

@@ -2,22 +2,19 @@
 machine that sees the files, while they are written, and changes nothing.
 
 examples:
-  python launch/status.py training_outputs
-  python launch/status.py training_outputs/sweeps/pred_types --watch
+  ddpm status training_outputs
+  ddpm status training_outputs/sweeps/pred_types --watch
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from ddpm.errors import run_main
+from ddpm.cli.options import command_line
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
-        prog="status.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    result = command_line("status", __doc__)
     result.add_argument("dir", type=Path, help="run directory, sweep folder, or OUTPUT_DIR")
     result.add_argument("--watch", action="store_true", help="show it until all has ended")
     result.add_argument(
@@ -44,12 +41,3 @@ def main(argv: list[str] | None = None) -> int:
     else:
         show(status.read(), console)
     return 0
-
-
-def cli() -> int:
-    """Console entry point."""
-    return run_main(main)
-
-
-if __name__ == "__main__":
-    sys.exit(cli())

@@ -2,10 +2,10 @@
 is never run again.
 
 examples:
-  python launch/sweep.py sweeps/pred_types.yaml
-  python launch/sweep.py sweeps/timesteps.yaml TRAINING.HYPER_PARAMETERS.EPOCHS=10
-  python launch/sweep.py sweeps/full_grid.yaml --dry-run
-  python launch/sweep.py sweeps/full_grid.yaml --cluster slurm --time 2:00:00 --sbatch account=me
+  ddpm sweep sweeps/pred_types.yaml
+  ddpm sweep sweeps/timesteps.yaml TRAINING.HYPER_PARAMETERS.EPOCHS=10
+  ddpm sweep sweeps/full_grid.yaml --dry-run
+  ddpm sweep sweeps/full_grid.yaml --cluster slurm --time 2:00:00 --sbatch account=me
 
 --cluster slurm runs on a login node: an array job trains the sweep in groups of trials, each task
 on one worker; this process only watches. Ctrl-C leaves the jobs alone. Without --cluster the trials
@@ -14,12 +14,11 @@ another has begun.
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm.cli import options as job_options
-from ddpm.errors import InputError, run_main
+from ddpm.cli.options import add_jobs, command_line
+from ddpm.errors import InputError
 from ddpm.sweep import plan as sweep
 
 if TYPE_CHECKING:
@@ -28,9 +27,7 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
-        prog="sweep.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    result = command_line("sweep", __doc__)
     result.add_argument("sweep", help="YAML file with BASE, GRID, SPACE, SEEDS, TUNE")
     result.add_argument("overrides", nargs="*", metavar="SECTION.KEY=value", help="changes of BASE")
     result.add_argument(
@@ -47,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--clean-stage", action="store_true", help="remove what DATASET.STAGE copied, at the end"
     )
-    jobs = job_options.add(result, "many small jobs", "group")
+    jobs = add_jobs(result, "many small jobs", "group")
     jobs.add_argument(
         "--group-size",
         type=int,
@@ -101,12 +98,3 @@ def _options(args: argparse.Namespace) -> "SweepJobOptions | None":
     from ddpm.cluster import SweepJobOptions
 
     return SweepJobOptions(cluster=args.cluster, probe=args.probe, **given)
-
-
-def cli() -> int:
-    """Console entry point."""
-    return run_main(main)
-
-
-if __name__ == "__main__":
-    sys.exit(cli())

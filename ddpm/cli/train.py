@@ -1,24 +1,21 @@
 """One training. Run the same command again to resume.
 
 examples:
-  python launch/train.py configs/digits.yaml
-  python launch/train.py configs/digits.yaml TRAINING.PRED_TYPE=noise TRAINING.SEED=1
-  python launch/train.py configs/fashion_mnist.yaml --dry-run
+  ddpm train configs/digits.yaml
+  ddpm train configs/digits.yaml TRAINING.PRED_TYPE=noise TRAINING.SEED=1
+  ddpm train configs/fashion_mnist.yaml --dry-run
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from ddpm.errors import run_main
+from ddpm.cli.options import command_line
 from ddpm.runs import load_file
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
-        prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    result = command_line("train", __doc__)
     result.add_argument("config", help="YAML file")
     result.add_argument("overrides", nargs="*", metavar="SECTION.KEY=value", help="changed keys")
     which = result.add_mutually_exclusive_group()
@@ -67,12 +64,3 @@ def main(argv: list[str] | None = None) -> int:
         should_stop=should_stop,
         clean_stage=args.clean_stage,
     )
-
-
-def cli() -> int:
-    """Console entry point."""
-    return run_main(main)
-
-
-if __name__ == "__main__":
-    sys.exit(cli())

@@ -503,7 +503,7 @@ def _no_gpu(share: float, there: Machine) -> str:
     if not there.is_job:
         return (
             f"{GPU_KEY} is {share:g} but this machine shows no GPU to torch; "
-            f"set {GPU_KEY}=null to train on the CPU, or run `python -m ddpm.cluster.doctor`"
+            f"set {GPU_KEY}=null to train on the CPU, or run `ddpm doctor`"
         )
     return (
         f"{GPU_KEY} is {share:g} but {there.name} has no GPU; ask for some, such as "

@@ -1,4 +1,4 @@
-"""What this machine offers and what that means: `python -m ddpm.cluster.doctor [--json]`, a line each.
+"""What this machine offers and what that means: `ddpm doctor [--json]`, a line each.
 
 Looks at the machine alone: nothing is sent, no secret is read out, no file is written. Works where
 packages are missing, since that is a finding too. Always exits 0: a machine without a GPU is not
@@ -269,7 +269,7 @@ def show(findings: list[Diagnosis]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m ddpm.cluster.doctor", description=__doc__)
+    parser = argparse.ArgumentParser(prog="ddpm doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print a list of objects")
     options = parser.parse_args(arguments)
     findings = examine()

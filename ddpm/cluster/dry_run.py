@@ -23,7 +23,7 @@ from ddpm.runs import duration
 from ddpm.sampling import BulkPlan, Span, bulk
 from ddpm.sweep import Sweep, cell_name
 
-SCRIPTS = Path(ddpm.__file__).parent.parent / "slurm"
+SCRIPTS = Path(ddpm.__file__).parent / "share" / "slurm"
 _NOT_FOR_JOBS = ("--dry-run", "--no-probe")
 
 
@@ -147,12 +147,12 @@ def _print_time(
 
 def _print_script(name: str) -> None:
     """What `sbatch slurm/NAME` would submit for this command line."""
-    path = SCRIPTS / name
-    if not path.exists():
-        print(f"no batch script: {path} is missing; the scripts come with a clone of the project")
-        return
-    arguments = [word for word in sys.argv[1:] if word not in _NOT_FOR_JOBS]
-    print(f"\nas a SLURM job, from {path.parent.parent}:\n")
+    is_here = Path("slurm", name).is_file()
+    path = Path("slurm", name) if is_here else SCRIPTS / name
+    words = sys.argv[2:] if sys.argv[0] == "ddpm" else sys.argv[1:]
+    arguments = [word for word in words if word not in _NOT_FOR_JOBS]
+    where = "" if is_here else ", from a folder with slurm/ (`ddpm init DIR` makes one)"
+    print(f"\nas a SLURM job{where}:\n")
     print(f"  sbatch slurm/{name} {shlex.join(arguments)}\n")
     print(framed(f"slurm/{name}", as_submitted(path.read_text(), os.environ)))
 

@@ -118,7 +118,7 @@ def checked(config: Config) -> Workers:
         workers = workers_for(config)
         if workers.gpus and not torch.cuda.is_available() and "RAY_ADDRESS" not in os.environ:
             problems.append(
-                "there are GPUs but torch sees none; run `python -m ddpm.cluster.doctor`, or set "
+                "there are GPUs but torch sees none; run `ddpm doctor`, or set "
                 "CLUSTER.GPUS_PER_WORKER=0 to train on CPUs"
             )
     except InputError as error:

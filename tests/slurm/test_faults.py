@@ -63,7 +63,7 @@ def test_slurmd_is_killed_for_good(
     job = train(folder, "--exclude=n3")
     job.wait_for_rows(folder, 20)
     lab.kill("slurmd", "n1")
-    orphans = [p for p in lab.nodes["n1"].tree() if "launch/train.py" in " ".join(p.cmdline())]
+    orphans = [p for p in lab.nodes["n1"].tree() if "ddpm train" in " ".join(p.cmdline())]
     for process in orphans:
         process.suspend()  # else it would be done before SLURM notices
     wait_until("SLURM notices", lambda: "DOWN" in lab.node_field("n1", "State"), 60)

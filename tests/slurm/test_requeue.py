@@ -73,7 +73,7 @@ def test_at_its_time_limit_it_saves_and_goes_on(
     """The minute passes while the training is held still; then the signal has to end it."""
     job = train(folder, "--time=1", "--signal=B:USR2@20", "--nodelist=n1")
     job.wait_for_rows(folder, 20)
-    training = [p for p in lab.nodes["n1"].tree() if "launch/train.py" in " ".join(p.cmdline())]
+    training = [p for p in lab.nodes["n1"].tree() if "ddpm train" in " ".join(p.cmdline())]
     for process in training:
         process.suspend()
     job.wait_for_text("USR2 received", seconds=60)
