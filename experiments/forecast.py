@@ -15,8 +15,15 @@ direction i at logsnr = -ln c_i, where its own SNR is 1. The band from 5 to 95 %
 something to learn and to decide; the suggested shift puts the schedule's middle, logsnr(1/2), at
 the band's centre. Images of twice the side have eigenvalues 4 times as large, and so a shift lower
 by 2 ln 2: the rule of Hoogeboom et al. 2023, section 3.1, with the data's own offset.
+
+examples:
+  python -m experiments forecast configs/digits.yaml
+  python -m experiments forecast configs/digits.yaml TRAINING.NETWORK.SCHEDULER=linear --dry-run
+
+Writes forecast.json and forecast.png into OUTPUT_DIR/forecasts/NAME OF THE FILE/.
 """
 
+import argparse
 import io
 import itertools
 import math
@@ -252,25 +259,25 @@ def _grey(fit: GaussianFit, found: GaussianDraws) -> float:
     return GREY * found.distance(fit) / math.sqrt(len(fit.pixel_mean))
 
 
-# --------
-# The forecast of a configuration for people: tables, sentences, a picture; forecast.py's numbers.
-#
-# Written to OUTPUT_DIR/forecasts/{name of the file}/: forecast.json and forecast.png.
-
 NUMBERS, PICTURE = "forecast.json", "forecast.png"
 
 
-def predict(words: Sequence[str], *, dry_run: bool = False) -> int:
-    """`--predict CONFIG [SECTION.KEY=value ...]`: reads the data, prints, writes; 0.
-
-    dry_run: check, and say what would be written.
-    """
-    path, overrides = Path(words[0]), words[1:]
-    config = configuration.load(path, overrides)
+def main(argv: list[str]) -> int:
+    """Reads the data, prints, writes; 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments forecast",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", type=Path, help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="SECTION.KEY=value", help="changed keys")
+    parser.add_argument("--dry-run", action="store_true", help="check, and say what is written")
+    args = parser.parse_intermixed_args(argv)
+    config = configuration.load(args.config, args.overrides)
     if problems := packing.source_problems(config):
         raise InputError(problems)
-    folder = Path(config.TRAINING.OUTPUT_DIR) / "forecasts" / path.stem
-    if dry_run:
+    folder = Path(config.TRAINING.OUTPUT_DIR) / "forecasts" / args.config.stem
+    if args.dry_run:
         print(f"would write {folder / NUMBERS} and {PICTURE}")
         return 0
     found = forecast(config, open_data(config, packing.prepare(config).folder))

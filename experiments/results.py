@@ -1,24 +1,35 @@
-"""The published results that are shipped, by name."""
+"""Published results, made again: trains, measures, says what was found and whether it agrees.
+
+examples:
+  python -m experiments                       the list, and how long each takes
+  python -m experiments hidden_plane          whole
+  python -m experiments few_steps --short     less of everything, to see that it works
+  python -m experiments loss_space TUNE.MAX_CONCURRENT=1
+  python -m experiments forecast configs/digits.yaml    before training: error of steps and schedule
+  python -m experiments skip_prefix RUN       FID with the first part of the reverse chain left out
+
+A result rests on trainings that never run again once they are finished: run the same command again
+to continue. It is written to OUTPUT_DIR/results/NAME/: result.md, result.json and pictures.
+"""
 
 import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 from ddpm.errors import InputError, run_main
-from experiments import few_steps, hidden_plane, loss_space, terminal_snr, truncated_snr
-from experiments.claims import Result
-from experiments.trials import StudyOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A result that can be made.  time: on two quiet cores, whole and with --short."""
+    """A result that can be made: experiments/NAME.py with `result(options)`.
+
+    time: on two quiet cores, whole and with --short.
+    """
 
     question: str
     time: str
-    make: Callable[[StudyOptions], Result]
     has_sweep: bool = True
 
 
@@ -26,75 +37,42 @@ STUDIES: dict[str, Study] = {
     "hidden_plane": Study(
         question="which prediction types find a plane hidden in up to 512 dimensions?",
         time="about 30 minutes; 4",
-        make=hidden_plane.result,
         has_sweep=False,
     ),
     "loss_space": Study(
-        question="does the loss space matter more than what the network says? (Fashion-MNIST)",
+        question="does the loss space matter more than the prediction type? (Fashion-MNIST)",
         time="about 30 minutes; 5",
-        make=loss_space.result,
     ),
     "truncated_snr": Study(
         question="does noise prediction diverge under the truncated SNR?",
         time="about 20 minutes; 5",
-        make=truncated_snr.result,
     ),
     "few_steps": Study(
         question="linear against cosine in few steps, and with a part of the chain skipped",
         time="about 12 minutes; 5",
-        make=few_steps.result,
     ),
     "terminal_snr": Study(
         question="does the signal left at t = T shift the brightness of samples as predicted?",
         time="about 12 minutes; 3",
-        make=terminal_snr.result,
     ),
 }
-
-
-# --------
-# Published results, made again: trains, measures, says what was found and whether it agrees.
-#
-# examples:
-#   python launch/results.py                      what there is, and how long it takes
-#   python launch/results.py hidden_plane         whole
-#   python launch/results.py few_steps --short    less of everything, to see that it works
-#   python launch/results.py loss_space TUNE.MAX_CONCURRENT=1
-#
-# A result rests on trainings that never run again once they are finished: run the same command again
-# to continue. It is written to OUTPUT_DIR/results/NAME/: result.md, result.json and pictures.
+MEASUREMENTS = ("forecast", "skip_prefix")  # experiments/NAME.py with `main(arguments)`
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Make the result named on the command line; 0 whether it agrees or not."""
-    parser = argparse.ArgumentParser(
-        prog="results.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("name", nargs="?", help="one of the results; none: list them")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="SECTION.KEY=value", help="changes of its sweep"
-    )
-    parser.add_argument("--short", action="store_true", help="fewer steps, cells and images")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("training_outputs"),
-        metavar="DIR",
-        help="OUTPUT_DIR of the trainings and of the result",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be made")
-    args = parser.parse_intermixed_args(argv)
-
-    from experiments.trials import StudyOptions
-
+    """Makes the result named on the command line; 0 whether it agrees or not."""
+    given = sys.argv[1:] if argv is None else argv
+    if given[:1] and given[0] in MEASUREMENTS:
+        code: int = import_module(f"experiments.{given[0]}").main(given[1:])
+        return code
+    args = _parser().parse_intermixed_args(given)
     if args.name is None:
         for name, study in STUDIES.items():
             print(f"{name:14} {study.question}\n{'':14} {study.time} with --short")
         return 0
     if args.name not in STUDIES:
-        raise InputError(f"{args.name!r} is no result; give one of {', '.join(STUDIES)}")
+        choices = ", ".join((*STUDIES, *MEASUREMENTS))
+        raise InputError(f"{args.name!r} is no result; give one of {choices}")
     study, folder = STUDIES[args.name], args.output / "results" / args.name
     if args.overrides and not study.has_sweep:
         raise InputError(f"{args.name} has no sweep; give it no overrides, only --short, --output")
@@ -104,25 +82,44 @@ def main(argv: list[str] | None = None) -> int:
         print(f"would make {folder / 'result.md'}: {study.question}")
         return 0
     from ddpm.cli.signals import stop_on_signals
+    from experiments.trials import StudyOptions
 
-    found = study.make(
-        StudyOptions(
-            output=args.output,
-            is_short=args.short,
-            overrides=tuple(args.overrides),
-            should_stop=stop_on_signals(),
-        )
+    overrides = tuple(args.overrides)
+    options = StudyOptions(
+        output=args.output,
+        is_short=args.short,
+        overrides=overrides,
+        should_stop=stop_on_signals(),
     )
-    found = replace(found, changed=tuple(args.overrides))
+    found = import_module(f"experiments.{args.name}").result(options)
+    found = replace(found, changed=overrides)
     print(f"\n{found.markdown()}")
     print(f"written: {found.save(folder)}")
     return 0
 
 
+def _parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="python -m experiments",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("name", nargs="?", help="one of the results; none: list them")
+    result.add_argument(
+        "overrides", nargs="*", metavar="SECTION.KEY=value", help="changes of its sweep"
+    )
+    result.add_argument("--short", action="store_true", help="fewer steps, cells and images")
+    result.add_argument(
+        "--output",
+        type=Path,
+        default=Path("training_outputs"),
+        metavar="DIR",
+        help="OUTPUT_DIR of the trainings and of the result",
+    )
+    result.add_argument("--dry-run", action="store_true", help="say what would be made")
+    return result
+
+
 def cli() -> int:
     """Entry point: main() with the project's exit codes."""
     return run_main(main)
-
-
-if __name__ == "__main__":
-    sys.exit(cli())

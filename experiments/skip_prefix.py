@@ -1,13 +1,20 @@
-"""What the first part of the reverse chain is worth: samples begun later, in noise all the same.
+"""FID of samples whose reverse chain begins later, in pure noise all the same.
 
-A walk of n steps begins at its k-th level instead of its first, in N(0, 1) as if that were t = T
+A chain of n steps begins at its k-th level instead of its first, in N(0, 1) as if that were t = T
 (Nichol & Dhariwal 2021, Fig. 4). Where quality does not fall, the schedule spends k / n of its
 steps where there is nothing left to see or to decide. It needs a trained run and no retraining.
 
 FID is of features of the data's own classifier (pixels, where there are no classes) against the
 training images, the same image numbers and classes at every point: DDIM, eta 0, x0 clipped.
+
+examples:
+  python -m experiments skip_prefix RUN
+  python -m experiments skip_prefix RUN --steps 50 --longest 0.6 --points 7 --num 2000
+
+Prints a table and writes skip_prefix.json and skip_prefix.png into the run.
 """
 
+import argparse
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.table import Table
 
 from ddpm.diffusion import Stream, philox
@@ -31,7 +39,7 @@ from ddpm.metrics import (
     reference_of,
 )
 from ddpm.runs import RunDirectory, storage
-from ddpm.sampling import PLAIN, Sampler, Task, draw, levels, load_network
+from ddpm.sampling import PLAIN, Sampler, Task, draw, levels, load_network, locate
 
 BATCH = 64  # images drawn at once
 PICTURE, NUMBERS = "skip_prefix.png", "skip_prefix.json"
@@ -183,3 +191,31 @@ def chart(curves: dict[str, Sequence[Point]]) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
+
+
+def main(argv: list[str]) -> int:
+    """Measures the run named on the command line; 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments skip_prefix",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, help="a run directory")
+    parser.add_argument("--steps", type=int, default=50, metavar="N", help="of the whole chain")
+    parser.add_argument("--longest", type=float, default=0.6, metavar="SHARE", help="most skipped")
+    parser.add_argument("--points", type=int, default=7, metavar="N", help="from 0 to --longest")
+    parser.add_argument("--num", type=int, default=1024, metavar="N", help="images at each point")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be measured")
+    args = parser.parse_args(argv)
+    skipped = skips(args.steps, args.longest, args.points)
+    run, _ = locate(args.run)
+    if args.dry_run:
+        shares = ", ".join(f"{count / args.steps:.0%}" for count in skipped)
+        print(f"would draw {args.num:,} images of {run} with {shares} of {args.steps} steps skipped")
+        return 0
+    console = Console()
+    points = measure(run, args.steps, skipped, num=args.num)
+    console.print(table(points))
+    numbers, picture = save(run, points)
+    console.print(f"written: {numbers}, {picture.name}", soft_wrap=True, highlight=False)
+    return 0

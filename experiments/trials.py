@@ -7,14 +7,13 @@ from typing import TypeVar
 
 from rich.progress import track
 
-import ddpm
 from ddpm.errors import InputError, Interrupted
 from ddpm.report import SweepResults, TrialResult, read
 from ddpm.sweep import plan
 
 T = TypeVar("T")
 Cell = tuple[object, ...]
-SWEEPS = Path(ddpm.__file__).parent.parent / "sweeps"
+SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from ddpm.cli import init, main
 from ddpm.errors import InputError
 from tests.support.tree import ROOT
 
-LAUNCHERS = sorted(path.stem for path in (ROOT / "launch").glob("*.py"))
+LAUNCHERS = sorted(name for name in main.COMMANDS if (ROOT / "launch" / f"{name}.py").is_file())
 
 
 def run(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm.cli import report
 from ddpm.config.identity import load
 from ddpm.diffusion.schedule import SCHEDULES, NoiseSchedule
 from ddpm.errors import run_main
@@ -112,14 +111,13 @@ def test_the_command_prints_and_keeps_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [
-        "--predict",
         str(DIGITS),
         f"TRAINING.OUTPUT_DIR={tmp_path}",
         "TRAINING.NETWORK.TIMESTEPS=20",
     ]
-    assert report.main([*words, "--dry-run"]) == 0
+    assert forecasts.main([*words, "--dry-run"]) == 0
     assert "would write" in capsys.readouterr().out and not list(tmp_path.iterdir())
-    assert report.main(words) == 0
+    assert forecasts.main(words) == 0
     folder = tmp_path / "forecasts" / "digits"
     facts = json.loads((folder / "forecast.json").read_text())
     assert facts["timesteps"] == 20 and facts["values_of_an_image"] == 64
@@ -131,8 +129,8 @@ def test_the_command_prints_and_keeps_it(
 
 
 def test_bad_words_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--predict", str(DIGITS), "TRAINING.PRED_TYPE=speed"]
-    assert run_main(lambda: report.main(words)) == 2
+    words = [str(DIGITS), "TRAINING.PRED_TYPE=speed"]
+    assert run_main(lambda: forecasts.main(words)) == 2
     assert "TRAINING.PRED_TYPE is" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        report.main([])
+        forecasts.main([])

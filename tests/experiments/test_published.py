@@ -30,7 +30,6 @@ from experiments.hidden_plane import (
     ratio,
     trained,
 )
-from experiments.results import STUDIES
 from experiments.skip_prefix import Point
 from experiments.trials import StudyOptions, each, planned
 from tests.support.tiny_sweep import PRED_TYPE, make_sweep
@@ -232,18 +231,18 @@ def test_cells_that_are_missing_are_named(tmp_path: Path) -> None:
         loss_space.compare(read(folder))
 
 
-@pytest.mark.parametrize("name", [name for name, study in STUDIES.items() if study.has_sweep])
+@pytest.mark.parametrize("name", [name for name, study in results.STUDIES.items() if study.has_sweep])
 def test_every_result_has_a_sweep_that_can_be_planned(name: str, tmp_path: Path) -> None:
     whole = planned(name, StudyOptions(output=tmp_path), ())
     assert len(whole.seeds) == 3 and whole.question.endswith("?")
     assert Path(whole.base.TRAINING.OUTPUT_DIR) == tmp_path
-    assert (ROOT / "sweeps" / f"{name}.yaml").read_text().startswith("# Command:  python launch/")
+    assert (ROOT / "sweeps" / f"{name}.yaml").read_text().startswith("# Command:  python -m experiments")
 
 
 def test_the_command_lists_and_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert results.main([]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in STUDIES)
+    assert all(name in out for name in results.STUDIES)
     assert results.main(["few_steps", "--dry-run", "--output", str(tmp_path)]) == 0
     assert not list(tmp_path.iterdir())
     assert run_main(lambda: results.main(["fewsteps"])) == 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddpm.errors import InputError, run_main
-from experiments import skip_prefix, skip_prefix_command
+from experiments import skip_prefix
 from experiments.skip_prefix import Judge, chart, skips
 from tests.support.digits_runs import digits_run
 
@@ -50,10 +50,10 @@ def test_the_command_prints_and_keeps_the_curve(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [str(run), "--steps", "4", "--points", "3", "--num", "128"]
-    assert skip_prefix_command.main([*words, "--dry-run"]) == 0
+    assert skip_prefix.main([*words, "--dry-run"]) == 0
     assert "0%, 25%, 50% of 4 steps skipped" in capsys.readouterr().out
     assert not (run / "skip_prefix.json").exists()
-    assert skip_prefix_command.main(words) == 0
+    assert skip_prefix.main(words) == 0
     points = json.loads((run / "skip_prefix.json").read_text())["points"]
     assert [point["share"] for point in points] == [0.0, 0.25, 0.5]
     assert (run / "skip_prefix.png").read_bytes().startswith(b"\x89PNG")
@@ -61,6 +61,6 @@ def test_the_command_prints_and_keeps_the_curve(
 
 
 def test_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_main(lambda: skip_prefix_command.main([str(tmp_path / "none")])) == 2
+    assert run_main(lambda: skip_prefix.main([str(tmp_path / "none")])) == 2
     assert "is no folder" in capsys.readouterr().err
     assert chart({"empty": []}).startswith(b"\x89PNG")

@@ -51,14 +51,14 @@ ELSEWHERE = {
     "python launch/sweep.py sweeps/a_a.yaml": "a whole sweep takes minutes",
     "python launch/report.py training_outputs/sweeps/pred_types "
     "--baseline SCHEDULER=linear,PRED_TYPE=noise": "needs a finished sweep",
-    "python launch/report.py --predict configs/digits.yaml": "tests/experiments/test_forecast.py runs it",
-    "python launch/report.py --predict configs/fashion_mnist.yaml "
+    "python -m experiments forecast configs/digits.yaml": "tests/experiments/test_forecast.py runs it",
+    "python -m experiments forecast configs/fashion_mnist.yaml "
     "DATASET.PATH=/usr/share/datasets/fashion-mnist": DATA_NOT_HERE,
     **{
-        f"python launch/results.py {name}": "trainings of minutes: tests/experiments/test_published.py"
+        f"python -m experiments {name}": "trainings of minutes: tests/experiments/test_published.py"
         for name in ("few_steps --short", "hidden_plane")
     },
-    "python launch/skip_prefix.py RUN": "needs more than the 4 timesteps trained here",
+    "python -m experiments skip_prefix RUN": "needs more than the 4 timesteps trained here",
     "python benchmarks/overhead.py": "a measurement of minutes",
     "python benchmarks/sampling.py --rounds 8 --steps 3": "a measurement of minutes",
     "python benchmarks/sampling.py --rounds 5 --steps 10 --batch 256": "a measurement of minutes",
