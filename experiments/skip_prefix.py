@@ -211,7 +211,9 @@ def main(argv: list[str]) -> int:
     run, _ = locate(args.run)
     if args.dry_run:
         shares = ", ".join(f"{count / args.steps:.0%}" for count in skipped)
-        print(f"would draw {args.num:,} images of {run} with {shares} of {args.steps} steps skipped")
+        print(
+            f"would draw {args.num:,} images of {run} with {shares} of {args.steps} steps skipped"
+        )
         return 0
     console = Console()
     points = measure(run, args.steps, skipped, num=args.num)

@@ -231,12 +231,18 @@ def test_cells_that_are_missing_are_named(tmp_path: Path) -> None:
         loss_space.compare(read(folder))
 
 
-@pytest.mark.parametrize("name", [name for name, study in results.STUDIES.items() if study.has_sweep])
+@pytest.mark.parametrize(
+    "name", [name for name, study in results.STUDIES.items() if study.has_sweep]
+)
 def test_every_result_has_a_sweep_that_can_be_planned(name: str, tmp_path: Path) -> None:
     whole = planned(name, StudyOptions(output=tmp_path), ())
     assert len(whole.seeds) == 3 and whole.question.endswith("?")
     assert Path(whole.base.TRAINING.OUTPUT_DIR) == tmp_path
-    assert (ROOT / "sweeps" / f"{name}.yaml").read_text().startswith("# Command:  python -m experiments")
+    assert (
+        (ROOT / "sweeps" / f"{name}.yaml")
+        .read_text()
+        .startswith("# Command:  python -m experiments")
+    )
 
 
 def test_the_command_lists_and_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
