@@ -8,7 +8,6 @@
 #   TERM (scancel, preemption): save, exit 75; SLURM requeues what it preempts, and what a user
 #        cancels must stay cancelled
 
-export DDPM_JOB_START; DDPM_JOB_START=$(date +%s.%N)
 root=$SLURM_SUBMIT_DIR
 asked=() main='' ray='' folder='' temporary=''
 exec {alive}>/dev/null
@@ -116,7 +115,6 @@ job() {
   say "$SLURM_JOB_NUM_NODES node(s), ${SLURM_RESTART_COUNT:-0} restart(s): configuration checked"
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token
   [[ $uses_ray != 1 ]] || start_ray
-  export DDPM_JOB_READY; DDPM_JOB_READY=$(date +%s.%N)
   if ((${#asked[@]} == 0)); then
     TMPDIR=$temporary "${command[@]}" {alive}>&- & main=$!
     wait_for_main; code=$?

@@ -41,9 +41,6 @@ def parser() -> argparse.ArgumentParser:
         action="store_false",
         help="do not measure a few steps: no predicted time, groups by number alone",
     )
-    result.add_argument(
-        "--clean-stage", action="store_true", help="remove what DATASET.STAGE copied, at the end"
-    )
     jobs = add_jobs(result, "many small jobs", "group")
     jobs.add_argument(
         "--group-size",
@@ -73,15 +70,12 @@ def main(argv: list[str] | None = None) -> int:
     if options := _options(args):
         from ddpm.cluster import submit_sweep
 
-        return submit_sweep.run_array(
-            planned, options, should_stop=stop_on_signals(), clean_stage=args.clean_stage
-        )
+        return submit_sweep.run_array(planned, options, should_stop=stop_on_signals())
     from ddpm.cluster import run_sweep
 
     return run_sweep.run(
         planned,
         should_stop=stop_on_signals(),
-        clean_stage=args.clean_stage,
         probe=args.probe,
     )
 

@@ -22,9 +22,6 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--new", action="store_true", help="start another run of this config")
     which.add_argument("--resume", metavar="DIR", help="continue exactly this run directory")
     result.add_argument(
-        "--clean-stage", action="store_true", help="remove what DATASET.STAGE copied, at the end"
-    )
-    result.add_argument(
         "--dry-run",
         action="store_true",
         help="check all, print network, time and batch script; write nothing",
@@ -62,5 +59,4 @@ def main(argv: list[str] | None = None) -> int:
         new=args.new,
         resume=args.resume,
         should_stop=should_stop,
-        clean_stage=args.clean_stage,
     )

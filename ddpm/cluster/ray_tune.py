@@ -167,7 +167,7 @@ def _trial(
 
 def _job(plain: dict[str, Any]) -> Job:
     """A Job that went through JSON, where tuples are lists."""
-    return Job(**(plain | {"command": tuple(plain["command"]), "startup": ()}))
+    return Job(**(plain | {"command": tuple(plain["command"])}))
 
 
 def _last_line(text: str) -> str:

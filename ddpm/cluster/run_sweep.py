@@ -13,7 +13,6 @@ from ddpm.cluster.cost import Meter, begun, machine, workers_for
 from ddpm.cluster.ray_cluster import running_ray
 from ddpm.cluster.ray_tune import Round, rounds, run_trials
 from ddpm.cluster.run_trial import Resources
-from ddpm.cluster.stage_clean import clean
 from ddpm.cluster.sweep_setup import OpenSweep, OpenTrial
 from ddpm.errors import BudgetSpent, DdpmError, InputError, Interrupted, LockedError
 from ddpm.runs import remove, watch
@@ -24,14 +23,12 @@ def run(
     sweep: Sweep,
     *,
     should_stop: Callable[[], bool],
-    clean_stage: bool = False,
     probe: bool = True,
 ) -> int:
     """Run the sweep to its end: 0, or 1 when trials failed. Raises Interrupted when stopped,
     BudgetSpent when it may take no more.
 
-    clean_stage: remove the nodes' copies of the shards at the end.  probe: predict first what it
-    takes, where that is short beside it.
+    probe: predict first what it takes, where that is short beside it.
     """
     console = Console()
     resources, concurrent = checked(sweep)
@@ -52,7 +49,7 @@ def run(
             sweep.tune.BUDGET, lambda: [Path(t.outcome.run_dir) for t in list(opened.trials)]
         )
         crew = Crew(opened, resources, concurrent, meter)
-        crew.run(should_stop, clean_stage)
+        crew.run(should_stop)
         if opened.stop_file.exists() and crew.spent is None:
             raise Interrupted(f"{opened.folder}: stopped; run the same command again to continue")
         crew.record_unrun()
@@ -75,7 +72,7 @@ class Crew:
         self._meter = meter
         self.spent: str | None = None
 
-    def run(self, should_stop: Callable[[], bool], clean_stage: bool) -> None:
+    def run(self, should_stop: Callable[[], bool]) -> None:
         """Every round that is left. Starts Ray where there is one; shows all trials meanwhile."""
         opened = self._opened
         left = rounds(opened)
@@ -98,8 +95,6 @@ class Crew:
             while round_ is not None and self.spent is None and not opened.stop_file.exists():
                 self._run_round(round_)
                 round_ = None if opened.stop_file.exists() else next(left, None)
-            if clean_stage and not opened.stop_file.exists():
-                clean(trial.job.stage for trial in opened.trials)
         if not opened.stop_file.exists() and self.spent is None:
             cost.finish(opened.folder, time.monotonic() - started)
 

@@ -5,7 +5,6 @@ it running.
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from rich.console import Console
 from ddpm import config as configuration
 from ddpm.cluster.cost import Workers, workers_for
 from ddpm.cluster.ray_cluster import running_ray
-from ddpm.cluster.stage_clean import cleaned
 from ddpm.config import Config
 from ddpm.data import packing
 from ddpm.distributed import CPU, Group, best_device
@@ -24,7 +22,7 @@ from ddpm.metrics import inception_of_training, inception_problems
 from ddpm.runs import RunClaim, RunDirectory, Tail, claimed, watch
 from ddpm.sampling import locate, open_data, start_problems
 from ddpm.tracking import wandb_mirror
-from ddpm.training import Job, begun, marked, total_steps, work
+from ddpm.training import Job, total_steps, work
 
 
 def run(
@@ -33,13 +31,9 @@ def run(
     new: bool,
     resume: str | None,
     should_stop: Callable[[], bool],
-    clean_stage: bool = False,
 ) -> int:
-    """Train to the end and print where everything lies; 0. A finished run is not repeated.
-
-    clean_stage: remove the nodes' copies of the shards at the end.
-    """
-    console, startup = Console(), begun()
+    """Train to the end and print where everything lies; 0. A finished run is not repeated."""
+    console = Console()
     workers = checked(config)
     if resume and locate(Path(resume))[1] is not None:
         raise InputError(f"--resume {resume} is a checkpoint; give the run directory it lies in")
@@ -58,11 +52,9 @@ def run(
                 data_dir=str(index.folder.absolute()),
                 threads=workers.cpus,
                 command=tuple(sys.argv),
-                startup=marked(startup, "data"),
             )
             steps = total_steps(config.TRAINING, data.num_train)
-            places = [job.stage] if clean_stage else []
-            _train(job, claim, workers, steps, console, should_stop, places)
+            _train(job, claim, workers, steps, console, should_stop)
     _print_summary(RunDirectory(claim.run.path), console)
     return 0
 
@@ -74,14 +66,13 @@ def _train(
     steps: int,
     console: Console,
     should_stop: Callable[[], bool],
-    places: list[tuple[str, str]],
 ) -> None:
     """In this process with one worker, else through Ray Train."""
     console.print(f"run directory: {job.run_dir}", soft_wrap=True)
     tail = Tail(Path(job.run_dir), "training", steps)
     if workers.count == 1:
         device = best_device() if workers.gpus else CPU
-        with watch([tail], console), cleaned(places):
+        with watch([tail], console):
             work(
                 job,
                 Group(device=device),
@@ -98,10 +89,9 @@ def _train(
     with (
         running_ray(workers.count * workers.cpus),
         watch([tail], console, should_stop=should_stop, on_stop=claim.run.request_stop),
-        cleaned(places),
     ):
         ray_train.run(
-            replace(job, startup=marked(job.startup, "Ray")),
+            job,
             num_workers=workers.count,
             use_gpu=workers.gpus > 0,
             cpus_per_worker=workers.cpus,

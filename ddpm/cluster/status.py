@@ -33,7 +33,6 @@ from ddpm.runs import (
     METRICS,
     PROVENANCE,
     duration,
-    stage_notes,
     storage,
 )
 from ddpm.sweep import Ledger, Outcome
@@ -121,8 +120,6 @@ class _Notes:
         return ""
 
     def _running(self) -> str:
-        if staging := stage_notes.read(self.path):
-            return staging
         if self.total and self.step >= self.total:
             return "evaluating"
         return "" if self.step else "starting"

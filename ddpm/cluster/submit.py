@@ -202,8 +202,8 @@ class TrialBatch:
     """Trials that one process trains one after the other.
 
     path: its file.  folder: of the sweep.  outcomes: the blank ones.  jobs: the training of each,
-    a Job of ddpm/training/worker.py as a dictionary.  resources: what a trial takes.  clean_stage: at the
-    end remove this node's copies of the shards.
+    a Job of ddpm/training/worker.py as a dictionary.
+    resources: what a trial takes.
     """
 
     path: Path
@@ -212,7 +212,6 @@ class TrialBatch:
     outcomes: tuple[Outcome, ...]
     jobs: tuple[Mapping[str, Any], ...]
     resources: Mapping[str, Any]
-    clean_stage: bool = False
 
     def write(self) -> None:
         """Keeps it at its path, for its owner's eyes."""
@@ -223,7 +222,6 @@ class TrialBatch:
                 "sweep": self.sweep,
                 "folder": str(self.folder),
                 "resources": dict(self.resources),
-                "clean_stage": self.clean_stage,
                 "trials": [
                     {"outcome": asdict(outcome), "job": dict(job)}
                     for outcome, job in zip(self.outcomes, self.jobs, strict=True)
@@ -243,7 +241,6 @@ class TrialBatch:
             outcomes=tuple(Outcome(**trial["outcome"]) for trial in trials),
             jobs=tuple(trial["job"] for trial in trials),
             resources=facts["resources"],
-            clean_stage=facts["clean_stage"],
         )
 
     @property

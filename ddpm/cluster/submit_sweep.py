@@ -16,7 +16,6 @@ from ddpm.cluster import sweep_setup as sweep_checks
 from ddpm.cluster.run_sweep import room
 from ddpm.cluster.run_trial import FilePoll, Resources, run_trial
 from ddpm.cluster.slurm import GPU_OPTIONS, from_environment
-from ddpm.cluster.stage_clean import clean_here
 from ddpm.cluster.submit import Cluster, JobResources, Submitted, TrialBatch, split, stop_asked
 from ddpm.cluster.sweep_setup import OpenSweep, OpenTrial
 from ddpm.errors import DdpmError, InputError, Interrupted
@@ -154,12 +153,9 @@ def run_array(
     options: SweepJobOptions,
     *,
     should_stop: Callable[[], bool],
-    clean_stage: bool = False,
 ) -> int:
     """Submit, watch to the end, conclude: 0, or 1 when trials failed. A stop detaches: Interrupted,
     and the jobs go on.
-
-    clean_stage: each job removes its node's copies of the shards at its end, if none reads them.
     """
     console = Console()
     request, resources = checked(sweep, options)
@@ -178,7 +174,7 @@ def run_array(
             f"{len(held)} held by living jobs"
         )
         console.print(f"results go to {opened.folder}", soft_wrap=True)
-        groups = _groups(opened, todo, options, request, resources, clean_stage)
+        groups = _groups(opened, todo, options, request, resources)
         if options.cluster == "debug":
             with watch(
                 _tails(opened), console, should_stop=should_stop, on_stop=opened.stop_file.touch
@@ -196,7 +192,6 @@ def _groups(
     options: SweepJobOptions,
     request: JobResources,
     resources: Resources,
-    clean_stage: bool,
 ) -> list[TrialBatch]:
     """The groups to submit, each in its file."""
     if not todo:
@@ -212,7 +207,6 @@ def _groups(
             outcomes=tuple(trial.outcome for trial in part),
             jobs=tuple(asdict(trial.job) for trial in part),
             resources=asdict(resources),
-            clean_stage=clean_stage,
         )
         for number, part in enumerate(split(todo, size))
     ]
@@ -312,8 +306,6 @@ def train_batch(path: str) -> int:
     group = TrialBatch.read(Path(path))
     asked, stop_file = stop_asked(), FilePoll(group.stop_file)
     code = run_group(group, lambda: asked() or stop_file())
-    if group.clean_stage and code != Interrupted.exit_code:
-        clean_here([Job(**job).stage for job in group.jobs])
     group.journal.exit(code)
     return code
 

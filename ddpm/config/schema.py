@@ -20,7 +20,7 @@ from ddpm.errors import InputError
 Value = bool | int | float | str | None | tuple["Value", ...]
 
 SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-LOCAL_FOLDER = r"(?i:off)|/(?s:.+)"
+LOCAL_FOLDER = r"(?i:off)|[/$](?s:.+)"
 _NULL = ("", "~", "null")
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 # No octal (010), no sexagesimal (1:30), no 1_000: what two YAML readers disagree on is refused.

@@ -2,7 +2,6 @@ from . import checkpoint as checkpoint
 from . import directory as directory
 from . import logs as logs
 from . import pictures as pictures
-from . import stage_notes as stage_notes
 from . import storage as storage
 from .checkpoint import LARGEST_ERROR as LARGEST_ERROR
 from .checkpoint import Kept as Kept
@@ -41,7 +40,6 @@ from .progress import Tail as Tail
 from .progress import duration as duration
 from .progress import shown as shown
 from .progress import watch as watch
-from .stage_notes import StageNote as StageNote
 from .storage import Sink as Sink
 from .storage import is_held as is_held
 from .storage import lock as lock

@@ -33,7 +33,7 @@ from torch import Tensor
 from ddpm import config as configuration
 from ddpm.config import Config, Evaluation
 from ddpm.errors import InputError, LockedError, StorageError
-from ddpm.runs import checkpoint, logs, pictures, stage_notes, storage
+from ddpm.runs import checkpoint, logs, pictures, storage
 from ddpm.runs.checkpoint import Checkpoint, forget_after, keep_if_due
 from ddpm.runs.logs import MemoryLog, MetricsLog, Row, without_nan
 from ddpm.runs.storage import Sign
@@ -481,7 +481,6 @@ class RunDirectory:
                 storage.clean_temporaries(folder)
             storage.remove(self.path / STOP)
             storage.remove(self.path / logs.FAILED)
-            stage_notes.forget(self.path)
             self._open.enter_context(logs.logging_to(self.path))
             more = {"data_dir": str(data_dir), **(facts or {})}
             self._record_attempt(config, data_sha256, threads, command, more)

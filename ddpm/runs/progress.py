@@ -28,7 +28,6 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from ddpm.runs import stage_notes
 from ddpm.runs.logs import NewRows
 
 POLL_S = 0.5
@@ -43,14 +42,12 @@ class Tail:
     name: str
     total_steps: int
     row: dict[str, Any] = field(default_factory=dict)
-    staging: str = ""
 
     def __post_init__(self) -> None:
         self._new = NewRows(self.run_dir / "metrics.jsonl")
 
     def poll(self) -> None:
         """Read what came since."""
-        self.staging = stage_notes.read(self.run_dir)
         if rows := self._new.read():
             self.row = rows[-1]
 
@@ -59,9 +56,7 @@ class Tail:
         return int(self.row.get("step", 0))
 
     def text(self) -> str:
-        """Loss and speed, short; how far the shards are copied before that."""
-        if self.staging:
-            return self.staging
+        """Loss and speed, short."""
         if not self.row:
             return "waiting"
         return f"loss {self.row['loss']:.4f}  {self.row['time/images_per_s']:,.0f} images/s"
@@ -140,7 +135,7 @@ def _print_lines(tails: Sequence[Tail], console: Console) -> None:
     """One line for what runs, one for how much is done."""
     done = sum(tail.step >= tail.total_steps for tail in tails)
     for tail in tails:
-        if 0 < tail.step < tail.total_steps or tail.staging:
+        if 0 < tail.step < tail.total_steps:
             console.print(f"{tail.name}: step {tail.step}/{tail.total_steps}  {tail.text()}")
     if len(tails) > 1:
         console.print(f"{done} of {len(tails)} trainings at their last step")

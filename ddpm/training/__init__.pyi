@@ -6,6 +6,4 @@ from .trainer import total_steps as total_steps
 from .worker import Job as Job
 from .worker import Mirror as Mirror
 from .worker import NoMirror as NoMirror
-from .worker import begun as begun
-from .worker import marked as marked
 from .worker import work as work

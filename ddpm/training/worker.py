@@ -1,19 +1,17 @@
-"""Where the time from the start of a job to its first step goes.
+"""The one worker function: a training from its plain description to its finished run directory.
 
-Marks are made by the batch script, the command and the first worker, and travel with the job.
+With one worker the caller's own process runs it; with several, Ray Train does. Nothing else
+differs. Rank 0 alone writes: the run directory first, then the mirror (Weights & Biases) and
+whoever listens.
 """
 
-import logging
 import math
-import os
-import time
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
 import torch
 from torch import nn
 
@@ -44,61 +42,6 @@ from ddpm.runs import (
 from ddpm.sampling import build, generation, open_data
 from ddpm.training.step import TrainState, kernels, profiler
 from ddpm.training.trainer import Every, StepReport, steps_per_epoch, total_steps, train
-
-# set by slurm/job.sh, seconds since 1970: when it began, and when it started the command
-JOB_START, JOB_READY = "DDPM_JOB_START", "DDPM_JOB_READY"
-log = logging.getLogger("ddpm.run")
-
-Marks = tuple[tuple[str, float], ...]
-
-
-def begun() -> Marks:
-    """The first marks: when the job started, when its script had started this process, and now."""
-    start = float(os.environ.get(JOB_READY, psutil.Process().create_time()))
-    job = float(os.environ.get(JOB_START, start))
-    return (("", job), ("job script", start), ("imports", time.time()))
-
-
-def marked(marks: Marks, what: str) -> Marks:
-    """The marks with one more: `what` has just ended."""
-    return (*marks, (what, time.time()))
-
-
-def table(marks: Marks) -> dict[str, float]:
-    """Seconds of every part, in order, and their "total"."""
-    parts: dict[str, float] = {}
-    for (_, before), (what, after) in zip(marks, marks[1:], strict=False):
-        parts[what] = parts.get(what, 0.0) + after - before
-    return parts | {"total": marks[-1][1] - marks[0][1]}
-
-
-def told_after_first_step(
-    marks: Marks, then: Callable[[], None] | None
-) -> Callable[[], None] | None:
-    """What to call after each step: says once where the time went, and calls `then` each time."""
-    if not marks:
-        return then
-    told = False
-
-    def on_step() -> None:
-        nonlocal told
-        if not told:
-            told = True
-            parts = table(marked(marks, "first step"))
-            text = ", ".join(f"{what} {seconds:.1f}" for what, seconds in parts.items())
-            log.info("seconds to the first step: %s", text)
-        if then:
-            then()
-
-    return on_step
-
-
-# --------
-# The one worker function: a training from its plain description to its finished run directory.
-#
-# With one worker the caller's own process runs it; with several, Ray Train does. Nothing else
-# differs. Rank 0 alone writes: the run directory first, then the mirror (Weights & Biases) and
-# whoever listens.
 
 
 class Mirror(Protocol):
@@ -136,7 +79,7 @@ class Job:
 
     data_dir: the folder of packed shards.  threads: CPU threads of each worker.  wait_s: how long
     to wait for the lock of the run directory.  packed: whether other trainings share the machine
-    meanwhile, so that speed is not the machine's.  startup: when what had ended before the worker.
+    meanwhile, so that speed is not the machine's.
     pause_at: the optimizer step after which it saves and stops, to be continued.
     """
 
@@ -147,13 +90,7 @@ class Job:
     command: tuple[str, ...]
     wait_s: float = 0.0
     packed: bool = False
-    startup: Marks = ()
     pause_at: int | None = None
-
-    @property
-    def stage(self) -> tuple[str, str]:
-        """What is copied to the nodes' disks, and where: the folder of shards, DATASET.STAGE."""
-        return self.data_dir, self.config["DATASET"]["STAGE"]
 
 
 def work(
@@ -174,7 +111,6 @@ def work(
     EVALUATION.WEIGHTS where FEATURES are inception.
     """
     began = Began()
-    startup = marked(job.startup, "workers") if job.startup and group.is_main else ()
     config = configuration.from_dict(job.config, source=job.run_dir)
     data = open_data(config, Path(job.data_dir))
     run = RunDirectory(Path(job.run_dir))
@@ -190,17 +126,16 @@ def work(
     try:
         # with several workers their driver knows which of their errors came first
         recorded = failure_recorded(run.path) if group.size == 1 else nullcontext()
-        stage = config.DATASET.STAGE
-        reading = staging.reading(data, stage, group, notes=run.path, should_stop=stops)
-        with recorded, reading, kernels(config.TRAINING.NUMERICS):
+        with recorded, kernels(config.TRAINING.NUMERICS):
+            staging.stage(data, config.DATASET.STAGE, group, should_stop=stops)
             if not group.is_main:
-                _train(job, config, data, run, state, group, [], stops, startup, inception)
+                _train(job, config, data, run, state, group, [], stops, inception)
                 measure_samples(run.path, config, data, group, should_stop=stops)
                 began.gather(group)
                 return {}
             with closing(mirror(config, run) if mirror else NoMirror()) as mirrored:
                 listeners = [mirrored.log, *([on_report] if on_report else [])]
-                _train(job, config, data, run, state, group, listeners, stops, startup, inception)
+                _train(job, config, data, run, state, group, listeners, stops, inception)
                 peak = logs.peak_bytes()  # what is measured from here on is no training
                 measure_samples(run.path, config, data, group, should_stop=stops)
                 began.gather(group)
@@ -249,7 +184,6 @@ def _train(
     group: Group,
     listeners: list[Callable[[StepReport], None]],
     should_stop: Callable[[], bool],
-    startup: Marks,
     inception: OpenInception | None,
 ) -> None:
     """Every report to the run directory (rank 0) and the listeners; Interrupted when stopped."""
@@ -273,7 +207,7 @@ def _train(
             judge=_judge(run, config),
             should_stop=should_stop,
             pause_at=job.pause_at,
-            on_step=told_after_first_step(startup, on_step),
+            on_step=on_step,
         ):
             last = report
             for listener in listeners:

@@ -12,7 +12,7 @@ import pytest
 
 from ddpm.cluster import doctor
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 NAMES = (
     "Python|torch|CPU|memory|GPU( 0)?|CUDA|bf16|torch.compile|NCCL|gloo|disk|Ray|"
     "sbatch|srun|SLURM job|submitit|W&B|numpy|webdataset|pillow|safetensors|scikit-learn|"

@@ -17,7 +17,7 @@ from ddpm.errors import InputError
 from ddpm.runs.progress import duration
 from tests.cluster.test_submitit_jobs import SMALL, Small
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 DIGITS = ROOT / "configs" / "digits.yaml"
 SCRIPT = """#!/bin/bash
 # two nodes unless told otherwise

@@ -13,7 +13,7 @@ from ddpm.cluster.run_trial import FilePoll
 from ddpm.errors import InputError, LockedError, NonFiniteError
 from tests.training.test_resume import DIGITS, SETTINGS, fingerprint, undisturbed
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def launch(root: Path, digits: Path, **changed: object) -> subprocess.Popen[str]:

@@ -17,7 +17,7 @@ from ddpm.errors import InputError
 from ddpm.sweep.plan import Sweep, load_sweep
 from tests.support.shard_data import problems_of
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def never() -> bool:

@@ -28,8 +28,8 @@ from ddpm.runs.logs import failure_recorded
 from ddpm.sweep.ledger import Ledger, Outcome
 from tests.runs.test_rundir import DATA, make_config, report, start
 
-ROOT = Path(__file__).resolve().parent.parent
-WORKER = Path(__file__).parent / "train_process.py"
+ROOT = Path(__file__).resolve().parent.parent.parent
+WORKER = Path(__file__).parent.parent / "support" / "train_process.py"
 FACTS = {"total_steps": 40, "workers": 2, "cpus_per_worker": 3, "gpus_per_worker": 0}
 
 

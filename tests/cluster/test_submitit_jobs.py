@@ -23,7 +23,7 @@ from ddpm.errors import InputError
 from ddpm.sweep.ledger import Ledger, Outcome
 from tests.cluster import test_sweep_run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.timeout(600)
 SWEEP = """
 BASE: {base}

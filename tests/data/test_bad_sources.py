@@ -86,7 +86,7 @@ def test_python_objects_in_an_npz_are_never_loaded(tmp_path: Path) -> None:
 
 LIMITED = """
 import resource, sys
-from ddpm import shards
+from ddpm.data import packing as shards
 from ddpm.errors import InputError
 used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

@@ -80,7 +80,7 @@ PACK_SLOWLY = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from ddpm import shards
+from ddpm.data import packing as shards
 
 class Slow(shards.ArraySource):
     def load(self, *, progress=False):

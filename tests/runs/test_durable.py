@@ -239,7 +239,7 @@ def test_only_left_overs_are_cleaned(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from ddpm import durable
+from ddpm.runs import storage as durable
 with durable.lock(Path(sys.argv[1]), "the run"):
     print("held", flush=True)
     time.sleep(60)
@@ -248,7 +248,7 @@ with durable.lock(Path(sys.argv[1]), "the run"):
 FORK_HOLDING = """
 import os, sys, time
 from pathlib import Path
-from ddpm import durable
+from ddpm.runs import storage as durable
 with durable.lock(Path(sys.argv[1]), "the run"):
     if os.fork():
         time.sleep(60)
@@ -317,7 +317,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from ddpm import durable
+from ddpm.runs import storage as durable
 from ddpm.errors import StorageError
 folder = Path(sys.argv[1])
 durable.write_bytes(folder / "file", b"old")

@@ -32,8 +32,8 @@ from tests.runs.test_rundir import DATA, make_config, start
 GATED = """
 import sys
 from ddpm.errors import run_main
-from ddpm.adapters import run_training
-from launch import train
+from ddpm.cli import train
+from ddpm.cluster import run_training
 print("ready", flush=True)
 sys.stdin.readline()
 sys.exit(run_main(train.main))
@@ -192,8 +192,7 @@ def test_a_claim_names_its_directory_until_that_is_held(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from ddpm.run_claim import claimed
-from ddpm.rundir import RunDirectory
+from ddpm.runs import RunDirectory, claimed
 with claimed(RunDirectory(Path(sys.argv[1]))):
     print("held", flush=True)
     time.sleep(600)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.hosts import wait_until
-from tests.slurm.jobs import Train, files_called, run_of, submit
+from tests.slurm.jobs import Train, files_called, submit
 from tests.slurm.lab import Lab
 
 
@@ -20,10 +20,8 @@ def test_it_ends_soon_after_its_last_step(
     begin = time.monotonic()
     job.completes()
     seconds = time.monotonic() - begin
-    text = (run_of(folder) / "train.log").read_text()
-    (line,) = [line for line in text.splitlines() if "seconds to the first step" in line]
-    figure(f"the job ended {seconds:.1f} s after its result; {line.partition('INFO ')[2]}")
-    assert seconds <= 5 and float(line.rpartition("total ")[2]) <= 45
+    figure(f"the job ended {seconds:.1f} s after its result")
+    assert seconds <= 5
 
 
 @pytest.mark.slow

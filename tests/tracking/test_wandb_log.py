@@ -29,7 +29,7 @@ from ddpm.tracking.wandb_log import FINAL_SAMPLES, WandbLog, mode_of, wandb_mirr
 from ddpm.training.worker import NoMirror
 from tests.runs.test_rundir import DATA, Report, make_config, report, start, state
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 CANARY = "local" + "c" * 35
 
 

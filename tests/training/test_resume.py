@@ -19,8 +19,8 @@ from ddpm.runs import checkpoint
 from ddpm.runs.directory import RunDirectory
 from ddpm.training.worker import Job
 
-WORKER = Path(__file__).parent / "train_process.py"
-DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
+WORKER = Path(__file__).parent.parent / "support" / "train_process.py"
+DIGITS = Path(__file__).parent.parent.parent / "configs" / "digits.yaml"
 KILLS = 20
 
 
