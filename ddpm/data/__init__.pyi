@@ -6,13 +6,13 @@ from .dataset import Batch as Batch
 from .dataset import Dataset as Dataset
 from .images import array_header as array_header
 from .index import INDEX_FILE as INDEX_FILE
-from .index import Scan as Scan
 from .index import open_index as open_index
 from .index import scan_folder as scan_folder
-from .index import scan_tar as scan_tar
 from .index import verify_shards as verify_shards
 from .order import is_validation as is_validation
 from .packing import source_problems as source_problems
+from .scan import Scan as Scan
+from .scan import scan_tar as scan_tar
 from .sources import ImageSequence as ImageSequence
 from .sources import Loaded as Loaded
 from .sources import Source as Source

@@ -25,14 +25,13 @@ from ddpm.data.index import (
     INDEX_FILE,
     LOCK_FILE,
     Index,
-    Scan,
     index_foreign,
     is_packed,
     open_index,
-    scan_tar,
     shard_paths,
     write_index,
 )
+from ddpm.data.scan import Scan, scan_tar
 from ddpm.data.sources import DIGITS, Loaded, Source, open_source
 from ddpm.errors import InputError, LockedError
 from ddpm.runs import ImageBar, storage

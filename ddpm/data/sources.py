@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ddpm.data import images
 from ddpm.data.images import ArrayHeader, array_header
-from ddpm.data.index import MAX_LABEL, limited
+from ddpm.data.scan import MAX_LABEL, limited
 from ddpm.errors import InputError
 from ddpm.runs import ImageBar
 
