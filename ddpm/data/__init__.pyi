@@ -1,7 +1,7 @@
 from . import images as images
 from . import packing as packing
-from . import sources as sources
 from . import staging as staging
+from .arrays import open_npz as open_npz
 from .dataset import Batch as Batch
 from .dataset import Dataset as Dataset
 from .images import array_header as array_header

@@ -1,4 +1,9 @@
-"""Where images come from when they are read by number: shards, memory, and what is kept decoded."""
+"""Dataset: the split, the endless order, batches of images in [-1, 1].
+
+A batch is read by its samples' numbers: those that lie side by side in a shard come with one read,
+everything else is not touched. So a worker reads its share and a resumed run what is left, and
+nothing about reading needs saving. The bytes of every image are checked against their CRC-32.
+"""
 
 import logging
 import os
@@ -21,15 +26,18 @@ from torch import Tensor
 
 from ddpm.config import schema
 from ddpm.data import images
-from ddpm.data.images import Pixels, Preprocessor, to_model_space
+from ddpm.data.arrays import ArraySource
+from ddpm.data.images import NUM_DRAWS, Pixels, Preprocessor
 from ddpm.data.index import Index
 from ddpm.data.order import Order, is_validation
-from ddpm.data.sources import ArraySource, ImageSequence
+from ddpm.data.sources import ImageSequence
+from ddpm.diffusion import Stream, philox
 from ddpm.errors import InputError, StorageError
 
 _LOG = logging.getLogger("ddpm.store")
 _OPEN_SHARDS = 256
 _FREE_SHARE = 0.25
+_AHEAD = 4
 
 Ints = NDArray[np.int64]
 
@@ -213,16 +221,6 @@ def _close_all(files: dict[Path, int]) -> None:
             os.close(files.popitem()[1])
 
 
-# --------
-# Reading shards: the split, the endless order, batches of images in [-1, 1].
-#
-# A batch is read by its samples' numbers: those that lie side by side in a shard come with one read,
-# everything else is not touched. So a worker reads its share and a resumed run what is left, and
-# nothing about reading needs saving. The bytes of every image are checked against their CRC-32.
-
-_AHEAD = 4
-
-
 class Batch(NamedTuple):
     """Samples as the trainer takes them.
 
@@ -278,7 +276,7 @@ class Dataset:
         self._take(
             store,
             index.labels if has_labels else None,
-            Preprocessor(dataset.PREPROCESSING, image_shape[1:], seed=seed),
+            Preprocessor(dataset.PREPROCESSING, image_shape[1:]),
             fraction=dataset.VALIDATION_FRACTION,
             starts=index.starts,
             is_shuffled=index.is_shuffled,
@@ -308,7 +306,7 @@ class Dataset:
         self._take(
             MemoryStore(loaded.images),
             loaded.labels,
-            Preprocessor(schema.Preprocessing(), (height, width), seed=seed),
+            Preprocessor(schema.Preprocessing(), (height, width)),
             fraction=validation_fraction,
             starts=np.array([0, source.num_samples]),
             is_shuffled=False,
@@ -331,7 +329,7 @@ class Dataset:
         is_shuffled: bool,
         seed: int,
     ) -> None:
-        self._store, self._preprocessor = store, preprocessor
+        self._store, self._preprocessor, self._seed = store, preprocessor, seed
         self._labels = None if labels is None else torch.from_numpy(labels)
         held_out = is_validation(int(starts[-1]), fraction)
         self._validation_ids = torch.from_numpy(np.flatnonzero(held_out))
@@ -356,12 +354,15 @@ class Dataset:
         """
         ids = torch.as_tensor(ids)
         is_random = positions is not None and self._preprocessor.is_random
-        draws = self._preprocessor.draws(torch.as_tensor(positions)) if is_random else None
+        draws = None
+        if is_random:
+            positions = torch.as_tensor(positions)
+            draws = philox.words(self._seed, Stream.AUGMENT, positions, NUM_DRAWS).numpy()
         pixels = self._store.frames(ids.numpy(), self._preprocessor, draws)
         if draws is not None:
             pixels = self._preprocessor.augment(pixels, draws)
         labels = None if self._labels is None else self._labels[ids]
-        return Batch(to_model_space(pixels), labels, ids, positions)
+        return Batch(_to_model_space(pixels), labels, ids, positions)
 
     def batches(self, positions: Iterable[Tensor], *, threads: int = 1) -> Iterator[Batch]:
         """The samples at each positions tensor in turn, read ahead by `threads` threads.
@@ -400,3 +401,9 @@ class Dataset:
     def close(self) -> None:
         """Closes the shards; reading opens them again."""
         self._store.close()
+
+
+def _to_model_space(batch: Pixels) -> Tensor:
+    """Images (n, H, W, C), uint8 or float in [0, 1], as float32 (n, C, H, W) in [-1, 1]."""
+    pixels = torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2))).to(torch.float32)
+    return pixels.div_(127.5).sub_(1.0) if batch.dtype == np.uint8 else pixels.mul_(2.0).sub_(1.0)

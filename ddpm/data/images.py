@@ -1,9 +1,13 @@
-"""Images as arrays (H, W, C), uint8 or float32 in [0, 1]: from bytes and back, and resized.
+"""Images as arrays (H, W, C), uint8 or float32 in [0, 1]: decoded, encoded, cropped, augmented.
 
 Reading is strict: what cannot become exactly such an array (16 bit, alpha, animation, CMYK, damage)
 is a ValueError with the reason, never a silently different picture. Pixels are taken as they are
 stored (no EXIF rotation, no colour profiles); palettes become RGB and bilevel images grey, which
 loses nothing.
+
+Preprocessing crops CROP_SIZE (null: INPUT_IMAGE_SIZE), resizes to INPUT_IMAGE_SIZE where that
+differs (bicubic; shrinking widens the filter, so nothing aliases), then flips or turns. Chance
+comes as random words, drawn by position in the endless order (dataset.py).
 """
 
 import io
@@ -12,13 +16,10 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from ddpm.config import Preprocessing
-from ddpm.diffusion import Stream, philox
 
 MAX_PIXELS = 1 << 26
 NPY_MAGIC = b"\x93NUMPY"
@@ -31,6 +32,14 @@ _READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+
+_CORNERS = {
+    "top_left": (0.0, 0.0),
+    "top_right": (0.0, 1.0),
+    "bottom_left": (1.0, 0.0),
+    "bottom_right": (1.0, 1.0),
+}
+NUM_DRAWS = 4  # random words of an image: crop, vertical and horizontal; two for the augmentation
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
@@ -202,45 +211,24 @@ def _to_pillow(pixels: Pixels) -> Image.Image:
     )
 
 
-# --------
-# DATASET.PREPROCESSING: crop, resize, flip or turn.
-#
-# A crop of CROP_SIZE (null: INPUT_IMAGE_SIZE) is taken, then resized to INPUT_IMAGE_SIZE where the
-# sizes differ (bicubic; shrinking widens the filter, so nothing aliases), then flipped or turned.
-# What is random is drawn by position in the endless order, so it differs between passes and does not
-# depend on workers; validation images are cropped at CROP_POSITION and not augmented.
-
-_CORNERS = {
-    "top_left": (0.0, 0.0),
-    "top_right": (0.0, 1.0),
-    "bottom_left": (1.0, 0.0),
-    "bottom_right": (1.0, 1.0),
-}
-_DRAWS = 4  # crop: vertical, horizontal; then two for the augmentation
-
-
 class Preprocessor:
-    """What is done to each image of a data set.
+    """DATASET.PREPROCESSING: crop, resize, flip or turn.
 
-    size: (H, W) of the result.  is_random: something depends on the position.  is_random_crop:
+    size: (H, W) of the result.  is_random: something depends on the random words.  is_random_crop:
     the crop does.
     """
 
-    def __init__(self, options: Preprocessing, size: tuple[int, int], *, seed: int) -> None:
+    def __init__(self, options: Preprocessing, size: tuple[int, int]) -> None:
         crop = options.CROP_SIZE
-        self.size, self._seed = size, seed
+        self.size = size
         self._crop_size = size if crop is None else (crop, crop)
         self._corner = _CORNERS.get(options.CROP_POSITION)
         self._kind = options.AUGMENT_TYPE if options.AUGMENT else None
         self.is_random_crop = options.CROP_TYPE == "random"
         self.is_random = self.is_random_crop or self._kind is not None
 
-    def draws(self, positions: Tensor) -> NDArray[np.int64]:
-        """The random words of each position, int64 (n, 4)."""
-        return philox.words(self._seed, Stream.AUGMENT, positions, _DRAWS).numpy()
-
     def frame(self, pixels: Pixels, draws: NDArray[np.int64] | None) -> Pixels:
-        """One image (H', W', C), cropped and resized: (H, W, C).  draws: (4,), None = no chance."""
+        """One image (H', W', C), cropped and resized: (H, W, C).  draws: (4,); None: CROP_POSITION."""
         height, width = self._crop_size
         top, left = self._place(pixels.shape[0] - height, pixels.shape[1] - width, draws)
         return resize(pixels[top : top + height, left : left + width], self.size)
@@ -271,9 +259,3 @@ class Preprocessor:
         if self._corner is None:
             return high // 2, wide // 2
         return int(self._corner[0] * high), int(self._corner[1] * wide)
-
-
-def to_model_space(batch: Pixels) -> Tensor:
-    """Images (n, H, W, C), uint8 or float in [0, 1], as float32 (n, C, H, W) in [-1, 1]."""
-    pixels = torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2))).to(torch.float32)
-    return pixels.div_(127.5).sub_(1.0) if batch.dtype == np.uint8 else pixels.mul_(2.0).sub_(1.0)

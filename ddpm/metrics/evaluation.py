@@ -30,7 +30,7 @@ from torch import nn
 
 from ddpm import config as configuration
 from ddpm.config import FID_SAMPLES, Config, plain
-from ddpm.data import Dataset, ImageSequence, Loaded, Source, open_source, packing, sources
+from ddpm.data import Dataset, ImageSequence, Loaded, Source, open_npz, open_source, packing
 from ddpm.diffusion import NoiseSchedule
 from ddpm.distributed import ALONE, Group, device_of, whole_batches
 from ddpm.errors import InputError, Interrupted, NonFiniteError
@@ -444,7 +444,7 @@ def _npz(path: Path, *, has_labels: bool) -> tuple[Source, Loaded]:
 def _has_classes(path: Path) -> bool:
     """Whether an NPZ has labels that mean something: -1 stands for images without a class."""
     try:
-        member = sources.open_npz(path).get("labels")
+        member = open_npz(path).get("labels")
         return member is not None and not bool((member.read() == -1).all())
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {error}") from error

@@ -232,4 +232,4 @@ def test_mixed_folders_are_refused(tmp_path: Path) -> None:
     assert "no images" in problems_of(lambda: open_source(tmp_path / "void"))[0]
     assert "does not exist" in problems_of(lambda: open_source(tmp_path / "nowhere"))[0]
     (tmp_path / "notes.txt").touch()
-    assert "no NPZ" in problems_of(lambda: open_source(tmp_path / "notes.txt"))[0]
+    assert "no source" in problems_of(lambda: open_source(tmp_path / "notes.txt"))[0]

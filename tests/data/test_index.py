@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ddpm.data import packing
+from ddpm.data.arrays import ArraySource
 from ddpm.data.index import Index, open_index, verify_shards
-from ddpm.data.sources import ArraySource
 from tests.support.shard_data import (
     COLOUR,
     LABELS,
