@@ -1,4 +1,4 @@
-"""Writes what the documents quote from the code: docs/configuration.md, the file map of README.md.
+"""Writes what documents quote from the code: docs/configuration.md, the map of docs/architecture.md.
 
 python docs/build.py            also: make docs
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 from ddpm import config
 
 ROOT = Path(__file__).resolve().parent.parent
+KEYS, ARCHITECTURE = ROOT / "docs" / "configuration.md", ROOT / "docs" / "architecture.md"
 MAP_START, MAP_END = "<!-- file map: make docs -->", "<!-- end of the file map -->"
 HEAD = """# Configuration
 
@@ -29,35 +30,33 @@ def configuration_page() -> str:
 
 
 def sources() -> list[Path]:
-    """The files of the map: library, published results, command lines."""
-    tops = ("ddpm", "experiments", "launch")
-    files = [path for top in tops for path in sorted((ROOT / top).rglob("*.py"))]
-    return [path for path in files if path.name != "__init__.py"]
+    """The files of the map: the rooms and the published results."""
+    files = [path for top in ("ddpm", "experiments") for path in sorted((ROOT / top).rglob("*.py"))]
+    return [path for path in files if path.name not in ("__init__.py", "__main__.py")]
 
 
 def first_sentence(path: Path) -> str:
-    """What a module says it is: its docstring up to the first full stop."""
+    """The docstring of a module up to the first full stop."""
     paragraph = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0]
     text = " ".join(paragraph.split())
-    return text.split(". ")[0].rstrip(".:")
+    return text.split(". ")[0].rstrip(".:").replace("|", "\\|")
 
 
-def file_map() -> str:
-    """A table with one line a file: lines, and the first sentence of its docstring."""
-    rows = ["| file | lines | what it is |", "|---|---:|---|"]
+def architecture_page() -> str:
+    """The text of docs/architecture.md, its map made anew: a line a file."""
+    before, _, rest = ARCHITECTURE.read_text().partition(MAP_START)
+    rows = ["| file | what it is |", "|---|---|"]
     for path in sources():
-        name, lines = path.relative_to(ROOT), len(path.read_text().splitlines())
-        rows.append(f"| [{name}]({name}) | {lines} | {first_sentence(path)} |")
-    return "\n".join(rows) + "\n"
+        name = path.relative_to(ROOT)
+        rows.append(f"| [{name}](../{name}) | {first_sentence(path)} |")
+    table = "\n".join(rows)
+    return f"{before}{MAP_START}\n\n{table}\n\n{MAP_END}{rest.partition(MAP_END)[2]}"
 
 
 def main() -> None:
     """Rewrites both documents in place."""
-    (ROOT / "docs" / "configuration.md").write_text(configuration_page())
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(MAP_START)
-    after = rest.partition(MAP_END)[2]
-    readme.write_text(f"{before}{MAP_START}\n\n{file_map()}\n{MAP_END}{after}")
+    KEYS.write_text(configuration_page())
+    ARCHITECTURE.write_text(architecture_page())
 
 
 if __name__ == "__main__":

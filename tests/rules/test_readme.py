@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.support.tree import ROOT
+from tests.support.tree import ROOMS, ROOT
 
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "slurm" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,10 +32,12 @@ SMALL = (
 )
 DATA_NOT_HERE = "needs Debian's dataset-fashion-mnist"
 A_CLUSTER = "needs a cluster"
+MINUTES = "takes minutes"
 ELSEWHERE = {
-    "python launch/sweep.py sweeps/pred_types.yaml": "a whole sweep takes minutes",
-    "python launch/sweep.py sweeps/full_grid.yaml": "a whole sweep takes minutes",
-    "python launch/sweep.py sweeps/asha.yaml": "a whole sweep takes minutes",
+    "python launch/sweep.py sweeps/pred_types.yaml": MINUTES,
+    "python launch/sweep.py sweeps/full_grid.yaml": MINUTES,
+    "python launch/sweep.py sweeps/asha.yaml": MINUTES,
+    "python launch/sweep.py sweeps/a_a.yaml": MINUTES,
     "python launch/pack.py /usr/share/datasets/fashion-mnist data/fashion_mnist": DATA_NOT_HERE,
     "python launch/train.py configs/fashion_mnist.yaml": DATA_NOT_HERE,
     "sbatch -N2 --gpus-per-node=4 slurm/train.sh configs/cifar10.yaml": A_CLUSTER,
@@ -48,23 +50,20 @@ ELSEWHERE = {
     ),
     "python launch/evaluate.py /usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz "
     "--against /usr/share/datasets/fashion-mnist": DATA_NOT_HERE,
-    "python launch/sweep.py sweeps/a_a.yaml": "a whole sweep takes minutes",
     "python launch/report.py training_outputs/sweeps/pred_types "
     "--baseline SCHEDULER=linear,PRED_TYPE=noise": "needs a finished sweep",
-    "python -m experiments forecast configs/digits.yaml": "tests/experiments/test_forecast.py runs it",
+    "python -m experiments forecast configs/digits.yaml": "tests/experiments/test_forecast.py",
     "python -m experiments forecast configs/fashion_mnist.yaml "
     "DATASET.PATH=/usr/share/datasets/fashion-mnist": DATA_NOT_HERE,
-    **{
-        f"python -m experiments {name}": "trainings of minutes: tests/experiments/test_published.py"
-        for name in ("few_steps --short", "hidden_plane")
-    },
+    "python -m experiments few_steps --short": "tests/experiments/test_published.py",
+    "python -m experiments hidden_plane": "tests/experiments/test_published.py",
     "python -m experiments skip_prefix RUN": "needs more than the 4 timesteps trained here",
-    "python benchmarks/overhead.py": "a measurement of minutes",
-    "python benchmarks/sampling.py --rounds 8 --steps 3": "a measurement of minutes",
-    "python benchmarks/sampling.py --rounds 5 --steps 10 --batch 256": "a measurement of minutes",
-    "python benchmarks/training.py --precision fp32 bf16": "a measurement of minutes",
-    "python benchmarks/metrics.py memory": "a measurement of minutes",
-    "python benchmarks/metrics.py speed": "a measurement of minutes",
+    "python benchmarks/overhead.py": MINUTES,
+    "python benchmarks/sampling.py --rounds 8 --steps 3": MINUTES,
+    "python benchmarks/sampling.py --rounds 5 --steps 10 --batch 256": MINUTES,
+    "python benchmarks/training.py --precision fp32 bf16": MINUTES,
+    "python benchmarks/metrics.py memory": MINUTES,
+    "python benchmarks/metrics.py speed": MINUTES,
     "python benchmarks/quality.py training_outputs/sweeps/pred_types --num 1000": (
         "needs a finished sweep"
     ),
@@ -109,7 +108,7 @@ def trained(out: Path) -> Path:
 def small(command: str, out: Path) -> list[str]:
     """A command of the README as it is run here: this Python, little work, results in `out`."""
     words = shlex.split(command)
-    words[0] = sys.executable
+    words[:1] = [sys.executable, *(("-m", "ddpm") if words[0] == "ddpm" else ())]
     if words[1] == "launch/train.py":
         given = {word.partition("=")[0] for word in words}
         words += [word for word in SMALL if word.partition("=")[0] not in given]
@@ -201,10 +200,16 @@ def test_the_page_of_keys_is_the_codes_own(build: ModuleType) -> None:
     assert page == build.configuration_page(), "run `make docs`"
 
 
-def test_the_file_map_names_every_file_once(build: ModuleType) -> None:
-    shown = README.partition(build.MAP_START)[2].partition(build.MAP_END)[0]
-    names = re.findall(r"^\| \[([^]]+)\]", shown, flags=re.MULTILINE)
-    assert names == [str(path.relative_to(ROOT)) for path in build.sources()], "run `make docs`"
+def test_the_file_map_is_the_codes_own(build: ModuleType) -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    assert page == build.architecture_page(), "run `make docs`"
+
+
+def test_the_readme_is_short_and_names_every_room_and_every_page() -> None:
+    assert len(README.splitlines()) <= 150
+    rooms = re.findall(r"^\| \[(\w+)\]\(ddpm/\1\)", README, flags=re.MULTILINE)
+    assert sorted([*rooms, "cli"]) == ROOMS
+    assert not [page.name for page in PAGES[1:] if str(page.relative_to(ROOT)) not in README]
 
 
 def test_every_module_says_what_it_is(build: ModuleType) -> None:
