@@ -1,7 +1,7 @@
-"""What runs, shown while it runs: bars on a terminal, a line now and then in a log file.
+"""Progress: bars on a terminal, for a log file a line now and then.
 
-It reads the metrics that the runs append to their directories, so it shows any number of trainings
-in any processes.
+`watch` reads the metrics that runs append to their directories, so it shows any number of trainings
+in any processes; ImageBar is for work that goes image by image.
 """
 
 import logging
@@ -148,10 +148,6 @@ def duration(seconds: float) -> str:
             number = seconds / size
             return f"{number:.1f} {name}" if number < 10 else f"{number:.0f} {name}"
     return f"{seconds / 86_400:.1f} days"
-
-
-# --------
-# A bar on the terminal for work that goes image by image; no terminal, no bar.
 
 
 class _Speed(ProgressColumn):

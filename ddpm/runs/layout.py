@@ -1,0 +1,111 @@
+"""Layout of a run directory: its path, the names of its files, the configuration in it. No torch.
+
+    OUTPUT_DIR/{dataset}_{H}x{W}x{C}/{architecture_tag}/
+        {scheduler}_{timesteps}_{pred_type}_{loss}_{timestamp}_{run_id}
+
+The run_id finds a run again; the timestamp is for people, nothing is ordered by it.
+OUTPUT_DIR/.locks/{run_id} is held by the process that makes the first directory of a run.
+
+Every checkpoint's manifest holds the SHA-256 of the configuration's identity: the keys that differ
+from their defaults. Lay-out, machine keys and keys added to the project later do not change it. An
+edited training_config.yaml does, and would silently draw other images than the network was trained
+for.
+"""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ddpm import config as configuration
+from ddpm.config import Config
+from ddpm.errors import InputError, StorageError
+from ddpm.runs import checkpoint
+
+CONFIG = "training_config.yaml"
+PROVENANCE = "provenance.json"
+METRICS = "metrics.jsonl"
+MEMORY = "memory.csv"
+DONE = "DONE.json"
+STOP = "STOP"
+LOCK = ".lock"
+
+
+def existing(root: Path, run_id: str) -> list[Path]:
+    """The directories of the runs called `run_id` below OUTPUT_DIR, in no particular order."""
+    return [path for path in root.glob(f"*/*/*_{run_id}") if path.is_dir()]
+
+
+def id_lock(path: Path) -> Path:
+    """The lock file of the run id of a run directory."""
+    return output_dir(path) / ".locks" / id_of(path)
+
+
+def id_of(path: Path) -> str:
+    """The run id in the name of a run directory."""
+    return path.name.rpartition("_")[2]
+
+
+def output_dir(path: Path) -> Path:
+    """The OUTPUT_DIR of a run directory."""
+    return path.parent.parent.parent
+
+
+def new_path(config: Config, run_id: str) -> Path:
+    """A directory that no run has yet."""
+    channels, height, width = configuration.image_shape(config)
+    training = config.TRAINING
+    network = training.NETWORK
+    parts = (network.SCHEDULER, network.TIMESTEPS, training.PRED_TYPE, training.LOSS_FN)
+    # microseconds, so that two names made in one second differ
+    timestamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    return (
+        Path(training.OUTPUT_DIR)
+        / f"{config.DATASET.NAME}_{height}x{width}x{channels}"
+        / configuration.architecture_tag(config)
+        / "_".join((*map(str, parts), timestamp, run_id))
+    )
+
+
+def load_run(run: Path, overrides: Iterable[str] = ()) -> Config:
+    """The configuration of the run in the directory `run`, `overrides` put over it once compared.
+
+    Raises InputError as config.load does, StorageError where the file was edited.
+    """
+    own = configuration.load(run / CONFIG)
+    if newest := _newest_manifest(run):
+        refuse_edited(run, own, newest)
+    return configuration.load(run / CONFIG, overrides) if overrides else own
+
+
+def load_file(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """The configuration in a YAML file, as load_run's where it is that of a run."""
+    if path.name == CONFIG:
+        return load_run(path.parent, overrides)
+    return configuration.load(path, overrides)
+
+
+def refuse_edited(run: Path, own: Config, made: Mapping[str, Any]) -> None:
+    """Raises StorageError when `own`, read from the run, is not what the checkpoint with the
+    manifest `made` was trained with.
+    """
+    known, found = made.get("config_sha256"), configuration.config_sha256(own)
+    if known is None or known == found:
+        return
+    raise StorageError(
+        f"{run / CONFIG} was edited: its configuration is {found[:8]}, but "
+        f"{checkpoint.folder_name(made['step'])} was trained with {known[:8]}; undo the edit or "
+        "restore the file from a copy; for other settings train a new run, or give "
+        "IMAGE_GENERATION.KEY=value where images are drawn"
+    )
+
+
+def _newest_manifest(run: Path) -> dict[str, Any] | None:
+    """The newest that can be read; None where there is none, so nothing to compare with."""
+    folder = run / "checkpoints"
+    for step in reversed(checkpoint.steps(folder)):
+        try:
+            return checkpoint.read_manifest(checkpoint.folder_of(folder, step))
+        except (StorageError, InputError):
+            continue  # whoever wants the weights is told; one before it knows as well
+    return None
