@@ -40,7 +40,7 @@ from ddpm.metrics import (
 )
 from ddpm.metrics import evaluation as sample_quality
 from ddpm.metrics import evaluation as sample_validation
-from ddpm.runs import cpu_model, duration, logs, storage
+from ddpm.runs import cpu_model, duration, peak_bytes, reset_peak, storage
 from ddpm.sampling import generation, num_calls, open_data
 from ddpm.sweep import Budget
 from ddpm.training import Stepper, steps_per_epoch, total_steps
@@ -78,12 +78,12 @@ def measure(config: Config, *, threads: int, uses_gpu: bool) -> Speed:
     device = best_device() if uses_gpu else CPU
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    logs.reset_peak()
+    reset_peak()
     wall, busy = time.perf_counter(), time.process_time()
     try:
         speed = _measure(config, threads, device)
         cores = (time.process_time() - busy) / (time.perf_counter() - wall)
-        return replace(speed, cores=cores, memory_bytes=logs.peak_bytes())
+        return replace(speed, cores=cores, memory_bytes=peak_bytes())
     finally:
         torch.set_num_threads(before)
 

@@ -69,7 +69,7 @@ from ddpm.metrics.reference import (
     reference_of,
     subset,
 )
-from ddpm.runs import directory, gpu_share, load_run, shown, storage
+from ddpm.runs import gpu_share, load_run, provenance, shown, storage
 from ddpm.sampling import (
     CONFIG_FILE,
     SECTION,
@@ -599,7 +599,7 @@ class Measured:
                 "description": self.extractor.description,
             },
             "measures": {row.measure.key: row.told() for row in self.rows},
-            "made": directory.attempt(command or sys.argv),
+            "made": provenance.attempt(command or sys.argv),
         }
 
 

@@ -55,12 +55,12 @@ from ddpm.runs import (
     ImageBar,
     Kept,
     RunDirectory,
-    checkpoint,
     digest,
     load_file,
     load_run,
     shown,
     storage,
+    tensors,
 )
 from ddpm.sampling import CONFIG_FILE, locate, open_data, to_uint8
 
@@ -300,11 +300,11 @@ def pixel_features(real: RealData) -> PixelFeatures:
     facts = {**real.facts, "extractor": "pixels", "version": PIXELS_VERSION}
     with _locked(real.folder):
         stem = _stem(real, "pixels", facts)
-        kept = checkpoint.read(stem, facts)
+        kept = tensors.read(stem, facts)
         if kept is None:
             ids = real.train_ids[subset(len(real.train_ids), _COMPONENTS_OF)]
             batches = shown("principal components", len(ids), real.batches(ids))
-            kept = checkpoint.write(stem, principal_components(batches), facts)
+            kept = tensors.write(stem, principal_components(batches), facts)
     return PixelFeatures(kept.tensors["mean"], kept.tensors["components"], kept.sha256)
 
 
@@ -318,7 +318,7 @@ def classifier_features(real: RealData) -> ClassifierFeatures:
         )
     stem, facts = _classifier(real)
     with _locked(real.folder):
-        kept = checkpoint.read(stem, facts) or _trained(real, num_classes, stem, facts)
+        kept = tensors.read(stem, facts) or _trained(real, num_classes, stem, facts)
     network = ClassifierNetwork(real.image_shape, num_classes)
     network.load_state_dict(kept.tensors)
     return ClassifierFeatures(network, kept.sha256, kept.results["accuracy"])
@@ -326,7 +326,7 @@ def classifier_features(real: RealData) -> ClassifierFeatures:
 
 def has_classifier(real: RealData) -> bool:
     """Whether the classifier of the data is kept."""
-    return checkpoint.read(*_classifier(real)) is not None
+    return tensors.read(*_classifier(real)) is not None
 
 
 def _classifier(real: RealData) -> tuple[Path, dict]:
@@ -352,15 +352,15 @@ def reference_of(
     _require_the_same(facts, group)
     stem = _stem(real, f"{split}-{extractor.name}", facts)
     with _locked(real.folder) if group.is_main else nullcontext():
-        kept = checkpoint.read(stem, facts) if group.is_main else None
+        kept = tensors.read(stem, facts) if group.is_main else None
         if group.any(kept is not None):
-            kept = kept or checkpoint.read(stem, facts)
+            kept = kept or tensors.read(stem, facts)
             assert kept is not None  # as rank 0 has found
             found = kept.tensors
         else:
             found = _statistics(real, split, extractor, group)
             if group.is_main:
-                checkpoint.write(stem, found, facts)
+                tensors.write(stem, found, facts)
     return Reference(
         moments=Moments(count=len(ids), mean=found["mean"], scatter=found["scatter"]),
         kept=found["kept"],
@@ -412,7 +412,7 @@ def _trained(real: RealData, num_classes: int, stem: Path, facts: dict) -> Kept:
     ids = real.train_ids[subset(len(real.train_ids), _SCALED_BY)]
     scale_features(network, collect(judge, real.batches(ids), deal(len(ids)), kept=0).whole())
     weights = {name: tensor.detach() for name, tensor in network.state_dict().items()}
-    return checkpoint.write(stem, weights, facts, {"accuracy": _accuracy(judge, real)})
+    return tensors.write(stem, weights, facts, {"accuracy": _accuracy(judge, real)})
 
 
 def _accuracy(judge: ClassifierFeatures, real: RealData) -> float | None:

@@ -2,7 +2,6 @@ from . import averages as averages
 from . import checkpoint as checkpoint
 from . import directory as directory
 from . import logs as logs
-from . import machine as machine
 from . import pictures as pictures
 from . import provenance as provenance
 from . import storage as storage
@@ -31,6 +30,10 @@ from .logs import failure_recorded as failure_recorded
 from .machine import Began as Began
 from .machine import cost as cost
 from .machine import gpu_share as gpu_share
+from .machine import memory_usage as memory_usage
+from .machine import peak_bytes as peak_bytes
+from .machine import read_memory_rows as read_memory_rows
+from .machine import reset_peak as reset_peak
 from .machine import watts as watts
 from .pictures import columns_by_class as columns_by_class
 from .pictures import gif as gif

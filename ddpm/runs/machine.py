@@ -50,7 +50,7 @@ class MemoryLog:
     def record(self, stage: str, step: int) -> None:
         """Adds a row: the memory held now, at a stage: start, train, sampling, checkpoint, end."""
         values: dict[str, object] = {"attempt": self._attempt, "step": step, "stage": stage}
-        values |= usage()
+        values |= memory_usage()
         row = ",".join(str(values.get(column, "")) for column in COLUMNS)
         storage.append_line(self._path, row)
 
@@ -65,7 +65,7 @@ def read_memory_rows(path: Path) -> dict[int, dict[str, int]]:
     return {int(row["step"]): {name: int(row[name]) for name in sizes if row[name]} for row in rows}
 
 
-def usage() -> Mapping[str, int]:
+def memory_usage() -> Mapping[str, int]:
     """The memory held now by this process, the machine and this process's GPU, by column name."""
     system = psutil.virtual_memory()
     found = {
@@ -103,7 +103,7 @@ def reset_peak() -> None:
 
 def peak_bytes() -> int:
     """Most memory held at once since `reset_peak`: of the GPU if one is used, else the process."""
-    found = usage()
+    found = memory_usage()
     return found.get("gpu_peak", found["process_peak"])
 
 

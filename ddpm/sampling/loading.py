@@ -15,8 +15,7 @@ from ddpm.data import Dataset, open_index, packing
 from ddpm.diffusion import NoiseSchedule, UNet, init_weights, name_of
 from ddpm.distributed import best_device
 from ddpm.errors import InputError
-from ddpm.runs import checkpoint, load_run, refuse_edited
-from ddpm.runs import checkpoint as ema_snapshots
+from ddpm.runs import averages, checkpoint, load_run, refuse_edited
 from ddpm.sampling.request import CONFIG_FILE, RAW, Ema, PowerEma, locate, weights_name
 
 T = TypeVar("T", bound=nn.Module)
@@ -77,8 +76,8 @@ def load_network(
         raise InputError(f"{run} has no checkpoint yet; train it first, or name another run")
     refuse_edited(run, config, found.manifest)
     if isinstance(ema, PowerEma):
-        averaged = ema_snapshots.averaged(run, config, found, ema.sigma_rel)
-        sha256 = ema_snapshots.identity(run, config, found, ema.sigma_rel)
+        averaged = averages.averaged(run, config, found, ema.sigma_rel)
+        sha256 = averages.identity(run, config, found, ema.sigma_rel)
     elif name in found.tensors:
         averaged = found.tensors[name]
         sha256 = found.manifest["files"][f"{name}.safetensors"]["sha256"]

@@ -24,7 +24,7 @@ from ddpm import config as configuration
 from ddpm.config import Config
 from ddpm.metrics import QUALITY_MEASURES, Quality, QualityPoint
 from ddpm.metrics import evaluation as quality_file
-from ddpm.runs import RunDirectory, RunState, logs, storage
+from ddpm.runs import RunDirectory, RunState, memory_usage, read_memory_rows, storage
 from ddpm.sweep import cell_name
 from ddpm.training import Mirror, NoMirror
 
@@ -239,7 +239,7 @@ class WandbLog:
         if not report.metrics:
             return
         numbers = {"images": report.images, **report.metrics}
-        self._log(report.step, numbers | _memory(logs.usage()))
+        self._log(report.step, numbers | _memory(memory_usage()))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Adds the evaluation and the summary of a finished run and closes."""
@@ -323,7 +323,7 @@ class WandbLog:
 
     def _catch_up(self) -> None:
         """Logs what the run directory has and the mirror lacks."""
-        held = logs.read_memory_rows(self._directory.path / "memory.csv")
+        held = read_memory_rows(self._directory.path / "memory.csv")
         for row in self._directory.metrics():
             self._log(row["step"], row | _memory(held.get(row["step"], {})))
 

@@ -34,10 +34,11 @@ from ddpm.runs import (
     RunDirectory,
     checkpoint,
     cost,
-    directory,
     failure_recorded,
     gpu_share,
-    logs,
+    judge,
+    peak_bytes,
+    reset_peak,
 )
 from ddpm.sampling import build, generation, open_data
 from ddpm.training.step import TrainState, kernels, profiler
@@ -114,7 +115,7 @@ def work(
     config = configuration.from_dict(job.config, source=job.run_dir)
     data = open_data(config, Path(job.data_dir))
     run = RunDirectory(Path(job.run_dir))
-    logs.reset_peak()
+    reset_peak()
     state = _start(run, config, data, job, group)
     torch.set_num_threads(run.threads)
     if on_held and group.is_main:
@@ -136,7 +137,7 @@ def work(
             with closing(mirror(config, run) if mirror else NoMirror()) as mirrored:
                 listeners = [mirrored.log, *([on_report] if on_report else [])]
                 _train(job, config, data, run, state, group, listeners, stops, inception)
-                peak = logs.peak_bytes()  # what is measured from here on is no training
+                peak = peak_bytes()  # what is measured from here on is no training
                 measure_samples(run.path, config, data, group, should_stop=stops)
                 began.gather(group)
                 summary = _finish(job, config, data, run, peak, began)
@@ -233,16 +234,14 @@ def _sampler(config: Config, schedule: NoiseSchedule, data: Dataset) -> Every | 
 
 def _has_lost_patience(run: RunDirectory, config: Config) -> bool:
     options = config.EVALUATION
-    return options.PATIENCE is not None and Patience.ENOUGH in directory.judge(
-        run.metrics(), options
-    )
+    return options.PATIENCE is not None and Patience.ENOUGH in judge(run.metrics(), options)
 
 
 def _judge(run: RunDirectory, config: Config) -> Callable[[dict[str, float]], Patience] | None:
     """What an evaluation means beside those before it; None where no best is asked for."""
     if config.EVALUATION.BEST is None:
         return None
-    return lambda row: directory.judge([*run.metrics(), row], config.EVALUATION)
+    return lambda row: judge([*run.metrics(), row], config.EVALUATION)
 
 
 def _evaluator(
@@ -277,7 +276,7 @@ def _finish(
     numbers = x0_error.evaluate_run(run.path, data)
     run.record_memory("sampling", last)
     generation.save_samples(run.path, config)
-    rows, found = run.metrics(), run.best
+    rows, best = run.metrics(), run.best_step
     costs = cost(rows, gpu_share(config))
     summary = {
         "steps": rows[-1]["step"],
@@ -287,7 +286,7 @@ def _finish(
         "images_per_s": rows[-1]["images"] / (costs["seconds"] or math.inf),
         "peak_memory_bytes": peak_memory,
         "packed": job.packed,
-        **({"best_step": found.step} if found else {}),
+        **({} if best is None else {"best_step": best}),
         **numbers,
         **began.took(),
     }

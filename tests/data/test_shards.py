@@ -21,7 +21,8 @@ from tests.support.tree import ROOT
 PREPARE = """
 import sys
 from pathlib import Path
-from ddpm import config, shards
+from ddpm import config
+from ddpm.data import open_index, packing as shards
 index = shards.prepare(config.from_dict({
     "DATASET": {"NAME": "digits", "PATH": "digits"},
     "TRAINING": {"OUTPUT_DIR": sys.argv[1], "INPUT_IMAGE_SIZE": 8, "INPUT_IMAGE_CHANNEL": 1},
@@ -152,8 +153,9 @@ def test_prepare_leaves_nothing_of_a_bad_source(tmp_path: Path) -> None:
 def test_opening_and_checking_need_nothing_heavy(digits: Path) -> None:
     code = """
 import sys
-from ddpm import config, shards
-index = shards.open_index(sys.argv[1])
+from ddpm import config
+from ddpm.data import open_index, packing as shards
+index = open_index(sys.argv[1])
 c = config.from_dict({"DATASET": {"NAME": "d", "PATH": sys.argv[1]},
                       "TRAINING": {"INPUT_IMAGE_SIZE": 8, "INPUT_IMAGE_CHANNEL": 1}})
 assert shards.check(c, index) == [] == shards.source_problems(c)
@@ -169,7 +171,8 @@ def test_shards_of_somebody_else_are_a_problem_not_a_traceback(tmp_path: Path) -
     humble = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
     code = """
 import sys
-from ddpm import config, shards
+from ddpm import config
+from ddpm.data import open_index, packing as shards
 loaded = config.load("configs/digits.yaml", [f"DATASET.PATH={sys.argv[1]}"])
 print(shards.source_problems(loaded))
 """

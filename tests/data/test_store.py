@@ -60,7 +60,7 @@ def test_a_shard_cut_after_opening_is_noticed(tmp_path: Path) -> None:
 
 
 def test_more_shards_than_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddpm.store._OPEN_SHARDS", 3)
+    monkeypatch.setattr("ddpm.data.dataset._OPEN_SHARDS", 3)
     pixels = numbered(60)
     index = pack(tmp_path, pixels, per_shard=4)
     data = Dataset(index, dataset_options(), (3, 4, 4), seed=0)
@@ -90,7 +90,7 @@ def test_the_cache_changes_nothing_but_what_is_read(
 
 
 def test_the_cache_stops_where_memory_ends(colour: Colour, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddpm.store._FREE_SHARE", 1.1)
+    monkeypatch.setattr("ddpm.data.dataset._FREE_SHARE", 1.1)
     cached = open_colour(colour, cache=True)
     first = cached.read(torch.arange(20)).images
     read = cached.bytes_read

@@ -75,8 +75,8 @@ def test_features_and_samples_say_what_is_measured_of_samples(tmp_path: Path, di
     assert all(0 <= row[ACCURACY] <= 1 for row in more if FID in row)
     assert more[-1][KID] != fewer[-1][KID]
     assert not any(FID in row for row in fewer)  # it would mean nothing
-    best = RunDirectory(tmp_path / "128" / "run").best
-    assert best and best.step == min((row[KID], row["step"]) for row in fewer if KID in row)[1]
+    best = RunDirectory(tmp_path / "128" / "run").best_step
+    assert best == min((row[KID], row["step"]) for row in fewer if KID in row)[1]
     plain = rows(run(tmp_path / "plain", digits, *common, output))
     assert not any(FID in row for row in plain)
 

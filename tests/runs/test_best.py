@@ -8,7 +8,7 @@ import pytest
 from ddpm.config.schema import Evaluation
 from ddpm.errors import InputError
 from ddpm.runs import checkpoint
-from ddpm.runs.directory import Patience, RunDirectory, best_of, judge
+from ddpm.runs.directory import Patience, RunDirectory, best_step, judge
 from ddpm.training.trainer import Every, train
 from tests.config.test_config_effects import rows, run, tiny
 from tests.training.test_trainer import SCHEDULE, digits, network, settings
@@ -43,8 +43,7 @@ def evaluations(*values: float | None) -> list[dict[str, object]]:
 def test_the_lowest_is_best_and_patience_counts_since_then(
     values: tuple[float | None, ...], best: int | None, verdict: Patience
 ) -> None:
-    found = best_of(evaluations(*values), OPTIONS)
-    assert (found and found.step) == best
+    assert best_step(evaluations(*values), OPTIONS) == best
     assert judge(evaluations(*values), OPTIONS) == verdict
     assert judge(evaluations(*values), Evaluation(EVERY=1)) == Patience.NOTHING
     patient = Evaluation(EVERY=1, BEST=MEASURE)
@@ -92,7 +91,7 @@ def test_a_run_keeps_the_checkpoint_of_its_best_evaluation(tmp_path: Path, digit
     measured = {row["step"]: row[f"val_{MEASURE}"] for row in rows(path)}
     best, last = min(measured, key=lambda step: (measured[step], step)), max(measured)
     directory = RunDirectory(path)
-    assert directory.best and directory.best.step == best == directory.summary["best_step"]
+    assert directory.best_step == best == directory.summary["best_step"]
     assert checkpoint.steps(path / "checkpoints") == [best, last]
     assert sum(step > best for step in measured) == 3 and last < 40 * 2
     checkpoint.verify_checkpoint(checkpoint.folder_of(path / "checkpoints", best))
@@ -120,4 +119,4 @@ def test_impossible_wishes_are_refused(keys: tuple[str, ...], words: str) -> Non
 def test_rows_are_read_as_they_are_written(tmp_path: Path) -> None:
     line = json.dumps({"step": 5, f"val_{MEASURE}": None})
     (tmp_path / "metrics.jsonl").write_text(line + "\n")
-    assert best_of(RunDirectory(tmp_path).metrics(), OPTIONS) is None
+    assert best_step(RunDirectory(tmp_path).metrics(), OPTIONS) is None

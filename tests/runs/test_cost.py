@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ddpm.runs.logs import cost, watts
+from ddpm.runs.machine import cost, watts
 
 ROW = {"time/seconds": 2.0, "time/core_seconds": 3.0}
 GPU = ROW | {"time/gpu_seconds": 8.0, "time/energy_joules": 100.0}

@@ -17,8 +17,7 @@ from ddpm.config.schema import Config
 from ddpm.errors import InputError, Interrupted, StorageError
 from ddpm.metrics import ema_curve
 from ddpm.metrics.x0_error import evaluate_run
-from ddpm.runs import checkpoint
-from ddpm.runs import checkpoint as ema_snapshots
+from ddpm.runs import averages, checkpoint
 from ddpm.runs.directory import RunDirectory
 from ddpm.sampling.generation import ImageGenerator
 from ddpm.sampling.loading import load_network, open_data
@@ -65,7 +64,7 @@ def train(config: Config, stop_after: int | None = None) -> Path:
 
 def kept(run: Path) -> dict[str, str]:
     """SHA-256 of every average kept."""
-    files = sorted((run / ema_snapshots.FOLDER).glob("*/power-*"))
+    files = sorted((run / averages.FOLDER).glob("*/power-*"))
     return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
@@ -81,10 +80,10 @@ def copy(run: Path, tmp_path: Path) -> Path:
 
 def test_one_is_kept_every_save_period_whatever_becomes_of_checkpoints(run: Path) -> None:
     steps = list(range(STEPS, EPOCHS * STEPS + 1, STEPS))
-    assert checkpoint.steps(run / ema_snapshots.FOLDER) == steps
+    assert checkpoint.steps(run / averages.FOLDER) == steps
     assert checkpoint.steps(run / "checkpoints") == steps[-3:]
     for step in steps:
-        found = checkpoint.load(checkpoint.folder_of(run / ema_snapshots.FOLDER, step))
+        found = checkpoint.load(checkpoint.folder_of(run / averages.FOLDER, step))
         assert set(found.tensors) == {"power-0.05", "power-0.2"}
         assert all(t.dtype == torch.float32 for t in found.tensors["power-0.05"].values())
     last = checkpoint.load(checkpoint.folder_of(run / "checkpoints", steps[-1]))
@@ -100,16 +99,16 @@ def test_an_interrupted_training_keeps_the_same_to_the_bit(
 ) -> None:
     half = train(power(tmp_path), stop_after)
     # what was saved because of the stop is no snapshot
-    assert all(s % STEPS == 0 for s in checkpoint.steps(half / ema_snapshots.FOLDER))
+    assert all(s % STEPS == 0 for s in checkpoint.steps(half / averages.FOLDER))
     assert not RunDirectory(half).is_finished
     assert kept(train(power(tmp_path))) == kept(run)
 
 
 def test_snapshots_after_the_checkpoint_continued_from_are_dropped(copy: Path) -> None:
-    left = copy / ema_snapshots.FOLDER / ".step-00000003.0123abcd.tmp"
+    left = copy / averages.FOLDER / ".step-00000003.0123abcd.tmp"
     left.mkdir()
-    ema_snapshots.forget_after(copy, STEPS * 4)
-    assert checkpoint.steps(copy / ema_snapshots.FOLDER) == [STEPS * k for k in range(1, 5)]
+    averages.forget_after(copy, STEPS * 4)
+    assert checkpoint.steps(copy / averages.FOLDER) == [STEPS * k for k in range(1, 5)]
     assert not left.exists()
 
 
@@ -143,7 +142,7 @@ def test_a_length_the_snapshots_cannot_make_is_refused(run: Path) -> None:
 
 
 def test_a_damaged_snapshot_is_never_averaged(copy: Path) -> None:
-    path = copy / ema_snapshots.FOLDER / "step-00000012" / "power-0.05.safetensors"
+    path = copy / averages.FOLDER / "step-00000012" / "power-0.05.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
@@ -157,7 +156,7 @@ def test_without_the_key_a_run_is_what_it_was(tmp_path: Path) -> None:
     assert configuration.identity(plain) == configuration.identity(same)
     assert not any("EMA_POWER" in key for key in configuration.identity(plain))
     other = make_run(tmp_path)
-    assert not (other / ema_snapshots.FOLDER).exists()
+    assert not (other / averages.FOLDER).exists()
     with pytest.raises(InputError, match="without TRAINING.EMA_POWER"):
         load_network(other, PowerEma(0.1))
     with pytest.raises(InputError, match=r"--ema power:0.1: .* without TRAINING.EMA_POWER"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm.runs import logs
+from ddpm.runs import machine
 
 MIB = 1 << 20
 
@@ -23,9 +23,9 @@ def pages(size: int) -> mmap.mmap:
 
 
 def test_usage_sees_what_is_allocated() -> None:
-    before = logs.usage()["process_rss"]
+    before = machine.memory_usage()["process_rss"]
     block = pages(64 * MIB)
-    during = logs.usage()
+    during = machine.memory_usage()
     assert 60 * MIB < during["process_rss"] - before < 80 * MIB
     assert during["process_rss"] <= during["process_peak"]
     assert during["system_used"] < during["system_total"]
@@ -33,12 +33,12 @@ def test_usage_sees_what_is_allocated() -> None:
 
 
 def test_the_peak_remembers_and_can_be_reset() -> None:
-    logs.reset_peak()
-    start = logs.peak_bytes()
+    machine.reset_peak()
+    start = machine.peak_bytes()
     pages(64 * MIB).close()
-    assert logs.peak_bytes() - start > 50 * MIB
-    logs.reset_peak()
-    assert logs.peak_bytes() - start < 40 * MIB
+    assert machine.peak_bytes() - start > 50 * MIB
+    machine.reset_peak()
+    assert machine.peak_bytes() - start < 40 * MIB
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives back when asked")
@@ -49,46 +49,46 @@ def test_what_an_earlier_thread_freed_is_not_counted() -> None:
         blocks = [b"x" * (60_000 + k) for k in range(2000)]  # of this thread's own arena
         kept.append(blocks[-1])  # its end stays in use
 
-    logs.reset_peak()
-    start = logs.peak_bytes()
+    machine.reset_peak()
+    start = machine.peak_bytes()
     thread = threading.Thread(target=train)
     thread.start()
     thread.join()
-    assert logs.peak_bytes() - start > 100 * MIB
-    logs.reset_peak()
-    assert logs.peak_bytes() - start < 40 * MIB
+    assert machine.peak_bytes() - start > 100 * MIB
+    machine.reset_peak()
+    assert machine.peak_bytes() - start < 40 * MIB
 
 
 def test_rows_name_attempt_step_and_stage_and_are_read_back(tmp_path: Path) -> None:
     path = tmp_path / "memory.csv"
-    logs.MemoryLog(path, attempt=1).record("start", 0)
-    log = logs.MemoryLog(path, attempt=2)
+    machine.MemoryLog(path, attempt=1).record("start", 0)
+    log = machine.MemoryLog(path, attempt=2)
     for stage, step in (("train", 10), ("checkpoint", 10), ("train", 20)):
         log.record(stage, step)
     with path.open() as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == logs.COLUMNS
+    assert tuple(rows[0]) == machine.COLUMNS
     assert [(row["attempt"], row["stage"], row["step"]) for row in rows] == [
         ("1", "start", "0"),
         ("2", "train", "10"),
         ("2", "checkpoint", "10"),
         ("2", "train", "20"),
     ]
-    assert logs.read_memory_rows(path).keys() == {10, 20}
-    assert logs.read_memory_rows(path)[20]["process_rss"] == int(rows[3]["process_rss"])
-    assert logs.read_memory_rows(tmp_path / "missing.csv") == {}
+    assert machine.read_memory_rows(path).keys() == {10, 20}
+    assert machine.read_memory_rows(path)[20]["process_rss"] == int(rows[3]["process_rss"])
+    assert machine.read_memory_rows(tmp_path / "missing.csv") == {}
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_gpu_is_measured_where_there_is_one(tmp_path: Path) -> None:
-    logs.reset_peak()
+    machine.reset_peak()
     block = torch.zeros(64 * MIB, dtype=torch.uint8, device="cuda")
-    used = logs.usage()
+    used = machine.memory_usage()
     assert used["gpu_peak"] >= used["gpu_allocated"] >= 64 * MIB
     assert used["gpu_reserved"] >= used["gpu_allocated"]
-    assert logs.peak_bytes() == used["gpu_peak"]
+    assert machine.peak_bytes() == used["gpu_peak"]
     del block
     torch.cuda.empty_cache()
-    logs.reset_peak()
-    assert logs.peak_bytes() < 64 * MIB
+    machine.reset_peak()
+    assert machine.peak_bytes() < 64 * MIB

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from ddpm.runs import directory
+from ddpm.runs import provenance
 
 
 def test_an_attempt_is_plain_json_with_versions_and_machine() -> None:
-    facts = directory.attempt(["launch/train.py", "a b.yaml"])
+    facts = provenance.attempt(["launch/train.py", "a b.yaml"])
     assert json.loads(json.dumps(facts)) == facts
     assert facts["command"] == "launch/train.py 'a b.yaml'"
     for package in ("torch", "ray", "wandb"):
@@ -38,15 +38,15 @@ def test_credentials_on_the_command_line_are_masked(
     command: list[str], shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOME_ACCESS_TOKEN", "value-of-a-secret")
-    assert directory.masked(command) == shown
+    assert provenance.masked(command) == shown
 
 
 @pytest.mark.parametrize("key", ["source_sha256", "torch", "cpu_capability", "gpus"])
 def test_what_decides_bits_is_compared(key: str) -> None:
-    before = directory.attempt(["x"])
-    assert directory.changes(before, before | {"command": "y", "host": "z"}) == []
+    before = provenance.attempt(["x"])
+    assert provenance.changes(before, before | {"command": "y", "host": "z"}) == []
     changed = before | {key: ["GPU 9"] if key == "gpus" else "9.9"}
-    (line,) = directory.changes(before, changed)
+    (line,) = provenance.changes(before, changed)
     assert "9" in line and "since the last attempt" in line
 
 
@@ -56,17 +56,17 @@ def test_the_commit_and_its_changes_are_seen(
     package = tmp_path / "repo" / "ddpm"
     package.mkdir(parents=True)
     (package / "a.py").write_text("1")
-    monkeypatch.setattr(directory, "_PACKAGE", package)
-    assert directory.git_state() is None
+    monkeypatch.setattr(provenance, "_PACKAGE", package)
+    assert provenance.git_state() is None
     git = [shutil.which("git") or "git", "-C", str(tmp_path / "repo")]
     identity = ["-c", "user.name=x", "-c", "user.email=x@y"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, *identity, "commit", "-q", "-m", "x"], check=True)
-    state = directory.git_state()
+    state = provenance.git_state()
     assert state is not None and len(state["commit"]) == 40 and state["dirty"] is False
-    digest = directory.source_sha256()
+    digest = provenance.source_sha256()
     (package / "a.py").write_text("2")
-    state = directory.git_state()
+    state = provenance.git_state()
     assert state is not None and state["dirty"] is True
-    assert directory.source_sha256() != digest
+    assert provenance.source_sha256() != digest

@@ -20,7 +20,7 @@ from ddpm.cluster import sweep_setup
 from ddpm.cluster.run_trial import run_trial
 from ddpm.data import packing
 from ddpm.errors import LockedError
-from ddpm.runs import directory, storage
+from ddpm.runs import layout, storage
 from ddpm.runs.directory import RunDirectory, claimed
 from ddpm.sampling.loading import open_data
 from ddpm.sweep.plan import load_sweep
@@ -133,7 +133,7 @@ def test_one_of_five_at_once_trains_and_the_others_name_it(tmp_path: Path) -> No
         shown, errors = again.communicate(timeout=200)
     assert again.returncode == 0 and str(place) in shown, errors
     assert runs(out) == [place] and len(RunDirectory(place).provenance["attempts"]) == 1
-    assert [path.name for path in (out / ".locks").iterdir()] == [directory.id_of(place)]
+    assert [path.name for path in (out / ".locks").iterdir()] == [layout.id_of(place)]
 
 
 @pytest.mark.slow
@@ -148,7 +148,7 @@ def test_one_of_three_with_several_workers_starts_them(tmp_path: Path) -> None:
             assert_lost(one, out)
         (first,) = (one for one in all_ if one.poll() is None)
         (place,) = runs(out)
-        id_lock = directory.id_lock(place)
+        id_lock = layout.id_lock(place)
         until(
             lambda: not storage.is_held(id_lock)
         )  # the worker holds the directory, or it has ended
@@ -212,7 +212,7 @@ def test_a_claim_dies_with_its_process(tmp_path: Path) -> None:
         holder.wait()
         with claimed(run) as claim:
             assert claim.run.path == run.path
-            assert storage.signature(directory.id_lock(run.path))["pid"] == os.getpid()
+            assert storage.signature(layout.id_lock(run.path))["pid"] == os.getpid()
     assert not runs(tmp_path / "out")
 
 

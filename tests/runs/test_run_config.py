@@ -12,9 +12,9 @@ import pytest
 from ddpm import config as configuration
 from ddpm.cli import ema_curve, evaluate, report, sample, train
 from ddpm.errors import StorageError, run_main
-from ddpm.runs import checkpoint, directory
-from ddpm.runs import checkpoint as manifest
-from ddpm.runs.directory import RunDirectory, load_run
+from ddpm.runs import checkpoint, layout
+from ddpm.runs.directory import RunDirectory
+from ddpm.runs.layout import load_run
 from tests.support.tree import ROOT
 
 NETWORK = "TRAINING.NETWORK"
@@ -45,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished training."""
     out = tmp_path_factory.mktemp("out")
     assert train.main(training(out)) == 0
-    (done,) = out.rglob(directory.DONE)
+    (done,) = out.rglob(layout.DONE)
     return done.parent
 
 
@@ -54,7 +54,7 @@ def edited(
     run: Path, before: str = "TIMESTEPS: 20", after: str = "TIMESTEPS: 30"
 ) -> Iterator[None]:
     """The run with another value in its configuration."""
-    path = run / directory.CONFIG
+    path = run / layout.CONFIG
     text = path.read_text()
     assert before in text
     path.write_text(text.replace(before, after))
@@ -72,7 +72,7 @@ def sampled(source: Path, tmp: Path, *more: str) -> int:
 def guided(run: Path, tmp: Path) -> int:
     """Another run draws, this one is the guide."""
     other = shutil.copytree(run, tmp / "other")
-    path = other / directory.CONFIG
+    path = other / layout.CONFIG
     path.write_text(path.read_text().replace("TIMESTEPS: 30", "TIMESTEPS: 20"))
     keys = ("GEN_TASK=class_cond", "GUIDANCE=2.0", f"GUIDE={run}")
     return sampled(other, tmp, *keys)
@@ -112,7 +112,7 @@ DOORS: dict[str, Callable[[Path, Path], int | None]] = {
     "report of a sweep": reported_of_sweep,
     "same command": lambda run, tmp: train.main(training(out_of(run))),
     "resume": lambda run, tmp: train.main(training(out_of(run), "--resume", str(run))),
-    "train with its file": lambda run, tmp: train.main([str(run / directory.CONFIG)]),
+    "train with its file": lambda run, tmp: train.main([str(run / layout.CONFIG)]),
     "start from": started_from,
 }
 
@@ -143,7 +143,7 @@ def test_one_damaged_manifest_leaves_the_one_before_it_to_compare_with(
     newer = shutil.copytree(
         copy / "checkpoints" / "step-00000002", copy / "checkpoints" / "step-00000004"
     )
-    (newer / manifest.MANIFEST).write_text("{")
+    (newer / checkpoint.MANIFEST).write_text("{")
     assert load_run(copy) == load_run(run)
     with edited(copy), pytest.raises(StorageError, match="was edited"):
         load_run(copy)
@@ -154,25 +154,6 @@ def test_a_run_without_checkpoint_has_nothing_to_compare_with(run: Path, tmp_pat
     shutil.rmtree(copy / "checkpoints")
     with edited(copy):
         assert load_run(copy).TRAINING.NETWORK.TIMESTEPS == 30
-
-
-def test_what_a_member_of_a_population_took_over_is_of_another_configuration(
-    run: Path, tmp_path: Path
-) -> None:
-    """Until it has a checkpoint of its own; pbt.py writes the lineage."""
-    copy = shutil.copytree(run, tmp_path / "copy")
-    with edited(copy):
-        (copy / directory.LINEAGE).write_text('{"step": 2}')
-        own = load_run(copy)
-        assert own.TRAINING.NETWORK.TIMESTEPS == 30
-        found = checkpoint.latest(copy / "checkpoints")
-        assert found is not None
-        facts = {"config_sha256": configuration.config_sha256(own)}
-        folder = checkpoint.folder_of(copy / "checkpoints", 3)
-        checkpoint.save(folder, tensors=found.tensors, state={"step": 3}, manifest=facts)
-        load_run(copy)
-    with pytest.raises(StorageError, match="step-00000003 was trained with"):
-        load_run(copy)
 
 
 def test_a_training_that_runs_keeps_the_configuration_it_began_with(
