@@ -1,4 +1,4 @@
-"""What a paper found, what we found, and whether the two agree: numbers, a verdict, a page.
+"""A published finding beside our own, and whether the two agree: numbers, a verdict, a page.
 
 A claim is a number of each training seed whose sign the paper foretells: positive as published. The
 verdict is that of the interval over seeds (Student's t, 95 % for all claims of a result together,
@@ -7,34 +7,46 @@ undecided where it holds zero or there is one seed. A training that ends in non-
 infinite number, of its sign.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import inf, isfinite
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ddpm.metrics import interval
 from ddpm.report import listed, number_with_error
 from ddpm.runs import storage
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# In words of one and of more.
+VERDICTS = {
+    "agrees": ("agrees", "agree"),
+    "disagrees": ("disagrees", "disagree"),
+    "undecided": ("is undecided", "are undecided"),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """paper: what was found.  number: what `values`, one a seed, are."""
+    """paper: the published finding.  number: the meaning of `values`, one a seed."""
 
     paper: str
     number: str
     values: tuple[float, ...]
 
     def judged(self, confidence: float) -> "Finding":
-        """With its interval and its verdict."""
+        """With its interval and its verdict; where some values are infinite, all signs decide."""
         values = [value for value in self.values if isfinite(value)]
         mean, half = interval(values, confidence) if values else (inf, 0.0)
-        if any(not isfinite(value) for value in self.values):
-            verdict = _of_signs(self.values)
+        low, high = mean - half, mean + half
+        if len(values) < len(self.values):
+            low, high = min(self.values), max(self.values)
         elif len(values) < 2:
-            verdict = "undecided"
-        else:
-            verdict = "agrees" if mean > half else "disagrees" if mean < -half else "undecided"
+            low, high = -inf, inf
+        verdict = "agrees" if low > 0 else "disagrees" if high < 0 else "undecided"
         return Finding(claim=self, mean=mean, half_width=half, verdict=verdict)
 
 
@@ -52,10 +64,10 @@ class Finding:
 
     @property
     def sentence(self) -> str:
-        """What the paper found, what we found, and the verdict."""
-        return f"Published: {self.claim.paper} Here: {self.claim.number} is {self._told()}."
+        """The published finding, our own, and the verdict."""
+        return f"Published: {self.claim.paper} Here: {self.claim.number} is {self._number()}."
 
-    def _told(self) -> str:
+    def _number(self) -> str:
         values = self.claim.values
         lost = sum(not isfinite(value) for value in values)
         if lost:
@@ -150,14 +162,6 @@ class Result:
         return path
 
 
-# In words of one and of more.
-VERDICTS = {
-    "agrees": ("agrees", "agree"),
-    "disagrees": ("disagrees", "disagree"),
-    "undecided": ("is undecided", "are undecided"),
-}
-
-
 def spread(values: Sequence[float], *, digits: int = 3) -> str:
     """Mean ± half-width of the 95 % interval over seeds, as a cell of a table."""
     if not all(isfinite(value) for value in values):
@@ -170,21 +174,31 @@ def spread(values: Sequence[float], *, digits: int = 3) -> str:
     return " ± ".join(number_with_error(mean, half))
 
 
-def _of_signs(values: Sequence[float]) -> str:
-    """Where some are infinite the sign of all decides."""
-    if all(value > 0 for value in values):
-        return "agrees"
-    return "disagrees" if all(value < 0 for value in values) else "undecided"
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def png(figure: "Figure") -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def _facts(finding: Finding) -> dict[str, object]:
     """As JSON, which has no infinity."""
-    values = [value if isfinite(value) else None for value in finding.claim.values]
+
+    def finite(value: float) -> float | None:
+        return value if isfinite(value) else None
+
     return {
         "paper": finding.claim.paper,
         "number": finding.claim.number,
-        "values": values,
-        "mean": finding.mean if isfinite(finding.mean) else None,
-        "half_width": finding.half_width if isfinite(finding.half_width) else None,
+        "values": [finite(value) for value in finding.claim.values],
+        "mean": finite(finding.mean),
+        "half_width": finite(finding.half_width),
         "verdict": finding.verdict,
     }

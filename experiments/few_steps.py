@@ -59,7 +59,7 @@ def result(options: StudyOptions) -> Result:
 
 
 def claims(measured: Measured) -> tuple[Claim, ...]:
-    """What the paper's tables and figure show, as signs."""
+    """The paper's tables and figure as signs."""
 
     def logs(cell: Cell, steps: int, skipped: int = 0) -> list[float]:
         return [log(measured[cell][seed][steps, skipped].fid.value) for seed in measured[cell]]

@@ -1,10 +1,10 @@
-"""What is known before training: the samplers' own error, terminal-SNR bias, a schedule's shift.
+"""Forecast before training: the samplers' own error, terminal-SNR bias, a schedule's shift.
 
-The data's mean and covariance are fitted, and the ideal denoiser of that Gaussian is walked by the
-project's own samplers (gaussian_walk.py): what is left is what steps and schedule cost, whatever
+The data's mean and covariance are fitted, and the ideal denoiser of that Gaussian is sampled by the
+project's own samplers (gaussian_walk.py): what is left is the cost of steps and schedule, whatever
 the network. A trained network's error comes on top; what of the data is not Gaussian is not seen.
 
-Errors are 2-Wasserstein distances between what is drawn and the data's Gaussian, as the root mean
+Errors are 2-Wasserstein distances between the samples' Gaussian and the data's, as the root mean
 square over the values of an image, in grey levels of 255.
 
 The shift: the best linear estimator resolves the share
@@ -24,10 +24,9 @@ Writes forecast.json and forecast.png into OUTPUT_DIR/forecasts/NAME OF THE FILE
 """
 
 import argparse
-import io
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -44,31 +43,34 @@ from ddpm.diffusion import SCHEDULES, NoiseSchedule
 from ddpm.errors import InputError
 from ddpm.runs import storage
 from ddpm.sampling import SPACINGS, levels, open_data
+from experiments.claims import new_figure, png
 from experiments.gaussian_walk import WITHOUT_MEMORY, GaussianDraws, GaussianFit, drawn, flow_limit
 
+NUMBERS, PICTURE = "forecast.json", "forecast.png"
 GREY = 127.5  # grey levels of 255 in a unit of [-1, 1]
-STEPS = (5, 10, 20, 50, 100)
-SAMPLERS = (("ddim", 0.0), ("ddpm", 0.0), ("heun", 0.0))
-BAND = (0.05, 0.95)
+STEPS, SAMPLERS = (5, 10, 20, 50, 100), ("ddim", "ddpm", "heun")  # ddim with eta 0
+BAND = (0.05, 0.5, 0.95)
 # A covariance of D x D is made up to this D; beyond it, of so many images.
 _MOST_VALUES, _FEW_IMAGES, _MOST_IMAGES = 4096, 2048, 10_000
 _SHIFTS = tuple(0.5 * k for k in range(-16, 17))
 
+Band = tuple[float, float, float]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Walk:
-    """One way to draw, and its error in grey levels.  eta: of ddim."""
+    """One way to sample, and its error in grey levels.  eta: of ddim."""
 
     schedule: str
     spacing: str
     sampler: str
-    eta: float
+    eta: float = 0.0
     num_steps: int
     error: float = math.nan
 
     @property
     def calls(self) -> int:
-        """Of the network, an image: heun asks twice a step, but for the last."""
+        """Network calls an image: heun makes two a step, but for the last."""
         return 2 * self.num_steps - 1 if self.sampler == "heun" else self.num_steps
 
     @property
@@ -77,13 +79,17 @@ class Walk:
         eta = f" eta {self.eta:g}" if self.eta else ""
         return f"{self.sampler}{eta}, {self.spacing}"
 
+    def differs_in_steps_alone(self, other: "Walk") -> bool:
+        """Whether both are the same but for the number of steps."""
+        return replace(self, num_steps=1, error=0) == replace(other, num_steps=1, error=0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Terminal:
-    """What a schedule leaves of the signal at t = T, and what that does in the limit of many steps.
+    """The signal a schedule leaves at t = T, and its effect in the limit of many steps.
 
     signal: sqrt(abar_T).  brightness: shift of the mean pixel, error: of the whole, grey levels.
-    middle: logsnr(1/2).  suggested: what should be added to its logsnr.
+    middle: logsnr(1/2).  suggested: the shift to add to its logsnr.
     """
 
     schedule: str
@@ -96,7 +102,7 @@ class Terminal:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Everything that is printed.
+    """All that is printed.
 
     chosen: the configuration's own walk; None where its sampler has no closed form.  band: logsnr
     of 5 %, 50 % and 95 % resolved.  shifts: error of `by_shift`'s walk at each added shift.
@@ -109,7 +115,7 @@ class Forecast:
     chosen: Walk | None
     walks: tuple[Walk, ...]
     terminals: tuple[Terminal, ...]
-    band: tuple[float, float, float]
+    band: Band
     by_shift: Walk
     shifts: tuple[tuple[float, float], ...]
 
@@ -136,14 +142,14 @@ class Forecast:
 
 
 def forecast(config: Config, data: Dataset) -> Forecast:
-    """Of a configuration on its data. Some seconds."""
+    """The forecast of a configuration on its data. Some seconds."""
     num_values = math.prod(data.image_shape)
     limit = _MOST_IMAGES if num_values <= _MOST_VALUES else _FEW_IMAGES
     ids = data.order(torch.arange(min(limit, data.num_train))).sort().values
     fit = GaussianFit.of(data.read(ids).images.flatten(1))
     schedule = NoiseSchedule(**configuration.schedule_arguments(config))
-    band = resolved_band(fit.variance)
-    walks = [walk for other in _schedules(schedule) for walk in _walks(fit, other)]
+    band, schedules = resolved_band(fit.variance), list(_schedules(schedule))
+    walks = [walk for other in schedules for walk in _walks(fit, other)]
     chosen = _chosen(config, fit, schedule)
     by_shift = chosen or max(
         (one for one in walks if one.schedule == schedule.name and one.num_steps <= 50),
@@ -156,7 +162,7 @@ def forecast(config: Config, data: Dataset) -> Forecast:
         schedule=schedule,
         chosen=chosen,
         walks=tuple(walks),
-        terminals=tuple(_terminal(fit, other, band) for other in _schedules(schedule)),
+        terminals=tuple(_terminal(fit, other, band) for other in schedules),
         band=band,
         by_shift=by_shift,
         shifts=tuple(
@@ -172,19 +178,16 @@ def resolved_share(variance: Tensor, logsnr: Tensor) -> Tensor:
     return torch.sigmoid(logsnr[..., None] + seen.log()) @ seen / seen.sum()
 
 
-def resolved_band(variance: Tensor) -> tuple[float, float, float]:
+def resolved_band(variance: Tensor) -> Band:
     """The logsnr where F is 5 %, 50 % and 95 %."""
     grid = torch.linspace(-40, 40, 8001, dtype=torch.float64)
-    share = resolved_share(variance, grid)
-    low, middle, high = (
-        float(grid[torch.searchsorted(share, torch.tensor(part, dtype=share.dtype))])
-        for part in (BAND[0], 0.5, BAND[1])
-    )
+    places = torch.searchsorted(resolved_share(variance, grid), torch.tensor(BAND).double())
+    low, middle, high = grid[places].tolist()
     return low, middle, high
 
 
-def suggested_shift(schedule: NoiseSchedule, band: tuple[float, float, float]) -> float:
-    """What added to the schedule's logsnr puts its middle at the centre of the band."""
+def suggested_shift(schedule: NoiseSchedule, band: Band) -> float:
+    """The shift that puts the middle of the schedule's logsnr at the centre of the band."""
     return (band[0] + band[2]) / 2 - float(schedule.logsnr(0.5))
 
 
@@ -203,11 +206,9 @@ def _schedules(own: NoiseSchedule) -> Iterator[NoiseSchedule]:
 
 
 def _walks(fit: GaussianFit, schedule: NoiseSchedule) -> Iterator[Walk]:
-    """All that the schedule can be walked by."""
-    for spacing, num_steps, (sampler, eta) in itertools.product(SPACINGS, STEPS, SAMPLERS):
-        wanted = Walk(
-            schedule=schedule.name, spacing=spacing, sampler=sampler, eta=eta, num_steps=num_steps
-        )
+    """All ways to sample with the schedule."""
+    for spacing, steps, sampler in itertools.product(SPACINGS, STEPS, SAMPLERS):
+        wanted = Walk(schedule=schedule.name, spacing=spacing, sampler=sampler, num_steps=steps)
         try:
             yield _walk(fit, schedule, wanted)
         except ValueError:  # more steps than timesteps, or too few timesteps to space
@@ -215,7 +216,7 @@ def _walks(fit: GaussianFit, schedule: NoiseSchedule) -> Iterator[Walk]:
 
 
 def _chosen(config: Config, fit: GaussianFit, schedule: NoiseSchedule) -> Walk | None:
-    """The walk that IMAGE_GENERATION asks for, where it has a closed form."""
+    """The walk of IMAGE_GENERATION, where it has a closed form."""
     options = config.IMAGE_GENERATION
     if options.SAMPLER not in WITHOUT_MEMORY:
         return None
@@ -234,14 +235,11 @@ def _chosen(config: Config, fit: GaussianFit, schedule: NoiseSchedule) -> Walk |
 def _walk(fit: GaussianFit, schedule: NoiseSchedule, wanted: Walk) -> Walk:
     """The same walk on this schedule, its error filled in."""
     path = levels(schedule, spacing=wanted.spacing, num_steps=wanted.num_steps)
-    return replace(
-        wanted, error=_grey(fit, drawn(fit, path, sampler=wanted.sampler, eta=wanted.eta))
-    )
+    found = drawn(fit, path, sampler=wanted.sampler, eta=wanted.eta)
+    return replace(wanted, error=_grey(fit, found))
 
 
-def _terminal(
-    fit: GaussianFit, schedule: NoiseSchedule, band: tuple[float, float, float]
-) -> Terminal:
+def _terminal(fit: GaussianFit, schedule: NoiseSchedule, band: Band) -> Terminal:
     first = levels(schedule, num_steps=1)[0]
     limit = flow_limit(fit, first)
     return Terminal(
@@ -259,14 +257,129 @@ def _grey(fit: GaussianFit, found: GaussianDraws) -> float:
     return GREY * found.distance(fit) / math.sqrt(len(fit.pixel_mean))
 
 
-NUMBERS, PICTURE = "forecast.json", "forecast.png"
+def sentences(found: Forecast) -> list[str]:
+    """The numbers in words, no more than they say."""
+    own, name, walk = found.own, found.schedule.name, found.chosen
+    low, middle, high = found.band
+    lines = []
+    if walk is not None:
+        alike = [one for one in found.walks if one.differs_in_steps_alone(walk)]
+        enough = [one.num_steps for one in alike if one.error < 1]
+        bring = f"{min(enough)} steps bring" if enough else f"not even {STEPS[-1]} steps bring"
+        lines.append(
+            f"As configured ({walk.schedule}, {walk.method}, {walk.num_steps} steps) samples miss "
+            f"the data's Gaussian by {walk.error:.2f} grey levels; {bring} it below 1."
+        )
+    best = min((one for one in found.walks if one.calls <= 50), key=lambda one: one.error)
+    lines.append(
+        f"With at most 50 network calls an image the least error here is {best.error:.2f} grey "
+        f"levels: {best.schedule}, {best.method}, {best.num_steps} steps."
+    )
+    if own.signal == 0:
+        lines.append(f"{name} ends at zero SNR: nothing of the signal is left to bias the mean.")
+    else:
+        lines.append(
+            f"{name} leaves {100 * own.signal:.3g} % of the signal at t = T, which samples begun "
+            f"in pure noise lack: their mean brightness is off by {own.brightness:+.2f} grey "
+            "levels, whatever the number of steps. TRAINING.NETWORK.ZERO_TERMINAL_SNR=true "
+            "removes it."
+        )
+    errors, by_shift = dict(found.shifts), found.by_shift
+    least = min(errors, key=lambda shift: errors[shift])
+    lines.append(
+        f"From log SNR {low:.1f} to {high:.1f} the data's variance is resolved (5 to 95 %, half of "
+        f"it at {middle:.1f}); the middle of {name} is at {own.middle:.1f}. Its centre there would "
+        f"be TRAINING.NETWORK.LOGSNR_SHIFT={found.schedule.logsnr_shift + own.suggested:.1f}, a "
+        f"change of {own.suggested:+.1f}: with it {by_shift.num_steps} steps of {by_shift.method} "
+        f"miss by {errors[own.suggested]:.2f} grey levels instead of {errors[0.0]:.2f}; least, "
+        f"{errors[least]:.2f}, is a change of {least:+.1f}."
+    )
+    lines.append(
+        f"All this is of the Gaussian fitted to {found.num_images:,} training images of "
+        f"{found.data}, and of its ideal denoiser: the least that steps and schedule cost. A "
+        "network's own error comes on top; what of the data is not Gaussian is not seen."
+    )
+    return lines
+
+
+def tables(found: Forecast) -> tuple[Table, Table]:
+    """Error by sampler, spacing and steps of the own schedule; every schedule beside it."""
+    one = _table(
+        f"{found.schedule.name}: error of the sampler, grey levels (rms), by number of steps",
+        ("sampler", "spacing"),
+        *map(str, STEPS),
+    )
+    for sampler, spacing in itertools.product(SAMPLERS, SPACINGS):
+        walk = Walk(schedule=found.schedule.name, spacing=spacing, sampler=sampler, num_steps=1)
+        one.add_row(sampler, spacing, *_errors(found, walk, STEPS))
+    one.caption = "a step of heun calls the network twice"
+    every = _table(
+        f"every schedule: its end, its middle, the error of {found.by_shift.method}, by number of "
+        "steps",
+        ("schedule",),
+        *("signal %", "bright", "middle", "shift", *map(str, STEPS[1:])),
+    )
+    for end in found.terminals:
+        walk = replace(found.by_shift, schedule=end.schedule, eta=0.0)
+        every.add_row(
+            end.schedule,
+            f"{100 * end.signal:.2g}",
+            f"{end.brightness:+.2f}",
+            f"{end.middle:.1f}",
+            f"{end.suggested:+.1f}",
+            *_errors(found, walk, STEPS[1:]),
+        )
+    every.caption = (
+        "signal: left at t = T; bright: what that adds to the brightness of samples, grey levels; "
+        "middle: log SNR at time 1/2; shift: what to add to it"
+    )
+    return one, every
+
+
+def _errors(found: Forecast, walk: Walk, steps: tuple[int, ...]) -> list[str]:
+    alike = (one for one in found.walks if one.differs_in_steps_alone(walk))
+    errors = {one.num_steps: f"{one.error:.2f}" for one in alike}
+    return [errors.get(count, "–") for count in steps]
+
+
+def _table(title: str, words: tuple[str, ...], *numbers: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    table.title_justify = table.caption_justify = "left"
+    for heading in (*words, *numbers):
+        table.add_column(heading, justify="left" if heading in words else "right", no_wrap=True)
+    return table
+
+
+def picture(found: Forecast) -> bytes:
+    """PNG: error over network calls of the configured schedule; band and schedules over log SNR."""
+    figure = new_figure(10, 4)
+    left, right = figure.subplots(1, 2)
+    own = [walk for walk in found.walks if walk.schedule == found.schedule.name]
+    for colour, sampler in enumerate(SAMPLERS):
+        for style, spacing in zip(("-", "--", ":", "-."), SPACINGS, strict=True):
+            line = [walk for walk in own if (walk.sampler, walk.spacing) == (sampler, spacing)]
+            calls, errors = [walk.calls for walk in line], [walk.error for walk in line]
+            left.loglog(calls, errors, style, color=f"C{colour}", label=f"{sampler}, {spacing}")
+    left.set(xlabel="network calls an image", ylabel="error, grey levels (rms)")
+    left.set_title(f"{found.data}, {found.schedule.name}: what the sampler costs")
+    left.legend(fontsize=6, ncols=2)
+    right.axvspan(found.band[0], found.band[2], color="0.9", label="variance is resolved, 5-95 %")
+    time, suggested = torch.linspace(0.002, 1, 500, dtype=torch.float64), found.own.suggested
+    for shift, words in ((0.0, "as configured"), (suggested, f"shifted by {suggested:+.1f}")):
+        logsnr = shifted(found.schedule, shift).logsnr(time).clamp(-30, 30)
+        right.plot(logsnr, time, label=f"{found.schedule.name} {words}")
+    right.axhline(0.5, color="0.6", lw=0.5)
+    right.set(xlabel="log SNR", ylabel="time", xlim=(-16, 16))
+    right.set_title("where the schedule is, and where the data are")
+    right.legend(fontsize=7)
+    return png(figure)
 
 
 def main(argv: list[str]) -> int:
     """Reads the data, prints, writes; 0."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments forecast",
-        description=__doc__,
+        description=__doc__.replace("%", "%%"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", type=Path, help="YAML file")
@@ -282,183 +395,11 @@ def main(argv: list[str]) -> int:
         return 0
     found = forecast(config, open_data(config, packing.prepare(config).folder))
     console = Console()
-    show(found, console)
+    console.print(*tables(found), sep="\n")
+    for sentence in sentences(found):
+        console.print(sentence, markup=False, highlight=False)
     storage.make_folder(folder)
     storage.write_json(folder / NUMBERS, found.facts())
     storage.write_bytes(folder / PICTURE, picture(found))
     console.print(f"written: {folder / NUMBERS}, {PICTURE}", soft_wrap=True, highlight=False)
     return 0
-
-
-def show(found: Forecast, console: Console) -> None:
-    """Both tables, and what they say."""
-    console.print(_walks_table(found))
-    console.print(_schedules_table(found))
-    for sentence in sentences(found):
-        console.print(sentence, markup=False, highlight=False)
-
-
-def sentences(found: Forecast) -> list[str]:
-    """What the numbers say, no more."""
-    own, name = found.own, found.schedule.name
-    low, middle, high = found.band
-    lines = [_of_choice(found)] if found.chosen else []
-    affordable = [walk for walk in found.walks if walk.calls <= 50]
-    best = min(affordable, key=lambda walk: walk.error)
-    lines.append(
-        f"With at most 50 network calls an image the least error here is {best.error:.2f} grey "
-        f"levels: {best.schedule}, {best.method}, {best.num_steps} steps."
-    )
-    if own.signal == 0:
-        lines.append(f"{name} ends at zero SNR: nothing of the signal is left to bias the mean.")
-    else:
-        lines.append(
-            f"{name} leaves {100 * own.signal:.3g} % of the signal at t = T, which samples begun "
-            f"in pure noise lack: their mean brightness is off by {own.brightness:+.2f} grey "
-            f"levels, whatever the number of steps. TRAINING.NETWORK.ZERO_TERMINAL_SNR=true "
-            "removes it."
-        )
-    lines.append(
-        f"From log SNR {low:.1f} to {high:.1f} the data's variance is resolved (5 to 95 %, half of "
-        f"it at {middle:.1f}); the middle of {name} is at {own.middle:.1f}. Its centre there would "
-        f"be TRAINING.NETWORK.LOGSNR_SHIFT={found.schedule.logsnr_shift + own.suggested:.1f}, a "
-        f"change of {own.suggested:+.1f}: {_of_shift(found)}."
-    )
-    lines.append(
-        f"All this is of the Gaussian fitted to {found.num_images:,} training images of "
-        f"{found.data}, and of its ideal denoiser: the least that steps and schedule cost. A "
-        "network's own error comes on top; what of the data is not Gaussian is not seen."
-    )
-    return lines
-
-
-def _of_choice(found: Forecast) -> str:
-    walk = found.chosen
-    assert walk is not None
-    enough = [
-        one.num_steps
-        for one in found.walks
-        if (one.schedule, one.sampler, one.spacing) == (walk.schedule, walk.sampler, walk.spacing)
-        and one.eta == walk.eta
-        and one.error < 1
-    ]
-    reach = f"{min(enough)} steps bring it" if enough else f"not even {STEPS[-1]} steps bring it"
-    return (
-        f"As configured ({walk.schedule}, {walk.method}, {walk.num_steps} steps) samples miss the "
-        f"data's Gaussian by {walk.error:.2f} grey levels; {reach} below 1."
-    )
-
-
-def _of_shift(found: Forecast) -> str:
-    """What the suggested shift and the best one do to the error of one walk."""
-    by_shift, suggested = dict(found.shifts), found.own.suggested
-    best = min(by_shift, key=lambda shift: by_shift[shift])
-    walk = found.by_shift
-    return (
-        f"with it {walk.num_steps} steps of {walk.method} miss by {by_shift[suggested]:.2f} grey "
-        f"levels instead of {by_shift[0.0]:.2f}; least, {by_shift[best]:.2f}, is a change of "
-        f"{best:+.1f}"
-    )
-
-
-def _walks_table(found: Forecast) -> Table:
-    table = _table(
-        f"{found.schedule.name}: error of the sampler, grey levels (rms), by number of steps",
-        "sampler",
-        "spacing",
-        *(str(steps) for steps in STEPS),
-    )
-    own = {
-        (walk.sampler, walk.spacing, walk.num_steps): walk
-        for walk in found.walks
-        if walk.schedule == found.schedule.name
-    }
-    for sampler, _ in SAMPLERS:
-        for spacing in SPACINGS:
-            row = [own.get((sampler, spacing, steps)) for steps in STEPS]
-            table.add_row(sampler, spacing, *(f"{one.error:.2f}" if one else "–" for one in row))
-    table.caption = "a step of heun calls the network twice"
-    return table
-
-
-def _schedules_table(found: Forecast) -> Table:
-    walk = found.by_shift
-    table = _table(
-        f"every schedule: its end, its middle, the error of {walk.method}, by number of steps",
-        *("schedule", "signal %", "bright", "middle", "shift"),
-        *(str(steps) for steps in STEPS[1:]),
-    )
-    for one in found.terminals:
-        errors = {
-            other.num_steps: other.error
-            for other in found.walks
-            if other.schedule == one.schedule
-            and (other.sampler, other.spacing) == (walk.sampler, walk.spacing)
-        }
-        table.add_row(
-            one.schedule,
-            f"{100 * one.signal:.2g}",
-            f"{one.brightness:+.2f}",
-            f"{one.middle:.1f}",
-            f"{one.suggested:+.1f}",
-            *(f"{errors[steps]:.2f}" if steps in errors else "–" for steps in STEPS[1:]),
-        )
-    table.caption = (
-        "signal: left at t = T; bright: what that adds to the brightness of samples, grey levels; "
-        "middle: log SNR at time 1/2; shift: what to add to it"
-    )
-    return table
-
-
-def _table(title: str, *headings: str) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    for heading in headings:
-        is_word = heading in ("schedule", "sampler", "spacing")
-        table.add_column(heading, justify="left" if is_word else "right", no_wrap=True)
-    return table
-
-
-def picture(found: Forecast) -> bytes:
-    """PNG: error over network calls of the configured schedule; band and schedules over log SNR."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    own = [walk for walk in found.walks if walk.schedule == found.schedule.name]
-    for colour, (sampler, _) in enumerate(SAMPLERS):
-        for style, spacing in zip(("-", "--", ":", "-."), SPACINGS, strict=True):
-            line = [walk for walk in own if (walk.sampler, walk.spacing) == (sampler, spacing)]
-            left.loglog(*_curve(line), style, color=f"C{colour}", label=f"{sampler}, {spacing}")
-    left.set(xlabel="network calls an image", ylabel="error, grey levels (rms)")
-    left.set_title(f"{found.data}, {found.schedule.name}: what the sampler costs")
-    left.legend(fontsize=6, ncols=2)
-    right.axvspan(found.band[0], found.band[2], color="0.9", label="variance is resolved, 5-95 %")
-    time = torch.linspace(0.002, 1, 500, dtype=torch.float64)
-    pairs = [(found.schedule, "as configured"), (shifted(found.schedule, found.own.suggested), "")]
-    for schedule, told in pairs:
-        label = f"{schedule.name} {told or f'shifted by {found.own.suggested:+.1f}'}"
-        right.plot(_finite(schedule, time), time, label=label)
-    right.axhline(0.5, color="0.6", lw=0.5)
-    right.set(xlabel="log SNR", ylabel="time", xlim=(-16, 16))
-    right.set_title("where the schedule is, and where the data are")
-    right.legend(fontsize=7)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()
-
-
-def _curve(walks: Sequence[Walk]) -> tuple[list[int], list[float]]:
-    return [walk.calls for walk in walks], [walk.error for walk in walks]
-
-
-def _finite(schedule: NoiseSchedule, time: torch.Tensor) -> list[float]:
-    """The schedule's log SNR over time, inside the picture."""
-    return schedule.logsnr(time).clamp(-30, 30).tolist()

@@ -1,7 +1,7 @@
 """A plane hidden in D dimensions, learned by a network narrower than D (Li & He 2025, Fig. 2).
 
-Points of a spiral in two dimensions are carried into D of them by a random isometry x = P p, which
-no network is told. A multilayer perceptron of width 256 learns noise, image or velocity there, each
+Points of a spiral in two dimensions are carried into D of them by a random isometry x = P p that
+no network knows. A multilayer perceptron of width 256 learns noise, image or velocity there, each
 with the same loss on the velocity. The image lies in the plane, and a narrow network can say it;
 noise and velocity fill all D dimensions, and must pass through it whole.
 
@@ -13,7 +13,6 @@ The yardstick is the normal distribution with the data's mean and covariance: wh
 the data than that has learned no more of it than two moments.
 """
 
-import io
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -36,12 +35,17 @@ from ddpm.diffusion import (
 from ddpm.distributed import device_of
 from ddpm.sampling import sample
 from ddpm.training import DiffusionModel
-from experiments.claims import Claim, Numbers, Result, spread
+from experiments.claims import Claim, Numbers, Result, new_figure, png, spread
 from experiments.trials import StudyOptions, each
 
 WIDTH, HIDDEN_LAYERS, TIME_FEATURES = 256, 5, 32
 POINTS, BATCH, LEARNING_RATE, EMA_DECAY = 8192, 256, 1e-3, 0.995
 SAMPLES, SAMPLE_STEPS = 1024, 50
+DIMENSIONS: tuple[int, ...] = (2, 8, 16, 512)
+FEWER_DIMENSIONS: tuple[int, ...] = (2, 512)
+SEEDS, STEPS, FEWER_STEPS = (0, 1, 2), 5000, 700
+Cell = tuple[int, str]  # D and prediction type
+Ratios = Mapping[Cell, list[float]]  # by seed: log10 of distance over the yardstick's
 # Training points are numbered from 0, fresh ones from here.
 _FRESH = 1 << 30
 
@@ -162,20 +166,6 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     return float(2 * torch.cdist(x, y).mean() - within[0] - within[1])
 
 
-# --------
-# Which prediction types find a plane hidden in D dimensions: D = 2, 8, 16, 512 (Li & He 2025).
-#
-# The distance of each network's samples from the data stands over that of the yardstick, the data's
-# normal distribution; hidden_plane.py says how both are made.
-
-DIMENSIONS: tuple[int, ...] = (2, 8, 16, 512)
-FEWER_DIMENSIONS: tuple[int, ...] = (2, 512)
-SEEDS, STEPS, FEWER_STEPS = (0, 1, 2), 5000, 700
-
-Cell = tuple[int, str]  # D and prediction type
-Ratios = Mapping[Cell, list[float]]  # by seed: log10 of distance over the yardstick's
-
-
 def result(options: StudyOptions) -> Result:
     """Trains every network, here and now, and compares."""
     dimensions = FEWER_DIMENSIONS if options.is_short else DIMENSIONS
@@ -209,7 +199,7 @@ def ratio(plane: Plane, samples: Tensor) -> float:
 
 
 def claims(ratios: Ratios) -> tuple[Claim, ...]:
-    """What the paper's figure shows, as signs."""
+    """The paper's figure as signs."""
     most, least = DIMENSIONS[-1], DIMENSIONS[0]
     failing = [
         Claim(
@@ -251,11 +241,8 @@ def _table(ratios: Ratios) -> Numbers:
 
 def _picture(shown: Mapping[Cell, Tensor]) -> bytes:
     """PNG: samples in the hidden plane, a row for each D, a column for each prediction type."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     dimensions = dimensions_of(shown)
-    figure = Figure(figsize=(6.6, 1.65 * len(dimensions) + 0.3), layout="constrained")
+    figure = new_figure(6.6, 1.65 * len(dimensions) + 0.3)
     grid = figure.subplots(len(dimensions), 1 + len(PRED_TYPES), squeeze=False)
     for row, dimension in enumerate(dimensions):
         real = Plane(dimension=dimension, seed=SEEDS[0]).fresh_points()
@@ -266,6 +253,4 @@ def _picture(shown: Mapping[Cell, Tensor]) -> bytes:
             axes.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), xticks=[], yticks=[], aspect="equal")
             axes.set_title(name if row == 0 else "", fontsize=9)
         grid[row, 0].set_ylabel(f"D = {dimension}", fontsize=9)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()
+    return png(figure)
