@@ -1,0 +1,60 @@
+"""docs/extending.md is true: its changes apply to the code as it is, and its examples then run."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.tree import ROOT
+
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+SECTIONS = {part.partition("\n")[0]: part for part in PAGE.split("\n## ")[1:]}
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def apply(change: str, root: Path) -> None:
+    """Makes a change in the tree at root: + lines follow the line above them, - lines go."""
+    head, *lines = change.splitlines()
+    path = root / head.removeprefix("--- ")
+    text = path.read_text().splitlines() if path.exists() else []
+    place = 0
+    for sign, line in ((line[:1], line[1:]) for line in lines):
+        if sign == "+":
+            text.insert(place, line)
+            place += 1
+            continue
+        assert text.count(line) == 1, f"{head}: {line!r} is there {text.count(line)} times"
+        place = text.index(line) + (sign == " ")
+        if sign == "-":
+            del text[place]
+    path.write_text("\n".join(text) + "\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", SECTIONS)
+def test_what_the_page_adds_works(section: str, tmp_path: Path) -> None:
+    skipped = shutil.ignore_patterns("__pycache__")
+    for folder in ("ddpm", "configs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=skipped, symlinks=True)
+    changes, examples = blocks(SECTIONS[section], "diff"), blocks(SECTIONS[section], "python")
+    assert changes and examples
+    for change in changes:
+        apply(change, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(examples)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    if "metric" in section:
+        assert "originals" in done.stdout
