@@ -257,7 +257,7 @@ def test_the_command_lists_and_refuses(capsys: pytest.CaptureFixture[str], tmp_p
     assert run_main(lambda: results.main(["few_steps", "TRAINING.OUTPUT_DIR=x"])) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_result_is_made_by_one_command_and_made_again_without_training(tmp_path: Path) -> None:
