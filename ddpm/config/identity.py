@@ -9,7 +9,7 @@ nearest valid name. Keys are matched without regard to case. Nothing here import
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import reduce
 from pathlib import Path
 from typing import TypedDict, cast
@@ -29,10 +29,12 @@ from ddpm.config.schema import (
     Config,
     ImageGeneration,
     InlineGen,
-    NetworkConfig,
-    describe,
-    items_under,
+    NetworkSection,
+    allowed,
+    is_machine,
+    keys_under,
     plain,
+    sections_under,
     show,
 )
 from ddpm.errors import InputError
@@ -84,7 +86,7 @@ def to_yaml(config: Config) -> str:
 
 def flat(config: Config) -> dict[str, object]:
     """Dotted key -> value in YAML's types."""
-    return {key: plain(_value(config, key)) for key in items_under(Config)}
+    return {key: plain(_value(config, key)) for key in keys_under(Config)}
 
 
 def _value(config: Config, key: str) -> object:
@@ -98,8 +100,8 @@ def identity(config: Config) -> dict[str, object]:
     """
     return {
         key: plain(_value(config, key))
-        for key, item in items_under(Config).items()
-        if not item.limits.is_machine and _value(config, key) != item.default
+        for key, field in keys_under(Config).items()
+        if not is_machine(field) and _value(config, key) != field.default
     }
 
 
@@ -219,7 +221,7 @@ def architecture_tag(config: Config) -> str:
         "attn" + "".join(str(int(attends)) for attends in network.HAS_ATTENTION),
         f"res{network.NUM_RES_BLOCKS}",
     ]
-    default = NetworkConfig()
+    default = NetworkSection()
     for name, word in _TAG_WORDS.items():
         value = getattr(network, name)
         if value != getattr(default, name):
@@ -260,8 +262,9 @@ def generation_problems(config: Config) -> list[str]:
 def explain() -> str:
     """A Markdown table of every key: type, default, what is allowed, what it means."""
     lines = ["| key | default | allowed | meaning |", "|---|---|---|---|"]
-    for key, item in items_under(Config).items():
-        default = "required" if item.default is MISSING else f"`{show(item.default)}`"
-        allowed = describe(item.hint, item.limits)
-        lines.append(f"| `{key}` | {default} | {allowed} | {item.limits.help} |")
+    for key, field in keys_under(Config).items():
+        section, _, name = key.rpartition(".")
+        default = "required" if field.is_required() else f"`{show(field.default)}`"
+        words = allowed(sections_under(Config)[section], name)
+        lines.append(f"| `{key}` | {default} | {words} | {field.description} |")
     return "\n".join(lines) + "\n"

@@ -1,43 +1,44 @@
-"""YAML text as a tree with upper-case keys, and the place (file:line) of every key.
+"""From YAML and `SECTION.KEY=value` overrides to a Config, or all mistakes with their places.
 
-PyYAML's safe parser (the one below OmegaConf) gives the text of each scalar, which its field's type
-reads later: OmegaConf's own reader turns `1:30` into 90 and `on` into true before a type is known.
-Tags, merge keys and keys given twice are refused.
+PyYAML's safe parser gives the text of each scalar, which the type of its key reads later: OmegaConf
+and YAML 1.1 turn `1:30` into 90, `on` into true and `007` into 7 before a type is known, and know
+no lines. OmegaConf resolves `${SECTION.KEY}`; it does not merge, since creating and merging one
+configuration takes it 30 ms, ten times a whole `load`, and a sweep builds a configuration a cell.
 """
 
 import re
-import typing
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
 import yaml
+from pydantic import ValidationError
 
-from ddpm.config.rules import NETWORK_RULES, RUN_RULES, violations
+from ddpm.config.rules import violations
 from ddpm.config.schema import (
     Config,
     ImageGeneration,
-    Item,
     Plain,
-    Refused,
     Value,
-    advice,
-    is_null,
-    items_under,
+    allowed,
+    keys_under,
     nearest,
     plain,
-    read_value,
+    section,
     sections_under,
     show,
 )
 from ddpm.errors import InputError
 
+T = TypeVar("T")
 # Text (Plain or quoted), Python scalars (from_dict), lists and sections of these.
 Tree = dict[str, "Tree"] | list["Tree"] | str | int | float | bool | None
 
 COMMAND_LINE = "command line"
+# Keys of earlier versions: their null stands in the training_config.yaml of every run of that time.
+_GONE = ("IMAGE_GENERATION.DYNAMIC_THRESHOLD", "IMAGE_GENERATION.BETWEEN")
 
 _Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Both quotes and both block styles; the C and the Python parser mark plain text differently.
@@ -46,8 +47,16 @@ _TAGS = ("str", "int", "float", "bool", "null", "seq", "map", "timestamp", "merg
 _MOST_BYTES = 1_000_000
 _MOST_NODES = 20_000
 _DEEPEST = 20
-# Keys of earlier versions: their null stands in the training_config.yaml of every run of that time.
-_GONE = ("IMAGE_GENERATION.DYNAMIC_THRESHOLD", "IMAGE_GENERATION.BETWEEN")
+
+_NULL = ("", "~", "null")
+_WORDS = {
+    **dict.fromkeys(("true", "yes", "on"), True),
+    **dict.fromkeys(("false", "no", "off"), False),
+}
+# No octal (010), no sexagesimal (1:30), no 1_000: what two YAML readers disagree on is refused.
+_INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]{0,39})")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_REFERENCE = re.compile(r"\$\{\s*[A-Za-z_][A-Za-z0-9_.]*\s*\}")
 
 
 @dataclass
@@ -66,6 +75,30 @@ class Document:
     def place(self, key: str) -> str:
         """Where a key stands, as file:line; the document where it was not given."""
         return self.places.get(key, self.source)
+
+    def refuse(self, key: str, text: str) -> None:
+        """Notes a problem of a key, once."""
+        line = f"{self.place(key)}: {text}"
+        if line not in self.problems:
+            self.problems.append(line)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A Config, or why there is none.
+
+    problems: lines for the user, with their places.  impossible: why a combination of values, each
+    fine by itself, makes no sense; a grid may contain it and skips it.
+    """
+
+    config: Config | None
+    problems: tuple[str, ...]
+    impossible: tuple[str, ...]
+
+    @property
+    def is_only_impossible(self) -> bool:
+        """Whether nothing but its combination of values speaks against it."""
+        return bool(self.impossible) and len(self.impossible) == len(self.problems)
 
 
 def read_file(path: Path) -> Document:
@@ -87,11 +120,10 @@ def read_file(path: Path) -> Document:
 def read_text(text: str, source: str) -> Document:
     """The document in YAML text; `source` names it in messages."""
     document = Document(source)
-    node = _compose(text, source)
-    if isinstance(node, yaml.MappingNode):
-        tree = _Builder(document).build(node, "")
-        document.tree = tree if isinstance(tree, dict) else {}
-    elif node is not None:
+    tree = _Reader(document).tree(text)
+    if isinstance(tree, dict):
+        document.tree = tree
+    elif tree is not None:
         document.problems.append(f"{source}: holds no sections; write SECTION: and its keys below")
     return document
 
@@ -99,7 +131,19 @@ def read_text(text: str, source: str) -> Document:
 def read_plain(mapping: object, source: str) -> Document:
     """The document in nested Python dicts, as from `config.to_dict`."""
     document = Document(source)
-    tree = _upper(mapping, "", document)
+
+    def upper(value: object, key: str) -> Tree:
+        if not isinstance(value, dict):
+            return as_tree(value)
+        found: dict[str, Tree] = {}
+        for name, item in value.items():
+            below = f"{key}.{str(name).upper()}".lstrip(".")
+            if str(name).upper() in found:
+                document.refuse(below, f"{below} is given twice; keep one")
+            found[str(name).upper()] = upper(item, below)
+        return found
+
+    tree = upper(mapping, "")
     if isinstance(tree, dict):
         document.tree = tree
     else:
@@ -113,90 +157,114 @@ def read_override(text: str) -> tuple[str, Tree]:
     key = name.strip().upper()
     if not equals or not key:
         raise InputError(f"{COMMAND_LINE}: {text!r} is no override; write SECTION.KEY=value")
-    source = f"{COMMAND_LINE}: {key}"
-    document = Document(source)
-    node = _compose(value, source)
-    tree = None if node is None else _Builder(document).build(node, "")
+    document = Document(f"{COMMAND_LINE}: {key}")
+    tree = _Reader(document).tree(value)
     if document.problems:
         raise InputError(document.problems)
     return key, tree
 
 
-def _compose(text: str, source: str) -> yaml.Node | None:
-    try:
-        return yaml.compose(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        is_file = not source.startswith(COMMAND_LINE)
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark and is_file else ""
-        raise InputError(f"{source}{line}: not YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{source}: not YAML: {reason}") from None
+def apply_overrides(document: Document, overrides: Iterable[str]) -> None:
+    """Puts `SECTION.KEY=value` texts into the document, over what stands there."""
+    seen: set[str] = set()
+    for text in overrides:
+        try:
+            key, value = read_override(text)
+        except InputError as error:
+            document.problems.extend(error.problems)
+            continue
+        document.places[key] = COMMAND_LINE
+        if key in seen:
+            document.refuse(key, f"{key} is given twice; keep one")
+        elif key in sections_under(Config):
+            _refuse_for_section(document, Config, key, value)
+        else:
+            set_key(document.tree, key, value)
+        seen.add(key)
 
 
-class _Builder:
-    """Turns YAML nodes into a tree; notes places and problems in the document."""
+class _Reader:
+    """YAML text as a tree with upper-case keys; places and problems go to the document.
+
+    Tags, merge keys and keys given twice are refused.
+    """
 
     def __init__(self, document: Document) -> None:
         self.document = document
+        self.is_file = not document.source.startswith(COMMAND_LINE)
         self.count = 0
 
-    def build(self, node: yaml.Node, key: str, depth: int = 0) -> Tree:
+    def tree(self, text: str) -> Tree:
+        """The tree of the text; None of an empty one."""
+        source = self.document.source
+        try:
+            self._refuse_depth(text)
+            node = yaml.compose(text, Loader=_Loader)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark if self.is_file else None
+            line = f":{mark.line + 1}" if mark else ""
+            reason = error.problem or error.context
+            raise InputError(f"{source}{line}: not YAML: {reason}") from None
+        except yaml.YAMLError as error:
+            raise InputError(f"{source}: not YAML: {str(error).splitlines()[0]}") from None
+        return None if node is None else self._build(node, "", 0)
+
+    def _refuse_depth(self, text: str) -> None:
+        # libyaml's composer recurses: 30,000 brackets would end the interpreter
+        depth = 0
+        for event in yaml.parse(text, Loader=_Loader):
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            if depth > _DEEPEST:
+                self._stop(event)
+
+    def _stop(self, place: yaml.Node | yaml.Event) -> None:
+        raise InputError(f"{self._at(place)}: too many or too deeply nested values; write them out")
+
+    def _at(self, place: yaml.Node | yaml.Event) -> str:
+        source = self.document.source
+        return f"{source}:{place.start_mark.line + 1}" if self.is_file else source
+
+    def _refuse(self, node: yaml.Node, text: str) -> None:
+        self.document.problems.append(f"{self._at(node)}: {text}")
+
+    def _build(self, node: yaml.Node, key: str, depth: int) -> Tree:
         self.count += 1
+        # an alias is walked wherever it stands: ten of ten of ten are many
         if self.count > _MOST_NODES or depth > _DEEPEST:
-            raise InputError(
-                f"{self._at(node)}: too many or too deeply nested values; write them out"
-            )
+            self._stop(node)
         if node.tag.removeprefix("tag:yaml.org,2002:") not in _TAGS:
             self._refuse(node, f"{key} has the tag {node.tag}; give a plain value")
             self.document.spoiled.add(key)
         if isinstance(node, yaml.MappingNode):
             return self._section(node, key, depth)
         if isinstance(node, yaml.SequenceNode):
-            return [self.build(item, key, depth + 1) for item in node.value]
-        return str(node.value) if node.style in _QUOTES else Plain(node.value)
+            return [self._build(item, key, depth + 1) for item in node.value]
+        if node.style in _QUOTES:
+            return str(node.value)
+        return None if node.value.lower() in _NULL else Plain(node.value)
 
     def _section(self, node: yaml.MappingNode, prefix: str, depth: int) -> dict[str, Tree]:
-        section: dict[str, Tree] = {}
+        found: dict[str, Tree] = {}
         for name_node, value_node in node.value:
             name = str(name_node.value).upper() if name_node.id == "scalar" else "?"
             key = f"{prefix}.{name}".lstrip(".")
             if name_node.id != "scalar" or name == "<<":
                 self._refuse(name_node, "merge keys and lists as keys are not read; write keys out")
-            elif name in section:
+            elif name in found:
                 first = self.document.places.get(key, "above")
                 self._refuse(name_node, f"{key} is given twice, first at {first}; keep one")
             else:
                 self.document.places[key] = self._at(name_node)
-                section[name] = self.build(value_node, key, depth + 1)
-        return section
-
-    def _at(self, node: yaml.Node) -> str:
-        is_override = self.document.source.startswith(COMMAND_LINE)
-        line = node.start_mark.line + 1
-        return self.document.source if is_override else f"{self.document.source}:{line}"
-
-    def _refuse(self, node: yaml.Node, text: str) -> None:
-        self.document.problems.append(f"{self._at(node)}: {text}")
+                found[name] = self._build(value_node, key, depth + 1)
+        return found
 
 
 def as_tree(value: object) -> Tree:
     """A Python value as a tree: tuples become lists."""
     return cast(Tree, plain(value))
-
-
-def _upper(value: object, key: str, document: Document) -> Tree:
-    """A Python tree with upper-case keys; two spellings of one key are a problem."""
-    if not isinstance(value, dict):
-        return as_tree(value)
-    section: dict[str, Tree] = {}
-    for name, item in value.items():
-        upper = str(name).upper()
-        dotted = f"{key}.{upper}".lstrip(".")
-        if upper in section:
-            document.problems.append(f"{document.source}: {dotted} is given twice; keep one")
-        section[upper] = _upper(item, dotted, document)
-    return section
 
 
 def leaves(tree: Tree, key: str = "") -> Iterator[tuple[str, Tree]]:
@@ -211,10 +279,10 @@ def leaves(tree: Tree, key: str = "") -> Iterator[tuple[str, Tree]]:
 def set_key(tree: dict[str, Tree], key: str, value: Tree) -> None:
     """Puts a value at a dotted key, making sections on the way."""
     *sections, name = key.split(".")
-    for section in sections:
-        below = tree.get(section)
+    for each in sections:
+        below = tree.get(each)
         if not isinstance(below, dict):
-            below = tree[section] = {}
+            below = tree[each] = {}
         tree = below
     tree[name] = value
 
@@ -224,78 +292,58 @@ def copy_tree(tree: dict[str, Tree]) -> dict[str, Tree]:
     return {k: copy_tree(v) if isinstance(v, dict) else v for k, v in tree.items()}
 
 
-def remove_key(tree: dict[str, Tree], key: str) -> None:
-    """Takes a dotted key away."""
-    *sections, name = key.split(".")
-    for section in sections:
-        tree = cast(dict[str, Tree], tree[section])
-    del tree[name]
+def _at_key(tree: Tree, key: str) -> Tree:
+    for name in key.split("."):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
 
 
-# --------
-# References `${SECTION.KEY}` between configuration values, resolved by OmegaConf.
-#
-# Only plain references are read. Resolvers such as `${oc.env:HOME}` are refused: a configuration says
-# what is computed, is copied into every run, and must not carry what one machine's environment holds.
+def resolve(document: Document) -> None:
+    """Replaces each reference of the document by what that key holds there, or by its default.
 
-_REFERENCE = re.compile(r"\$\{\s*[A-Za-z_][A-Za-z0-9_.]*\s*\}")
-
-
-def resolve(document: Document, defaults: Mapping[str, Value]) -> None:
-    """Replaces each reference of the document by what that key holds there, or by its default."""
+    Resolvers such as `${oc.env:HOME}` are refused: a configuration says what is computed, is copied
+    into every run, and must not carry what one machine's environment holds.
+    """
     given = dict(leaves(document.tree))
     referring = {key: text for key, text in given.items() if "${" in str(text)}
     if not referring:
         return
-    readable = {key: text for key, text in referring.items() if _is_plain_reference(text)}
-    for key in referring.keys() - readable.keys():
-        _refuse(document, key, "only references such as ${TRAINING.SEED} are read; write the value")
-    whole: dict[str, Tree] = {}
-    for key, value in {**defaults, **given}.items():
-        if key not in referring or key in readable:
-            set_key(whole, key, _as_text(value))
-    for key, value in _select(whole, list(readable)).items():
-        if value is None:
-            _refuse(document, key, "a reference must name a key that holds a value")
-        else:
-            set_key(document.tree, key, value)
-
-
-def _is_plain_reference(text: Tree) -> bool:
-    return "${" not in _REFERENCE.sub("", str(text))
-
-
-def _select(whole: dict[str, Tree], keys: list[str]) -> dict[str, Tree]:
-    """What each key holds once references are followed; None where one leads nowhere."""
     # Imported here: most configurations hold no reference and need not wait for it.
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    whole: dict[str, Tree] = {}
+    readable = [key for key, text in referring.items() if "${" not in _REFERENCE.sub("", str(text))]
+    defaults = {
+        key: one.default for key, one in keys_under(Config).items() if not one.is_required()
+    }
+    for key, value in {**defaults, **given}.items():
+        if key not in referring or key in readable:
+            set_key(whole, key, _in_upper_case(value))
     container = OmegaConf.create(whole)
-    found: dict[str, Tree] = {}
-    for key in keys:
-        try:
-            value = OmegaConf.select(container, key)
-            value = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
-        except (OmegaConfBaseException, RecursionError):
-            value = None
-        found[key] = None if value is None or isinstance(value, dict) else _as_plain(value)
-    return found
+    for key, text in referring.items():
+        reason, value = "a reference must name a key that holds a value", None
+        if key not in readable:
+            reason = "only references such as ${TRAINING.SEED} are read; write the value"
+        else:
+            try:
+                value = OmegaConf.select(container, key)
+                value = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
+            except (OmegaConfBaseException, RecursionError):
+                value = None
+        if value is None or isinstance(value, dict):
+            document.refuse(key, f"{key} is {show(text)}; {reason}")
+            document.spoiled.add(key)
+        else:
+            set_key(document.tree, key, _as_plain(value))
 
 
-def _refuse(document: Document, key: str, reason: str) -> None:
-    shown = show(dict(leaves(document.tree))[key])
-    document.problems.append(f"{document.place(key)}: {key} is {shown}; {reason}")
-    document.spoiled.add(key)
-    remove_key(document.tree, key)
-
-
-def _as_text(value: object) -> Tree:
+def _in_upper_case(value: object) -> Tree:
     """A value for OmegaConf, its references in the upper case of the keys."""
     if isinstance(value, str):
         return _REFERENCE.sub(lambda match: match.group().upper(), str(value))
     if isinstance(value, (list, tuple)):
-        return [_as_text(item) for item in value]
+        return [_in_upper_case(item) for item in value]
     return as_tree(value)
 
 
@@ -305,66 +353,27 @@ def _as_plain(value: object) -> Tree:
     return Plain(value) if isinstance(value, str) else as_tree(value)
 
 
-# --------
-# From a document to a Config: every key found, read and checked, every problem in one list.
-
-T = typing.TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Built:
-    """A Config, or why there is none.
-
-    problems: lines for the user, with their places.  impossible: why a combination of values, each
-    fine by itself, makes no sense; a grid may contain it and skips it.
-    """
-
-    config: Config | None
-    problems: tuple[str, ...]
-    impossible: tuple[str, ...]
-
-    @property
-    def is_only_impossible(self) -> bool:
-        """Whether nothing but its combination of values speaks against it."""
-        return bool(self.impossible) and len(self.impossible) == len(self.problems)
-
-
-def apply_overrides(document: Document, overrides: Iterable[str]) -> None:
-    """Puts `SECTION.KEY=value` texts into the document, over what stands there."""
-    seen: set[str] = set()
-    for text in overrides:
-        try:
-            key, value = read_override(text)
-        except InputError as error:
-            document.problems.extend(error.problems)
-            continue
-        document.places[key] = COMMAND_LINE
-        if key in seen:
-            document.problems.append(f"{COMMAND_LINE}: {key} is given twice; keep one")
-        elif key in sections_under(Config):
-            _check_place(document, Config, key, value)
-        else:
-            set_key(document.tree, key, value)
-        seen.add(key)
+@section
+class _Generation:
+    IMAGE_GENERATION: ImageGeneration = ImageGeneration()
 
 
 def build(document: Document) -> Built:
     """The document as a Config, checked; changes the document (references, problems)."""
-    resolve(document, default_values())
-    values = read_values(document, Config)
-    problems = list(document.problems)
-    impossible: list[str] = []
-    for broken in violations((*NETWORK_RULES, *RUN_RULES), values):
-        problems.append(f"{document.place(broken.key)}: {broken.text}")
-        if broken.is_impossible:
-            impossible.append(broken.text)
-    config = None if problems or document.spoiled else construct(Config, values)
-    return Built(config, tuple(dict.fromkeys(problems)), tuple(impossible))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Generation:
-    IMAGE_GENERATION: ImageGeneration
+    resolve(document)
+    config = validate(document, Config)
+    # rules see what can be seen: one run shows the mistakes of values and of their combinations
+    known, unknown = config, set[str]()
+    if known is None or document.spoiled:
+        known = cast(Config, _Known(_stand_in(document), document.spoiled, unknown))
+    broken = list(violations(known, unknown))
+    for text, _ in broken:
+        document.refuse(text.split()[0], text)
+    return Built(
+        config=None if document.problems else config,
+        problems=tuple(dict.fromkeys(document.problems)),
+        impossible=tuple(text for text, is_impossible in broken if is_impossible),
+    )
 
 
 def build_generation(document: Document) -> ImageGeneration:
@@ -372,61 +381,49 @@ def build_generation(document: Document) -> ImageGeneration:
 
     Raises InputError.
     """
-    resolve(document, default_values())
-    own = document.tree.get("IMAGE_GENERATION")
-    document.tree = {} if own is None else {"IMAGE_GENERATION": own}
-    values = read_values(document, _Generation)
-    if document.problems:
+    resolve(document)
+    document.tree = {k: v for k, v in document.tree.items() if k == "IMAGE_GENERATION"}
+    found = validate(document, _Generation)
+    if document.problems or found is None:
         raise InputError(list(dict.fromkeys(document.problems)))
-    return construct(_Generation, values).IMAGE_GENERATION
+    return found.IMAGE_GENERATION
 
 
-@cache
-def default_values() -> Mapping[str, Value]:
-    """Dotted key -> default of a Config, without the keys that must be given."""
-    return _defaults(Config)
-
-
-def read_values(document: Document, root: type) -> dict[str, Value]:
-    """The value of every key of `root`; problems go to the document, with the keys they spoil.
-
-    Keys that are missing or spoiled are left out.
+def validate(document: Document, root: type[T]) -> T | None:
+    """The document as a `root`, None where a value is refused: problems go to the document, with
+    the keys they spoil.
     """
-    items = items_under(root)
-    values = dict(_defaults(root))
-    for key, value in leaves(document.tree):
-        if key in document.spoiled:
-            continue
-        if key in items:
-            values[key] = read_item(document, key, items[key], value)
-        elif key and not (key in _GONE and is_null(value)):
-            _check_place(document, root, key, value)
-    for key, item in items.items():
-        if key not in values and key not in document.spoiled:
-            document.problems.append(
-                f"{document.source}: {key} is missing; give it: {item.limits.help}"
-            )
-    return {key: value for key, value in values.items() if key not in document.spoiled}
+    for key in _GONE:
+        if root is Config and _at_key(document.tree, key) is None:
+            above = _at_key(document.tree, key.rpartition(".")[0])
+            if isinstance(above, dict):
+                above.pop(key.rpartition(".")[2], None)
+    try:
+        return cast(T, _validator(root).validate_python(_typed(document.tree, root)))
+    except ValidationError as error:
+        for one in error.errors(include_url=False):
+            _explain(document, root, [str(part) for part in one["loc"]], one["type"])
+    return None
 
 
-def construct(root: type[T], values: Mapping[str, Value], prefix: str = "") -> T:
-    """The dataclass of a section, its sub-sections included, from dotted keys and values."""
-    below = sections_under(typing.cast(type, root))
-    arguments: dict[str, object] = {}
-    for entry in fields(typing.cast(type, root)):
-        key = f"{prefix}{entry.name}"
-        is_section = entry.name in below
-        arguments[entry.name] = (
-            construct(below[entry.name], values, key + ".") if is_section else values[key]
-        )
-    return root(**arguments)
+def read_value(document: Document, root: type, key: str, value: Tree) -> Value:
+    """One key's value; refused, it is None, the problem noted and the key spoiled."""
+    section_name, _, name = key.rpartition(".")
+    cls = sections_under(root)[section_name]
+    read = _read(value, _kinds_of(cls)[name])
+    try:
+        whole = _validator(cls).validate_python({**_placeholders(cls), name: read})
+    except ValidationError:
+        _refuse_value(document, root, key, value)
+        return None
+    return cast(Value, getattr(whole, name))
 
 
 def nearest_key(key: str, root: type = Config) -> str | None:
     """The known key or section that a wrong dotted key most likely stands for."""
-    known = [name for name in (*sections_under(root), *items_under(root)) if name]
-    section, _, name = key.rpartition(".")
-    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
+    known = [name for name in (*sections_under(root), *keys_under(root)) if name]
+    above, _, name = key.rpartition(".")
+    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == above}
     everywhere = {k.rpartition(".")[2]: k for k in reversed(known)}
     for names in (siblings, everywhere):
         match = nearest(name, names)
@@ -435,54 +432,152 @@ def nearest_key(key: str, root: type = Config) -> str | None:
     return nearest(key, known)
 
 
-def _defaults(root: type) -> dict[str, Value]:
-    items = items_under(root).items()
-    return {k: typing.cast(Value, item.default) for k, item in items if item.default is not MISSING}
+def _validator(cls: type) -> Any:
+    return cast(Any, cls).__pydantic_validator__
 
 
-def read_item(document: Document, key: str, item: Item, value: Tree) -> Value:
-    """One key's value; refused, it is None, the problem noted and the key spoiled."""
-    try:
-        return read_value(value, item.hint, item.limits)
-    except Refused as allowed:
-        document.problems.append(
-            f"{document.place(key)}: {key} is {show(value)}; allowed: {allowed}; "
-            f"{advice(value, item.limits, item.default)}"
-        )
-        document.spoiled.add(key)
-        return None
+def _typed(tree: Mapping[str, Tree], cls: type) -> dict[str, object]:
+    """The tree with its text read as the types of the keys; a section left empty is {}."""
+    fields = cast(Any, cls).__pydantic_fields__
+    found: dict[str, object] = {
+        name: {} for name, one in fields.items() if one.is_required() and _is_section(one)
+    }
+    for name, value in tree.items():
+        if name not in fields:
+            found[name] = value
+        elif not _is_section(fields[name]):
+            found[name] = _read(value, _kinds_of(cls)[name])
+        elif value is None or isinstance(value, dict):
+            found[name] = _typed(value or {}, fields[name].annotation)
+        else:
+            found[name] = value
+    return found
 
 
-def _check_place(document: Document, root: type, key: str, value: Tree) -> None:
-    """A value that stands at no known key: a section's name, below a key, or a misspelt key."""
-    sections, items = sections_under(root), items_under(root)
-    if key in sections:
-        if not is_null(value) and value != {}:
-            document.problems.append(
-                f"{document.place(key)}: {key} is {show(value)} but {key} is a section; "
-                f"give its keys, such as {key}.{fields(sections[key])[0].name}"
-            )
+def _is_section(one: Any) -> bool:
+    return is_dataclass(one.annotation)
+
+
+def _read(value: Tree, kinds: Sequence[Any]) -> object:
+    """YAML text as a Python value of one of the types; what is none stays text, to be refused."""
+    if isinstance(value, list):
+        lists = [kind for kind in kinds if get_origin(kind) is tuple]
+        items = _kinds(get_args(lists[0])[0]) if lists else ()
+        return tuple(_read(item, items) for item in value) if items else value
+    if not isinstance(value, str):
+        return value
+    for kind in kinds:
+        if get_origin(kind) is Literal:
+            return {one.lower(): one for one in get_args(kind)}.get(value.lower(), value)
+        if kind is bool and value.lower() in _WORDS:
+            return _WORDS[value.lower()]
+        if kind is int and _INTEGER.fullmatch(value):
+            return int(value)
+        if kind is float and len(value) <= 40 and _NUMBER.fullmatch(value):
+            return float(value)
+    return str(value)
+
+
+@cache
+def _kinds_of(cls: type) -> Mapping[str, tuple[Any, ...]]:
+    """The types that each key of a section may have."""
+    fields = cast(Any, cls).__pydantic_fields__
+    return {name: _kinds(field.annotation) for name, field in fields.items()}
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, without what Annotated says of them."""
+    if get_origin(hint) is Annotated:
+        return _kinds(get_args(hint)[0])
+    if get_origin(hint) in (tuple, Literal) or not get_args(hint):
+        return (hint,)
+    return tuple(kind for one in get_args(hint) for kind in _kinds(one))
+
+
+def _explain(document: Document, root: type, loc: list[str], kind: str) -> None:
+    """Notes what pydantic found at a place, in our words."""
+    sections, keys = sections_under(root), keys_under(root)
+    prefixes = [".".join(loc[: n + 1]) for n in range(len(loc))]
+    key = next((each for each in prefixes if each not in sections), loc and prefixes[-1])
+    if any(key == each or key.startswith(each + ".") for each in document.spoiled):
         return
-    parts = key.split(".")
-    prefixes = [".".join(parts[: n + 1]) for n in range(len(parts))]
-    unknown = next(prefix for prefix in prefixes if prefix not in sections)
-    if unknown in items:
-        document.problems.append(
-            f"{document.place(unknown)}: {unknown} is a section; give a value, not keys"
-        )
-        document.spoiled.add(unknown)
+    if key in keys and kind == "missing":
+        document.spoiled.add(key)
+        document.refuse(key, f"{key} is missing; give it: {keys[key].description}")
+    elif key in keys:
+        _refuse_value(document, root, key, _at_key(document.tree, key))
+    elif key in sections:
+        _refuse_for_section(document, root, key, _at_key(document.tree, key))
     else:
-        _refuse_unknown(document, root, key, unknown)
+        for leaf, _ in leaves(_at_key(document.tree, key), key):
+            _refuse_unknown(document, root, leaf, key)
+
+
+def _refuse_value(document: Document, root: type, key: str, value: Tree) -> None:
+    document.spoiled.add(key)
+    if isinstance(value, dict):
+        document.refuse(key, f"{key} is a section; give a value, not keys")
+        return
+    section_name, _, name = key.rpartition(".")
+    one = keys_under(root)[key]
+    literals = [kind for kind in _kinds(one.annotation) if get_origin(kind) is Literal]
+    choices = [choice for kind in literals for choice in get_args(kind)]
+    match = nearest(value, choices) if isinstance(value, str) else None
+    hint = "give one" if one.is_required() else f"the default is {show(one.default)}"
+    words = allowed(sections_under(root)[section_name], name)
+    advice = hint if match is None else f"did you mean {match}?"
+    document.refuse(key, f"{key} is {show(value)}; allowed: {words}; {advice}")
+
+
+def _refuse_for_section(document: Document, root: type, key: str, value: Tree) -> None:
+    if value is None or value == {}:
+        return
+    first = next(iter(cast(Any, sections_under(root)[key]).__pydantic_fields__))
+    document.refuse(
+        key,
+        f"{key} is {show(value)} but {key} is a section; give its keys, such as {key}.{first}",
+    )
+    document.spoiled |= {one for one in keys_under(root) if one.startswith(key + ".")}
 
 
 def _refuse_unknown(document: Document, root: type, key: str, unknown: str) -> None:
     guess = nearest_key(unknown, root)
-    tops = ", ".join(entry.name for entry in fields(root))
+    tops = ", ".join(name for name in sections_under(root) if name and "." not in name)
     hint = f"did you mean {guess}?" if guess else f"the sections are {tops}"
-    place = document.places.get(unknown) or document.place(key)
-    line = f"{place}: {unknown} is no key; {hint}"
-    if line not in document.problems:
-        document.problems.append(line)
+    place = unknown if unknown in document.places else key
+    document.refuse(place, f"{unknown} is no key; {hint}")
     if guess:
         # What was meant is not known to be its default: no rule should judge that.
         document.spoiled.add(guess + key.removeprefix(unknown))
+
+
+class _Known:
+    """A configuration that notes the keys read of it whose values are no user's."""
+
+    def __init__(
+        self, section: object, spoiled: set[str], unknown: set[str], prefix: str = ""
+    ) -> None:
+        self._section, self._spoiled, self._unknown = section, spoiled, unknown
+        self._prefix = prefix
+
+    def __getattr__(self, name: str) -> Any:
+        key, value = self._prefix + name, getattr(self._section, name)
+        if is_dataclass(value):
+            return _Known(value, self._spoiled, self._unknown, key + ".")
+        if key in self._spoiled:
+            self._unknown.add(key)
+        return value
+
+
+def _stand_in(document: Document) -> Config:
+    """The document's valid values, over defaults; what must be given is there in any case."""
+    tree: dict[str, Any] = {"DATASET": _placeholders(sections_under(Config)["DATASET"])}
+    for key, value in leaves(document.tree):
+        if key in keys_under(Config) and key not in document.spoiled:
+            set_key(tree, key, value)
+    return cast(Config, _validator(Config).validate_python(_typed(tree, Config)))
+
+
+def _placeholders(cls: type) -> dict[str, str]:
+    fields = cast(Any, cls).__pydantic_fields__
+    return {name: "placeholder" for name, one in fields.items() if one.is_required()}

@@ -263,7 +263,7 @@ class Dataset:
     def __init__(
         self,
         index: Index,
-        dataset: schema.DatasetConfig,
+        dataset: schema.DatasetSection,
         image_shape: tuple[int, int, int],
         *,
         seed: int,

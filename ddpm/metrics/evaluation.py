@@ -456,7 +456,7 @@ def _shards(
     index = packing.refresh(path)
     if index.image_shape is None:
         raise InputError(f"{path}: its images vary in size; measured images have one size")
-    from ddpm.config import DatasetConfig as Options
+    from ddpm.config import DatasetSection as Options
 
     options = Options(NAME="samples", PATH=str(path), LABEL_KEY=None)
     data = Dataset(index, options, index.image_shape, seed=0)

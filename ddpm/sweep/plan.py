@@ -49,8 +49,8 @@ from ddpm.sweep.spec import (
     override_sweep,
     read_base,
     read_grid,
-    read_grid_space,
     read_plan,
+    read_space,
 )
 
 Cell = Mapping[str, Value]
@@ -120,7 +120,7 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
     document = read_file(path)
     base = read_base(document, path, override_sweep(document, overrides))
     grid = read_grid(document, base)
-    ranges = read_grid_space(document, base, grid)
+    ranges = read_space(document, base, grid)
     planned = read_plan(document)
     if not re.fullmatch(SAFE_NAME, path.stem):
         document.problems.append(

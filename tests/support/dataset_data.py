@@ -20,11 +20,11 @@ from tests.support.shard_data import write_tar
 RANDOM = np.random.default_rng(0)
 
 
-def dataset_options(**options: object) -> schema.DatasetConfig:
+def dataset_options(**options: object) -> schema.DatasetSection:
     """A DATASET section; options of PREPROCESSING may be given by their own names."""
     names = schema.Preprocessing.__dataclass_fields__
     inner = {key: options.pop(key) for key in list(options) if key in names}
-    return schema.DatasetConfig(
+    return schema.DatasetSection(
         NAME="data", PATH="unused", PREPROCESSING=schema.Preprocessing(**inner), **options
     )
 

@@ -1,15 +1,16 @@
 """ddpm.sweep.comparable: a search on a measure that its cells do not share is refused, others are not."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from ddpm.config.schema import items_of, items_under
+from ddpm.config.schema import keys_under
 from ddpm.errors import InputError
 from ddpm.metrics.x0_error import MEASURES
 from ddpm.sweep import comparable, spec
 from ddpm.sweep.plan import load_sweep
-from ddpm.sweep.spec import METRICS, SEARCHES, Race, SearchPlan
+from ddpm.sweep.spec import Metric, Race, SearchPlan, Tune
 from tests.support.tree import ROOT
 
 HEAD = f"BASE: {ROOT / 'configs' / 'digits.yaml'}\nEVALUATION: {{EVERY: 10}}\n"
@@ -23,9 +24,10 @@ def test_the_ranking_measures_are_called_as_where_they_are_computed() -> None:
 
 def test_the_document_names_every_key() -> None:
     text = (ROOT / "docs" / "search.md").read_text()
-    for key in items_under(SearchPlan):
+    for key in keys_under(SearchPlan):
         assert f"`.{key.rpartition('.')[2]}`" in text or f"`{key}`" in text, key
-    for name in (*METRICS, *SEARCHES, *(item.name for item in items_of(Race))):
+    searches = get_args(keys_under(Tune)["SEARCH"].annotation)
+    for name in (*get_args(Metric), *searches, *keys_under(Race)):
         assert name in text
 
 

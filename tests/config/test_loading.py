@@ -1,5 +1,8 @@
 """ddpm.config.load: what YAML text and overrides mean, and how mistakes are named."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddpm import config as c
+from ddpm.config.loading import build, read_text
 from ddpm.config.schema import Config
 from ddpm.errors import InputError
 from tests.support.tree import ROOT
@@ -127,8 +131,6 @@ def test_any_value_survives_yaml_to_the_last_bit(rate: float, seed: int, text: s
         "TRAINING": {"SEED": seed, "HYPER_PARAMETERS": {"LEARNING_RATE": rate}},
     }
     config = c.from_dict(plain)
-    from ddpm.config.loading import build, read_text
-
     assert build(read_text(c.to_yaml(config), "again")).config == config
     assert config.DATASET.PATH == text
 
@@ -253,9 +255,31 @@ def test_an_alias_bomb_is_defused(tmp_path: Path) -> None:
 
 
 def test_an_alias_of_itself_and_deep_nesting_are_refused(tmp_path: Path) -> None:
-    for text in ("TRAINING: &a [*a]", "TRAINING: " + "[" * 500 + "]" * 500):
+    for text in ("TRAINING: &a [*a]", "TRAINING: " + "[" * 25 + "]" * 25):
         (line,) = problems(write(tmp_path, text))
         assert "nested" in line or "not YAML" in line
+
+
+@pytest.mark.parametrize("opening", ["[", "{a: ", "- "])
+def test_nesting_that_would_end_the_interpreter_is_refused(tmp_path: Path, opening: str) -> None:
+    """libyaml composes recursively: 30,000 levels overflow the stack of the process."""
+    text = "TRAINING:\n  " + opening * 30_000
+    code = "import sys; from ddpm.config import load; load(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(write(tmp_path, text))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "test.yaml:2: too many or too deeply nested" in done.stderr
+
+
+def test_a_key_that_has_gone_is_refused_unless_it_says_nothing(tmp_path: Path) -> None:
+    """Every run's training_config.yaml names every key of its time."""
+    gone = "IMAGE_GENERATION:\n  DYNAMIC_THRESHOLD: {}\n  BETWEEN: null\n"
+    small = "DATASET: {NAME: tiny, PATH: digits}\n"
+    assert c.load(write(tmp_path, small + gone.format("null"))) == c.from_dict(SMALL)
+    assert "DYNAMIC_THRESHOLD is no key" in problem(tmp_path, gone.format(0.9))
+    assert "SAMPLER is analytic; allowed" in problem(
+        tmp_path, "IMAGE_GENERATION: {SAMPLER: analytic}"
+    )
+    assert "interpolate; allowed" in problem(tmp_path, "IMAGE_GENERATION: {GEN_TASK: interpolate}")
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
@@ -298,3 +322,25 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
         assert sum(words in line for line in lines) == 1, (words, lines)
     assert len(lines) == len(expected)
     assert all(line.startswith(("command line: ", f"{path}:")) for line in lines)
+
+
+def test_from_dict_names_its_source() -> None:
+    with pytest.raises(InputError, match=r"^run 7: TRAINING.SEED is \"x\"; allowed"):
+        c.from_dict({**SMALL, "TRAINING": {"SEED": "x"}}, source="run 7")
+    with pytest.raises(InputError, match="TRAINING.SEED is given twice"):
+        c.from_dict({**SMALL, "TRAINING": {"SEED": 1, "seed": 2}})
+
+
+def test_loading_is_fast_and_imports_no_heavy_package() -> None:
+    code = (
+        "import sys; from ddpm.config import load; from ddpm.sweep import load_sweep;"
+        "load('configs/digits.yaml'); load_sweep('sweeps/pred_types.yaml');"
+        "heavy = {'torch', 'numpy', 'ray', 'webdataset', 'sklearn', 'wandb', 'PIL'};"
+        "print(*heavy & set(sys.modules))"
+    )
+    before = sum(os.times()[2:4])
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    cpu_seconds = sum(os.times()[2:4]) - before
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ""
+    assert cpu_seconds < 1.0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm import config as c
-from ddpm.config.schema import Config, items_under
+from ddpm.config.schema import Config, keys_under
 from ddpm.diffusion.layers import DropoutKey
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.diffusion.unet import UNet
@@ -167,12 +167,12 @@ def files_by_test() -> dict[str, str]:
 
 
 def test_every_key_has_an_observable() -> None:
-    assert sorted(set(items_under(Config)) - set(OBSERVED)) == []
+    assert sorted(set(keys_under(Config)) - set(OBSERVED)) == []
 
 
 def test_every_entry_names_a_key_and_a_test_whose_file_speaks_of_it() -> None:
     for key, name in OBSERVED.items():
-        assert key in items_under(Config)
+        assert key in keys_under(Config)
         assert name in files_by_test(), f"{key}: no test {name}"
         assert key.rpartition(".")[2].lower() in files_by_test()[name], f"{key}: not with {name}"
 
