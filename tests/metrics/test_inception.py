@@ -18,7 +18,7 @@ from ddpm.metrics.inception import (
     require_sound,
     self_check,
 )
-from tests.config.test_config_effects import tiny
+from tests.config.test_effects import tiny
 from tests.support.moments_process import Known, images_of
 
 

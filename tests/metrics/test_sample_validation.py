@@ -19,7 +19,7 @@ from ddpm.metrics.inception import DIMENSION
 from ddpm.runs.directory import RunDirectory
 from ddpm.sampling.loading import build, open_data
 from ddpm.training.worker import Job, work
-from tests.config.test_config_effects import rows, run, tiny
+from tests.config.test_effects import rows, run, tiny
 from tests.support.digits_runs import digit_images
 from tests.support.moments_process import Known
 from tests.training.test_resume import make_job, start

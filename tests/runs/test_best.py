@@ -10,7 +10,7 @@ from ddpm.errors import InputError
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import Patience, RunDirectory, best_step, judge
 from ddpm.training.trainer import Every, train
-from tests.config.test_config_effects import rows, run, tiny
+from tests.config.test_effects import rows, run, tiny
 from tests.training.test_trainer import SCHEDULE, digits, network, settings
 
 MEASURE = "mean_log10_mse"

@@ -25,7 +25,7 @@ from ddpm.training.step import Stepper, kernels
 from ddpm.training.worker import Job
 from experiments import terminal_snr
 from experiments.hidden_plane import SAMPLES, Plane, drawn, trained
-from tests.config.test_config_effects import rows, tiny
+from tests.config.test_effects import rows, tiny
 
 pytestmark = [
     pytest.mark.gpu,
