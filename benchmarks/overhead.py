@@ -18,8 +18,8 @@ import numpy as np
 
 from ddpm import config
 from ddpm.cluster import ray_train
-from ddpm.cluster.cost import available_cpus
 from ddpm.cluster.ray_cluster import running_ray
+from ddpm.cluster.workers import Workers, available_cpus
 from ddpm.data import packing
 from ddpm.runs.directory import RunDirectory
 from ddpm.training.worker import Job
@@ -68,7 +68,7 @@ def plain(job: Job) -> None:
 
 def through_ray(job: Job) -> None:
     """The same loop in a Ray Train worker."""
-    ray_train.run(job, num_workers=1, use_gpu=False, cpus_per_worker=job.threads, gpus_per_worker=0)
+    ray_train.run(job, Workers(count=1, cpus=job.threads, gpus=0))
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddpm.cluster.cost import available_cpus
+from ddpm.cluster.workers import available_cpus
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.diffusion.unet import UNet
 from ddpm.distributed import best_device

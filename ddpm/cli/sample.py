@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         from ddpm.cluster import dry_run
 
-        return dry_run.show(plan, request)
+        return dry_run.images(plan, request)
     from ddpm.cli.signals import stop_on_signals
     from ddpm.cluster import submit_images
 

@@ -1,9 +1,9 @@
+from . import doctor as doctor
 from . import dry_run as dry_run
 from . import run_sweep as run_sweep
 from . import run_training as run_training
 from . import submit_images as submit_images
 from . import submit_sweep as submit_sweep
-from . import sweep_setup as sweep_setup
 from .ray_cluster import plan as plan
 from .ray_cluster import plan_evaluation as plan_evaluation
 from .run_evaluation import Asked as Asked

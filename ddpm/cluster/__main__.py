@@ -1,36 +1,36 @@
 """Commands that jobs start, not people: `python -m ddpm.cluster trials|images|node|probe ...`.
 
-trials GROUP.json     the trials of a batch, one after the other
-images TASK.json      the images of a task file
-node FOLDER           one node's part of the Ray of a SLURM job
-probe                 the speed of networks, asked for as JSON on standard input
+trials FILE    the trials of a batch, one after the other
+images FILE    the images of a batch
+node FOLDER    one node's part of the Ray of a SLURM job
+probe          the speed of networks, a request as JSON on standard input
 """
 
 import sys
 
 
-def main(name: str, arguments: list[str]) -> int:
+def main(name: str, *arguments: str) -> int:
     """The exit code of one command; only what it needs is imported."""
     from ddpm.errors import run_main
 
     if name == "trials":
-        from ddpm.cluster import submit_sweep
+        from ddpm.cluster.submit_sweep import train_batch
 
-        return run_main(lambda: submit_sweep.train_batch(*arguments))
+        return run_main(lambda: train_batch(*arguments))
     if name == "images":
-        from ddpm.cluster import submit_images
+        from ddpm.cluster.submit_images import draw_batch
 
-        return run_main(lambda: submit_images.draw_file(*arguments))
+        return run_main(lambda: draw_batch(*arguments))
     if name == "node":
-        from ddpm.cluster import ray_cluster
+        from ddpm.cluster.ray_cluster import serve_node
 
-        return ray_cluster.serve_node(*arguments)
+        return serve_node(*arguments)
     if name == "probe":
-        from ddpm.cluster import cost
+        from ddpm.cluster.cost import answer_probe
 
-        return cost.answer_probe()
+        return answer_probe()
     raise SystemExit(__doc__)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2:]))
+    sys.exit(main(*sys.argv[1:]))

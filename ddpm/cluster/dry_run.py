@@ -1,4 +1,4 @@
-"""--dry-run: what would be trained, on what, how long, and the batch script. Writes nothing."""
+"""--dry-run: what would be trained or drawn, on what, how long, and the batch script; writes nothing."""
 
 import os
 import shlex
@@ -10,12 +10,13 @@ from rich.console import Console
 
 import ddpm
 from ddpm import config as configuration
-from ddpm.cluster import cost, run_sweep, slurm, submit, sweep_setup
-from ddpm.cluster import sweep_setup as sweep_checks
-from ddpm.cluster.cost import Prediction, Workers
+from ddpm.cluster import cost, run_sweep, slurm, submit
+from ddpm.cluster.cost import Prediction
 from ddpm.cluster.slurm import as_submitted, from_environment
-from ddpm.cluster.submit import JobResources, shared_out
+from ddpm.cluster.submit import JobResources
+from ddpm.cluster.submit_images import shared_out
 from ddpm.cluster.submit_sweep import SweepJobOptions, checked, group_size
+from ddpm.cluster.workers import Workers
 from ddpm.config import Config
 from ddpm.diffusion import UNet, summary
 from ddpm.errors import InputError
@@ -49,17 +50,16 @@ def sweep(planned: Sweep, options: SweepJobOptions | None, *, probe: bool) -> in
     InputError with all that keeps any trial from starting.
     """
     if options is None:
-        resources, side_by_side = run_sweep.checked(planned)
+        workers, side_by_side = run_sweep.checked(planned)
         _print_cells(planned)
         print(
             f"would run {len(planned.trials)} trials, {side_by_side} side by side, each with "
-            f"{resources.num_workers} worker(s) of {resources.cpus_per_worker} core(s) and "
-            f"{resources.gpus_per_worker:g} GPU; nothing was written"
+            f"{workers.count} worker(s) of {workers.cpus} core(s) and "
+            f"{workers.gpus:g} GPU; nothing was written"
         )
-        if words := sweep_checks.in_words(planned):
+        if words := run_sweep.in_words(planned):
             print(words)
         if probe:
-            workers = resources.workers()
             configs = [trial.config for trial in planned.trials]
             found = _predicted(configs, workers)
             _print_time(found, workers, side_by_side, configs)
@@ -71,11 +71,11 @@ def sweep(planned: Sweep, options: SweepJobOptions | None, *, probe: bool) -> in
 
 def _arrays(planned: Sweep, options: SweepJobOptions) -> None:
     """The array jobs that --cluster would submit, or the processes it would start."""
-    request, resources = checked(planned, options)
+    request, workers = checked(planned, options)
     if options.cluster == "slurm":
         slurm.require_slurm()
     _print_cells(planned)
-    workers, found, seconds = resources.workers(), None, None
+    found, seconds = None, None
     configs = [trial.config for trial in planned.trials]
     if options.probe:
         found = _predicted(configs, workers)
@@ -96,8 +96,12 @@ def _arrays(planned: Sweep, options: SweepJobOptions) -> None:
     most = slurm.largest_array()
     if tasks > most:
         print(f"{-(-tasks // most)} array jobs: this site allows {most} tasks in each")
-    folder = sweep_setup.folder_of(planned) / "submitit"
-    text = submit.script(request, folder, min(tasks, most))
+    _print_array(request, run_sweep.folder_of(planned), min(tasks, most))
+
+
+def _print_array(request: JobResources, folder: Path, tasks: int) -> None:
+    """The batch script of an array of so many tasks, and the options that it leaves to others."""
+    text = submit.script(request, folder / "submitit", tasks)
     print("\n" + framed("what sbatch gets", text))
     with submit.undisturbed(request, text):
         for option, value in from_environment(os.environ).items():
@@ -108,7 +112,7 @@ def _print_cells(planned: Sweep) -> None:
     console = Console()
     for trial in planned.trials:
         console.print(f"{cell_name(trial.cell)} · seed {trial.seed}", markup=False)
-    sweep_setup.print_skipped(planned, console)
+    run_sweep.print_skipped(planned, console)
 
 
 def _predicted(configs: Sequence[Config], workers: Workers) -> list[Prediction] | None:
@@ -129,7 +133,7 @@ def _print_time(
     """Seconds of a training and of all, and their hours of cores or GPUs."""
     if found is None:
         return
-    once_s = cost.once_s(configs)
+    once_s = cost.classifier_s(configs)
     all_s = once_s + sum(one.seconds for one in found)
     longest = max(found, key=lambda one: one.seconds)
     each, what = (workers.gpus, "GPU") if workers.gpus else (workers.cpus, "core")
@@ -163,16 +167,13 @@ def framed(title: str, text: str) -> str:
     return f"{rule} {title}\n{text.rstrip()}\n{rule}"
 
 
-# --------
-# --dry-run of images in bulk: what would be drawn, by whom, the batch script. Writes nothing.
-
-
-def show(plan: BulkPlan, request: JobResources | None) -> int:
-    """Prints it; the exit code."""
+def images(plan: BulkPlan, request: JobResources | None) -> int:
+    """Images in bulk that have been checked."""
     if request is not None and request.cluster == "slurm":
         slurm.require_slurm()
     print(f"would draw {plan.describe()}")
-    missing = _missing(plan)
+    # by the manifests' names; damage shows when the command really runs
+    missing = plan.series.missing(plan.num) if plan.series else [Span(0, plan.num)]
     there = plan.num - bulk.total(missing)
     print(
         f"into {plan.folder}, in units of {plan.unit}: {there:,} are there already, "
@@ -188,16 +189,5 @@ def show(plan: BulkPlan, request: JobResources | None) -> int:
     )
     if request.cluster != "slurm" or not tasks:
         return 0
-    text = submit.script(request, plan.folder / "submitit", min(tasks, slurm.largest_array()))
-    print("\n" + framed("what sbatch gets", text))
-    with submit.undisturbed(request, text):
-        for option, value in from_environment(os.environ).items():
-            print(f"from the environment: --{option}={value}")
+    _print_array(request, plan.folder, min(tasks, slurm.largest_array()))
     return 0
-
-
-def _missing(plan: BulkPlan) -> list[Span]:
-    """What is missing by the manifests' names; damage shows when the command really runs."""
-    if plan.series is None:
-        return [Span(0, plan.num)]
-    return plan.series.missing(plan.num)

@@ -26,8 +26,8 @@ from typing import Any
 
 import psutil
 
-from ddpm.cluster.cost import available_cpus, workers_for, workers_of_evaluation
 from ddpm.cluster.slurm import Allocation, node_share
+from ddpm.cluster.workers import available_cpus, workers_for, workers_of_evaluation
 from ddpm.config import Config
 from ddpm.data import source_problems
 from ddpm.errors import DdpmError, InputError, Interrupted, run_main

@@ -1,5 +1,5 @@
-"""A training on several workers through Ray Train; `ddpm.training.worker.work` is what each of them runs.
-And `run_loop`, by which an evaluation does the same.
+"""Several workers through Ray Train: a training, each of whose workers runs training.work, or the
+loop of an evaluation.
 
 Ray starts the processes and their process group, nothing more: checkpoints are committed by rank 0
 to the run directory before anything is reported, and a worker's death is answered here by starting
@@ -11,10 +11,11 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ddpm.cluster.workers import Workers
 from ddpm.distributed import current_group
 from ddpm.errors import DdpmError
 from ddpm.metrics import inception_of_training
@@ -29,29 +30,26 @@ log = logging.getLogger(__name__)
 
 def run(
     job: Job,
+    workers: Workers,
     *,
-    num_workers: int,
-    use_gpu: bool,
-    cpus_per_worker: int,
-    gpus_per_worker: float,
-    sweep: str | None = None,
-    cell: Mapping[str, object] | None = None,
+    mirror: tuple[str | None, Mapping[str, object] | None] = (None, None),
     max_failures: int = 3,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """The summary of a training over `num_workers` workers of an initialised Ray.
+    """The summary of a training over the workers of an initialised Ray.
 
     Raises the worker's own error (a DdpmError) at once; any other death of a worker is retried
-    `max_failures` times. sweep, cell: what it belongs to, for its mirror.  meanwhile: called in
-    this thread every LOOK_S seconds.
+    `max_failures` times.  mirror: sweep and cell that it belongs to, for its tracker.  meanwhile:
+    called in this thread every LOOK_S seconds.
     """
-    resources = resources_of(cpus_per_worker, gpus_per_worker if use_gpu else 0)
-    job = Job(**(asdict(job) | {"wait_s": max(job.wait_s, LOCK_PATIENCE_S)}))
-    with failure_recorded(Path(job.run_dir)):
+    run_dir = Path(job.run_dir)
+    job = replace(job, wait_s=max(job.wait_s, LOCK_PATIENCE_S))
+    settings = {"job": asdict(job), "mirror": mirror}
+    with failure_recorded(run_dir):
         for attempt in range(max_failures + 1):
-            error = _attempt(job, num_workers, resources, (sweep, cell), meanwhile)
+            error = run_loop(_loop, settings, run_dir / "ray", workers, meanwhile)
             if error is None:
-                return RunDirectory(Path(job.run_dir)).summary
+                return RunDirectory(run_dir).summary
             if isinstance(error, DdpmError):
                 raise error
             log.warning("attempt %d of %d failed: %s", attempt + 1, max_failures + 1, error)
@@ -60,50 +58,37 @@ def run(
         )
 
 
-def _attempt(
-    job: Job,
-    num_workers: int,
-    resources: dict[str, float],
-    mirror: tuple[str | None, Mapping[str, object] | None],
-    meanwhile: Callable[[], None],
-) -> Exception | None:
-    """One training; its error, or None when it ended well.
-
-    mirror: what wandb_mirror is given: the sweep and the cell.
-    """
-    settings = {"job": asdict(job), "mirror": mirror}
-    storage = Path(job.run_dir) / "ray"
-    return run_loop(_loop, settings, storage, num_workers, resources, meanwhile)
-
-
 def run_loop(
     loop: Callable[[dict[str, Any]], None],
     settings: dict[str, Any],
     storage: Path,
-    num_workers: int,
-    resources: dict[str, float],
+    workers: Workers,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> Exception | None:
     """One Ray Train run of loop(settings) on every worker; None when it ended well, else the
-    worker's own DdpmError, or what Ray says of its death.
+    worker's own DdpmError, or Ray's words on its death.
 
-    storage: a folder that all nodes share and that Ray may use; it is removed. resources: of each
-    worker.  meanwhile: called in this thread every LOOK_S seconds.  Ctrl-C, where it is not handled
-    otherwise, ends the workers at once.
+    storage: a folder that all nodes share and that Ray may use; it is removed.  Ctrl-C, where it is
+    not handled otherwise, ends the workers at once.
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    resources: dict[str, float] = {"CPU": workers.cpus}
+    if workers.gpus:
+        resources["GPU"] = workers.gpus
     # a folder of its own: what an earlier attempt left half written cannot keep this one back
     name = uuid.uuid4().hex[:12]
     trainer = TorchTrainer(
         loop,
         train_loop_config=settings,
         scaling_config=ScalingConfig(
-            num_workers=num_workers, use_gpu="GPU" in resources, resources_per_worker=resources
+            num_workers=workers.count,
+            use_gpu=workers.gpus > 0,
+            resources_per_worker=resources,
         ),
-        torch_config=TorchConfig(backend=_backend(resources)),
+        torch_config=TorchConfig(backend=backend(workers)),
         run_config=RunConfig(
             name=name, storage_path=str(storage), failure_config=FailureConfig(max_failures=0)
         ),
@@ -127,18 +112,13 @@ def run_loop(
     return None
 
 
-def resources_of(cpus: int, gpus: float) -> dict[str, float]:
-    """What a worker takes, in Ray's words."""
-    return {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
-
-
-def _backend(resources: dict[str, float]) -> str:
+def backend(workers: Workers) -> str:
     """NCCL when every worker has a GPU of its own; it refuses two workers on one, gloo does not."""
-    return "nccl" if resources.get("GPU", 0) >= 1 else "gloo"
+    return "nccl" if workers.gpus >= 1 else "gloo"
 
 
 def _loop(settings: dict[str, Any]) -> None:
-    """What every worker process runs."""
+    """The loop of a training, in every worker process."""
     import ray.train
     from ray.train.torch import get_device
 
@@ -150,9 +130,7 @@ def _loop(settings: dict[str, Any]) -> None:
 
 def _own_error(error: BaseException) -> DdpmError | None:
     """The DdpmError behind Ray's: the first worker's that has one."""
-    failures = getattr(error, "worker_failures", {})
-    chain = [error, *failures.values()]
-    for candidate in chain:
+    for candidate in [error, *getattr(error, "worker_failures", {}).values()]:
         seen = candidate
         while seen is not None:
             if isinstance(seen, DdpmError):

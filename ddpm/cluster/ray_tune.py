@@ -1,114 +1,83 @@
-"""The trials of a sweep through Ray Tune. Tune only schedules what the ledger lacks; the ledger is
-the truth.
+"""A round of a sweep through Ray Tune. Tune only schedules what the ledger lacks; the ledger is the
+truth.
+
+asha and bayes are Tune's own, ASHAScheduler and OptunaSearch, with the ledger before them: what was
+measured in an earlier command is told again, so a sweep that goes on decides as if it had never
+stopped. Asynchronous successive halving: Li 2020, "A system for massively parallel hyperparameter
+tuning"; the tree-structured Parzen estimator: Bergstra 2011.
 """
 
 import json
 import shutil
 import uuid
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from math import log10
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
 
-from ddpm import report
-from ddpm.cluster.run_trial import FilePoll, Resources, run_trial
-from ddpm.cluster.sweep_setup import OpenSweep, OpenTrial
+from ddpm.cluster.run_sweep import OpenSweep, Round
+from ddpm.cluster.run_trial import FilePoll, run_trial
+from ddpm.cluster.workers import Workers
 from ddpm.errors import InputError
-from ddpm.metrics import MEASURES
-from ddpm.report import look
 from ddpm.runs import RunDirectory, storage
-from ddpm.sweep import (
-    Guide,
-    Ladder,
-    Ledger,
-    Outcome,
-    Rung,
-    Sweep,
-    cell_name,
-    comparable,
-    cost,
-)
-from ddpm.training import Job, steps_per_epoch
+from ddpm.sweep import Ladder, Ledger, Outcome, Rung, Trial, comparable, cost
+from ddpm.training import Job
+
+TIME, VALUE = "evaluation", "value"
+TRIES = 50  # choices that are known or impossible, one after the other, before bayes ends
 
 
-@dataclass(frozen=True, kw_only=True)
-class Search:
-    """How Tune goes about trials; by default it runs each to its end.
-
-    scheduler, searcher: make Tune's.  ladders: the rungs of trials that are watched, as plain data.
-    verdicts: the folder in which asha says who is to end.
-    """
-
-    scheduler: Callable[[], Any] | None = None
-    searcher: Callable[[], Any] | None = None
-    ladders: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-    verdicts: Path | None = None
-
-
-TO_THE_END = Search()
-
-
-def run_trials(
-    trials: Sequence[Outcome],
-    jobs: Mapping[str, Job],
-    ledger: Ledger,
-    stop_file: Path,
-    *,
-    sweep: str,
-    resources: Resources,
-    max_concurrent: int,
-    max_failures: int,
-    search: Search = TO_THE_END,
-) -> None:
-    """Run the trials (outcomes still to be) to their end or to a stop; every end lies in the ledger
-    afterwards.
-
-    trials: the blank outcomes, by trial id those of `jobs`; a searcher's come from itself.
-    stop_file: appears when all shall save and stop.
-    """
-    from ray import tune
-
-    storage, name = ledger.folder.parent / "ray", uuid.uuid4().hex[:12]
-    blank = {outcome.trial: asdict(outcome) for outcome in trials}
-    plans = {key: json.dumps({"outcome": blank[key], "job": asdict(jobs[key])}) for key in blank}
+def run_round(of: OpenSweep, one: Round, workers: Workers, max_concurrent: int) -> None:
+    """Run the trials of a round to their end or to a stop; every end lies in the ledger afterwards."""
+    store, verdicts, planned = of.folder / "ray", of.folder / "asha", list(one.trials)
+    plans = {trial.trial_id: _plan(of, trial) for trial in planned}
+    scheduler, search = None, {}
+    if one.ladders:
+        storage.make_folder(verdicts)
+        for trial in of.todo():  # of an earlier search, which did not settle it
+            storage.remove(verdicts / f"{trial.trial_id}.json")
+        ladder = one.ladders[of.todo()[0].trial_id]
+        scheduler = Halving(ladder, of.sweep.tune.GRACE, of.sweep.tune.REDUCTION, verdicts)
+    if one.is_search:  # it says itself when there is no more
+        search = {"search_alg": Bayes(of), "num_samples": -1}
     trainable = tune.with_parameters(
-        _trial,
+        _train,
         plans=plans,
-        places=(str(ledger.folder), str(stop_file), str(search.verdicts or "")),
-        sweep=sweep,
-        resources=asdict(resources),
-        ladders=dict(search.ladders),
+        folder=str(of.folder),
+        workers=asdict(workers),
+        ladders={name: asdict(ladder) for name, ladder in one.ladders.items()},
     )
-    # a searcher says itself when there is no more
-    more = {"search_alg": search.searcher(), "num_samples": -1} if search.searcher else {}
+    # the workers of a nested run reserve their own
+    alone = {"cpu": workers.cpus, "gpu": workers.gpus} if workers.count == 1 else {"cpu": 0.01}
     tuner = tune.Tuner(
-        tune.with_resources(trainable, resources.request()),
-        param_space={} if search.searcher else {"trial": tune.grid_search(list(blank))},
+        tune.with_resources(trainable, alone),
+        param_space={} if one.is_search else {"trial": tune.grid_search(list(plans))},
         tune_config=tune.TuneConfig(
-            max_concurrent_trials=max_concurrent,
-            reuse_actors=True,
-            scheduler=search.scheduler() if search.scheduler else None,
-            **more,
+            max_concurrent_trials=max_concurrent, reuse_actors=True, scheduler=scheduler, **search
         ),
         run_config=tune.RunConfig(
-            name=name,
-            storage_path=str(storage),
+            name=uuid.uuid4().hex[:12],
+            storage_path=str(store),
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=max_failures),
+            failure_config=tune.FailureConfig(max_failures=of.sweep.tune.MAX_FAILURES),
         ),
     )
     _keep_credentials()
     try:
         results = tuner.fit()
     finally:
-        shutil.rmtree(storage, ignore_errors=True)
-    _record_deaths(results, blank, ledger)
+        shutil.rmtree(store, ignore_errors=True)
+    _record_deaths(results, plans, of.ledger)
+
+
+def _plan(of: OpenSweep, trial: Trial) -> str:
+    """A trial as plain data for the process that trains it."""
+    return json.dumps({"outcome": asdict(trial.outcome), "job": asdict(of.job(trial))})
 
 
 def _keep_credentials() -> None:
@@ -121,75 +90,59 @@ def _keep_credentials() -> None:
     names -= {name for name in names if name.startswith("AWS_")}
 
 
-def _record_deaths(results: Any, blank: Mapping[str, dict[str, Any]], ledger: Ledger) -> None:
+def _record_deaths(results: tune.ResultGrid, plans: Mapping[str, str], ledger: Ledger) -> None:
     """Failed, in the ledger, where a trial's process died before it could say so."""
     ended = {key for key, one in ledger.outcomes().items() if one.status != "unrun"}
-    for result in map(results.__getitem__, range(len(results))):
+    for result in results:
         config = result.config or {}
         key = config.get("trial")
         if result.error is None or key is None or key in ended:
             continue
-        outcome = Outcome(**(blank.get(key) or json.loads(config["plan"])["outcome"]))
-        reason = f"the trial's process died: {_last_line(str(result.error))}"
-        ledger.record(outcome.failed(reason))
+        outcome = Outcome(**json.loads(config.get("plan") or plans[key])["outcome"])
+        words = str(result.error).strip().splitlines()[-1]
+        ledger.record(outcome.failed(f"the trial's process died: {words}"))
 
 
-def _trial(
+def _train(
     params: dict[str, Any],
     *,
     plans: dict[str, str],
-    places: tuple[str, str, str],
-    sweep: str,
-    resources: dict[str, Any],
+    folder: str,
+    workers: dict[str, Any],
     ladders: dict[str, dict[str, Any]],
 ) -> dict[str, str]:
     """One trial in its process; its outcome lies in the ledger when this returns."""
-    key = params["trial"]
+    key, place = params["trial"], Path(folder)
     plan = json.loads(params.get("plan") or plans[key])
-    outcome, job, ledger = Outcome(**plan["outcome"]), _job(plan["job"]), Ledger(Path(places[0]))
-    guide: Guide | None = None
+    outcome, job = Outcome(**plan["outcome"]), Job(**plan["job"])
+    ledger, halved = Ledger(place / "ledger"), None
     if key in ladders:
-        guide = Obedience(key, Path(job.run_dir), Ladder(**ladders[key]), Path(places[2]))
-        guide.replay()
+        verdict = place / "asha" / f"{key}.json"
+        halved = HalvedTrial(Path(job.run_dir), Ladder(**ladders[key]), verdict)
         if not ledger.todo([outcome], settled=("done", "stopped")):
             return {"status": "ended before"}
     ended = run_trial(
         outcome,
         job,
         ledger,
-        sweep=sweep,
-        resources=Resources(**resources),
-        should_stop=FilePoll(Path(places[1])),
-        guide=guide,
+        sweep=place.name,
+        workers=Workers(**workers),
+        should_stop=FilePoll(place / "stop"),
+        guide=halved,
     )
     return {"status": ended}
 
 
-def _job(plain: dict[str, Any]) -> Job:
-    """A Job that went through JSON, where tuples are lists."""
-    return Job(**(plain | {"command": tuple(plain["command"])}))
-
-
-def _last_line(text: str) -> str:
-    return text.strip().splitlines()[-1]
-
-
-# --------
-# Asynchronous successive halving (Li 2020, "A system for massively parallel hyperparameter
-# tuning") by Ray Tune's scheduler: at each rung a trial goes on while it is among the best.
-#
-# Tune decides, the trial obeys: the verdict is a file that the trial reads, so that it saves and
-# records itself how it ended; killed from outside it could do neither. Whatever a trial measured
-# before, in this command or an earlier one, is told to Tune again when it starts, and trials that
-# have ended are told first, so a sweep that continues decides as if it had never stopped.
-
-TIME, VALUE = "evaluation", "value"
-
-
 class Halving(ASHAScheduler):
-    """ASHA whose verdicts are files in a folder, one a trial that is to end."""
+    """ASHA that writes its verdicts, one file a trial that is to end, and never stops a trial.
 
-    def __init__(self, ladder: Ladder, *, grace: int, reduction: int, verdicts: Path) -> None:
+    Tune that stops a trial does not wait for it (FunctionTrainable.cleanup joins its thread for 0 s,
+    then reuses or kills the process), so that it could neither save nor say how it ended; over a
+    nested Ray Train run that leaves a placement group behind, for which the next trial waits for
+    ever. So the trial reads its verdict and ends by itself.
+    """
+
+    def __init__(self, ladder: Ladder, grace: int, reduction: int, verdicts: Path) -> None:
         most = ladder.evaluations
         super().__init__(
             time_attr=TIME,
@@ -204,7 +157,7 @@ class Halving(ASHAScheduler):
         self._seen: dict[int, dict[str, float]] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Always CONTINUE for Tune; what ASHA says is written down for the trial."""
+        """Always CONTINUE for Tune; ASHA's STOP is written down for the trial."""
         decision = super().on_trial_result(tune_controller, trial, result)
         if TIME not in result:
             return decision
@@ -218,37 +171,37 @@ class Halving(ASHAScheduler):
         return TrialScheduler.CONTINUE
 
 
-class Obedience:
-    """A trial's guide: tells Tune every rung, ends the trial when its verdict is there."""
+class HalvedTrial:
+    """The other end, in the trial's process: tells Tune every evaluation, those of earlier commands
+    first, and ends the trial once its verdict is there.
+    """
 
-    def __init__(self, name: str, run_dir: Path, ladder: Ladder, verdicts: Path) -> None:
-        self._path = verdicts / f"{name}.json"
-        self._ladder, self._poll = ladder, FilePoll(self._path)
-        self._rungs = ladder.rungs(RunDirectory(run_dir).metrics())
-
-    def replay(self) -> None:
-        """Tells Tune what was measured before."""
-        for rung in self._rungs:
-            _tell(rung)
+    def __init__(self, run_dir: Path, ladder: Ladder, verdict: Path) -> None:
+        self._ladder, self._verdict, self._poll = ladder, verdict, FilePoll(verdict)
+        self._rungs: list[Rung] = []
+        for row in RunDirectory(run_dir).metrics():
+            self.on_row(row)
 
     def on_row(self, row: Mapping[str, Any]) -> None:
-        """Tells Tune a rung that is new; it has decided when this returns."""
+        """A row of the trial's metrics, perhaps a repeated one; Tune has decided on it when this
+        returns.
+        """
         rung = self._ladder.rung(row)
         if rung is None or rung.evaluation in {known.evaluation for known in self._rungs}:
             return
         self._rungs.append(rung)
-        _tell(rung)
-        self._poll = FilePoll(self._path)
+        tune.report({TIME: rung.evaluation, VALUE: rung.value})
+        self._poll = FilePoll(self._verdict)
 
     def stops(self) -> bool:
         """Whether there is a verdict."""
         return self._poll()
 
     def outcome(self, blank: Outcome) -> Outcome | None:
-        """Stopped early: at which rung, with which number, in which place."""
-        if not self._path.exists():
+        """Stopped early: at which evaluation, with which number, in which place."""
+        if not self._verdict.exists():
             return None
-        verdict = storage.read_json(self._path)
+        verdict = storage.read_json(self._verdict)
         at = verdict["evaluation"]
         rung = next(rung for rung in reversed(self._rungs) if rung.evaluation == at)
         metric = self._ladder.metric
@@ -262,124 +215,96 @@ class Obedience:
         return blank.stopped(reason, measured | {"rung": at})
 
 
-def _tell(rung: Rung) -> None:
-    tune.report({TIME: rung.evaluation, VALUE: rung.value})
+class Bayes(OptunaSearch):
+    """Optuna's search over GRID and SPACE: trials that are left, then new ones up to TUNE.TRIALS.
 
-
-# --------
-# Bayesian search as a searcher of Ray Tune: the tree-structured Parzen estimator of Optuna
-# (Bergstra 2011) chooses each trial from what those before it measured at their end.
-#
-# What is known comes from the ledger, so a search that continues knows all that was found. Trials
-# that run meanwhile count as bad ones until they have ended, so that choices made side by side
-# differ. Optuna is the optional extra `search`.
-
-TRIES = 50  # choices that are known or impossible, one after the other, before the search ends
-
-
-class Bayes(Searcher):
-    """Suggests trials that are left, then new ones until the sweep has TUNE.TRIALS.
-
-    trials: those there are, a list that grows.  plan: the trial of a cell.  added: told of every
-    trial that a choice has made.  is_stopped: whether nothing more shall be begun.
+    A point is the place of each value in its list of GRID, and a number of each range of SPACE.
+    Trials that run meanwhile count as bad ones until they have ended (constant_liar), so that
+    choices made side by side differ. Optuna is the optional extra `search`.
     """
 
-    def __init__(
-        self,
-        sweep: Sweep,
-        trials: list[OpenTrial],
-        ledger: Ledger,
-        *,
-        plan: Callable[[Mapping[str, object]], OpenTrial],
-        added: Callable[[OpenTrial], None],
-        is_stopped: Callable[[], bool],
-    ) -> None:
-        super().__init__(metric="value", mode="min")
-        optuna = _optuna()
-        self._sweep, self._trials, self._ledger = sweep, trials, ledger
-        self._plan, self._added, self._is_stopped = plan, added, is_stopped
-        self._distributions = distributions(sweep)
-        self._study = optuna.create_study(
-            sampler=optuna.samplers.TPESampler(seed=len(trials), constant_liar=True)
+    def __init__(self, of: OpenSweep) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        left = {trial.trial_id for trial in of.todo()}
+        values = {t.trial_id: self._value(of, t) for t in of.trials if t.trial_id not in left}
+        known = [t for t in of.trials if values.get(t.trial_id) is not None]
+        super().__init__(
+            space=distributions(of),
+            metric=VALUE,
+            mode="min",
+            sampler=optuna.samplers.TPESampler(seed=len(of.trials), constant_liar=True),
+            points_to_evaluate=[self._point(of, trial) for trial in known],
+            evaluated_rewards=[values[trial.trial_id] for trial in known],
         )
-        self._asked: dict[str, Any] = {}
-        self._running: dict[str, OpenTrial] = {}
-        left = {outcome.trial for outcome in ledger.todo([t.outcome for t in trials])}
-        self._left = deque(trial for trial in trials if trial.outcome.trial in left)
-        for trial in trials:
-            if trial.outcome.trial not in left:
-                self._learn(trial)
+        self._of = of
+        self._left = [trial for trial in of.trials if trial.trial_id in left]
+        self._running: dict[str, tuple[Trial, str]] = {}  # and the study's name of it
+        self._asked = 0
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial as plain data, or Searcher.FINISHED."""
-        if self._is_stopped():
+        of = self._of
+        if of.stop_file.exists():
             return Searcher.FINISHED
         if self._left:
-            trial = self._left.popleft()
-        elif len(self._trials) >= self._sweep.tune.trials:
-            return Searcher.FINISHED
-        elif (chosen := self._choose(trial_id)) is None:
+            trial = self._left.pop(0)
+            self._ot_study.enqueue_trial(self._point(of, trial))
+            asked, _ = self._ask()
+        elif len(of.trials) >= of.sweep.tune.trials or (chosen := self._choose()) is None:
             return Searcher.FINISHED
         else:
-            trial = chosen
-            self._added(trial)
-        self._running[trial_id] = trial
-        plan = json.dumps({"outcome": asdict(trial.outcome), "job": asdict(trial.job)})
-        return {"trial": trial.outcome.trial, "plan": plan}
+            trial, asked = chosen
+            of.add([trial])
+        self._running[trial_id] = trial, asked
+        return {"trial": trial.trial_id, "plan": _plan(of, trial)}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: a choice is judged by its end."""
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Learns how a trial ended, from the ledger."""
-        trial, asked = self._running.pop(trial_id), self._asked.pop(trial_id, None)
-        if asked is None:
-            self._learn(trial)
-            return
-        value = self._value(trial)
-        if value is None:
-            self._study.tell(asked, state=_optuna().trial.TrialState.FAIL)
-        else:
-            self._study.tell(asked, value)
+        trial, asked = self._running.pop(trial_id)
+        self._tell(asked, self._value(self._of, trial))
 
-    def _choose(self, trial_id: str) -> OpenTrial | None:
+    def _choose(self) -> tuple[Trial, str] | None:
         """A trial that is not there yet; None when the space seems to have no other."""
-        known = {trial.outcome.trial for trial in self._trials}
+        of, (seed,) = self._of, self._of.sweep.seeds
+        known = {trial.trial_id for trial in of.trials}
         for _ in range(TRIES):
-            asked = self._study.ask(self._distributions)
+            asked, chosen = self._ask()
+            grid = {key: values[chosen[key]] for key, values in of.sweep.grid.items()}
+            ranges = {key: one.rounded(chosen[key]) for key, one in of.sweep.space.items()}
             try:
-                trial = self._plan(self._cell(asked.params))
+                trial = of.place(of.sweep.make(grid | ranges, seed))
             except InputError:  # a combination that cannot be trained
-                trial = None
-            if trial is not None and trial.outcome.trial not in known:
-                self._asked[trial_id] = asked
-                return trial
-            value = None if trial is None else self._value(trial)
-            if value is None:
-                self._study.tell(asked, state=_optuna().trial.TrialState.FAIL)
-            else:
-                self._study.tell(asked, value)
+                self._tell(asked, None)
+                continue
+            if trial.trial_id not in known:
+                return trial, asked
+            self._tell(asked, self._value(of, trial))
         return None
 
-    def _cell(self, chosen: Mapping[str, Any]) -> dict[str, object]:
-        grid = {key: values[chosen[key]] for key, values in self._sweep.grid.items()}
-        return grid | {key: one.rounded(chosen[key]) for key, one in self._sweep.space.items()}
+    def _ask(self) -> tuple[str, dict[str, Any]]:
+        """The study's next point, under a name of its own."""
+        self._asked += 1
+        return str(self._asked), super().suggest(str(self._asked))
 
-    def _learn(self, trial: OpenTrial) -> None:
-        """Adds a trial that the study did not ask for."""
-        value = self._value(trial)
-        if value is None:
-            return
-        cell, grid = trial.outcome.cell, self._sweep.grid
-        params = {key: grid[key].index(cell[key]) if key in grid else cell[key] for key in cell}
-        self._study.add_trial(
-            _optuna().trial.create_trial(
-                params=params, distributions=self._distributions, value=value
-            )
-        )
+    def _tell(self, asked: str, value: float | None) -> None:
+        super().on_trial_complete(asked, None if value is None else {VALUE: value}, value is None)
 
-    def _value(self, trial: OpenTrial) -> float | None:
-        outcome = self._ledger.outcomes().get(trial.outcome.trial)
-        return None if outcome is None else final(self._sweep.tune.METRIC, outcome)
+    @staticmethod
+    def _value(of: OpenSweep, trial: Trial) -> float | None:
+        outcome = of.ledger.outcomes().get(trial.trial_id)
+        return None if outcome is None else final(of.sweep.tune.METRIC, outcome)
+
+    @staticmethod
+    def _point(of: OpenSweep, trial: Trial) -> dict[str, Any]:
+        grid, cell = of.sweep.grid, trial.cell
+        return {key: grid[key].index(cell[key]) if key in grid else cell[key] for key in cell}
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing for Tune to keep: the ledger knows."""
@@ -393,7 +318,7 @@ class Bayes(Searcher):
 
 
 def final(metric: str, outcome: Outcome) -> float | None:
-    """What a trial is judged by, lower is better; None unless it is done and has the number."""
+    """The number a trial is judged by, lower is better; None unless it is done and has it."""
     if outcome.status != "done":
         return None
     run = RunDirectory(Path(outcome.run_dir))
@@ -406,156 +331,17 @@ def final(metric: str, outcome: Outcome) -> float | None:
     return None if value is None else cost(metric, value)
 
 
-def distributions(sweep: Sweep) -> dict[str, Any]:
+def distributions(of: OpenSweep) -> dict[str, Any]:
     """GRID and SPACE as Optuna's: a place in the list of values, a number of the range."""
-    kinds = _optuna().distributions
+    from optuna import distributions as kinds
+
     found: dict[str, Any] = {
         key: kinds.CategoricalDistribution(list(range(len(values))))
-        for key, values in sweep.grid.items()
+        for key, values in of.sweep.grid.items()
     }
-    for key, one in sweep.space.items():
+    for key, one in of.sweep.space.items():
         if one.is_integer:
             found[key] = kinds.IntDistribution(int(one.low), int(one.high), log=one.is_log)
         else:
             found[key] = kinds.FloatDistribution(one.low, one.high, log=one.is_log)
     return found
-
-
-def _optuna() -> Any:
-    """Loaded where it is needed, since it is optional, and quiet."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
-
-
-# --------
-# One round of a sweep: trials to run, and how Tune goes about them.
-
-
-@dataclass(frozen=True, kw_only=True)
-class Round:
-    """Trials to run, and how Tune goes about them."""
-
-    trials: Sequence[OpenTrial]
-    search: Search = TO_THE_END
-
-
-def ladder_of(opened: OpenSweep, trial: OpenTrial) -> Ladder:
-    """The rungs of a trial."""
-    config = opened.configs[trial.outcome.trial]
-    every = config.EVALUATION.EVERY
-    assert every is not None  # ddpm/sweep/comparable.py has asked for it
-    steps = every * steps_per_epoch(config.TRAINING, trial.num_train)
-    return Ladder(metric=opened.sweep.tune.METRIC, every=steps, total=trial.steps)
-
-
-# --------
-# In what rounds the trials of a sweep are run: one for a grid, asha and bayes, one for each look
-# of a race.
-#
-# Each search is a generator of rounds that reads from the ledger, when it is asked for the next, what
-# the last has come to. So it goes on wherever the ledger says the sweep is, and whoever runs the
-# rounds may stop after any of them. Ray is not imported before it is started with its secret.
-
-RACE = "race.json"
-
-
-def rounds(opened: OpenSweep) -> Iterator[Round]:
-    """The rounds that are left of a sweep."""
-    if opened.sweep.race is not None:
-        return _race(opened)
-    searches = {"grid": _grid, "asha": _asha, "bayes": _bayes}
-    return searches[opened.sweep.tune.SEARCH](opened)
-
-
-def _grid(opened: OpenSweep) -> Iterator[Round]:
-    if todo := opened.todo():
-        yield Round(trials=todo)
-
-
-def _asha(opened: OpenSweep) -> Iterator[Round]:
-    if not (todo := opened.todo()):
-        return
-    left = {trial.outcome.trial for trial in todo}
-    ended = [trial for trial in opened.trials if trial.outcome.trial not in left]
-    tune, verdicts = opened.sweep.tune, opened.folder / "asha"
-    storage.make_folder(verdicts)
-    for trial in todo:  # of an earlier search, which did not settle it
-        storage.remove(verdicts / f"{trial.outcome.trial}.json")
-    ladders = {trial.outcome.trial: ladder_of(opened, trial) for trial in opened.trials}
-    ladder = ladders[todo[0].outcome.trial]
-
-    def scheduler() -> Any:
-
-        return Halving(ladder, grace=tune.GRACE, reduction=tune.REDUCTION, verdicts=verdicts)
-
-    plain = {name: asdict(one) for name, one in ladders.items()}
-    search = Search(scheduler=scheduler, ladders=plain, verdicts=verdicts)
-    yield Round(trials=[*ended, *todo], search=search)
-
-
-def _bayes(opened: OpenSweep) -> Iterator[Round]:
-    if not opened.todo() and len(opened.trials) >= opened.sweep.tune.trials:
-        return
-    (seed,) = opened.sweep.seeds
-
-    def searcher() -> Any:
-
-        return Bayes(
-            opened.sweep,
-            opened.trials,
-            opened.ledger,
-            plan=lambda cell: opened.plan(cell, seed),
-            added=lambda trial: opened.add([trial]),
-            is_stopped=opened.stop_file.exists,
-        )
-
-    yield Round(trials=[], search=Search(searcher=searcher))
-
-
-def _race(opened: OpenSweep) -> Iterator[Round]:
-    """A round for each look, with the seeds it needs more; what it finds is kept in race.json."""
-    race = opened.sweep.race
-    assert race is not None
-    path, cells = opened.folder / RACE, {cell_name(t.outcome.cell) for t in opened.pool}
-    taken = storage.read_json(path).get("looks", [])
-    if [one["seeds"] for one in taken] != list(race.looks[: len(taken)]):
-        taken = []  # of another START or MAX: what was trained stays, the looks begin anew
-    racing: Collection[str] = cells
-    for number, count in enumerate(race.looks, 1):
-        there = {trial.outcome.trial for trial in opened.trials}
-        opened.add(
-            trial
-            for trial in opened.pool
-            if trial.outcome.seed < count
-            and cell_name(trial.outcome.cell) in racing
-            and trial.outcome.trial not in there
-        )
-        if todo := opened.todo():
-            yield Round(trials=todo)
-        if number > len(taken):
-            found = look(_numbers(opened, racing), number, len(race.looks), len(cells))
-            facts = {"candidates": found.candidates, "racing": found.racing}
-            taken.append({"seeds": count, "is_decided": found.is_decided, **facts})
-            storage.write_json(path, {"of": len(race.looks), "looks": taken})
-        racing = taken[number - 1]["racing"]
-        if taken[number - 1]["is_decided"]:
-            return
-
-
-def _numbers(opened: OpenSweep, racing: Collection[str]) -> dict[str, dict[str, dict[int, float]]]:
-    """What the cells that race have measured: the report's numbers, compared as logarithms."""
-    standings = report.rank(report.read(opened.folder)).standings
-    cells = {cell_name(one.cell): one.summaries for one in standings}
-    return {
-        measure: {
-            name: {
-                seed: value if measure == MEASURES[0] else log10(value)
-                for seed, one in cells.get(name, {}).items()
-                if (value := one.value(measure)) > 0 or measure == MEASURES[0]
-            }
-            for name in racing
-        }
-        for measure in MEASURES
-    }

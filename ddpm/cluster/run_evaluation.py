@@ -1,4 +1,6 @@
-"""What `launch/evaluate.py` asks for, checked, and measured by every worker of a group together."""
+"""`ddpm evaluate` from its arguments to its table: all is checked, then measured by this
+process, or by several workers together through Ray Train.
+"""
 
 import os
 import uuid
@@ -9,8 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from ddpm.cluster.cost import Workers, workers_of_evaluation
-from ddpm.cluster.ray_cluster import FOLDER
+from ddpm.cluster.ray_cluster import FOLDER, running_ray
+from ddpm.cluster.workers import Workers, workers_of_evaluation
 from ddpm.distributed import Group, best_device, current_group
 from ddpm.errors import DdpmError, InputError
 from ddpm.metrics import (
@@ -137,11 +139,6 @@ def _require_shape(asked: Asked, request: SampleRequest, real: RealData) -> None
         )
 
 
-# --------
-# `launch/evaluate.py`, from its arguments to the table: all is checked, then measured by this
-# process, or by several workers through Ray Train.
-
-
 def run(asked: Asked, *, dry: bool = False) -> int:
     """Measures what was asked for and prints it; 0. Dry: checks it, draws and trains nothing."""
     console, request = Console(), request_for(asked)
@@ -168,17 +165,13 @@ def _alone(asked: Asked) -> Path:
 def _together(asked: Asked, workers: Workers) -> Path:
     """The record that rank 0 of several workers has written."""
     from ddpm.cluster import ray_train
-    from ddpm.cluster.ray_cluster import running_ray
 
     folder = prepare(asked).real.folder.absolute()
     told = folder / f"evaluation-{uuid.uuid4().hex[:12]}.json"
-    resources = ray_train.resources_of(workers.cpus, workers.gpus)
     settings = {"asked": asked, "told": told}
     try:
         with running_ray(workers.count * workers.cpus):
-            error = ray_train.run_loop(
-                _loop, settings, told.with_suffix(".ray"), workers.count, resources
-            )
+            error = ray_train.run_loop(_loop, settings, told.with_suffix(".ray"), workers)
         if error is None:
             return Path(storage.read_json(told)["record"])
     finally:

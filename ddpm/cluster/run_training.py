@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 
 from ddpm import config as configuration
-from ddpm.cluster.cost import Workers, workers_for
 from ddpm.cluster.ray_cluster import running_ray
+from ddpm.cluster.workers import Workers, workers_for
 from ddpm.config import Config
 from ddpm.data import packing
 from ddpm.distributed import CPU, Group, best_device
@@ -90,14 +90,7 @@ def _train(
         running_ray(workers.count * workers.cpus),
         watch([tail], console, should_stop=should_stop, on_stop=claim.run.request_stop),
     ):
-        ray_train.run(
-            job,
-            num_workers=workers.count,
-            use_gpu=workers.gpus > 0,
-            cpus_per_worker=workers.cpus,
-            gpus_per_worker=workers.gpus,
-            meanwhile=claim.release_if_held,
-        )
+        ray_train.run(job, workers, meanwhile=claim.release_if_held)
 
 
 def checked(config: Config) -> Workers:

@@ -9,44 +9,22 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ddpm.cluster.cost import Workers
+from ddpm.cluster.workers import Workers
 from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import DdpmError, Interrupted, LockedError
-from ddpm.runs import NewRows, RunClaim, RunDirectory, claimed
-from ddpm.sweep import Guide, Ledger, Outcome, row_of
+from ddpm.runs import NewRows, RunDirectory, claimed
+from ddpm.sweep import Ledger, Outcome, row_of
 from ddpm.training import Job, work
+
+if TYPE_CHECKING:
+    from ddpm.cluster.ray_tune import HalvedTrial
 
 log = logging.getLogger(__name__)
 STOP_POLL_S = 0.5
 Ended = Literal["done", "failed", "early", "stopped", "held"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """What one trial takes: workers, CPU cores and GPUs (a fraction shares one) of each worker."""
-
-    num_workers: int
-    cpus_per_worker: int
-    gpus_per_worker: float
-
-    @property
-    def cores(self) -> int:
-        """Cores of a cluster that the trial fits in: one more where it waits for its workers."""
-        return self.num_workers * self.cpus_per_worker + (self.num_workers > 1)
-
-    def workers(self) -> Workers:
-        """The same, as one training's."""
-        return Workers(count=self.num_workers, cpus=self.cpus_per_worker, gpus=self.gpus_per_worker)
-
-    def request(self) -> dict[str, float]:
-        """What Tune reserves for the trial; the workers of a nested run reserve their own."""
-        if self.num_workers > 1:
-            return {"cpu": 0.01}
-        return {"cpu": self.cpus_per_worker, "gpu": self.gpus_per_worker}
 
 
 def run_trial(
@@ -55,9 +33,9 @@ def run_trial(
     ledger: Ledger,
     *,
     sweep: str,
-    resources: Resources,
+    workers: Workers,
     should_stop: Callable[[], bool],
-    guide: Guide | None = None,
+    guide: "HalvedTrial | None" = None,
 ) -> Ended:
     """Train, record the outcome, let the sweep go on in any case.
 
@@ -68,8 +46,13 @@ def run_trial(
         return "stopped"
     try:
         with claimed(RunDirectory(Path(job.run_dir)), wait_s=job.wait_s) as claim:
-            _refuse_other(claim, job)
-            summary = _run(job, claim, sweep, outcome.cell, resources, should_stop, guide)
+            if claim.run.path != Path(job.run_dir).absolute():
+                raise LockedError(
+                    f"{claim.run.title} was made meanwhile by another command; run the same "
+                    "command again to go on with it"
+                )
+            released = claim.release if workers.count == 1 else claim.release_if_held
+            summary = _run(job, released, (sweep, outcome.cell), workers, should_stop, guide)
     except Interrupted:
         if early := guide.outcome(outcome) if guide else None:
             ledger.record(early)
@@ -86,83 +69,54 @@ def run_trial(
     return "done"
 
 
-def _refuse_other(claim: RunClaim, job: Job) -> None:
-    """LockedError where the run has got another directory than the one this sweep planned."""
-    if claim.run.path != Path(job.run_dir).absolute():
-        raise LockedError(
-            f"{claim.run.title} was made meanwhile by another command; run the same command again "
-            "to go on with it"
-        )
-
-
 def _run(
     job: Job,
-    claim: RunClaim,
-    sweep: str,
-    cell: Mapping[str, object],
-    resources: Resources,
+    release: Callable[[], None],
+    mirror: tuple[str, Mapping[str, object]],
+    workers: Workers,
     should_stop: Callable[[], bool],
-    guide: Guide | None,
+    guide: "HalvedTrial | None",
 ) -> dict[str, Any]:
-    from ddpm.cluster import ray_train
-    from ddpm.metrics import inception_of_training
-    from ddpm.tracking import wandb_mirror
+    """The summary of the training.  mirror: sweep and cell, for the tracker.  release: lets the
+    claim go once the training holds its directory.
+    """
 
     def stops() -> bool:
         return should_stop() or (guide is not None and guide.stops())
 
-    if resources.num_workers > 1:
-        watch = _Watch(Path(job.run_dir), stops, guide)
+    if workers.count == 1:
+        from ddpm.metrics import inception_of_training
+        from ddpm.tracking import wandb_mirror
 
-        def meanwhile() -> None:
-            claim.release_if_held()
-            watch.look()
+        return work(
+            job,
+            Group(device=best_device() if workers.gpus else CPU),
+            mirror=wandb_mirror(*mirror),
+            on_report=(lambda report: guide.on_row(row_of(report))) if guide else None,
+            should_stop=stops,
+            on_held=release,
+            inception=inception_of_training,
+        )
+    from ddpm.cluster import ray_train
 
-        try:
-            return ray_train.run(
-                job,
-                num_workers=resources.num_workers,
-                use_gpu=resources.gpus_per_worker > 0,
-                cpus_per_worker=resources.cpus_per_worker,
-                gpus_per_worker=resources.gpus_per_worker,
-                sweep=sweep,
-                cell=cell,
-                meanwhile=meanwhile,
-            )
-        finally:
-            watch.hear()
-    group = Group(device=best_device() if resources.gpus_per_worker else CPU)
-    return work(
-        job,
-        group,
-        mirror=wandb_mirror(sweep, cell),
-        on_report=(lambda report: guide.on_row(row_of(report))) if guide else None,
-        should_stop=stops,
-        on_held=claim.release,
-        inception=inception_of_training,
-    )
+    run = RunDirectory(Path(job.run_dir))
+    rows = NewRows(run.path / "metrics.jsonl")
 
+    def report_rows() -> None:
+        for row in rows.read():
+            if guide:
+                guide.on_row(row)
 
-class _Watch:
-    """Follows a trial that other processes train: tells its guide what it measured, and asks it to
-    save and stop when that is wanted.
-    """
+    def meanwhile() -> None:
+        release()
+        report_rows()
+        if stops():  # again and again, since a start forgets earlier requests
+            run.request_stop()
 
-    def __init__(self, run_dir: Path, stops: Callable[[], bool], guide: Guide | None) -> None:
-        self._run, self._stops, self._guide = RunDirectory(run_dir), stops, guide
-        self._new = NewRows(run_dir / "metrics.jsonl")
-
-    def look(self) -> None:
-        """Once; to be called again and again, since a start forgets earlier requests."""
-        self.hear()
-        if self._stops():
-            self._run.request_stop()
-
-    def hear(self) -> None:
-        """Tells the guide what is new."""
-        if self._guide:
-            for row in self._new.read():
-                self._guide.on_row(row)
+    try:
+        return ray_train.run(job, workers, mirror=mirror, meanwhile=meanwhile)
+    finally:
+        report_rows()
 
 
 class FilePoll:

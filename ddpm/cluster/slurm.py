@@ -1,6 +1,7 @@
-"""What SLURM gave the job this process runs in, read from the SLURM_* variables of its environment.
+"""SLURM: a job's allocation, a batch script's options, the queue, and how jobs ended.
 
-Never what the host has: a node's other cores and GPUs belong to other jobs.
+A job's share is read from its SLURM_* variables, never from the host: a node's other cores and GPUs
+belong to other jobs. Jobs are named as SLURM prints them: `123`, or `123_4` for a task of an array.
 """
 
 import os
@@ -10,11 +11,16 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
 from ddpm.errors import InputError
+
+WAITING = frozenset(("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"))
+ASK_EVERY_S = 15.0
+_ANSWER_S, _PATIENCE_S = 30.0, 5.0
+_DEFAULT_ARRAY = 1001  # SLURM's own default of MaxArraySize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +105,8 @@ def _whole(env: Mapping[str, str], name: str, default: int) -> int:
     return int(text)
 
 
-# --------
-# A batch script as sbatch reads it: its #SBATCH lines, and the SBATCH_* variables that outrank
-# them.
-
-# sbatch's options by the variable that sets them; the command line outranks both
+# Options of sbatch by the variable that sets them. The variables outrank the #SBATCH lines of a
+# script, the command line outranks both.
 VARIABLES = {
     "account": "SBATCH_ACCOUNT",
     "array": "SBATCH_ARRAY_INX",
@@ -208,26 +211,6 @@ def _line(option: str, value: str) -> str:
     return f"#SBATCH --{option}={shlex.quote(value)}    # {VARIABLES[option]}"
 
 
-# --------
-# What SLURM says of jobs: which live (squeue), how the others ended (sacct), what the site allows.
-#
-# Jobs are named as SLURM prints them: `123`, or `123_4` for a task of an array.
-
-_ANSWER_S = 30.0
-_DEFAULT_ARRAY = 1001  # SLURM's own default of MaxArraySize
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ending:
-    """How a job ended: SLURM's state in one word (OUT_OF_MEMORY), and its exit code as `1:0`."""
-
-    state: str
-    exit_code: str
-
-    def __str__(self) -> str:
-        return f"{self.state}, exit code {self.exit_code}"
-
-
 def require_slurm() -> None:
     """InputError where this machine cannot submit jobs."""
     missing = [name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None]
@@ -238,68 +221,18 @@ def require_slurm() -> None:
         )
 
 
-def living(name: str) -> set[str] | None:
-    """This user's jobs called `name` that wait or run; None while SLURM does not answer."""
-    text = ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%j")
-    if text is None:
-        return None
-    rows = (line.strip().partition("|") for line in text.splitlines())
-    return {job for job, _, called in rows if called == name}
-
-
-def endings(jobs: Iterable[str]) -> dict[str, Ending] | None:
-    """How these jobs ended; one that SLURM has no record of (yet) is missing. None where it keeps
-    none.
-    """
-    wanted = set(jobs)
-    if not wanted:
-        return {}
-    text = ask(
-        *("sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State,ExitCode"),
-        f"--jobs={','.join(sorted({job.partition('_')[0] for job in wanted}))}",
-    )
-    if text is None:
-        return None
-    found = {}
-    for line in text.splitlines():
-        job, state, exit_code = line.split("|")[:3]
-        if job in wanted:  # CANCELLED comes as `CANCELLED by 1000`
-            found[job] = Ending(state=state.partition(" ")[0], exit_code=exit_code)
-    return found
-
-
 def largest_array() -> int:
     """Most tasks of one array job at this site."""
-    text = ask("scontrol", "show", "config") or ""
+    text = "\n".join(_answer("scontrol", "show", "config") or [])
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
     return max(1, int(match[1]) if match else _DEFAULT_ARRAY)
 
 
-def ask(*command: str, timeout_s: float = _ANSWER_S) -> str | None:
-    """The answer of one of SLURM's commands; None when it is missing, fails or says nothing."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout_s, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout
-
-
-# --------
-# What SLURM knows of jobs that others submitted, for those who only look: asked seldom, answered
-# soon or not at all.
-
-_PATIENCE_S = 5.0
-ASK_EVERY_S = 15.0
-WAITING = frozenset(("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"))
-_BARE_ENDS = frozenset(("COMPLETED", "FAILED"))  # which say no more than their exit code
-
-
 @dataclass(frozen=True, kw_only=True)
 class QueuedJob:
-    """A job that waits or runs. reason: why it waits, in SLURM's word."""
+    """A job that waits or runs.  reason: of waiting, in SLURM's word."""
 
+    name: str
     state: str
     reason: str
 
@@ -308,62 +241,92 @@ class QueuedJob:
         return self.state in WAITING
 
 
+def queue(timeout_s: float = _ANSWER_S) -> dict[str, QueuedJob] | None:
+    """This user's jobs that wait or run, by id; None while SLURM does not answer."""
+    lines = _answer(
+        *("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%A|%T|%r|%j"),
+        timeout_s=timeout_s,
+    )
+    if lines is None:
+        return None
+    found = {}
+    for line in lines:
+        job, number, state, reason, name = line.strip().split("|", 4)
+        # a task that waits has its array's number, which is no name of its own
+        for key in {job, number if state not in WAITING else job}:
+            found[key] = QueuedJob(name=name, state=state, reason=reason)
+    return found
+
+
+def endings(jobs: Iterable[str], timeout_s: float = _ANSWER_S) -> dict[str, str] | None:
+    """How these jobs ended: `NODE_FAIL`, or `FAILED, exit code 4` where the state says no more; one
+    that SLURM has no record of (yet) is missing. None where it keeps none.
+    """
+    wanted = sorted(set(jobs))
+    if not wanted:
+        return {}
+    lines = _answer(
+        *("sacct", "--noheader", "--allocations", "--parsable2", f"--jobs={','.join(wanted)}"),
+        "--format=JobID,JobIDRaw,State,ExitCode",
+        timeout_s=timeout_s,
+    )
+    if lines is None:
+        return None
+    found = {}
+    for line in lines:
+        job, number, state, exit_code = line.split("|")[:4]
+        is_bare = state in ("COMPLETED", "FAILED") and exit_code.endswith(":0")
+        text = f"{state}, exit code {exit_code.partition(':')[0]}" if is_bare else state
+        found[job] = found[number] = text
+    return found
+
+
 class JobStates:
-    """Jobs by their id, `123` or `123_4`. Where SLURM's commands are missing it knows nothing."""
+    """The queue and the endings for those who only look: asked seldom, answered soon or not at all.
+    Where SLURM's commands are missing it knows nothing.
+    """
 
     def __init__(self) -> None:
         self.is_known = False  # whether squeue answers
-        self._living: dict[str, QueuedJob] = {}
+        self._queue: dict[str, QueuedJob] = {}
         self._ends: dict[str, str] = {}
-        self._asked_at: float | None = None
-        self._missing: set[str] = set()
+        self._asked: set[str] = set()
+        self._next = 0.0
 
     def refresh(self) -> None:
         """Asks squeue again if that was long enough ago."""
-        now = time.monotonic()
-        if self._asked_at is not None and now < self._asked_at + ASK_EVERY_S:
+        if time.monotonic() < self._next:
             return
-        self._asked_at = now
-        answer = _ask(
-            *("squeue", "--noheader", "--array", f"--user={os.getuid()}"),
-            "--format=%i|%A|%T|%r",
-        )
+        self._next = time.monotonic() + ASK_EVERY_S
+        answer = queue(_PATIENCE_S)
         self.is_known = answer is not None
-        self._living, self._missing = {}, set()
-        for line in answer or []:
-            job, number, state, reason = line.split("|", 3)
-            # a task that waits has its array's number, which is no name of its own
-            for name in {job, number if state not in WAITING else job}:
-                self._living[name] = QueuedJob(state=state, reason=reason)
+        self._queue, self._asked = answer or {}, set()
 
     def living(self, job: str | None) -> QueuedJob | None:
         """The job while it waits or runs."""
-        return self._living.get(job or "")
+        return self._queue.get(job or "")
 
     def learn_ends(self, jobs: Iterable[str | None]) -> bool:
         """Asks sacct, once, how these jobs ended; whether it was asked."""
-        known = self._living.keys() | self._ends.keys() | self._missing
-        wanted = sorted({job for job in jobs if job} - known)
+        known = self._queue.keys() | self._ends.keys() | self._asked
+        wanted = {job for job in jobs if job} - known
         if not wanted or not self.is_known:
             return False
-        answer = _ask(
-            *("sacct", "--noheader", "--allocations", "--parsable2", f"--jobs={','.join(wanted)}"),
-            "--format=JobID,JobIDRaw,State,ExitCode",
-        )
-        for line in answer or []:
-            job, number, state, exit_code = line.split("|")[:4]
-            plain = state in _BARE_ENDS and exit_code.endswith(":0")
-            text = state if not plain else f"{state}, exit code {exit_code.partition(':')[0]}"
-            self._ends |= {job: text, number: text}
-        self._missing |= set(wanted) - self._ends.keys()
+        self._asked |= wanted
+        self._ends |= endings(wanted, _PATIENCE_S) or {}
         return True
 
     def end(self, job: str | None) -> str:
-        """How a job ended, in SLURM's words (`NODE_FAIL`); empty when that is not known."""
+        """How a job ended, in SLURM's words; empty when that is not known."""
         return self._ends.get(job or "", "")
 
 
-def _ask(*command: str) -> Sequence[str] | None:
-    """The lines of an answer; None when the command is missing, fails or takes too long."""
-    answer = ask(*command, timeout_s=_PATIENCE_S)
-    return None if answer is None else answer.splitlines()
+def _answer(*command: str, timeout_s: float = _ANSWER_S) -> list[str] | None:
+    """The lines of a command's answer; None when it is missing, fails or takes too long."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout_s, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.splitlines()

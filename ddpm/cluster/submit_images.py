@@ -1,5 +1,7 @@
-"""What `launch/sample.py --num` asks for: the command line's options, checked, as a plan of the
-images and as what each task gets.
+"""Images in bulk: drawn here, or by jobs that are submitted, watched from here, and go on without us.
+
+What is missing is what no manifest names; jobs.json has the living jobs and their images. So the
+same command, started again, watches what lives and draws only what no job has.
 """
 
 import os
@@ -7,7 +9,7 @@ import secrets
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,25 +22,17 @@ from rich.progress import Progress as Bars
 from ddpm import errors
 from ddpm.cluster import slurm, submit
 from ddpm.cluster.slurm import JobStates
-from ddpm.cluster.submit import (
-    Cluster,
-    DrawTask,
-    JobResources,
-    Limits,
-    Submitted,
-    TaskFile,
-    shared_out,
-    stop_asked,
-)
+from ddpm.cluster.submit import Cluster, JobResources, Journal, Submitted, stop_asked
 from ddpm.errors import DdpmError, InputError, Interrupted
-from ddpm.runs import LINE_EVERY_S, ImageBar, duration, remove
-from ddpm.sampling import STOP, Artist, BulkFolder, BulkOptions, BulkPlan, Span, bulk
+from ddpm.runs import LINE_EVERY_S, ImageBar, RunDirectory, duration, remove, storage
+from ddpm.sampling import STOP, Artist, BulkFolder, BulkOptions, Span, bulk
 
 if TYPE_CHECKING:
     from ddpm.sampling import BulkPlan
 
-
 JOBS = 16  # tasks that run at once unless --jobs says otherwise
+WINDOW_S = 600.0  # images/s are those of the last minutes
+_GOOD_ENDS = (0, Interrupted.exit_code)
 _INSTEAD = {
     "time": "use --time",
     "partition": "use --partition",
@@ -49,7 +43,7 @@ _INSTEAD = {
 
 @dataclass(frozen=True, kw_only=True)
 class ImageJobOptions:
-    """What the command line says of jobs; None takes the default.
+    """The command line on jobs; None takes the default.
 
     cluster: None draws in this process.  jobs: tasks that run at once.  time: limit of a task, as
     SLURM writes it.  sbatch: further options of sbatch, KEY=VALUE.
@@ -63,7 +57,7 @@ class ImageJobOptions:
 
 
 def checked(wish: BulkOptions, options: ImageJobOptions) -> "tuple[BulkPlan, JobResources | None]":
-    """The plan, and what to ask of the cluster for each task (None where there is no cluster).
+    """The plan, and the request of each task (None where there is no cluster).
 
     InputError with all that is wrong, StorageError where there is no room; nothing is written.
     """
@@ -81,60 +75,76 @@ def checked(wish: BulkOptions, options: ImageJobOptions) -> "tuple[BulkPlan, Job
         problems += error.problems
     if problems:
         raise InputError(problems)
-
-    from ddpm.sampling import bulk  # imports torch, which takes seconds
+    import torch  # seconds, which a refusal does without
 
     plan = bulk.make(wish, jobs=options.jobs)
     bulk.require_room(plan)
-    return plan, None if options.cluster is None else _request(
-        plan, options.cluster, options, limits
-    )
-
-
-def _request(
-    plan: "BulkPlan", cluster: Cluster, options: ImageJobOptions, limits: Limits
-) -> JobResources:
-    import torch
-
-    from ddpm.runs import RunDirectory
-
+    if options.cluster is None:
+        return plan, None
     threads = RunDirectory(plan.request.run).threads
-    gpus = int(plan.request.config.CLUSTER.GPUS_PER_WORKER or 0)
-    most = JOBS
-    if cluster != "slurm":  # this machine's part
+    gpus, most = int(plan.request.config.CLUSTER.GPUS_PER_WORKER or 0), JOBS
+    if options.cluster != "slurm":  # this machine's part
         there = torch.cuda.device_count()
         gpus = min(1, there)
         most = there or max(1, len(os.sched_getaffinity(0)) // threads)
-    return JobResources(
-        cluster=cluster,
+    return plan, JobResources(
+        cluster=options.cluster,
         name=f"sample-{plan.folder.name[-8:]}",
         cpus=threads,
         gpus=gpus,
-        jobs=1 if cluster == "debug" else options.jobs or most,
+        jobs=1 if options.cluster == "debug" else options.jobs or most,
         minutes=limits.minutes,
         requeues=limits.requeues,
         options=limits.options,
     )
 
 
-# --------
-# python -m ddpm.cluster images FILE: the images that a file of ddpm/cluster/submit.py names.
-#
-# Exit codes: 0 all drawn, 75 stopped after the batch it was at: the same command goes on. Stops on
-# SIGTERM, SIGUSR2 and SIGINT, when a file `stop` appears in the series' folder, and when the process
-# that has started it is gone.
+@dataclass(frozen=True, kw_only=True)
+class ImageBatch:
+    """The images that one job draws, a unit after the other.
+
+    path: its file.  folder: of the images in bulk.
+    """
+
+    path: Path
+    folder: Path
+    wanted: tuple[Span, ...]
+
+    def write(self) -> None:
+        """Keep it at its path, for its owner's eyes."""
+        storage.make_folder(self.path.parent)
+        images = [[span.start, span.stop] for span in self.wanted]
+        storage.write_json(self.path, {"folder": str(self.folder), "images": images})
+
+    @classmethod
+    def read(cls, path: Path) -> "ImageBatch":
+        """The batch that was written at `path`."""
+        facts = storage.read_json(path)
+        wanted = tuple(Span(start, stop) for start, stop in facts["images"])
+        return cls(path=path, folder=Path(facts["folder"]), wanted=wanted)
+
+    @property
+    def journal(self) -> Journal:
+        return Journal(self.path)
+
+    @property
+    def items(self) -> tuple[str, ...]:
+        """The ranges of its images."""
+        return tuple(map(str, self.wanted))
 
 
-def draw_file(path: str) -> int:
-    """Draw what is missing of the file's images; the exit code."""
-    draws = TaskFile.read(Path(path))
+def draw_batch(path: str) -> int:
+    """`python -m ddpm.cluster images FILE`: draw what is missing of a batch; the exit code.
+
+    0 all drawn, 75 stopped after the network batch it was at (a signal, the stop file, the death of
+    the Task): the same command goes on.
+    """
+    batch = ImageBatch.read(Path(path))
     asked = stop_asked()  # before torch is imported, which takes seconds
-    from ddpm.sampling import Artist
-
-    journal, stop_file = draws.journal, draws.folder / STOP
+    journal, stop_file = batch.journal, batch.folder / STOP
     try:
-        Artist(BulkFolder.open(draws.folder)).draw(
-            draws.wanted,
+        Artist(BulkFolder.open(batch.folder)).draw(
+            batch.wanted,
             should_stop=lambda: asked() or stop_file.exists(),
             on_begin=lambda span: journal.begin(str(span)),
             on_end=lambda span: journal.end(str(span), "done"),
@@ -146,162 +156,52 @@ def draw_file(path: str) -> int:
     return 0
 
 
-# --------
-# How far a series is, from its files: for the process that waits for it and for anybody else.
-
-WINDOW_S = 600.0  # images/s are those of the last minutes
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobLine:
-    """A living job: what it is called, its state, what it is at."""
-
-    job: str
-    state: str
-    at: str
+def shared_out(missing: Sequence[Span], unit: int, tasks: int) -> list[list[Span]]:
+    """The missing images in so many parts at most, whole units each, as even as units go."""
+    pieces = bulk.cut(missing, unit)
+    tasks = min(tasks, len(pieces))
+    bounds = [len(pieces) * task // tasks for task in range(tasks + 1)] if tasks else [0]
+    return [bulk.union(pieces[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """A series as it is now.  rate: images/s over all jobs; None while that cannot be told.
-
-    jobs: those that live; None while SLURM does not answer.
-    """
-
-    num: int
-    there: int
-    units: int
-    missing: Sequence[Span]
-    rate: float | None
-    jobs: Sequence[JobLine] | None = field(default_factory=tuple)
-
-    @property
-    def eta(self) -> str:
-        """How long what is left takes at this rate; empty where nobody draws or nobody knows."""
-        if not self.rate or not self.missing:
-            return ""
-        return duration(bulk.total(self.missing) / self.rate)
-
-    def short(self) -> str:
-        """For a line that is printed again and again."""
-        parts = [f"{self.there:,} of {self.num:,} images"]
-        parts += [f"{self.rate:,.1f} images/s"] if self.rate else []
-        parts += [f"{self.eta} left"] if self.eta else []
-        states = [job.state for job in self.jobs or ()]
-        counts = [f"{states.count(state)} {state}" for state in sorted(set(states))]
-        parts += [f"jobs: {', '.join(counts)}"] if counts else []
-        return "  ".join(parts)
-
-    def lines(self) -> list[str]:
-        """Everything, a line each."""
-        found = [f"{self.there:,} of {self.num:,} images are there, in {self.units:,} units"]
-        if self.missing:
-            images = bulk.total(self.missing)
-            found.append(f"missing: {images:,} images: {bulk.describe(self.missing)}")
-        if self.rate:
-            left = f", {self.eta} left" if self.eta else ""
-            found.append(f"{self.rate:,.1f} images/s{left}")
-        found += [f"job {line.job}: {line.state}{line.at}" for line in self.jobs or ()]
-        if self.jobs is None:
-            found.append("SLURM does not answer, so that nobody knows which jobs run")
-        elif not self.jobs:
-            found.append("no job waits or runs")
-        return found
-
-
-class Watch:
-    """Looks at a series again and again."""
-
-    def __init__(self, series: BulkFolder, num: int) -> None:
-        self.series, self.num = series, num
-        self._states = JobStates()
-        self._written: dict[Span, float] = {}
-
-    def look(self, living: Sequence[submit.Submitted] | None = None) -> Progress:
-        """The series now.  living: its jobs, where the caller knows them."""
-        there = self.series.present()
-        if living is None:
-            living = submit.living_jobs(submit.read_jobs(self.series.folder))
-        missing = bulk.difference([Span(0, self.num)], there)
-        return Progress(
-            num=self.num,
-            there=self.num - bulk.total(missing),
-            units=len(there),
-            missing=missing,
-            rate=self._rate(there) if missing else None,
-            jobs=None if living is None else [self._line(job) for job in living],
-        )
-
-    def _rate(self, there: Sequence[Span]) -> float | None:
-        """Images of the units written lately, by the time since the first of them."""
-        for span in there:
-            if span not in self._written:
-                try:
-                    path = bulk.manifest_of(self.series.shards, span)
-                    self._written[span] = os.stat(path).st_mtime
-                except OSError:  # set aside meanwhile
-                    continue
-        now = time.time()
-        lately = sorted(
-            (at, len(span)) for span, at in self._written.items() if at > now - WINDOW_S
-        )
-        if len(lately) < 2 or now <= lately[0][0]:
-            return None
-        # the first one was drawn before the time that counts
-        return sum(images for _, images in lately[1:]) / (now - lately[0][0])
-
-    def _line(self, job: submit.Submitted) -> JobLine:
-        state = "running"
-        if job.cluster == "slurm":
-            self._states.refresh()
-            queued = self._states.living(job.job)
-            state = queued.state.lower() if queued else "in the queue"
-            if queued and queued.is_waiting and queued.reason not in ("", "None"):
-                state += f" ({queued.reason})"
-        span = Span.parse(job.journal.last_begun or "")
-        at = "" if span is None else f", at images {span.start}-{span.stop - 1}"
-        return JobLine(job=job.job, state=state, at=at)
-
-
-# --------
-# Images in bulk: drawn here, or submitted as jobs, watched from here, which go on without us.
-#
-# What is missing of a series is what no manifest names; jobs.json says which living job holds which
-# images. So the same command, started again, watches what lives and draws only what nothing holds.
-
-_GOOD_ENDS = (0, Interrupted.exit_code)
-
-
-def run(plan: BulkPlan, request: JobResources | None, *, should_stop: Callable[[], bool]) -> int:
+def run(
+    plan: "BulkPlan", resources: JobResources | None, *, should_stop: Callable[[], bool]
+) -> int:
     """Draw what is missing, or submit and watch it; the exit code, 0, once all images are there.
 
-    request: what each task gets; None draws here.  A stop detaches from jobs, which go on, and ends
-    the drawing here: Interrupted.
+    resources: of each task; None draws here.  A stop detaches from jobs, which go on, and ends the
+    drawing here: Interrupted.
     """
     console = Console()
-    if request is not None and request.cluster == "slurm":
+    if resources is not None and resources.cluster == "slurm":
         slurm.require_slurm()
     series = plan.begin()
+    stop_file = series.folder / STOP
     with series.launching():
-        jobs, todo, parts = _prepared(plan, series, request, console)
-        if request is not None and request.cluster != "debug":
-            jobs = _submit(series, parts, jobs, request, console)
-    if request is None:
-        _draw_here(plan, series, todo, should_stop)
-    elif request.cluster == "debug":
-        with _stopping(series, should_stop):
-            submit.run_here(series.folder / "submitit", parts, DrawTask)
-        for part in parts:
-            if (code := part.journal.exit_code) not in (None, *_GOOD_ENDS):
-                raise _error(code)(f"{part.path.name} failed for the reason above")
-    endings = _watch_to_the_end(series, plan.num, jobs, should_stop, console)
-    return _concluded(plan, series, jobs, endings, bool(todo), console)
+        jobs, todo = _todo(plan, series, console)
+        batches = _batches(series, todo, resources.jobs) if resources else []
+        if resources is not None and resources.cluster != "debug":
+            jobs = _submit(series, batches, jobs, resources, console)
+    if resources is None:
+        with ImageBar("drawing", bulk.total(todo), is_shown=True) as bar:
+            if todo:
+                Artist(series, plan.generator, on_batch=bar.advance).draw(
+                    todo, should_stop=lambda: should_stop() or stop_file.exists()
+                )
+    elif resources.cluster == "debug":
+        with _stopping(stop_file, should_stop):
+            submit.run_here(series.folder, "images", batches)
+        for batch in batches:
+            if (code := batch.journal.exit_code) not in (None, *_GOOD_ENDS):
+                raise _error(code)(f"{batch.path.name} failed for the reason above")
+    _watch_to_the_end(series, plan.num, jobs, should_stop, console)
+    return _concluded(plan, series, jobs, bool(todo), console)
 
 
-def _prepared(
-    plan: BulkPlan, series: BulkFolder, request: JobResources | None, console: Console
-) -> tuple[list[Submitted], list[Span], list[TaskFile]]:
-    """Living jobs, the images that none of them holds, and these as parts for the tasks."""
+def _todo(
+    plan: "BulkPlan", series: BulkFolder, console: Console
+) -> tuple[list[Submitted], list[Span]]:
+    """Living jobs, and the missing images that none of them has."""
     living = submit.living(series.folder)
     if not living:
         remove(series.folder / STOP)
@@ -321,41 +221,34 @@ def _prepared(
         f"{bulk.total(missing) - bulk.total(todo):,} held by living jobs"
     )
     console.print(f"results go to {series.folder}", soft_wrap=True, markup=False)
-    if request is None:
-        return living, todo, []
-    parts = _parts(series, todo, request.jobs)
-    for part in parts:
-        part.write()
-    return living, todo, parts
+    return living, todo
 
 
-def _parts(series: BulkFolder, todo: Sequence[Span], tasks: int) -> list[TaskFile]:
-    prefix = secrets.token_hex(4)
-    return [
-        TaskFile(
-            path=series.folder / "jobs" / f"{prefix}-{number:04d}.json",
-            folder=series.folder,
-            wanted=tuple(wanted),
-        )
-        for number, wanted in enumerate(shared_out(todo, series.unit, tasks))
-    ]
+def _batches(series: BulkFolder, todo: Sequence[Span], tasks: int) -> list[ImageBatch]:
+    """The images to draw, for so many tasks, each batch in its file."""
+    prefix, batches = secrets.token_hex(4), []
+    for number, wanted in enumerate(shared_out(todo, series.unit, tasks)):
+        path = series.folder / "jobs" / f"{prefix}-{number:04d}.json"
+        batches.append(ImageBatch(path=path, folder=series.folder, wanted=tuple(wanted)))
+        batches[-1].write()
+    return batches
 
 
 def _submit(
     series: BulkFolder,
-    parts: Sequence[TaskFile],
-    living: list[Submitted],
-    request: JobResources,
+    batches: Sequence[ImageBatch],
+    living: Sequence[Submitted],
+    resources: JobResources,
     console: Console,
 ) -> list[Submitted]:
-    """Submit the parts; all jobs of the series. jobs.json names each as soon as it is there."""
-    jobs, logs = list(living), series.folder / "submitit"
-    for array in submit.submit(request, logs, parts, DrawTask):
+    """Submit the batches; all jobs, living ones first."""
+    jobs = list(living)
+    for array in submit.submit(resources, series.folder, "images", batches, living):
         jobs += array
-        submit.write(series.folder, jobs)
         first = array[0].job.partition("_")[0]
         console.print(
-            f"submitted job {first}: {len(array)} task(s); logs: {logs}/{first}*_log.out",
+            f"submitted job {first}: {len(array)} task(s); "
+            f"logs: {series.folder / 'submitit' / first}*_log.out",
             soft_wrap=True,
             markup=False,
         )
@@ -369,28 +262,17 @@ def _how_to(jobs: Sequence[Submitted], series: BulkFolder) -> str:
     return submit.how_to(jobs, look, series.folder / STOP)
 
 
-def _draw_here(
-    plan: BulkPlan, series: BulkFolder, todo: Sequence[Span], should_stop: Callable[[], bool]
-) -> None:
-    stop_file = series.folder / STOP
-    with ImageBar("drawing", bulk.total(todo), is_shown=True) as bar:
-        if todo:
-            Artist(series, plan.generator, on_batch=bar.advance).draw(
-                todo, should_stop=lambda: should_stop() or stop_file.exists()
-            )
-
-
 @contextmanager
-def _stopping(series: BulkFolder, should_stop: Callable[[], bool]) -> Iterator[None]:
-    """Tells the processes of tasks that run here when to stop."""
+def _stopping(stop_file: Path, should_stop: Callable[[], bool]) -> Iterator[None]:
+    """Passes a stop on to the processes of tasks that run here."""
     ended = threading.Event()
 
-    def tell() -> None:
+    def pass_on() -> None:
         while not ended.wait(0.2):
             if should_stop():
-                (series.folder / STOP).touch()
+                stop_file.touch()
 
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=pass_on, daemon=True)
     thread.start()
     try:
         yield
@@ -405,8 +287,8 @@ def _watch_to_the_end(
     jobs: Sequence[Submitted],
     should_stop: Callable[[], bool],
     console: Console,
-) -> dict[str, str]:
-    """Show how far the series is until no job lives; how the jobs ended, by id."""
+) -> None:
+    """Show the progress until no job lives."""
     watch, next_line = Watch(series, num), time.monotonic()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
@@ -422,14 +304,12 @@ def _watch_to_the_end(
             if not console.is_terminal and time.monotonic() >= next_line:
                 next_line = time.monotonic() + LINE_EVERY_S
                 console.print(now.short(), soft_wrap=True, markup=False)
-    return submit.endings(jobs)
 
 
 def _concluded(
-    plan: BulkPlan,
+    plan: "BulkPlan",
     series: BulkFolder,
     jobs: Sequence[Submitted],
-    endings: Mapping[str, str],
     is_fresh: bool,
     console: Console,
 ) -> int:
@@ -437,7 +317,7 @@ def _concluded(
 
     Interrupted when images are missing; the error of the jobs where these failed by themselves.
     """
-    failed, code = _failures(series, jobs, endings, console)
+    failed, code = _failures(series, jobs, console)
     missing = series.missing(plan.num)
     if missing:
         left = (
@@ -463,16 +343,15 @@ def _concluded(
 
 
 def _failures(
-    series: BulkFolder, jobs: Sequence[Submitted], endings: Mapping[str, str], console: Console
+    series: BulkFolder, jobs: Sequence[Submitted], console: Console
 ) -> tuple[list[str], int]:
     """A line for each job that failed by itself, and the exit code of the first of them."""
-    failed, codes = [], []
+    failed, codes, endings = [], [], submit.endings(jobs)
     for job in jobs:
-        code = job.journal.exit_code
+        code, log = job.journal.exit_code, job.log(series.folder)
         if code in _GOOD_ENDS:
             continue
         how = endings.get(job.job, "no record of how it ended")
-        log = series.folder / "submitit" / f"{job.job}_0_log.out"
         if code is None:
             console.print(f"job {job.job} was ended: {how}", soft_wrap=True, markup=False)
         if code is not None or how.startswith(submit.FAILURES):
@@ -486,3 +365,107 @@ def _error(code: int | None) -> type[DdpmError]:
     """The kind of error that has an exit code."""
     kinds = (errors.InputError, errors.NonFiniteError, errors.StorageError)
     return next((kind for kind in kinds if kind.exit_code == code), DdpmError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BulkProgress:
+    """Images in bulk as they are now.
+
+    rate: images/s over all jobs; None while that is unknown.  jobs: the living ones, by id their
+    state and place; None while SLURM does not answer.
+    """
+
+    num: int
+    there: int
+    units: int
+    missing: Sequence[Span]
+    rate: float | None
+    jobs: dict[str, tuple[str, str]] | None = field(default_factory=dict)
+
+    @property
+    def eta(self) -> str:
+        """Time for the missing images at this rate; empty where nobody draws or nobody knows."""
+        if not self.rate or not self.missing:
+            return ""
+        return duration(bulk.total(self.missing) / self.rate)
+
+    def short(self) -> str:
+        """For a line that is printed again and again."""
+        parts = [f"{self.there:,} of {self.num:,} images"]
+        parts += [f"{self.rate:,.1f} images/s"] if self.rate else []
+        parts += [f"{self.eta} left"] if self.eta else []
+        states = [state for state, _ in (self.jobs or {}).values()]
+        counts = [f"{states.count(state)} {state}" for state in sorted(set(states))]
+        parts += [f"jobs: {', '.join(counts)}"] if counts else []
+        return "  ".join(parts)
+
+    def lines(self) -> list[str]:
+        """Everything, a line each."""
+        found = [f"{self.there:,} of {self.num:,} images are there, in {self.units:,} units"]
+        if self.missing:
+            images = bulk.total(self.missing)
+            found.append(f"missing: {images:,} images: {bulk.describe(self.missing)}")
+        if self.rate:
+            left = f", {self.eta} left" if self.eta else ""
+            found.append(f"{self.rate:,.1f} images/s{left}")
+        found += [f"job {job}: {state}{at}" for job, (state, at) in (self.jobs or {}).items()]
+        if self.jobs is None:
+            found.append("SLURM does not answer, so that nobody knows which jobs run")
+        elif not self.jobs:
+            found.append("no job waits or runs")
+        return found
+
+
+class Watch:
+    """Looks at images in bulk again and again, from their files: for the process that waits for
+    them and for anybody else.
+    """
+
+    def __init__(self, series: BulkFolder, num: int) -> None:
+        self.series, self.num = series, num
+        self._states = JobStates()
+        self._written: dict[Span, float] = {}
+
+    def look(self, living: Sequence[Submitted] | None = None) -> BulkProgress:
+        """The images now.  living: their jobs, where the caller knows them."""
+        there = self.series.present()
+        if living is None:
+            living = submit.living_jobs(submit.read_jobs(self.series.folder))
+        missing = bulk.difference([Span(0, self.num)], there)
+        return BulkProgress(
+            num=self.num,
+            there=self.num - bulk.total(missing),
+            units=len(there),
+            missing=missing,
+            rate=self._rate(there) if missing else None,
+            jobs=None if living is None else {job.job: self._state(job) for job in living},
+        )
+
+    def _rate(self, there: Sequence[Span]) -> float | None:
+        """Images of the units written lately, by the time since the first of them."""
+        for span in there:
+            if span not in self._written:
+                try:
+                    path = bulk.manifest_of(self.series.shards, span)
+                    self._written[span] = os.stat(path).st_mtime
+                except OSError:  # set aside meanwhile
+                    continue
+        now = time.time()
+        lately = sorted(
+            (at, len(span)) for span, at in self._written.items() if at > now - WINDOW_S
+        )
+        if len(lately) < 2 or now <= lately[0][0]:
+            return None
+        # the first one was drawn before the time that counts
+        return sum(images for _, images in lately[1:]) / (now - lately[0][0])
+
+    def _state(self, job: Submitted) -> tuple[str, str]:
+        state = "running"
+        if job.cluster == "slurm":
+            self._states.refresh()
+            queued = self._states.living(job.job)
+            state = queued.state.lower() if queued else "in the queue"
+            if queued and queued.is_waiting and queued.reason not in ("", "None"):
+                state += f" ({queued.reason})"
+        span = Span.parse(job.journal.last_begun or "")
+        return state, "" if span is None else f", at images {span.start}-{span.stop - 1}"

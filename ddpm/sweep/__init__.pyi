@@ -1,6 +1,5 @@
 from . import comparable as comparable
 from . import plan as plan
-from .comparable import Guide as Guide
 from .comparable import Ladder as Ladder
 from .comparable import Rung as Rung
 from .comparable import cost as cost
@@ -8,8 +7,8 @@ from .comparable import row_of as row_of
 from .ledger import Ledger as Ledger
 from .ledger import Outcome as Outcome
 from .ledger import cell_name as cell_name
-from .plan import PlannedTrial as PlannedTrial
 from .plan import Sweep as Sweep
+from .plan import Trial as Trial
 from .plan import load_sweep as load_sweep
 from .plan import write_best as write_best
 from .spec import Budget as Budget

@@ -12,11 +12,10 @@ Trials are compared at equal images seen, so rungs and lengths must be equal in 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ddpm import config as configuration
 from ddpm.config import Config
-from ddpm.sweep.ledger import Outcome
 from ddpm.sweep.spec import MEASURES, Race, Tune
 
 if TYPE_CHECKING:  # ddpm.runs needs torch, reading a sweep file does not
@@ -220,19 +219,6 @@ def cost(metric: str, value: object) -> float:
     """The metric's value so that lower is better; infinite where it is no finite number."""
     is_number = isinstance(value, int | float) and isfinite(value)
     return sign(metric) * float(value) if is_number else inf  # type: ignore[arg-type]
-
-
-class Guide(Protocol):
-    """Watches a trial for a search, and may end it."""
-
-    def on_row(self, row: Mapping[str, Any]) -> None:
-        """Hears a row of the trial's metrics, the same one twice where the trial repeats it."""
-
-    def stops(self) -> bool:
-        """Whether the trial is to save and end."""
-
-    def outcome(self, blank: Outcome) -> Outcome | None:
-        """What to record of a trial that ended at its word; None: it is to be continued."""
 
 
 def row_of(report: "RunState") -> dict[str, Any]:

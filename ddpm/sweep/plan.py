@@ -39,7 +39,7 @@ from ddpm.config import (
 from ddpm.errors import InputError
 from ddpm.runs import storage
 from ddpm.sweep import comparable, spec
-from ddpm.sweep.ledger import cell_name
+from ddpm.sweep.ledger import Outcome, cell_name
 from ddpm.sweep.spec import (
     Axes,
     Race,
@@ -60,17 +60,32 @@ STARTUP = 10  # trials that bayes draws at random before it chooses
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedTrial:
-    """A cell of the grid with a seed: one training. trial_id: its run id, once data are known."""
+class Trial:
+    """One training of a sweep: a cell of the grid with a seed.
+
+    Known once its data are: trial_id, its run id; run_dir and data_dir, its directory and that of
+    its shards; steps, of the whole training; num_train, its training images.
+    """
 
     cell: Mapping[str, object]
     seed: int
     config: Config
     trial_id: str = ""
+    run_dir: str = ""
+    data_dir: str = ""
+    steps: int = 0
+    num_train: int = 0
 
-    def identified(self, data_sha256: str) -> "PlannedTrial":
+    def identified(self, data_sha256: str) -> "Trial":
         """This trial with its id, the run id of its configuration on these data."""
         return replace(self, trial_id=run_id(self.config, data_sha256))
+
+    @property
+    def outcome(self) -> Outcome:
+        """Its outcome while it has not ended."""
+        return Outcome(
+            trial=self.trial_id, cell=dict(self.cell), seed=self.seed, run_dir=self.run_dir
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +117,11 @@ class Sweep:
     grid: Mapping[str, tuple[object, ...]]
     seeds: tuple[int, ...]
     tune: Tune
-    trials: tuple[PlannedTrial, ...]
+    trials: tuple[Trial, ...]
     skipped: tuple[SkippedCell, ...]
     space: Mapping[str, Range]
     race: Race | None
-    make: Callable[[Mapping[str, object], int], PlannedTrial]
+    make: Callable[[Mapping[str, object], int], Trial]
 
 
 def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
@@ -230,11 +245,11 @@ def _build(base: Document, sweep: Document, cell: Mapping[str, object], seed: in
     return build(document)
 
 
-def _trial(base: Document, sweep: Document, cell: Mapping[str, object], seed: int) -> PlannedTrial:
+def _trial(base: Document, sweep: Document, cell: Mapping[str, object], seed: int) -> Trial:
     built = _build(base, sweep, cell, seed)
     if built.config is None:
         raise InputError(built.problems)
-    return PlannedTrial(cell=_plain_cell(cell), seed=seed, config=built.config)
+    return Trial(cell=_plain_cell(cell), seed=seed, config=built.config)
 
 
 def _named(names: Iterable[str]) -> list[Cell]:

@@ -3,8 +3,8 @@
 import pytest
 
 from ddpm import config as configuration
-from ddpm.cluster.cost import workers_for, workers_of_evaluation
 from ddpm.cluster.slurm import Allocation, node_share
+from ddpm.cluster.workers import workers_for, workers_of_evaluation
 from ddpm.errors import InputError
 from tests.support.tree import ROOT
 

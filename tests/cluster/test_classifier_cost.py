@@ -6,7 +6,7 @@ import pytest
 
 from ddpm import config as configuration
 from ddpm.cluster import cost
-from ddpm.cluster.cost import Workers
+from ddpm.cluster.workers import Workers
 from ddpm.config.schema import Config
 from ddpm.data import packing
 from ddpm.metrics.reference import classifier_features, real_data
@@ -34,7 +34,7 @@ def test_it_costs_nothing_where_nothing_needs_it(tmp_path: Path) -> None:
         ["EVALUATION.EVERY=1", "EVALUATION.FEATURES=pixels"],
         [*UNCONDITIONAL, "DATASET.LABEL_KEY=null"],
     ):
-        assert cost.seconds(digits(tmp_path, *overrides), 1606) == 0
+        assert cost.classifier_s([digits(tmp_path, *overrides)]) == 0
 
 
 @pytest.mark.slow
@@ -43,14 +43,14 @@ def test_it_costs_until_it_is_there(tmp_path: Path) -> None:
     config = digits(tmp_path, *MEASURED)
     # measured by it because the data have labels, whether the network sees them or not
     at_the_end = digits(tmp_path, *UNCONDITIONAL)
-    assert cost.seconds(config, 1606) > 0 < cost.seconds(at_the_end, 1606)
+    assert cost.classifier_s([config]) > 0 < cost.classifier_s([at_the_end])
     assert not list(tmp_path.iterdir())
     packing.prepare(config, progress=False)
     before = sorted(tmp_path.rglob("*"))
-    assert cost.seconds(config, 1606) > 0
+    assert cost.classifier_s([config]) > 0
     assert sorted(tmp_path.rglob("*")) == before
     classifier_features(real_data(config, None))
-    assert cost.seconds(config, 1606) == 0 == cost.seconds(at_the_end, 1606)
+    assert cost.classifier_s([config]) == 0 == cost.classifier_s([at_the_end])
 
 
 @pytest.mark.slow

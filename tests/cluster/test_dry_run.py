@@ -11,13 +11,14 @@ import torch
 
 from ddpm import config
 from ddpm.cluster import cost
-from ddpm.cluster.cost import Speed, Workers
+from ddpm.cluster.cost import Speed
 from ddpm.cluster.slurm import as_submitted, from_environment, minutes, options_in
+from ddpm.cluster.workers import Workers
 from ddpm.errors import InputError
 from ddpm.runs.progress import duration
 from tests.cluster.test_submitit_jobs import SMALL, Small
+from tests.support.tree import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 DIGITS = ROOT / "configs" / "digits.yaml"
 SCRIPT = """#!/bin/bash
 # two nodes unless told otherwise

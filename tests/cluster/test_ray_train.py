@@ -10,10 +10,10 @@ import psutil
 import pytest
 
 from ddpm.cluster.run_trial import FilePoll
+from ddpm.cluster.workers import Workers
 from ddpm.errors import InputError, LockedError, NonFiniteError
+from tests.support.tree import ROOT
 from tests.training.test_resume import DIGITS, SETTINGS, fingerprint, undisturbed
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 def launch(root: Path, digits: Path, **changed: object) -> subprocess.Popen[str]:
@@ -110,18 +110,8 @@ def test_a_file_poll_remembers_and_does_not_look_at_every_call(tmp_path: Path) -
     assert poll()
 
 
-@pytest.mark.parametrize(
-    ("resources", "backend"),
-    [
-        ({"CPU": 1}, "gloo"),
-        ({"CPU": 1, "GPU": 1}, "nccl"),
-        ({"CPU": 1, "GPU": 0.5}, "gloo"),
-        ({"CPU": 1, "GPU": 2}, "nccl"),
-    ],
-)
-def test_workers_that_share_a_gpu_do_not_use_nccl(
-    resources: dict[str, float], backend: str
-) -> None:
-    from ddpm.cluster.ray_train import _backend
+@pytest.mark.parametrize(("gpus", "name"), [(0, "gloo"), (0.5, "gloo"), (1, "nccl"), (2, "nccl")])
+def test_workers_that_share_a_gpu_do_not_use_nccl(gpus: float, name: str) -> None:
+    from ddpm.cluster.ray_train import backend
 
-    assert _backend(resources) == backend
+    assert backend(Workers(count=2, cpus=1, gpus=gpus)) == name

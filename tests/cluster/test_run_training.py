@@ -11,13 +11,12 @@ import torch
 
 from ddpm import config as configuration
 from ddpm.cluster import dry_run, run_sweep, run_training
-from ddpm.cluster.cost import workers_for
+from ddpm.cluster.workers import workers_for
 from ddpm.config.schema import Config
 from ddpm.errors import InputError
 from ddpm.sweep.plan import Sweep, load_sweep
 from tests.support.shard_data import problems_of
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.tree import ROOT
 
 
 def never() -> bool:

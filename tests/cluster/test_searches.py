@@ -9,19 +9,17 @@ from pathlib import Path
 import pytest
 
 from ddpm import report
-from ddpm.cluster import sweep_setup
-from ddpm.cluster.cost import Meter
-from ddpm.cluster.ray_tune import Round, rounds, run_trials
-from ddpm.cluster.run_sweep import Crew
-from ddpm.cluster.run_trial import Resources, run_trial
-from ddpm.cluster.sweep_setup import OpenSweep, OpenTrial
+from ddpm.cluster import run_sweep
+from ddpm.cluster.run_sweep import Allowance, OpenSweep, Round, rounds
+from ddpm.cluster.run_trial import run_trial
+from ddpm.cluster.workers import Workers
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import RunDirectory
-from ddpm.sweep.plan import load_sweep
+from ddpm.sweep.plan import Trial, load_sweep
 from tests.support.tree import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-ALONE = Resources(num_workers=1, cpus_per_worker=1, gpus_per_worker=0)
+ALONE = Workers(count=1, cpus=1, gpus=0)
 RATE = "TRAINING.HYPER_PARAMETERS.LEARNING_RATE"
 SPACE = f"SPACE: {{{RATE}: {{loguniform: [1.0e-4, 1.0e-2]}}}}\n"
 GRID = "GRID: {TRAINING.PRED_TYPE: [image, velocity]}\n"
@@ -41,7 +39,7 @@ def opened(folder: Path, text: str, *overrides: str) -> Iterator[OpenSweep]:
     path = folder / "small.yaml"
     path.write_text(HEAD + text)
     sweep = load_sweep(path, [f"TRAINING.OUTPUT_DIR={folder / 'out'}", *overrides])
-    with sweep_setup.opened(sweep, threads=1, packed=False) as found:
+    with run_sweep.opened(sweep, threads=1, packed=False) as found:
         yield found
 
 
@@ -57,7 +55,7 @@ def run_here(of: OpenSweep, *, rounds_left: int = 99) -> list[Round]:
     return done
 
 
-def names(trials: list[OpenTrial]) -> list[str]:
+def names(trials: list[Trial]) -> list[str]:
     return [trial.outcome.name for trial in trials]
 
 
@@ -67,9 +65,9 @@ def test_a_race_adds_seeds_where_cells_are_close_and_remembers_its_looks(tmp_pat
     text = f"GRID: {{{RATE}: [0.004, 0.00401, 1.0e-8]}}\nSEEDS: {{auto: {{start: 3, max: 4}}}}\n"
     with opened(tmp_path, text, "EVALUATION.EVERY=null") as of:
         first, second = run_here(of)
-        assert len(first.trials) == 9 and {t.outcome.seed for t in first.trials} == {0, 1, 2}
-        racing = {trial.outcome.cell[RATE] for trial in second.trials}
-        assert racing == {0.004, 0.00401} and {t.outcome.seed for t in second.trials} == {3}
+        assert len(first.trials) == 9 and {t.seed for t in first.trials} == {0, 1, 2}
+        racing = {trial.cell[RATE] for trial in second.trials}
+        assert racing == {0.004, 0.00401} and {t.seed for t in second.trials} == {3}
         looks = json.loads((of.folder / "race.json").read_text())
         assert looks["of"] == 2 and [one["seeds"] for one in looks["looks"]] == [3, 4]
         assert not looks["looks"][1]["is_decided"] and len(looks["looks"][1]["racing"]) == 2
@@ -85,27 +83,37 @@ def test_a_race_adds_seeds_where_cells_are_close_and_remembers_its_looks(tmp_pat
 def test_a_budget_of_trials_leaves_the_rest_and_a_larger_one_continues(tmp_path: Path) -> None:
     text = GRID + "SEEDS: [0, 1]\nTUNE: {BUDGET: {TRIALS: 1}}\n"
     with opened(tmp_path, text) as of:
-        crew = Crew(of, ALONE, 1, Meter(of.sweep.tune.BUDGET, lambda: []))
+        allowance = Allowance(of)
         (one,) = rounds(of)
-        (allowed,) = crew._affordable(one)
+        (allowed,) = allowance.allowed(one.trials)
         assert run_one(of, allowed) == "done"
-        crew.record_unrun()
-        statuses = [of.ledger.outcomes()[t.outcome.trial].status for t in of.trials]
+        allowance.record_unrun()
+        statuses = [of.ledger.outcomes()[t.trial_id].status for t in of.trials]
         assert statuses == ["done", "unrun", "unrun", "unrun"]
         found = report.build(of.folder)
         assert "3 of 4 trials have not been run to their end" in found.html.read_text()
         assert "not run: budget: TUNE.BUDGET.TRIALS allows 1" in found.html.read_text()
     with opened(tmp_path, text.replace("TRIALS: 1", "TRIALS: 3")) as of:
-        crew = Crew(of, ALONE, 1, Meter(of.sweep.tune.BUDGET, lambda: []))
         (one,) = rounds(of)
-        assert len(one.trials) == 3 and len(crew._affordable(one)) == 2
+        assert len(one.trials) == 3 and len(Allowance(of).allowed(one.trials)) == 2
 
 
-def run_one(of: OpenSweep, trial: OpenTrial) -> str:
+def test_wall_hours_are_spent_at_their_limit(tmp_path: Path) -> None:
+    with opened(tmp_path, GRID + "TUNE: {BUDGET: {WALL_HOURS: 1.0e-12}}\n") as of:
+        allowance = Allowance(of)
+        assert allowance.is_spent()
+        words = "of TUNE.BUDGET.WALL_HOURS's 1e-12 wall-hours are spent"
+        assert allowance.spent is not None and words in allowance.spent
+        later = replace(of.sweep.tune.BUDGET, WALL_HOURS=1.0)
+        of.sweep = replace(of.sweep, tune=replace(of.sweep.tune, BUDGET=later))
+        assert not Allowance(of).is_spent()
+
+
+def run_one(of: OpenSweep, trial: Trial) -> str:
     return run_trial(
-        *(trial.outcome, trial.job, of.ledger),
+        *(trial.outcome, of.job(trial), of.ledger),
         sweep="small",
-        resources=ALONE,
+        workers=ALONE,
         should_stop=lambda: False,
     )
 
@@ -126,9 +134,9 @@ def test_ray_halves_and_chooses(tmp_path: Path) -> None:
             run_with_ray(of)
             check_halving(of)
             assert list(rounds(of)) == []
-        ids = {trial.outcome.trial for trial in of.trials}
+        ids = {trial.trial_id for trial in of.trials}
         with opened(tmp_path, halve.replace("TRIALS: 5", "TRIALS: 6")) as of:
-            new = [t.outcome.trial for t in of.todo()]
+            new = [t.trial_id for t in of.todo()]
             before = {key: asdict(one) for key, one in of.ledger.outcomes().items()}
             run_with_ray(of)
             after = of.ledger.outcomes()
@@ -142,19 +150,11 @@ def test_ray_halves_and_chooses(tmp_path: Path) -> None:
         assert len(of.trials) == 11 and of.todo() == [] and list(rounds(of)) == []
 
 
-def run_with_ray(of: OpenSweep, resources: Resources = ALONE) -> None:
+def run_with_ray(of: OpenSweep, workers: Workers = ALONE) -> None:
+    from ddpm.cluster.ray_tune import run_round  # imports Ray, which wants its secret first
+
     for one in rounds(of):
-        run_trials(
-            [trial.outcome for trial in one.trials],
-            {trial.outcome.trial: trial.job for trial in one.trials},
-            of.ledger,
-            of.stop_file,
-            sweep="small",
-            resources=resources,
-            max_concurrent=1,
-            max_failures=0,
-            search=one.search,
-        )
+        run_round(of, one, workers, 1)
 
 
 def check_halving(of: OpenSweep) -> None:
@@ -197,11 +197,11 @@ def test_a_verdict_reaches_a_trial_of_several_workers(tmp_path: Path) -> None:
     text = f"GRID: {{{RATE}: [4.0e-3, 1.0e-8]}}\nTUNE: {{SEARCH: asha, GRACE: 1, REDUCTION: 2}}\n"
     hyper = "TRAINING.HYPER_PARAMETERS"
     longer = (f"{hyper}.EPOCHS=60", f"{hyper}.STEPS_PER_EPOCH=4", "EVALUATION.EVERY=6")
-    both = Resources(num_workers=2, cpus_per_worker=1, gpus_per_worker=0)
+    both = Workers(count=2, cpus=1, gpus=0)
     with running_ray(3), opened(tmp_path, text, *longer) as of:
         assert run_one(of, of.trials[0]) == "done"
         run_with_ray(of, both)
-        good, bad = (of.ledger.outcomes()[trial.outcome.trial] for trial in of.trials)
+        good, bad = (of.ledger.outcomes()[trial.trial_id] for trial in of.trials)
         assert (good.status, bad.status) == ("done", "stopped")
         assert "stopped early by asha at evaluation 1 of 10" in str(bad.reason)
         run = RunDirectory(Path(bad.run_dir))

@@ -162,17 +162,17 @@ def put(commands: Path, name: str, *lines: str) -> None:
 def test_on_another_host_a_run_is_dead_whose_job_slurm_does_not_run(
     foreign: RunDirectory, no_slurm: Path
 ) -> None:
-    put(no_slurm, "squeue", "31|31|RUNNING|None", "40|40|PENDING|Priority")
+    put(no_slurm, "squeue", "31|31|RUNNING|None|train", "40|40|PENDING|Priority|train")
     assert only(foreign.path).status.state == "running"
-    put(no_slurm, "squeue", "40|40|PENDING|Priority")
+    put(no_slurm, "squeue", "40|40|PENDING|Priority|train")
     put(no_slurm, "sacct", "31|31|NODE_FAIL|0:0")
     found = only(foreign.path).status
     assert found.state == "stopped" and found.note.endswith("; job 31: NODE_FAIL")
-    put(no_slurm, "squeue", "31|31|PENDING|BeginTime")
+    put(no_slurm, "squeue", "31|31|PENDING|BeginTime|train")
     found = only(foreign.path).status
     assert (found.state, found.note) == ("queued", "job 31 waits (BeginTime)")
     silent(foreign)
-    put(no_slurm, "squeue", "31|31|RUNNING|None")  # which has gone on to something else
+    put(no_slurm, "squeue", "31|31|RUNNING|None|train")  # which has gone on to something else
     assert only(foreign.path).status.state == "stopped"
 
 
@@ -317,7 +317,7 @@ def test_trials_of_array_jobs_wait_with_slurms_reason(tmp_path: Path, no_slurm: 
     folder = sweep_of(out, [run])
     jobs = [{"job": "70_0", "trials": [run.run_id]}, {"job": "70_1", "trials": ["aaaaaaaa"]}]
     storage.write_json(folder / "jobs.json", jobs)
-    put(no_slurm, "squeue", "70_0|71|RUNNING|None", "70_1|70|PENDING|Priority")
+    put(no_slurm, "squeue", "70_0|71|RUNNING|None|train", "70_1|70|PENDING|Priority|train")
     rows = [row.status for row in Status(folder).read()[0].rows]
     assert [row.state for row in rows] == ["queued", "queued", "failed"]
     assert rows[0].note == "job 70_0 has not come to it yet"

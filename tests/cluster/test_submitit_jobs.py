@@ -17,13 +17,14 @@ import psutil
 import pytest
 
 from ddpm.cluster import submit
-from ddpm.cluster.submit import Journal, TrialBatch
-from ddpm.cluster.submit_sweep import SweepJobOptions, group_size
+from ddpm.cluster.submit import Journal
+from ddpm.cluster.submit_sweep import SweepJobOptions, TrialBatch, group_size
+from ddpm.cluster.workers import Workers
 from ddpm.errors import InputError
 from ddpm.sweep.ledger import Ledger, Outcome
 from tests.cluster import test_sweep_run
+from tests.support.tree import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.timeout(600)
 SWEEP = """
 BASE: {base}
@@ -308,7 +309,7 @@ def test_sbatch_gets_what_the_dry_run_has_shown(
     folder = small.folder / "submitit"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     for path in folder.glob("*.pkl"):
-        assert b"GroupTask" in path.read_bytes() and path.stat().st_size < 1000
+        assert b"ddpm.cluster.submit" in path.read_bytes() and path.stat().st_size < 1000
     jobs = submit.read_jobs(small.folder)
     assert [job.job for job in jobs] == ["70_0", "70_1", "70_2", "71"]
     assert all(len(job.trials) == 1 for job in jobs)
@@ -372,14 +373,14 @@ def test_group_sizes() -> None:
 
 def test_a_journal_outlives_a_torn_line(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "a.json")
-    assert journal.is_empty and journal.open_trial is None
+    assert not journal.begun and journal.open_item is None
     journal.begin("00000001")
     journal.end("00000001", "done")
     journal.begin("00000002")
-    assert (journal.ended, journal.open_trial) == ({"00000001"}, "00000002")
+    assert (journal.ended, journal.open_item) == ({"00000001"}, "00000002")
     with journal.path.open("a") as file:
         file.write('{"end": "0000')
-    assert journal.open_trial == "00000002" and journal.exit_code is None
+    assert journal.open_item == "00000002" and journal.exit_code is None
 
 
 def test_a_group_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -392,7 +393,7 @@ def test_a_group_is_read_as_it_was_written(tmp_path: Path) -> None:
         folder=tmp_path,
         outcomes=outcomes,
         jobs=({"run_dir": "/r/0"}, {"run_dir": "/r/1"}),
-        resources={"num_workers": 1},
+        workers=Workers(count=1, cpus=1, gpus=0.0),
     )
     group.write()
     assert TrialBatch.read(group.path) == group

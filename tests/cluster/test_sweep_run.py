@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from ddpm.sweep.ledger import Ledger
+from tests.support.tree import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
 SWEEP = """

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ddpm import config as c
-from ddpm.cluster.cost import workers_for
+from ddpm.cluster.workers import workers_for
 from ddpm.distributed import Group
 from ddpm.errors import InputError
 from ddpm.runs.directory import RunDirectory

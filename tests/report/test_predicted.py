@@ -8,7 +8,8 @@ import pytest
 
 from ddpm import config as configuration
 from ddpm.cluster import cost
-from ddpm.cluster.cost import Speed, Workers, predict, wall_s
+from ddpm.cluster.cost import Speed, predict, wall_s
+from ddpm.cluster.workers import Workers
 from ddpm.report import page
 from ddpm.report.reading import SweepResults, read
 from tests.support.tiny_sweep import PRED_TYPE, make_sweep

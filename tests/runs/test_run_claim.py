@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ddpm import config as configuration
-from ddpm.cluster import sweep_setup
+from ddpm.cluster import run_sweep
 from ddpm.cluster.run_trial import run_trial
 from ddpm.data import packing
 from ddpm.errors import LockedError
@@ -244,22 +244,22 @@ def test_what_others_made_before_a_sweep_had_its_lock_is_found(
         made[0].path.mkdir(parents=True, exist_ok=True)
         return storage.lock(path, what)
 
-    monkeypatch.setattr(sweep_setup, "lock", made_first)
-    with sweep_setup.opened(sweep, threads=1, packed=False) as opened:
-        assert opened.trials[0].job.run_dir == str(made[0].path.absolute())
+    monkeypatch.setattr(run_sweep, "lock", made_first)
+    with run_sweep.opened(sweep, threads=1, packed=False) as opened:
+        assert opened.trials[0].run_dir == str(made[0].path.absolute())
         trial = opened.trials[1]
         # nothing is trained twice beside a run of the same id that a command began since
         meanwhile = RunDirectory.find_or_name(other, data).path
-        assert str(meanwhile.absolute()) != trial.job.run_dir
+        assert str(meanwhile.absolute()) != trial.run_dir
         meanwhile.mkdir(parents=True)
-        job = replace(trial.job, wait_s=0.0)
+        job = replace(opened.job(trial), wait_s=0.0)
         ended = run_trial(
             *(trial.outcome, job, opened.ledger),
             sweep="one",
-            resources=ALONE,
+            workers=ALONE,
             should_stop=lambda: False,
         )
         assert ended == "held" and not Path(job.run_dir).exists()
         with pytest.raises(LockedError, match=f"sweep one in {opened.folder} is in use by"):  # noqa: SIM117
-            with sweep_setup.opened(sweep, threads=1, packed=False):
+            with run_sweep.opened(sweep, threads=1, packed=False):
                 pass
