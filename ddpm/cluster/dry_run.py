@@ -1,4 +1,4 @@
-"""--dry-run: what would be trained or drawn, on what, how long, and the batch script; writes nothing."""
+"""--dry-run: the trainings or images to make, their time, the batch script; writes nothing."""
 
 import os
 import shlex

@@ -1,6 +1,14 @@
-"""The folder of one Ray session: only its owner enters it, and sockets fit below its path.
+"""A Ray cluster for the length of a `with`: that of the SLURM job, else the one RAY_ADDRESS names,
+else one of our own on this machine.
 
-Ray opens its --temp-dir to everyone (mode 0777), so that is one within the folder.
+Ray executes what its clients send and its ports are not all on loopback: there is always a token. A
+Ray of our own has its sockets and logs in a session folder that only its owner enters. In a SLURM
+job each node runs `python -m ddpm.cluster node FOLDER`, and the nodes find each other through a
+folder OUTPUT_DIR/.jobs/JOB that lives as long as the job:
+
+    job.json      what all nodes must agree on; a node that does not see it does not see OUTPUT_DIR
+    token         the secret without which nobody talks to the job's Ray
+    head.json     where Ray's head listens, once it does
 """
 
 import atexit
@@ -36,6 +44,34 @@ from ddpm.runs import storage
 LONGEST = 40  # with INNER, session and socket 106 bytes; a socket's path may have 107
 INNER = "r"
 PREFIX = "ddpm-ray-"
+FOLDER = "DDPM_RAY_FOLDER"  # the variable that names the job's folder to its processes
+STALE_S = 86_400.0
+_NO_JOB = "--plan is for the batch scripts in slurm/: there is no SLURM job here"
+_LOOK_S = 0.3  # all nodes of a job look for the same file
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+PATIENCE_S = 120.0
+TAKEN_BY_RAY = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+HEAD_PATIENCE_S = 60.0
+KEEP_EVERY_S = 3600.0
+OBJECT_STORE_BYTES = 100 << 20  # nothing large travels through Ray: data come from shards
+SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
+BLOCKED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+NODE_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # SLURM limits the job's memory; Ray would watch the host's, which others fill too
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s would be lost at the end of a training
+}
 # A process that was killed says nothing: what it started has first to die, as it still writes.
 # A dying process of Ray may make a file while its folder is removed: then once more.
 REMOVE = """
@@ -76,23 +112,8 @@ def session_folder() -> Iterator[Path]:
         remover.communicate(b"end\n")
 
 
-# --------
-# The folder through which the processes of one SLURM job find each other: OUTPUT_DIR/.jobs/JOB.
-#
-#     job.json      what all nodes must agree on; a node that does not see it does not see OUTPUT_DIR
-#     token         the secret without which nobody talks to the job's Ray
-#     head.json     where Ray's head listens, once it does
-#
-# It lives as long as the job. Only its owner may enter it.
-
-FOLDER = "DDPM_RAY_FOLDER"  # the variable that names the folder to the job's processes
-STALE_S = 86_400.0
-_NO_JOB = "--plan is for the batch scripts in slurm/: there is no SLURM job here"
-_LOOK_S = 0.3  # all nodes of a job look for the same file
-
-
 class JobFolder:
-    """The folder of one job, at `path`."""
+    """The folder of one SLURM job, at `path`; only its owner may enter it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -166,7 +187,7 @@ class JobFolder:
 
 
 def versions() -> dict[str, str]:
-    """What must be the same on all nodes."""
+    """Versions that must be the same on all nodes."""
     return {"Python": platform.python_version(), "Ray": metadata.version("ray")}
 
 
@@ -210,25 +231,6 @@ def _planned(job: Allocation, output_dir: Path, uses_ray: bool, output: Path) ->
     folder = JobFolder.make(output_dir, job)
     output.write_bytes(os.fsencode(folder.path) + b"\0" + str(int(uses_ray)).encode() + b"\0")
     return 0
-
-
-# --------
-# A Ray cluster for the length of a `with`: that of the SLURM job, else the one RAY_ADDRESS names,
-# else one of our own on this machine.
-#
-# Ray executes what its clients send, so there is always a token: Ray's ports are not all on loopback.
-
-QUIET = {
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}
-PATIENCE_S = 120.0
-TAKEN_BY_RAY = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @contextmanager
@@ -305,30 +307,11 @@ def _private_token() -> None:
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
 
 
-# --------
-# One node's part of the Ray of a SLURM job: `srun ... python -m ddpm.cluster node FOLDER`.
-#
-# It lives until its standard input ends, a pipe that the batch script holds, so that however the
-# script ends, Ray ends with it. SLURM signals all processes of a job when it stops one; Ray's have
-# those signals blocked and live on while the training saves.
-
-HEAD_PATIENCE_S = 60.0
-KEEP_EVERY_S = 3600.0
-OBJECT_STORE_BYTES = 100 << 20  # nothing large travels through Ray: data come from shards
-SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
-BLOCKED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-NODE_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # SLURM limits the job's memory; Ray would watch the host's, which others fill too
-    "RAY_memory_monitor_refresh_ms": "0",
-    "RAY_prestart_worker_first_driver": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s would be lost at the end of a training
-}
-
-
 def run_node(path: Path) -> None:
-    """Ray on this node until standard input ends."""
+    """This node's part of the job's Ray, until standard input ends: a pipe that the batch script
+    keeps open, so that however the script ends, Ray ends with it. SLURM signals all processes of a
+    job when it stops one; Ray's have those signals blocked and live on while the training saves.
+    """
     share, node = node_share(), os.environ["SLURMD_NODENAME"]
     folder = JobFolder(path)
     has_ended = _End(folder)
@@ -513,8 +496,8 @@ def _last_words(temporary: Path) -> str:
 
 
 def serve_node(folder: str) -> int:
-    """The exit code of run_node(). A failure is also told to slurm/job.sh, which then stops the job:
-    srun would tell it of its own only once all nodes have ended.
+    """The exit code of run_node(). slurm/job.sh reads of a failure, and then stops the job: srun
+    would say so only once all nodes have ended.
     """
     code = run_main(lambda: run_node(Path(folder)))
     if code:

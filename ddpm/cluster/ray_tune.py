@@ -33,7 +33,7 @@ TRIES = 50  # choices that are known or impossible, one after the other, before 
 
 
 def run_round(of: OpenSweep, one: Round, workers: Workers, max_concurrent: int) -> None:
-    """Run the trials of a round to their end or to a stop; every end lies in the ledger afterwards."""
+    """Run the trials of a round to their end or to a stop; the ledger has every end."""
     store, verdicts, planned = of.folder / "ray", of.folder / "asha", list(one.trials)
     plans = {trial.trial_id: _plan(of, trial) for trial in planned}
     scheduler, search = None, {}
@@ -136,10 +136,10 @@ def _train(
 class Halving(ASHAScheduler):
     """ASHA that writes its verdicts, one file a trial that is to end, and never stops a trial.
 
-    Tune that stops a trial does not wait for it (FunctionTrainable.cleanup joins its thread for 0 s,
-    then reuses or kills the process), so that it could neither save nor say how it ended; over a
-    nested Ray Train run that leaves a placement group behind, for which the next trial waits for
-    ever. So the trial reads its verdict and ends by itself.
+    Tune that stops a trial does not wait for it (FunctionTrainable.cleanup joins its thread for
+    0 s, then the process is reused or killed), so that it could neither save nor record how it
+    ended; over a nested Ray Train run that leaves a placement group behind, for which the next
+    trial waits for ever. So the trial reads its verdict and ends by itself.
     """
 
     def __init__(self, ladder: Ladder, grace: int, reduction: int, verdicts: Path) -> None:

@@ -501,7 +501,7 @@ def _race(of: OpenSweep) -> Iterator[Round]:
 
 
 def _numbers(of: OpenSweep, racing: Collection[str]) -> dict[str, dict[str, dict[int, float]]]:
-    """Measure -> racing cell -> seed -> the report's number, those that are errors as logarithms."""
+    """Measure -> racing cell -> seed -> the report's number, errors as logarithms."""
     standings = report.rank(report.read(of.folder)).standings
     cells = {cell_name(one.cell): one.summaries for one in standings}
     return {

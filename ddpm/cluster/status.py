@@ -1,8 +1,10 @@
-"""One run as its directory shows it, to whoever looks from wherever; nothing is written.
+"""State of a run, of a sweep or of a whole OUTPUT_DIR, from its files: what runs, what waits, what
+failed and why.
 
-A run is alive when its lock is held. Where the lock of another host cannot be seen, a run is alive
-that has not let its lock go, whose job SLURM calls running (where SLURM can be asked), and that has
-written something lately.
+Anybody who sees the files may look, on any machine and at any time. Nothing is written, and nothing
+missing is guessed. A run is alive when its lock is held. Where the lock of another host cannot be
+seen, a run is alive that has not let its lock go, whose job SLURM calls running (where SLURM can be
+asked), and that has written something lately.
 """
 
 import json
@@ -37,16 +39,24 @@ from ddpm.runs import (
 )
 from ddpm.sweep import Ledger, Outcome
 
+STATES = ("running", "queued", "done", "failed", "stopped", "planned")
+HEADER = ("state", "training", "step", "loss", "images/s", "left", "node", "job", "hours", "")
+_LONGEST_NOTE = 160
+_NUMBERS = ("step", "loss", "images/s", "left", "hours")
+_INTEREST = ("failed", "running", "queued", "stopped", "planned", "done")
+_COLOURS = {"running": "cyan", "done": "green", "failed": "red", "queued": "yellow"}
+_RUN = re.compile(r".+_[0-9a-f]{8}")
+_TIME = re.compile(r"_\d{8}-\d{6}(-\d+)?_(?=[0-9a-f]{8}$)")  # in a run's name: for people to skip
 _TAIL_BYTES = 1 << 16
 _SILENCE_S = 300.0  # a run that says nothing for so long, and for some reports' time, is dead
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """What is known of a run.
+    """A run as its directory shows it.
 
-    state: running, done, failed or stopped.  note: what a reader should know besides.  eta_s: until
-    its last step.  gpu_hours, core_hours: what its attempts held, one of them 0.
+    state: of STATES.  note: words beside it.  eta_s: until its last step.  gpu_hours, core_hours:
+    of its attempts, busy or not, one of them 0.
     """
 
     state: str
@@ -81,7 +91,17 @@ def read(path: Path, jobs: JobStates) -> RunStatus:
     pace = _seconds_per_step(row)
     step = int(row.get("step", 0))
     left = total - step if total else None
-    notes = _Notes(path=path, step=step, total=total, jobs=jobs, job=job, failed=failed)
+    ended = jobs.end(job)
+    slurm = f"; job {job}: {ended}" if ended else ""
+    note = ""
+    if state == "running":
+        note = "evaluating" if total and step >= total else "" if step else "starting"
+    elif state == "failed":
+        lines = str(failed.get("reason", "")).strip().splitlines() or ["unknown"]
+        code = failed.get("exit_code")
+        note = f"{lines[-1]} (exit code {code})" + slurm * (ended != f"FAILED, exit code {code}")
+    elif state == "stopped":
+        note = f"since {datetime.fromtimestamp(_last_sign(path)):%Y-%m-%d %H:%M}{slurm}"
     return RunStatus(
         state=state,
         step=step,
@@ -92,42 +112,9 @@ def read(path: Path, jobs: JobStates) -> RunStatus:
         seconds_per_step=pace,
         node=latest.get("host") or "",
         job=job,
-        note=notes.text(state),
+        note=note,
         **_hours(facts.get("attempts", []), _end(path, alive, done, failed)),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Notes:
-    """The words beside a state."""
-
-    path: Path
-    step: int
-    total: int | None
-    jobs: JobStates
-    job: str | None
-    failed: dict[str, Any] = field(default_factory=dict)
-
-    def text(self, state: str) -> str:
-        if state == "running":
-            return self._running()
-        if state == "failed":
-            lines = str(self.failed.get("reason", "")).strip().splitlines() or ["unknown"]
-            return f"{lines[-1]} (exit code {self.failed.get('exit_code')}){self._slurm()}"
-        if state == "stopped":
-            sign = datetime.fromtimestamp(_last_sign(self.path))
-            return f"since {sign:%Y-%m-%d %H:%M}{self._slurm()}"
-        return ""
-
-    def _running(self) -> str:
-        if self.total and self.step >= self.total:
-            return "evaluating"
-        return "" if self.step else "starting"
-
-    def _slurm(self) -> str:
-        end = self.jobs.end(self.job)
-        is_news = end and end != f"FAILED, exit code {self.failed.get('exit_code')}"
-        return f"; job {self.job}: {end}" if is_news else ""
 
 
 def _is_alive(path: Path, held_by: dict[str, Any], row: dict[str, Any], jobs: JobStates) -> bool:
@@ -208,17 +195,6 @@ def _parsed(path: Path) -> object:
     with suppress(OSError, ValueError):
         return json.loads(path.read_text())
     return None
-
-
-# --------
-# What runs, what waits, what failed and why: a run, a sweep or a whole OUTPUT_DIR, from its files.
-#
-# Anybody who sees the files may look, on any machine and at any time. Nothing is written, and nothing
-# missing is guessed.
-
-STATES = ("running", "queued", "done", "failed", "stopped", "planned")
-_RUN = re.compile(r".+_[0-9a-f]{8}")
-_TIME = re.compile(r"_\d{8}-\d{6}(-\d+)?_(?=[0-9a-f]{8}$)")  # in a run's name: for people to skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,7 +312,7 @@ class Totals:
 
 
 def totals(sections: Iterable[StatusSection]) -> Totals:
-    """What the sections come to."""
+    """Sums over all trainings."""
     sections = list(sections)
     rows = [row.status for section in sections for row in section.rows]
     counts = {state: sum(row.state == state for row in rows) for state in STATES}
@@ -395,16 +371,6 @@ def _moved(run_dir: Path, sweep: Path) -> Path:
     """Where a run lies when the whole OUTPUT_DIR was moved, or is called otherwise on this host."""
     here = sweep.absolute().parent.parent.joinpath(*run_dir.parts[-3:])
     return here if here.is_dir() else run_dir
-
-
-# --------
-# The table of launch/status.py: columns on a terminal, plain lines elsewhere; a line of totals.
-
-HEADER = ("state", "training", "step", "loss", "images/s", "left", "node", "job", "hours", "")
-_LONGEST_NOTE = 160
-_NUMBERS = ("step", "loss", "images/s", "left", "hours")
-_INTEREST = ("failed", "running", "queued", "stopped", "planned", "done")
-_COLOURS = {"running": "cyan", "done": "green", "failed": "red", "queued": "yellow"}
 
 
 def cells(row: StatusRow) -> tuple[str, ...]:

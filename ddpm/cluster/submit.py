@@ -4,7 +4,7 @@ after the other in this process ("debug").
     jobs/NAME.json       what one task does, written before it is submitted
     jobs/NAME.journal    a line when the task begins an item (a trial, some images) and ends it
     jobs.json            which job has which items
-    submitit/            of submitit: logs, and a pickled Task, the path of a file
+    submitit/            of submitit: logs, and a pickled FileTask, the path of a file
 
 submitit makes the batch script, submits arrays, requeues on USR2. What runs and how a job ended is
 asked of squeue, sacct and the journal: submitit's Job.state is a minute old, without sacct it stays
@@ -129,7 +129,7 @@ class Journal:
         return found
 
 
-class Task:
+class FileTask:
     """A file's work in a child process `python -m ddpm.cluster COMMAND FILE`: submitit's callable.
 
     A child that dies (out of memory, a crash) is followed by another, while each comes to an item
@@ -241,8 +241,8 @@ def temporary_folder() -> Iterator[str]:
 
 
 def stop_asked() -> Callable[[], bool]:
-    """Whether a child is to save and stop: SIGTERM, SIGUSR2 or SIGINT came, or its Task is dead,
-    which held the other end of the pipe that is standard input.
+    """Whether a child is to save and stop: SIGTERM, SIGUSR2 or SIGINT came, or its FileTask is
+    dead, which held the other end of the pipe that is standard input.
 
     The signals are blocked for good and taken by a thread. SLURM sends them to every process of a
     step, and children inherit the block: W&B's service or a compiler lives on until all is saved.
@@ -398,7 +398,7 @@ def submit(
     files: Sequence[TaskFile],
     living: Sequence[Submitted],
 ) -> Iterator[list[Submitted]]:
-    """Submit a task for each file; each yield is an array job, submitted just now, and in jobs.json.
+    """Submit a task for each file; each yield is an array job, just submitted, and in jobs.json.
 
     folder: of the sweep or of the images; submitit's in it is only for its owner. An array has as
     many tasks as the site allows.  living: earlier jobs that stay in jobs.json.
@@ -415,7 +415,7 @@ def submit(
             first = number * resources.gpus
             visible = list(range(first, first + resources.gpus))
             executor._executor.parameters["visible_gpus"] = visible
-        tasks = [Task(command, str(file.path), resources.requeues) for file in some]
+        tasks = [FileTask(command, str(file.path), resources.requeues) for file in some]
         apart = _detached() if resources.cluster == "local" else nullcontext()
         with apart, undisturbed(resources, script(resources, own, len(some))):
             try:
@@ -442,7 +442,7 @@ def run_here(folder: Path, command: str, files: Sequence[TaskFile]) -> None:
     """Do the files one after the other, as submitit's "debug" does."""
     storage.make_folder(folder / "submitit")
     executor = submitit.AutoExecutor(folder / "submitit", cluster="debug")
-    for job in executor.submit_array([Task(command, str(file.path), 0) for file in files]):
+    for job in executor.submit_array([FileTask(command, str(file.path), 0) for file in files]):
         job.wait()
 
 
@@ -574,7 +574,7 @@ def until_the_end(
 
 
 def endings(jobs: Sequence[Submitted]) -> dict[str, str]:
-    """SLURM's words on the jobs that did not end by themselves; nothing where it keeps no records."""
+    """SLURM's words on the jobs that did not end by themselves, where it keeps records."""
     killed = {j.job for j in jobs if j.cluster == "slurm" and j.journal.exit_code is None}
     deadline = time.monotonic() + RECORDS_S
     while True:

@@ -1,4 +1,4 @@
-"""Images in bulk: drawn here, or by jobs that are submitted, watched from here, and go on without us.
+"""Images in bulk: drawn here, or by jobs that are submitted, watched, and go on without us.
 
 What is missing is what no manifest names; jobs.json has the living jobs and their images. So the
 same command, started again, watches what lives and draws only what no job has.
@@ -137,7 +137,7 @@ def draw_batch(path: str) -> int:
     """`python -m ddpm.cluster images FILE`: draw what is missing of a batch; the exit code.
 
     0 all drawn, 75 stopped after the network batch it was at (a signal, the stop file, the death of
-    the Task): the same command goes on.
+    the FileTask): the same command goes on.
     """
     batch = ImageBatch.read(Path(path))
     asked = stop_asked()  # before torch is imported, which takes seconds
@@ -258,7 +258,7 @@ def _submit(
 
 
 def _how_to(jobs: Sequence[Submitted], series: BulkFolder) -> str:
-    look = shlex.join(["python", "launch/sample.py", str(series.folder), "--status"])
+    look = shlex.join(["ddpm", "sample", str(series.folder), "--status"])
     return submit.how_to(jobs, look, series.folder / STOP)
 
 

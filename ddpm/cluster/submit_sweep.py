@@ -128,7 +128,7 @@ def train_batch(path: str) -> int:
     """`python -m ddpm.cluster trials FILE`: train what is left of a batch; the exit code.
 
     0 all done, 1 some failed, 75 stopped after saving (a signal, the sweep's stop file, the death
-    of the Task): the same command goes on. Every trial ends in the ledger, or is left to be
+    of the FileTask): the same command goes on. Every trial ends in the ledger, or is left to be
     continued.
     """
     batch = TrialBatch.read(Path(path))
@@ -158,7 +158,7 @@ def train_batch(path: str) -> int:
 
 
 def checked(sweep: Sweep, options: SweepJobOptions) -> tuple[JobResources, Workers]:
-    """The request of each task, and the workers of each trial; InputError with all that is wrong."""
+    """The request of each task and the workers of a trial; InputError with all that is wrong."""
     problems = run_sweep.problems(sweep) + run_sweep.only_here(sweep)
     try:
         submit.check_folder(folder_of(sweep), "TRAINING.OUTPUT_DIR")
@@ -323,7 +323,7 @@ def expected_s(sweep: Sweep, options: SweepJobOptions, workers: Workers) -> floa
 
 
 def _how_to(jobs: Sequence[Submitted], folder: Path) -> str:
-    look = shlex.join(["python", "launch/status.py", str(folder)])
+    look = shlex.join(["ddpm", "status", str(folder)])
     return submit.how_to(jobs, look, folder / "stop")
 
 

@@ -53,6 +53,7 @@ def begun(bulk: Bulk) -> list[Span]:
     return [span for text in texts if (span := Span.parse(text))]
 
 
+@pytest.mark.long
 def test_a_duplicate_watches_and_ctrl_c_detaches(bulk: Bulk, undisturbed: BulkFolder) -> None:
     first = bulk.start(*IN_UNITS, "--cluster", "local", "--jobs", 2)
     wait_for("two jobs draw", lambda: len(bulk.runners()) == 2 and drawn(bulk) > 8)
@@ -71,6 +72,7 @@ def test_a_duplicate_watches_and_ctrl_c_detaches(bulk: Bulk, undisturbed: BulkFo
     assert files_of(bulk.series) == files_of(undisturbed)
 
 
+@pytest.mark.long
 def test_usr2_requeues_a_task_which_goes_on_after_its_batch(
     bulk: Bulk, undisturbed: BulkFolder
 ) -> None:
@@ -86,6 +88,7 @@ def test_usr2_requeues_a_task_which_goes_on_after_its_batch(
     assert files_of(bulk.series) == files_of(undisturbed)
 
 
+@pytest.mark.long
 def test_term_ends_a_task_for_good_and_the_next_command_draws_the_rest(
     bulk: Bulk, undisturbed: BulkFolder
 ) -> None:
@@ -131,6 +134,7 @@ def test_debug_ends_with_the_error_of_its_part(bulk: Bulk) -> None:
         submit_images.run(plan, request, should_stop=lambda: False)
 
 
+@pytest.mark.long
 def test_a_task_that_fails_by_itself_is_named_with_its_reason(bulk: Bulk) -> None:
     """Here the checkpoint, pruned by a training that goes on."""
     mine = Bulk(make_run(bulk.out.parent), bulk.out, KEYS)

@@ -122,6 +122,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
+@pytest.mark.long
 def test_each_image_once_through_kills_and_a_duplicate(run: Path, tmp_path: Path) -> None:
     print(fight(run, tmp_path, num=400, jobs=2, kills=4, unit=8, batch=4, seed=0))
 

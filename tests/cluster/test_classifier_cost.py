@@ -54,6 +54,7 @@ def test_it_costs_until_it_is_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_first_trial_of_a_sweep_pays(tmp_path: Path) -> None:
     """The others wait for it."""
     config = digits(tmp_path / "out", *MEASURED)

@@ -53,6 +53,7 @@ def sessions(folder: Path) -> list[Path]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_second_cluster_of_a_process_starts_as_the_first() -> None:
     """And so does that of a process which inherits the environment."""
     for _ in range(2):
@@ -121,6 +122,7 @@ def test_a_trial_inherits_the_credentials_that_it_is_not_sent() -> None:
         ("os.kill(os.getpid(), 9)", -signal.SIGKILL),
     ],
 )
+@pytest.mark.long
 def test_a_session_goes_however_its_process_ends(temporary: Path, last: str, code: int) -> None:
     """At once where it can say so, else when all that it had started is dead."""
     script = "import os, ddpm.cluster.ray_cluster as r\n"

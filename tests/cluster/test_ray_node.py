@@ -58,6 +58,7 @@ def test_a_job_that_ends_early_leaves_nothing_on_its_nodes(
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.long
 def test_nobody_else_enters_the_session_of_a_job(tmp_path: Path, scratch: Path) -> None:
     """Ray opens the folder it is given to everyone: it lies in one that stays closed."""
     job = JobFolder.make(tmp_path, Allocation(job_id="7", cpus=(1, 1)))

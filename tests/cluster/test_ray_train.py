@@ -41,6 +41,7 @@ def worker_processes(driver: subprocess.Popen[str]) -> list[psutil.Process]:
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(500)
+@pytest.mark.long
 def test_a_killed_ray_worker_changes_no_bit(tmp_path: Path, digits: Path) -> None:
     reference = undisturbed(tmp_path / "reference", digits, 2)
     driver = launch(tmp_path / "out", digits)

@@ -226,6 +226,7 @@ def test_trials_are_packed_on_what_the_machine_has(
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(300)
+@pytest.mark.long
 def test_ctrl_c_saves_what_several_workers_train(tmp_path: Path) -> None:
     """More workers than most machines that test have cores; Ray's own handler would abort."""
     settings = [

@@ -119,6 +119,7 @@ def run_one(of: OpenSweep, trial: Trial) -> str:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_ray_halves_and_chooses(tmp_path: Path) -> None:
     """asha: the worse trials are saved and recorded at their rung, by the number that a trial's
     summary has at its end; what continues asks Ray for nothing it has decided. bayes: draws first,
@@ -188,6 +189,7 @@ def check_halving(of: OpenSweep) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_verdict_reaches_a_trial_of_several_workers(tmp_path: Path) -> None:
     """It trains in other processes than the one that asks Ray, saves, and stops between two rungs.
     What it is compared with had ended before, and is told again.

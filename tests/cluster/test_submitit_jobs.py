@@ -131,6 +131,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_local_jobs_a_killed_process_fails_its_trial_alone(small: Small) -> None:
     """What the kernel kills for want of memory is that trial's end; its group goes on, and the same
     command tries it again, and nothing else.
@@ -167,6 +168,7 @@ def test_debug_jobs_run_a_sweep_to_its_report(small: Small) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.long
 def test_ctrl_c_detaches_and_every_way_goes_on_with_what_is_left(small: Small) -> None:
     driver = small.start("--cluster", "local", "--jobs", "2", **LONG)
     wait_for("two processes train", lambda: len(small.runners()) == 2 and small.steps() > 4)
@@ -203,6 +205,7 @@ def weights(out: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_usr2_saves_and_requeues_and_the_result_is_the_same(small: Small, tmp_path: Path) -> None:
     """The task gets USR2 from submitit's local controller as it does from SLURM; W&B is on."""
     changed = LONG | {"WANDB.MODE": "offline"}
@@ -231,6 +234,7 @@ def test_usr2_saves_and_requeues_and_the_result_is_the_same(small: Small, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_term_saves_and_ends_for_good(small: Small) -> None:
     driver = small.start("--cluster", "local", "--jobs", "1", **LONG)
     wait_for("a trial trains", lambda: small.steps() > 4)

@@ -69,6 +69,7 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_a_killed_sweep_continues_and_reruns_no_finished_trial(tmp_path: Path) -> None:
     """kill -9 of the driver: its trials die too, and the same command does only what is left."""
     argv = command(tmp_path)
@@ -107,6 +108,7 @@ def test_a_killed_sweep_continues_and_reruns_no_finished_trial(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.long
 def test_sigterm_saves_every_trial_and_asks_to_run_again(tmp_path: Path, workers: int) -> None:
     longer = {"TRAINING.HYPER_PARAMETERS.EPOCHS": 5000, "CLUSTER.NUM_WORKERS": workers}
     argv = command(tmp_path, **longer)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm import packages
-from tests.slurm.hosts import Host, LabError, wait_until
+from tests.slurm.hosts import Host, LabError, patience, wait_until
 from tests.slurm.jobs import TRAINING, Job, Train, as_words, run_of, submit
 from tests.slurm.lab import Lab
 
@@ -21,6 +21,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker("slurm")
+            asked = item.get_closest_marker("timeout")
+            # one that is nearer to the test wins; the load may still grow
+            limit = 4 * patience(asked.args[0] if asked else 300)
+            item.add_marker(pytest.mark.timeout(limit), append=False)
 
 
 @pytest.fixture(scope="session")

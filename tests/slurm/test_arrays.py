@@ -15,7 +15,7 @@ import pytest
 from ddpm.cluster import submit as job_list
 from ddpm.cluster.submit import Journal
 from ddpm.sweep.ledger import Ledger, Outcome
-from tests.slurm.hosts import REPOSITORY, wait_until
+from tests.slurm.hosts import REPOSITORY, patience, wait_until
 from tests.slurm.lab import Lab
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -120,7 +120,7 @@ def nine(lab: Lab, folder: Path, packed: Path) -> Sweep:
 
 def ends(driver: "subprocess.Popen[str]", code: int, seconds: float = 300) -> str:
     """What a driver printed, when it has ended with this exit code."""
-    output, _ = driver.communicate(timeout=seconds)
+    output, _ = driver.communicate(timeout=patience(seconds))
     assert driver.returncode == code, output
     return output
 
@@ -198,7 +198,7 @@ def test_a_task_that_dies_is_its_trials_failure_and_the_next_command_tries_again
     driver = nine.submit("--group-size", "5")
     wait_until("trials train", lambda: nine.rows() >= 10, 120)
     victim = job_list.read_jobs(nine.folder)[0]
-    trial = Journal(Path(victim.group)).open_trial
+    trial = Journal(Path(victim.group)).open_item
     for node in lab.nodes.values():
         for process in node.tree():
             words = process.cmdline()

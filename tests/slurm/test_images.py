@@ -15,7 +15,7 @@ from ddpm.cluster import submit as job_list
 from ddpm.sampling import bulk
 from ddpm.sampling.bulk import BulkFolder, Span
 from tests.sampling.test_generate import make_run
-from tests.slurm.hosts import REPOSITORY, wait_until
+from tests.slurm.hosts import REPOSITORY, patience, wait_until
 from tests.slurm.lab import Lab
 from tests.support.bulk_data import RUNNER, Bulk, files_of
 
@@ -105,7 +105,7 @@ def images(lab: Lab, folder: Path) -> Images:
 
 def ends(driver: "subprocess.Popen[str]", code: int, seconds: float = 400) -> str:
     """What a driver printed, when it has ended with this exit code."""
-    output, _ = driver.communicate(timeout=seconds)
+    output, _ = driver.communicate(timeout=patience(seconds))
     assert driver.returncode == code, output
     return output
 
@@ -135,7 +135,7 @@ def test_two_thousand_images_through_two_kills_and_a_crash(
     lab.boot(crashed)
     shown = images.start("--status")
     assert "images/s" in ends(shown, 0)
-    output, _ = first.communicate(timeout=400)
+    output, _ = first.communicate(timeout=patience(400))
     states = images.states(array)
     assert all(states[task][0] in ("FAILED", "CANCELLED") for task in killed), (states, output)
     assert all(states[task][0] in ("NODE_FAIL", "REQUEUED") for task in lost), (states, output)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ddpm.runs.directory import RunDirectory
+from tests.slurm.hosts import slowness
 from tests.slurm.jobs import Train, Undisturbed, assert_same, rows, run_of, steps, submit
 from tests.slurm.lab import Lab
 from tests.tracking import test_wandb_log as wandb
@@ -31,7 +32,7 @@ def test_requeued_on_three_nodes_it_goes_on_bit_for_bit(
     run = RunDirectory(run_of(folder))
     assert wandb.steps(run) == steps(run.path), "W&B has not one run with every step once"
     figure(f"from RUNNING again to the next step: {seconds:.1f} s; row {before} was saved")
-    assert seconds <= RESUME_S
+    assert seconds <= RESUME_S * slowness()
 
 
 def test_cancelled_it_saves_and_stays_cancelled(

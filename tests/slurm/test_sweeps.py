@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.test_sweep_run import attempts, outcomes
-from tests.slurm.hosts import wait_until
+from tests.slurm.hosts import patience, wait_until
 from tests.slurm.jobs import TRAINING, as_words, submit
 from tests.slurm.lab import Lab
 
@@ -63,7 +63,7 @@ def test_what_array_jobs_began_one_allocation_ends(
     wait_until("two trials are done", lambda: some_done(folder), 250)
     lab.ctl.run("scancel", "--user=root")
     wait_until("the queue is empty", lambda: not lab.ctl.run("squeue", "-h").stdout, 60)
-    watching.wait(timeout=120)
+    watching.wait(timeout=patience(120))
     done, before = set(outcomes(folder)), attempts(folder)
     submit(
         lab, "slurm/sweep.sh", *sweep, options=("--nodes=3", "--cpus-per-task=1"), output=folder
