@@ -42,10 +42,10 @@ def planned(name: str, options: StudyOptions, short: Sequence[str]) -> plan.Swee
 
 def trained(wanted: plan.Sweep, options: StudyOptions) -> SweepResults:
     """The sweep run to its end, with its own report; trials that failed are among its trials."""
-    from ddpm.cluster import run_sweep
+    from ddpm.cluster import folder_of, run_sweep
 
     run_sweep.run(wanted, should_stop=options.should_stop)
-    return read(run_sweep.folder_of(wanted))
+    return read(folder_of(wanted))
 
 
 def each(items: Sequence[T], words: str, options: StudyOptions) -> Iterator[T]:

@@ -4,6 +4,7 @@ from . import run_sweep as run_sweep
 from . import run_training as run_training
 from . import submit_images as submit_images
 from . import submit_sweep as submit_sweep
+from .open_sweep import folder_of as folder_of
 from .ray_cluster import plan as plan
 from .ray_cluster import plan_evaluation as plan_evaluation
 from .run_evaluation import Asked as Asked

@@ -10,7 +10,7 @@ from rich.console import Console
 
 import ddpm
 from ddpm import config as configuration
-from ddpm.cluster import cost, run_sweep, slurm, submit
+from ddpm.cluster import cost, open_sweep, run_sweep, slurm, submit
 from ddpm.cluster.cost import Prediction
 from ddpm.cluster.slurm import as_submitted, from_environment
 from ddpm.cluster.submit import JobResources
@@ -57,7 +57,7 @@ def sweep(planned: Sweep, options: SweepJobOptions | None, *, probe: bool) -> in
             f"{workers.count} worker(s) of {workers.cpus} core(s) and "
             f"{workers.gpus:g} GPU; nothing was written"
         )
-        if words := run_sweep.in_words(planned):
+        if words := open_sweep.in_words(planned):
             print(words)
         if probe:
             configs = [trial.config for trial in planned.trials]
@@ -96,7 +96,7 @@ def _arrays(planned: Sweep, options: SweepJobOptions) -> None:
     most = slurm.largest_array()
     if tasks > most:
         print(f"{-(-tasks // most)} array jobs: this site allows {most} tasks in each")
-    _print_array(request, run_sweep.folder_of(planned), min(tasks, most))
+    _print_array(request, open_sweep.folder_of(planned), min(tasks, most))
 
 
 def _print_array(request: JobResources, folder: Path, tasks: int) -> None:

@@ -20,8 +20,8 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from ddpm.cluster.run_sweep import OpenSweep, Round
-from ddpm.cluster.run_trial import FilePoll, run_trial
+from ddpm.cluster.open_sweep import OpenSweep, Round
+from ddpm.cluster.run_trial import FilePoll, HalvedTrial, run_trial
 from ddpm.cluster.workers import Workers
 from ddpm.errors import InputError
 from ddpm.runs import RunDirectory, storage
@@ -118,7 +118,7 @@ def _train(
     ledger, halved = Ledger(place / "ledger"), None
     if key in ladders:
         verdict = place / "asha" / f"{key}.json"
-        halved = HalvedTrial(Path(job.run_dir), Ladder(**ladders[key]), verdict)
+        halved = HalvedTrial(Path(job.run_dir), Ladder(**ladders[key]), verdict, _tell)
         if not ledger.todo([outcome], settled=("done", "stopped")):
             return {"status": "ended before"}
     ended = run_trial(
@@ -133,13 +133,18 @@ def _train(
     return {"status": ended}
 
 
+def _tell(rung: Rung) -> None:
+    """Tune hears an evaluation, and has decided on it when this returns."""
+    tune.report({TIME: rung.evaluation, VALUE: rung.value})
+
+
 class Halving(ASHAScheduler):
     """ASHA that writes its verdicts, one file a trial that is to end, and never stops a trial.
 
     Tune that stops a trial does not wait for it (FunctionTrainable.cleanup joins its thread for
     0 s, then the process is reused or killed), so that it could neither save nor record how it
     ended; over a nested Ray Train run that leaves a placement group behind, for which the next
-    trial waits for ever. So the trial reads its verdict and ends by itself.
+    trial waits for ever. So the trial reads its verdict and ends by itself (run_trial.HalvedTrial).
     """
 
     def __init__(self, ladder: Ladder, grace: int, reduction: int, verdicts: Path) -> None:
@@ -169,50 +174,6 @@ class Halving(ASHAScheduler):
             verdict = {"evaluation": evaluation, "place": place, "of": len(others)}
             storage.write_json(self._verdicts / f"{name}.json", verdict)
         return TrialScheduler.CONTINUE
-
-
-class HalvedTrial:
-    """The other end, in the trial's process: tells Tune every evaluation, those of earlier commands
-    first, and ends the trial once its verdict is there.
-    """
-
-    def __init__(self, run_dir: Path, ladder: Ladder, verdict: Path) -> None:
-        self._ladder, self._verdict, self._poll = ladder, verdict, FilePoll(verdict)
-        self._rungs: list[Rung] = []
-        for row in RunDirectory(run_dir).metrics():
-            self.on_row(row)
-
-    def on_row(self, row: Mapping[str, Any]) -> None:
-        """A row of the trial's metrics, perhaps a repeated one; Tune has decided on it when this
-        returns.
-        """
-        rung = self._ladder.rung(row)
-        if rung is None or rung.evaluation in {known.evaluation for known in self._rungs}:
-            return
-        self._rungs.append(rung)
-        tune.report({TIME: rung.evaluation, VALUE: rung.value})
-        self._poll = FilePoll(self._verdict)
-
-    def stops(self) -> bool:
-        """Whether there is a verdict."""
-        return self._poll()
-
-    def outcome(self, blank: Outcome) -> Outcome | None:
-        """Stopped early: at which evaluation, with which number, in which place."""
-        if not self._verdict.exists():
-            return None
-        verdict = storage.read_json(self._verdict)
-        at = verdict["evaluation"]
-        rung = next(rung for rung in reversed(self._rungs) if rung.evaluation == at)
-        metric = self._ladder.metric
-        value = rung.value * comparable.sign(metric)
-        reason = (
-            f"stopped early by asha at evaluation {at} of {self._ladder.evaluations}, after "
-            f"{rung.images:,} images: {metric} {value:.4g}, in place {verdict['place']} of the "
-            f"{verdict['of']} that had come so far"
-        )
-        measured = {comparable.column(metric): value, "images": rung.images, "step": rung.step}
-        return blank.stopped(reason, measured | {"rung": at})
 
 
 class Bayes(OptunaSearch):

@@ -1,283 +1,27 @@
-"""A sweep from its file to its report: trials that the ledger lacks are trained, round by round.
+"""A sweep from its file to its report: what the ledger lacks is trained, on the machines that Ray has.
 
-Trials are checked before anything is written, their data packed, their run directories found; then
-the sweep's folder is held until all have ended. A round is a set of trials to train: all of a grid,
-those of asha or bayes, one look of a race of seeds. Which trials are next follows from the ledger
-alone, so a sweep goes on wherever the ledger says it is. Ray Tune (ddpm/cluster/ray_tune.py) trains
-a round, on the machines that Ray has.
+Trials are checked before anything is written, then the sweep's folder is held until all have ended.
+Ray Tune trains one round after another (ddpm/cluster/ray_tune.py, open_sweep.py).
 """
 
-import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
-from math import log10
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from ddpm import config as configuration
 from ddpm import report
 from ddpm.cluster import status, submit
+from ddpm.cluster.open_sweep import OpenSweep, opened, problems, rounds, tail_of
 from ddpm.cluster.ray_cluster import running_ray
 from ddpm.cluster.workers import Workers, workers_of_trials
-from ddpm.config import Config, schedule_arguments
-from ddpm.data import Dataset, packing
-from ddpm.diffusion import NoiseSchedule
 from ddpm.errors import BudgetSpent, DdpmError, InputError, Interrupted, LockedError
-from ddpm.metrics import MEASURES, USUAL_LEVELS, inception_problems, levels_of, reference
-from ddpm.report import look, page
-from ddpm.runs import (
-    RunDirectory,
-    Tail,
-    lock,
-    make_folder,
-    read_json,
-    remove,
-    storage,
-    watch,
-    write_json,
-)
-from ddpm.sampling import open_data, start_problems
-from ddpm.sweep import (
-    Budget,
-    Ladder,
-    Ledger,
-    Sweep,
-    Trial,
-    cell_name,
-    comparable,
-    is_inside,
-    write_best,
-)
-from ddpm.training import Job, steps_per_epoch, total_steps
+from ddpm.report import page
+from ddpm.runs import remove, watch
+from ddpm.sweep import Sweep, Trial, write_best
 
-# trials of a driver that was killed may take some seconds to die and let go of their locks
-PATIENCE_S = 60.0
-RACE = "race.json"
 LOOK_S = 2.0  # between looks at the budget
-
-
-@dataclass(kw_only=True)
-class OpenSweep:
-    """A sweep whose folder this process holds.
-
-    trials: those to be run, to which a search may add.  pool: all that may be needed.  threads: CPU
-    threads of a worker.  packed: whether trials share the machine.  data: by data_key().
-    """
-
-    sweep: Sweep
-    folder: Path
-    threads: int
-    packed: bool
-    data: dict[str, Dataset]
-    trials: list[Trial] = field(default_factory=list)
-    pool: list[Trial] = field(default_factory=list)
-
-    @property
-    def ledger(self) -> Ledger:
-        return Ledger(self.folder / "ledger")
-
-    @property
-    def stop_file(self) -> Path:
-        """Appears when all trials shall save and stop."""
-        return self.folder / "stop"
-
-    def todo(self) -> list[Trial]:
-        """The trials that are not done, nor stopped early by this search; failed ones are tried
-        again.
-        """
-        settled = ("done", "stopped") if self.sweep.tune.SEARCH == "asha" else ("done",)
-        return self.ledger.todo(self.trials, settled)
-
-    def add(self, more: Iterable[Trial]) -> None:
-        """Adds trials to those to be run, in sweep.json too."""
-        self.trials.extend(more)
-        write_json(self.folder / "sweep.json", _facts(self.sweep, self.trials))
-
-    def place(self, planned: Trial) -> Trial:
-        """A planned trial with its data, its id and its run directory."""
-        config, key = planned.config, data_key(planned.config)
-        if key not in self.data:
-            self.data[key] = _open(config)
-        data = self.data[key]
-        run = RunDirectory.find_or_name(config, data.sha256)
-        return replace(
-            planned.identified(data.sha256),
-            run_dir=str(run.path.absolute()),
-            data_dir=str(data.index.folder.absolute()),
-            steps=total_steps(config.TRAINING, data.num_train),
-            num_train=data.num_train,
-        )
-
-    def job(self, trial: Trial) -> Job:
-        """The training of a trial."""
-        return Job(
-            config=configuration.to_dict(trial.config),
-            run_dir=trial.run_dir,
-            data_dir=trial.data_dir,
-            threads=self.threads,
-            command=tuple(sys.argv),
-            wait_s=PATIENCE_S,
-            packed=self.packed,
-        )
-
-    def tails(self) -> list[Tail]:
-        """The progress of every trial, to be watched."""
-        return [_tail(trial) for trial in self.trials]
-
-
-def _tail(trial: Trial) -> Tail:
-    return Tail(Path(trial.run_dir), trial.outcome.name, trial.steps)
-
-
-@contextmanager
-def opened(sweep: Sweep, *, threads: int, packed: bool) -> Iterator[OpenSweep]:
-    """The sweep, its data packed, its folder made and held until the block ends.
-
-    LockedError when another process holds the folder, InputError with all that does not fit the
-    data.
-    """
-    folder = folder_of(sweep)
-    of = OpenSweep(sweep=sweep, folder=folder, threads=threads, packed=packed, data=_data_of(sweep))
-    make_folder(folder)
-    with lock(folder / "sweep.lock", f"sweep {sweep.name} in {folder}"):
-        # under the lock: run directories that another driver made are found, not named anew
-        of.pool = [of.place(one) for one in sweep.trials]
-        there = {trial.trial_id for trial in of.pool}
-        of.pool += [of.place(one) for one in _chosen_before(folder, sweep, there)]
-        start = sweep.race.START if sweep.race else None
-        of.add(t for t in of.pool if start is None or t.seed < start)
-        evaluation, dataset = sweep.base.EVALUATION, next(iter(of.data.values()))
-        reference.write_references(folder, dataset, seed=evaluation.SEED, num=evaluation.NUM)
-        yield of
-
-
-def folder_of(sweep: Sweep) -> Path:
-    """The folder of a sweep's results."""
-    return Path(sweep.base.TRAINING.OUTPUT_DIR).absolute() / "sweeps" / sweep.name
-
-
-def data_key(config: Config) -> str:
-    """Equal for configurations that read the same data in the same way."""
-    shape = configuration.image_shape(config)
-    return str((config.DATASET, shape, config.TRAINING.NETWORK.NUM_CLASSES, config.TRAINING.SEED))
-
-
-def _open(config: Config) -> Dataset:
-    return open_data(config, packing.prepare(config).folder.absolute())
-
-
-def _data_of(sweep: Sweep) -> dict[str, Dataset]:
-    """The data of every trial, packed once; InputError with all that does not fit any of them."""
-    found: dict[str, Dataset] = {}
-    problems: list[str] = []
-    for config in {data_key(trial.config): trial.config for trial in sweep.trials}.values():
-        try:
-            found[data_key(config)] = _open(config)
-        except InputError as error:
-            problems += error.problems
-    if problems:
-        raise InputError(list(dict.fromkeys(problems)))
-    return found
-
-
-def _chosen_before(folder: Path, sweep: Sweep, there: Collection[str]) -> Iterator[Trial]:
-    """The trials that bayes has chosen when this command ran before, as far as they still lie in
-    GRID and SPACE.
-    """
-    if sweep.tune.SEARCH != "bayes":
-        return
-    (seed,) = sweep.seeds
-    for one in read_json(folder / "sweep.json").get("planned", []):
-        cell = one["cell"]
-        in_grid = all(cell.get(key) in values for key, values in sweep.grid.items())
-        same_keys = cell.keys() == {*sweep.grid, *sweep.space}
-        if one["trial"] in there or one["seed"] != seed or not same_keys or not in_grid:
-            continue
-        if is_inside(sweep.space, cell):
-            yield sweep.make(cell, seed)
-
-
-def _facts(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, object]:
-    """sweep.json: the sweep itself, for its report."""
-    return {
-        "name": sweep.name,
-        "question": sweep.question,
-        "grid": {key: list(values) for key, values in sweep.grid.items()},
-        "seeds": list(sweep.seeds),
-        "base": configuration.to_dict(sweep.base),
-        "command": sys.argv,
-        "skipped": [{"cell": dict(cell.cell), "reason": cell.reason} for cell in sweep.skipped],
-        "planned": [
-            {
-                "trial": trial.trial_id,
-                "cell": dict(trial.cell),
-                "seed": trial.seed,
-                "run_dir": trial.run_dir,
-                "steps": trial.steps,
-            }
-            for trial in trials
-        ],
-    }
-
-
-def problems(sweep: Sweep) -> list[str]:
-    """All that keeps any trial from starting, here or as a small job."""
-    found = [problem for t in sweep.trials for problem in packing.source_problems(t.config)]
-    found += [problem for t in sweep.trials for problem in start_problems(t.config)]
-    measured_by = {
-        (t.config.EVALUATION.FEATURES, t.config.EVALUATION.WEIGHTS): t.config for t in sweep.trials
-    }
-    found += [problem for config in measured_by.values() for problem in inception_problems(config)]
-    if any(t.config.DATASET.VALIDATION_FRACTION == 0 for t in sweep.trials):
-        found.append(
-            "DATASET.VALIDATION_FRACTION is 0 but a sweep compares trials on validation images; "
-            "give a share such as 0.1"
-        )
-    if sweep.tune.SEARCH in ("asha", "bayes") and sweep.tune.METRIC in MEASURES:
-        schedules = {cell_name(t.cell): schedule_arguments(t.config) for t in sweep.trials}
-        reached = ((name, levels_of(NoiseSchedule(**one))) for name, one in schedules.items())
-        found += comparable.level_problems(reached, USUAL_LEVELS)
-    if sweep.tune.SEARCH == "bayes" and find_spec("optuna") is None:
-        found.append(
-            "TUNE.SEARCH is bayes but Optuna is not installed; pip install 'ddpm[search]', or give "
-            "another SEARCH"
-        )
-    return list(dict.fromkeys(found))
-
-
-def only_here(sweep: Sweep) -> list[str]:
-    """Parts of a sweep that need one process that sees all of it, and so no `--cluster`."""
-    wanted = {
-        f"TUNE.SEARCH: {sweep.tune.SEARCH}": sweep.tune.SEARCH != "grid",
-        "SEEDS: auto": sweep.race is not None,
-        "TUNE.BUDGET": sweep.tune.BUDGET != Budget(),
-    }
-    return [
-        f"--cluster trains a fixed list of trials, but the sweep has {name}, which decides while "
-        "they train; run it in one allocation: sbatch slurm/sweep.sh SWEEP"
-        for name, is_wanted in wanted.items()
-        if is_wanted
-    ]
-
-
-def in_words(sweep: Sweep) -> str | None:
-    """How many of the trials named beforehand a search comes to run; None where it is all."""
-    if sweep.race is not None:
-        first = len([trial for trial in sweep.trials if trial.seed < sweep.race.START])
-        return (
-            f"SEEDS: auto begins with {first} of them, the first {sweep.race.START} seeds, and "
-            "adds seeds only where cells cannot be told apart"
-        )
-    more = max(0, sweep.tune.trials - len(sweep.trials))
-    words = {
-        "asha": "asha ends most of them early; what is predicted is a bound",
-        "bayes": f"bayes chooses {more} more from what these find",
-    }
-    return words.get(sweep.tune.SEARCH)
 
 
 def checked(sweep: Sweep) -> tuple[Workers, int]:
@@ -343,7 +87,7 @@ def _train(
     tails, started = of.tails(), time.monotonic()
 
     def stops() -> bool:
-        tails.extend(map(_tail, of.trials[len(tails) :]))  # a search has added them
+        tails.extend(map(tail_of, of.trials[len(tails) :]))  # a search has added them
         return should_stop() or allowance.is_spent()
 
     with (
@@ -432,89 +176,6 @@ class Allowance:
             if old is None or old.status == "unrun":
                 what = "saved and stopped before its end" if _has_begun(trial) else "not run"
                 self._of.ledger.record(trial.outcome.unrun(f"{what}: {self.spent}"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Round:
-    """Trials to train.  ladders: by trial id the evaluations at which asha may end it, of ended
-    trials too.  is_search: whether bayes chooses more.
-    """
-
-    trials: Sequence[Trial]
-    ladders: Mapping[str, Ladder] = field(default_factory=dict)
-    is_search: bool = False
-
-
-def rounds(of: OpenSweep) -> Iterator[Round]:
-    """The rounds that are left of a sweep; the next one follows from what the last has come to."""
-    tune = of.sweep.tune
-    if of.sweep.race is not None:
-        yield from _race(of)
-    elif tune.SEARCH == "bayes":
-        if of.todo() or len(of.trials) < tune.trials:
-            yield Round(trials=[], is_search=True)
-    elif todo := of.todo():
-        if tune.SEARCH == "asha":
-            left = {trial.trial_id for trial in todo}
-            ended = [trial for trial in of.trials if trial.trial_id not in left]
-            ladders = {trial.trial_id: _ladder(trial, tune.METRIC) for trial in of.trials}
-            yield Round(trials=[*ended, *todo], ladders=ladders)
-        else:
-            yield Round(trials=todo)
-
-
-def _ladder(trial: Trial, metric: str) -> Ladder:
-    every = trial.config.EVALUATION.EVERY
-    assert every is not None  # ddpm/sweep/comparable.py has asked for it
-    steps = every * steps_per_epoch(trial.config.TRAINING, trial.num_train)
-    return Ladder(metric=metric, every=steps, total=trial.steps)
-
-
-def _race(of: OpenSweep) -> Iterator[Round]:
-    """A round for each look, with the seeds it needs more; its findings are kept in race.json."""
-    race = of.sweep.race
-    assert race is not None
-    path, cells = of.folder / RACE, {cell_name(t.cell) for t in of.pool}
-    taken = storage.read_json(path).get("looks", [])
-    if [one["seeds"] for one in taken] != list(race.looks[: len(taken)]):
-        taken = []  # of another START or MAX: what was trained stays, the looks begin anew
-    racing: Collection[str] = cells
-    for number, count in enumerate(race.looks, 1):
-        there = {trial.trial_id for trial in of.trials}
-        of.add(
-            trial
-            for trial in of.pool
-            if trial.seed < count
-            and cell_name(trial.cell) in racing
-            and trial.trial_id not in there
-        )
-        if todo := of.todo():
-            yield Round(trials=todo)
-        if number > len(taken):
-            found = look(_numbers(of, racing), number, len(race.looks), len(cells))
-            facts = {"candidates": found.candidates, "racing": found.racing}
-            taken.append({"seeds": count, "is_decided": found.is_decided, **facts})
-            storage.write_json(path, {"of": len(race.looks), "looks": taken})
-        racing = taken[number - 1]["racing"]
-        if taken[number - 1]["is_decided"]:
-            return
-
-
-def _numbers(of: OpenSweep, racing: Collection[str]) -> dict[str, dict[str, dict[int, float]]]:
-    """Measure -> racing cell -> seed -> the report's number, errors as logarithms."""
-    standings = report.rank(report.read(of.folder)).standings
-    cells = {cell_name(one.cell): one.summaries for one in standings}
-    return {
-        measure: {
-            name: {
-                seed: value if measure == MEASURES[0] else log10(value)
-                for seed, one in cells.get(name, {}).items()
-                if (value := one.value(measure)) > 0 or measure == MEASURES[0]
-            }
-            for name in racing
-        }
-        for measure in MEASURES
-    }
 
 
 def print_skipped(sweep: Sweep, console: Console) -> None:

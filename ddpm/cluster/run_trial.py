@@ -10,21 +10,78 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ddpm.cluster.workers import Workers
 from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import DdpmError, Interrupted, LockedError
-from ddpm.runs import NewRows, RunDirectory, claimed
-from ddpm.sweep import Ledger, Outcome, row_of
+from ddpm.runs import NewRows, RunDirectory, claimed, storage
+from ddpm.sweep import Ladder, Ledger, Outcome, Rung, comparable, row_of
 from ddpm.training import Job, work
-
-if TYPE_CHECKING:
-    from ddpm.cluster.ray_tune import HalvedTrial
 
 log = logging.getLogger(__name__)
 STOP_POLL_S = 0.5
 Ended = Literal["done", "failed", "early", "stopped", "held"]
+
+
+class FilePoll:
+    """Whether a file exists, looked up at most every STOP_POLL_S seconds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.next, self.seen = path, 0.0, False
+
+    def __call__(self) -> bool:
+        if not self.seen and time.monotonic() >= self.next:
+            self.next = time.monotonic() + STOP_POLL_S
+            self.seen = self.path.exists()
+        return self.seen
+
+
+class HalvedTrial:
+    """A trial under asha, in its own process: tells Ray Tune every evaluation, those of earlier
+    commands first, and ends the trial once there is a verdict, a file.
+
+    tell: returns when Tune has decided.
+    """
+
+    def __init__(
+        self, run_dir: Path, ladder: Ladder, verdict: Path, tell: Callable[[Rung], None]
+    ) -> None:
+        self._tell = tell
+        self._ladder, self._verdict, self._poll = ladder, verdict, FilePoll(verdict)
+        self._rungs: list[Rung] = []
+        for row in RunDirectory(run_dir).metrics():
+            self.on_row(row)
+
+    def on_row(self, row: Mapping[str, Any]) -> None:
+        """A row of the trial's metrics, perhaps a repeated one."""
+        rung = self._ladder.rung(row)
+        if rung is None or rung.evaluation in {known.evaluation for known in self._rungs}:
+            return
+        self._rungs.append(rung)
+        self._tell(rung)
+        self._poll = FilePoll(self._verdict)
+
+    def stops(self) -> bool:
+        """Whether there is a verdict."""
+        return self._poll()
+
+    def outcome(self, blank: Outcome) -> Outcome | None:
+        """Stopped early: at which evaluation, with which number, in which place."""
+        if not self._verdict.exists():
+            return None
+        verdict = storage.read_json(self._verdict)
+        at = verdict["evaluation"]
+        rung = next(rung for rung in reversed(self._rungs) if rung.evaluation == at)
+        metric = self._ladder.metric
+        value = rung.value * comparable.sign(metric)
+        reason = (
+            f"stopped early by asha at evaluation {at} of {self._ladder.evaluations}, after "
+            f"{rung.images:,} images: {metric} {value:.4g}, in place {verdict['place']} of the "
+            f"{verdict['of']} that had come so far"
+        )
+        measured = {comparable.column(metric): value, "images": rung.images, "step": rung.step}
+        return blank.stopped(reason, measured | {"rung": at})
 
 
 def run_trial(
@@ -35,7 +92,7 @@ def run_trial(
     sweep: str,
     workers: Workers,
     should_stop: Callable[[], bool],
-    guide: "HalvedTrial | None" = None,
+    guide: HalvedTrial | None = None,
 ) -> Ended:
     """Train, record the outcome, let the sweep go on in any case.
 
@@ -75,7 +132,7 @@ def _run(
     mirror: tuple[str, Mapping[str, object]],
     workers: Workers,
     should_stop: Callable[[], bool],
-    guide: "HalvedTrial | None",
+    guide: HalvedTrial | None,
 ) -> dict[str, Any]:
     """The summary of the training.  mirror: sweep and cell, for the tracker.  release: lets the
     claim go once the training holds its directory.
@@ -117,19 +174,6 @@ def _run(
         return ray_train.run(job, workers, mirror=mirror, meanwhile=meanwhile)
     finally:
         report_rows()
-
-
-class FilePoll:
-    """Whether a file exists, looked up at most every STOP_POLL_S seconds."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.next, self.seen = path, 0.0, False
-
-    def __call__(self) -> bool:
-        if not self.seen and time.monotonic() >= self.next:
-            self.next = time.monotonic() + STOP_POLL_S
-            self.seen = self.path.exists()
-        return self.seen
 
 
 def _reason(error: Exception) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from ddpm.cluster import run_sweep, slurm, submit
-from ddpm.cluster.run_sweep import OpenSweep, folder_of
+from ddpm.cluster.open_sweep import OpenSweep, folder_of, only_here, opened, problems
 from ddpm.cluster.run_trial import FilePoll, run_trial
 from ddpm.cluster.slurm import GPU_OPTIONS, from_environment
 from ddpm.cluster.submit import Cluster, JobResources, Journal, Submitted, stop_asked
@@ -159,12 +159,12 @@ def train_batch(path: str) -> int:
 
 def checked(sweep: Sweep, options: SweepJobOptions) -> tuple[JobResources, Workers]:
     """The request of each task and the workers of a trial; InputError with all that is wrong."""
-    problems = run_sweep.problems(sweep) + run_sweep.only_here(sweep)
+    found = problems(sweep) + only_here(sweep)
     try:
         submit.check_folder(folder_of(sweep), "TRAINING.OUTPUT_DIR")
     except InputError as error:
-        problems += error.problems
-    problems += [
+        found += error.problems
+    found += [
         f"--{name.replace('_', '-')} is {value}; give at least 1"
         for name in ("group_size", "jobs")
         if (value := getattr(options, name)) is not None and value < 1
@@ -172,15 +172,15 @@ def checked(sweep: Sweep, options: SweepJobOptions) -> tuple[JobResources, Worke
     cluster = sweep.base.CLUSTER
     gpus = cluster.GPUS_PER_WORKER or 0.0
     if (cluster.NUM_WORKERS or 1) > 1 or gpus != int(gpus):
-        problems.append(
+        found.append(
             "CLUSTER.NUM_WORKERS above 1 and shares of a GPU need one allocation for the whole "
             "sweep: `sbatch slurm/sweep.sh SWEEP`; a task of --cluster trains on one worker"
         )
     limits = submit.read_limits(
-        options.time, options.partition, options.sbatch, problems, instead=_INSTEAD
+        options.time, options.partition, options.sbatch, found, instead=_INSTEAD
     )
-    if problems:
-        raise InputError(problems)
+    if found:
+        raise InputError(found)
     workers, jobs = _workers(sweep, options, limits.options)
     resources = JobResources(
         cluster=options.cluster,
@@ -241,48 +241,48 @@ def run_array(sweep: Sweep, options: SweepJobOptions, *, should_stop: Callable[[
     resources, workers = checked(sweep, options)
     if options.cluster == "slurm":
         slurm.require_slurm()
-    with run_sweep.opened(sweep, threads=workers.cpus, packed=resources.jobs > 1) as opened:
-        jobs = submit.living(opened.folder)
+    with opened(sweep, threads=workers.cpus, packed=resources.jobs > 1) as of:
+        jobs = submit.living(of.folder)
         taken = {trial for job in jobs for trial in job.trials}
         if not jobs:
-            remove(opened.stop_file)
-        todo = [trial.outcome for trial in opened.todo() if trial.trial_id not in taken]
+            remove(of.stop_file)
+        todo = [trial.outcome for trial in of.todo() if trial.trial_id not in taken]
         run_sweep.print_skipped(sweep, console)
         console.print(
-            f"sweep {sweep.name}: {len(opened.trials)} trials, {len(todo)} to submit, "
+            f"sweep {sweep.name}: {len(of.trials)} trials, {len(todo)} to submit, "
             f"{len(taken)} held by living jobs"
         )
-        console.print(f"results go to {opened.folder}", soft_wrap=True)
-        batches = _batches(opened, todo, options, resources, workers)
+        console.print(f"results go to {of.folder}", soft_wrap=True)
+        batches = _batches(of, todo, options, resources, workers)
         if options.cluster == "debug":
-            stop = opened.stop_file.touch
-            with watch(opened.tails(), console, should_stop=should_stop, on_stop=stop):
-                submit.run_here(opened.folder, "trials", batches)
-            return run_sweep.conclude(opened, console)
-        for array in submit.submit(resources, opened.folder, "trials", batches, jobs):
+            stop = of.stop_file.touch
+            with watch(of.tails(), console, should_stop=should_stop, on_stop=stop):
+                submit.run_here(of.folder, "trials", batches)
+            return run_sweep.conclude(of, console)
+        for array in submit.submit(resources, of.folder, "trials", batches, jobs):
             jobs += array
             first = array[0].job.partition("_")[0]
             console.print(
                 f"submitted job {first}: {len(array)} task(s), "
                 f"{sum(len(job.trials) for job in array)} trials; "
-                f"logs: {opened.folder / 'submitit' / first}*_log.out",
+                f"logs: {of.folder / 'submitit' / first}*_log.out",
                 soft_wrap=True,
             )
         if jobs:
-            console.print(_how_to(jobs, opened.folder), soft_wrap=True)
-        with watch(opened.tails(), console):
+            console.print(_how_to(jobs, of.folder), soft_wrap=True)
+        with watch(of.tails(), console):
             for living in submit.until_the_end(jobs, should_stop):
                 if should_stop():
                     raise Interrupted(
                         f"detached; {len(living)} job(s) go on, and the same command watches them "
-                        f"again. {_how_to(living, opened.folder)}"
+                        f"again. {_how_to(living, of.folder)}"
                     )
-        _record_deaths(opened.folder, jobs, console)
-        return run_sweep.conclude(opened, console)
+        _record_deaths(of.folder, jobs, console)
+        return run_sweep.conclude(of, console)
 
 
 def _batches(
-    opened: OpenSweep,
+    of: OpenSweep,
     todo: Sequence[Outcome],
     options: SweepJobOptions,
     resources: JobResources,
@@ -291,16 +291,16 @@ def _batches(
     """The batches to submit, each in its file."""
     if not todo:
         return []
-    seconds = expected_s(opened.sweep, options, workers)
+    seconds = expected_s(of.sweep, options, workers)
     size = group_size(len(todo), options, resources.jobs, seconds)
-    jobs = {trial.trial_id: opened.job(trial) for trial in opened.trials}
+    jobs = {trial.trial_id: of.job(trial) for trial in of.trials}
     prefix, batches = secrets.token_hex(4), []
     for start in range(0, len(todo), size):
         some = tuple(todo[start : start + size])
         batch = TrialBatch(
-            path=opened.folder / "jobs" / f"{prefix}-{len(batches):04d}.json",
-            sweep=opened.sweep.name,
-            folder=opened.folder,
+            path=of.folder / "jobs" / f"{prefix}-{len(batches):04d}.json",
+            sweep=of.sweep.name,
+            folder=of.folder,
             outcomes=some,
             jobs=tuple(asdict(jobs[outcome.trial]) for outcome in some),
             workers=workers,

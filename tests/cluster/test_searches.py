@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from ddpm import report
-from ddpm.cluster import run_sweep
-from ddpm.cluster.run_sweep import Allowance, OpenSweep, Round, rounds
+from ddpm.cluster import open_sweep
+from ddpm.cluster.open_sweep import OpenSweep, Round, rounds
+from ddpm.cluster.run_sweep import Allowance
 from ddpm.cluster.run_trial import run_trial
 from ddpm.cluster.workers import Workers
 from ddpm.runs import checkpoint
@@ -18,7 +19,7 @@ from ddpm.runs.directory import RunDirectory
 from ddpm.sweep.plan import Trial, load_sweep
 from tests.support.tree import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ALONE = Workers(count=1, cpus=1, gpus=0)
 RATE = "TRAINING.HYPER_PARAMETERS.LEARNING_RATE"
 SPACE = f"SPACE: {{{RATE}: {{loguniform: [1.0e-4, 1.0e-2]}}}}\n"
@@ -39,7 +40,7 @@ def opened(folder: Path, text: str, *overrides: str) -> Iterator[OpenSweep]:
     path = folder / "small.yaml"
     path.write_text(HEAD + text)
     sweep = load_sweep(path, [f"TRAINING.OUTPUT_DIR={folder / 'out'}", *overrides])
-    with run_sweep.opened(sweep, threads=1, packed=False) as found:
+    with open_sweep.opened(sweep, threads=1, packed=False) as found:
         yield found
 
 

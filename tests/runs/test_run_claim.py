@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ddpm import config as configuration
-from ddpm.cluster import run_sweep
+from ddpm.cluster import open_sweep
 from ddpm.cluster.run_trial import run_trial
 from ddpm.data import packing
 from ddpm.errors import LockedError
@@ -244,8 +244,8 @@ def test_what_others_made_before_a_sweep_had_its_lock_is_found(
         made[0].path.mkdir(parents=True, exist_ok=True)
         return storage.lock(path, what)
 
-    monkeypatch.setattr(run_sweep, "lock", made_first)
-    with run_sweep.opened(sweep, threads=1, packed=False) as opened:
+    monkeypatch.setattr(open_sweep, "lock", made_first)
+    with open_sweep.opened(sweep, threads=1, packed=False) as opened:
         assert opened.trials[0].run_dir == str(made[0].path.absolute())
         trial = opened.trials[1]
         # nothing is trained twice beside a run of the same id that a command began since
@@ -261,5 +261,5 @@ def test_what_others_made_before_a_sweep_had_its_lock_is_found(
         )
         assert ended == "held" and not Path(job.run_dir).exists()
         with pytest.raises(LockedError, match=f"sweep one in {opened.folder} is in use by"):  # noqa: SIM117
-            with run_sweep.opened(sweep, threads=1, packed=False):
+            with open_sweep.opened(sweep, threads=1, packed=False):
                 pass
