@@ -93,7 +93,7 @@ def _keep_credentials() -> None:
 def _record_deaths(results: tune.ResultGrid, plans: Mapping[str, str], ledger: Ledger) -> None:
     """Failed, in the ledger, where a trial's process died before it could say so."""
     ended = {key for key, one in ledger.outcomes().items() if one.status != "unrun"}
-    for result in results:
+    for result in (results[number] for number in range(len(results))):
         config = result.config or {}
         key = config.get("trial")
         if result.error is None or key is None or key in ended:
