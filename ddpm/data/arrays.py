@@ -75,7 +75,8 @@ class ArraySource(Source):
         return labels.astype(np.int64)
 
     def load(self, *, progress: bool = False) -> Loaded:
-        arrays, broken = [], []
+        arrays: list[NDArray] = []
+        broken: list[str] = []
         for part in (_IMAGES, _LABELS)[: 1 + self.has_labels]:
             try:
                 arrays.append(self._read(part))
@@ -237,7 +238,7 @@ class _Floats:
 
 
 def _image_problems(shape: Shape, dtype: np.dtype) -> list[str]:
-    """Why an array cannot be images (N, H, W[, C])."""
+    """Reasons why an array cannot be images (N, H, W[, C])."""
     problems = []
     if len(shape) not in (3, 4) or 0 in shape:
         problems.append(f"have shape {shape}; give (N, H, W) or (N, H, W, C)")
@@ -247,7 +248,7 @@ def _image_problems(shape: Shape, dtype: np.dtype) -> list[str]:
 
 
 def _label_shape_problems(shape: Shape, dtype: np.dtype, *, count: int) -> list[str]:
-    """Why an array cannot be the labels of `count` images."""
+    """Reasons why an array cannot be the labels of `count` images."""
     problems = []
     if shape not in ((count,), (count, 1)):
         problems.append(f"have shape {shape}; give one label an image, ({count},)")
@@ -419,7 +420,7 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NpzM
 
 
 def _check_crc(stream: BinaryIO, start: int, info: zipfile.ZipInfo) -> None:
-    """What zipfile does when it reads a member: mapped pages would skip it."""
+    """The check that zipfile makes when it reads a member, which mapped pages would skip."""
     stream.seek(start)
     crc, rest = 0, info.file_size
     while rest:

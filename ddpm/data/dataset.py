@@ -10,7 +10,6 @@ import os
 import threading
 import weakref
 import zlib
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -42,22 +41,10 @@ _AHEAD = 4
 Ints = NDArray[np.int64]
 
 
-class Store(ABC):
-    """Images by number, framed (cropped and resized) as they are read."""
+class MemoryStore:
+    """Images in memory, by number."""
 
     bytes_read = 0
-
-    @abstractmethod
-    def frames(self, ids: Ints, preprocessor: Preprocessor, draws: Ints | None) -> Pixels:
-        """Images (n, H, W, C) by number.  draws: (n, 4), of random crops."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Gives back what the system lent; reading borrows it again."""
-
-
-class MemoryStore(Store):
-    """Images that are in memory."""
 
     def __init__(self, pixels: ImageSequence) -> None:
         self._pixels = pixels
@@ -70,8 +57,13 @@ class MemoryStore(Store):
         """Memory goes with the store."""
 
 
-class ShardStore(Store):
-    """Images in shards. Threads may read at the same time."""
+class ShardStore:
+    """Images in shards, by number, framed (cropped and resized) as they are read.
+
+    Threads may read at the same time.
+    """
+
+    bytes_read = 0
 
     def __init__(self, index: Index) -> None:
         self._index = index
@@ -85,6 +77,7 @@ class ShardStore(Store):
         weakref.finalize(self, _close_all, self._files)
 
     def frames(self, ids: Ints, preprocessor: Preprocessor, draws: Ints | None) -> Pixels:
+        """Images (n, H, W, C) by number.  draws: (n, 4), of random crops."""
         if preprocessor.is_random_crop:  # what is kept would be another crop
             return self._decoded(ids, preprocessor, draws)
         kept = np.zeros(len(ids), bool)
@@ -105,7 +98,7 @@ class ShardStore(Store):
         return frames
 
     def keep_decoded(self, image_shape: tuple[int, int, int]) -> None:
-        """From now on keeps decoded images, while a quarter of the machine's memory is free."""
+        """Keeps decoded images from here on, while a quarter of the machine's memory is free."""
         channels, height, width = image_shape
         dtype = np.dtype(self._index.dtype)
         most = psutil.virtual_memory().total // (channels * height * width * dtype.itemsize)
@@ -115,34 +108,37 @@ class ShardStore(Store):
         self._is_kept = np.zeros(count, bool)
 
     def read_from(self, folder: Path) -> None:
-        """From now on reads the copies of the shards in `folder`; one that turns out damaged or
-        gone is thrown away, and its shard read where the index lies.
+        """Reads the copies of the shards in `folder` from here on; a copy that turns out damaged or
+        gone is removed, and its shard read where the index lies.
         """
         self._paths = [folder / shard.name for shard in self._index.shards]
 
     def close(self) -> None:
+        """Closes the files; reading opens them again."""
         _close_all(self._files)
 
     def _decoded(self, ids: Ints, preprocessor: Preprocessor, draws: Ints | None) -> NDArray[Any]:
-        frames: list[Pixels] = [_EMPTY] * len(ids)
+        if not len(ids):
+            return np.empty((0, *preprocessor.size, self._index.channels), self._index.dtype)
+        frames: dict[int, Pixels] = {}
         for place, data in self._bytes(ids):
             try:
                 pixels = images.decode(data)
                 frames[place] = preprocessor.frame(pixels, None if draws is None else draws[place])
             except ValueError as error:
                 raise InputError(f"{self._index.place(int(ids[place]))}: {error}") from error
-        return np.stack(frames) if frames else _none_of(self._index, preprocessor)
+        return np.stack([frames[place] for place in range(len(ids))])
 
     def _bytes(self, ids: Ints) -> Iterator[tuple[int, bytes]]:
         """(place in ids, bytes of the image) of every sample, in the order of the shards."""
         ascending = np.argsort(ids, kind="stable")
         shards = np.searchsorted(self._starts, ids[ascending], side="right") - 1
         is_apart = (np.diff(ids[ascending]) > 1) | (np.diff(shards) > 0)
-        for span in np.split(ascending, np.flatnonzero(is_apart) + 1):
-            if len(span):
-                yield from self._span(ids, span.tolist())
+        for run in np.split(ascending, np.flatnonzero(is_apart) + 1):
+            if len(run):
+                yield from self._run(ids, run.tolist())
 
-    def _span(self, ids: Ints, places: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+    def _run(self, ids: Ints, places: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         """Samples that lie side by side in one shard, with one read."""
         shard = int(np.searchsorted(self._starts, ids[places[0]], side="right")) - 1
         path, original = self._paths[shard], self._index.folder / self._index.shards[shard].name
@@ -197,13 +193,6 @@ class ShardStore(Store):
                     return file
                 self._files[path] = file
             return self._files[path]
-
-
-_EMPTY: Pixels = np.empty((0, 0, 0), np.uint8)
-
-
-def _none_of(index: Index, preprocessor: Preprocessor) -> Pixels:
-    return np.empty((0, *preprocessor.size, index.channels), index.dtype)
 
 
 def _pread(file: int, offset: int, size: int) -> bytes:
@@ -320,7 +309,7 @@ class Dataset:
 
     def _take(
         self,
-        store: Store,
+        store: MemoryStore | ShardStore,
         labels: NDArray[np.int64] | None,
         preprocessor: Preprocessor,
         *,

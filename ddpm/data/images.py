@@ -46,7 +46,7 @@ Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayHeader:
-    """What an NPY header promises, and the bytes it takes itself."""
+    """An NPY header: the array it promises, and the bytes it takes itself."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -60,7 +60,7 @@ class ArrayHeader:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageHeader:
-    """What an image file says before its pixels are decoded."""
+    """Size and type of an image file, known before its pixels are decoded."""
 
     height: int
     width: int
@@ -127,11 +127,11 @@ def decode(data: bytes) -> Pixels:
 
     data: PNG, JPEG, WebP, BMP or NPY. Raises ValueError with the reason it cannot be used.
     """
-    told = header(data)
+    found = header(data)
     if data.startswith(NPY_MAGIC):
         array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-        array = array.reshape(told.height, told.width, told.channels)
-        return array if told.dtype == "uint8" else unit_floats(array)
+        array = array.reshape(found.height, found.width, found.channels)
+        return array if found.dtype == "uint8" else unit_floats(array)
     with _open(data) as image:
         try:
             image.load()
@@ -139,7 +139,7 @@ def decode(data: bytes) -> Pixels:
             raise ValueError(f"cannot be decoded: {error}") from error
         if image.mode in ("1", "P"):
             image = image.convert("L" if image.mode == "1" else "RGB")
-        return np.array(image).reshape(told.height, told.width, told.channels)
+        return np.array(image).reshape(found.height, found.width, found.channels)
 
 
 def unit_floats(array: NDArray) -> NDArray[np.float32]:
@@ -182,17 +182,18 @@ def resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     return np.clip(stacked, 0.0, 1.0)
 
 
-def _npy_image_header(told: ArrayHeader, length: int) -> ImageHeader:
-    if len(told.shape) not in (2, 3) or 0 in told.shape:
-        raise ValueError(f"array of shape {told.shape}; give (H, W) or (H, W, C)")
-    if told.dtype != np.uint8 and told.dtype.kind != "f":
-        raise ValueError(f"array of {told.dtype}; give uint8, or floats in [0, 1]")
-    if told.header_bytes + told.data_bytes != length:
+def _npy_image_header(found: ArrayHeader, length: int) -> ImageHeader:
+    if len(found.shape) not in (2, 3) or 0 in found.shape:
+        raise ValueError(f"array of shape {found.shape}; give (H, W) or (H, W, C)")
+    if found.dtype != np.uint8 and found.dtype.kind != "f":
+        raise ValueError(f"array of {found.dtype}; give uint8, or floats in [0, 1]")
+    if found.header_bytes + found.data_bytes != length:
         raise ValueError(
-            f"array header promises {told.data_bytes} bytes, {length - told.header_bytes} are there"
+            f"array header promises {found.data_bytes} bytes, "
+            f"{length - found.header_bytes} are there"
         )
-    height, width, channels = (*told.shape, 1)[:3]
-    kind = "uint8" if told.dtype == np.uint8 else "float32"
+    height, width, channels = (*found.shape, 1)[:3]
+    kind = "uint8" if found.dtype == np.uint8 else "float32"
     return ImageHeader(height=height, width=width, channels=channels, dtype=kind)
 
 
@@ -228,7 +229,7 @@ class Preprocessor:
         self.is_random = self.is_random_crop or self._kind is not None
 
     def frame(self, pixels: Pixels, draws: NDArray[np.int64] | None) -> Pixels:
-        """One image (H', W', C), cropped and resized: (H, W, C).  draws: (4,); None: CROP_POSITION."""
+        """One image (H', W', C) cropped, resized: (H, W, C).  draws: (4,); None: CROP_POSITION."""
         height, width = self._crop_size
         top, left = self._place(pixels.shape[0] - height, pixels.shape[1] - width, draws)
         return resize(pixels[top : top + height, left : left + width], self.size)

@@ -13,7 +13,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """What lies in a folder of shards.
+    """Content of a folder of shards.
 
     image_shape: (C, H, W); None when sizes vary.  smallest_size: the least height and the least
     width. dtype: "uint8", or "float32" with values in [0, 1].  num_classes: the highest label + 1
@@ -68,12 +68,12 @@ class Index:
     dtype: str
     num_classes: int | None
     class_names: tuple[str, ...] | None
-    shards: tuple[Shard, ...]
     is_shuffled: bool
     recipe: str | None
+    sha256: str
     table_file: str
     table_sha256: str
-    sha256: str
+    shards: tuple[Shard, ...]
 
     @cached_property
     def table(self) -> NDArray[np.void]:
@@ -107,7 +107,7 @@ class Index:
         return self.num_samples * TABLE.itemsize
 
     def place(self, sample: int) -> str:
-        """Where a sample lies, for messages."""
+        """The place of a sample, for messages."""
         shard = int(np.searchsorted(self.starts, sample, side="right")) - 1
         offset = self.table["offset"][sample]
         return f"{self.folder / self.shards[shard].name}: sample {sample} at byte {offset}"
@@ -372,28 +372,15 @@ def _contradictions(folder: Path, names: Sequence[str], scans: Sequence[Scan]) -
 
 
 def _traits(sample: Sample) -> tuple[str, str, str]:
-    """What all samples of a folder must share."""
+    """Traits that all samples of a folder share."""
     label = "no label" if sample.label is None else "a label"
     return label, f"{sample.header.channels} channels", f"{sample.header.dtype} pixels"
 
 
 def _to_json(index: Index) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "num_samples": index.num_samples,
-        "image_shape": index.image_shape,
-        "smallest_size": index.smallest_size,
-        "channels": index.channels,
-        "dtype": index.dtype,
-        "num_classes": index.num_classes,
-        "class_names": index.class_names,
-        "is_shuffled": index.is_shuffled,
-        "recipe": index.recipe,
-        "sha256": index.sha256,
-        "table_file": index.table_file,
-        "table_sha256": index.table_sha256,
-        "shards": [vars(shard) for shard in index.shards],
-    }
+    content = asdict(index)
+    del content["folder"]
+    return {"format": FORMAT, **content}
 
 
 def _is_sorted(labels: NDArray[np.int64] | None) -> bool:

@@ -44,7 +44,7 @@ class _Pass:
 
 
 def is_validation(num_samples: int, fraction: float) -> NDArray[np.bool_]:
-    """Which samples are kept out of training: uniform(0, SPLIT, id) < fraction, for each id."""
+    """Mask of the samples kept out of training: uniform(0, SPLIT, id) < fraction, for each id."""
     ids = torch.arange(num_samples)
     return (philox.uniform(SPLIT_SEED, Stream.SPLIT, ids) < fraction).numpy()
 
@@ -75,9 +75,8 @@ class Order:
 
     def ids(self, positions: Tensor) -> Tensor:
         """The sample at each position.  positions: int64 (n,), each >= 0.  Returns int64 (n,)."""
-        asked = positions.numpy()
-        passes, places = np.divmod(asked, len(self.train_ids))
-        ids = np.empty_like(asked)
+        passes, places = np.divmod(positions.numpy(), len(self.train_ids))
+        ids = np.empty_like(places)
         with self._lock:  # threads that read ahead share what is kept of a pass
             for number in np.unique(passes):
                 chosen = passes == number
@@ -137,9 +136,9 @@ class Order:
             return np.empty(0, np.int64)
         blocks = int((self._block_runs > 0).sum())
         least, most = _GROUP_RUNS
-        wanted = min(most, -(-least // blocks) * blocks)
+        runs_a_group = min(most, -(-least // blocks) * blocks)
         num_runs = len(starts) - 1
-        count = max(1, num_runs // wanted)
+        count = max(1, num_runs // runs_a_group)
         return starts[np.arange(count + 1) * num_runs // count]
 
 

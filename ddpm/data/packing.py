@@ -1,8 +1,13 @@
-"""Writes a source as WebDataset shards: PNG for uint8 of 1 or 3 channels, NPY else, and a class.
+"""Packing: shards of DATASET.PATH, made where it is no folder of shards, checked against a config.
 
-Samples lie in a keyed random order, so that reading the shards front to back is reading at random.
-The same source gives the same bytes. Each shard appears whole or not at all and the index last;
-after a kill, the same call keeps the finished shards and goes on.
+Shards are WebDataset's: PNG for uint8 of 1 or 3 channels, NPY else, and a class. Samples lie in a
+keyed random order, so that reading the shards front to back is reading at random. The same source
+gives the same bytes. Each shard appears whole or not at all and the index last; after a kill, the
+same call keeps the finished shards and goes on.
+
+`prepare` uses shards where they lie (foreign ones are indexed in place); any other source is packed
+once into OUTPUT_DIR/shards/{digest of source and options}. All but packing itself works without
+torch, webdataset and scikit-learn.
 """
 
 import hashlib
@@ -46,6 +51,8 @@ _UNKNOWN_SHARD_SAMPLES = 1024
 _RUN = 32
 _PACK_ID = 1 << 41  # of the draw that orders the samples; those of training lie below
 _THREADS = 4
+# From so many expected samples on, a side of the split is empty with a chance below 1e-27.
+_SURELY_FILLED = 64
 _log = logging.getLogger(__name__)
 
 
@@ -82,7 +89,7 @@ def pack(
 
 @dataclass(frozen=True, kw_only=True)
 class PackPlan:
-    """What will be packed and how. recipe: a digest of everything the shards depend on."""
+    """A source and the options of its shards. recipe: digest of all that their bytes depend on."""
 
     source: Source
     name: str
@@ -120,7 +127,7 @@ def plan_packing(
 
 
 def _samples_per_shard(source: Source) -> int:
-    """So many that a shard has about 32 MiB: whole runs of the reading order."""
+    """Samples of about 32 MiB: whole runs of the reading order."""
     if source.image_shape is None:
         return _UNKNOWN_SHARD_SAMPLES
     least, most = _SHARD_SAMPLES
@@ -239,7 +246,7 @@ def _kept_scan(path: Path, sha256: str | None) -> Scan | None:
 
 
 def _order(plan: PackPlan) -> NDArray[np.int64]:
-    """Which image of the source is sample 0, 1, ..."""
+    """The image of the source that is sample 0, 1, ..."""
     from ddpm.diffusion import philox
 
     count = plan.source.num_samples
@@ -285,18 +292,6 @@ def _write_shard(
     return scan
 
 
-# --------
-# Shards of images: made from a source, found, checked against a configuration.
-#
-# `prepare` turns DATASET.PATH into an index: shards are used where they lie (foreign ones are indexed
-# in place), any other source is packed once into OUTPUT_DIR/shards/{digest of source and options}.
-# A source is known by its content up to 256 MiB in 1,000 files, else by names, sizes and times.
-# Everything but packing itself works without torch, webdataset and scikit-learn.
-
-# From so many expected samples on, a side of the split is empty with a chance below 1e-27.
-_SURELY_FILLED = 64
-
-
 def prepare(config: Config, *, progress: bool = True) -> Index:
     """The index of the data that DATASET.PATH names, packed or indexed now if it never was.
 
@@ -312,7 +307,7 @@ def prepare(config: Config, *, progress: bool = True) -> Index:
 
 
 def found(config: Config) -> Index | None:
-    """As prepare(); None where the data has been neither packed nor indexed. Writes nothing."""
+    """The index that prepare() would give; None where it has still to be made. Writes nothing."""
     path = config.DATASET.PATH
     folder = Path(path) if is_shards(path) else _place(config)[1]
     return open_index(folder) if (folder / INDEX_FILE).exists() else None
@@ -349,7 +344,7 @@ def is_shards(path: str | Path) -> bool:
 
 
 def check(config: Config, index: Index) -> list[str]:
-    """Why the data cannot be trained on with this configuration, one line each."""
+    """Problems of training on the data with this configuration, one line each."""
     problems = [
         *_shape_problems(config, index.channels, index.smallest_size),
         *_class_problems(config, index.num_classes is not None),
@@ -360,7 +355,7 @@ def check(config: Config, index: Index) -> list[str]:
 
 
 def source_problems(config: Config) -> list[str]:
-    """Why the data cannot be used, as far as names, headers and sizes tell; writes nothing."""
+    """Problems of the data that names, headers and sizes show; writes nothing."""
     path = config.DATASET.PATH
     try:
         if not is_shards(path):
@@ -399,10 +394,10 @@ def _unpacked_problems(config: Config, source: Source) -> list[str]:
 
 def _shape_problems(config: Config, channels: int, smallest: tuple[int, int]) -> Iterator[str]:
     """smallest: the least height and the least width of the images."""
-    wanted, height, width = image_shape(config)
-    if channels != wanted:
+    own, height, width = image_shape(config)
+    if channels != own:
         yield (
-            f"images have {channels} channel(s) but TRAINING.INPUT_IMAGE_CHANNEL is {wanted}; "
+            f"images have {channels} channel(s) but TRAINING.INPUT_IMAGE_CHANNEL is {own}; "
             f"give {channels}"
         )
     crop = config.DATASET.PREPROCESSING.CROP_SIZE

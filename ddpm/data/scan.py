@@ -65,7 +65,7 @@ class _Member(tarfile.TarInfo):
     """A header, refused before tarfile believes its size (of extended headers too)."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_Member":
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
         member = super().frombuf(buf, encoding, errors)
         # tarfile takes signs, underscores and what follows a NUL; POSIX has octal digits.
         for number in (buf[148:156], *(() if buf[124] & 0x80 else (buf[124:136],))):
@@ -109,7 +109,7 @@ def scan_tar(stream: BinaryIO, name: str) -> Scan:
     except tarfile.TarError as error:
         note(error)
     stream.seek(0)
-    sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    sha256 = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
     return Scan(samples=samples, size=stream.tell(), sha256=sha256, problems=problems)
 
 
@@ -128,7 +128,7 @@ def _members(stream: BinaryIO, note: Callable[[object], None]) -> Iterator[_Memb
     stream.seek(0)
     with _opened(stream, size) as tar:
         while (member := _next(tar, size)) is not None:
-            tar.members.clear()  # it would keep them all
+            tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
             assert isinstance(member, _Member)
             if problem := _problem(member):
                 note(f"{member.name!r} {problem}")
@@ -177,7 +177,7 @@ def _check_end(stream: BinaryIO, offset: int, size: int) -> None:
 
 
 def _problem(member: tarfile.TarInfo) -> str | None:
-    """Why a member may not be there."""
+    """The reason why a member may not be there."""
     if member.issparse() or any(key.startswith("GNU.sparse") for key in member.pax_headers):
         return "is a sparse file; only regular files are read"
     if member.size > MAX_MEMBER_BYTES:  # by an extended header

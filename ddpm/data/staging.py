@@ -59,8 +59,8 @@ def copied(
 ) -> Path | None:
     """The folder with this node's copies of the shards; None: they are read in place.
 
-    setting: DATASET.STAGE, `off` or a folder; $NAMES in it are this node's.  Raises InputError when the folder cannot be used or
-    a shard is damaged, Interrupted when `should_stop()` turns true.
+    setting: DATASET.STAGE, `off` or a folder; $NAMES in it are this node's.  Raises InputError when
+    the folder cannot be used or a shard is damaged, Interrupted when `should_stop()` turns true.
     """
     if setting.lower() == "off":
         return None

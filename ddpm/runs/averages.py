@@ -24,7 +24,7 @@ from ddpm.runs import checkpoint, storage
 from ddpm.runs.checkpoint import Checkpoint, folder_of, read_manifest, steps
 
 FOLDER = "ema_snapshots"
-# Of the profile asked for, what its snapshots may miss: more is another average than the one asked.
+# Share of a profile that its snapshots may miss: with more it is another average.
 LARGEST_ERROR = 0.1
 
 

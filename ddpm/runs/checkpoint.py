@@ -50,7 +50,7 @@ def folder_name(step: int) -> str:
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of optimizer step `step` lies."""
+    """The folder of the checkpoint of optimizer step `step`."""
     return checkpoints / folder_name(step)
 
 

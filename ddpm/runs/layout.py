@@ -107,5 +107,5 @@ def _newest_manifest(run: Path) -> dict[str, Any] | None:
         try:
             return checkpoint.read_manifest(checkpoint.folder_of(folder, step))
         except (StorageError, InputError):
-            continue  # whoever wants the weights is told; one before it knows as well
+            continue  # loading its weights will say so; the one before it knows as well
     return None

@@ -43,7 +43,7 @@ class NewRows:
         self._path, self._offset = path, 0
 
     def read(self) -> list[Row]:
-        """What came since; from the first one when a resume has cut the file back."""
+        """Rows since the last call; from the first one when a resume has cut the file back."""
         if not self._path.exists():
             return []
         if self._path.stat().st_size < self._offset:
@@ -166,12 +166,12 @@ def record_failure(run_dir: Path, error: Exception) -> None:
 
 
 def failure(run_dir: Path) -> dict[str, Any]:
-    """What FAILED.json says; empty for a run that has not failed."""
+    """Content of FAILED.json; empty for a run that has not failed."""
     return storage.read_json(run_dir / FAILED)
 
 
 def reason(error: BaseException) -> str:
-    """An error in words: what the user is told, else its type, text and place in the code."""
+    """An error in words: the message for the user, else its type, text and place in the code."""
     if isinstance(error, DdpmError):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)

@@ -136,9 +136,9 @@ class Began:
 
 
 def watts(device: torch.device) -> float:
-    """Power that a whole GPU draws now, whoever uses it; NaN where nothing tells.
+    """Power that a whole GPU draws now, whoever uses it; NaN where unknown.
 
-    NVIDIA's management library tells, through PyTorch, where its Python package (nvidia-ml-py) is
+    From NVIDIA's management library, through PyTorch, where its Python package (nvidia-ml-py) is
     installed and the machine does not hide it.
     """
     if device.type != "cuda":

@@ -31,7 +31,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from ddpm.errors import LockedError, StorageError
 
@@ -121,7 +121,7 @@ def _message(path: Path, reason: str, needed: int | None, free: int | None, advi
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What was written to a file: its SHA-256 (hex) and its size in bytes."""
+    """SHA-256 (hex) and size in bytes of a file that was written."""
 
     sha256: str
     size: int
@@ -153,7 +153,7 @@ class Sink:
         return self._size
 
     def written(self) -> Written:
-        """What passed so far."""
+        """Hash and size of all that passed so far."""
         return Written(sha256=self._hash.hexdigest(), size=self._size)
 
 
@@ -187,7 +187,7 @@ def write_json(path: Path, value: object) -> Written:
 
 
 def create_json(path: Path, value: object) -> bool:
-    """As write_json, where nothing lies there yet; False, changing nothing, where something does.
+    """Writes JSON where nothing lies yet; False, changing nothing, where something does.
 
     Of several processes on any machines the first one wins, and nobody reads half a file.
     """
@@ -360,10 +360,7 @@ def _remove_quietly(path: Path) -> None:
             system.unlink(path)
 
 
-class Sign(Protocol):
-    """Adds words to what the holder of a lock says of itself."""
-
-    def __call__(self, **more: str) -> None: ...
+Sign = Callable[..., None]  # adds words to what the holder of a lock says of itself
 
 
 @contextmanager
@@ -484,7 +481,7 @@ def _described(holder: Mapping[str, Any]) -> str:
 
 
 def _unsign(descriptor: int) -> None:
-    """A signature that stays tells those who cannot see the lock that its holder was killed."""
+    """Removed at the end: one that stays shows, without the lock, that its holder was killed."""
     if descriptor in _held:
         with suppress(OSError):
             system.ftruncate(descriptor, 0)

@@ -22,7 +22,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """The content of a pair of files. sha256: of the tensors' file.  results: of the computation."""
+    """Content of a pair of files. sha256: of the tensors' file.  results: of the computation."""
 
     tensors: dict[str, Tensor]
     sha256: str
@@ -88,11 +88,11 @@ def read(stem: Path, facts: Mapping[str, Any]) -> Kept | None:
     return Kept(tensors=safetensors.torch.load(content), sha256=sha256, results=results)
 
 
-def _differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+def _differences(known: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
     return [
-        f"  {key}: {_short(known.get(key))} is kept, {_short(wanted.get(key))} is wanted"
-        for key in sorted(known.keys() | wanted.keys())
-        if known.get(key) != wanted.get(key)
+        f"  {key}: {_short(known.get(key))} is kept, {_short(expected.get(key))} is wanted"
+        for key in sorted(known.keys() | expected.keys())
+        if known.get(key) != expected.get(key)
     ]
 
 
