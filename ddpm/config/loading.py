@@ -498,7 +498,7 @@ def _explain(document: Document, root: type, loc: list[str], kind: str) -> None:
     """Notes what pydantic found at a place, in our words."""
     sections, keys = sections_under(root), keys_under(root)
     prefixes = [".".join(loc[: n + 1]) for n in range(len(loc))]
-    key = next((each for each in prefixes if each not in sections), loc and prefixes[-1])
+    key = next((each for each in prefixes if each not in sections), prefixes[-1])
     if any(key == each or key.startswith(each + ".") for each in document.spoiled):
         return
     if key in keys and kind == "missing":

@@ -81,12 +81,15 @@ Text = Annotated[str, Strict(), Field(pattern=_NON_EMPTY), _PRINTABLE]
 Name = Annotated[str, Strict(), Field(pattern=_NAME), _PRINTABLE]
 
 
+_REQUIRED: Any = ...
+
+
 def option(default: T, meaning: str, *, machine: bool = False, **limits: Any) -> T:
-    """A key with its meaning and pydantic's limits (ge, le, gt, lt, min_length); `...`: required.
+    """A key with its meaning and pydantic's limits (ge, le, gt, lt, min_length).
 
     machine: says where or how a run is executed, not what it computes; no part of its identity.
     """
-    extra = {"machine": True} if machine else None
+    extra: Any = {"machine": True} if machine else None
     return cast(T, Field(default, description=meaning, json_schema_extra=extra, **limits))
 
 
@@ -151,9 +154,9 @@ class Preprocessing:
 class DatasetSection:
     """The images."""
 
-    NAME: Name = option(..., "Name of the data, part of the run directory's name")
+    NAME: Name = option(_REQUIRED, "Name of the data, part of the run directory's name")
     PATH: Text = option(
-        ..., "NPZ file, image folder, IDX files, folder of shards, or `digits`", machine=True
+        _REQUIRED, "NPZ file, image folder, IDX files, folder of shards, or `digits`", machine=True
     )
     LABEL_KEY: Text | None = option(
         "labels", "Key of the labels in the NPZ; folders: sub-folders are classes unless null"

@@ -1,12 +1,15 @@
-"""Which measure compares which trials: a search on any other would find the cell whose numbers are
-small, not the one that is good.
+"""Measures by which trials may be compared, and the evaluations at which they are.
+
+A search on a measure that its cells do not share finds the cell whose numbers are small, not the
+one that is good:
 
     mean_log10_mse, snr_weighted_mse   the x0-error at common noise levels: compares all cells
     fid_infinity, class_accuracy       of samples drawn alike: as many network calls in all cells
     loss                               only where nothing varies that its scale or average hangs on
     bits_per_dim                       only where schedule and timesteps are one; known at the end
 
-Trials are compared at equal images seen, so rungs and lengths must be equal in images too.
+Trials are compared at equal images seen, so rungs and lengths must be equal in images too. A rung
+is an evaluation; its number is the one of the trial's summary at its end, lower is better.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -166,13 +169,6 @@ def level_problems(
         for name, own in levels
         if (missing := [level for level in usual if level not in own])
     ]
-
-
-# --------
-# Where a trial is compared with others while it trains, and by which number.
-#
-# A rung is an evaluation, so all trials stand on it after equally many images. Its number is the very
-# one that the trial's summary has at its end (`evaluate.metrics_of`, or of samples), lower is better.
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,14 +21,12 @@ _LOG = logging.getLogger("ddpm.ledger")
 _NAME = re.compile(r"[0-9a-f]{8}\.json")
 
 
-class Identified(Protocol):
-    """Anything with a trial id."""
-
+class _Identified(Protocol):
     @property
     def trial_id(self) -> str: ...
 
 
-Trial = TypeVar("Trial", bound=Identified)
+T = TypeVar("T", bound=_Identified)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +109,7 @@ class Ledger:
                 _LOG.warning("%s is no whole outcome of a trial; left out", path)
         return found
 
-    def todo(self, trials: Iterable[Trial], settled: Collection[str] = ("done",)) -> list[Trial]:
+    def todo(self, trials: Iterable[T], settled: Collection[str] = ("done",)) -> list[T]:
         """The trials whose status is not settled, in their order; failed ones are tried again."""
         outcomes = self.outcomes()
         done = {trial for trial, outcome in outcomes.items() if outcome.status in settled}

@@ -276,15 +276,15 @@ def read_plan(document: Document) -> tuple[SearchPlan, Race | None] | None:
             guess = nearest(name, KEYS)
             hint = f"did you mean {guess}?" if guess else f"a sweep has {', '.join(KEYS)}"
             document.refuse(name, f"{name} is no key; {hint}")
-    tree = {
-        name: document.tree[name] for name in ("SEEDS", "NAMES", "TUNE") if name in document.tree
-    }
-    race, seeds = None, tree.get("SEEDS")
+    own = ("SEEDS", "NAMES", "TUNE")
+    tree: dict[str, Tree] = {name: document.tree[name] for name in own if name in document.tree}
+    seeds = tree.get("SEEDS")
+    race: Race | None = None
     if isinstance(seeds, str) and seeds.lower() == "auto":
         seeds = {"AUTO": None}
     if isinstance(seeds, dict):
         auto = validate(replace(document, tree=seeds, places=_below(document, "SEEDS")), _Auto)
-        race = auto and auto.AUTO
+        race = auto.AUTO if auto else None
         if race and race.MAX < race.START:
             document.refuse(
                 "SEEDS",
