@@ -24,7 +24,7 @@ from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.diffusion.unet import UNet
 from ddpm.distributed import best_device
 from ddpm.sampling.loading import for_drawing
-from ddpm.sampling.samplers import Method, sample
+from ddpm.sampling.samplers import sample
 
 SIZE, CHANNELS = 32, 3
 SAMPLERS = ("ddim", "ddpm")  # without noise, and with
@@ -110,7 +110,7 @@ def draw(network: Clocked, schedule: NoiseSchedule, steps: int, batch: int, samp
         (CHANNELS, SIZE, SIZE),
         pred_type="velocity",
         num_steps=steps,
-        method=Method(sampler=sampler),
+        sampler=sampler,
     )
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from ddpm.diffusion import NoiseSchedule
 from ddpm.sampling import SAMPLERS, Denoised, Level, Move
 
-# dpmpp_2m and its _sde remember the step before; analytic needs a run's evaluation.
+# dpmpp_2m and its _sde remember the step before.
 WITHOUT_MEMORY: tuple[str, ...] = ("ddim", "ddpm", "heun")
 
 
@@ -115,7 +115,7 @@ def drawn(
             now=now,
             then=then,
             draw=lambda: z,
-            ask=data.estimate,
+            denoise=data.estimate,
             eta=eta,
         )
         offset, with_slope, with_noise = SAMPLERS[sampler](move)

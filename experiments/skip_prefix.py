@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from ddpm.diffusion import Stream, philox
 from ddpm.errors import InputError
@@ -39,7 +40,7 @@ from ddpm.metrics import (
     reference_of,
 )
 from ddpm.runs import RunDirectory, storage
-from ddpm.sampling import PLAIN, Sampler, Task, draw, levels, load_network, locate
+from ddpm.sampling import SamplerOptions, Start, draw, levels, load_network, locate
 
 BATCH = 64  # images drawn at once
 PICTURE, NUMBERS = "skip_prefix.png", "skip_prefix.json"
@@ -90,9 +91,9 @@ class Judge:
 
     def _drawn(self, num_steps: int, skipped: int, eta: float) -> NDArray[np.uint8]:
         model = self.model
-        sampler = Sampler(
+        sampler = SamplerOptions(
             pred_type=model.pred_type,
-            steps={"num_steps": num_steps},
+            num_steps=num_steps,
             ddim_eta=eta,
             clip_denoise=True,
             seed=model.config.EVALUATION.SEED,
@@ -106,13 +107,13 @@ class Judge:
             sampler,
             labels=None if self._labels is None else torch.from_numpy(self._labels),
             batch_size=BATCH,
-            task=_from_noise(begin, model.image_shape, sampler.seed) if skipped else PLAIN,
+            start=_from_noise(begin, model.image_shape, sampler.seed) if skipped else None,
         )
 
 
-def _from_noise(begin: float, shape: tuple[int, int, int], seed: int) -> Task:
+def _from_noise(begin: float, shape: tuple[int, int, int], seed: int) -> Callable[[Tensor], Start]:
     """The walk from time `begin`, its first state N(0, 1): alpha x0 + sigma noise of two noises."""
-    return Task(x0=lambda ids: philox.normal(seed, Stream.KNOWN, ids, shape), begin=begin)
+    return lambda ids: Start(time=begin, x0=philox.normal(seed, Stream.KNOWN, ids, shape))
 
 
 def skips(num_steps: int, longest: float, count: int) -> list[int]:

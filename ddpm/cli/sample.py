@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 
 from ddpm.cli.options import add_jobs, called, command_line
 from ddpm.errors import InputError
-from ddpm.sampling import BATCH_SIZE, parse_ema, read_request
+from ddpm.sampling import BATCH_SIZE, BulkOptions, is_bulk_folder, parse_ema, read_request
 
 if TYPE_CHECKING:
     from ddpm.cluster import ImageJobOptions
-    from ddpm.sampling import BulkFolder, BulkOptions
+    from ddpm.sampling import BulkFolder, SampleRequest
 
 
 _OF_JOBS = ("jobs", "time", "partition", "sbatch")
@@ -78,12 +78,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.num is None and args.cluster is None:
         return _draw(args)
     if args.plan:
-        _wish(args).request()
+        _request(args)
         return _planned(args.plan)
     options = _options(args)
     from ddpm.cluster import checked
 
-    plan, request = checked(_wish(args), options)
+    plan, request = checked(_request(args), options)
     if args.dry_run:
         from ddpm.cluster import dry_run
 
@@ -100,8 +100,7 @@ def _draw(args: argparse.Namespace) -> int:
         if getattr(args, name) not in (None, []):
             what = "--cluster slurm" if name in _OF_JOBS else "--num"
             raise InputError(f"--{name} is for images in bulk; give {what} too")
-    size = BATCH_SIZE if args.batch_size is None else args.batch_size
-    request = read_request(args.source, args.overrides, ema=args.ema, batch_size=size)
+    request = read_request(args.source, args.overrides, ema=args.ema, batch_size=args.batch_size)
     if args.dry_run:
         print(f"would draw {request.describe()}; nothing was written")
         return 0
@@ -141,33 +140,25 @@ def _look(args: argparse.Namespace) -> int:
 
 def _series(args: argparse.Namespace) -> "tuple[BulkFolder, int]":
     """The images in bulk that the command line names, and how many of them are wanted."""
-    from ddpm.sampling import bulk as series
+    from ddpm.sampling import BulkFolder
 
-    if series.is_series(args.source) and not args.overrides:  # torch is not needed
-        found, num = series.BulkFolder.open(args.source), args.num
+    if args.num is not None and args.num < 1:
+        raise InputError(f"--num is {args.num}; give at least 1")
+    if is_bulk_folder(args.source) and not args.overrides:  # torch is not needed
+        found = BulkFolder.open(args.source)
     else:
-        wish = _wish(args)
-        wish.request()  # what is wrong is known before torch is imported
-        from ddpm.sampling import bulk as series_plan
+        request = _request(args)
+        from ddpm.sampling import BulkSampler
 
-        plan = series_plan.make(wish)
-        found, num = plan.series or series.BulkFolder.open(plan.folder), args.num
-    if num is not None and num < 1:
-        raise InputError(f"--num is {num}; give at least 1")
-    return found, num or found.asked
+        found = BulkFolder.open(BulkSampler(request).folder)
+    return found, args.num or found.asked
 
 
-def _wish(args: argparse.Namespace) -> "BulkOptions":
-    from ddpm.sampling import BulkOptions
-
-    return BulkOptions(
-        source=args.source,
-        overrides=args.overrides,
-        ema=args.ema,
-        num=args.num,
-        unit=args.unit,
-        batch_size=args.batch_size,
-        format=args.format or "shards",
+def _request(args: argparse.Namespace) -> "SampleRequest":
+    """The images in bulk that the command line asks for."""
+    bulk = BulkOptions(num=args.num, unit=args.unit, format=args.format or "shards")
+    return read_request(
+        args.source, args.overrides, ema=args.ema, batch_size=args.batch_size, bulk=bulk
     )
 
 

@@ -21,7 +21,7 @@ from ddpm.config import Config
 from ddpm.diffusion import UNet, summary
 from ddpm.errors import InputError
 from ddpm.runs import duration
-from ddpm.sampling import BulkPlan, Span, bulk
+from ddpm.sampling import BulkSampler, bulk
 from ddpm.sweep import Sweep, cell_name
 
 SCRIPTS = Path(ddpm.__file__).parent / "share" / "slurm"
@@ -167,14 +167,13 @@ def framed(title: str, text: str) -> str:
     return f"{rule} {title}\n{text.rstrip()}\n{rule}"
 
 
-def images(plan: BulkPlan, request: JobResources | None) -> int:
+def images(plan: BulkSampler, request: JobResources | None) -> int:
     """Images in bulk that have been checked."""
     if request is not None and request.cluster == "slurm":
         slurm.require_slurm()
     print(f"would draw {plan.describe()}")
-    # by the manifests' names; damage shows when the command really runs
-    missing = plan.series.missing(plan.num) if plan.series else [Span(0, plan.num)]
-    there = plan.num - bulk.total(missing)
+    missing = plan.missing()  # by the manifests' names; damage shows when the command really runs
+    there = plan.request.num - bulk.total(missing)
     print(
         f"into {plan.folder}, in units of {plan.unit}: {there:,} are there already, "
         f"{bulk.total(missing):,} to draw; nothing was written"
@@ -182,7 +181,7 @@ def images(plan: BulkPlan, request: JobResources | None) -> int:
     if request is None:
         print("in this process")
         return 0
-    tasks = len(shared_out(missing, plan.unit, request.jobs))
+    tasks = len(shared_out(missing, request.jobs))
     print(
         f"by {tasks} task(s), {request.jobs} at a time, each with {request.cpus} core(s), "
         f"{request.gpus} GPU and {request.minutes} minutes, after which it goes on in a new one"

@@ -25,10 +25,10 @@ from ddpm.cluster.slurm import JobStates
 from ddpm.cluster.submit import Cluster, JobResources, Journal, Submitted, stop_asked
 from ddpm.errors import DdpmError, InputError, Interrupted
 from ddpm.runs import LINE_EVERY_S, ImageBar, RunDirectory, duration, remove, storage
-from ddpm.sampling import STOP, Artist, BulkFolder, BulkOptions, Span, bulk
+from ddpm.sampling import STOP, BulkFolder, SampleRequest, bulk
 
 if TYPE_CHECKING:
-    from ddpm.sampling import BulkPlan
+    from ddpm.sampling import BulkSampler
 
 JOBS = 16  # tasks that run at once unless --jobs says otherwise
 WINDOW_S = 600.0  # images/s are those of the last minutes
@@ -56,7 +56,9 @@ class ImageJobOptions:
     sbatch: Sequence[str] = ()
 
 
-def checked(wish: BulkOptions, options: ImageJobOptions) -> "tuple[BulkPlan, JobResources | None]":
+def checked(
+    images: SampleRequest, options: ImageJobOptions
+) -> "tuple[BulkSampler, JobResources | None]":
     """The plan, and the request of each task (None where there is no cluster).
 
     InputError with all that is wrong, StorageError where there is no room; nothing is written.
@@ -68,17 +70,18 @@ def checked(wish: BulkOptions, options: ImageJobOptions) -> "tuple[BulkPlan, Job
         options.time, options.partition, options.sbatch, problems, instead=_INSTEAD
     )
     try:
-        folder = wish.request().folder.resolve()
         if options.cluster is not None:
-            submit.check_folder(folder, "IMAGE_GENERATION.GEN_SAVE_DIR")
+            submit.check_folder(images.folder.resolve(), "IMAGE_GENERATION.GEN_SAVE_DIR")
     except InputError as error:
         problems += error.problems
     if problems:
         raise InputError(problems)
     import torch  # seconds, which a refusal does without
 
-    plan = bulk.make(wish, jobs=options.jobs)
-    bulk.require_room(plan)
+    from ddpm.sampling import BulkSampler
+
+    plan = BulkSampler(images, jobs=options.jobs)
+    plan.require_room()
     if options.cluster is None:
         return plan, None
     threads = RunDirectory(plan.request.run).threads
@@ -108,7 +111,7 @@ class ImageBatch:
 
     path: Path
     folder: Path
-    wanted: tuple[Span, ...]
+    wanted: tuple[range, ...]
 
     def write(self) -> None:
         """Keep it at its path, for its owner's eyes."""
@@ -120,7 +123,7 @@ class ImageBatch:
     def read(cls, path: Path) -> "ImageBatch":
         """The batch that was written at `path`."""
         facts = storage.read_json(path)
-        wanted = tuple(Span(start, stop) for start, stop in facts["images"])
+        wanted = tuple(range(start, stop) for start, stop in facts["images"])
         return cls(path=path, folder=Path(facts["folder"]), wanted=wanted)
 
     @property
@@ -129,8 +132,8 @@ class ImageBatch:
 
     @property
     def items(self) -> tuple[str, ...]:
-        """The ranges of its images."""
-        return tuple(map(str, self.wanted))
+        """The names of its units."""
+        return tuple(map(bulk.name_of, self.wanted))
 
 
 def draw_batch(path: str) -> int:
@@ -141,13 +144,16 @@ def draw_batch(path: str) -> int:
     """
     batch = ImageBatch.read(Path(path))
     asked = stop_asked()  # before torch is imported, which takes seconds
+    from ddpm.sampling import BulkSampler
+
     journal, stop_file = batch.journal, batch.folder / STOP
     try:
-        Artist(BulkFolder.open(batch.folder)).draw(
+        BulkSampler.of(batch.folder).draw(
+            BulkFolder.open(batch.folder),
             batch.wanted,
             should_stop=lambda: asked() or stop_file.exists(),
-            on_begin=lambda span: journal.begin(str(span)),
-            on_end=lambda span: journal.end(str(span), "done"),
+            on_begin=lambda unit: journal.begin(bulk.name_of(unit)),
+            on_end=lambda unit: journal.end(bulk.name_of(unit), "done"),
         )
     except DdpmError as error:
         journal.exit(error.exit_code)
@@ -156,16 +162,15 @@ def draw_batch(path: str) -> int:
     return 0
 
 
-def shared_out(missing: Sequence[Span], unit: int, tasks: int) -> list[list[Span]]:
-    """The missing images in so many parts at most, whole units each, as even as units go."""
-    pieces = bulk.cut(missing, unit)
-    tasks = min(tasks, len(pieces))
-    bounds = [len(pieces) * task // tasks for task in range(tasks + 1)] if tasks else [0]
-    return [bulk.union(pieces[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+def shared_out(missing: Sequence[range], tasks: int) -> list[Sequence[range]]:
+    """The missing units in so many parts at most, as even as units go."""
+    tasks = min(tasks, len(missing))
+    bounds = [len(missing) * task // tasks for task in range(tasks + 1)] if tasks else [0]
+    return [missing[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
 
 
 def run(
-    plan: "BulkPlan", resources: JobResources | None, *, should_stop: Callable[[], bool]
+    plan: "BulkSampler", resources: JobResources | None, *, should_stop: Callable[[], bool]
 ) -> int:
     """Draw what is missing, or submit and watch it; the exit code, 0, once all images are there.
 
@@ -185,8 +190,11 @@ def run(
     if resources is None:
         with ImageBar("drawing", bulk.total(todo), is_shown=True) as bar:
             if todo:
-                Artist(series, plan.generator, on_batch=bar.advance).draw(
-                    todo, should_stop=lambda: should_stop() or stop_file.exists()
+                plan.draw(
+                    series,
+                    todo,
+                    should_stop=lambda: should_stop() or stop_file.exists(),
+                    on_batch=bar.advance,
                 )
     elif resources.cluster == "debug":
         with _stopping(stop_file, should_stop):
@@ -194,40 +202,39 @@ def run(
         for batch in batches:
             if (code := batch.journal.exit_code) not in (None, *_GOOD_ENDS):
                 raise _error(code)(f"{batch.path.name} failed for the reason above")
-    _watch_to_the_end(series, plan.num, jobs, should_stop, console)
+    _watch_to_the_end(series, plan.request.num, jobs, should_stop, console)
     return _concluded(plan, series, jobs, bool(todo), console)
 
 
 def _todo(
-    plan: "BulkPlan", series: BulkFolder, console: Console
-) -> tuple[list[Submitted], list[Span]]:
+    plan: "BulkSampler", series: BulkFolder, console: Console
+) -> tuple[list[Submitted], list[range]]:
     """Living jobs, and the missing images that none of them has."""
     living = submit.living(series.folder)
     if not living:
         remove(series.folder / STOP)
-        series.tidy()
-    aside = series.set_damaged_aside(progress=True)
+    aside = series.repair(progress=True)
     if aside:
         console.print(f"damaged, set aside: images {bulk.describe(aside)}", soft_wrap=True)
-    series.ask(plan.num)
-    held = [span for job in living for text in job.trials if (span := Span.parse(text))]
-    missing = series.missing(plan.num)
-    todo = bulk.difference(missing, held)
+    series.ask(plan.request.num)
+    held = {name for job in living for name in job.trials}
+    missing = series.missing(plan.request.num)
+    todo = [unit for unit in missing if bulk.name_of(unit) not in held]
     console.print(plan.describe(), soft_wrap=True, markup=False)
     if plan.request.options.EXPORT_INTERM:
         console.print("EXPORT_INTERM: no film is made of images in bulk")
     console.print(
-        f"{plan.num - bulk.total(missing):,} are there, {bulk.total(todo):,} to draw, "
+        f"{plan.request.num - bulk.total(missing):,} are there, {bulk.total(todo):,} to draw, "
         f"{bulk.total(missing) - bulk.total(todo):,} held by living jobs"
     )
     console.print(f"results go to {series.folder}", soft_wrap=True, markup=False)
     return living, todo
 
 
-def _batches(series: BulkFolder, todo: Sequence[Span], tasks: int) -> list[ImageBatch]:
+def _batches(series: BulkFolder, todo: Sequence[range], tasks: int) -> list[ImageBatch]:
     """The images to draw, for so many tasks, each batch in its file."""
     prefix, batches = secrets.token_hex(4), []
-    for number, wanted in enumerate(shared_out(todo, series.unit, tasks)):
+    for number, wanted in enumerate(shared_out(todo, tasks)):
         path = series.folder / "jobs" / f"{prefix}-{number:04d}.json"
         batches.append(ImageBatch(path=path, folder=series.folder, wanted=tuple(wanted)))
         batches[-1].write()
@@ -307,7 +314,7 @@ def _watch_to_the_end(
 
 
 def _concluded(
-    plan: "BulkPlan",
+    plan: "BulkSampler",
     series: BulkFolder,
     jobs: Sequence[Submitted],
     is_fresh: bool,
@@ -318,22 +325,21 @@ def _concluded(
     Interrupted when images are missing; the error of the jobs where these failed by themselves.
     """
     failed, code = _failures(series, jobs, console)
-    missing = series.missing(plan.num)
+    missing = series.missing(plan.request.num)
     if missing:
         left = (
-            f"{bulk.total(missing):,} of {plan.num:,} images are missing: "
+            f"{bulk.total(missing):,} of {plan.request.num:,} images are missing: "
             f"{bulk.describe(missing)}; the same command draws them"
         )
         if failed:
             raise _error(code)("\n".join([*failed, left]))
         raise Interrupted(left)
     with series.launching():
-        made = bulk.exported(
-            series, plan.num, plan.request.stem, plan.wish.format, is_fresh=is_fresh
-        )
+        form = plan.request.bulk.format if plan.request.bulk else "shards"
+        made = bulk.export(series, plan.request.num, plan.request.stem, form, is_fresh=is_fresh)
     names = ", ".join(path.name for path in made)
     console.print(
-        f"done: {plan.num:,} images in {series.folder}: {len(series.present()):,} shards in "
+        f"done: {plan.request.num:,} images in {series.folder}: {len(series.present()):,} shards in "
         f"shards, {names}",
         soft_wrap=True,
         markup=False,
@@ -378,7 +384,7 @@ class BulkProgress:
     num: int
     there: int
     units: int
-    missing: Sequence[Span]
+    missing: Sequence[range]
     rate: float | None
     jobs: dict[str, tuple[str, str]] | None = field(default_factory=dict)
 
@@ -424,14 +430,14 @@ class Watch:
     def __init__(self, series: BulkFolder, num: int) -> None:
         self.series, self.num = series, num
         self._states = JobStates()
-        self._written: dict[Span, float] = {}
+        self._written: dict[range, float] = {}
 
     def look(self, living: Sequence[Submitted] | None = None) -> BulkProgress:
         """The images now.  living: their jobs, where the caller knows them."""
         there = self.series.present()
         if living is None:
             living = submit.living_jobs(submit.read_jobs(self.series.folder))
-        missing = bulk.difference([Span(0, self.num)], there)
+        missing = self.series.missing(self.num)
         return BulkProgress(
             num=self.num,
             there=self.num - bulk.total(missing),
@@ -441,7 +447,7 @@ class Watch:
             jobs=None if living is None else {job.job: self._state(job) for job in living},
         )
 
-    def _rate(self, there: Sequence[Span]) -> float | None:
+    def _rate(self, there: Sequence[range]) -> float | None:
         """Images of the units written lately, by the time since the first of them."""
         for span in there:
             if span not in self._written:
@@ -467,5 +473,5 @@ class Watch:
             state = queued.state.lower() if queued else "in the queue"
             if queued and queued.is_waiting and queued.reason not in ("", "None"):
                 state += f" ({queued.reason})"
-        span = Span.parse(job.journal.last_begun or "")
+        span = bulk.parse_name(job.journal.last_begun or "")
         return state, "" if span is None else f", at images {span.start}-{span.stop - 1}"

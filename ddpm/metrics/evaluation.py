@@ -75,9 +75,8 @@ from ddpm.sampling import (
     SECTION,
     ImageGenerator,
     LoadedModel,
-    Method,
-    Sampler,
     SampleRequest,
+    SamplerOptions,
     draw_batch,
     generate,
     grid_sampler,
@@ -376,8 +375,8 @@ def drawn(request: SampleRequest, group: Group = ALONE) -> SampleSource:
     made = generate(request, group=group)
     generator = ImageGenerator(request)
     facts, sampler = generator.recipe(), generator.sampler
-    (kind, steps), *_ = sampler.steps.items()
-    spaced = f"{steps} steps" if kind == "num_steps" else f"every {steps}th step"
+    steps, stride = sampler.num_steps, sampler.reverse_stride
+    spaced = f"every {stride}th step" if steps is None else f"{steps} steps"
     guided = "" if sampler.guidance == 1 else f", guidance {sampler.guidance:g}"
     protocol = (
         f"images 0 to {made.num_images - 1} of seed {sampler.seed}, {request.options.GEN_TASK}, "
@@ -1263,17 +1262,6 @@ def _interval(
 QUALITY_BATCH = 64
 
 
-@dataclass(frozen=True, kw_only=True)
-class WalkSampler(Sampler):
-    """A sampler between two log SNRs, or over the schedule's own timesteps where there are none."""
-
-    between: tuple[float, float] | None = None
-
-    @property
-    def method(self) -> Method:
-        return replace(super().method, between=self.between)
-
-
 def walks(config: Config) -> list[SampleWalk]:
     """What is asked for: fewest steps first, within them the etas as they are given."""
     options = config.EVALUATION
@@ -1283,12 +1271,12 @@ def walks(config: Config) -> list[SampleWalk]:
     ]
 
 
-def sampler_of(walk: SampleWalk, config: Config) -> WalkSampler:
+def sampler_of(walk: SampleWalk, config: Config) -> SamplerOptions:
     """How the images of a walk are drawn."""
     between = config.EVALUATION.SAMPLING_LOGSNR
-    return WalkSampler(
+    return SamplerOptions(
         pred_type=config.TRAINING.PRED_TYPE,
-        steps={"num_steps": walk.num_steps},
+        num_steps=walk.num_steps,
         ddim_eta=walk.eta,
         spacing="trailing" if between is None else "logsnr",
         between=between,
@@ -1389,7 +1377,7 @@ class _Draw:
         total = group.sum_(torch.tensor(seconds, dtype=torch.float64, device=group.device))
         return Drawn(images=found[:count].numpy(), seconds=float(total))
 
-    def _batch(self, batch: int, sampler: Sampler) -> torch.Tensor:
+    def _batch(self, batch: int, sampler: SamplerOptions) -> torch.Tensor:
         ids = torch.arange(
             batch * QUALITY_BATCH, (batch + 1) * QUALITY_BATCH, device=self._group.device
         )

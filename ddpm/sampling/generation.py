@@ -1,16 +1,18 @@
-"""Drawing images in batches of one fixed size, so that an image does not depend on their number.
+"""Images drawn in batches of one fixed size, so that an image does not depend on their number.
 
 Image i sits in slot i % B of batch i // B, always. The last batch is filled with the images that
 would come next, which are thrown away: convolution libraries may change bits with the batch size,
-never with the other images of a batch. So 50 images and then 100 agree bit for bit in the first 50.
+never with the other images of a batch. So 50 images and then 100 agree bit for bit in the first 50,
+and image i is a function of (weights, seed, i, its label) alone, in grids while training, in a
+run's samples, in what IMAGE_GENERATION asks for.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,65 +26,16 @@ from ddpm.distributed import ALONE, Group, device_of, whole_batches
 from ddpm.errors import NonFiniteError
 from ddpm.runs import ImageBar, RunDirectory, columns_by_class, gif, grid, npz, png, storage
 from ddpm.sampling import tasks
-from ddpm.sampling.denoise import Guiding, Network
+from ddpm.sampling.denoise import Network
 from ddpm.sampling.loading import LoadedModel, load_network
 from ddpm.sampling.request import BATCH_SIZE, SampleRequest, guide_weights
-from ddpm.sampling.samplers import Method, SampleState, X0Variance, sample_steps, to_uint8
-from ddpm.sampling.spacing import below, levels
-from ddpm.sampling.tasks import PLAIN, Task
+from ddpm.sampling.samplers import Constrain, SamplerOptions, SampleState, Start, sample_steps
 
 OnState = Callable[[Tensor, SampleState], None]
-
-
-class _Options(TypedDict):
-    """Arguments of sample_steps."""
-
-    pred_type: str
-    num_steps: int | None
-    reverse_stride: int
-    ddim_eta: float
-    seed: int
-    clip_denoise: bool
-    guidance: float
-    recompute_noise_after_clip: bool
-    method: Method
-    guiding: Guiding
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampler:
-    """How images are drawn, whatever network draws them: all of it that their bytes depend on.
-
-    steps: {"num_steps": n} or {"reverse_stride": k}, as config.sampling_steps gives it.
-    name: one of SAMPLERS; ddim_eta is of ddim alone, x0_variance of analytic.
-    guide_sha256: of the weights of the guide given to draw(); None: guided by the null class.
-    """
-
-    pred_type: str
-    steps: Mapping[str, int]
-    name: str = "ddim"
-    ddim_eta: float = 0.0
-    spacing: str = "trailing"
-    guidance: float = 1.0
-    guidance_interval: tuple[float, float] | None = None
-    guidance_rescale: float = 0.0
-    guide_sha256: str | None = None
-    clip_denoise: bool = False
-    dynamic_threshold: float | None = None
-    recompute_noise: bool = True
-    resamples: int = 0
-    x0_variance: X0Variance | None = None
-    seed: int = 0
-
-    @property
-    def method(self) -> Method:
-        return Method(
-            sampler=self.name,
-            spacing=self.spacing,
-            dynamic_threshold=self.dynamic_threshold,
-            resamples=self.resamples,
-            x0_variance=self.x0_variance,
-        )
+# The grids of a sweep have one size, so most are drawn in one piece.
+GRID_BATCH = 64
+# A picture of more is too large to look at; the NPZ file has them all.
+MAX_PICTURED = 400
 
 
 def draw(
@@ -90,34 +43,31 @@ def draw(
     schedule: NoiseSchedule,
     num_images: int,
     image_shape: tuple[int, int, int],
-    sampler: Sampler,
+    options: SamplerOptions,
     *,
     labels: Tensor | None = None,
-    guide: Network | None = None,
-    task: Task = PLAIN,
-    on_state: OnState | None = None,
+    start: Callable[[Tensor], Start] | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> NDArray[np.uint8]:
     """Images 0 .. num_images - 1, uint8 (N, H, W, C).
 
     image_shape: (C, H, W).  labels: (N,) int64; None: no classes, or all the null class.
-    guide: the network to be guided away from, on the network's device; in eval mode.
-    task: what is asked besides images.  on_state(ids, state): is told of each state.
+    start: ids -> the first state of their walks; None is noise.
     """
     device = device_of(network)
     images = []
     for first in range(0, num_images, batch_size):
         ids = torch.arange(first, first + batch_size, device=device)
-        wanted = None if labels is None else labels.to(device)[ids % num_images]
-        images.append(
-            draw_batch(
-                *(network, schedule, ids, image_shape, sampler),
-                labels=wanted,
-                guide=guide,
-                task=task,
-                on_state=on_state,
-            )
+        batch = draw_batch(
+            network,
+            schedule,
+            ids,
+            image_shape,
+            options,
+            labels=None if labels is None else labels.to(device)[ids % num_images],
+            start=None if start is None else start(ids),
         )
+        images.append(batch)
     return np.concatenate(images)[:num_images]
 
 
@@ -126,98 +76,74 @@ def draw_batch(
     schedule: NoiseSchedule,
     ids: Tensor,
     image_shape: tuple[int, int, int],
-    sampler: Sampler,
+    options: SamplerOptions,
     *,
     labels: Tensor | None = None,
     guide: Network | None = None,
-    task: Task = PLAIN,
+    constrain: Constrain | None = None,
+    start: Start | None = None,
     on_state: OnState | None = None,
 ) -> NDArray[np.uint8]:
-    """One batch of images by their numbers, each in its slot, uint8 (N, H, W, C); as in draw().
+    """One batch of images by their numbers, each in its slot, uint8 (N, H, W, C).
 
-    ids: int64 (N,), on the network's device, as labels are.
+    ids: int64 (N,), on the network's device, as labels are.  guide: in eval mode, there too.
+    on_state(ids, state): is told of each state.  The rest is as in sample_steps().
     """
-    if (guide is None) != (sampler.guide_sha256 is None):
-        raise ValueError("a sampler with guide_sha256 and a guide go together; give both or none")
-    states = sample_steps(
+    state = None
+    for state in sample_steps(
         network,
         schedule,
         ids,
         image_shape,
         labels=labels,
         null_label=getattr(network, "null_label", None),
-        constrain=task.constrain,
-        start=task.start(ids),
-        draws=task.draws,
-        **_options(sampler, guide),
-    )
-    state = None
-    for state in states:
+        guide=guide,
+        constrain=constrain,
+        start=start,
+        **vars(options),
+    ):
         if on_state is not None:
             on_state(ids, state)
     assert state is not None
-    return to_uint8(_finite(state.x_t, ids)).cpu().numpy()
-
-
-def _options(sampler: Sampler, guide: Network | None) -> _Options:
-    """The arguments of sample_steps that are the same for every batch."""
-    return _Options(
-        pred_type=sampler.pred_type,
-        num_steps=sampler.steps.get("num_steps"),
-        reverse_stride=sampler.steps.get("reverse_stride", 1),
-        ddim_eta=sampler.ddim_eta,
-        seed=sampler.seed,
-        clip_denoise=sampler.clip_denoise,
-        guidance=sampler.guidance,
-        recompute_noise_after_clip=sampler.recompute_noise,
-        method=sampler.method,
-        guiding=Guiding(
-            interval=sampler.guidance_interval, rescale=sampler.guidance_rescale, guide=guide
-        ),
-    )
-
-
-def _finite(images: Tensor, ids: Tensor) -> Tensor:
-    is_finite = images.isfinite().flatten(1).all(dim=1)
+    is_finite = state.x_t.isfinite().flatten(1).all(dim=1)
     if not bool(is_finite.all()):
         wrong = ids[~is_finite].tolist()
         raise NonFiniteError(
             f"image {wrong[0]} and {len(wrong) - 1} others are not finite; nothing was saved"
         )
-    return images
+    return to_uint8(state.x_t).cpu().numpy()
 
 
-def num_calls(sampler: Sampler, schedule: NoiseSchedule, *, begin: float = 1.0) -> int:
+def to_uint8(x: Tensor) -> Tensor:
+    """Images as bytes: [-1, 1] to 0 .. 255, rounded; values outside are clamped.
+
+    x: float (N, C, H, W).  Returns uint8 (N, H, W, C).  Raises ValueError for NaN.
+    """
+    levels = x.float().clamp(-1.0, 1.0).add(1.0).mul(127.5).round()
+    if bool(levels.isnan().any()):
+        raise ValueError("images contain NaN")
+    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def num_calls(options: SamplerOptions, schedule: NoiseSchedule, *, begin: float = 1.0) -> int:
     """Reverse steps from time `begin` to an image, those taken again counted too."""
-    path = levels(
-        schedule,
-        spacing=sampler.spacing,
-        num_steps=sampler.steps.get("num_steps"),
-        reverse_stride=sampler.steps.get("reverse_stride", 1),
-        between=sampler.method.between,
-    )
-    walk = below(path, begin)
-    steps = len(walk) - 1
-    return steps + (steps - 1) * sampler.resamples
-
-
-# --------
-# The reverse process as a strip of pictures or a GIF: what EXPORT_INTERM shows.
-
-MAX_IMAGES = 8
-FRAMES = 10
-SUFFIX = {"strip": ".png", "gif": ".gif"}
+    steps = len(options.levels(schedule, begin)) - 1
+    return steps + (steps - 1) * options.resamples
 
 
 class Film:
-    """Collects states of the first images; draw() tells `film.add` of each.
+    """The reverse process of the first images as a strip of pictures or a GIF, for EXPORT_INTERM.
 
     num_steps: states of the whole walk.  every: steps between two frames; None: ten frames, evenly
     spaced. The last state, the image itself, is always the last frame.
     """
 
+    MAX_IMAGES = 8
+    FRAMES = 10
+    SUFFIX = {"strip": ".png", "gif": ".gif"}
+
     def __init__(self, num_steps: int, every: int | None = None) -> None:
-        count = min(FRAMES, num_steps)
+        count = min(self.FRAMES, num_steps)
         if every is None:
             self._wanted = {round((k + 1) * num_steps / count) for k in range(count)}
         else:
@@ -231,10 +157,10 @@ class Film:
             return
         self._step += 1
         if self._step in self._wanted:
-            self._frames.append((_bytes(state.x_t), _bytes(state.x0_hat)))
+            self._frames.append((self._bytes(state.x_t), self._bytes(state.x0_hat)))
 
     def file(self, num_images: int, form: str) -> bytes:
-        """The bytes of the picture of the first images; form: "strip" (PNG) or "gif"."""
+        """Bytes of the picture of the first images; form: "strip" (PNG) or "gif"."""
         if form == "gif":
             return gif([grid(x_t[:num_images].numpy()) for x_t, _ in self._frames])
         return png(self.strip(num_images))
@@ -245,21 +171,13 @@ class Film:
         strips = strips[:, :, :num_images].permute(2, 1, 0, 3, 4, 5)  # (n, 2, F, H, W, C)
         return grid(strips.flatten(0, 2).numpy(), columns=len(self._frames))
 
-
-def _bytes(x: Tensor) -> Tensor:
-    return to_uint8(x[:MAX_IMAGES].nan_to_num()).cpu()
-
-
-# --------
-# What IMAGE_GENERATION asks for, from a trained network to files; the tasks are in tasks.py.
-
-# A picture of more is too large to look at; the NPZ file has them all.
-MAX_PICTURED = 400
+    def _bytes(self, x: Tensor) -> Tensor:
+        return to_uint8(x[: self.MAX_IMAGES].nan_to_num()).cpu()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generated:
-    """Where the images are. was_there: they had been drawn before by the same recipe."""
+    """Files of the images. was_there: they had been drawn before by the same recipe."""
 
     images: Path
     picture: Path
@@ -286,7 +204,7 @@ def generate(request: SampleRequest, *, progress: bool = True, group: Group = AL
 
 
 class ImageGenerator:
-    """Draws what a request asks for, in this process, and saves it.
+    """Images of a request, drawn in this process and saved.
 
         ImageGenerator(read_request(run, ["IMAGE_GENERATION.NUM_GEN_IMAGES=64"])).run()
 
@@ -299,9 +217,12 @@ class ImageGenerator:
     def __init__(self, request: SampleRequest, *, device: torch.device | None = None) -> None:
         self.request = request
         self.model = load_network(request.checkpoint or request.run, request.ema, device=device)
-        self.guide = _guide(request, self.model, device)
-        self.sampler = sampler_of(request, self.model, self.guide)
-        self.task = tasks.task_of(request)
+        self.guide: LoadedModel | None = None
+        if request.options.GUIDE is not None:
+            source, ema = guide_weights(request.options.GUIDE, request.ema)
+            self.guide = load_network(source or self.model.folder, ema, device=device)
+        self.sampler = sampler_options(request, self.model)
+        self._constrain = tasks.constraint_of(request)
 
     def run(self, *, progress: bool = True, group: Group = ALONE) -> Generated:
         """Draw and save; what the same recipe has drawn before is left as it is."""
@@ -309,14 +230,11 @@ class ImageGenerator:
         generated = place(self.request, recipe)
         if group.any(group.is_main and generated.was_there):
             return generated
-        every = self.request.options.EXPORT_EVERY
-        film = Film(self._calls, every) if generated.film else None
-        if group.size == 1:
-            self._save(generated, recipe, self.draw(film, progress=progress), film)
-        else:
-            images = self._draw_share(group)
-            if group.is_main:
-                self._save(generated, recipe, images, film)
+        film = Film(self._calls, self.request.options.EXPORT_EVERY) if generated.film else None
+        images = self.draw(film, progress=progress and group.size == 1, group=group)
+        if group.is_main:
+            self._save(generated, recipe, images, film)
+        if group.size > 1:
             group.wait()
         return generated
 
@@ -337,35 +255,30 @@ class ImageGenerator:
             storage.write_bytes(generated.film, film.file(len(images), form))
         storage.write_json(generated.recipe, recipe)
 
-    def _draw_share(self, group: Group) -> NDArray[np.uint8]:
-        """As draw(), by all workers: the images are on rank 0, with the bits that one worker gives
-        them; none on the others. Films are of one worker alone.
+    def draw(
+        self, film: Film | None = None, *, progress: bool = False, group: Group = ALONE
+    ) -> NDArray[np.uint8]:
+        """The images, uint8 (N, H, W, C); with several workers on rank 0, none on the others.
+
+        Whole batches are shared out, so the bits are those that one worker gives them.
         """
-        count, size = self.request.options.NUM_GEN_IMAGES, self.request.batch_size
+        count, size = self.request.num, self.request.batch_size or BATCH_SIZE
         channels, height, width = self.request.image_shape
         own = whole_batches(count, size, group)
         nothing = np.empty((0, height, width, channels), np.uint8)
-        batches = [self.batch(first, size) for first in range(own.start, own.stop, size)]
-        drawn = torch.from_numpy(np.concatenate([nothing, *batches]))
-        kept = [part.numpy() for part in group.passing(drawn) if group.is_main]
-        return np.concatenate([nothing, *kept])[:count]
-
-    def draw(self, film: Film | None = None, *, progress: bool = False) -> NDArray[np.uint8]:
-        """The images, uint8 (N, H, W, C)."""
-        count = self.request.options.NUM_GEN_IMAGES
         with ImageBar("drawing", count, is_shown=progress) as bar:
-            return draw(
-                self.model.network,
-                self.model.schedule,
-                count,
-                self.request.image_shape,
-                self.sampler,
-                labels=self.labels(),
-                guide=self._guide_network,
-                task=self.task,
-                on_state=_watch(film, bar, count, self._calls),
-                batch_size=self.request.batch_size,
-            )
+            watch = _watch(film, bar, count, self._calls)
+            batches = [
+                self.batch(first, size, on_state=watch)
+                for first in range(own.start, own.stop, size)
+            ]
+        drawn = np.concatenate([nothing, *batches])
+        if group.size > 1:
+            parts = [
+                part.numpy() for part in group.passing(torch.from_numpy(drawn)) if group.is_main
+            ]
+            drawn = np.concatenate([nothing, *parts])
+        return drawn[:count]
 
     def batch(self, first: int, size: int, *, on_state: OnState | None = None) -> NDArray[np.uint8]:
         """Images first .. first + size - 1 in one network batch, uint8 (size, H, W, C).
@@ -380,18 +293,34 @@ class ImageGenerator:
             self.request.image_shape,
             self.sampler,
             labels=tasks.labels_of(self.request, ids),
-            guide=self._guide_network,
-            task=self.task,
+            guide=None if self.guide is None else self.guide.network,
+            constrain=self._constrain,
+            start=tasks.start_of(self.request, ids),
             on_state=on_state,
         )
 
+    def first_step(self, size: int) -> None:
+        """One step of the reverse process with so many images: whether memory is enough."""
+
+        class Enough(Exception):
+            pass
+
+        def enough(ids: Tensor, state: SampleState) -> None:
+            raise Enough
+
+        try:
+            self.batch(0, size, on_state=enough)
+        except Enough:
+            return
+
     def labels(self) -> Tensor | None:
-        """The class of each image, int64 (N,); None where all are drawn without one."""
-        return tasks.labels_of(self.request, torch.arange(self.request.options.NUM_GEN_IMAGES))
+        """Class of each image, int64 (N,); None where all are drawn without one."""
+        return tasks.labels_of(self.request, torch.arange(self.request.num))
 
     def recipe(self) -> dict[str, object]:
         """All that the images depend on."""
         options, request = self.request.options, self.request
+        film = [options.EXPORT_FORMAT, options.EXPORT_EVERY] if options.EXPORT_INTERM else None
         return {
             "format": 1,
             "checkpoint": self.model.folder.name,
@@ -400,52 +329,62 @@ class ImageGenerator:
             "weights_sha256": self.model.sha256,
             "num_images": options.NUM_GEN_IMAGES,
             "image_shape": list(request.image_shape),
-            "sampler": asdict(self.sampler),
+            "sampler": self._sampler_facts(),
             "labels": None if self.labels() is None else options.CLASS_LABEL,
-            "batch_size": request.batch_size,
-            "film": [options.EXPORT_FORMAT, options.EXPORT_EVERY]
-            if options.EXPORT_INTERM
-            else None,
-            **tasks.recipe(request),
+            "batch_size": request.batch_size or BATCH_SIZE,
+            "film": film,
+            **tasks.task_facts(request),
+        }
+
+    def _sampler_facts(self) -> dict[str, object]:
+        """The sampler in a recipe, by the names that recipes have had from the first."""
+        sampler = self.sampler
+        return {
+            "pred_type": sampler.pred_type,
+            "steps": self._steps,
+            "name": sampler.sampler,
+            "ddim_eta": sampler.ddim_eta,
+            "spacing": sampler.spacing,
+            "guidance": sampler.guidance,
+            "guidance_interval": sampler.guidance_interval,
+            "guidance_rescale": sampler.guidance_rescale,
+            "guide_sha256": None if self.guide is None else self.guide.sha256,
+            "clip_denoise": sampler.clip_denoise,
+            "dynamic_threshold": None,
+            "recompute_noise": sampler.recompute_noise,
+            "resamples": sampler.resamples,
+            "x0_variance": None,
+            "seed": sampler.seed,
         }
 
     @property
-    def _calls(self) -> int:
-        return num_calls(self.sampler, self.model.schedule, begin=self.task.begin)
+    def _steps(self) -> dict[str, int]:
+        """{"num_steps": n} or {"reverse_stride": k}."""
+        return configuration.sampling_steps(self.request.options, self.model.schedule.num_timesteps)
 
     @property
-    def _guide_network(self) -> Network | None:
-        return None if self.guide is None else self.guide.network
+    def _calls(self) -> int:
+        begin = tasks.begin_of(self.request)
+        return num_calls(self.sampler, self.model.schedule, begin=begin)
 
 
-def sampler_of(request: SampleRequest, model: LoadedModel, guide: LoadedModel | None) -> Sampler:
-    """The options of a request as a sampler; what an option does not reach is left at its rest."""
+def sampler_options(request: SampleRequest, model: LoadedModel) -> SamplerOptions:
+    """The sampler of a request; what an option does not reach is left at its rest."""
     options = request.options
-    return Sampler(
+    return SamplerOptions(
         pred_type=model.pred_type,
-        steps=configuration.sampling_steps(options, model.schedule.num_timesteps),
-        name=options.SAMPLER,
+        **configuration.sampling_steps(options, model.schedule.num_timesteps),
+        sampler=options.SAMPLER,
         ddim_eta=options.DDIM_ETA if options.SAMPLER == "ddim" else 0.0,
         spacing=options.SPACING,
         guidance=options.GUIDANCE,
         guidance_interval=options.GUIDANCE_INTERVAL,
         guidance_rescale=options.GUIDANCE_RESCALE,
-        guide_sha256=None if guide is None else guide.sha256,
         clip_denoise=options.CLIP_DENOISE,
         recompute_noise=options.RECOMPUTE_NOISE,
         resamples=options.RESAMPLES,
-        x0_variance=request.x0_variance,
         seed=request.seed,
     )
-
-
-def _guide(
-    request: SampleRequest, model: LoadedModel, device: torch.device | None
-) -> LoadedModel | None:
-    if request.options.GUIDE is None:
-        return None
-    source, ema = guide_weights(request.options.GUIDE, request.ema)
-    return load_network(source or model.folder, ema, device=device)
 
 
 def place(request: SampleRequest, recipe: Mapping[str, object]) -> Generated:
@@ -460,7 +399,7 @@ def place(request: SampleRequest, recipe: Mapping[str, object]) -> Generated:
         if is_same or not path.exists():
             break
     options = request.options
-    film = request.folder / f"{stem}_steps{SUFFIX[options.EXPORT_FORMAT]}"
+    film = request.folder / f"{stem}_steps{Film.SUFFIX[options.EXPORT_FORMAT]}"
     return Generated(
         images=request.folder / f"{stem}.npz",
         picture=request.folder / f"{stem}.png",
@@ -487,30 +426,20 @@ def _watch(film: Film | None, bar: ImageBar, num_images: int, calls: int) -> OnS
     return on_state
 
 
-# --------
-# Images from trained networks: grids while training, a run's samples, IMAGE_GENERATION's tasks.
-#
-# Image i is a function of (weights, seed, i, its label) alone, bit for bit, since the network always
-# runs at one batch size with image i in the same slot (ddpm/sampling/generation.py).
-
-# The grids of a sweep have one size, so most are drawn in one piece.
-GRID_BATCH = 64
-
-
 class Model(Protocol):
-    """What sample_images needs to know of a model."""
+    """A trained network and its process, as sample_images() needs them."""
 
     @property
     def ema_network(self) -> nn.Module:
-        """The network images are drawn from."""
+        """The network that images are drawn from."""
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """The noise it was trained to undo."""
+        """Noise schedule it was trained with."""
 
     @property
     def pred_type(self) -> str:
-        """What it predicts."""
+        """Its prediction."""
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
@@ -531,9 +460,9 @@ def sample_images(
         raise ValueError(f"num_images is {num_images}; give at least 1")
     if labels is not None and len(labels) != num_images:
         raise ValueError(f"{len(labels)} labels for {num_images} images; give one each")
-    sampler = Sampler(
+    options = SamplerOptions(
         pred_type=model.pred_type,
-        steps={"num_steps": min(50, model.schedule.num_timesteps)},
+        num_steps=min(50, model.schedule.num_timesteps),
         clip_denoise=True,
         seed=seed,
     )
@@ -546,7 +475,7 @@ def sample_images(
             model.schedule,
             num_images,
             _shape_of(model),
-            sampler,
+            options,
             labels=None if labels is None else torch.as_tensor(labels, dtype=torch.int64),
         )
     finally:
@@ -563,8 +492,7 @@ def _shape_of(model: Model) -> tuple[int, int, int]:
 
 
 def sample_grid(network: Network, schedule: NoiseSchedule, config: Config) -> NDArray[np.uint8]:
-    """The sample grid of a run, uint8 (N, H, W, C): as many of
-    INLINE_GEN.NUMS images as fill whole rows.
+    """Sample grid of a run, uint8 (N, H, W, C): as many of INLINE_GEN.NUMS as fill whole rows.
 
     DDIM, eta 0, x0 clipped, EVALUATION.SEED, classes in rows: nothing but the network depends on
     the cell of a sweep, so grids of all cells may be laid side by side.  network: in eval mode.
@@ -583,11 +511,11 @@ def sample_grid(network: Network, schedule: NoiseSchedule, config: Config) -> ND
     )
 
 
-def grid_sampler(config: Config, schedule: NoiseSchedule) -> Sampler:
-    """How images are drawn while training: DDIM, eta 0, x0 clipped, EVALUATION.SEED."""
-    return Sampler(
+def grid_sampler(config: Config, schedule: NoiseSchedule) -> SamplerOptions:
+    """Sampler of images while training: DDIM, eta 0, x0 clipped, EVALUATION.SEED."""
+    return SamplerOptions(
         pred_type=config.TRAINING.PRED_TYPE,
-        steps=configuration.sampling_steps(config.TRAINING.INLINE_GEN, schedule.num_timesteps),
+        **configuration.sampling_steps(config.TRAINING.INLINE_GEN, schedule.num_timesteps),
         clip_denoise=True,
         seed=config.EVALUATION.SEED,
     )

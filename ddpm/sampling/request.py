@@ -1,7 +1,11 @@
-"""The images a task begins with or keeps a part of, and the mask of that part: read from an NPZ
-file, checked before use.
+"""Request for images of a trained network: all checked, nothing loaded, no torch.
 
-numpy only, so that a bad file is refused before torch is imported.
+    request = read_request(Path("training_outputs/..."), ["IMAGE_GENERATION.NUM_GEN_IMAGES=64"])
+
+The options are IMAGE_GENERATION of the run's own configuration (or of a YAML named instead of a
+run, whose MODEL_PATH then names it), with overrides; they are checked against the trained network.
+Weights are named by the decay of their average (0: unaveraged), or power:LENGTH for an average that
+is made afterwards from snapshots. Base images and masks come from an NPZ file, in sight here too.
 """
 
 import hashlib
@@ -21,111 +25,31 @@ from ddpm.config import Config, ImageGeneration
 from ddpm.data import array_header
 from ddpm.diffusion import gamma_of, name_of
 from ddpm.errors import InputError
-from ddpm.runs import load_run
-from ddpm.sampling.samplers import X0Variance, read_x0_variance
+from ddpm.runs import load_run, read_json
 
+SECTION = "IMAGE_GENERATION"
+CONFIG_FILE = "training_config.yaml"
+RAW = "model"
+# Small, since the last batch is filled up: one image costs a whole batch.
+BATCH_SIZE = 16
+INPAINTING = ("channel_inpaint", "inpaint")
+# Files of a folder of images in bulk, which may be drawn from again.
+BULK_RECIPE, BULK_REQUEST = "recipe.json", "request.yaml"
+
+_POWER = "power:"
+_KERAS = (".h5", ".hdf5", ".keras")
+_ANY_NUMBER = 10**9
+T = TypeVar("T")
+# What two networks must share for one to guide the other, and what of it is training's alone.
+_OF_THE_NETWORK = ("TRAINING.NETWORK.", "TRAINING.INPUT_IMAGE_", "TRAINING.PRED_TYPE")
+_OF_TRAINING_IT = ("TRAINING.NETWORK.DROPOUT_RATE", "TRAINING.NETWORK.CHECKPOINT_ACTIVATIONS")
 KEY, MASK = "images", "mask"
 _KINDS = {KEY: ("f", "floats in [0, 1] or bytes"), MASK: ("b", "true and false, or bytes")}
 
 
-def read(
-    path: Path, image_shape: tuple[int, int, int], limit: int, what: str
-) -> NDArray[np.float32]:
-    """The first images, at most `limit`, of an NPZ file: (N, H, W, C) in [0, 1], bytes / 255.
-
-    image_shape: (C, H, W) they must have.  what: the configuration key that named the file.
-    Shape and type come from the header and only `limit` images are unpacked, so a file that lies
-    about its size costs nothing. Raises InputError.
-    """
-    images = _read_member(path, KEY, _hwc(image_shape), limit, what)
-    return _in_unit_range(images, f"{what} is {path}")
-
-
-def read_mask(
-    path: Path, image_shape: tuple[int, int, int], limit: int, what: str
-) -> NDArray[np.bool_]:
-    """`mask` of the same file, (M, H, W): true where the image is known; one for all may be (H, W).
-
-    Raises InputError, also for a mask that leaves nothing to draw or nothing known.
-    """
-    found = _read_member(path, MASK, image_shape[1:], limit, what) != 0
-    if found.all() or not found.any():
-        known = "all" if found.all() else "nothing"
-        raise InputError(f"{what} is {path}: `{MASK}` says that {known} is known; give both kinds")
-    return np.asarray(found)
-
-
-def sha256(path: Path) -> str:
-    """Identity of such a file, of all that is in it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _hwc(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    channels, height, width = image_shape
-    return height, width, channels
-
-
-def _read_member(
-    path: Path, key: str, wanted: tuple[int, ...], limit: int, what: str
-) -> NDArray[np.generic]:
-    """An array (N, *wanted) of an NPZ file, at most `limit` of its N; masks may lack the N."""
-    what = f"{what} is {path}"
-    if not path.is_file():
-        raise InputError(f"{what}, which is no file; give an NPZ file with `{key}`")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-            if key not in names:
-                there = ", ".join(names) or "nothing"
-                raise InputError(f"{what}, which holds {there}; it needs `{key}`")
-            with archive.open(f"{key}.npy") as member:
-                return _read_array(member, key, wanted, limit, what)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
-        raise InputError(f"{what}, which cannot be read: {error}") from error
-
-
-def _read_array(
-    member: IO[bytes], key: str, wanted: tuple[int, ...], limit: int, what: str
-) -> NDArray[np.generic]:
-    header = array_header(member)  # type: ignore[arg-type]
-    shape = (1, *header.shape) if key == MASK and header.shape == wanted else header.shape
-    if len(shape) != len(wanted) + 1 or shape[1:] != wanted or shape[0] < 1:
-        numbers = ", ".join(map(str, wanted))
-        raise InputError(f"{what}: `{key}` has shape {header.shape}; give (N, {numbers})")
-    kinds, words = _KINDS[key]
-    if header.dtype != np.uint8 and header.dtype.kind not in kinds:
-        raise InputError(f"{what}: `{key}` is {header.dtype}; give {words}")
-    if header.is_fortran:
-        raise InputError(f"{what}: `{key}` is in Fortran order; save it in C order")
-    count = min(limit, shape[0])
-    data = member.read(count * math.prod(wanted) * header.dtype.itemsize)
-    return np.frombuffer(data, dtype=header.dtype).reshape(count, *wanted)
-
-
-def _in_unit_range(images: NDArray[np.generic], what: str) -> NDArray[np.float32]:
-    if images.dtype == np.uint8:
-        return images.astype(np.float32) / np.float32(255)
-    low, high = float(images.min()), float(images.max())
-    if not (low >= 0 and high <= 1):
-        raise InputError(f"{what}: `{KEY}` reaches from {low:g} to {high:g}; give values in [0, 1]")
-    return np.asarray(images, dtype=np.float32)
-
-
-# --------
-# Which trained weights are meant: of which run or checkpoint, averaged or not. No torch.
-#
-# An average is named by its decay (0: unaveraged), or power:LENGTH, made afterwards from snapshots.
-
-CONFIG_FILE = "training_config.yaml"
-RAW = "model"
-_POWER = "power:"
-_KERAS = (".h5", ".hdf5", ".keras")
-
-
 @dataclass(frozen=True)
 class PowerEma:
-    """The average of this length, made from a run's snapshots; ema_profile.py."""
+    """Average of this length, made from a run's snapshots (ddpm/diffusion/power_ema.py)."""
 
     sigma_rel: float
 
@@ -154,16 +78,8 @@ def parse_ema(text: str) -> Ema:
     return PowerEma(value) if is_power else value
 
 
-def ema_of(name: str) -> Ema:
-    """Which weights the part of a checkpoint called `name` holds: the inverse of weights_name."""
-    if name == RAW:
-        return 0.0
-    kind, _, number = name.partition("-")
-    return PowerEma(float(number)) if kind == "power" else float(number)
-
-
 def ema_problem(config: Config, ema: Ema | None) -> str | None:
-    """Why a run of this configuration has no such weights; None where it has."""
+    """Reason why a run of this configuration has no such weights; None where it has."""
     training = config.TRAINING
     if isinstance(ema, PowerEma):
         return None if training.EMA_POWER else "was trained without TRAINING.EMA_POWER"
@@ -216,18 +132,238 @@ def guide_weights(guide: str, ema: Ema | None) -> tuple[Path | None, Ema | None]
         return Path(guide), ema
 
 
-# --------
-# What keeps a request for images from being drawn: its task, its guide. No torch.
+@dataclass(frozen=True, kw_only=True)
+class BulkOptions:
+    """Images in bulk: num of them (None: NUM_GEN_IMAGES), drawn in units of `unit`.
 
-SECTION = "IMAGE_GENERATION"
-INPAINTING = ("channel_inpaint", "inpaint")
-# What two networks must share for one to guide the other, and what of it is training's alone.
-_OF_THE_NETWORK = ("TRAINING.NETWORK.", "TRAINING.INPUT_IMAGE_", "TRAINING.PRED_TYPE")
-_OF_TRAINING_IT = ("TRAINING.NETWORK.DROPOUT_RATE", "TRAINING.NETWORK.CHECKPOINT_ACTIVATIONS")
+    format: "shards", and "npz" or "png" files made of them at the end.
+    """
+
+    num: int | None = None
+    unit: int | None = None
+    format: str = "shards"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """Images to draw, checked, from the command line down to the sampler.
+
+    checkpoint: None is the run's newest.  config: the run's, with the IMAGE_GENERATION asked for.
+    batch_size: images of a network call; None is BATCH_SIZE, in bulk what fits.
+    image_shape: (C, H, W) of what is drawn.  base: (N, H, W, C) in [0, 1], what inpainting keeps
+    a part of and sdedit begins with.  mask: (M, H, W), true where inpaint knows the image.
+    source: what the command named.  bulk: None draws few images, as one file.
+    """
+
+    source: Path
+    run: Path
+    checkpoint: Path | None
+    config: Config
+    ema: Ema | None
+    batch_size: int | None
+    image_shape: tuple[int, int, int]
+    base: NDArray[np.float32] | None
+    mask: NDArray[np.bool_] | None
+    bulk: BulkOptions | None = None
+
+    @property
+    def options(self) -> ImageGeneration:
+        return self.config.IMAGE_GENERATION
+
+    @property
+    def num(self) -> int:
+        """How many images."""
+        return self.options.NUM_GEN_IMAGES
+
+    @property
+    def seed(self) -> int:
+        return self.options.RANDOM_SEED or 0
+
+    @property
+    def base_sha256(self) -> str | None:
+        """SHA-256 of the file of base images and masks; None where the task takes none."""
+        path = self.options.EXTERNAL_NPZ_INPUT
+        if self.base is None or path is None:
+            return None
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @property
+    def folder(self) -> Path:
+        """Where the images go."""
+        chosen = self.options.GEN_SAVE_DIR
+        return self.run / "generated" if chosen is None else Path(chosen)
+
+    @property
+    def stem(self) -> str:
+        """Their file's name, as v3 has it: ddim_eta{eta}_rev{stride}_gen_{shape}, or {sampler}_."""
+        steps = configuration.sampling_steps(self.options, self.config.TRAINING.NETWORK.TIMESTEPS)
+        (kind, number), *_ = steps.items()
+        spacing = f"rev{number}" if kind == "reverse_stride" else f"steps{number}"
+        channels, height, width = self.image_shape
+        sampler = self.options.SAMPLER
+        if sampler in ("ddim", "ddpm"):
+            sampler = f"ddim_eta{self.options.DDIM_ETA}"
+        return f"{sampler}_{spacing}_gen_{self.num}x{height}x{width}x{channels}"
+
+    def describe(self) -> str:
+        """One line: what is drawn, of what, to where."""
+        source = self.checkpoint or self.run
+        return (
+            f"{self.num} images ({self.options.GEN_TASK}, seed {self.seed}) of {source} "
+            f"with {weights_name(self.config, self.ema)} to {self.folder / self.stem}.npz"
+        )
+
+
+def read_request(
+    source: Path,
+    overrides: Sequence[str] = (),
+    *,
+    ema: Ema | None = None,
+    batch_size: int | None = None,
+    bulk: BulkOptions | None = None,
+) -> SampleRequest:
+    """The request for images of `source`: a run directory, a checkpoint, or a YAML that names one.
+
+    ema: which weights, as in load_network.  bulk: images in bulk; `source` may then also be a
+    folder of them.  Raises InputError with everything that is wrong.
+    """
+    foreign = foreign_overrides(overrides)
+    own = [text for text in overrides if text not in foreign]
+    problems = [
+        f"{text.partition('=')[0]}: the run is trained, and only {SECTION} keys choose its images"
+        for text in foreign
+    ]
+    problems += _number_problems(batch_size, bulk)
+    named = source
+    if bulk is not None:
+        if bulk.num is not None and bulk.num >= 1:
+            own.append(f"{SECTION}.NUM_GEN_IMAGES={bulk.num}")
+        if is_bulk_folder(source):
+            named = source / BULK_REQUEST
+            ema = _recipe_ema(source) if ema is None else ema
+    asked: ImageGeneration | None = None
+    if named.is_file() and named.suffix in (".yaml", ".yml"):
+        asked = configuration.load_generation(named, own)
+        if not asked.MODEL_PATH:
+            raise InputError(f"{named}: {SECTION}.MODEL_PATH is empty; name a run or a checkpoint")
+        named, own = Path(asked.MODEL_PATH), []
+    run, checkpoint = locate(named)
+    trained = load_run(run)
+    if why := ema_problem(trained, ema):
+        problems.append(f"--ema {ema}: {run} {why}")
+    config = _merged(run, trained, own, asked, problems)
+    base = mask = None
+    if config is not None:
+        problems += task_problems(config) + _folder_problems(config) + guide_problems(config, ema)
+        # Of images in bulk more may be asked for later, and image i takes base image i.
+        limit = config.IMAGE_GENERATION.NUM_GEN_IMAGES if bulk is None else _ANY_NUMBER
+        base = _external(read_base, config, (*INPAINTING, "sdedit"), limit, problems)
+        mask = _external(read_mask, config, ("inpaint",), limit, problems)
+    if problems or config is None:
+        raise InputError(problems)
+    return SampleRequest(
+        source=source,
+        run=run,
+        checkpoint=checkpoint,
+        config=config,
+        ema=ema,
+        batch_size=batch_size,
+        image_shape=_drawn_shape(config),
+        base=base,
+        mask=mask,
+        bulk=bulk,
+    )
+
+
+def foreign_overrides(overrides: Sequence[str]) -> list[str]:
+    """The overrides of other sections than IMAGE_GENERATION."""
+    return [text for text in overrides if not text.upper().startswith(f"{SECTION}.")]
+
+
+def is_bulk_folder(folder: Path) -> bool:
+    """Whether images in bulk have been begun in the folder."""
+    return (folder / BULK_RECIPE).is_file() and (folder / "unit.json").is_file()
+
+
+def _recipe_ema(folder: Path) -> Ema:
+    """Weights of a folder of images in bulk: the inverse of weights_name()."""
+    name = str(read_json(folder / BULK_RECIPE)["weights"])
+    if name == RAW:
+        return 0.0
+    kind, _, number = name.partition("-")
+    return PowerEma(float(number)) if kind == "power" else float(number)
+
+
+def _number_problems(batch_size: int | None, bulk: BulkOptions | None) -> list[str]:
+    num, unit = (bulk.num, bulk.unit) if bulk is not None else (None, None)
+    problems = [
+        f"--{name} is {value}; give at least 1"
+        for name, value in {"num": num, "unit": unit, "batch-size": batch_size}.items()
+        if value is not None and value < 1
+    ]
+    if problems or unit is None or batch_size is None or unit % batch_size == 0:
+        return problems
+    nearest = max(1, round(unit / batch_size)) * batch_size
+    return [
+        f"--unit is {unit}, which is no multiple of --batch-size {batch_size}; "
+        f"give --unit {nearest}"
+    ]
+
+
+def _drawn_shape(config: Config) -> tuple[int, int, int]:
+    """(C, H, W) of the images to draw: NEW_IMAGE_SIZE where given."""
+    channels, height, width = configuration.image_shape(config)
+    new = config.IMAGE_GENERATION.NEW_IMAGE_SIZE
+    return (channels, height, width) if new is None else (channels, new, new)
+
+
+def _merged(
+    run: Path,
+    trained: Config,
+    overrides: Sequence[str],
+    asked: ImageGeneration | None,
+    problems: list[str],
+) -> Config | None:
+    """The run's configuration with the options asked for; None, with problems, when they clash."""
+    try:
+        if asked is None:
+            return load_run(run, overrides)
+        both = configuration.to_dict(replace(trained, IMAGE_GENERATION=asked))
+        return configuration.from_dict(both, source=str(run))
+    except InputError as error:
+        problems += error.problems
+        return None
+
+
+def _folder_problems(config: Config) -> list[str]:
+    chosen = config.IMAGE_GENERATION.GEN_SAVE_DIR
+    if chosen is None or not Path(chosen).exists() or Path(chosen).is_dir():
+        return []
+    return [f"{SECTION}.GEN_SAVE_DIR is {chosen}, which is no folder; give a folder or a new name"]
+
+
+def _external(
+    read: Callable[[Path, tuple[int, int, int], int, str], T],
+    config: Config,
+    tasks: Sequence[str],
+    limit: int,
+    problems: list[str],
+) -> T | None:
+    """Content of EXTERNAL_NPZ_INPUT for these tasks; None for others, and with problems."""
+    options = config.IMAGE_GENERATION
+    if options.GEN_TASK not in tasks or options.EXTERNAL_NPZ_INPUT is None:
+        return None
+    path, key = Path(options.EXTERNAL_NPZ_INPUT), f"{SECTION}.EXTERNAL_NPZ_INPUT"
+    try:
+        return read(path, _drawn_shape(config), limit, key)
+    except InputError as error:
+        problems += [text for text in error.problems if text not in problems]
+        return None
 
 
 def task_problems(config: Config) -> list[str]:
-    """What the task lacks, one line each."""
+    """Lacks of the task, one line each."""
     options, problems = config.IMAGE_GENERATION, configuration.generation_problems(config)
     if options.GEN_TASK == "channel_inpaint" and config.TRAINING.INPUT_IMAGE_CHANNEL < 2:
         problems.append(
@@ -257,7 +393,7 @@ def task_problems(config: Config) -> list[str]:
 
 
 def guide_problems(config: Config, ema: Ema | None) -> list[str]:
-    """Why GUIDE cannot guide, one line each: other weights of the same network are needed."""
+    """Reasons why GUIDE cannot guide, a line each: it takes other weights of the same network."""
     guide = config.IMAGE_GENERATION.GUIDE
     if guide is None:
         return []
@@ -286,205 +422,75 @@ def guide_problems(config: Config, ema: Ema | None) -> list[str]:
     ]
 
 
-# --------
-# What images are asked for, of which trained network: all checked, nothing loaded, no torch.
-#
-#     request = read_request(Path("training_outputs/..."), ["IMAGE_GENERATION.NUM_GEN_IMAGES=64"])
-#
-# The options are IMAGE_GENERATION of the run's own configuration (or of a YAML named instead of a
-# run, whose MODEL_PATH then names it), with overrides; they are checked against the trained network.
+def read_base(
+    path: Path, image_shape: tuple[int, int, int], limit: int, what: str
+) -> NDArray[np.float32]:
+    """First images, at most `limit`, of an NPZ file: (N, H, W, C) in [0, 1], bytes / 255.
 
-# Small, since the last batch is filled up: one image costs a whole batch.
-BATCH_SIZE = 16
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleRequest:
-    """A valid request.
-
-    checkpoint: None is the run's newest.  config: the run's, with the IMAGE_GENERATION asked for.
-    image_shape: (C, H, W) of what is drawn.  base: (N, H, W, C) in [0, 1], what inpainting keeps
-    a part of and sdedit begins with.  mask: (M, H, W), true where inpaint knows the image.
-    x0_variance: of the run, for the analytic sampler.
+    image_shape: (C, H, W) they must have.  what: the configuration key that named the file.
+    Shape and type come from the header and only `limit` images are unpacked, so a file that lies
+    about its size costs nothing. Raises InputError.
     """
-
-    run: Path
-    checkpoint: Path | None
-    config: Config
-    ema: Ema | None
-    batch_size: int
-    image_shape: tuple[int, int, int]
-    base: NDArray[np.float32] | None
-    mask: NDArray[np.bool_] | None
-    x0_variance: X0Variance | None = None
-
-    @property
-    def options(self) -> ImageGeneration:
-        return self.config.IMAGE_GENERATION
-
-    @property
-    def seed(self) -> int:
-        return self.options.RANDOM_SEED or 0
-
-    @property
-    def base_sha256(self) -> str | None:
-        """Identity of the file of base images and masks; None where the task takes none."""
-        path = self.options.EXTERNAL_NPZ_INPUT
-        return None if self.base is None or path is None else sha256(Path(path))
-
-    @property
-    def folder(self) -> Path:
-        """Where the images go."""
-        chosen = self.options.GEN_SAVE_DIR
-        return self.run / "generated" if chosen is None else Path(chosen)
-
-    @property
-    def stem(self) -> str:
-        """Their file's name, as v3 has it: ddim_eta{eta}_rev{stride}_gen_{shape}, or {sampler}_."""
-        steps = configuration.sampling_steps(self.options, self.config.TRAINING.NETWORK.TIMESTEPS)
-        (kind, number), *_ = steps.items()
-        spacing = f"rev{number}" if kind == "reverse_stride" else f"steps{number}"
-        channels, height, width = self.image_shape
-        shape = f"{self.options.NUM_GEN_IMAGES}x{height}x{width}x{channels}"
-        sampler = self.options.SAMPLER
-        if sampler in ("ddim", "ddpm"):
-            sampler = f"ddim_eta{self.options.DDIM_ETA}"
-        return f"{sampler}_{spacing}_gen_{shape}"
-
-    def describe(self) -> str:
-        """One line: what is drawn, of what, to where."""
-        options = self.options
-        source = self.checkpoint or self.run
-        return (
-            f"{options.NUM_GEN_IMAGES} images ({options.GEN_TASK}, seed {self.seed}) of {source} "
-            f"with {weights_name(self.config, self.ema)} to {self.folder / self.stem}.npz"
-        )
+    channels, height, width = image_shape
+    images = _read_member(path, KEY, (height, width, channels), limit, what)
+    return _in_unit_range(images, f"{what} is {path}")
 
 
-def read_request(
-    source: Path,
-    overrides: Sequence[str] = (),
-    *,
-    ema: Ema | None = None,
-    batch_size: int = BATCH_SIZE,
-) -> SampleRequest:
-    """The request for images of `source`: a run directory, a checkpoint, or a YAML that names one.
+def read_mask(
+    path: Path, image_shape: tuple[int, int, int], limit: int, what: str
+) -> NDArray[np.bool_]:
+    """`mask` of the same file, (M, H, W): true where the image is known; one for all may be (H, W).
 
-    ema: which weights, as in load_network.  Raises InputError with everything that is wrong.
+    Raises InputError, also for a mask that leaves nothing to draw or nothing known.
     """
-    problems = foreign_overrides(overrides)
-    own = [text for text in overrides if text not in problems]
-    problems = [
-        f"{text.partition('=')[0]}: the run is trained, and only {SECTION} keys choose its images"
-        for text in problems
-    ]
-    named = source
-    asked: ImageGeneration | None = None
-    if source.is_file() and source.suffix in (".yaml", ".yml"):
-        asked = configuration.load_generation(source, own)
-        named, own = _model_path(source, asked), []
-    run, checkpoint = locate(named)
-    trained = load_run(run)
-    if why := ema_problem(trained, ema):
-        problems.append(f"--ema {ema}: {run} {why}")
-    if batch_size < 1:
-        problems.append(f"--batch-size {batch_size}: give at least 1")
-    config = _merged(run, trained, own, asked, problems)
-    base = mask = variance = None
-    if config is not None:
-        problems += task_problems(config) + _folder_problems(config) + guide_problems(config, ema)
-        base, mask = _base(config, problems), _mask(config, problems)
-        variance = _x0_variance(run, config, problems)
-    if problems or config is None:
-        raise InputError(problems)
-    return SampleRequest(
-        run=run,
-        checkpoint=checkpoint,
-        config=config,
-        ema=ema,
-        batch_size=batch_size,
-        image_shape=drawn_shape(config),
-        base=base,
-        mask=mask,
-        x0_variance=variance,
-    )
+    found = _read_member(path, MASK, image_shape[1:], limit, what) != 0
+    if found.all() or not found.any():
+        known = "all" if found.all() else "nothing"
+        raise InputError(f"{what} is {path}: `{MASK}` says that {known} is known; give both kinds")
+    return np.asarray(found)
 
 
-def foreign_overrides(overrides: Sequence[str]) -> list[str]:
-    """The overrides of other sections than IMAGE_GENERATION."""
-    return [text for text in overrides if not text.upper().startswith(f"{SECTION}.")]
-
-
-def drawn_shape(config: Config) -> tuple[int, int, int]:
-    """(C, H, W) of the images to draw: NEW_IMAGE_SIZE where given."""
-    channels, height, width = configuration.image_shape(config)
-    new = config.IMAGE_GENERATION.NEW_IMAGE_SIZE
-    return (channels, height, width) if new is None else (channels, new, new)
-
-
-def _x0_variance(run: Path, config: Config, problems: list[str]) -> X0Variance | None:
-    if config.IMAGE_GENERATION.SAMPLER != "analytic":
-        return None
+def _read_member(
+    path: Path, key: str, wanted: tuple[int, ...], limit: int, what: str
+) -> NDArray[np.generic]:
+    """Array (N, *wanted) of an NPZ file, at most `limit` of its N; masks may lack the N."""
+    what = f"{what} is {path}"
+    if not path.is_file():
+        raise InputError(f"{what}, which is no file; give an NPZ file with `{key}`")
     try:
-        return read_x0_variance(run)
-    except InputError as error:
-        problems += error.problems
-        return None
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if key not in names:
+                there = ", ".join(names) or "nothing"
+                raise InputError(f"{what}, which holds {there}; it needs `{key}`")
+            with archive.open(f"{key}.npy") as member:
+                return _read_array(member, key, wanted, limit, what)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+        raise InputError(f"{what}, which cannot be read: {error}") from error
 
 
-def _model_path(source: Path, asked: ImageGeneration) -> Path:
-    if not asked.MODEL_PATH:
-        raise InputError(f"{source}: {SECTION}.MODEL_PATH is empty; name a run or a checkpoint")
-    return Path(asked.MODEL_PATH)
+def _read_array(
+    member: IO[bytes], key: str, wanted: tuple[int, ...], limit: int, what: str
+) -> NDArray[np.generic]:
+    header = array_header(member)  # type: ignore[arg-type]
+    shape = (1, *header.shape) if key == MASK and header.shape == wanted else header.shape
+    if len(shape) != len(wanted) + 1 or shape[1:] != wanted or shape[0] < 1:
+        numbers = ", ".join(map(str, wanted))
+        raise InputError(f"{what}: `{key}` has shape {header.shape}; give (N, {numbers})")
+    kinds, words = _KINDS[key]
+    if header.dtype != np.uint8 and header.dtype.kind not in kinds:
+        raise InputError(f"{what}: `{key}` is {header.dtype}; give {words}")
+    if header.is_fortran:
+        raise InputError(f"{what}: `{key}` is in Fortran order; save it in C order")
+    count = min(limit, shape[0])
+    data = member.read(count * math.prod(wanted) * header.dtype.itemsize)
+    return np.frombuffer(data, dtype=header.dtype).reshape(count, *wanted)
 
 
-def _merged(
-    run: Path,
-    trained: Config,
-    overrides: Sequence[str],
-    asked: ImageGeneration | None,
-    problems: list[str],
-) -> Config | None:
-    """The run's configuration with the options asked for; None, with problems, when they clash."""
-    try:
-        if asked is None:
-            return load_run(run, overrides)
-        both = configuration.to_dict(replace(trained, IMAGE_GENERATION=asked))
-        return configuration.from_dict(both, source=str(run))
-    except InputError as error:
-        problems += error.problems
-        return None
-
-
-def _folder_problems(config: Config) -> list[str]:
-    chosen = config.IMAGE_GENERATION.GEN_SAVE_DIR
-    if chosen is None or not Path(chosen).exists() or Path(chosen).is_dir():
-        return []
-    return [f"{SECTION}.GEN_SAVE_DIR is {chosen}, which is no folder; give a folder or a new name"]
-
-
-def _base(config: Config, problems: list[str]) -> NDArray[np.float32] | None:
-    return _read(read, config, (*INPAINTING, "sdedit"), problems)
-
-
-def _mask(config: Config, problems: list[str]) -> NDArray[np.bool_] | None:
-    return _read(read_mask, config, ("inpaint",), problems)
-
-
-def _read(
-    read: Callable[[Path, tuple[int, int, int], int, str], T],
-    config: Config,
-    tasks: Sequence[str],
-    problems: list[str],
-) -> T | None:
-    """What EXTERNAL_NPZ_INPUT holds for these tasks; None for others, and with problems."""
-    options = config.IMAGE_GENERATION
-    if options.GEN_TASK not in tasks or options.EXTERNAL_NPZ_INPUT is None:
-        return None
-    path, key = Path(options.EXTERNAL_NPZ_INPUT), f"{SECTION}.EXTERNAL_NPZ_INPUT"
-    try:
-        return read(path, drawn_shape(config), options.NUM_GEN_IMAGES, key)
-    except InputError as error:
-        problems += [text for text in error.problems if text not in problems]
-        return None
+def _in_unit_range(images: NDArray[np.generic], what: str) -> NDArray[np.float32]:
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / np.float32(255)
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0 and high <= 1):
+        raise InputError(f"{what}: `{KEY}` reaches from {low:g} to {high:g}; give values in [0, 1]")
+    return np.asarray(images, dtype=np.float32)

@@ -9,9 +9,7 @@ import pytest
 from ddpm.cluster import submit, submit_images
 from ddpm.cluster.submit_images import ImageJobOptions, checked
 from ddpm.errors import StorageError
-from ddpm.sampling import bulk as series_check
-from ddpm.sampling import bulk as spans
-from ddpm.sampling.bulk import BulkFolder, Span
+from ddpm.sampling.bulk import BulkFolder, check_bulk, parse_name, total
 from tests.cluster.test_submitit_jobs import wait_for
 from tests.sampling.test_generate import make_run
 from tests.support.bulk_data import Bulk, files_of
@@ -42,15 +40,15 @@ def bulk(run: Path, tmp_path: Path) -> Iterator[Bulk]:
 
 def drawn(bulk: Bulk) -> int:
     """Images there so far."""
-    return spans.total(bulk.series.present()) if bulk.out.exists() else 0
+    return total(bulk.series.present()) if bulk.out.exists() else 0
 
 
-def begun(bulk: Bulk) -> list[Span]:
+def begun(bulk: Bulk) -> list[range]:
     """The units that jobs have begun, once for each time."""
     folder = bulk.series.folder / "jobs"
     lines = "".join(path.read_text() for path in folder.glob("*.journal")).splitlines()
     texts = [line.split('"')[3] for line in lines if '"begin"' in line]
-    return [span for text in texts if (span := Span.parse(text))]
+    return [span for text in texts if (span := parse_name(text))]
 
 
 @pytest.mark.long
@@ -68,7 +66,7 @@ def test_a_duplicate_watches_and_ctrl_c_detaches(bulk: Bulk, undisturbed: BulkFo
     output, _ = second.communicate(timeout=200)
     assert second.returncode == 0, output
     assert " 0 to draw, " in output and "submitted" not in output
-    assert not spans.overlapping(begun(bulk)), "nothing was drawn twice"
+    assert len(set(begun(bulk))) == len(begun(bulk)), "nothing was drawn twice"
     assert files_of(bulk.series) == files_of(undisturbed)
 
 
@@ -115,7 +113,7 @@ def test_a_process_that_dies_has_another_go_on(bulk: Bulk, undisturbed: BulkFold
     runner.kill()
     output, _ = driver.communicate(timeout=200)
     assert driver.returncode == 0, output
-    assert series_check.check_bulk(bulk.series, NUM, progress=False).is_whole
+    assert check_bulk(bulk.series, NUM, progress=False).is_whole
     assert files_of(bulk.series) == files_of(undisturbed)
 
 
@@ -127,7 +125,7 @@ def test_debug_draws_one_part_after_the_other(bulk: Bulk) -> None:
 
 def test_debug_ends_with_the_error_of_its_part(bulk: Bulk) -> None:
     mine = Bulk(make_run(bulk.out.parent), bulk.out, KEYS)
-    plan, request = checked(mine.wish(8), ImageJobOptions(cluster="debug"))
+    plan, request = checked(mine.request(8), ImageJobOptions(cluster="debug"))
     for path in mine.run.glob("checkpoints/*/*"):
         path.unlink()
     with pytest.raises(StorageError, match="failed for the reason above"):

@@ -16,9 +16,7 @@ from subprocess import Popen
 import psutil
 import pytest
 
-from ddpm.sampling import bulk as series_check
-from ddpm.sampling import bulk as spans
-from ddpm.sampling.bulk import BulkFolder
+from ddpm.sampling.bulk import BulkFolder, check_bulk, manifest_of
 from tests.sampling.test_generate import make_run
 from tests.support.bulk_data import Bulk, files_of, words
 
@@ -88,7 +86,7 @@ class Campaign:
     def _punch(self, rng: random.Random) -> None:
         there = self.bulk.series.present()
         for span in rng.sample(there, len(there) // 3):
-            (self.bulk.series.shards / f"{span}.json").unlink()
+            manifest_of(self.bulk.series.shards, span).unlink()
 
 
 def fight(
@@ -103,9 +101,8 @@ def fight(
     finally:
         for process in campaign.bulk.jobs():
             process.kill()
-    verdict = series_check.check_bulk(series, num, progress=False)
+    verdict = check_bulk(series, num, progress=False)
     assert verdict.is_whole and verdict.there == num, verdict.lines()
-    assert not spans.overlapping(series.present())
     assert files_of(series) == files_of(undisturbed)
     assert campaign.landed.total() >= kills and campaign.duplicates == 1
     return (

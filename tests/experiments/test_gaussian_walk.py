@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from ddpm.diffusion.schedule import NoiseSchedule
-from ddpm.sampling.samplers import Method, sample
+from ddpm.sampling.samplers import sample
 from ddpm.sampling.spacing import levels
 from experiments.gaussian_walk import (
     GaussianDraws,
@@ -113,7 +113,8 @@ def test_samples_of_the_ideal_denoiser_have_the_moments_said(sampler: str, eta: 
         pred_type="image",
         num_steps=6,
         ddim_eta=eta,
-        method=Method(sampler=sampler, spacing="karras"),
+        sampler=sampler,
+        spacing="karras",
     )
     along = images.flatten(1).double() @ fit.basis
     error = (told.variance / count).sqrt()

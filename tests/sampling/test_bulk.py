@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ddpm.cluster import submit_images
 from ddpm.cluster.submit_images import ImageJobOptions, checked
@@ -19,28 +17,22 @@ from ddpm.data import images
 from ddpm.data import index as indexing
 from ddpm.errors import DdpmError, InputError, Interrupted, StorageError
 from ddpm.runs import storage
-from ddpm.runs import storage as durable
 from ddpm.runs.checkpoint import folder_of
-from ddpm.sampling import bulk as series_check
-from ddpm.sampling import bulk as spans
-from ddpm.sampling import bulk as units
 from ddpm.sampling.bulk import (
-    Artist,
     BulkFolder,
-    BulkOptions,
-    Span,
-    largest_that_fits,
-    request_of,
-    sizes,
+    check_bulk,
+    describe,
+    manifest_of,
+    name_of,
+    parse_name,
+    shard_of,
+    units,
 )
+from ddpm.sampling.bulk_sampler import BulkSampler, batch_sizes, largest_that_fits
 from ddpm.sampling.generation import ImageGenerator, OnState
-from ddpm.sampling.request import SampleRequest, read_request
+from ddpm.sampling.request import BulkOptions, SampleRequest, read_request
 from tests.sampling.test_generate import STEP, make_run, save_base
-from tests.support.bulk_data import Bulk, files_of, whole
-
-SPANS = st.lists(
-    st.builds(lambda a, n: Span(a, a + n), st.integers(0, 60), st.integers(1, 20)), max_size=6
-)
+from tests.support.bulk_data import Bulk, files_of
 
 
 @pytest.fixture(scope="module")
@@ -60,33 +52,14 @@ def undisturbed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> BulkFold
     return Bulk(run, place, {"GEN_TASK": "class_cond"}).draw(30)
 
 
-def numbers(found: list[Span]) -> set[int]:
-    return {index for span in found for index in range(span.start, span.stop)}
-
-
-# Spans
-
-
-@given(SPANS, SPANS, st.integers(1, 9))
-def test_spans_are_sets_of_numbers(some: list[Span], others: list[Span], size: int) -> None:
-    merged, left = spans.union(some), spans.difference(some, others)
-    assert numbers(merged) == numbers(some) and spans.total(merged) == len(numbers(some))
-    assert numbers(left) == numbers(some) - numbers(others)
-    assert all(a.stop < b.start for a, b in zip(merged, merged[1:], strict=False))
-    pieces = spans.cut(merged, size)
-    assert numbers(pieces) == numbers(merged) and spans.total(pieces) == spans.total(merged)
-    assert all(span.start // size == (span.stop - 1) // size for span in pieces)
-    apart = [span for span in some if span not in spans.overlapping(some)]
-    assert spans.total(apart) == len(numbers(apart))
-    assert all(Span.parse(str(span)) == span for span in some)
-
-
 def test_ranges_are_told_with_their_last_number() -> None:
-    assert spans.describe([Span(64, 100), Span(0, 50), Span(50, 51)]) == "0-50, 64-99"
-    many = [Span(3 * k, 3 * k + 1) for k in range(20)]
-    assert spans.describe(many).endswith("33-33, and 8 more")
+    assert describe([range(64, 100), range(0, 50), range(50, 51)]) == "0-50, 64-99"
+    many = [range(3 * k, 3 * k + 1) for k in range(20)]
+    assert describe(many).endswith("33-33, and 8 more")
+    assert all(parse_name(name_of(unit)) == unit for unit in many)
+    assert units(20, 8) == [range(8), range(8, 16), range(16, 20)]
     for text in ("0000000000-0000000000", "0-5", "0000000000-0000000005.tar", "index"):
-        assert Span.parse(text) is None
+        assert parse_name(text) is None
 
 
 # Exactly once, the same bytes
@@ -107,14 +80,17 @@ def test_images_in_bulk_are_those_of_the_small_way(bulk: Bulk, undisturbed: Bulk
 def test_more_images_draw_the_rest_only_and_are_the_same(
     bulk: Bulk, undisturbed: BulkFolder, first: int
 ) -> None:
-    """Whether the fewer ended inside a batch, inside a unit, or with one."""
+    """The last unit is drawn again where it was cut short; nothing is left of the short one."""
     before = files_of(bulk.draw(first))
-    there = {path: path.stat().st_mtime_ns for path in bulk.series.shards.iterdir()}
+    whole = [unit for unit in bulk.series.present() if len(unit) == 8]
+    there = {shard_of(bulk.series.shards, unit): 0 for unit in whole}
+    there = {path: path.stat().st_mtime_ns for path in there}
     series = bulk.draw(30)
     assert all(path.stat().st_mtime_ns == written for path, written in there.items())
+    assert len(list(series.shards.iterdir())) == 2 * len(units(30, 8))
     assert sorted(before) == list(range(first))
     assert files_of(series) == files_of(undisturbed)
-    assert series_check.check_bulk(series, 30, progress=False).is_whole
+    assert check_bulk(series, 30, progress=False).is_whole
 
 
 class Recording(ImageGenerator):
@@ -132,9 +108,11 @@ class Recording(ImageGenerator):
 def test_image_i_sits_in_slot_i_mod_b_of_batch_i_div_b(bulk: Bulk) -> None:
     """Wherever a unit begins and ends: bits may depend on the slot, on other machines than this."""
     series = bulk.draw(5)
-    generator = Recording(request_of(series))
-    Artist(series, generator).draw(whole(22), should_stop=lambda: False)
-    assert generator.asked == [(first, 4) for first in (4, 8, 12, 16, 20)]
+    request = read_request(series.folder, bulk=BulkOptions())
+    generator = Recording(request)
+    sampler = BulkSampler(request, generator=generator)
+    sampler.draw(series, series.missing(22), should_stop=lambda: False)
+    assert generator.asked == [(first, 4) for first in (0, 4, 8, 12, 16, 20)]
 
 
 def test_fewer_images_than_there_are_draw_nothing(bulk: Bulk) -> None:
@@ -145,10 +123,10 @@ def test_fewer_images_than_there_are_draw_nothing(bulk: Bulk) -> None:
 
 def test_units_may_come_in_any_order_from_anybody(bulk: Bulk, undisturbed: BulkFolder) -> None:
     bulk.draw(1)
-    pieces = spans.cut(bulk.series.missing(30), 3)
-    random.Random(0).shuffle(pieces)
-    for piece in pieces:
-        Artist(bulk.series).draw([piece], should_stop=lambda: False)
+    missing = bulk.series.missing(30)
+    random.Random(0).shuffle(missing)
+    for unit in missing:
+        BulkSampler.of(bulk.series.folder).draw(bulk.series, [unit], should_stop=lambda: False)
     assert files_of(bulk.series) == files_of(undisturbed)
 
 
@@ -159,17 +137,19 @@ def test_the_shards_have_equal_bytes_too(bulk: Bulk, undisturbed: BulkFolder) ->
         assert (series.shards / path.name).read_bytes() == path.read_bytes()
 
 
-def test_what_a_stop_has_left_goes_on_after_the_last_batch(
+def test_a_stop_loses_the_unit_it_comes_in_and_no_other(
     bulk: Bulk, undisturbed: BulkFolder
 ) -> None:
-    """Every finished batch is kept: 3 of them, which end inside the second unit."""
-    bulk.draw(1)
-    units.set_aside(bulk.series.shards, Span(0, 1))
-    batches: list[int] = []
-    artist = Artist(bulk.series, on_batch=batches.append)
+    """After three batches, inside the second unit."""
+    series, batches = bulk.draw(1), list[int]()
     with pytest.raises(Interrupted, match="the same command draws what is left"):
-        artist.draw(whole(30), should_stop=lambda: len(batches) == 3)
-    assert bulk.series.present() == [Span(0, 8), Span(8, 12)]
+        BulkSampler.of(series.folder).draw(
+            series,
+            series.missing(30),
+            should_stop=lambda: len(batches) == 3,
+            on_batch=batches.append,
+        )
+    assert series.present() == [range(8)]
     assert files_of(bulk.draw(30)) == files_of(undisturbed)
 
 
@@ -203,99 +183,68 @@ def test_inpainting_keeps_its_folder_when_more_known_images_are_needed(
         assert np.abs(images.decode(data)[..., 1] - wanted).max() <= 1
 
 
-def test_a_unit_that_another_process_draws_is_waited_for(
-    bulk: Bulk, undisturbed: BulkFolder
-) -> None:
-    bulk.draw(1)
-    series, begun = bulk.series, []
-    other, all_but_it = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with durable.lock(series.lock_of(Span(8, 16)), "unit"):
-            other.set()
-            all_but_it.wait(30)
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    other.wait()
-
-    def begin(span: Span) -> None:
-        begun.append(span)
-        if span.stop == 30:
-            all_but_it.set()
-
-    Artist(series).draw(whole(30), should_stop=lambda: False, on_begin=begin)
-    holder.join()
-    assert begun[-1] == Span(8, 16), "last, when its holder had let it go"
-    assert files_of(series) == files_of(undisturbed)
-
-
-def test_without_locks_two_draw_the_same(
-    bulk: Bulk, undisturbed: BulkFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bulk.draw(1)
-
-    class NoLocks(storage.SystemCalls):
-        @staticmethod
-        def flock(descriptor: int, operation: int) -> None:
-            raise OSError(37, "No locks available")
-
-    monkeypatch.setattr(storage, "system", NoLocks())
-    artists = [Artist(bulk.series) for _ in range(2)]
+def test_two_who_draw_at_once_do_no_harm(bulk: Bulk, undisturbed: BulkFolder) -> None:
+    series = bulk.draw(1)
     threads = [
-        threading.Thread(target=a.draw, args=(whole(30),), kwargs={"should_stop": lambda: False})
-        for a in artists
+        threading.Thread(
+            target=BulkSampler.of(series.folder).draw,
+            args=(series, series.missing(30)),
+            kwargs={"should_stop": lambda: False},
+        )
+        for _ in range(2)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert files_of(bulk.series) == files_of(undisturbed)
+    assert files_of(series) == files_of(undisturbed)
+    assert check_bulk(series, 30, progress=False).is_whole
 
 
 # Holes
 
 
-def delete_manifest(series: BulkFolder, span: Span) -> None:
-    units.manifest_of(series.shards, span).unlink()
+def delete_manifest(series: BulkFolder, span: range) -> None:
+    manifest_of(series.shards, span).unlink()
 
 
-def delete_shard(series: BulkFolder, span: Span) -> None:
-    units.shard_of(series.shards, span).unlink()
+def delete_shard(series: BulkFolder, span: range) -> None:
+    shard_of(series.shards, span).unlink()
 
 
-def truncate(series: BulkFolder, span: Span) -> None:
-    path = units.shard_of(series.shards, span)
+def truncate(series: BulkFolder, span: range) -> None:
+    path = shard_of(series.shards, span)
     path.write_bytes(path.read_bytes()[:-1000])
 
 
-def flip(series: BulkFolder, span: Span) -> None:
-    path = units.shard_of(series.shards, span)
+def flip(series: BulkFolder, span: range) -> None:
+    path = shard_of(series.shards, span)
     data = bytearray(path.read_bytes())
     data[700] ^= 1
     path.write_bytes(data)
 
 
-def tear_manifest(series: BulkFolder, span: Span) -> None:
-    path = units.manifest_of(series.shards, span)
+def tear_manifest(series: BulkFolder, span: range) -> None:
+    path = manifest_of(series.shards, span)
     path.write_bytes(path.read_bytes()[:40])
 
 
-def foreign(series: BulkFolder, span: Span) -> None:
-    path = units.manifest_of(series.shards, span)
+def foreign(series: BulkFolder, span: range) -> None:
+    path = manifest_of(series.shards, span)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": "0" * 64}))
 
 
-def of_others(series: BulkFolder, span: Span) -> None:
+def of_others(series: BulkFolder, span: range) -> None:
     """The manifest and the shard of other images under this unit's names."""
-    for place in (units.manifest_of, units.shard_of):
-        place(series.shards, span).write_bytes(place(series.shards, Span(0, 8)).read_bytes())
+    for place in (manifest_of, shard_of):
+        place(series.shards, span).write_bytes(place(series.shards, range(8)).read_bytes())
 
 
-def left_over(series: BulkFolder, span: Span) -> None:
+def left_over(series: BulkFolder, span: range) -> None:
     """As a kill leaves it between the shard and its manifest, and in the middle of a write."""
     delete_manifest(series, span)
-    (series.shards / f".{span}.tar.0123abcd.tmp").write_bytes(b"half")
+    (series.shards / f".{name_of(span)}.tar.0123abcd.tmp").write_bytes(b"half")
+    os.utime(series.shards / f".{name_of(span)}.tar.0123abcd.tmp", (0, 0))
 
 
 DAMAGES = [
@@ -312,48 +261,48 @@ DAMAGES = [
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_holes_are_found_and_they_alone_are_drawn_again(
-    bulk: Bulk, undisturbed: BulkFolder, damage: Callable[[BulkFolder, Span], None]
+    bulk: Bulk, undisturbed: BulkFolder, damage: Callable[[BulkFolder, range], None]
 ) -> None:
-    series, hole = bulk.draw(30), Span(8, 16)
+    series, hole = bulk.draw(30), range(8, 16)
     damage(series, hole)
     others = {
         path: path.stat().st_ino
         for span in series.present()
         if span != hole
-        for path in (units.shard_of(series.shards, span), units.manifest_of(series.shards, span))
+        for path in (shard_of(series.shards, span), manifest_of(series.shards, span))
     }
-    verdict = series_check.check_bulk(series, 30, progress=False)
+    verdict = check_bulk(series, 30, progress=False)
     assert not verdict.is_whole and verdict.missing == [hole]
     assert "missing: 8 images: 8-15" in verdict.lines()
     assert files_of(bulk.draw(30)) == files_of(undisturbed)
     assert all(path.stat().st_ino == number for path, number in others.items())
-    assert series_check.check_bulk(series, 30, progress=False).is_whole
+    assert check_bulk(series, 30, progress=False).is_whole
     assert not list(series.shards.glob(".*.tmp"))
 
 
 def test_labels_that_are_not_the_shards_own_are_seen(bulk: Bulk) -> None:
     series = bulk.draw(8)
-    path = units.manifest_of(series.shards, Span(0, 8))
+    path = manifest_of(series.shards, range(8))
     changed = json.loads(path.read_text())
     changed["labels"][3] = 2
     path.write_text(json.dumps(changed))
-    (line,) = series_check.check_bulk(series, 8, progress=False).damaged
+    (line,) = check_bulk(series, 8, progress=False).damaged
     assert line.startswith("images 0-7: ") and "other images or labels" in line
 
 
 def test_images_that_two_units_hold_are_told_and_one_of_them_goes(
     bulk: Bulk, undisturbed: BulkFolder
 ) -> None:
-    """As two launches for other numbers leave them where nothing can be locked."""
+    """As launches for other numbers left them when a unit could be drawn in parts."""
     series = bulk.draw(30)
-    extra = Span(10, 14)
-    manifest = units.read_manifest(series.shards, Span(8, 16), series.digest)
+    extra = range(10, 14)
+    manifest = series.read_manifest(range(8, 16))
     pixels = np.stack([images.decode(files_of(series)[i][0]) for i in range(10, 14)])
     facts = {"recipe": series.digest, "seed": manifest["seed"]}
-    units.write(series.shards, extra, pixels, [1, 2, 0, 1], facts)
-    verdict = series_check.check_bulk(series, 30, progress=False)
+    series.write(extra, pixels, [1, 2, 0, 1], facts)
+    verdict = check_bulk(series, 30, progress=False)
     assert not verdict.is_whole and verdict.twice == [extra]
-    assert f"twice: images 10-13 ({extra})" in verdict.lines()
+    assert f"twice: images 10-13 ({name_of(extra)})" in verdict.lines()
     assert files_of(bulk.draw(30)) == files_of(undisturbed)
 
 
@@ -370,10 +319,10 @@ def test_the_batch_size_is_found_by_halving() -> None:
         if size == 3:
             raise RuntimeError("something else")
 
-    assert largest_that_fits(probe, sizes(128, 64)) == 8 and tried == [64, 32, 16, 8]
-    assert sizes(100, 64) == [50, 25, 10, 5, 2, 1] and sizes(4, 64) == [4, 2, 1]
+    assert largest_that_fits(probe, batch_sizes(128, 64)) == 8 and tried == [64, 32, 16, 8]
+    assert batch_sizes(100, 64) == [50, 25, 10, 5, 2, 1] and batch_sizes(4, 64) == [4, 2, 1]
     for unit in range(1, 200):
-        assert all(unit % size == 0 for size in sizes(unit, 64))
+        assert all(unit % size == 0 for size in batch_sizes(unit, 64))
     with pytest.raises(RuntimeError, match="something else"):
         largest_that_fits(probe, [3])
     with pytest.raises(DdpmError, match="not enough to draw a single image"):
@@ -385,9 +334,11 @@ def test_a_device_too_small_for_the_batch_that_was_settled_says_so(bulk: Bulk) -
         def batch(self, first: int, size: int, **options: object) -> np.ndarray:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    artist = Artist(bulk.draw(8), Small(request_of(bulk.series)))
+    series = bulk.draw(8)
+    request = read_request(series.folder, bulk=BulkOptions())
+    sampler = BulkSampler(request, generator=Small(request))
     with pytest.raises(DdpmError, match="drawn 4 at a time, for which this device has too little"):
-        artist.draw([Span(8, 16)], should_stop=lambda: False)
+        sampler.draw(series, [range(8, 16)], should_stop=lambda: False)
 
 
 def test_the_batch_size_is_settled_by_the_first_who_draws(bulk: Bulk) -> None:
@@ -395,26 +346,12 @@ def test_the_batch_size_is_settled_by_the_first_who_draws(bulk: Bulk) -> None:
     assert series.batch_size == 8, "the largest of at most 64 that divides the unit"
     assert series.settle_batch_size(4) == 8
     for span in series.present():
-        assert units.read_manifest(series.shards, span, series.digest)["batch_size"] == 8
+        assert series.read_manifest(span)["batch_size"] == 8
     with pytest.raises(InputError, match=r"--batch-size is 4, but .* drawn 8 at a time"):
         bulk.draw(40, batch_size=4)
     with pytest.raises(InputError, match="was begun with units of 8; leave --unit out"):
         bulk.draw(40, batch_size=None, unit=16)
     assert len(files_of(bulk.draw(40, batch_size=8))) == 40
-
-
-def test_a_file_is_created_by_one_alone(tmp_path: Path) -> None:
-    path, won = tmp_path / "x.json", []
-    threads = [
-        threading.Thread(target=lambda n=n: won.append(n) if durable.create_json(path, n) else None)
-        for n in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert won == [json.loads(path.read_text())]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
 
 
 def test_other_weights_are_not_drawn_into_the_same_folder(tmp_path: Path) -> None:
@@ -425,7 +362,7 @@ def test_other_weights_are_not_drawn_into_the_same_folder(tmp_path: Path) -> Non
     recipe = json.loads((series.folder / "recipe.json").read_text())
     (series.folder / "recipe.json").write_text(json.dumps(recipe | {"weights_sha256": "0" * 64}))
     with pytest.raises(InputError, match=r"has changed since it was begun \(weights_sha256\)"):
-        Artist(BulkFolder.open(series.folder))
+        BulkSampler.of(series.folder)
 
 
 def test_a_folder_belongs_to_one_recipe(bulk: Bulk) -> None:
@@ -437,7 +374,7 @@ def test_a_folder_belongs_to_one_recipe(bulk: Bulk) -> None:
 
 def test_jobs_draw_what_the_folder_says(bulk: Bulk) -> None:
     series = bulk.draw(4)
-    request = request_of(series)
+    request = BulkSampler.of(series.folder).request
     assert request.checkpoint == folder_of(bulk.run / "checkpoints", STEP).resolve()
     assert request.options.GEN_TASK == "class_cond" and request.seed == 0
 
@@ -446,8 +383,8 @@ def test_a_series_goes_on_from_its_own_folder(bulk: Bulk, undisturbed: BulkFolde
     """Also where that was moved."""
     series = bulk.draw(10)
     moved = series.folder.rename(bulk.out.parent / "moved")
-    wish = BulkOptions(source=moved, num=30)
-    assert submit_images.run(*checked(wish, ImageJobOptions()), should_stop=lambda: False) == 0
+    request = read_request(moved, bulk=BulkOptions(num=30))
+    assert submit_images.run(*checked(request, ImageJobOptions()), should_stop=lambda: False) == 0
     assert files_of(BulkFolder.open(moved)) == files_of(undisturbed) and not list(
         bulk.out.iterdir()
     )
@@ -505,7 +442,8 @@ def test_a_disk_that_is_full_ends_the_drawing_and_leaves_holes_only(
     bulk: Bulk, undisturbed: BulkFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Units are written while the next is drawn; the failure is not lost for that."""
-    artist, written = Artist(bulk.draw(1)), []
+    series, written = bulk.draw(1), []
+    sampler = BulkSampler.of(series.folder)
 
     class Full(storage.SystemCalls):
         @staticmethod
@@ -517,8 +455,10 @@ def test_a_disk_that_is_full_ends_the_drawing_and_leaves_holes_only(
     with monkeypatch.context() as patched:
         patched.setattr(storage, "system", Full())
         with pytest.raises(StorageError, match="No space left on device"):
-            artist.draw(whole(30), should_stop=lambda: False, on_end=written.append)
-    assert bulk.series.present() == [Span(0, 1), *written] and len(written) == 2
+            sampler.draw(
+                series, series.missing(30), should_stop=lambda: False, on_end=written.append
+            )
+    assert series.present() == written and len(written) == 2
     assert files_of(bulk.draw(30)) == files_of(undisturbed)
 
 
@@ -567,10 +507,9 @@ def test_the_shards_are_a_data_set(bulk: Bulk) -> None:
 def test_images_of_two_channels_are_arrays(tmp_path: Path) -> None:
     """As PNG has no such pictures."""
     pixels = np.arange(2 * 8 * 8 * 2, dtype=np.uint8).reshape(2, 8, 8, 2)
-    span = Span(6, 8)
-    units.write(tmp_path, span, pixels, None, {"recipe": "r"})
-    manifest = units.check_samples(tmp_path, span, "r")
-    assert manifest["labels"] is None
-    found = [(index, images.decode(data)) for index, data, _ in units.encoded(tmp_path, span)]
+    series, unit = BulkFolder.begin(tmp_path / "out", {"image_shape": [2, 8, 8]}, 2), range(6, 8)
+    series.write(unit, pixels, None, {"recipe": series.digest})
+    assert series.check(unit)["labels"] is None
+    found = [(index, images.decode(data)) for index, data, _ in series.images(unit)]
     assert [index for index, _ in found] == [6, 7]
     assert all((image == pixels[index - 6]).all() for index, image in found)

@@ -11,8 +11,7 @@ import pytest
 from ddpm.cluster import submit
 from ddpm.cluster.submit_images import ImageJobOptions, checked
 from ddpm.errors import InputError
-from ddpm.sampling import bulk as units
-from ddpm.sampling.bulk import Span
+from ddpm.sampling.bulk import manifest_of, name_of
 from tests.cluster.test_submitit_jobs import slurm
 from tests.sampling.test_generate import make_run
 from tests.support.bulk_data import Bulk, environment, files_of
@@ -65,7 +64,7 @@ def test_from_a_dry_run_to_a_repaired_folder(bulk: Bulk) -> None:
     assert good.returncode == 0 and good.stdout.startswith("whole: 20 of 20 images in 3 units")
 
     before = files_of(bulk.series)
-    units.manifest_of(bulk.series.shards, Span(8, 16)).unlink()
+    manifest_of(bulk.series.shards, range(8, 16)).unlink()
     assert "missing: 8 images: 8-15" in main(folder, "--status").stdout
     bad = main(folder, "--verify")
     assert bad.returncode == 1 and "missing: 8 images: 8-15" in bad.stdout
@@ -128,14 +127,14 @@ def test_a_damaged_checkpoint_is_a_matter_of_storage(tmp_path: Path) -> None:
 )
 def test_what_sbatch_cannot_be_given(bulk: Bulk, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        checked(bulk.wish(9), ImageJobOptions(cluster="slurm", **options))  # type: ignore[arg-type]
+        checked(bulk.request(9), ImageJobOptions(cluster="slurm", **options))  # type: ignore[arg-type]
     assert not bulk.out.exists()
 
 
 def test_a_folder_that_slurm_would_read_as_a_pattern_is_refused(run: Path, tmp_path: Path) -> None:
     bulk = Bulk(run, tmp_path / "out%j")
     with pytest.raises(InputError, match=r"choose another IMAGE_GENERATION\.GEN_SAVE_DIR"):
-        checked(bulk.wish(9), ImageJobOptions(cluster="slurm"))
+        checked(bulk.request(9), ImageJobOptions(cluster="slurm"))
 
 
 @pytest.mark.slow
@@ -163,4 +162,6 @@ def test_sbatch_gets_what_the_dry_run_has_shown(
         assert b"DrawTask" in path.read_bytes() and path.stat().st_size < 1000
     jobs = submit.read_jobs(bulk.series.folder)
     assert [job.job for job in jobs] == ["70_0", "70_1", "70_2", "71"]
-    assert [job.trials for job in jobs] == [(str(Span(16 * k, 16 * k + 16)),) for k in range(4)]
+    assert [job.trials for job in jobs] == [
+        tuple(name_of(range(a, a + 8)) for a in (16 * k, 16 * k + 8)) for k in range(4)
+    ]

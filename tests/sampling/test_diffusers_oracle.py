@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from ddpm.diffusion.philox import Stream, normal
 from ddpm.diffusion.schedule import NoiseSchedule
-from ddpm.sampling.samplers import Method, sample
+from ddpm.sampling.samplers import sample
 from ddpm.sampling.spacing import levels
 from tests.support.diffusion_cases import SHAPE, every_pred_type
 
@@ -57,7 +57,7 @@ def ours(schedule: NoiseSchedule, pred_type: str, sampler: str, eta: float = 0.0
         num_steps=STEPS,
         ddim_eta=eta,
         seed=SEED,
-        method=Method(sampler=sampler),
+        sampler=sampler,
     )
 
 

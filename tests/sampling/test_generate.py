@@ -24,7 +24,7 @@ from ddpm.sampling import generation
 from ddpm.sampling.generation import Generated, ImageGenerator
 from ddpm.sampling.loading import load_network
 from ddpm.sampling.request import read_request
-from ddpm.sampling.samplers import sample
+from ddpm.sampling.samplers import SamplerOptions, sample
 from ddpm.training.step import TrainState
 from ddpm.training.trainer import StepReport
 from tests.support.tree import ROOT
@@ -227,7 +227,7 @@ def test_slots_call_the_network_at_one_batch_size_only(run: Path) -> None:
         sizes.append(len(x_t))
         return model.network(x_t, time, labels)
 
-    sampler = generation.Sampler(pred_type="velocity", steps={"num_steps": 3})
+    sampler = SamplerOptions(pred_type="velocity", num_steps=3)
     shape = model.image_shape
     generation.draw(network, model.schedule, 7, shape, sampler, batch_size=3)
     assert set(sizes) == {3} and len(sizes) == 9
@@ -268,7 +268,7 @@ def test_class_label_chooses_the_class_of_each_image(
 def test_random_uncond_is_the_null_class(run: Path, draw: Draw) -> None:
     model = load_network(run)
     null = torch.full((5,), model.network.null_label)
-    sampler = generation.Sampler(pred_type="velocity", steps={"num_steps": 4})
+    sampler = SamplerOptions(pred_type="velocity", num_steps=4)
     args = (model.network, model.schedule, 5, model.image_shape, sampler)
     expected = generation.draw(*args, labels=null, batch_size=4)
     generated = draw(CLASS_LABEL=1)
@@ -441,7 +441,7 @@ def test_all_problems_are_told_at_once_and_nothing_is_written(run: Path, tmp_pat
         "TRAINING.SEED: the run is trained, and only IMAGE_GENERATION keys choose its images",
         "--ema 0.5: ",
         "has the EMA decays 0.9, 0.99, or 0 for none",
-        "--batch-size 0: give at least 1",
+        "--batch-size is 0; give at least 1",
         "none.npz, which is no file",
         "GEN_SAVE_DIR is ",
     ):

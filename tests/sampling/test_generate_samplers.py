@@ -2,47 +2,31 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from ddpm.errors import InputError
 from ddpm.runs.checkpoint import folder_of
 from ddpm.sampling import generation
-from ddpm.sampling.denoise import Guiding
-from ddpm.sampling.generation import Generated, ImageGenerator
+from ddpm.sampling.generation import Generated, ImageGenerator, to_uint8
 from ddpm.sampling.loading import load_network
 from ddpm.sampling.request import read_request
-from ddpm.sampling.samplers import (
-    FILE,
-    Method,
-    Start,
-    X0Variance,
-    read_x0_variance,
-    sample,
-    to_uint8,
-)
-from ddpm.sampling.tasks import Task
+from ddpm.sampling.samplers import SamplerOptions, SampleState, Start, sample
 from tests.sampling.test_generate import STEP, images_of, make_config, make_run
 
 CLASSES = {"GEN_TASK": "class_cond"}
 GUIDED = {**CLASSES, "GUIDANCE": 2.0}
 CLIPPED = {**CLASSES, "CLIP_DENOISE": "true"}
 ANCESTRAL = {**CLASSES, "DDIM_ETA": 1.0}
-LEVELS, MSE = (-8, -4, 0, 4), (0.3, 0.25, 0.1, None)
 
 Draw = Callable[..., Generated]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has been evaluated."""
-    path = make_run(tmp_path_factory.mktemp("runs"))
-    (path / FILE).write_text(json.dumps({"levels": LEVELS, "mse": MSE}))
-    return path
+    return make_run(tmp_path_factory.mktemp("runs"))
 
 
 def overrides(**keys: object) -> list[str]:
@@ -70,8 +54,7 @@ def problems(source: Path, ema: float | None = None, **keys: object) -> str:
     [
         *((CLASSES, {"SPACING": spacing}) for spacing in ("linspace", "logsnr", "karras")),
         *((CLASSES, {"SAMPLER": sampler}) for sampler in ("heun", "dpmpp_2m")),
-        *((ANCESTRAL, {"SAMPLER": sampler}) for sampler in ("dpmpp_2m_sde", "analytic")),
-        (CLIPPED, {"DYNAMIC_THRESHOLD": 0.7}),
+        (ANCESTRAL, {"SAMPLER": "dpmpp_2m_sde"}),
         (CLIPPED, {"RECOMPUTE_NOISE": "false"}),
         (GUIDED, {"GUIDE": "model"}),
         (GUIDED, {"GUIDE": 0.99}),
@@ -131,7 +114,7 @@ def test_a_guide_is_asked_in_place_of_the_null_class(run: Path, draw: Draw) -> N
         num_steps=4,
         labels=torch.tensor([0, 1, 2, 0, 1]),
         guidance=2.0,
-        guiding=Guiding(guide=guide.network),
+        guide=guide.network,
     )
     generated = draw(**GUIDED, GUIDE=0.99)
     assert (images_of(generated) == to_uint8(x0).numpy()).all()
@@ -184,84 +167,20 @@ def test_an_unconditional_network_is_guided_by_a_guide_alone(tmp_path: Path) -> 
     assert "nothing to guide" in problems(path, GUIDANCE=2.0)
 
 
-def test_a_sampler_that_names_a_guide_is_not_drawn_without_it(run: Path) -> None:
-    model = load_network(run)
-    sampler = generation.Sampler(pred_type="velocity", steps={"num_steps": 3}, guide_sha256="0")
-    with pytest.raises(ValueError, match="guide_sha256 and a guide go together"):
-        generation.draw(model.network, model.schedule, 3, model.image_shape, sampler)
-
-
-# The variance of the analytic sampler
-
-
-def test_the_analytic_sampler_takes_its_variance_from_the_evaluation(run: Path, draw: Draw) -> None:
-    model = load_network(run)
-    variance = X0Variance(levels=LEVELS[:3], mse=(0.3, 0.25, 0.1))
-    assert read_x0_variance(run) == variance
-    x0 = sample(
-        model.network,
-        model.schedule,
-        torch.arange(5),
-        model.image_shape,
-        pred_type="velocity",
-        num_steps=4,
-        labels=torch.tensor([0, 1, 2, 0, 1]),
-        method=Method(sampler="analytic", x0_variance=variance),
-    )
-    generated = draw(SAMPLER="analytic", **ANCESTRAL)
-    assert (images_of(generated) == to_uint8(x0).numpy()).all()
-    recipe = json.loads(generated.recipe.read_text())
-    assert recipe["sampler"]["x0_variance"] == json.loads(json.dumps(asdict(variance)))
-
-
-def test_the_logarithm_of_the_variance_is_linear_between_levels_and_constant_outside() -> None:
-    variance = X0Variance(levels=(-2, 0, 4), mse=(0.4, 0.1, 1e-4))
-    assert [variance(level) for level in (-2, 0, 4)] == pytest.approx([0.4, 0.1, 1e-4], rel=1e-12)
-    assert variance(-1) == pytest.approx(0.2) and variance(1) == pytest.approx(0.1 * 1e-3**0.25)
-    assert variance(-np.inf) == variance(-9) == variance(-2.5) == 0.4
-    assert variance(np.inf) == variance(9) == variance(4.5) == 1e-4
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (
-            None,
-            r"evaluation.json is not there.*finish the training \(python launch/train.py .*yaml",
-        ),
-        ("{", "is damaged"),
-        ('{"levels": [1]}', "is damaged"),
-        ('{"levels": [1, 2], "mse": [1.0]}', "is damaged"),
-        ('{"levels": [1], "mse": [null]}', "has no error that is finite and above 0"),
-    ],
-)
-def test_an_analytic_sampler_without_an_evaluation_is_refused(
-    tmp_path: Path, text: str | None, words: str
-) -> None:
-    path = make_run(tmp_path)
-    if text is not None:
-        (path / FILE).write_text(text)
-    with pytest.raises(InputError, match=words):
-        read_request(path, overrides(SAMPLER="analytic", DDIM_ETA=1.0))
-
-
-# What slots hand on
+# Batches
 
 
 def test_draw_begins_where_each_batch_is_told_to(run: Path) -> None:
     model = load_network(run)
     x0 = torch.linspace(-1, 1, 5 * 3 * 8 * 8).view(5, 3, 8, 8)
-    sampler = generation.Sampler(pred_type="velocity", steps={"num_steps": 12}, resamples=1)
-    seen: list[float] = []
-
+    options = SamplerOptions(pred_type="velocity", num_steps=12, resamples=1)
     drawn = generation.draw(
         model.network,
         model.schedule,
         3,
         model.image_shape,
-        sampler,
-        task=Task(x0=lambda ids: x0[ids % 5], begin=0.5),
-        on_state=lambda ids, state: seen.append(state.s),
+        options,
+        start=lambda ids: Start(time=0.5, x0=x0[ids % 5]),
         batch_size=2,
     )
     alone = sample(
@@ -269,35 +188,30 @@ def test_draw_begins_where_each_batch_is_told_to(run: Path) -> None:
         model.schedule,
         torch.arange(2, 4),
         model.image_shape,
-        pred_type="velocity",
-        num_steps=12,
-        method=Method(resamples=1),
         start=Start(time=0.5, x0=x0[2:4]),
         labels=torch.full((2,), model.network.null_label),
+        **vars(options),
     )
-    assert seen == [5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0] * 2
     assert (drawn[2] == to_uint8(alone)[0].numpy()).all()
 
 
-def test_num_calls_counts_the_steps_taken_again(run: Path) -> None:
-    model = load_network(run)
-    for steps in ({"num_steps": 5}, {"reverse_stride": 5}):
-        sampler = generation.Sampler(pred_type="velocity", steps=steps, resamples=2)
-        states: list[float] = []
-        generation.draw(
-            model.network,
-            model.schedule,
-            2,
-            model.image_shape,
-            sampler,
-            on_state=lambda ids, state, states=states: states.append(state.s),
-            batch_size=2,
-        )
-        assert len(states) == generation.num_calls(sampler, model.schedule)
+@pytest.mark.parametrize("steps", [{"num_steps": 5}, {"reverse_stride": 5}])
+def test_num_calls_counts_the_steps_taken_again(run: Path, steps: dict[str, int]) -> None:
+    model, states = load_network(run), list[SampleState]()
+    options = SamplerOptions(pred_type="velocity", resamples=2, **steps)
+    generation.draw_batch(
+        model.network,
+        model.schedule,
+        torch.arange(2),
+        model.image_shape,
+        options,
+        on_state=lambda ids, state: states.append(state),
+    )
+    assert len(states) == generation.num_calls(options, model.schedule)
 
 
 def test_the_default_options_are_those_of_the_library(run: Path) -> None:
-    """What IMAGE_GENERATION leaves out is what Sampler leaves out."""
+    """What IMAGE_GENERATION leaves out is what SamplerOptions leaves out."""
     generator = ImageGenerator(read_request(run, overrides(NUM_STEPS=4)))
-    assert generator.sampler == generation.Sampler(pred_type="velocity", steps={"num_steps": 4})
+    assert generator.sampler == SamplerOptions(pred_type="velocity", num_steps=4)
     assert make_config(run).IMAGE_GENERATION.RECOMPUTE_NOISE

@@ -1,7 +1,5 @@
 """Guidance: by the null class or by a guide, within an interval, rescaled."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
@@ -10,8 +8,8 @@ from torch.testing import assert_close
 from ddpm.diffusion.philox import Stream, normal
 from ddpm.diffusion.process import PRED_TYPES
 from ddpm.diffusion.schedule import NoiseSchedule
-from ddpm.sampling.denoise import Guiding, Network, guided
-from ddpm.sampling.samplers import Method, sample
+from ddpm.sampling.denoise import Network, guided
+from ddpm.sampling.samplers import sample
 from ddpm.sampling.spacing import levels
 from tests.support.diffusion_cases import (
     SHAPE,
@@ -37,7 +35,7 @@ def labelled(calls: list[tuple[str, list[int]]], name: str = "main", scale: floa
     return network
 
 
-def draw(network: Network, guidance: float, guiding: Guiding | None = None, **options) -> Tensor:
+def draw(network: Network, guidance: float, **options) -> Tensor:
     arguments = {
         "pred_type": "velocity",
         "num_steps": 6,
@@ -47,16 +45,16 @@ def draw(network: Network, guidance: float, guiding: Guiding | None = None, **op
     }
     schedule = NoiseSchedule("cosine", 30)
     ids = torch.arange(2)
-    return sample(network, schedule, ids, SHAPE, guidance=guidance, guiding=guiding, **arguments)
+    return sample(network, schedule, ids, SHAPE, guidance=guidance, **arguments)
 
 
 @every_pred_type
 @pytest.mark.parametrize("sampler", ["ddim", "heun", "dpmpp_2m"])
 def test_an_interval_that_covers_everything_is_plain_guidance(pred_type: str, sampler: str) -> None:
-    options = {"pred_type": pred_type, "method": Method(sampler=sampler)}
+    options = {"pred_type": pred_type, "sampler": sampler}
     plain = draw(labelled([]), 3.0, **options)
-    assert torch.equal(draw(labelled([]), 3.0, Guiding(interval=EVERYTHING), **options), plain)
-    assert not torch.equal(draw(labelled([]), 3.0, Guiding(interval=(-2, 2)), **options), plain)
+    assert torch.equal(draw(labelled([]), 3.0, guidance_interval=EVERYTHING, **options), plain)
+    assert not torch.equal(draw(labelled([]), 3.0, guidance_interval=(-2, 2), **options), plain)
 
 
 def test_outside_of_the_interval_the_network_is_called_once() -> None:
@@ -64,13 +62,13 @@ def test_outside_of_the_interval_the_network_is_called_once() -> None:
     for chosen in (path[2:4], path[:1], path[5:]):
         low, high = float(chosen[0].logsnr), float(chosen[-1].logsnr)
         calls: list = []
-        draw(labelled(calls), 3.0, Guiding(interval=(low, high)))  # both ends are inside
+        draw(labelled(calls), 3.0, guidance_interval=(low, high))  # both ends are inside
         expected = []
         for level in path:
             null = [("main", [NULL, NULL])] if level in chosen else []
             expected += [*null, ("main", [4, 2])]
         assert calls == expected
-    nowhere = draw(labelled([]), 3.0, Guiding(interval=(100, 101)))
+    nowhere = draw(labelled([]), 3.0, guidance_interval=(100, 101))
     assert torch.equal(nowhere, draw(labelled([]), 1.0))
 
 
@@ -78,9 +76,9 @@ def test_outside_of_the_interval_the_network_is_called_once() -> None:
 def test_the_level_of_zero_snr_is_outside_of_any_finite_interval(name: str) -> None:
     calls: list = []
     schedule = NoiseSchedule(name, 30, zero_terminal_snr=True)
-    guiding = Guiding(interval=EVERYTHING)
     network, ids = labelled(calls), torch.arange(2)
-    arguments = {"labels": LABELS, "null_label": NULL, "guidance": 2.0, "guiding": guiding}
+    arguments = {"labels": LABELS, "null_label": NULL, "guidance": 2.0}
+    arguments["guidance_interval"] = EVERYTHING
     sample(network, schedule, ids, SHAPE, pred_type="velocity", num_steps=3, **arguments)
     assert [labels for _, labels in calls] == [[4, 2], *[[NULL, NULL], [4, 2]] * 2]
 
@@ -89,7 +87,7 @@ def test_the_level_of_zero_snr_is_outside_of_any_finite_interval(name: str) -> N
 def test_a_guide_takes_the_place_of_the_null_prediction(guidance: float) -> None:
     calls: list = []
     main, guide = labelled(calls), labelled(calls, "guide", 0.5)
-    drawn = draw(main, guidance, Guiding(guide=guide), null_label=None)
+    drawn = draw(main, guidance, guide=guide, null_label=None)
     assert sorted(calls) == sorted([("main", [4, 2]), ("guide", [4, 2])] * 6)
 
     def mixed(x_t: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
@@ -104,12 +102,12 @@ def test_a_guide_takes_the_place_of_the_null_prediction(guidance: float) -> None
 def test_a_network_that_guides_itself_is_itself(pred_type: str, rescale: float) -> None:
     network, options = labelled([]), {"pred_type": pred_type}
     plain = draw(network, 1.0, **options)
-    drawn = draw(network, 4.0, Guiding(guide=network, rescale=rescale), **options)
+    drawn = draw(network, 4.0, guide=network, guidance_rescale=rescale, **options)
     assert torch.equal(drawn, plain)
 
 
 def test_a_guide_needs_no_classes() -> None:
-    drawn = draw(affine_network, 2.0, Guiding(guide=labelled([])), labels=None, null_label=None)
+    drawn = draw(affine_network, 2.0, guide=labelled([]), labels=None, null_label=None)
     assert drawn.isfinite().all()
     assert not torch.equal(drawn, draw(affine_network, 1.0, labels=None))
 
@@ -118,8 +116,8 @@ def test_guidance_off_asks_no_guide() -> None:
     def never(x_t: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
         raise AssertionError("the guide was asked")
 
-    guiding = Guiding(guide=never, interval=EVERYTHING, rescale=1.0)
-    assert torch.equal(draw(labelled([]), 1.0, guiding), draw(labelled([]), 1.0))
+    options = {"guide": never, "guidance_interval": EVERYTHING, "guidance_rescale": 1.0}
+    assert torch.equal(draw(labelled([]), 1.0, **options), draw(labelled([]), 1.0))
 
 
 @every_schedule
@@ -134,7 +132,7 @@ def test_a_guide_does_not_depend_on_the_prediction_type(name: str) -> None:
             pred_type=pred_type,
             num_steps=10,
             guidance=2.0,
-            guiding=Guiding(guide=ideal_network(schedule, images, pred_type)),
+            guide=ideal_network(schedule, images, pred_type),
         )
         for pred_type in PRED_TYPES
     ]
@@ -146,9 +144,10 @@ def test_a_guide_does_not_depend_on_the_prediction_type(name: str) -> None:
 # Rescaling
 
 
-def predicted(guidance: float, guiding: Guiding, network: Network | None = None) -> Tensor:
+def predicted(guidance: float, network: Network | None = None, rescale: float = 0.0) -> Tensor:
     x_t = normal(0, Stream.X_T, torch.arange(2), SHAPE)
-    predict = guided(network or labelled([]), LABELS, 2, guidance, NULL, guiding)
+    options = {"guidance": guidance, "null_label": NULL, "rescale": rescale}
+    predict = guided(network or labelled([]), LABELS, 2, **options)
     return predict(x_t, torch.full((2,), 0.5), 0.0)
 
 
@@ -158,8 +157,8 @@ def stds(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("guidance", [0.5, 3.0, 8.0])
 def test_rescaling_wholly_keeps_the_standard_deviation_of_each_image(guidance: float) -> None:
-    plain, mixed = predicted(1.0, Guiding()), predicted(guidance, Guiding())
-    rescaled = predicted(guidance, Guiding(rescale=1.0))
+    plain, mixed = predicted(1.0), predicted(guidance)
+    rescaled = predicted(guidance, rescale=1.0)
     assert (stds(mixed) - stds(plain)).abs().min() > 1e-3
     assert_close(stds(rescaled), stds(plain), rtol=1e-5, atol=0)
     assert_close(rescaled / mixed, (rescaled / mixed)[:, :1, :1, :1].expand_as(mixed))
@@ -167,8 +166,8 @@ def test_rescaling_wholly_keeps_the_standard_deviation_of_each_image(guidance: f
 
 def test_rescaling_in_part_mixes_what_is_rescaled_with_what_is_not() -> None:
     """Lin et al. 2023, Eq. 16."""
-    mixed, rescaled = predicted(3.0, Guiding()), predicted(3.0, Guiding(rescale=1.0))
-    partly = predicted(3.0, Guiding(rescale=0.7))
+    mixed, rescaled = predicted(3.0), predicted(3.0, rescale=1.0)
+    partly = predicted(3.0, rescale=0.7)
     assert_close(partly, 0.7 * rescaled + 0.3 * mixed, rtol=1e-5, atol=1e-6)
 
 
@@ -177,18 +176,18 @@ def test_a_constant_prediction_is_not_rescaled() -> None:
         assert labels is not None
         return torch.ones_like(x_t) * labels.view(-1, 1, 1, 1)
 
-    rescaled = predicted(3.0, Guiding(rescale=0.7), network)
-    assert torch.equal(rescaled, predicted(3.0, Guiding(), network))
+    rescaled = predicted(3.0, network, rescale=0.7)
+    assert torch.equal(rescaled, predicted(3.0, network))
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("options", "words"),
     [
-        (lambda: Guiding(interval=(1.0, 0.0)), "give the lower logsnr first"),
-        (lambda: Guiding(interval=(float("nan"), 0.0)), "give the lower logsnr first"),
-        (lambda: Guiding(rescale=1.5), "rescale is 1.5; give one from 0 to 1"),
+        ({"guidance_interval": (1.0, 0.0)}, "give the lower logsnr first"),
+        ({"guidance_interval": (float("nan"), 0.0)}, "give the lower logsnr first"),
+        ({"guidance_rescale": 1.5}, "rescale is 1.5; give one from 0 to 1"),
     ],
 )
-def test_impossible_guidance_is_refused(make: Callable[[], Guiding], words: str) -> None:
+def test_impossible_guidance_is_refused(options: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        make()
+        draw(labelled([]), 2.0, **options)

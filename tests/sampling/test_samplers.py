@@ -12,7 +12,7 @@ from ddpm.diffusion.philox import Stream, normal
 from ddpm.diffusion.process import convert, q_posterior
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.sampling.denoise import Denoised
-from ddpm.sampling.samplers import SAMPLERS, Method, Move, sample
+from ddpm.sampling.samplers import SAMPLERS, Move, sample
 from ddpm.sampling.spacing import Level, levels
 from tests.support.diffusion_cases import (
     SHAPE,
@@ -29,9 +29,7 @@ from tests.support.sampler_cases import (
     carried,
     every_sampler,
     flowed,
-    marginal,
     moments,
-    unknown,
     zero_terminal,
 )
 
@@ -52,7 +50,7 @@ def step(
     sampler: str, now: Level, then: Level, x_t: Tensor, noise: Tensor, **extra: object
 ) -> Tensor:
     move = Move(
-        estimate=believe(x_t, now), now=now, then=then, draw=lambda: noise, ask=believe, **extra
+        estimate=believe(x_t, now), now=now, then=then, draw=lambda: noise, denoise=believe, **extra
     )
     return SAMPLERS[sampler](move)
 
@@ -70,10 +68,9 @@ def test_the_last_step_returns_the_estimate_and_draws_nothing(sampler: str, name
         now=now,
         then=then,
         draw=never,
-        ask=believe,
+        denoise=believe,
         before=(before, believe(3 * x_t, before)),
         eta=1.0,
-        x0_variance=unknown,
     )
     assert torch.equal(SAMPLERS[sampler](move), believe(x_t, now).x0_hat)
 
@@ -155,26 +152,6 @@ def test_dpm_solver_is_as_published(sampler: str, name: str) -> None:
     assert_close(drawn, expected, rtol=1e-10, atol=1e-10)
 
 
-@every_schedule
-def test_the_analytic_variance_is_that_of_the_posterior_and_of_x0(name: str) -> None:
-    schedule = NoiseSchedule(name, 40)
-    t, s = torch.tensor([30]), torch.tensor([12])
-    now, then = at(schedule, t), at(schedule, s)
-    x_t, one = torch.tensor([0.7]).double(), torch.ones(1, dtype=torch.float64)
-    posterior = q_posterior(schedule, x_t, believe(x_t, now).x0_hat, t, s)
-    c0 = q_posterior(schedule, 0 * one, one, t, s).mean
-    for given, used in ((0.0, 0.0), (0.3, 0.3), (1.0, 1.0), (7.0, 1.0), (-1.0, 0.0)):
-        of = {"x0_variance": lambda logsnr, given=given: given}
-        mean = step("analytic", now, then, x_t, 0 * one, **of)
-        std = step("analytic", now, then, x_t, one, **of) - mean
-        assert_close(mean, posterior.mean, rtol=1e-10, atol=1e-12)
-        assert_close(std**2, posterior.variance + c0**2 * used, rtol=1e-9, atol=1e-12)
-    with pytest.raises(ValueError, match="analytic sampler needs x0_variance"):
-        step("analytic", now, then, x_t, one)
-    with pytest.raises(ValueError, match="sampler is analytic but x0_variance is missing"):
-        Method(sampler="analytic")
-
-
 # Gaussian data
 
 
@@ -193,31 +170,6 @@ HEUN = {
 def test_heun_draws_gaussian_data_with_the_known_variance(name: str, stride: int) -> None:
     path = levels(NoiseSchedule(name, 1000), reverse_stride=stride)
     assert moments("heun", path)[1] == pytest.approx(HEUN[name, stride], abs=6e-6)
-
-
-@every_schedule
-@pytest.mark.parametrize("stride", [1, 7, 50, 200])
-def test_the_analytic_sampler_has_the_forward_variance_at_any_stride(
-    name: str, stride: int
-) -> None:
-    """At every level; and of the images, with what their last estimate leaves open: 1/4."""
-    schedule = zero_terminal(name, 200)
-    path = levels(schedule, reverse_stride=stride)
-    for end in {end for end in (2, len(path) // 2, len(path) - 1) if 2 <= end < len(path)}:
-        assert moments("analytic", path[:end]) == pytest.approx(marginal(path[end - 1]), abs=1e-12)
-    mean, variance = moments("analytic", path)
-    assert mean == pytest.approx(0.5, abs=1e-12)
-    assert variance + unknown(float(path[-2].logsnr)) == pytest.approx(0.25, abs=1e-12)
-
-
-@pytest.mark.parametrize("stride", [1, 50])
-@pytest.mark.parametrize("name", ["linear", "cosine", "cos6"])
-def test_signal_left_at_the_end_costs_the_analytic_sampler_next_to_nothing(
-    name: str, stride: int
-) -> None:
-    path = levels(NoiseSchedule(name, 1000), reverse_stride=stride)
-    left = unknown(float(path[-2].logsnr))
-    assert moments("analytic", path)[1] + left == pytest.approx(0.25, abs=5e-6)
 
 
 @pytest.mark.parametrize(
@@ -316,7 +268,8 @@ def test_the_loop_takes_the_steps_of_the_sampler(
         pred_type=pred_type,
         num_steps=8,
         seed=5,
-        method=Method(sampler=sampler, spacing=spacing, x0_variance=unknown),
+        sampler=sampler,
+        spacing=spacing,
     )
 
     def noise(k: int) -> Tensor:
@@ -332,13 +285,6 @@ def test_the_loop_takes_the_steps_of_the_sampler(
 @pytest.mark.parametrize("spacing", ["linspace", *CONTINUOUS])
 def test_an_image_is_bitwise_the_same_in_any_batch_and_order(sampler: str, spacing: str) -> None:
     schedule = NoiseSchedule("cos6", 12)
-    method = Method(
-        sampler=sampler,
-        spacing=spacing,
-        resamples=1,
-        dynamic_threshold=0.9,
-        x0_variance=unknown,
-    )
 
     def draw(ids: Tensor) -> Tensor:
         return sample(
@@ -350,7 +296,9 @@ def test_an_image_is_bitwise_the_same_in_any_batch_and_order(sampler: str, spaci
             num_steps=9,
             clip_denoise=True,
             seed=4,
-            method=method,
+            sampler=sampler,
+            spacing=spacing,
+            resamples=1,
         )
 
     ids = torch.tensor([3, 0, 2**40, 17])
@@ -372,7 +320,7 @@ def test_heun_calls_the_network_twice_a_step_but_the_last_and_others_once(sample
         SHAPE,
         pred_type="velocity",
         num_steps=4,
-        method=Method(sampler=sampler, x0_variance=unknown),
+        sampler=sampler,
     )
     twice = [1.0, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25]
     assert calls == (twice if sampler == "heun" else [1.0, 0.75, 0.5, 0.25])
@@ -396,11 +344,8 @@ def test_the_ideal_denoiser_draws_the_data(
         (1, 2, 2),
         pred_type=pred_type,
         num_steps=24,
-        method=Method(
-            sampler=sampler,
-            spacing="logsnr",
-            x0_variance=lambda logsnr: 0.8 / (1 + 0.8 * math.exp(min(logsnr, 30))),
-        ),
+        sampler=sampler,
+        spacing="logsnr",
     )
     distance, nearest = (drawn[:, None] - data).flatten(2).norm(dim=2).min(1)
     assert distance.quantile(0.95) < 0.05
@@ -419,22 +364,19 @@ def test_estimates_are_of_images_and_noise_that_make_the_state() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"method": lambda: Method(sampler="euler")}, "sampler is 'euler'; give one of ddim, ddpm"),
-        ({"method": lambda: Method(sampler="heun"), "ddim_eta": 0.5}, "eta belongs to ddim"),
-        ({"method": lambda: Method(dynamic_threshold=0.0), "clip_denoise": True}, "give one above"),
-        ({"method": lambda: Method(dynamic_threshold=0.9)}, "but clip_denoise is off"),
-        ({"method": lambda: Method(resamples=16)}, "resamples is 16; give one from 0 to 15"),
-        ({"method": lambda: Method(spacing="logsnr")}, "spacing is logsnr; give num_steps with it"),
+        ({"sampler": "euler"}, "sampler is 'euler'; give one of ddim, ddpm"),
+        ({"sampler": "heun", "ddim_eta": 0.5}, "eta belongs to ddim"),
+        ({"resamples": 16}, "resamples is 16; give one from 0 to 15"),
+        ({"spacing": "logsnr"}, "spacing is logsnr; give num_steps with it"),
     ],
 )
-def test_impossible_methods_are_refused(arguments: dict, words: str) -> None:
+def test_impossible_options_are_refused(arguments: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        made = {**arguments, "method": arguments["method"]()}
         sample(
             affine_network,
             NoiseSchedule("linear", 30),
             torch.arange(2),
             SHAPE,
             pred_type="image",
-            **made,
+            **arguments,
         )

@@ -9,7 +9,8 @@ from torch.testing import assert_close
 from ddpm.diffusion.philox import Stream, normal
 from ddpm.diffusion.process import q_posterior
 from ddpm.diffusion.schedule import NoiseSchedule
-from ddpm.sampling.samplers import ddim_step, from_uint8, to_uint8
+from ddpm.sampling.generation import to_uint8
+from ddpm.sampling.samplers import ddim_step
 from ddpm.sampling.spacing import reverse_timesteps, trailing_timesteps
 from tests.support.diffusion_cases import (
     SHAPE,
@@ -158,9 +159,7 @@ def test_a_step_with_the_true_image_keeps_the_forward_law(name: str, eta: float)
 
 def test_bytes_survive_the_round_trip_and_are_rounded_not_cut() -> None:
     every_byte = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
-    x = from_uint8(every_byte)
-    assert x.shape == (1, 1, 16, 16) and x.dtype == torch.float32
-    assert x.min() == -1 and x.max() == 1
+    x = every_byte.permute(0, 3, 1, 2).float() / 127.5 - 1
     assert torch.equal(to_uint8(x), every_byte)
     assert torch.equal(to_uint8(x + 0.49 / 127.5), every_byte)
     assert torch.equal(to_uint8(x - 0.49 / 127.5), every_byte)
@@ -171,6 +170,5 @@ def test_bytes_are_channels_last_and_clamped() -> None:
     x = torch.tensor([-1.7, 0.2, math.inf]).view(1, 3, 1, 1).expand(1, 3, 2, 4)
     images = to_uint8(x)
     assert images.shape == (1, 2, 4, 3) and images[0, 0, 0].tolist() == [0, 153, 255]
-    assert torch.equal(from_uint8(images)[0, :, 1, 3], from_uint8(images)[0, :, 0, 0])
     with pytest.raises(ValueError, match="images contain NaN"):
         to_uint8(torch.full((1, 1, 1, 1), math.nan))

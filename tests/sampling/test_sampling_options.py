@@ -55,7 +55,7 @@ def test_after_clipping_noise_fits_the_image_if_asked(pred_type: str, recompute:
             pred_type=pred_type,
             reverse_stride=5,
             clip_denoise=True,
-            recompute_noise_after_clip=recompute,
+            recompute_noise=recompute,
         )
     )
     pair = schedule.alpha_sigma_at(torch.tensor(20))

@@ -14,8 +14,8 @@ from ddpm.sampling import generation, tasks
 from ddpm.sampling.generation import ImageGenerator
 from ddpm.sampling.loading import LoadedModel, load_network
 from ddpm.sampling.request import read_request
-from ddpm.sampling.samplers import SampleState, keyed
-from ddpm.sampling.tasks import Task, keep_known, leading
+from ddpm.sampling.samplers import Constrain, SamplerOptions, SampleState, Start
+from ddpm.sampling.tasks import keep_known
 from tests.sampling.test_generate import Draw, draw, images_of, make_run, problems, run
 
 __all__ = ["draw", "run"]  # fixtures
@@ -44,19 +44,22 @@ def in_model_space(images: np.ndarray) -> Tensor:
 
 
 def states(
-    model: LoadedModel, task: Task, num_images: int = 3, **options: object
+    model: LoadedModel,
+    constrain: Constrain | None = None,
+    start: Start | None = None,
+    **options: object,
 ) -> list[SampleState]:
     """Every state of a walk of four steps."""
     seen: list[SampleState] = []
-    generation.draw(
+    generation.draw_batch(
         model.network,
         model.schedule,
-        num_images,
+        torch.arange(3),
         SHAPE,
-        generation.Sampler(pred_type="velocity", steps={"num_steps": 4}, seed=SEED, **options),  # type: ignore[arg-type]
-        task=task,
+        SamplerOptions(pred_type="velocity", num_steps=4, seed=SEED, **options),  # type: ignore[arg-type]
+        constrain=constrain,
+        start=start,
         on_state=lambda ids, state: seen.append(state),
-        batch_size=num_images,
     )
     return seen
 
@@ -85,7 +88,7 @@ def test_what_is_known_is_in_every_state_at_its_level(
     """x_s = alpha_s known + sigma_s noise: one noise for all s, another at each, or none."""
     clean, known = in_model_space(base), torch.zeros(1, 3, 1, 1, dtype=torch.bool)
     known[:, 2] = True
-    seen = states(model, Task(constrain=keep_known(clean, known, keyed(SEED), kind)))
+    seen = states(model, keep_known(clean, known, SEED, kind))
     ids, noises = torch.arange(3), []
     assert [state.s for state in seen][-1] == 0 and len(seen) == 4
     for state in seen:
@@ -108,8 +111,7 @@ def test_resampling_walks_every_step_but_the_last_again(
     model: LoadedModel, base: np.ndarray
 ) -> None:
     clean, known = in_model_space(base), torch.rand(1, 1, 8, 8) < 0.5
-    task = Task(constrain=keep_known(clean, known, keyed(SEED), "fresh"))
-    seen = states(model, task, resamples=2)
+    seen = states(model, keep_known(clean, known, SEED, "fresh"), resamples=2)
     walked = [(state.t, state.s) for state in seen]
     assert walked == [(12, 9)] * 3 + [(9, 6)] * 3 + [(6, 3)] * 3 + [(3, 0)]
     assert all(not torch.equal(a.x_t, b.x_t) for a, b in zip(seen, seen[1:], strict=False))
@@ -135,7 +137,7 @@ def test_sdedit_begins_in_the_noised_image_at_its_strength(
     model: LoadedModel, base: np.ndarray
 ) -> None:
     clean = in_model_space(base)
-    seen = states(model, Task(x0=lambda ids: clean[ids % 3], begin=0.5))
+    seen = states(model, start=Start(time=0.5, x0=clean))
     assert [(state.t, state.s) for state in seen] == [(6, 3), (3, 0)]
     alpha, sigma = model.schedule.alpha_sigma_at(torch.tensor(6))
     drawn = philox.normal(SEED, Stream.X_T, torch.arange(3), SHAPE)
@@ -159,33 +161,6 @@ def test_the_less_strength_the_nearer_to_the_input(
     assert apart == sorted(apart) and apart[0] < 0.5 * apart[-1]
 
 
-# Interpolation
-
-
-@pytest.mark.parametrize("eta", [0.0, 0.7])
-def test_interpolation_ends_in_the_two_images_themselves(draw: Draw, eta: float) -> None:
-    """To the bit, with the noise of all steps: images 1 and 6 as the plain task draws them."""
-    plain = images_of(draw(NUM_GEN_IMAGES=7, DDIM_ETA=eta, batch_size=1))
-    between = draw(
-        GEN_TASK="interpolate", BETWEEN="[1, 6]", NUM_GEN_IMAGES=5, DDIM_ETA=eta, batch_size=1
-    )
-    frames = images_of(between)
-    assert (frames[0] == plain[1]).all() and (frames[4] == plain[6]).all()
-    steps = np.abs(np.diff(frames.astype(float), axis=0)).mean(axis=(1, 2, 3))
-    assert (steps > 0).all() and steps.max() < np.abs(frames[4] - frames[0].astype(float)).mean()
-
-
-def test_the_noise_between_two_images_is_as_long_as_theirs() -> None:
-    draws = leading(keyed(0), 3, 8, 11)
-    ids, shape = torch.arange(11), (3, 32, 32)
-    path = draws(Stream.X_T, ids, shape, 0)
-    ends = philox.normal(0, Stream.X_T, torch.tensor([3, 8]), shape)
-    assert torch.equal(path[0], ends[0]) and torch.equal(path[10], ends[1])
-    assert (path.flatten(1).std(dim=1) - 1).abs().max() < 0.05
-    turned = torch.cosine_similarity(path[:-1].flatten(1), path[1:].flatten(1)).arccos()
-    torch.testing.assert_close(turned, turned.mean().expand(10), atol=1e-2, rtol=0)
-
-
 def test_classes_are_taken_in_turn_by_image_number(run: Path) -> None:
     request = read_request(run, ["IMAGE_GENERATION.GEN_TASK=class_cond"])
     labels = tasks.labels_of(request, torch.tensor([7, 0, 100_000]))
@@ -200,7 +175,6 @@ RECIPES = {
     "RESAMPLES": ("channel_inpaint", 1),
     "FREEZE_CHANNEL": ("channel_inpaint", 1),
     "STRENGTH": ("sdedit", 0.25),
-    "BETWEEN": ("interpolate", "[2, 3]"),
 }
 
 
@@ -210,7 +184,7 @@ def test_what_changes_the_images_changes_the_recipe(
 ) -> None:
     path = save(tmp_path / "base.npz", images=base)
     task, value = RECIPES[key]
-    keys = {"GEN_TASK": task, "EXTERNAL_NPZ_INPUT": path, "FREEZE_CHANNEL": 0, "BETWEEN": "[0, 1]"}
+    keys = {"GEN_TASK": task, "EXTERNAL_NPZ_INPUT": path, "FREEZE_CHANNEL": 0}
 
     def recipe(**changed: object) -> dict[str, object]:
         words = [f"IMAGE_GENERATION.{name}={value}" for name, value in (keys | changed).items()]
@@ -219,7 +193,7 @@ def test_what_changes_the_images_changes_the_recipe(
     before = recipe()
     assert before == recipe() and before != recipe(**{key: value})
     save(path, images=base[::-1])
-    assert (before != recipe()) == (task != "interpolate")
+    assert before != recipe()
 
 
 # Bad input
@@ -250,9 +224,6 @@ def test_masks_must_fit(
     [
         (("GEN_TASK=inpaint",), "GEN_TASK is inpaint but EXTERNAL_NPZ_INPUT is null"),
         (("GEN_TASK=sdedit",), "GEN_TASK is sdedit but EXTERNAL_NPZ_INPUT is null"),
-        (("GEN_TASK=interpolate",), "GEN_TASK is interpolate but BETWEEN is null"),
-        (("GEN_TASK=interpolate", "BETWEEN=[3, 3]"), "BETWEEN is [3, 3]"),
-        (("GEN_TASK=interpolate", "BETWEEN=[1, 2, 3]"), "BETWEEN is [1, 2, 3]"),
         (("RESAMPLES=3",), "RESAMPLES is 3 but GEN_TASK random_uncond keeps no part of an image"),
         (("GEN_TASK=sdedit", "STRENGTH=0"), "STRENGTH is 0"),
     ],
@@ -264,9 +235,6 @@ def test_what_a_task_lacks_is_named(run: Path, keys: tuple[str, ...], words: str
 
 def test_a_network_never_trained_without_classes_is_given_one(tmp_path: Path) -> None:
     run = make_run(tmp_path, {"LABEL_DROP": 0.0})
-    keys = ("GEN_TASK=interpolate", "BETWEEN=[0, 1]")
-    (problem,) = problems(run, *(f"IMAGE_GENERATION.{key}" for key in keys))
-    assert "interpolate draws without classes" in problem
-    read_request(
-        run, [*(f"IMAGE_GENERATION.{key}" for key in keys), "IMAGE_GENERATION.CLASS_LABEL=1"]
-    )
+    (problem,) = problems(run, "IMAGE_GENERATION.GEN_TASK=random_uncond")
+    assert "random_uncond draws without classes" in problem
+    read_request(run, ["IMAGE_GENERATION.GEN_TASK=class_cond"])

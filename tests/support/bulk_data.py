@@ -12,8 +12,8 @@ import psutil
 
 from ddpm.cluster import submit_images
 from ddpm.cluster.submit_images import ImageJobOptions, checked
-from ddpm.sampling import bulk
-from ddpm.sampling.bulk import BulkFolder, BulkOptions, Span
+from ddpm.sampling.bulk import BulkFolder
+from ddpm.sampling.request import BulkOptions, SampleRequest, read_request
 from tests.support.tree import ROOT
 
 RUNNER = "ddpm.cluster"
@@ -33,15 +33,22 @@ class Bulk:
             f"IMAGE_GENERATION.{k}={v}" for k, v in {"GEN_SAVE_DIR": self.out, **self.keys}.items()
         ]
 
-    def wish(self, num: int | None, **given: object) -> BulkOptions:
-        source = given.pop("source", self.run)
-        return BulkOptions(source=source, overrides=self.overrides, num=num, **given)  # type: ignore[arg-type]
+    def request(
+        self,
+        num: int | None,
+        *,
+        ema: float | None = None,
+        batch_size: int | None = None,
+        **options: object,
+    ) -> SampleRequest:
+        bulk = BulkOptions(num=num, **options)  # type: ignore[arg-type]
+        return read_request(self.run, self.overrides, ema=ema, batch_size=batch_size, bulk=bulk)
 
     def draw(self, num: int | None, *, cluster: str | None = None, **given: object) -> BulkFolder:
         """As `launch/sample.py --num` in this process; the series."""
         options = ImageJobOptions(cluster=cluster)  # type: ignore[arg-type]
         given = {"unit": 8, "batch_size": 4, **given}
-        asked = checked(self.wish(num, **given), options)
+        asked = checked(self.request(num, **given), options)  # type: ignore[arg-type]
         assert submit_images.run(*asked, should_stop=lambda: False) == 0
         return self.series
 
@@ -104,11 +111,6 @@ def _is_of_a_job(process: psutil.Process) -> bool:
 def files_of(series: BulkFolder) -> dict[int, tuple[bytes, int | None]]:
     """Index -> the bytes of its file and its label; every index must be there once."""
     there = series.present()
-    assert not bulk.overlapping(there)
-    found = [entry for span in there for entry in bulk.encoded(series.shards, span)]
+    found = [entry for unit in there for entry in series.images(unit)]
     assert len({index for index, _, _ in found}) == len(found)
     return {index: (data, label) for index, data, label in found}
-
-
-def whole(num: int) -> list[Span]:
-    return [Span(0, num)]

@@ -4,7 +4,6 @@ So the mean and the variance of what is drawn follow from where x_T = 0, x_T = 1
 noise alone are carried to, without sampling anything.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -32,11 +31,6 @@ def believe(x_t: Tensor, level: Level) -> Denoised:
     )
 
 
-def unknown(logsnr: float) -> float:
-    """Var(x0 | x_t) of that data."""
-    return VARIANCE / (1 + math.exp(logsnr) * VARIANCE)
-
-
 def carried(
     sampler: str,
     path: Sequence[Level],
@@ -53,10 +47,9 @@ def carried(
             now=now,
             then=then,
             draw=lambda k=k: noise(k),
-            ask=believe,
+            denoise=believe,
             before=before,
             eta=eta,
-            x0_variance=unknown,
         )
         x_t, before = SAMPLERS[sampler](move), (now, estimate)
     return x_t

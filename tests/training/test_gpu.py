@@ -19,7 +19,7 @@ from ddpm.errors import Interrupted
 from ddpm.runs.checkpoint import folder_of, load, steps
 from ddpm.runs.directory import RunDirectory
 from ddpm.sampling.loading import build, open_data
-from ddpm.sampling.samplers import Method, sample
+from ddpm.sampling.samplers import sample
 from ddpm.training import worker
 from ddpm.training.step import Stepper, kernels
 from ddpm.training.worker import Job
@@ -143,7 +143,7 @@ def test_images_depend_neither_on_the_batch_nor_on_the_device(sampler: str) -> N
                 (3, 16, 16),
                 pred_type="velocity",
                 num_steps=10,
-                method=Method(sampler=sampler),
+                sampler=sampler,
             )
         return found.cpu().numpy()
 

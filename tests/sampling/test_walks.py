@@ -1,6 +1,5 @@
-"""Where a walk begins, steps taken again, and x0 kept in bounds."""
+"""Starts of a walk, and steps taken again."""
 
-import math
 from itertools import pairwise
 
 import pytest
@@ -11,18 +10,16 @@ from torch.testing import assert_close
 from ddpm.diffusion.philox import Stream, normal
 from ddpm.diffusion.process import diffuse
 from ddpm.diffusion.schedule import NoiseSchedule
-from ddpm.sampling.denoise import bound
-from ddpm.sampling.samplers import Method, SampleState, Start, keyed, renoised, sample, sample_steps
+from ddpm.sampling.samplers import SampleState, Start, renoised, sample, sample_steps
 from ddpm.sampling.spacing import Level, levels
 from tests.sampling.test_samplers import network_of
 from tests.support.diffusion_cases import (
     SHAPE,
     affine_network,
-    every_pred_type,
     every_schedule,
     images,
 )
-from tests.support.sampler_cases import every_sampler, marginal, unknown
+from tests.support.sampler_cases import every_sampler
 
 IDS = torch.arange(3)
 X0 = images(3).float()
@@ -58,7 +55,7 @@ def test_a_walk_begins_at_images_noised_to_its_first_level(
     schedule, network = NoiseSchedule(name, 25), Seen()
     path = levels(schedule, spacing=spacing, num_steps=5)
     first = next(level for level in path if level.time <= time)
-    states = walk(network, schedule, method=Method(spacing=spacing), start=Start(time=time, x0=X0))
+    states = walk(network, schedule, spacing=spacing, start=Start(time=time, x0=X0))
     noise = normal(7, Stream.X_T, IDS, SHAPE)
     assert torch.equal(network.states[0], diffuse(X0, noise, first.alpha, first.sigma))
     assert states[0].t == first.t and [a.s for a in states] == [
@@ -83,7 +80,7 @@ def test_a_lower_start_leaves_more_of_the_images() -> None:
 @every_sampler
 def test_a_start_at_zero_snr_is_pure_noise(name: str, sampler: str) -> None:
     schedule = NoiseSchedule(name, 25, zero_terminal_snr=True)
-    options = {"method": Method(sampler=sampler, x0_variance=unknown)}
+    options = {"sampler": sampler}
     plain = walk(affine_network, schedule, **options)[-1]
     started = walk(affine_network, schedule, start=Start(x0=X0), **options)[-1]
     assert torch.equal(started.x_t, plain.x_t)
@@ -95,20 +92,6 @@ def test_a_start_at_time_one_is_pure_noise_up_to_the_signal_left_there() -> None
     left = float(schedule.alpha_sigma_at(torch.tensor(10))[0])
     assert (network.states[0] - normal(7, Stream.X_T, IDS, SHAPE)).abs().max() <= 1.01 * left
     assert left < 1e-3
-
-
-def test_given_draws_take_the_place_of_the_keyed_ones() -> None:
-    """All of them: with the noise of other ids at every step, images are those of other ids."""
-    schedule, options = NoiseSchedule("cosine", 10), {"ddim_eta": 0.5}
-    plain = walk(affine_network, schedule, **options)[-1].x_t
-    drawn = keyed(7)
-    assert torch.equal(walk(affine_network, schedule, draws=drawn, **options)[-1].x_t, plain)
-
-    def turned(stream: Stream, ids: Tensor, shape: tuple[int, ...], key: int) -> Tensor:
-        return drawn(stream, ids.roll(1), shape, key)
-
-    other = walk(affine_network, schedule, draws=turned, **options)[-1].x_t
-    assert torch.equal(other, plain.roll(1, 0))
 
 
 def test_a_constraint_holds_from_the_start() -> None:
@@ -159,8 +142,7 @@ def test_the_way_back_up_is_the_forward_process(name: str, zero_terminal_snr: bo
 
 def test_every_step_but_the_last_is_taken_again_with_noise_of_its_own() -> None:
     schedule, network, resamples = NoiseSchedule("cosine", 10), Seen(), 2
-    method = Method(sampler="ddpm", resamples=resamples)
-    states = walk(network, schedule, method=method)
+    states = walk(network, schedule, sampler="ddpm", resamples=resamples)
     path = levels(schedule, num_steps=5)
     assert [(a.t, a.s) for a in states] == [
         *((now.t, then.t) for now, then in pairwise(path[:-1]) for _ in range(3)),
@@ -189,7 +171,7 @@ def test_every_step_but_the_last_is_taken_again_with_noise_of_its_own() -> None:
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_2m_sde"])
 def test_a_step_taken_again_forgets_what_was_estimated_on_another_way(sampler: str) -> None:
     schedule, network = NoiseSchedule("cosine", 10), Seen()
-    states = walk(network, schedule, method=Method(sampler=sampler, resamples=1))
+    states = walk(network, schedule, sampler=sampler, resamples=1)
     path = levels(schedule, num_steps=5)
     for k, (now, then) in enumerate(pairwise(path[:-1])):
         again = states[2 * k + 1]
@@ -204,31 +186,6 @@ def test_a_step_taken_again_forgets_what_was_estimated_on_another_way(sampler: s
             + eta * then.sigma * torch.sqrt(1 - rho) * z
         )
         assert_close(again.x_t.double(), first_order, rtol=0, atol=1e-5)
-
-
-@every_pred_type
-@pytest.mark.parametrize("resamples", [0, 1, 4])
-def test_resampling_keeps_the_marginal_variance(pred_type: str, resamples: int) -> None:
-    """Of states drawn for Gaussian data by the analytic sampler, which has it without."""
-    schedule = NoiseSchedule("cosine", 1000)
-    method = Method(sampler="analytic", resamples=resamples, x0_variance=unknown)
-    states = sample_steps(
-        network_of(schedule, pred_type),
-        schedule,
-        torch.arange(3000),
-        (2, 3, 3),
-        pred_type=pred_type,
-        num_steps=4,
-        method=method,
-    )
-    by_level = {level.t: level for level in levels(schedule, num_steps=4)}
-    for state in states:
-        mean, variance = marginal(by_level[int(state.s)])
-        if state.s == 0:
-            variance -= unknown(float(by_level[250].logsnr))
-        # 54,000 draws: a standard error of 0.6 % of the variance
-        assert float(state.x_t.var()) == pytest.approx(variance, rel=0.025)
-        assert float(state.x_t.mean()) == pytest.approx(mean, abs=0.025)
 
 
 def test_resampling_spreads_a_constraint() -> None:
@@ -257,51 +214,8 @@ def test_resampling_spreads_a_constraint() -> None:
             pred_type="image",
             num_steps=10,
             constrain=constrain,
-            method=Method(sampler="ddpm", resamples=resamples),
+            sampler="ddpm",
+            resamples=resamples,
         )
         agreement.append(float((drawn[..., 1:].sign() == known).float().mean()))
     assert agreement[0] < 0.98 < 0.99 < agreement[1] <= agreement[2], agreement
-
-
-# x0 kept in bounds
-
-
-def test_a_percentile_of_one_leaves_what_is_in_bounds() -> None:
-    x0_hat = images(4).float()
-    assert torch.equal(bound(x0_hat, 1.0), x0_hat) and torch.equal(bound(x0_hat, 0.5), x0_hat)
-    assert torch.equal(bound(x0_hat, None), x0_hat)
-
-
-@pytest.mark.parametrize("percentile", [0.001, 0.5, 0.8, 0.995, 1.0])
-def test_the_dynamic_threshold_is_a_percentile_of_each_image(percentile: float) -> None:
-    """Saharia et al. 2022: s is that of |x0|, at least 1; clip to [-s, s], divide by s."""
-    x0_hat = 3 * normal(0, Stream.EVAL, torch.arange(5), (2, 5, 10))
-    for image, bounded in zip(x0_hat, bound(x0_hat, percentile), strict=True):
-        sizes = image.abs().flatten().sort().values
-        s = max(1.0, float(sizes[math.ceil(percentile * 100) - 1]))
-        assert_close(bounded, image.clamp(-s, s) / s, rtol=0, atol=0)
-        assert bounded.abs().max() <= 1
-        share = float((image.abs() <= s).float().mean())
-        assert share >= percentile
-
-
-@every_pred_type
-@pytest.mark.parametrize("recompute", [True, False])
-def test_after_a_dynamic_threshold_noise_fits_the_image_if_asked(
-    pred_type: str, recompute: bool
-) -> None:
-    schedule = NoiseSchedule("cosine", 20)
-
-    def states(**options: object) -> list[SampleState]:
-        network = lambda x_t, time, labels: 2 * x_t  # noqa: E731
-        return walk(network, schedule, pred_type=pred_type, clip_denoise=True, **options)
-
-    method = Method(dynamic_threshold=0.9)
-    state = states(method=method, recompute_noise_after_clip=recompute)[0]
-    x_t = normal(7, Stream.X_T, IDS, SHAPE)
-    now, then = levels(schedule, num_steps=5)[:2]
-    kept = (state.x_t - then.alpha.float() * state.x0_hat) / then.sigma.float()
-    misfit = (now.alpha.float() * state.x0_hat + now.sigma.float() * kept - x_t).abs().max()
-    assert (misfit < 1e-4) == recompute
-    assert state.x0_hat.abs().max() <= 1
-    assert not torch.equal(state.x0_hat, states()[0].x0_hat)
