@@ -1,24 +1,33 @@
-"""The first weights of a network: functions of (seed, parameter name, shape) and of nothing else.
+"""Layers of the U-Net, and their first weights: functions of (seed, parameter name, shape).
 
-Variance scaling as in Ho et al. 2020 and DDPM v3: weights uniform with variance 2 / (fan_in +
-fan_out) (Glorot and Bengio 2010), biases 0, norms 1 and 0, rows of an embedding standard normal.
-Layers that end a residual branch, and the head, start at exactly zero (v3: variance 1e-10) and are
-marked by their class, ZeroConv2d or ZeroLinear.
+Notation: N batch, C channels, H W space, E the width of the conditioning vector `emb` (time plus
+class). Papers: Ho et al. 2020 (App. B, the architecture), Vaswani et al. 2017 (sinusoids,
+attention), Dhariwal and Nichol 2021.
+
+Every branch that is added to something ends in a layer that starts at exactly zero (ZeroConv2d,
+ZeroLinear; v3: variance 1e-10), so each block starts as the identity. Other weights are scaled as
+in Ho et al. 2020 and DDPM v3: uniform with variance 2 / (fan_in + fan_out) (Glorot and Bengio
+2010), biases 0, norms 1 and 0, rows of an embedding standard normal. Normalisation and softmax are
+computed in float32 whatever autocast says: group norm by itself here, softmax inside
+scaled_dot_product_attention, which accumulates in float32.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ddpm.diffusion import philox
 
 Network = TypeVar("Network", bound=nn.Module)
+
+# torch's default. Ho et al. use 1e-6; Keras' 1e-3 visibly damps channels whose variance is small.
+GROUP_NORM_EPS = 1e-5
+# A mask element is one 16-bit half of a random word, so drop rates are multiples of 1 / 65536.
+_HALF = 1 << 16
 
 
 class ZeroConv2d(nn.Conv2d):
@@ -43,7 +52,7 @@ def _zero(layer: nn.Module) -> None:
 
 @torch.no_grad()
 def init_weights(network: Network, seed: int) -> Network:
-    """The network itself, its weights set to their first values for `seed`.
+    """Network itself, its weights set to their first values for `seed`.
 
     A parameter's values depend on (seed, its name in the network, its shape), not on what other
     parameters exist or in which order; so call it on the bare network, before a wrapper (compile,
@@ -59,62 +68,32 @@ def init_weights(network: Network, seed: int) -> Network:
 
 
 def _first_value(layer: nn.Module, name: str, parameter: Tensor, seed: int) -> Tensor:
-    leaf = name.rpartition(".")[2]
+    is_weight = name.endswith("weight")
     if isinstance(layer, ZeroConv2d | ZeroLinear):
         return torch.zeros_like(parameter)
     if isinstance(layer, nn.GroupNorm):
-        return torch.ones_like(parameter) if leaf == "weight" else torch.zeros_like(parameter)
+        return torch.full_like(parameter, float(is_weight))
     if isinstance(layer, nn.Conv2d | nn.Linear):
-        return (
-            _glorot_uniform(name, parameter, seed)
-            if leaf == "weight"
-            else torch.zeros_like(parameter)
-        )
+        if not is_weight:
+            return torch.zeros_like(parameter)
+        # (out, in) of a matrix, (out, in, height, width) of a kernel
+        fans = (parameter.shape[0] + parameter.shape[1]) * parameter.shape[2:].numel()
+        return (2 * _drawn(philox.uniform, name, parameter, seed) - 1) * math.sqrt(6 / fans)
     if isinstance(layer, nn.Embedding):
-        return philox.normal(
-            seed, philox.Stream.INIT, _ids(name, parameter), tuple(parameter.shape)
-        )[0]
+        return _drawn(philox.normal, name, parameter, seed)
     raise ValueError(
         f"no rule for the first value of {name}, a parameter of {type(layer).__name__}"
     )
 
 
-def _glorot_uniform(name: str, parameter: Tensor, seed: int) -> Tensor:
-    """Uniform in [-limit, limit), limit^2 / 3 = 2 / (fan_in + fan_out)."""
-    fans = (
-        parameter.shape[0] + parameter.shape[1]
-    )  # (out, in) of a matrix, (out, in, height, width) of a kernel
-    limit = math.sqrt(6 / (fans * parameter.shape[2:].numel()))
-    draw = philox.uniform(seed, philox.Stream.INIT, _ids(name, parameter), tuple(parameter.shape))[
-        0
-    ]
-    return (2 * draw - 1) * limit
-
-
-def _ids(name: str, parameter: Tensor) -> Tensor:
-    return torch.tensor([philox.name_id(name)], dtype=torch.int64, device=parameter.device)
-
-
-# --------
-# The layers of the U-Net: time embedding, residual and attention blocks, changes of resolution.
-#
-# Notation: N batch, C channels, H W space, E the width of the conditioning vector `emb` (time plus
-# class). Papers: Ho et al. 2020 (App. B, the architecture), Vaswani et al. 2017 (sinusoids,
-# attention), Dhariwal and Nichol 2021.
-#
-# Every branch that is added to something ends in a layer that starts at zero (ZeroConv2d,
-# ZeroLinear), so each block starts as the identity. Normalisation and softmax are computed in float32
-# whatever autocast says: group norm by itself here, softmax inside scaled_dot_product_attention,
-# which accumulates in float32.
-
-# torch's default. Ho et al. use 1e-6; Keras' 1e-3 visibly damps channels whose variance is small.
-GROUP_NORM_EPS = 1e-5
-# A mask element is one 16-bit half of a random word, so drop rates are multiples of 1 / 65536.
-_HALF = 1 << 16
+def _drawn(distribution: Callable[..., Tensor], name: str, parameter: Tensor, seed: int) -> Tensor:
+    """Draws in the shape of a parameter, keyed by its name."""
+    ids = torch.tensor([philox.name_id(name)], dtype=torch.int64, device=parameter.device)
+    return distribution(seed, philox.Stream.INIT, ids, tuple(parameter.shape))[0]
 
 
 class DropoutKey(NamedTuple):
-    """What a batch's dropout masks are drawn from: a seed and an id per sample, int64 (N,)."""
+    """Key of a batch's dropout masks: a seed and an id per sample, int64 (N,)."""
 
     seed: int
     ids: Tensor
@@ -290,10 +269,10 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """What every position gathers from tokens: multi-head attention with a zero output layer.
+    """Multi-head attention of positions to tokens, with an output layer that starts at zero.
 
-    softmax(q k^T / sqrt(width / heads)) v per head.  queries (N, L, C), tokens (N, M, D) -> (N, L,
-    C).
+    softmax(q k^T / sqrt(width / heads)) v per head.  queries (N, L, C), tokens (N, M, D) ->
+    (N, L, C).
     """
 
     def __init__(self, channels: int, token_dim: int, num_heads: int) -> None:
@@ -323,8 +302,7 @@ class AttentionBlock(nn.Module):
     """x + self-attention over positions and, given context_dim, + cross-attention to context.
 
     x: (N, C, H, W), context: (N, M, context_dim) -> (N, C, H, W).  With one context token the
-    cross-attention is a
-    learned projection of it, added everywhere: softmax over one entry is 1.
+    cross-attention is a learned projection of it, added everywhere: softmax over one entry is 1.
     """
 
     def __init__(
@@ -378,155 +356,3 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, size: torch.Size) -> Tensor:
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
-
-
-# --------
-# The two halves of the U-Net: levels of one resolution, made of stages, and their wiring.
-#
-# Widths are worked out here once, by the same walk that the forward pass takes.
-
-
-class Condition(NamedTuple):
-    """What every block sees besides its input. emb: (N, E), context: (N, M, E) or None."""
-
-    emb: Tensor
-    context: Tensor | None
-    key: DropoutKey | None
-
-
-class Stage(nn.Module):
-    """A residual block and, where the level has it, attention: what skips and checkpoints.
-
-    With checkpoint_activations only its inputs are kept; the inside is computed again in the
-    backward pass. The dropout masks are functions of the key, so no random state has to be kept.
-    """
-
-    def __init__(
-        self, block: ResidualBlock, attention: AttentionBlock | None, checkpoint_activations: bool
-    ) -> None:
-        super().__init__()
-        self.block = block
-        self.attention = attention
-        self.checkpoint_activations = checkpoint_activations
-
-    def forward(self, h: Tensor, skip: Tensor | None, condition: Condition) -> Tensor:
-        if not (self.checkpoint_activations and torch.is_grad_enabled()):
-            return self._compute(h, skip, condition)
-        return checkpoint(
-            self._compute, h, skip, condition, use_reentrant=False, preserve_rng_state=False
-        )
-
-    def _compute(self, h: Tensor, skip: Tensor | None, condition: Condition) -> Tensor:
-        if skip is not None:
-            h = torch.cat((h, skip), dim=1)  # (N, C_h + C_skip, H, W)
-        h = self.block(h, condition.emb, condition.key)
-        return h if self.attention is None else self.attention(h, condition.context)
-
-
-class EncoderLevel(nn.Module):
-    """Stages one after the other, then down to the next resolution unless it is the coarsest."""
-
-    def __init__(self, stages: Sequence[Stage], down: Downsample | None) -> None:
-        super().__init__()
-        self.stages = nn.ModuleList(stages)
-        self.down = down
-
-    def forward(self, h: Tensor, condition: Condition) -> list[Tensor]:
-        """What each stage made, then what went down: all of them skips, the last the way on."""
-        made = []
-        for stage in self.stages:
-            h = stage(h, None, condition)
-            made.append(h)
-        return made if self.down is None else [*made, self.down(h)]
-
-
-class DecoderLevel(nn.Module):
-    """Stages that take one skip each, then up to the next resolution unless it is the finest."""
-
-    def __init__(self, stages: Sequence[Stage], up: Upsample | None) -> None:
-        super().__init__()
-        self.stages = nn.ModuleList(stages)
-        self.up = up
-
-    def forward(
-        self, h: Tensor, skips: Sequence[Tensor], condition: Condition, size: torch.Size
-    ) -> Tensor:
-        """h after the stages, at `size` (H, W) where the level goes up."""
-        for stage, skip in zip(self.stages, skips, strict=True):
-            h = stage(h, skip, condition)
-        return h if self.up is None else self.up(h, size)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What all blocks of a network share, and the parts made of it."""
-
-    emb_dim: int
-    norm_groups: int
-    num_heads: int
-    kernel_size: int
-    dropout: float
-    context_dim: int | None
-    checkpoint_activations: bool
-
-    def stage(self, in_width: int, out_width: int, has_attention: bool) -> Stage:
-        block = ResidualBlock(
-            in_width,
-            out_width,
-            self.emb_dim,
-            norm_groups=self.norm_groups,
-            kernel_size=self.kernel_size,
-            dropout=self.dropout,
-        )
-        attention = None
-        if has_attention:
-            attention = AttentionBlock(
-                out_width,
-                norm_groups=self.norm_groups,
-                num_heads=self.num_heads,
-                context_dim=self.context_dim,
-            )
-        return Stage(block, attention, self.checkpoint_activations)
-
-
-def encoder_levels(
-    parts: Parts, width: int, widths: Sequence[int], has_attention: Sequence[bool], num_blocks: int
-) -> tuple[nn.ModuleList, list[int]]:
-    """The levels, fine to coarse, and the widths of the skips in order, the stem's first."""
-    levels = nn.ModuleList()
-    skip_widths = [width]
-    for index, out_width in enumerate(widths):
-        in_widths = [width] + [out_width] * (num_blocks - 1)
-        stages = [parts.stage(in_width, out_width, has_attention[index]) for in_width in in_widths]
-        is_coarsest = index == len(widths) - 1
-        levels.append(
-            EncoderLevel(stages, None if is_coarsest else Downsample(out_width, parts.kernel_size))
-        )
-        skip_widths += [out_width] * (num_blocks if is_coarsest else num_blocks + 1)
-        width = out_width
-    return levels, skip_widths
-
-
-def decoder_levels(
-    parts: Parts,
-    skip_widths: Sequence[int],
-    widths: Sequence[int],
-    has_attention: Sequence[bool],
-    num_blocks: int,
-) -> nn.ModuleList:
-    """The levels from coarse to fine; their stages take the skips last to first."""
-    levels = nn.ModuleList()
-    waiting = list(skip_widths)
-    width = widths[-1]
-    for index in reversed(range(len(widths))):
-        out_width = widths[index]
-        in_widths = [width] + [out_width] * num_blocks
-        stages = [
-            parts.stage(in_width + waiting.pop(), out_width, has_attention[index])
-            for in_width in in_widths
-        ]
-        levels.append(
-            DecoderLevel(stages, Upsample(out_width, parts.kernel_size) if index else None)
-        )
-        width = out_width
-    return levels

@@ -1,8 +1,28 @@
-"""The families of noise schedules: alpha and sigma over continuous time, their inverses, and betas.
+"""Noise schedules: abar as a function of continuous time, and its float64 table for T timesteps.
 
-Notation and sources are in schedule.py, which chooses among them by name. Everything is float64.
+    x_t = alpha x_0 + sigma noise,   alpha^2 = abar,   sigma^2 = 1 - abar
+    snr = alpha^2 / sigma^2,         logsnr = ln snr
 
-Every family computes sigma by a formula of its own, never as sqrt(1 - abar): near time 0 the
+time is in [0, 1], where 0 is clean data. A model with T timesteps reads the function at t / T for
+t in {0, ..., T}; training draws t in {1, ..., T}. `alpha` and `sigma` occur only as this pair, with
+alpha^2 + sigma^2 = 1; the cumulative product is called `alphas_cumprod` and written abar.
+
+    linear          abar = exp(-(0.1 time + 9.95 time^2)), the VP-SDE     Song et al. 2021, Eq. 33
+    cosine          abar = cos^2(89 degrees time)                         DDPM v3
+    cos6            abar = cos^6(80 degrees time)                         DDPM v3
+    cos6_85         abar = cos^6(85 degrees time)                         DDPM v3, later
+    iddpm_linear    beta from 0.1 / T to 20 / T                           Ho et al. 2020, sec. 4
+    iddpm_cosine    abar ~ cos^2(90 degrees (time + .008) / 1.008)        Nichol-Dhariwal, Eq. 17
+    sigmoid         abar ~ sigmoid(3) - sigmoid(6 time - 3)               Jabri et al. 2022
+    laplace         over time, logsnr is distributed as Laplace(0, 0.5)   Hang et al. 2024
+    shifted_cosine  logsnr = -2 ln tan(time t_max) - 2 ln 2               Hoogeboom et al. 2023
+
+iddpm_cosine and sigmoid clip beta at 0.999. laplace and shifted_cosine (before its shift) end at
+logsnr = -15, as the latter's paper has it. The three with betas depend on T, and so does every
+schedule rescaled to zero terminal SNR.
+
+A new schedule is a function of its betas, or a Family with its inverse, and a line in SCHEDULES.
+Families compute sigma by a formula of their own, never as sqrt(1 - abar): near time 0 the
 difference is of the order of 1e-6, and float32 would keep two of its digits.
 """
 
@@ -139,11 +159,12 @@ class Interpolated:
 
 
 def times_of(num_timesteps: int) -> Tensor:
-    """The T + 1 times t / T."""
+    """T + 1 times t / T."""
     return torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
 
 
 def pair_from_logsnr(logsnr: Tensor) -> AlphaSigma:
+    """alpha, sigma."""
     return torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr).sqrt()
 
 
@@ -152,7 +173,7 @@ def logsnr_of(pair: AlphaSigma) -> Tensor:
 
 
 def pair_from_betas(betas: Tensor) -> AlphaSigma:
-    """The table of abar_t = prod (1 - beta_i), with abar_0 = 1."""
+    """Table of abar_t = prod (1 - beta_i), with abar_0 = 1."""
     log_abar = torch.cat([betas.new_zeros(1), torch.log1p(-betas).cumsum(0)])
     return torch.exp(0.5 * log_abar), torch.sqrt(-torch.expm1(log_abar))
 
@@ -204,57 +225,18 @@ def _betas_of(abar: Tensor) -> Tensor:
     return (1 - abar[1:] / abar[:-1]).clamp(max=_MAX_BETA)
 
 
-CONTINUOUS: dict[str, Family] = {
+SCHEDULES: dict[str, Family | Callable[[int], Tensor]] = {
     "linear": VariancePreserving(),
     "cosine": CosPower(2, math.radians(89)),
     "cos6": CosPower(6, math.radians(80)),
     "cos6_85": CosPower(6, math.radians(85)),
+    "iddpm_linear": _iddpm_linear_betas,
+    "iddpm_cosine": _iddpm_cosine_betas,
+    "sigmoid": _sigmoid_betas,
     "laplace": Laplace(scale=0.5),
     # The paper's angle starts at atan(exp(-7.5)); ours at 0, so that time 0 is clean data.
     "shifted_cosine": Shifted(CosPower(2, math.atan(math.exp(-_MIN_LOGSNR / 2))), -2 * math.log(2)),
 }
-BETAS: dict[str, Callable[[int], Tensor]] = {
-    "iddpm_linear": _iddpm_linear_betas,
-    "iddpm_cosine": _iddpm_cosine_betas,
-    "sigmoid": _sigmoid_betas,
-}
-
-
-# --------
-# Noise schedules: abar as a function of continuous time, and its float64 table for T timesteps.
-#
-#     x_t = alpha x_0 + sigma noise,   alpha^2 = abar,   sigma^2 = 1 - abar
-#     snr = alpha^2 / sigma^2,         logsnr = ln snr
-#
-# time is in [0, 1], where 0 is clean data. A model with T timesteps reads the function at t / T for
-# t in {0, ..., T}; training draws t in {1, ..., T}. `alpha` and `sigma` occur only as this pair, with
-# alpha^2 + sigma^2 = 1; the cumulative product is called `alphas_cumprod` and written abar.
-#
-#     linear          abar = exp(-(0.1 time + 9.95 time^2)), the VP-SDE     Song et al. 2021, Eq. 33
-#     cosine          abar = cos^2(89 degrees time)                         DDPM v3
-#     cos6            abar = cos^6(80 degrees time)                         DDPM v3
-#     cos6_85         abar = cos^6(85 degrees time)                         DDPM v3, later
-#     iddpm_linear    beta from 0.1 / T to 20 / T                           Ho et al. 2020, section 4
-#     iddpm_cosine    abar ~ cos^2(90 degrees (time + .008) / 1.008)        Nichol-Dhariwal, Eq. 17
-#     sigmoid         abar ~ sigmoid(3) - sigmoid(6 time - 3)               Jabri et al. 2022
-#     laplace         over time, logsnr is distributed as Laplace(0, 0.5)   Hang et al. 2024
-#     shifted_cosine  logsnr = -2 ln tan(time t_max) - 2 ln 2               Hoogeboom et al. 2023
-#
-# iddpm_cosine and sigmoid clip beta at 0.999. laplace and shifted_cosine (before its shift) end at
-# logsnr = -15, as the latter's paper has it. The three with betas depend on T, and so does every
-# schedule rescaled to zero terminal SNR.
-
-SCHEDULES: tuple[str, ...] = (
-    "linear",
-    "cosine",
-    "cos6",
-    "cos6_85",
-    "iddpm_linear",
-    "iddpm_cosine",
-    "sigmoid",
-    "laplace",
-    "shifted_cosine",
-)
 
 
 @dataclass(frozen=True)
@@ -283,20 +265,18 @@ class NoiseSchedule:
 
     def __post_init__(self) -> None:
         self._check()
-        times = times_of(self.num_timesteps)
-        if self.name in BETAS:
-            table = pair_from_betas(BETAS[self.name](self.num_timesteps))
+        family = SCHEDULES[self.name]
+        if callable(family):
+            table = pair_from_betas(family(self.num_timesteps))
         else:
-            table = CONTINUOUS[self.name].alpha_sigma(times)
+            table = family.alpha_sigma(times_of(self.num_timesteps))
+            family = Shifted(family, self.logsnr_shift)
         table = shifted(table, self.logsnr_shift)
         if self.zero_terminal_snr:
             table = with_zero_terminal_snr(table)
         logsnr = logsnr_of(table)
-        family: Family
         if self.is_beta_defined:
             family = Interpolated(logsnr)
-        else:
-            family = Shifted(CONTINUOUS[self.name], self.logsnr_shift)
         # The dataclass is frozen for its users; these are derived once, here.
         for name, value in (
             ("alphas_cumprod", table[0] ** 2),
@@ -324,7 +304,7 @@ class NoiseSchedule:
     @property
     def is_beta_defined(self) -> bool:
         """Whether the schedule is its table: then it depends on T, and time interpolates logsnr."""
-        return self.name in BETAS or self.zero_terminal_snr
+        return callable(SCHEDULES[self.name]) or self.zero_terminal_snr
 
     @property
     def logsnr_range(self) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, arithmetic and activation memory, by part, without running it.
+"""Cost of a network: parameters, arithmetic and activation memory, by part, without running it.
 
 The network is traced on fake tensors (shapes and dtypes, no numbers), so a large one is as quick
 as a small one. FLOPs are those of one forward pass of one image: matrix products,
@@ -7,10 +7,13 @@ usual. A training step takes about three times as many, four with activation che
 Activation bytes are what autograd keeps until the backward pass, each storage once: of three images
 less those of two, so that what does not grow with the batch (weights, their half-precision copies)
 stays out. Called under autocast, summary() counts what mixed precision keeps.
+
+Fake tensors and not the meta device, which has neither autocast nor the CPU's attention: there a
+softmax is kept whole, which no device of ours keeps.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,7 +24,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ddpm.diffusion.layers import DropoutKey, Stage
+from ddpm.diffusion.layers import DropoutKey
+from ddpm.diffusion.unet import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,36 +49,26 @@ class Summary:
     parts: tuple[PartCost, ...]
 
     def __str__(self) -> str:
-        total = PartCost(
-            name="total",
-            parameters=self.parameters,
-            flops=self.flops_per_image,
-            activation_bytes=self.activation_bytes_per_image,
-        )
-        size = "x".join(str(side) for side in self.image_shape)
-        header = ("part", "parameters", "FLOPs", "activations")
-        rows = [header, *(_cells(part) for part in (*self.parts, total))]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = [
-            "  ".join(
-                (
-                    row[0].ljust(widths[0]),
-                    *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
-                )
+        total = ("total", self.parameters, self.flops_per_image, self.activation_bytes_per_image)
+        parts = ((p.name, p.parameters, p.flops, p.activation_bytes) for p in self.parts)
+        rows = [
+            (
+                name,
+                f"{parameters:,}",
+                _scaled(flops, 1000, ("", " K", " M", " G", " T")),
+                _scaled(size, 1024, (" B", " KiB", " MiB", " GiB", " TiB")),
             )
-            for row in rows
+            for name, parameters, flops, size in (*parts, total)
+        ]
+        rows = [("part", "parameters", "FLOPs", "activations"), *rows]
+        name_width, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+        lines = [
+            "  ".join((name.ljust(name_width), *map(str.rjust, cells, widths)))
+            for name, *cells in rows
         ]
         rule = "-" * len(lines[0])
+        size = "x".join(map(str, self.image_shape))
         return "\n".join((f"one image of {size}", lines[0], rule, *lines[1:-1], rule, lines[-1]))
-
-
-def _cells(part: PartCost) -> tuple[str, str, str, str]:
-    return (
-        part.name,
-        f"{part.parameters:,}",
-        _scaled(part.flops, 1000, ("", " K", " M", " G", " T")),
-        _scaled(part.activation_bytes, 1024, (" B", " KiB", " MiB", " GiB", " TiB")),
-    )
 
 
 def _scaled(number: float, base: int, units: tuple[str, ...]) -> str:
@@ -101,129 +95,98 @@ class _Kept(NamedTuple):
         return self.tensor.untyped_storage().nbytes()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Trace:
-    total_flops: int
-    flops: dict[str, int]
-    saved: list[_Kept]
-    stage_inputs: list[_Kept]
-
-
 def summary(network: nn.Module, image_shape: tuple[int, int, int]) -> Summary:
     """The cost of a U-Net for one image of `image_shape` (C, H, W).
 
     With checkpoint_activations the bytes are those of the blocks' inputs, of what lies between the
     blocks, and of the inside of the largest block, which exists while it is computed again.
     """
-    parts = _parts(network)
-    pair = _trace(network, image_shape, num_images=2)
-    less = _bytes_by_part(network, parts, pair)
-    more = _bytes_by_part(network, parts, _trace(network, image_shape, num_images=3))
-    bytes_per_image = {name: more[name] - less[name] for name in more}
+    parts: dict[str, nn.Module] = {}
+    for name, child in network.named_children():
+        is_list = isinstance(child, nn.ModuleList)
+        parts |= {f"{name}.{i}": m for i, m in enumerate(child)} if is_list else {name: child}
+    flops, less = _traced(network, image_shape, parts, num_images=2)
+    _, more = _traced(network, image_shape, parts, num_images=3)
     costs = [
         PartCost(
             name=name,
-            parameters=sum(p.numel() for p in module.parameters()),
-            flops=pair.flops.get(name, 0) // 2,
-            activation_bytes=bytes_per_image.pop(name, 0),
+            parameters=sum(p.numel() for p in parts[name].parameters()) if name in parts else 0,
+            flops=flops.get(name, 0) // 2,
+            activation_bytes=more[name] - less[name],
         )
-        for name, module in parts.items()
+        for name in dict.fromkeys((*parts, *more))
     ]
-    for name, size in bytes_per_image.items():
-        costs.append(PartCost(name=name, parameters=0, flops=0, activation_bytes=size))
     return Summary(
         image_shape=image_shape,
         parameters=sum(p.numel() for p in network.parameters()),
-        flops_per_image=pair.total_flops // 2,
+        flops_per_image=flops[""] // 2,
         activation_bytes_per_image=sum(cost.activation_bytes for cost in costs),
         parts=tuple(costs),
     )
 
 
-def _bytes_by_part(network: nn.Module, parts: dict[str, nn.Module], trace: _Trace) -> Counter[str]:
-    """What each part keeps until the backward pass; a storage counts where it was kept first."""
-    stages = _stages(network)
-    bytes_by_part: Counter[str] = Counter()
-    kept = trace.saved
-    if any(stage.checkpoint_activations for stage in stages.values()):
-        kept, bytes_by_part["largest block, recomputed"] = _checkpointed(stages, trace)
-    for each in {each.storage: each for each in reversed(kept)}.values():
-        bytes_by_part[_part_of(each.module, parts)] += each.num_bytes
-    return bytes_by_part
+def _traced(
+    network: nn.Module,
+    image_shape: tuple[int, int, int],
+    parts: dict[str, nn.Module],
+    num_images: int,
+) -> tuple[dict[str, int], Counter[str]]:
+    """FLOPs by module ("" is the network) and bytes kept by part, of a forward pass that trains.
 
-
-def _parts(network: nn.Module) -> dict[str, nn.Module]:
-    """The rows of the table: the children of the network, lists of levels entry by entry."""
-    parts: dict[str, nn.Module] = {}
-    for name, child in network.named_children():
-        if isinstance(child, nn.ModuleList):
-            parts |= {f"{name}.{index}": entry for index, entry in enumerate(child)}
-        else:
-            parts[name] = child
-    return parts
-
-
-def _part_of(module_name: str, parts: dict[str, nn.Module]) -> str:
-    return next((part for part in parts if _is_inside(module_name, part)), "between the parts")
-
-
-def _trace(network: nn.Module, image_shape: tuple[int, int, int], num_images: int) -> _Trace:
-    """One forward pass on fake tensors, in training mode and without checkpointing."""
-    stack = [""]
-    stage_inputs: list[_Kept] = []
+    A storage counts where it was kept first.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+    root = type(network).__name__
     saved: list[_Kept] = []
+    stage_inputs: list[_Kept] = []
+    stages = {name: each for name, each in network.named_modules() if isinstance(each, Stage)}
+
+    def module() -> str:
+        return max(counter.mod_tracker.parents, key=len).removeprefix(f"{root}.")
 
     def keep(tensor: Tensor) -> Tensor:
-        saved.append(_Kept(stack[-1], tensor))
+        saved.append(_Kept(module(), tensor))
         return tensor
 
-    def enter(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            stack.append(name)
-            if isinstance(module, Stage):
-                tensors = [each for each in inputs if isinstance(each, Tensor)]
-                stage_inputs.extend(_Kept(name, tensor) for tensor in tensors)
+    def enter(stage: nn.Module, inputs: tuple[Any, ...]) -> None:
+        tensors = [each for each in inputs if isinstance(each, Tensor)]
+        stage_inputs.extend(_Kept(names[stage], tensor) for tensor in tensors)
 
-        return hook
-
-    def leave(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
-        stack.pop()
-
-    counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
-    with ExitStack() as hooks, FakeTensorMode(), _training(network):
-        for name, module in network.named_modules():
-            if name and not isinstance(module, nn.ModuleList):
-                hooks.callback(module.register_forward_pre_hook(enter(name)).remove)
-                hooks.callback(module.register_forward_hook(leave).remove)
+    names = {stage: name for name, stage in stages.items()}
+    is_checkpointed = any(stage.checkpoint_activations for stage in stages.values())
+    with FakeTensorMode(), _plain_training(network, stages), ExitStack() as hooks:
+        for stage in stages.values():
+            hooks.callback(stage.register_forward_pre_hook(enter).remove)
         weights = {name: _fake_like(each) for name, each in network.named_parameters()}
         device = next(iter(weights.values())).device
         x = torch.zeros(num_images, *image_shape, device=device)
         ids = torch.zeros(num_images, dtype=torch.int64, device=device)
         with counter, saved_tensors_hooks(keep, lambda tensor: tensor):
-            torch.func.functional_call(
-                network, weights, (x, x.new_zeros(num_images)), {"dropout_key": DropoutKey(0, ids)}
-            )
-    root = f"{type(network).__name__}."
-    return _Trace(
-        total_flops=counter.get_total_flops(),
-        flops={
-            name.removeprefix(root): sum(counts.values())
-            for name, counts in counter.get_flop_counts().items()
-        },
-        saved=saved,
-        stage_inputs=stage_inputs,
-    )
+            key = {"dropout_key": DropoutKey(0, ids)}
+            torch.func.functional_call(network, weights, (x, x.new_zeros(num_images)), key)
+
+    kept, bytes_by_part = saved, Counter[str]()
+    if is_checkpointed:
+        kept, bytes_by_part["largest block, recomputed"] = _checkpointed(
+            stages, saved, stage_inputs
+        )
+    for each in {each.storage: each for each in reversed(kept)}.values():
+        part = next((part for part in parts if _is_inside(each.module, part)), "between the parts")
+        bytes_by_part[part] += each.num_bytes
+    flops = {
+        name.removeprefix(root).removeprefix("."): sum(counts.values())
+        for name, counts in counter.get_flop_counts().items()
+    }
+    return flops | {"": counter.get_total_flops()}, bytes_by_part
 
 
-def _is_inside(module: str, other: str) -> bool:
-    return f"{module}.".startswith(f"{other}.")
-
-
-def _checkpointed(stages: dict[str, Stage], trace: _Trace) -> tuple[list[_Kept], int]:
+def _checkpointed(
+    stages: dict[str, Stage], saved: list[_Kept], stage_inputs: list[_Kept]
+) -> tuple[list[_Kept], int]:
     """What lives until the backward pass, and the bytes of the inside of the largest stage."""
     inside: dict[str, dict[int, int]] = {stage: {} for stage in stages}
-    kept = list(trace.stage_inputs)
-    for each in trace.saved:
+    kept = list(stage_inputs)
+    for each in saved:
         stage = next((name for name in stages if _is_inside(each.module, name)), None)
         if stage is None:
             kept.append(each)
@@ -234,6 +197,10 @@ def _checkpointed(stages: dict[str, Stage], trace: _Trace) -> tuple[list[_Kept],
     return kept, max(sizes)
 
 
+def _is_inside(module: str, other: str) -> bool:
+    return f"{module}.".startswith(f"{other}.")
+
+
 def _fake_like(parameter: Tensor) -> Tensor:
     """A stand-in of a parameter; one on no device (meta) is taken to be on the CPU."""
     device = torch.device("cpu") if parameter.is_meta else parameter.device
@@ -242,15 +209,11 @@ def _fake_like(parameter: Tensor) -> Tensor:
     )
 
 
-def _stages(network: nn.Module) -> dict[str, Stage]:
-    return {name: each for name, each in network.named_modules() if isinstance(each, Stage)}
-
-
 @contextmanager
-def _training(network: nn.Module) -> Iterator[None]:
+def _plain_training(network: nn.Module, stages: dict[str, Stage]) -> Iterator[None]:
     """The network in training mode, without checkpointing; put back as it was afterwards."""
     modes = {module: module.training for module in network.modules()}
-    checkpoints = {stage: stage.checkpoint_activations for stage in _stages(network).values()}
+    checkpoints = {stage: stage.checkpoint_activations for stage in stages.values()}
     try:
         network.train()
         for stage in checkpoints:

@@ -11,26 +11,179 @@ nothing is inferred from shapes while running. The middle has attention when the
 Ho et al. 2020, App. B; Ronneberger et al. 2015.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ddpm.diffusion.layers import (
+    AttentionBlock,
     ClassEmbedding,
-    Condition,
+    Downsample,
     DropoutKey,
     GroupNorm,
     KeyedDropout,
-    Parts,
+    ResidualBlock,
     TimeEmbedding,
+    Upsample,
     ZeroConv2d,
-    decoder_levels,
-    encoder_levels,
     init_weights,
     same_conv,
 )
+
+
+class Condition(NamedTuple):
+    """Input of every block besides the image. emb: (N, E), context: (N, M, E) or None."""
+
+    emb: Tensor
+    context: Tensor | None
+    key: DropoutKey | None
+
+
+class Stage(nn.Module):
+    """A residual block and, where the level has it, attention: what skips and checkpoints.
+
+    With checkpoint_activations only its inputs are kept; the inside is computed again in the
+    backward pass. The dropout masks are functions of the key, so no random state has to be kept.
+    """
+
+    def __init__(
+        self, block: ResidualBlock, attention: AttentionBlock | None, checkpoint_activations: bool
+    ) -> None:
+        super().__init__()
+        self.block = block
+        self.attention = attention
+        self.checkpoint_activations = checkpoint_activations
+
+    def forward(self, h: Tensor, skip: Tensor | None, condition: Condition) -> Tensor:
+        if not (self.checkpoint_activations and torch.is_grad_enabled()):
+            return self._compute(h, skip, condition)
+        return checkpoint(
+            self._compute, h, skip, condition, use_reentrant=False, preserve_rng_state=False
+        )
+
+    def _compute(self, h: Tensor, skip: Tensor | None, condition: Condition) -> Tensor:
+        if skip is not None:
+            h = torch.cat((h, skip), dim=1)  # (N, C_h + C_skip, H, W)
+        h = self.block(h, condition.emb, condition.key)
+        return h if self.attention is None else self.attention(h, condition.context)
+
+
+class EncoderLevel(nn.Module):
+    """Stages one after the other, then down to the next resolution unless it is the coarsest."""
+
+    def __init__(self, stages: Sequence[Stage], down: Downsample | None) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.down = down
+
+    def forward(self, h: Tensor, condition: Condition) -> list[Tensor]:
+        """Outputs of the stages, then of the way down: all of them skips, the last the way on."""
+        made = []
+        for stage in self.stages:
+            h = stage(h, None, condition)
+            made.append(h)
+        return made if self.down is None else [*made, self.down(h)]
+
+
+class DecoderLevel(nn.Module):
+    """Stages that take one skip each, then up to the next resolution unless it is the finest."""
+
+    def __init__(self, stages: Sequence[Stage], up: Upsample | None) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.up = up
+
+    def forward(
+        self, h: Tensor, skips: Sequence[Tensor], condition: Condition, size: torch.Size
+    ) -> Tensor:
+        """h after the stages, at `size` (H, W) where the level goes up."""
+        for stage, skip in zip(self.stages, skips, strict=True):
+            h = stage(h, skip, condition)
+        return h if self.up is None else self.up(h, size)
+
+
+def _stage(
+    in_width: int,
+    out_width: int,
+    has_attention: bool,
+    *,
+    emb_dim: int,
+    norm_groups: int,
+    num_heads: int,
+    kernel_size: int,
+    dropout: float,
+    context_dim: int | None,
+    checkpoint_activations: bool,
+) -> Stage:
+    block = ResidualBlock(
+        in_width,
+        out_width,
+        emb_dim,
+        norm_groups=norm_groups,
+        kernel_size=kernel_size,
+        dropout=dropout,
+    )
+    attention = None
+    if has_attention:
+        attention = AttentionBlock(
+            out_width, norm_groups=norm_groups, num_heads=num_heads, context_dim=context_dim
+        )
+    return Stage(block, attention, checkpoint_activations)
+
+
+MakeStage = Callable[[int, int, bool], Stage]
+
+
+def _encoder(
+    stage: MakeStage,
+    width: int,
+    widths: Sequence[int],
+    has_attention: Sequence[bool],
+    num_blocks: int,
+    kernel_size: int,
+) -> tuple[nn.ModuleList, list[int]]:
+    """The levels, fine to coarse, and the widths of the skips in order, the stem's first."""
+    levels = nn.ModuleList()
+    skip_widths = [width]
+    for index, out_width in enumerate(widths):
+        in_widths = [width] + [out_width] * (num_blocks - 1)
+        stages = [stage(in_width, out_width, has_attention[index]) for in_width in in_widths]
+        is_coarsest = index == len(widths) - 1
+        levels.append(
+            EncoderLevel(stages, None if is_coarsest else Downsample(out_width, kernel_size))
+        )
+        skip_widths += [out_width] * (num_blocks if is_coarsest else num_blocks + 1)
+        width = out_width
+    return levels, skip_widths
+
+
+def _decoder(
+    stage: MakeStage,
+    skip_widths: Sequence[int],
+    widths: Sequence[int],
+    has_attention: Sequence[bool],
+    num_blocks: int,
+    kernel_size: int,
+) -> nn.ModuleList:
+    """The levels from coarse to fine; their stages take the skips last to first."""
+    levels = nn.ModuleList()
+    waiting = list(skip_widths)
+    width = widths[-1]
+    for index in reversed(range(len(widths))):
+        out_width = widths[index]
+        in_widths = [width] + [out_width] * num_blocks
+        stages = [
+            stage(in_width + waiting.pop(), out_width, has_attention[index])
+            for in_width in in_widths
+        ]
+        levels.append(DecoderLevel(stages, Upsample(out_width, kernel_size) if index else None))
+        width = out_width
+    return levels
 
 
 def _number_dropouts(network: nn.Module) -> None:
@@ -72,7 +225,7 @@ def _check_positive(**numbers: int) -> None:
 
 
 class UNet(nn.Module):
-    """network(x, time, labels) -> (N, C, H, W): what is predicted of noisy x at a time in [0, 1].
+    """network(x, time, labels) -> (N, C, H, W): the prediction for noisy x at a time in [0, 1].
 
     image_size: H = W, or (H, W). Any other size that block_size divides runs too, odd ones as well.
     model_channels: the width of the stem; level i has model_channels * channel_mult[i] channels.
@@ -83,7 +236,7 @@ class UNet(nn.Module):
     num_classes: labels are 0 .. num_classes - 1 and null_label = num_classes stands for "no class";
     None: no labels.
     class_emb_dim: the width of the class table; None is time_emb_dim, others are projected to it.
-    checkpoint_activations: less memory, one more forward pass (levels.Stage).
+    checkpoint_activations: less memory, one more forward pass (Stage).
 
     The weights of a new network are init_weights(network, seed=0). Raises ValueError, naming both
     numbers, where two arguments contradict each other.
@@ -124,7 +277,8 @@ class UNet(nn.Module):
         self.num_res_blocks = num_res_blocks
         self.use_cross_attention = use_cross_attention
 
-        parts = Parts(
+        stage = partial(
+            _stage,
             emb_dim=time_emb_dim,
             norm_groups=norm_groups,
             num_heads=num_heads,
@@ -141,13 +295,15 @@ class UNet(nn.Module):
             class_dim = time_emb_dim if class_emb_dim is None else class_emb_dim
             self.class_embedding = ClassEmbedding(num_classes, class_dim, time_emb_dim)
         self.stem = same_conv(pixel_channels, model_channels, kernel_size)
-        self.encoder, skip_widths = encoder_levels(
-            parts, model_channels, widths, has_attention, num_res_blocks
+        self.encoder, skip_widths = _encoder(
+            stage, model_channels, widths, has_attention, num_res_blocks, kernel_size
         )
         self.middle = nn.ModuleList(
-            parts.stage(widths[-1], widths[-1], attends) for attends in (has_attention[-1], False)
+            stage(widths[-1], widths[-1], attends) for attends in (has_attention[-1], False)
         )
-        self.decoder = decoder_levels(parts, skip_widths, widths, has_attention, num_res_blocks)
+        self.decoder = _decoder(
+            stage, skip_widths, widths, has_attention, num_res_blocks, kernel_size
+        )
         self.norm = GroupNorm(norm_groups, widths[0])
         self.head = ZeroConv2d(widths[0], pixel_channels, kernel_size, padding=kernel_size // 2)
         _number_dropouts(self)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddpm.diffusion import ema
-from ddpm.diffusion.ema import (
+from ddpm.diffusion.power_ema import (
     LONGEST,
     Snapshot,
     beta_at,
@@ -16,7 +16,6 @@ from ddpm.diffusion.ema import (
     gamma_of,
     name_of,
     profile_product,
-    reconstruct,
     sigma_rel_of,
 )
 
@@ -144,7 +143,7 @@ def test_a_length_that_was_not_tracked_is_what_tracking_it_would_have_given(
     snapshots: list[Snapshot], sigma_rel: float, tolerance: float, step: int
 ) -> None:
     direct, _ = tracked(wandering, step, sigma_rel)
-    made = reconstruct([s for s in snapshots if s.step <= step], sigma_rel, step)
+    made = ema.reconstruct([s for s in snapshots if s.step <= step], sigma_rel, step)
     assert made["w"].dtype == torch.float32
     # in units of how far the weights themselves lie from the average
     scale = (wandering(step)["w"] - direct["w"]).abs().max()
@@ -154,7 +153,7 @@ def test_a_length_that_was_not_tracked_is_what_tracking_it_would_have_given(
 def test_a_tracked_length_is_its_own_last_snapshot(snapshots: list[Snapshot]) -> None:
     for sigma_rel in (0.05, 0.1):
         (last,) = (s for s in snapshots if (s.step, s.sigma_rel) == (2000, sigma_rel))
-        made = reconstruct(snapshots, sigma_rel)
+        made = ema.reconstruct(snapshots, sigma_rel)
         torch.testing.assert_close(made["w"], last.load()["w"], rtol=0, atol=1e-6)
         assert fit(snapshots, sigma_rel, 2000).error < 1e-6
 
@@ -165,7 +164,7 @@ def test_a_tracked_length_can_be_made_from_snapshots_of_the_others() -> None:
     ]
     direct, _ = tracked(wandering, 2000, 0.1)
     scale = (wandering(2000)["w"] - direct["w"]).abs().max()
-    assert (reconstruct(others, 0.1)["w"] - direct["w"]).abs().max() < 1e-3 * scale
+    assert (ema.reconstruct(others, 0.1)["w"] - direct["w"]).abs().max() < 1e-3 * scale
 
 
 @pytest.mark.parametrize("sigma_rel", [0.02, 0.07, 0.2])
@@ -175,7 +174,9 @@ def test_weights_that_stand_still_are_their_own_average_however_coarse_the_fit(
     kept = [
         each for length in (0.05, 0.1) for each in tracked(lambda k: one(0.3), 40, length, (40,))[1]
     ]
-    torch.testing.assert_close(reconstruct(kept, sigma_rel)["w"], one(0.3)["w"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        ema.reconstruct(kept, sigma_rel)["w"], one(0.3)["w"], rtol=1e-6, atol=0
+    )
     assert fit(kept, sigma_rel, 40).coefficients.sum() == pytest.approx(1.0, abs=1e-10)
 
 
@@ -186,7 +187,7 @@ def test_a_constant_gradient_is_reconstructed_in_closed_form(sigma_rel: float) -
     # the mean of k under the profile, half a step beyond the continuous one
     expected = 0.25 * (1000 * p / (p + 1) + 0.5)
     torch.testing.assert_close(
-        reconstruct(kept, sigma_rel)["w"], one(expected)["w"], rtol=1e-4, atol=0
+        ema.reconstruct(kept, sigma_rel)["w"], one(expected)["w"], rtol=1e-4, atol=0
     )
 
 
@@ -226,11 +227,11 @@ def test_impossible_snapshots_are_refused() -> None:
         return Snapshot(step=step, sigma_rel=0.1, load=lambda: tensors)
 
     with pytest.raises(ValueError, match="no snapshots"):
-        reconstruct([], 0.1)
+        ema.reconstruct([], 0.1)
     with pytest.raises(ValueError, match="of step 20; give those of steps 1 to 10"):
-        reconstruct([made(20, one(1))], 0.1, 10)
+        ema.reconstruct([made(20, one(1))], 0.1, 10)
     with pytest.raises(ValueError, match="snapshots differ in: v, w"):
-        reconstruct([made(10, one(1)), made(20, {"v": torch.ones(1)})], 0.1)
+        ema.reconstruct([made(10, one(1)), made(20, {"v": torch.ones(1)})], 0.1)
 
 
 def test_names_tell_the_length() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ddpm.config.schema import HyperParameters, Training
 from ddpm.data.dataset import Dataset
-from ddpm.diffusion.ema import gamma_of
+from ddpm.diffusion.power_ema import gamma_of
 from ddpm.diffusion.layers import init_weights
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.diffusion.unet import UNet
