@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ddpm.config.schema import HyperParameters, Training
 from ddpm.data.dataset import Dataset
-from ddpm.diffusion.power_ema import gamma_of
 from ddpm.diffusion.layers import init_weights
+from ddpm.diffusion.power_ema import gamma_of
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.diffusion.unet import UNet
 from ddpm.errors import NonFiniteError
