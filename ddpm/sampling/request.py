@@ -78,6 +78,14 @@ def parse_ema(text: str) -> Ema:
     return PowerEma(value) if is_power else value
 
 
+def ema_of(name: str) -> Ema:
+    """Weights that a part of a checkpoint called `name` holds: the inverse of weights_name()."""
+    if name == RAW:
+        return 0.0
+    kind, _, number = name.partition("-")
+    return PowerEma(float(number)) if kind == "power" else float(number)
+
+
 def ema_problem(config: Config, ema: Ema | None) -> str | None:
     """Reason why a run of this configuration has no such weights; None where it has."""
     training = config.TRAINING
@@ -241,7 +249,8 @@ def read_request(
             own.append(f"{SECTION}.NUM_GEN_IMAGES={bulk.num}")
         if is_bulk_folder(source):
             named = source / BULK_REQUEST
-            ema = _recipe_ema(source) if ema is None else ema
+            if ema is None:
+                ema = ema_of(str(read_json(source / BULK_RECIPE)["weights"]))
     asked: ImageGeneration | None = None
     if named.is_file() and named.suffix in (".yaml", ".yml"):
         asked = configuration.load_generation(named, own)
@@ -284,15 +293,6 @@ def foreign_overrides(overrides: Sequence[str]) -> list[str]:
 def is_bulk_folder(folder: Path) -> bool:
     """Whether images in bulk have been begun in the folder."""
     return (folder / BULK_RECIPE).is_file() and (folder / "unit.json").is_file()
-
-
-def _recipe_ema(folder: Path) -> Ema:
-    """Weights of a folder of images in bulk: the inverse of weights_name()."""
-    name = str(read_json(folder / BULK_RECIPE)["weights"])
-    if name == RAW:
-        return 0.0
-    kind, _, number = name.partition("-")
-    return PowerEma(float(number)) if kind == "power" else float(number)
 
 
 def _number_problems(batch_size: int | None, bulk: BulkOptions | None) -> list[str]:
