@@ -80,10 +80,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.plan:
         _request(args)
         return _planned(args.plan)
-    options = _options(args)
+    images = _request(args)
     from ddpm.cluster import checked
 
-    plan, request = checked(_request(args), options)
+    plan, request = checked(images, _options(args))
     if args.dry_run:
         from ddpm.cluster import dry_run
 
