@@ -97,6 +97,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["lying header", "bomb", "lying idx", "lying gz"])
 def test_bombs_and_lying_headers_take_no_memory(tmp_path: Path, case: str) -> None:
     labels = npy(np.zeros(200_000, int))

@@ -218,6 +218,7 @@ def test_class_sorted_shards_are_warned_of(
     assert caplog.text == ""
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_a_header_is_found(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", [("1.png", PNG), ("2.png", PNG)])
     second = 512 + -(-len(PNG) // 512) * 512

@@ -50,6 +50,7 @@ def test_the_lowest_is_best_and_patience_counts_since_then(
     assert Patience.ENOUGH not in judge(evaluations(*values), patient)
 
 
+@pytest.mark.slow
 def test_the_best_is_saved_and_enough_ends_the_training_whole() -> None:
     """Steps of 5: the third evaluation is the best, two later ones are not."""
     values = iter([3.0, 2.0, 1.0, 1.5, 1.2, 0.0])

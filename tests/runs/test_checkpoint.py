@@ -16,7 +16,6 @@ import torch
 
 from ddpm.errors import InputError, StorageError
 from ddpm.runs import checkpoint, storage
-from ddpm.runs import storage as durable
 from ddpm.runs.checkpoint import (
     DamagedCheckpoint,
     encode,
@@ -72,7 +71,7 @@ def is_step(found: checkpoint.Checkpoint | None, step: int) -> bool:
 def checkpoints(tmp_path: Path) -> Path:
     """A folder with the good steps 100 and 200."""
     folder = tmp_path / "checkpoints"
-    durable.make_folder(folder)
+    storage.make_folder(folder)
     commit(folder, 100)
     commit(folder, 200)
     return folder
@@ -281,11 +280,11 @@ def test_pickles_are_never_executed(
     payload = pickle.dumps(Payload(marker))
     if is_listed:  # an attacker's manifest may vouch for it
         written = {
-            entry.name: durable.write_file(entry, lambda sink, e=entry: sink.write(e.read_bytes()))
+            entry.name: storage.write_file(entry, lambda sink, e=entry: sink.write(e.read_bytes()))
             for entry in sorted(folder.iterdir())
             if entry.name not in (name, "MANIFEST.json")
         }
-        written[name] = durable.write_bytes(folder / name, payload)
+        written[name] = storage.write_bytes(folder / name, payload)
         (folder / "MANIFEST.json").write_bytes(checkpoint._seal({}, 200, written)[1])
     (folder / name).write_bytes(payload)
     try:
@@ -346,7 +345,7 @@ def save_and_prune(checkpoints: Path) -> None:
 
 
 def first_only(folder: Path) -> Path:
-    durable.make_folder(folder)
+    storage.make_folder(folder)
     commit(folder, 100)
     return folder
 
@@ -363,7 +362,7 @@ def test_every_call_of_save_and_prune_under_every_fault(tmp_path: Path) -> None:
             folder = shutil.copytree(template, tmp_path / "work")
             outcome = faults.strike(lambda at=folder: save_and_prune(at), target, fault)
             assert (outcome == "killed") == fault.startswith("kill"), (target, fault)
-            durable.clean_temporaries(folder)
+            storage.clean_temporaries(folder)
             found = latest(folder)
             assert is_step(found, 200) or (outcome != "done" and is_step(found, 100))
             # the same command again: complete, and nothing is left over
@@ -382,7 +381,7 @@ def survivals(tmp_path: Path, forgets: frozenset[str]) -> Iterator[bool]:
         folder = tmp_path / "state"
         faults.lay_out(content, folder)
         try:
-            durable.clean_temporaries(folder)
+            storage.clean_temporaries(folder)
             found = latest(folder)
         except StorageError:
             found = None
@@ -390,6 +389,7 @@ def survivals(tmp_path: Path, forgets: frozenset[str]) -> Iterator[bool]:
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_power_loss_at_any_moment_of_save_and_prune_loads_old_or_new(tmp_path: Path) -> None:
     survived = list(survivals(tmp_path, frozenset()))
     assert len(survived) > 100 and all(survived)

@@ -17,18 +17,17 @@ import pytest
 
 from ddpm.errors import LockedError, StorageError
 from ddpm.runs import storage
-from ddpm.runs import storage as durable
 from tests.support import storage_faults as faults
 
 OLD, NEW = b"old " * 100, b"new content " * 1000
 
 
 def replace_file(folder: Path) -> None:
-    durable.write_bytes(folder / "file", NEW)
+    storage.write_bytes(folder / "file", NEW)
 
 
 def make_new_folder(folder: Path) -> None:
-    durable.write_files(
+    storage.write_files(
         folder / "made",
         {"a": lambda sink: sink.write(NEW), "b": lambda sink: sink.write(OLD)},
         seal=lambda written: ("seal", written["a"].sha256.encode()),
@@ -36,15 +35,15 @@ def make_new_folder(folder: Path) -> None:
 
 
 def remove_file(folder: Path) -> None:
-    durable.remove(folder / "file")
+    storage.remove(folder / "file")
 
 
 def append(folder: Path) -> None:
-    durable.append_line(folder / "lines", "a new line of text")
+    storage.append_line(folder / "lines", "a new line of text")
 
 
 def make_nested(folder: Path) -> None:
-    durable.make_folder(folder / "x" / "y")
+    storage.make_folder(folder / "x" / "y")
 
 
 def start(folder: Path) -> Path:
@@ -63,10 +62,15 @@ def seen(folder: Path) -> dict[str, object]:
     }
 
 
-ACTIONS = [replace_file, make_new_folder, remove_file, make_nested]
-
-
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize(
+    "action",
+    [
+        pytest.param(replace_file, marks=pytest.mark.slow),
+        pytest.param(make_new_folder, marks=pytest.mark.long),
+        pytest.param(remove_file, marks=pytest.mark.slow),
+        pytest.param(make_nested, marks=pytest.mark.slow),
+    ],
+)
 def test_every_call_under_every_fault_leaves_the_old_or_the_new(
     action: Callable[[Path], None], tmp_path: Path
 ) -> None:
@@ -87,7 +91,7 @@ def test_every_call_under_every_fault_leaves_the_old_or_the_new(
             assert (outcome == "killed") == fault.startswith("kill")
             if outcome == "done":
                 assert found == after, (target, fault)
-            durable.clean_temporaries(folder)
+            storage.clean_temporaries(folder)
             assert not [entry for entry in folder.iterdir() if entry.name.startswith(".")]
 
 
@@ -107,7 +111,7 @@ def test_every_call_of_an_append_under_every_fault_keeps_the_lines_before(tmp_pa
                 assert text == "first\n", (target, fault)
 
 
-@pytest.mark.parametrize("action", [*ACTIONS[:3], append])
+@pytest.mark.parametrize("action", [replace_file, make_new_folder, remove_file, append])
 def test_power_loss_at_any_moment_leaves_the_old_or_the_new(
     action: Callable[[Path], None], tmp_path: Path
 ) -> None:
@@ -147,7 +151,7 @@ def test_errors_name_the_path_the_bytes_and_the_remedy(
 ) -> None:
     monkeypatch.setattr(storage, "system", faults.Faulty(1, "ENOSPC"))
     with pytest.raises(StorageError) as caught:
-        durable.write_bytes(tmp_path / "model", NEW)
+        storage.write_bytes(tmp_path / "model", NEW)
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / 'model'}: No space left on device ({len(NEW)} bytes")
     assert "bytes free); free some space or choose another folder" in message
@@ -157,49 +161,49 @@ def test_errors_name_the_path_the_bytes_and_the_remedy(
 
 def test_too_little_space_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=f"{1 << 60} bytes needed, .* bytes free"):
-        durable.require_space(tmp_path / "not" / "yet", 1 << 60)
-    durable.require_space(tmp_path, 1)
+        storage.require_space(tmp_path / "not" / "yet", 1 << 60)
+    storage.require_space(tmp_path, 1)
 
 
 def test_a_missing_folder_is_a_storage_error_that_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"gone/file: No such file or directory"):
-        durable.write_text(tmp_path / "gone" / "file", "x")
+        storage.write_text(tmp_path / "gone" / "file", "x")
 
 
 def test_json_round_trips_doubles_and_refuses_nan(tmp_path: Path) -> None:
     values = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, 2**53 + 1]
-    durable.write_json(tmp_path / "x.json", values)
+    storage.write_json(tmp_path / "x.json", values)
     read = json.loads((tmp_path / "x.json").read_text())
     assert [repr(v) for v in read] == [repr(v) for v in values]
     with pytest.raises(ValueError, match="JSON"):
-        durable.write_json(tmp_path / "x.json", [float("nan")])
+        storage.write_json(tmp_path / "x.json", [float("nan")])
     assert json.loads((tmp_path / "x.json").read_text()) == read
 
 
 def test_a_writer_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
-    def broken(sink: durable.Sink) -> None:
+    def broken(sink: storage.Sink) -> None:
         sink.write(b"half of it")
         raise KeyError("lost")
 
     for write in (
-        lambda: durable.write_file(tmp_path / "file", broken),
-        lambda: durable.write_files(tmp_path / "folder", {"good": replace, "bad": broken}),
+        lambda: storage.write_file(tmp_path / "file", broken),
+        lambda: storage.write_files(tmp_path / "folder", {"good": replace, "bad": broken}),
     ):
         with pytest.raises(KeyError):
             write()
     assert not list(tmp_path.iterdir())
 
 
-def replace(sink: durable.Sink) -> None:
+def replace(sink: storage.Sink) -> None:
     sink.write(NEW)
 
 
 def test_big_and_small_pieces_arrive_in_order_with_their_hash(tmp_path: Path) -> None:
     pieces = [os.urandom(size) for size in (3, 1 << 20, 5, (1 << 20) - 5, 7, 3 << 20, 1)]
-    written = durable.write_file(tmp_path / "f", lambda sink: [sink.write(p) for p in pieces])
+    written = storage.write_file(tmp_path / "f", lambda sink: [sink.write(p) for p in pieces])
     whole = b"".join(pieces)
     assert (tmp_path / "f").read_bytes() == whole
-    assert written == durable.Written(sha256=hashlib.sha256(whole).hexdigest(), size=len(whole))
+    assert written == storage.Written(sha256=hashlib.sha256(whole).hexdigest(), size=len(whole))
 
 
 def test_a_finished_folder_is_never_overwritten(tmp_path: Path) -> None:
@@ -209,18 +213,18 @@ def test_a_finished_folder_is_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_folders_are_their_owners_alone(tmp_path: Path) -> None:
-    durable.make_folder(tmp_path / "a" / "b")
+    storage.make_folder(tmp_path / "a" / "b")
     for folder in (tmp_path / "a", tmp_path / "a" / "b"):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="is a file where a folder is needed"):
-        durable.make_folder(tmp_path / "file")
+        storage.make_folder(tmp_path / "file")
 
 
 def test_removing_what_is_not_there_is_no_error(tmp_path: Path) -> None:
-    durable.remove(tmp_path / "stop")
+    storage.remove(tmp_path / "stop")
     (tmp_path / "stop").touch()
-    durable.remove(tmp_path / "stop")
+    storage.remove(tmp_path / "stop")
     assert not list(tmp_path.iterdir())
 
 
@@ -229,7 +233,7 @@ def test_only_left_overs_are_cleaned(tmp_path: Path) -> None:
     for name in [*kept, ".model.0123abcd.tmp"]:
         (tmp_path / name).touch()
     (tmp_path / ".step-00000001.89abcdef.trash" / "deep").mkdir(parents=True)
-    assert durable.clean_temporaries(tmp_path) == [
+    assert storage.clean_temporaries(tmp_path) == [
         ".model.0123abcd.tmp",
         ".step-00000001.89abcdef.trash",
     ]
@@ -239,8 +243,8 @@ def test_only_left_overs_are_cleaned(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from ddpm.runs import storage as durable
-with durable.lock(Path(sys.argv[1]), "the run"):
+from ddpm.runs import storage
+with storage.lock(Path(sys.argv[1]), "the run"):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -248,8 +252,8 @@ with durable.lock(Path(sys.argv[1]), "the run"):
 FORK_HOLDING = """
 import os, sys, time
 from pathlib import Path
-from ddpm.runs import storage as durable
-with durable.lock(Path(sys.argv[1]), "the run"):
+from ddpm.runs import storage
+with storage.lock(Path(sys.argv[1]), "the run"):
     if os.fork():
         time.sleep(60)
 # the child alone comes here, where it must not close a file of its own by mistake
@@ -265,23 +269,23 @@ def test_a_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
         began = time.monotonic()
-        with pytest.raises(LockedError) as caught, durable.lock(path, "the run"):
+        with pytest.raises(LockedError) as caught, storage.lock(path, "the run"):
             pass
         assert time.monotonic() - began < 1.0
         for word in ("the run is in use", f"process {holder.pid}", os.uname().nodename, "job 4711"):
             assert word in str(caught.value)
         holder.send_signal(signal.SIGKILL)
-        with durable.lock(path, "the run", wait_s=5):
+        with storage.lock(path, "the run", wait_s=5):
             assert json.loads(path.read_text())["pid"] == os.getpid()
 
 
 def test_a_waiting_lock_gives_up_after_its_time(tmp_path: Path) -> None:
-    with durable.lock(tmp_path / ".lock", "it"):
+    with storage.lock(tmp_path / ".lock", "it"):
         began = time.monotonic()
-        with pytest.raises(LockedError), durable.lock(tmp_path / ".lock", "it", wait_s=0.35):
+        with pytest.raises(LockedError), storage.lock(tmp_path / ".lock", "it", wait_s=0.35):
             pass
         assert 0.3 < time.monotonic() - began < 2
-    with durable.lock(tmp_path / ".lock", "it"):
+    with storage.lock(tmp_path / ".lock", "it"):
         pass
 
 
@@ -292,7 +296,7 @@ def test_a_forked_child_does_not_keep_the_lock_of_a_killed_holder(tmp_path: Path
         try:
             assert holder.stdout is not None and holder.stdout.readline() == b"left\n"
             holder.kill()
-            with durable.lock(path, "the run", wait_s=5):
+            with storage.lock(path, "the run", wait_s=5):
                 os.killpg(holder.pid, 0)  # the child still lives
         finally:
             os.killpg(holder.pid, signal.SIGKILL)
@@ -306,7 +310,7 @@ def test_storage_without_locks_says_so(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(storage, "system", NoLocks())
     with pytest.raises(StorageError, match="has no locks"):  # noqa: SIM117
-        with durable.lock(tmp_path / ".lock", "it"):
+        with storage.lock(tmp_path / ".lock", "it"):
             pass
 
 
@@ -317,12 +321,12 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from ddpm.runs import storage as durable
+from ddpm.runs import storage
 from ddpm.errors import StorageError
 folder = Path(sys.argv[1])
-durable.write_bytes(folder / "file", b"old")
+storage.write_bytes(folder / "file", b"old")
 try:
-    durable.write_bytes(folder / "file", bytes(2_000_000))
+    storage.write_bytes(folder / "file", bytes(2_000_000))
 except StorageError as error:
     print(error)
 assert (folder / "file").read_bytes() == b"old"

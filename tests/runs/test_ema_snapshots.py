@@ -28,6 +28,9 @@ from tests.sampling.test_generate import make_run
 EPOCHS, STEPS = 10, 3
 
 
+pytestmark = pytest.mark.slow  # a training each module
+
+
 def power(out: Path) -> Config:
     """Digits with a very small network, 30 steps, ten times saved."""
     return configuration.load(
@@ -195,6 +198,7 @@ def test_images_are_drawn_with_a_length_and_guided_by_another(run: Path, tmp_pat
         read_request(run, overrides, ema=PowerEma(0.2))
 
 
+@pytest.mark.long
 def test_the_curve_measures_each_length_as_evaluation_would(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

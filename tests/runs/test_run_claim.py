@@ -199,6 +199,7 @@ with claimed(RunDirectory(Path(sys.argv[1]))):
 """
 
 
+@pytest.mark.slow
 def test_a_claim_dies_with_its_process(tmp_path: Path) -> None:
     run = RunDirectory.find_or_name(make_config(tmp_path / "out"), DATA)
     command = [sys.executable, "-c", HOLD, str(run.path)]
@@ -227,6 +228,7 @@ def test_a_finished_run_is_found_without_a_lock(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / ".locks").exists()
 
 
+@pytest.mark.slow
 def test_what_others_made_before_a_sweep_had_its_lock_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,8 @@ from ddpm.runs.directory import RunDirectory
 from ddpm.runs.layout import load_run
 from tests.support.tree import ROOT
 
+pytestmark = pytest.mark.slow  # a training each module
+
 NETWORK = "TRAINING.NETWORK"
 OVERRIDES = (
     f"{NETWORK}.TIMESTEPS=20",
