@@ -25,11 +25,12 @@ from torch import Tensor
 
 from ddpm.data import Batch
 from ddpm.diffusion import NoiseSchedule, Stream, diffuse, philox, x0_from_pred
+from ddpm.metrics.intervals import standard_error
 from ddpm.sampling import Level, whole_levels
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
-# The network is asked once a step and image.
+# One network call a step and image.
 USUAL_STEPS = 64
 NOT_BYTES = "the images are not bytes: their bits depend on how finely they would be rounded"
 
@@ -73,7 +74,7 @@ class Bound:
     @property
     def evaluation_error(self) -> float:
         """Standard error of the bound over images (and their noise); NaN for a single one."""
-        return float(_standard_error(self.bits.sum(axis=0)))
+        return float(standard_error(self.bits.sum(axis=0)))
 
     @property
     def terms(self) -> np.ndarray:
@@ -83,10 +84,10 @@ class Bound:
     @property
     def term_errors(self) -> np.ndarray:
         """Their standard errors over images."""
-        return _standard_error(self.bits)
+        return standard_error(self.bits)
 
     def facts(self) -> dict[str, object]:
-        """What evaluation.json holds of it; a number that is not finite is null."""
+        """JSON values, for evaluation.json; a number that is not finite is null."""
         return {
             "value": _finite(self.total),
             "evaluation_error": _finite(self.evaluation_error),
@@ -222,7 +223,7 @@ def _estimate(
     pred_type: str,
 ) -> Tensor:
     alpha, sigma = (one.expand(len(x0)).to(x0.device) for one in (level.alpha, level.sigma))
-    # As in evaluation: judged on what the network was given, x_t rounded to float32.
+    # As in validation.py: of what the network was given, x_t rounded to float32.
     given = diffuse(x0, epsilon, alpha, sigma).float()
     time = torch.full((len(x0),), level.time, dtype=torch.float32, device=x0.device)
     pred = network(given, time, labels)
@@ -237,14 +238,6 @@ def _check(schedule: NoiseSchedule, timesteps: Sequence[int], batch: Batch, grid
         raise ValueError(f"timesteps are {list(timesteps)}; give them falling from {last} to 0")
     if not grid.holds(batch.images):
         raise ValueError(NOT_BYTES)
-
-
-def _standard_error(values: np.ndarray) -> np.ndarray:
-    """Standard error of the mean along the last axis; NaN for a single value."""
-    count = values.shape[-1]
-    if count < 2:
-        return np.full(values.shape[:-1], np.nan)
-    return np.asarray(values.std(axis=-1, ddof=1) / math.sqrt(count))
 
 
 def _finite(value: float) -> float | None:

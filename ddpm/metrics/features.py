@@ -1,11 +1,15 @@
-"""Extractors: images as vectors, behind one small interface; and `pixels`, the simplest of them.
+"""Features: images as vectors behind one small interface, and the sums that stay of them.
 
     pixels      the first principal components of the training images     this file
-    classifier  a small network trained on the data's own labels          ddpm/metrics/classifier.py
-    inception   TF-2015 weights as torch-fidelity ports them              ddpm/metrics/inception.py
+    classifier  a small network trained on the data's own labels          classifier.py
+    inception   TF-2015 weights as torch-fidelity ports them              inception.py
 
 Images come as uint8 (N, H, W, C). They go through in batches of one size, the last one filled up,
 with TF32 off: the features of an image do not depend, to the bit, on how many images come after it.
+
+Images are dealt into 16 groups, each like a random draw of them all. A group's sums are its moments
+and those of its class probabilities; intervals come from leaving groups out. Features themselves
+are kept of at most 10,000 images, for the metrics that compare pairs. Workers add up their sums.
 """
 
 from abc import ABC, abstractmethod
@@ -16,20 +20,25 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddpm.diffusion import Stream, philox
-from ddpm.distributed import Group, whole_batches
+from ddpm.distributed import ALONE, Group, whole_batches
 from ddpm.errors import NonFiniteError
-from ddpm.metrics import distances
-from ddpm.metrics.distances import Interval, Moments, merged
 from ddpm.runs import digest
-
-Pixels = NDArray[np.uint8]
 
 PIXEL_DIMENSIONS = 32
 # Principal components of larger images would need a matrix of gigabytes: their pixels are averaged.
 PIXEL_SIDE = 32
+GROUPS = 16
+KEPT = 10_000
+_DEAL_ID = (1 << 42) + 1  # of the draw that deals images; those of data sets lie below
+_TINY = 1e-12
+# Vectors of a group added together: each addition passes over a D x D matrix three times.
+_AT_ONCE = 256
+
+Pixels = NDArray[np.uint8]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,18 +48,13 @@ class Features:
     vectors: Tensor
     probabilities: Tensor | None = None
 
-    def part(self, count: int) -> "Features":
-        """Of the first `count` images."""
-        probabilities = None if self.probabilities is None else self.probabilities[:count]
-        return Features(vectors=self.vectors[:count], probabilities=probabilities)
-
 
 class Extractor(ABC):
-    """Turns images into vectors.
+    """Images to vectors.
 
-    name: as the user asks for it.  sha256: of all the features depend on but the image.
-    dimension: of a vector.  description: for the protocol.  knows_labels: whether the classes it
-    tells are those of the data.  threads: of the CPU; None leaves them as they are.
+    name: as in EVALUATION.FEATURES.  sha256: of all the features depend on but the image.
+    dimension: of a vector.  description: for the protocol.  knows_labels: whether its classes are
+    those of the data.  threads: of the CPU; None leaves them as they are.
     """
 
     name: str
@@ -75,25 +79,25 @@ class Extractor(ABC):
             raise ValueError(
                 f"features are of uint8 (N, H, W, C), not {images.dtype} {images.shape}"
             )
+        size, vectors, probabilities = self.batch_size, [], []
         with exact_arithmetic(self.threads):
-            found = [self._padded(part) for part in _parts(images, self.batch_size)]
-        for number, part in enumerate(found):
-            if not bool(part.vectors.isfinite().all()):
-                first = number * self.batch_size
-                raise NonFiniteError(
-                    f"{self.name} features of images {first} to {first + len(part.vectors) - 1} "
-                    "are not finite; nothing can be measured with these weights"
-                )
-        probabilities = [part.probabilities for part in found if part.probabilities is not None]
+            for first in range(0, len(images), size):
+                part = images[first : first + size]
+                batch = torch.zeros((size, *part.shape[1:]), dtype=torch.uint8)
+                batch[: len(part)] = torch.tensor(part)
+                found = self.batch(batch)
+                vectors.append(found.vectors[: len(part)])
+                if found.probabilities is not None:
+                    probabilities.append(found.probabilities[: len(part)])
+                if not bool(vectors[-1].isfinite().all()):
+                    raise NonFiniteError(
+                        f"{self.name} features of images {first} to {first + len(part) - 1} "
+                        "are not finite; nothing can be measured with these weights"
+                    )
         return Features(
-            vectors=torch.cat([part.vectors for part in found]),
+            vectors=torch.cat(vectors),
             probabilities=torch.cat(probabilities) if probabilities else None,
         )
-
-    def _padded(self, part: Pixels) -> Features:
-        batch = torch.zeros((self.batch_size, *part.shape[1:]), dtype=torch.uint8)
-        batch[: len(part)] = torch.tensor(part)
-        return self.batch(batch).part(len(part))
 
 
 class PixelFeatures(Extractor):
@@ -118,7 +122,7 @@ def flat_pixels(images: Tensor) -> Tensor:
     height, width = values.shape[2:]
     if max(height, width) > PIXEL_SIDE:
         size = (min(height, PIXEL_SIDE), min(width, PIXEL_SIDE))
-        values = torch.nn.functional.adaptive_avg_pool2d(values, size)
+        values = nn.functional.adaptive_avg_pool2d(values, size)
     return values.flatten(1)
 
 
@@ -171,33 +175,108 @@ def _set_arithmetic(
     torch.backends.cudnn.benchmark = benchmark
 
 
-def _parts(images: Pixels, size: int) -> Iterator[Pixels]:
-    yield from (images[start : start + size] for start in range(0, len(images), size))
+@dataclass(kw_only=True)
+class Moments:
+    """Number of vectors, their mean (D,) and scatter (D, D), streamed in float64, on the CPU.
+
+    count, mean = sum x / n, scatter = sum (x - mean)(x - mean)^T            (Chan et al. 1979)
+
+    Sums around the mean lose nothing to a mean far from zero, and parts merge in any order: as
+    exact as all at once to about 1e-13. A D x D matrix is kept and no feature.
+    """
+
+    count: int
+    mean: Tensor
+    scatter: Tensor
+
+    @classmethod
+    def empty(cls, dimension: int) -> "Moments":
+        """Of no vector yet."""
+        return cls(
+            count=0,
+            mean=torch.zeros(dimension, dtype=torch.float64),
+            scatter=torch.zeros(dimension, dimension, dtype=torch.float64),
+        )
+
+    @classmethod
+    def of(cls, vectors: Tensor) -> "Moments":
+        """Of vectors (n, D)."""
+        moments = cls.empty(vectors.shape[1])
+        moments.add(vectors)
+        return moments
+
+    def add(self, vectors: Tensor) -> None:
+        """Takes in vectors (n, D), of any floating type, on any device."""
+        if len(vectors) == 0:
+            return
+        values = vectors.to(torch.float64)
+        mean = values.mean(dim=0)
+        values = values - mean
+        scatter = (values.mT @ values).cpu()
+        self._take(len(vectors), mean.cpu(), scatter)
+
+    def merge(self, other: "Moments") -> None:
+        """Takes in all that `other` has seen; `other` stays as it is."""
+        if other.count:
+            self._take(other.count, other.mean, other.scatter)
+
+    def _take(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        total = self.count + count
+        apart = mean - self.mean
+        self.scatter += scatter
+        self.scatter.addr_(apart, apart, alpha=self.count * count / total)
+        self.mean += apart * (count / total)
+        self.count = total
+
+    def without(self, part: "Moments") -> "Moments":
+        """Of what this has seen and `part`, a part of it, has not."""
+        count = self.count - part.count
+        mean = (self.mean * self.count - part.mean * part.count) / count
+        apart = part.mean - mean
+        scatter = self.scatter - part.scatter
+        scatter.addr_(apart, apart, alpha=-count * part.count / self.count)
+        return Moments(count=count, mean=mean, scatter=scatter)
+
+    def reduce_(self, group: Group) -> "Moments":
+        """Of what all workers have seen, on every worker; nothing but sums travels."""
+        if group.size == 1:
+            return self
+        sums = torch.cat([torch.tensor([self.count], dtype=torch.float64), self.mean * self.count])
+        sums = group.sum_(sums.to(group.device)).cpu()
+        mean = sums[1:] / sums[0].clamp(min=1)
+        apart = self.mean - mean
+        scatter = self.scatter.addr(apart, apart, alpha=self.count)
+        self.scatter = group.sum_(scatter.to(group.device)).cpu()
+        self.count, self.mean = int(sums[0]), mean
+        return self
+
+    @property
+    def dimension(self) -> int:
+        return len(self.mean)
+
+    @property
+    def covariance(self) -> NDArray[np.float64]:
+        """(D, D), divided by n - 1. Raises ValueError for fewer than two vectors."""
+        if self.count < 2:
+            raise ValueError(f"a covariance needs two vectors at least, there are {self.count}")
+        return (self.scatter / (self.count - 1)).numpy()
 
 
-# --------
-# What is kept of many images: sums by group, and the features of some, whatever their number.
-#
-# Images are dealt into 16 groups, each like a random draw of them all. A group's sums are its
-# moments and what its classifier saw; error bars come from leaving groups out. Features themselves
-# are kept of at most 10,000 images, for the measures that compare pairs. Workers add up their sums.
-
-GROUPS = 16
-KEPT = 10_000
-_DEAL_ID = (1 << 42) + 1  # of the draw that deals images; those of data sets lie below
-_TINY = 1e-12
-# Vectors of a group added together: each addition passes over a D x D matrix three times.
-_AT_ONCE = 256
-
-Ints = NDArray[np.int64]
+def merged(parts: Iterable[Moments]) -> Moments:
+    """Of what all parts, one at least, have seen."""
+    first, *others = parts
+    total = Moments(count=first.count, mean=first.mean.clone(), scatter=first.scatter.clone())
+    for part in others:
+        total.merge(part)
+    return total
 
 
 @dataclass(kw_only=True)
 class Judged:
-    """What a classifier saw, summed by group, float64.
+    """Class probabilities summed by group, float64.
 
     counts: (G,) images.  entropies: (G,) sum of -sum_k p_k log p_k.  classes: (G, K) sum of p.
-    hits: images told as the class they were to be; None where no class was asked for.
+    hits: images whose likeliest class is their own; None where none was given.
     """
 
     counts: Tensor
@@ -215,23 +294,30 @@ class Judged:
             hits=0 if has_hits else None,
         )
 
-    def reduce_(self, group: Group) -> "Judged":
+    def add(self, p: Tensor, groups: Tensor, labels: Tensor | None) -> None:
+        """Adds probabilities (n, K) of images in `groups` (n,), whose classes are `labels`."""
+        self.counts.index_add_(0, groups, torch.ones(len(p), dtype=torch.float64))
+        self.entropies.index_add_(0, groups, -(p * p.clamp(min=_TINY).log()).sum(dim=1))
+        self.classes.index_add_(0, groups, p)
+        if labels is not None and self.hits is not None:
+            self.hits += int((p.argmax(dim=1) == labels).sum())
+
+    def reduce_(self, group: Group) -> None:
         """The sums over all workers, on every worker."""
         self.counts = group.sum_(self.counts.to(group.device)).cpu()
         self.entropies = group.sum_(self.entropies.to(group.device)).cpu()
         self.classes = group.sum_(self.classes.to(group.device)).cpu()
         if self.hits is not None:
             self.hits = int(group.sum_(torch.tensor([self.hits], device=group.device)))
-        return self
 
 
 @dataclass(kw_only=True)
 class Statistics:
-    """What is kept of a set of images.
+    """Sums over a set of images.
 
-    groups: their moments.  kept: (m, D) features of some, in groups kept_groups (m,); of those this
-    worker saw.  kept_counts: (K,) how many are kept of each group, by all workers.  judged: None
-    for features without classes.
+    groups: their moments.  kept: (m, D) features of some, in groups kept_groups (m,); of those of
+    this worker.  kept_counts: (K,) number kept of each group, by all workers.  judged: None for
+    features without classes.
     """
 
     groups: list[Moments]
@@ -262,8 +348,8 @@ class Statistics:
         classes = group.largest(own.classes.shape[1] if own else 0)
         has_hits = group.any(own is not None and own.hits is not None)
         if classes:
-            own = own or Judged.empty(len(self.groups), classes, has_hits=has_hits)
-            self.judged = own.reduce_(group)
+            self.judged = own or Judged.empty(len(self.groups), classes, has_hits=has_hits)
+            self.judged.reduce_(group)
         return self
 
 
@@ -282,7 +368,7 @@ def deal(count: int, labels: Ints | None = None, *, groups: int = GROUPS) -> Int
 
 def collect(
     extractor: Extractor,
-    batches: Iterable[NDArray[np.uint8]],
+    batches: Iterable[Pixels],
     dealt: Ints,
     *,
     labels: Ints | None = None,
@@ -291,20 +377,48 @@ def collect(
 ) -> Statistics:
     """The statistics of batches of images, the first of which is image `first` of all.
 
-    dealt: the group of every image of all.  labels: the class every one was to be.
+    dealt: the group of every image of all.  labels: the class of every one.
     """
-    collector = _Collector(extractor, dealt, labels, kept)
+    dealt_, count = torch.from_numpy(dealt), len(dealt)
+    groups = [Moments.empty(extractor.dimension) for _ in range(int(dealt.max()) + 1)]
+    is_kept = torch.zeros(count, dtype=torch.bool)
+    is_kept[philox.permutation(0, Stream.EVAL, count, id=_DEAL_ID + 1)[:kept]] = True
+    kept_vectors: list[Tensor] = [torch.empty(0, extractor.dimension)]
+    kept_groups: list[Tensor] = [torch.empty(0, dtype=torch.int64)]
+    waiting: list[list[Tensor]] = [[] for _ in groups]
+    judged: Judged | None = None
     for images in batches:
-        collector.add(first, extractor(images))
-        first += len(images)
-    return collector.statistics()
+        features, places = extractor(images), slice(first, first + len(images))
+        own, first = dealt_[places], places.stop
+        for group in own.unique().tolist():
+            waiting[group].append(features.vectors[own == group])
+            if sum(map(len, waiting[group])) >= _AT_ONCE:
+                groups[group].add(torch.cat(waiting[group]))
+                waiting[group].clear()
+        kept_vectors.append(features.vectors[is_kept[places]])
+        kept_groups.append(own[is_kept[places]])
+        if features.probabilities is not None:
+            p = features.probabilities.to(torch.float64)
+            if judged is None:
+                judged = Judged.empty(len(groups), p.shape[1], has_hits=labels is not None)
+            judged.add(p, own, None if labels is None else torch.from_numpy(labels[places]))
+    for group, rest in enumerate(waiting):
+        if rest:
+            groups[group].add(torch.cat(rest))
+    return Statistics(
+        groups=groups,
+        kept=torch.cat(kept_vectors),
+        kept_groups=torch.cat(kept_groups),
+        kept_counts=dealt_[is_kept].bincount(minlength=len(groups)).numpy(),
+        judged=judged,
+    )
 
 
 def collect_together(
     extractor: Extractor,
-    batches: Callable[[range], Iterable[NDArray[np.uint8]]],
+    batches: Callable[[range], Iterable[Pixels]],
     dealt: Ints,
-    group: Group,
+    group: Group = ALONE,
     *,
     labels: Ints | None = None,
     kept: int = KEPT,
@@ -317,95 +431,3 @@ def collect_together(
     own = whole_batches(len(dealt), extractor.batch_size, group)
     found = collect(extractor, batches(own), dealt, labels=labels, first=own.start, kept=kept)
     return found.reduce_(group)
-
-
-class _Collector:
-    def __init__(self, extractor: Extractor, dealt: Ints, labels: Ints | None, kept: int) -> None:
-        self._dealt, self._labels, self._count = torch.from_numpy(dealt), labels, len(dealt)
-        self._groups = [Moments.empty(extractor.dimension) for _ in range(int(dealt.max()) + 1)]
-        self._waiting: list[list[Tensor]] = [[] for _ in self._groups]
-        self._is_kept = torch.zeros(self._count, dtype=torch.bool)
-        order = philox.permutation(0, Stream.EVAL, self._count, id=_DEAL_ID + 1)
-        self._is_kept[order[:kept]] = True
-        self._kept: list[Tensor] = [torch.empty(0, extractor.dimension)]
-        self._kept_groups: list[Tensor] = [torch.empty(0, dtype=torch.int64)]
-        self._judged: Judged | None = None
-
-    def add(self, first: int, features: Features) -> None:
-        places = slice(first, first + len(features.vectors))
-        dealt, is_kept = self._dealt[places], self._is_kept[places]
-        for group in dealt.unique().tolist():
-            self._waiting[group].append(features.vectors[dealt == group])
-            if sum(map(len, self._waiting[group])) >= _AT_ONCE:
-                self._take(group)
-        self._kept.append(features.vectors[is_kept])
-        self._kept_groups.append(dealt[is_kept])
-        if features.probabilities is not None:
-            self._judge(features.probabilities.to(torch.float64), dealt, places)
-
-    def _take(self, group: int) -> None:
-        """Adds what waits to the moments of a group."""
-        if self._waiting[group]:
-            self._groups[group].add(torch.cat(self._waiting[group]))
-            self._waiting[group].clear()
-
-    def _judge(self, p: Tensor, dealt: Tensor, places: slice) -> None:
-        if self._judged is None:
-            has_hits = self._labels is not None
-            self._judged = Judged.empty(len(self._groups), p.shape[1], has_hits=has_hits)
-        judged = self._judged
-        judged.counts.index_add_(0, dealt, torch.ones(len(p), dtype=torch.float64))
-        judged.entropies.index_add_(0, dealt, -(p * p.clamp(min=_TINY).log()).sum(dim=1))
-        judged.classes.index_add_(0, dealt, p)
-        if self._labels is not None and judged.hits is not None:
-            wanted = torch.from_numpy(self._labels[places])
-            judged.hits += int((p.argmax(dim=1) == wanted).sum())
-
-    def statistics(self) -> Statistics:
-        for group in range(len(self._groups)):
-            self._take(group)
-        return Statistics(
-            groups=self._groups,
-            kept=torch.cat(self._kept),
-            kept_groups=torch.cat(self._kept_groups),
-            kept_counts=self._dealt[self._is_kept].bincount(minlength=len(self._groups)).numpy(),
-            judged=self._judged,
-        )
-
-
-# --------
-# What a classifier says of samples: how sure and how varied it is, and whether the class is right.
-#
-#     score     exp(mean_x KL(p(y | x) || p(y))) = exp(H(mean p) - mean H(p))       Salimans 2016
-#               "inception score" with Inception's classes, "classifier score" with the data's own:
-#               from 1 (all alike) to the number of classes (each sure, all equally frequent)
-#     accuracy  share of class-conditional samples told as the class they were to be
-#
-# A score of n images is too small by about (K - 1) / 2n, which the jackknife takes out.
-
-
-def score(judged: Judged) -> Interval:
-    """The inception or classifier score, by the jackknife over groups."""
-    counts, entropies, classes = judged.counts, judged.entropies, judged.classes
-    whole = _score(counts.sum(), entropies.sum(), classes.sum(dim=0))
-    without = [
-        _score(
-            counts.sum() - counts[group],
-            entropies.sum() - entropies[group],
-            classes.sum(dim=0) - classes[group],
-        )
-        for group in range(len(counts))
-    ]
-    return distances.jackknife(whole, np.array(without), int(counts.sum()), corrected=True)
-
-
-def accuracy(judged: Judged) -> Interval:
-    """The share of samples told as their class, which must have been asked for."""
-    assert judged.hits is not None
-    return distances.share(judged.hits, int(judged.counts.sum()))
-
-
-def _score(count: Tensor, entropy: Tensor, classes: Tensor) -> float:
-    p = classes / count
-    marginal = -(p * p.clamp(min=1e-12).log()).sum()
-    return float(torch.exp(marginal - entropy / count))

@@ -1,20 +1,26 @@
-"""Fidelity and diversity apart: precision, recall, density and coverage of features.
+"""Fidelity, diversity and copies: samples among the neighbours of real images.
 
-Each set is a union of balls, one a vector, that reach to its k-th nearest neighbour in the set.
+Each set of features is a union of balls, one a vector, that reach to its k-th nearest neighbour.
 
     precision  share of samples inside the balls of the reference          Kynkaanniemi 2019, k = 3
     recall     share of the reference inside the balls of the samples
-    density    how many balls of the reference a sample lies in, over k    Naeem 2020, k = 5
-    coverage   share of the reference's balls that hold a sample
+    density    number of reference balls a sample lies in, over k          Naeem 2020, k = 5
+    coverage   share of the reference's balls that contain a sample
 
 All depend on the number of images: balls shrink as their set grows. So they compare only at equal
 numbers of samples and of reference images. Precision and density are means over the samples, for
 this reference; recall is a mean over the reference, for these samples; coverage varies with the
-samples, by the jackknife over groups of them.
+samples, by the jackknife over groups of them. A distance that differs from a radius by rounding
+alone, as that of a copy does, counts as inside: which workers computed it makes no difference.
 
-Workers have a part of the samples each. The parts pass by one at a time, and what is known of an
-image, a bit and a count, is put together. A distance that differs from a radius by rounding alone,
-as that of a copy does, counts as inside: which workers computed it makes no difference.
+Whether samples are copies shows in distances in pixels to the nearest training image (Meehan 2020),
+beside those of held-out images, which say how near an image comes that was never seen.
+
+    nearer     P(a sample is nearer to the training images than a held-out image is)   fresh: 1/2
+    copies     share of samples nearer than all but 1 % of held-out images are         fresh: 1 %
+
+A network that remembers shows in both; one that blurs in the first alone, since blurred images are
+near everything.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,17 +30,25 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddpm.distributed import ALONE, Group
-from ddpm.metrics import distances
-from ddpm.metrics.distances import Interval
+from ddpm.metrics import intervals
+from ddpm.metrics.intervals import Interval
 
 PRECISION_NEIGHBOURS = 3
 DENSITY_NEIGHBOURS = 5
 _ROWS = 1024
 # Of the mean squared distance from the centre: far more than rounding, far less than chance.
 _TOUCHING = 1e-10
+# Samples looked up; every one is compared with every training image.
+MOST_LOOKED_UP = 2000
+COPY_SHARE = 0.01
+HELD_OUT_LEAST = int(1 / COPY_SHARE)
+_EXACT = 1024  # pixels of one product in float32
+
+Pixels = NDArray[np.uint8]
+Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +66,8 @@ def measure_manifold(
 ) -> Manifold:
     """The four numbers of samples (n, D), in K groups (n,), against reference (m, D).
 
-    workers: all call this, each with its part of the samples and with all of the reference.
+    workers: all call this, each with its part of the samples and with all of the reference. The
+    parts pass by one at a time; a bit and a count of each image are put together.
     """
     count = workers.largest(int(groups.max()) + 1 if len(groups) else 0)
     y = reference.to(torch.float64)
@@ -68,11 +83,11 @@ def measure_manifold(
     recalled = workers.sum_(found.recalled.to(workers.device)).cpu()
     held = workers.sum_(found.held.to(workers.device)).cpu()
     return Manifold(
-        precision=distances.share(int(inside.sum()), len(inside)),
-        recall=distances.share(
+        precision=intervals.share(int(inside.sum()), len(inside)),
+        recall=intervals.share(
             int((recalled > 0).sum()), len(y), images=len(inside), unbiased=False
         ),
-        density=distances.mean(balls / DENSITY_NEIGHBOURS, len(inside)),
+        density=intervals.mean(balls / DENSITY_NEIGHBOURS, len(inside)),
         coverage=_coverage(held, len(inside)),
     )
 
@@ -86,7 +101,7 @@ class _Radii(NamedTuple):
 
 
 class _Balls(NamedTuple):
-    """What lies in what.
+    """Samples in balls, balls around samples.
 
     inside: (n,) bool, samples inside a narrow ball.  balls: (n,) float64, wide balls around each.
     recalled: (m,) how often in a ball of the samples.  held: (m, K) samples in each wide ball.
@@ -100,7 +115,7 @@ class _Balls(NamedTuple):
 
 def _balls(x: Tensor, groups: Tensor, y: Tensor, radii: _Radii, count: int) -> _Balls:
     """All samples x of this worker against all of the reference y."""
-    member = torch.nn.functional.one_hot(groups, count).to(torch.float32)  # (n, K)
+    member = nn.functional.one_hot(groups, count).to(torch.float32)  # (n, K)
     inside = torch.zeros(len(x), dtype=torch.bool)
     balls = torch.zeros(len(x), dtype=torch.float64)
     recalled, held = [], []
@@ -114,11 +129,11 @@ def _balls(x: Tensor, groups: Tensor, y: Tensor, radii: _Radii, count: int) -> _
 
 
 def _coverage(held: Tensor, n: int) -> Interval:
-    """held: (m, K), how many samples of each group lie in each ball."""
+    """held: (m, K), number of samples of each group in each ball."""
     total = held.sum(dim=1, keepdim=True)
     without = ((total - held) > 0).to(torch.float64).mean(dim=0).numpy()
     whole = float((total > 0).to(torch.float64).mean())
-    estimate = distances.jackknife(whole, without, n, corrected=False)
+    estimate = intervals.jackknife(whole, without, n, corrected=False)
     return Interval(
         value=whole,
         low=max(0.0, estimate.low),
@@ -131,7 +146,7 @@ def _coverage(held: Tensor, n: int) -> Interval:
 def _radii_of_whole(y: Tensor, neighbours: tuple[int, ...], workers: Group) -> list[Tensor]:
     """Squared distances (m,) from each vector to its k-th nearest other, one tensor for each k.
 
-    Every worker has all vectors, looks up its share of them and tells the others.
+    Every worker has all vectors, looks up its share and shares the result.
     """
     first, last = (len(y) * rank // workers.size for rank in (workers.rank, workers.rank + 1))
     nearest = _nearest(y[first:last], y, max(neighbours), own_from=first)
@@ -177,31 +192,13 @@ def _squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield rows, squared.clamp_(min=0.0)
 
 
-# --------
-# Whether samples are copies: distances in pixels to the nearest training image (Meehan 2020).
-#
-#     nearer   P(a sample is nearer to the training images than a held-out image is)      fresh: 1/2
-#     copies   share of samples nearer than all but 1 % of held-out images are            fresh: 1 %
-#
-# Held-out images say how near an image comes that was never seen. A network that remembers shows
-# in both numbers; one that blurs shows in the first alone, since blurred images are near everything.
-#
-# Squared distances of grey values are whole numbers and are computed exactly: they do not depend on
-# how the training images are shared out among workers.
-
-# Samples looked up; every one is compared with every training image.
-MOST_LOOKED_UP = 2000
-COPY_SHARE = 0.01
-HELD_OUT_LEAST = int(1 / COPY_SHARE)
-_EXACT = 1024  # pixels of one product in float32
-
-Pixels = NDArray[np.uint8]
-
-
 def nearest_distances(
     images: Pixels, training: Iterable[Pixels], device: torch.device
-) -> NDArray[np.float64]:
+) -> Numbers:
     """Root mean square difference in grey values of each image from the nearest training image.
+
+    Squared distances of grey values are whole numbers and exact: they do not depend on the
+    training images' places among workers.
 
     images: (n, H, W, C).  training: batches of the same size; without any, all is infinitely far.
     """
@@ -215,20 +212,20 @@ def nearest_distances(
     return np.sqrt(best.cpu().numpy() / x.shape[1])
 
 
-def nearer(samples: NDArray[np.float64], held_out: NDArray[np.float64]) -> Interval:
+def nearer(samples: Numbers, held_out: Numbers) -> Interval:
     """P(a sample is nearer to the training images than a held-out one), from their distances."""
-    return distances.order(samples, held_out)
+    return intervals.order(samples, held_out)
 
 
-def copies(samples: NDArray[np.float64], held_out: NDArray[np.float64]) -> Interval:
+def copies(samples: Numbers, held_out: Numbers) -> Interval:
     """The share of samples nearer than all but 1 % of the held-out images, of 100 or more.
 
-    Where that 1 % lies is uncertain too: m held-out images place it between two of their order,
-    by Wilson's interval of 0.01 m in m. What this does to the share is added in squares to what
-    the number of samples does, on each side (Zou & Donner 2008).
+    The place of that 1 % is uncertain too: m held-out images put it between two of their order, by
+    Wilson's interval of 0.01 m in m. Its effect on the share is added in squares to that of the
+    number of samples, on each side (Zou & Donner 2008).
     """
-    own = distances.share(_nearer_than(samples, bound(held_out)), len(samples))
-    place = distances.share(max(1, round(COPY_SHARE * len(held_out))), len(held_out))
+    own = intervals.share(_nearer_than(samples, bound(held_out)), len(samples))
+    place = intervals.share(max(1, round(COPY_SHARE * len(held_out))), len(held_out))
     least, most = (
         _nearer_than(samples, _ordered(held_out, level)) / len(samples)
         for level in (place.low, place.high)
@@ -241,7 +238,7 @@ def copies(samples: NDArray[np.float64], held_out: NDArray[np.float64]) -> Inter
     )
 
 
-def bound(held_out: NDArray[np.float64]) -> float:
+def bound(held_out: Numbers) -> float:
     """The distance that 1 % of the held-out images are below."""
     return float(np.quantile(held_out, COPY_SHARE, method="lower"))
 
@@ -254,13 +251,13 @@ def _dot(x: Tensor, y: Tensor) -> Tensor:
     return found
 
 
-def _ordered(held_out: NDArray[np.float64], level: float) -> float:
+def _ordered(held_out: Numbers, level: float) -> float:
     """The distance at a level of the held-out images, in [0, 1); at less than one image none."""
     place = int(level * len(held_out))
     return float(np.sort(held_out)[place - 1]) if place else -np.inf
 
 
-def _nearer_than(samples: NDArray[np.float64], distance: float) -> int:
+def _nearer_than(samples: Numbers, distance: float) -> int:
     return int((samples < distance).sum())
 
 

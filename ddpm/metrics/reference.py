@@ -1,14 +1,15 @@
-"""The real images that samples are compared with: a data set, its split, and what identifies both.
+"""The real images that samples are compared with: a data set, its split, its features, kept.
 
 Images come as the training sees them, without augmentation and random crops, as uint8 by rounding.
+Trained extractors and the statistics of a split are computed once and kept under
+OUTPUT_DIR/metrics/{data}/ with what they were computed from: the data's hash, split, count and
+extractor. Anything else found there is refused.
 """
 
-import io
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from math import exp
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,7 @@ from torch import Tensor
 
 from ddpm import config as configuration
 from ddpm.config import Config
-from ddpm.data import (
-    INDEX_FILE,
-    Batch,
-    Dataset,
-    Source,
-    open_index,
-    open_source,
-    packing,
-    scan_folder,
-)
+from ddpm.data import INDEX_FILE, Dataset, Source, open_index, open_source, packing, scan_folder
 from ddpm.diffusion import Stream, philox
 from ddpm.distributed import ALONE, Group
 from ddpm.errors import InputError
@@ -40,10 +32,11 @@ from ddpm.metrics.classifier import (
     scale_features,
     train,
 )
-from ddpm.metrics.distances import Moments
+from ddpm.metrics.distances import Frechet, KernelReference
 from ddpm.metrics.features import (
     KEPT,
     Extractor,
+    Moments,
     PixelFeatures,
     Pixels,
     collect,
@@ -51,6 +44,7 @@ from ddpm.metrics.features import (
     deal,
     principal_components,
 )
+from ddpm.metrics.inception import OPTION, load_inception
 from ddpm.runs import (
     ImageBar,
     Kept,
@@ -64,8 +58,14 @@ from ddpm.runs import (
 )
 from ddpm.sampling import CONFIG_FILE, locate, open_data, to_uint8
 
-READ = 512
+READ = 512  # images read at once
+PIXELS_VERSION = 1
+STATISTICS_VERSION = 1
 _SUBSET_ID = 1 << 42  # of the draw that picks images; those of data sets lie below
+# Beyond this the principal components are those of a part of the training images.
+_COMPONENTS_OF = 100_000
+_SCALED_BY = 10_000
+_IN_MEMORY = 1 << 30  # bytes of training images, for the classifier's training
 
 Ints = NDArray[np.int64]
 
@@ -74,8 +74,8 @@ Ints = NDArray[np.int64]
 class RealData:
     """A data set with its split.
 
-    name: for messages and the protocol.  facts: all that its images depend on.  folder: where what
-    is computed from it is kept.
+    name: for messages and the protocol.  facts: all that its images depend on.  folder: of the
+    files computed from it.
     """
 
     name: str
@@ -171,7 +171,7 @@ def data_named(against: str, cache: Path | None = None) -> RealData:
     return real_data(*_described(against), cache)
 
 
-def told_without_reading(named: str | Path) -> tuple[str, bool]:
+def describe_without_reading(named: str | Path) -> tuple[str, bool]:
     """Name of the data that `named` would be, and whether it has labels; packs and writes nothing.
 
     named: as for data_named.  Raises InputError with what headers and sizes show to be wrong.
@@ -246,23 +246,6 @@ def _name_of(path: str) -> str:
     return safe.strip("_")[:64] or "data"
 
 
-# --------
-# The real side of every comparison, computed once: trained extractors, statistics of a split.
-#
-# They are kept under OUTPUT_DIR/metrics/{data}/ with what they were computed from: the data's hash,
-# split, count and extractor. Anything else found there is refused.
-
-PIXELS_VERSION = 1
-STATISTICS_VERSION = 1
-# Beyond this the principal components are those of a part of the training images.
-_COMPONENTS_OF = 100_000
-_SCALED_BY = 10_000
-_HELD_IN_MEMORY = 1 << 30
-
-# Opens the file of Inception's weights: frameworks are the adapters' own.
-OpenInception = Callable[[Path | None], Extractor]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Reference:
     """A split of the real data as an extractor sees it.
@@ -270,28 +253,35 @@ class Reference:
     moments: of all its images.  kept: (m, D) features of at most 10,000, dealt into kept_groups.
     """
 
+    extractor: Extractor
     moments: Moments
     kept: Tensor
     kept_groups: Tensor
+    workers: Group = ALONE
 
     @property
     def kept_counts(self) -> NDArray[np.int64]:
-        """How many are kept of each group, (K,)."""
+        """Number kept of each group, (K,)."""
         return self.kept_groups.bincount().numpy()
 
-    def blocks(self) -> list[Tensor]:
-        """The kept features of each group."""
-        return [self.kept[self.kept_groups == group] for group in range(len(self.kept_counts))]
+    @cached_property
+    def kernels(self) -> KernelReference:
+        """For KID; all workers call this together."""
+        blocks = [self.kept[self.kept_groups == group] for group in range(len(self.kept_counts))]
+        return KernelReference(blocks, self.workers)
+
+    @cached_property
+    def frechet(self) -> Frechet:
+        """For FID."""
+        return Frechet(self.moments)
 
 
 def open_extractor(
-    features: str, real: RealData, weights: Path | None, inception: OpenInception | None
+    features: str, real: RealData, weights: Path | None, named_by: str = OPTION
 ) -> Extractor:
-    """The extractor of a name. Raises InputError where it cannot be had."""
+    """The extractor of a name.  weights: Inception's, `named_by` for messages.  Raises InputError."""
     if features == "inception":
-        if inception is None:
-            raise InputError("inception is opened by `launch/`; give classifier or pixels")
-        return inception(weights)
+        return load_inception(weights, named_by)
     return classifier_features(real) if features == "classifier" else pixel_features(real)
 
 
@@ -330,7 +320,7 @@ def has_classifier(real: RealData) -> bool:
 
 
 def _classifier(real: RealData) -> tuple[Path, dict]:
-    """Where it is kept, and what it depends on."""
+    """Path of its file, and all that it depends on."""
     classes = {"classes": real.data.num_classes}
     facts = {**real.facts, "extractor": "classifier", **classes, **RECIPE}
     return _stem(real, "classifier", facts), facts
@@ -362,6 +352,8 @@ def reference_of(
             if group.is_main:
                 tensors.write(stem, found, facts)
     return Reference(
+        extractor=extractor,
+        workers=group,
         moments=Moments(count=len(ids), mean=found["mean"], scatter=found["scatter"]),
         kept=found["kept"],
         kept_groups=found["kept_groups"],
@@ -371,7 +363,7 @@ def reference_of(
 def _statistics(
     real: RealData, split: str, extractor: Extractor, group: Group
 ) -> dict[str, Tensor]:
-    """What is kept of a split, on every worker: its features too, which all compare theirs with."""
+    """Tensors of a split, on every worker: its features too, which all compare theirs with."""
     ids = real.ids(split)
 
     def batches(places: range) -> Iterator[Pixels]:
@@ -416,7 +408,7 @@ def _trained(real: RealData, num_classes: int, stem: Path, facts: dict) -> Kept:
 
 
 def _accuracy(judge: ClassifierFeatures, real: RealData) -> float | None:
-    """The share of held-out images it tells right, of at most 10,000; None without any."""
+    """The share of held-out images it classifies right, of at most 10,000; None without any."""
     ids = real.validation_ids[:KEPT]
     labels = real.labels(ids)
     if not len(ids) or labels is None:
@@ -428,7 +420,7 @@ def _accuracy(judge: ClassifierFeatures, real: RealData) -> float | None:
 
 def _in_memory(real: RealData) -> Pixels | None:
     """All training images, where they are small."""
-    if len(real.train_ids) * int(np.prod(real.image_shape)) > _HELD_IN_MEMORY:
+    if len(real.train_ids) * int(np.prod(real.image_shape)) > _IN_MEMORY:
         return None
     return np.concatenate(list(real.batches(real.train_ids)))
 
@@ -439,161 +431,7 @@ def _stem(real: RealData, what: str, facts: dict) -> Path:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time computes what is not there."""
+    """One process at a time computes missing files."""
     storage.make_folder(folder)
     with storage.lock(folder / "lock", f"the statistics in {folder}", wait_s=float("inf")):
         yield
-
-
-# --------
-# Two curves that belong to the data alone, against which every trial's x0-error is read.
-#
-# Gaussian fit: the best linear estimator, on the validation pairs that trials are measured on.
-# Memorisation: the ideal denoiser of the training set itself, on training pairs. Both in closed form,
-# once for a whole sweep; neither is told the class.
-
-
-@dataclass(frozen=True, kw_only=True)
-class References:
-    """Two curves that belong to the data alone, MSE by log-SNR level; None where not computed."""
-
-    levels: tuple[int, ...]
-    gaussian: tuple[float, ...] | None
-    memorisation: tuple[float, ...] | None
-    num_train: int
-
-
-def gaussian_fit(train: Tensor, x0: Tensor, draws: Tensor, levels: Sequence[int]) -> list[float]:
-    """MSE at each level of the best linear estimator: the Wiener filter of the training data.
-
-    For data N(mean, U diag(c) U^T):
-        x0_hat = mean + U diag(alpha c / (alpha^2 c + sigma^2)) U^T (x_t - alpha mean)
-
-    train: (n, D) whose mean and covariance are fitted.  x0, draws: (N, D), the pairs measured.
-    """
-    mean = train.double().mean(dim=0)
-    variance, basis = torch.linalg.eigh(torch.cov(train.double().T, correction=0))
-    variance = variance.clamp_min(0)
-    signal, noise_part = (x0.double() - mean) @ basis, draws.double() @ basis
-    errors = []
-    for alpha, sigma in map(_alpha_sigma, levels):
-        gain = alpha * variance / (alpha**2 * variance + sigma**2)
-        estimate = gain * (alpha * signal + sigma * noise_part)
-        errors.append(float((estimate - signal).square().mean()))
-    return errors
-
-
-def memorisation(train: Tensor, x0: Tensor, draws: Tensor, levels: Sequence[int]) -> list[float]:
-    """MSE at each level of the ideal denoiser of a finite training set, which only remembers.
-
-    x0_hat = sum_i w_i x_i,   w = softmax_i(-|x_t - alpha x_i|^2 / (2 sigma^2))
-                                                            (Karras et al. 2022, App. B.3)
-
-    train: (n, D), all that is remembered.  x0, draws: (N, D), training pairs.
-    """
-    train, x0, draws = train.double(), x0.double(), draws.double()
-    from_image, from_noise = x0 @ train.T, draws @ train.T  # (N, n) both
-    energy = train.square().sum(dim=1)  # (n,)
-    errors = []
-    for alpha, sigma in map(_alpha_sigma, levels):
-        similar = alpha * (alpha * from_image + sigma * from_noise) - alpha**2 * energy / 2
-        weights = torch.softmax(similar / sigma**2, dim=1)
-        errors.append(float((weights @ train - x0).square().mean()))
-    return errors
-
-
-# The Gaussian fit diagonalises a D x D matrix: 4096 values take about 10 s on two cores.
-_GAUSSIAN_LIMIT = 4096
-
-
-def write_references(
-    folder: Path,
-    data: Dataset,
-    *,
-    seed: int,
-    num: int,
-    levels: Sequence[int] = tuple(range(-12, 13)),
-    num_train: int = 10_000,
-    num_images: int = 100,
-) -> References:
-    """Both reference lines of `data` and some of its validation images, written once in `folder`.
-
-    num: pairs of each line, as in EVALUATION.NUM.  num_train: at most so many training images are
-    fitted and remembered.  Files: references.json, and references.npz with images uint8
-    (N, H, W, C) and labels.
-    """
-    known = {"format": 1, "data_sha256": data.sha256, "seed": seed, "pairs": num}
-    path = folder / "references.json"
-    if path.exists():
-        saved = json.loads(path.read_text())
-        if known.items() <= saved.items():
-            return _references(saved)
-    ids = data.order(torch.arange(min(num_train, data.num_train))).sort().values
-    train, validation = data.read(ids, None), data.validation(max(num, num_images))
-    lines = References(
-        levels=tuple(levels),
-        gaussian=_fit_line(train, _first(validation, num), seed, levels),
-        memorisation=tuple(
-            memorisation(_flat(train.images), *_pairs(_first(train, num), seed), levels)
-        ),
-        num_train=len(ids),
-    )
-    _write_pictures(folder / "references.npz", _first(validation, num_images))
-    facts = {
-        **known,
-        "num_train": lines.num_train,
-        "levels": list(lines.levels),
-        "gaussian": lines.gaussian and list(lines.gaussian),
-        "memorisation": lines.memorisation and list(lines.memorisation),
-    }
-    storage.write_json(path, facts)
-    return lines
-
-
-def _references(saved: dict) -> References:
-    return References(
-        levels=tuple(saved["levels"]),
-        gaussian=saved["gaussian"] and tuple(saved["gaussian"]),
-        memorisation=saved["memorisation"] and tuple(saved["memorisation"]),
-        num_train=saved["num_train"],
-    )
-
-
-def _fit_line(
-    train: Batch, validation: Batch, seed: int, levels: Sequence[int]
-) -> tuple[float, ...] | None:
-    if train.images[0].numel() > _GAUSSIAN_LIMIT:
-        return None
-    return tuple(gaussian_fit(_flat(train.images), *_pairs(validation, seed), levels))
-
-
-def _pairs(batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
-    """Images and the noise x0_error pairs them with, both (N, D)."""
-    draws = philox.normal(seed, Stream.EVAL, batch.ids, tuple(batch.images.shape[1:]))
-    return _flat(batch.images), _flat(draws)
-
-
-def _flat(images: Tensor) -> Tensor:
-    return images.flatten(1)
-
-
-def _alpha_sigma(level: int) -> tuple[float, float]:
-    """alpha^2 = sigmoid(logsnr), sigma^2 = sigmoid(-logsnr)."""
-    return (1 + exp(-level)) ** -0.5, (1 + exp(level)) ** -0.5
-
-
-def _first(batch: Batch, count: int) -> Batch:
-    return Batch(
-        images=batch.images[:count],
-        labels=None if batch.labels is None else batch.labels[:count],
-        ids=batch.ids[:count],
-        positions=None,
-    )
-
-
-def _write_pictures(path: Path, batch: Batch) -> None:
-    images = ((batch.images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
-    labels = torch.full((len(images),), -1) if batch.labels is None else batch.labels
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, images=images.cpu().numpy(), labels=labels.cpu().numpy())
-    storage.write_bytes(path, buffer.getvalue())

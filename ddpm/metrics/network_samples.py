@@ -1,0 +1,385 @@
+"""Samples of a network measured while it trains, and over numbers of steps and eta at its end.
+
+In training, EVALUATION.SAMPLES images as those of the sample grids: every worker draws its share
+and extracts their features. At the end, for every EVALUATION.SAMPLING_STEPS and SAMPLING_ETAS the
+same SAMPLING_NUM images: all workers draw, rank 0 measures. DDIM, x0 clipped, EVALUATION.SEED,
+classes in turn, batches of one size, averaged weights, against the training images.
+
+With SAMPLING_LOGSNR the walks visit the same log SNRs whatever noise schedule the network was
+trained with, as in Hang et al. 2024, section 4: the network is compared, not the spacing that its
+schedule happens to have. Schedules that do not reach them are left out, with the reason.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ddpm import config as configuration
+from ddpm.config import FID_SAMPLES, Config, plain
+from ddpm.data import Dataset
+from ddpm.diffusion import NoiseSchedule
+from ddpm.distributed import Group, device_of
+from ddpm.errors import InputError, Interrupted, NonFiniteError
+from ddpm.metrics.evaluation import LEAST, Images, evaluate
+from ddpm.metrics.features import Extractor, Pixels
+from ddpm.metrics.inception import KEY
+from ddpm.metrics.quality import (
+    QUALITY_MEASURES,
+    LeftOut,
+    Quality,
+    QualityPoint,
+    SamplePictures,
+    read_pictures,
+    read_quality,
+    store_quality,
+)
+from ddpm.metrics.reference import (
+    RealData,
+    Reference,
+    as_real_data,
+    open_extractor,
+    reference_of,
+)
+from ddpm.runs import gpu_share
+from ddpm.sampling import (
+    LoadedModel,
+    Method,
+    Sampler,
+    draw_batch,
+    grid_sampler,
+    load_network,
+    num_calls,
+    spacing,
+)
+
+# Images are drawn in the batches in which features are extracted: both keep their bits.
+BATCH = Extractor.batch_size
+PICTURED = 100  # images of each point that are kept to be looked at
+# In sample_quality.json and in the table of metrics.
+_NAMES = {"fid": "fid_infinity", "kid": "kid", "accuracy": "class_accuracy"}
+# Of EVALUATION: all that the samples depend on besides the network.
+_KEYS = ("SEED", "SAMPLING_STEPS", "SAMPLING_ETAS", "SAMPLING_NUM", "SAMPLING_LOGSNR")
+
+log = logging.getLogger("ddpm.run")
+
+
+def labels_in_turn(config: Config, count: int) -> NDArray[np.int64] | None:
+    """The class of each of `count` images, classes in turn; None without any."""
+    classes = config.TRAINING.NETWORK.NUM_CLASSES
+    return None if classes is None else np.arange(count) % classes
+
+
+def _draw_batch(
+    network: nn.Module,
+    schedule: NoiseSchedule,
+    config: Config,
+    sampler: Sampler,
+    ids: Tensor,
+    labels: NDArray[np.int64] | None,
+) -> Pixels:
+    """A whole batch of images; the last one of all goes on with the first labels."""
+    wanted = None
+    if labels is not None:
+        wanted = torch.from_numpy(labels[ids.cpu() % len(labels)]).to(ids.device)
+    shape = configuration.image_shape(config)
+    return draw_batch(network, schedule, ids, shape, sampler, labels=wanted)
+
+
+def sample_metrics(
+    config: Config, schedule: NoiseSchedule, data: Dataset, group: Group
+) -> Callable[[nn.Module], dict[str, float]]:
+    """A function from a network to val_fid_infinity, val_kid and val_class_accuracy.
+
+    All workers call it together. Numbers of too few images are left out. The extractor and the
+    training images' statistics are made at the first call. Raises InputError where
+    EVALUATION.BEST could never be measured.
+    """
+    options, real = config.EVALUATION, as_real_data(config, data)
+    features = options.FEATURES or "pixels"
+    least = {"fid_infinity": FID_SAMPLES[features], "kid": LEAST}.get(options.BEST or "", 0)
+    if len(real.train_ids) < least:
+        raise InputError(
+            f"EVALUATION.BEST is {options.BEST}, which needs {least} training images with FEATURES "
+            f"{options.FEATURES}, and {real.name} has {len(real.train_ids)}; give BEST "
+            "mean_log10_mse"
+        )
+    count = options.SAMPLES
+    labels, sampler = labels_in_turn(config, count), grid_sampler(config, schedule)
+    reference: Reference | None = None
+
+    def measure(network: nn.Module) -> dict[str, float]:
+        nonlocal reference
+        reference = reference or _training_reference(config, real, group)
+
+        def batches(places: range) -> Iterator[Pixels]:
+            for first in range(places.start, places.stop, BATCH):
+                ids = torch.arange(first, first + BATCH, device=group.device)
+                pixels = _draw_batch(network, schedule, config, sampler, ids, labels)
+                yield pixels[: count - first]
+
+        images = Images(count=count, batches=batches, labels=labels, in_turn=True)
+        found, _ = evaluate(images, reference, _NAMES.values())
+        return {f"val_{name}": number.value for name, number in found.items()}
+
+    return measure
+
+
+def _training_reference(config: Config, real: RealData, group: Group) -> Reference:
+    """Statistics of the training images. Rank 0 trains a missing classifier; the others read it."""
+    options = config.EVALUATION
+    weights = None if options.WEIGHTS is None else Path(options.WEIGHTS)
+    if not group.is_main:
+        group.wait()
+    extractor = open_extractor(options.FEATURES or "pixels", real, weights, KEY)
+    if group.is_main:
+        group.wait()
+    return reference_of(real, "train", extractor, group)
+
+
+def passes_in_training(config: Config, schedule: NoiseSchedule) -> int:
+    """Images through the network at one evaluation; none where no FEATURES are given."""
+    if config.EVALUATION.FEATURES is None:
+        return 0
+    batches = -(-config.EVALUATION.SAMPLES // BATCH)
+    return batches * BATCH * num_calls(grid_sampler(config, schedule), schedule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleWalk:
+    """A number of steps and an eta."""
+
+    num_steps: int
+    eta: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class WalkSampler(Sampler):
+    """A sampler between two log SNRs, or over the schedule's own timesteps where there are none."""
+
+    between: tuple[float, float] | None = None
+
+    @property
+    def method(self) -> Method:
+        return replace(super().method, between=self.between)
+
+
+def walks(config: Config) -> list[SampleWalk]:
+    """Every number of steps with every eta: fewest steps first, within them the etas as given."""
+    options = config.EVALUATION
+    return [
+        SampleWalk(num_steps=num_steps, eta=eta)
+        for num_steps, eta in product(sorted(options.SAMPLING_STEPS), options.SAMPLING_ETAS)
+    ]
+
+
+def sampler_of(walk: SampleWalk, config: Config) -> WalkSampler:
+    """The sampler of a walk's images."""
+    between = config.EVALUATION.SAMPLING_LOGSNR
+    return WalkSampler(
+        pred_type=config.TRAINING.PRED_TYPE,
+        steps={"num_steps": walk.num_steps},
+        ddim_eta=walk.eta,
+        spacing="trailing" if between is None else "logsnr",
+        between=between,
+        clip_denoise=True,
+        seed=config.EVALUATION.SEED,
+    )
+
+
+def why_not(walk: SampleWalk, config: Config, schedule: NoiseSchedule) -> str | None:
+    """The reason why a schedule cannot be walked so; None where it can."""
+    last = schedule.num_timesteps
+    if walk.num_steps > last:
+        return f"{walk.num_steps} steps are more than the {last} timesteps it was trained with"
+    sampler = sampler_of(walk, config)
+    try:
+        spacing.levels(
+            schedule, spacing=sampler.spacing, between=sampler.between, num_steps=walk.num_steps
+        )
+    except ValueError as reason:
+        return str(reason)
+    return None
+
+
+def passes_at_end(config: Config, schedule: NoiseSchedule) -> int:
+    """Images through the network for all walks that the schedule can take."""
+    possible = [walk for walk in walks(config) if why_not(walk, config, schedule) is None]
+    drawn = -(-config.EVALUATION.SAMPLING_NUM // BATCH) * BATCH
+    return drawn * sum(walk.num_steps for walk in possible)
+
+
+def measure_samples(
+    run: Path,
+    config: Config,
+    data: Dataset,
+    group: Group,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Quality | None:
+    """The quality of a run's samples, written into its directory; None where no steps are given.
+
+    Called by all workers together, once the last checkpoint is there; those but rank 0 get None.
+    Every point is kept as soon as it is measured; a run that is continued goes on with the next.
+    Raises Interrupted when `should_stop()` says so on rank 0.
+    """
+    wanted = walks(config)
+    if not wanted:
+        return None
+    group.wait()  # for rank 0 to have written the checkpoint that all read
+    model = load_network(run, device=group.device)
+    labels = labels_in_turn(config, config.EVALUATION.SAMPLING_NUM)
+    quality, reference = None, None
+    pictures: list[Pixels] = []
+    if group.is_main:
+        real = as_real_data(config, data)
+        has_classes = data.num_classes is not None and data.num_classes > 1
+        extractor = open_extractor("classifier" if has_classes else "pixels", real, None)
+        reference = reference_of(real, "train", extractor)
+        quality, pictures = _before(run, _nothing_yet(model, config, real, extractor))
+    done = len(quality.points) + len(quality.left_out) if quality else 0
+    for walk in wanted[group.agree(done) :]:
+        reason = why_not(walk, config, model.schedule)
+        drawn = None if reason else _draw(walk, model, config, group, labels, should_stop)
+        if quality is None or reference is None:
+            continue
+        if drawn is None:
+            reason = reason or "the images that the network draws are not finite"
+            left = LeftOut(num_steps=walk.num_steps, eta=walk.eta, reason=reason)
+            quality = replace(quality, left_out=(*quality.left_out, left))
+        else:
+            point = measure_walk(walk, *drawn, labels, reference)
+            quality = replace(quality, points=(*quality.points, point))
+            pictures.append(drawn[0][:PICTURED])
+        _store(run, quality, pictures, labels)
+    return quality
+
+
+def _before(run: Path, quality: Quality) -> tuple[Quality, list[Pixels]]:
+    """The quality and pictures there, if they are of this network and these samples."""
+    before, pictures = read_quality(run), read_pictures(run)
+    if before and pictures and before.identity == quality.identity:
+        found = replace(quality, points=before.points, left_out=before.left_out)
+        return found, list(pictures.images)
+    return quality, []
+
+
+def _nothing_yet(
+    model: LoadedModel, config: Config, real: RealData, extractor: Extractor
+) -> Quality:
+    """The quality of a network before any walk: its protocol, all that numbers depend on but steps
+    and eta, and its identity.
+    """
+    options = config.EVALUATION
+    levels = "evenly spaced timesteps"
+    if options.SAMPLING_LOGSNR is not None:
+        levels = "log SNRs evenly from {:g} to {:g}".format(*options.SAMPLING_LOGSNR)
+    return Quality(
+        features=extractor.name,
+        num=options.SAMPLING_NUM,
+        protocol=(
+            f"{options.SAMPLING_NUM:,} samples of seed {options.SEED} ({model.name}, DDIM, x0 "
+            f"clipped, {levels}) against {len(real.train_ids):,} train images of {real.name} "
+            f"({real.data.sha256[:8]}); {extractor.description} ({extractor.sha256[:8]}); FID "
+            "extrapolated to infinitely many samples, KID unbiased; 95 % intervals over samples"
+        ),
+        unit="GPU-seconds" if device_of(model.network).type == "cuda" else "core-seconds",
+        is_beta_defined=model.schedule.is_beta_defined,
+        identity={
+            "step": model.step,
+            "weights": model.name,
+            "weights_sha256": model.sha256,
+            "data_sha256": real.data.sha256,
+            "features_sha256": extractor.sha256,
+            **{name: plain(getattr(options, name)) for name in _KEYS},
+        },
+    )
+
+
+def measure_walk(
+    walk: SampleWalk,
+    images: Pixels,
+    seconds: float,
+    labels: NDArray[np.int64] | None,
+    reference: Reference,
+) -> QualityPoint:
+    """The point of a walk.  seconds: core- or GPU-seconds that drawing `images` took."""
+    found, reasons = evaluate(
+        Images(
+            count=len(images),
+            batches=lambda places: [images[places.start : places.stop]],
+            labels=labels,
+            in_turn=True,
+        ),
+        reference,
+        _NAMES.values(),
+    )
+    point = QualityPoint(
+        sampler="ddim",
+        num_steps=walk.num_steps,
+        eta=walk.eta,
+        evaluations=walk.num_steps,
+        seconds=seconds,
+        reasons={key: reasons[name] for key, name in _NAMES.items() if name in reasons},
+        **{key: found.get(name) for key, name in _NAMES.items()},
+    )
+    numbers = ((key, point.interval(key)) for key in QUALITY_MEASURES)
+    glance = "  ".join(f"{key} {one.value:.4g}" for key, one in numbers if one is not None)
+    log.info("%d steps, eta %g: %s", walk.num_steps, walk.eta, glance)
+    return point
+
+
+def _store(
+    run: Path, quality: Quality, images: list[Pixels], labels: NDArray[np.int64] | None
+) -> None:
+    stacked = np.stack(images) if images else np.zeros((0, 0, 0, 0, 0), np.uint8)
+    numbers = np.full(quality.num, -1) if labels is None else labels
+    store_quality(run, quality, SamplePictures(images=stacked, labels=numbers[:PICTURED]))
+
+
+def _draw(
+    walk: SampleWalk,
+    model: LoadedModel,
+    config: Config,
+    group: Group,
+    labels: NDArray[np.int64] | None,
+    should_stop: Callable[[], bool],
+) -> tuple[Pixels, float] | None:
+    """Images uint8 (N, H, W, C) drawn by all workers, and the core- or GPU-seconds it took.
+
+    None where an image is not finite.
+    """
+    count, sampler = config.EVALUATION.SAMPLING_NUM, sampler_of(walk, config)
+    channels, height, width = configuration.image_shape(config)
+    batches = -(-count // BATCH)
+    images = torch.zeros(batches * BATCH, height, width, channels, dtype=torch.uint8)
+    wall, cpu, is_finite = time.perf_counter(), time.process_time(), True
+    for batch in range(group.rank, -(-batches // group.size) * group.size, group.size):
+        if group.any(group.is_main and should_stop()):
+            raise Interrupted(
+                f"stopped at {walk.num_steps} steps with eta {walk.eta:g} of the samples that "
+                "are measured at the end; run the same command again to continue"
+            )
+        if batch < batches and is_finite:
+            ids = torch.arange(batch * BATCH, (batch + 1) * BATCH, device=group.device)
+            try:
+                pixels = _draw_batch(model.network, model.schedule, config, sampler, ids, labels)
+                images[batch * BATCH : (batch + 1) * BATCH] = torch.from_numpy(pixels)
+            except NonFiniteError:
+                is_finite = False
+    if group.any(not is_finite):
+        return None
+    found = group.sum_(images.to(group.device)).cpu()  # each is drawn by one of them
+    if group.device.type == "cuda":
+        seconds = (time.perf_counter() - wall) * gpu_share(config)
+    else:
+        seconds = time.process_time() - cpu
+    total = group.sum_(torch.tensor(seconds, dtype=torch.float64, device=group.device))
+    return found[:count].numpy(), float(total)

@@ -1,0 +1,186 @@
+"""sample_quality.json and .npz of a run: the quality of its samples by steps and eta; no torch.
+
+    {"format": 1, "features", "num", "protocol", "unit", "is_beta_defined", "identity",
+     "points": [{"sampler", "num_steps", "eta", "evaluations", "seconds",
+                 "fid": {"value", "low", "high"} | null, "kid", "accuracy", "reasons"}, ...],
+     "left_out": [{"num_steps", "eta", "reason"}, ...], "arrays_sha256"}
+    images uint8 (points, N, H, W, C), labels int64 (N,), num_steps and eta (points,)
+
+Both are written anew after every point, the arrays first. Files that do not fit together, or are of
+other samples than `identity` says, count as nothing, and the samples are measured again.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpm.metrics.intervals import Interval
+from ddpm.runs import storage
+
+QUALITY_FORMAT = 1
+FACTS, ARRAYS = "sample_quality.json", "sample_quality.npz"
+QUALITY_MEASURES = ("fid", "kid", "accuracy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityPoint:
+    """Quality of images drawn in `num_steps` steps with `eta`.
+
+    evaluations: network calls an image.  seconds: core- or GPU-seconds of drawing all images.
+    fid (extrapolated to infinitely many samples), kid, accuracy: None for the reason in `reasons`.
+    """
+
+    sampler: str
+    num_steps: int
+    eta: float
+    evaluations: int
+    seconds: float
+    fid: Interval | None
+    kid: Interval | None
+    accuracy: Interval | None
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def interval(self, measure: str) -> Interval | None:
+        """One of QUALITY_MEASURES by its name."""
+        return {"fid": self.fid, "kid": self.kid, "accuracy": self.accuracy}[measure]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A point that was asked for and is not there, and why."""
+
+    num_steps: int
+    eta: float
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplePictures:
+    """Some of the images of every point: the same seeds and classes in all of them.
+
+    images: uint8 (points, N, H, W, C).  labels: int64 (N,), -1 without class.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """All points of a run.
+
+    num: images measured at each.  unit: of seconds, core-seconds or GPU-seconds.  is_beta_defined:
+    whether the noise schedule depends on the number of timesteps.  identity: of the samples.
+    """
+
+    features: str
+    num: int
+    protocol: str
+    unit: str
+    is_beta_defined: bool
+    identity: Mapping[str, Any]
+    points: tuple[QualityPoint, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+
+    def point(self, num_steps: int, eta: float) -> QualityPoint | None:
+        """The point with these; None where it was left out or not asked for."""
+        same = (p for p in self.points if (p.num_steps, p.eta) == (num_steps, eta))
+        return next(same, None)
+
+
+def store_quality(folder: Path, quality: Quality, pictures: SamplePictures) -> None:
+    """Both files, durably."""
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        images=pictures.images,
+        labels=pictures.labels,
+        num_steps=np.array([point.num_steps for point in quality.points], dtype=np.int64),
+        eta=np.array([point.eta for point in quality.points], dtype=np.float64),
+    )
+    written = storage.write_bytes(folder / ARRAYS, buffer.getvalue())
+    facts = {"format": QUALITY_FORMAT, **asdict(quality), "arrays_sha256": written.sha256}
+    for point in facts["points"]:
+        for measure in QUALITY_MEASURES:
+            if point[measure] is not None:
+                point[measure] = {end: point[measure][end] for end in ("value", "low", "high")}
+    storage.write_json(folder / FACTS, facts)
+
+
+def read_quality(folder: Path) -> Quality | None:
+    """The content of sample_quality.json; None where there is none, or a damaged or foreign one."""
+    facts = _facts(folder)
+    try:
+        return None if facts is None else _quality(facts)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        return None
+
+
+def read_pictures(folder: Path) -> SamplePictures | None:
+    """The images beside it; None where they are not those it was written with."""
+    facts = _facts(folder)
+    if facts is None:
+        return None
+    try:
+        content = (folder / ARRAYS).read_bytes()
+        if hashlib.sha256(content).hexdigest() != facts.get("arrays_sha256"):
+            return None
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return SamplePictures(images=arrays["images"], labels=arrays["labels"])
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+
+
+def _facts(folder: Path) -> dict[str, Any] | None:
+    try:
+        facts = json.loads((folder / FACTS).read_text())
+    except (OSError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) and facts.get("format") == QUALITY_FORMAT else None
+
+
+def _quality(facts: Mapping[str, Any]) -> Quality:
+    num = int(facts["num"])
+    return Quality(
+        features=str(facts["features"]),
+        num=num,
+        protocol=str(facts["protocol"]),
+        unit=str(facts.get("unit", "core-seconds")),
+        is_beta_defined=bool(facts.get("is_beta_defined", False)),
+        identity=dict(facts.get("identity", {})),
+        points=tuple(_point(one, num) for one in facts["points"]),
+        left_out=tuple(
+            LeftOut(
+                num_steps=int(one["num_steps"]), eta=float(one["eta"]), reason=str(one["reason"])
+            )
+            for one in facts.get("left_out", ())
+        ),
+    )
+
+
+def _point(facts: Mapping[str, Any], num: int) -> QualityPoint:
+    def interval(name: str) -> Interval | None:
+        found = facts.get(name)
+        if found is None:
+            return None
+        value, low, high = (float(found[end]) for end in ("value", "low", "high"))
+        return Interval(value=value, low=low, high=high, n=num)
+
+    return QualityPoint(
+        sampler=str(facts["sampler"]),
+        num_steps=int(facts["num_steps"]),
+        eta=float(facts["eta"]),
+        evaluations=int(facts["evaluations"]),
+        seconds=float(facts["seconds"]),
+        fid=interval("fid"),
+        kid=interval("kid"),
+        accuracy=interval("accuracy"),
+        reasons={str(key): str(value) for key, value in facts.get("reasons", {}).items()},
+    )

@@ -1,0 +1,256 @@
+"""The images that are measured: drawn from a run now, or read from a folder, an NPZ, IDX or shards.
+
+Every run is drawn from in the same way, so that what is compared is comparable: images 0 .. N - 1
+of seed 0, the classes in turn, DDIM of at most 50 steps, eta 0, x0 clipped, batches of 64.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ddpm.config import DatasetConfig
+from ddpm.data import Dataset, ImageSequence, Loaded, Source, open_npz, open_source, packing
+from ddpm.distributed import ALONE, Group
+from ddpm.errors import InputError
+from ddpm.metrics.features import Pixels
+from ddpm.metrics.reference import READ, RealData, open_with_labels
+from ddpm.runs import load_run
+from ddpm.sampling import (
+    CONFIG_FILE,
+    SECTION,
+    ImageGenerator,
+    SampleRequest,
+    generate,
+    locate,
+    read_request,
+    to_uint8,
+)
+
+DRAWN = 2000
+DRAW_BATCH = 64
+# Whatever the run's own file says of its pictures.
+_PROTOCOL = {
+    "DDIM_ETA": "0",
+    "CLIP_DENOISE": "true",
+    "SAMPLER": "ddim",
+    "REVERSE_STRIDE": "null",
+    "NUM_STEPS": "null",
+    "GUIDANCE": "1",
+    "RANDOM_SEED": "0",
+    "CLASS_LABEL": "null",
+    "FREEZE_CHANNEL": "null",
+    "EXTERNAL_NPZ_INPUT": "null",
+    "NEW_IMAGE_SIZE": "null",
+    "EXPORT_INTERM": "false",
+    "GEN_SAVE_DIR": "null",
+}
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Images and their labels.
+
+    labels: the class of each, (N,), where they have one.  in_turn: classes are dealt out, not
+    drawn.  protocol: how the images were made, in words.  facts: the same for the record.  beside:
+    the path that the results are written next to.
+    """
+
+    name: str
+    images: ImageSequence
+    labels: Ints | None
+    in_turn: bool
+    protocol: str
+    facts: dict[str, Any]
+    beside: Path
+    count: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.images) if self.count is None else self.count
+
+    def first(self, count: int | None) -> "Samples":
+        """The first `count` of them. Raises InputError when there are fewer."""
+        if count is None or count == len(self):
+            return self
+        if count > len(self):
+            raise InputError(f"--num {count}: {self.name} has {len(self)} images")
+        labels = None if self.labels is None else self.labels[:count]
+        return replace(self, count=count, labels=labels)
+
+    def batches(self, places: range) -> Iterator[Pixels]:
+        """The images at these places, uint8 (n, H, W, C), by and by."""
+        for start in range(places.start, places.stop, READ):
+            yield self.at(range(start, min(start + READ, places.stop)))
+
+    def at(self, places: Sequence[int] | Ints) -> Pixels:
+        """The images at these places, uint8 (n, H, W, C).
+
+        Floats in [0, 1] are rounded to the nearest of 256 grey values.
+        """
+        pixels = [np.asarray(self.images[int(place)]) for place in places]
+        return np.stack(
+            [
+                one if one.dtype == np.uint8 else np.rint(one.astype(np.float64) * 255).astype("u1")
+                for one in pixels
+            ]
+        )
+
+
+def is_trained(source: Path) -> bool:
+    """Whether a source is a run directory or a checkpoint: images are drawn from it."""
+    if not source.is_dir():
+        return False
+    return (source / CONFIG_FILE).is_file() or source.resolve().parent.name == "checkpoints"
+
+
+def request_of(
+    source: Path, num: int | None, overrides: Sequence[str], ema: float | None
+) -> SampleRequest:
+    """The images drawn from a run, everything checked. `overrides` go over the usual protocol."""
+    run, _ = locate(source)
+    classes = load_run(run).TRAINING.NETWORK.NUM_CLASSES
+    task = "random_uncond" if classes is None else "class_cond"
+    usual = {"NUM_GEN_IMAGES": str(num or DRAWN), "GEN_TASK": task, **_PROTOCOL}
+    changed = {text.partition("=")[0].upper() for text in overrides}
+    kept = [
+        f"{SECTION}.{key}={value}"
+        for key, value in usual.items()
+        if f"{SECTION}.{key}" not in changed
+    ]
+    return read_request(source, [*kept, *overrides], ema=ema, batch_size=DRAW_BATCH)
+
+
+def drawn(request: SampleRequest, group: Group = ALONE) -> Samples:
+    """The images of a request, drawn unless they are there, by all workers that call this."""
+    made = generate(request, group=group)
+    generator = ImageGenerator(request)
+    facts, sampler = generator.recipe(), generator.sampler
+    (kind, steps), *_ = sampler.steps.items()
+    spaced = f"{steps} steps" if kind == "num_steps" else f"every {steps}th step"
+    guided = "" if sampler.guidance == 1 else f", guidance {sampler.guidance:g}"
+    protocol = (
+        f"images 0 to {made.num_images - 1} of seed {sampler.seed}, {request.options.GEN_TASK}, "
+        f"DDIM eta {sampler.ddim_eta:g}, {spaced}{guided}, {facts['weights']} of step "
+        f"{facts['step']}"
+    )
+    source, loaded = _npz(made.images, has_labels=generator.labels() is not None)
+    step = request.checkpoint
+    return Samples(
+        name=str(request.checkpoint or request.run),
+        images=loaded.images,
+        labels=loaded.labels,
+        in_turn=True,
+        protocol=protocol,
+        facts={**facts, "images_sha256": source.identity()},
+        beside=request.run / f"evaluation_of_samples{f'_{step.name}' if step else ''}",
+    )
+
+
+def read_samples(path: Path, real: RealData, *, is_checked: bool = False) -> Samples:
+    """The images at a path, of the size and the channels of the real ones. Raises InputError.
+
+    is_checked: another process has read every image of them, so their shapes are known.
+    """
+    images: ImageSequence
+    if packing.is_shards(path):
+        index = packing.refresh(path)
+        if index.image_shape is None:
+            raise InputError(f"{path}: its images vary in size; measured images have one size")
+        options = DatasetConfig(NAME="samples", PATH=str(path), LABEL_KEY=None)
+        images = _OfShards(Dataset(index, options, index.image_shape, seed=0), index.num_samples)
+        labels, identity, names = index.labels, index.sha256, index.class_names
+    else:
+        source, loaded = _source(path)
+        images, labels, identity = loaded.images, loaded.labels, source.identity()
+        names = source.class_names
+    if not is_checked:
+        _require_shape(path, images, real)
+    return Samples(
+        name=str(path),
+        images=images,
+        labels=_matched(path, labels, names, real),
+        in_turn=False,
+        protocol=f"images of {path.name}",
+        facts={"images_sha256": identity},
+        beside=path.parent / f"{path.name}.evaluation_of_samples",
+    )
+
+
+def _source(path: Path) -> tuple[Source, Loaded]:
+    if path.suffix == ".npz":
+        return _npz(path, has_labels=_has_classes(path))
+    source = open_with_labels(str(path))
+    return source, source.load(progress=True)
+
+
+def _npz(path: Path, *, has_labels: bool) -> tuple[Source, Loaded]:
+    source = open_source(path, "labels" if has_labels else None)
+    return source, source.load()
+
+
+def _has_classes(path: Path) -> bool:
+    """Whether an NPZ has labels that mean something: -1 stands for images without a class."""
+    try:
+        member = open_npz(path).get("labels")
+        return member is not None and not bool((member.read() == -1).all())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _require_shape(path: Path, images: ImageSequence, real: RealData) -> None:
+    channels, height, width = real.image_shape
+    wrong: list[str] = []
+    for place in range(len(images)) if not isinstance(images, _OfShards | np.ndarray) else (0,):
+        if (shape := images[place].shape) != (height, width, channels):
+            wrong.append(f"image {place} is {shape[0]}x{shape[1]} with {shape[2]} channel(s)")
+    if wrong:
+        raise InputError(
+            f"{path}: {wrong[0]}, {len(wrong)} image(s) in all differ; the images of {real.name} "
+            f"are {height}x{width} with {channels}. Nothing is resized here, since that changes "
+            "every number; resize them yourself, and say how"
+        )
+
+
+def _matched(
+    path: Path, labels: Ints | None, names: tuple[str, ...] | None, real: RealData
+) -> Ints | None:
+    """The labels as classes of the real data, by name where both have names."""
+    classes = real.data.num_classes
+    if labels is None or classes is None:
+        return None
+    if names and real.class_names and names != real.class_names:
+        if unknown := sorted(set(names) - set(real.class_names)):
+            raise InputError(
+                f"{path}: {unknown[0]!r} is no class of {real.name}; it has "
+                f"{', '.join(real.class_names[:10])}"
+            )
+        return np.array([real.class_names.index(name) for name in names], np.int64)[labels]
+    if len(labels) and int(labels.max()) >= classes:
+        raise InputError(
+            f"{path} has the label {int(labels.max())}; {real.name} has the classes 0 to "
+            f"{classes - 1}"
+        )
+    return labels
+
+
+class _OfShards:
+    """The images of shards by number, many read at once."""
+
+    def __init__(self, data: Dataset, count: int) -> None:
+        self._data, self._count = data, count
+        self._start, self._read = 0, np.empty((0, 0, 0, 0), np.uint8)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> Pixels:
+        if not self._start <= number < self._start + len(self._read):
+            ids = torch.arange(number, min(number + READ, self._count))
+            self._start, self._read = number, to_uint8(self._data.read(ids).images).numpy()
+        return self._read[number - self._start]

@@ -1,0 +1,311 @@
+"""A network measured on validation images: during training, at its end, and average by average.
+
+Every trial is measured on the same (validation image, noise) pairs at the same integers of log SNR,
+whatever its schedule, its number of timesteps or its prediction type; the time the network is
+called with is found by inverting the schedule. The noise of a pair is keyed by (seed, EVAL, sample
+id), the same at every level. Nothing is clipped; conversions are float64, never under autocast.
+"""
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ddpm.config import Config
+from ddpm.data import Batch, Dataset
+from ddpm.diffusion import (
+    NoiseSchedule,
+    Stream,
+    diffuse,
+    fit,
+    gamma_of,
+    name_of,
+    philox,
+    x0_from_pred,
+)
+from ddpm.distributed import ALONE, Group, device_of
+from ddpm.errors import InputError
+from ddpm.metrics.bits_per_dim import (
+    BYTES,
+    NOT_BYTES,
+    USUAL_STEPS,
+    Bound,
+    bound_timesteps,
+    variational_bound,
+)
+from ddpm.metrics.x0_error import MEASURES, X0Error, X0Summary, common_levels, summary
+from ddpm.runs import LARGEST_ERROR, RunDirectory, checkpoint, load_run, snapshots, storage
+from ddpm.sampling import RAW, Ema, PowerEma, load_network, locate, open_data
+
+# Beyond these a level says nothing: the image is all noise, or its noise far below a grey value.
+LOWEST, HIGHEST = -20, 16
+# The levels that linear, cosine and cos6 share for 50 timesteps or more.
+USUAL_LEVELS = tuple(range(-8, 6))
+# Images go through the network in batches of one size, whoever measures them: numbers have the same
+# bits for any number of workers. The last batch is filled up with its last image.
+BATCH = 16
+EMA_LENGTHS = (0.01, 0.25, 12)  # of ema_curve: shortest, longest and how many, even in logarithm
+
+Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def levels_of(schedule: NoiseSchedule) -> tuple[int, ...]:
+    """The integers of log SNR that `schedule` passes through, from t = T to t = 1, ascending."""
+    low, high = schedule.logsnr_range
+    first = math.ceil(low) if math.isfinite(low) else LOWEST
+    last = math.floor(high) if math.isfinite(high) else HIGHEST
+    return tuple(range(max(first, LOWEST), min(last, HIGHEST) + 1))
+
+
+@torch.no_grad()
+def measure_x0_error(
+    network: Network,
+    schedule: NoiseSchedule,
+    batch: Batch,
+    *,
+    pred_type: str,
+    levels: Sequence[int],
+    seed: int,
+    batch_size: int = 256,
+    labels: bool = True,
+) -> X0Error:
+    """Squared error of the network's x0 estimate, by log-SNR level and (image, noise) pair.
+
+    mse[l, n] = mean over C, H, W of (x0_hat(alpha_l x0_n + sigma_l noise_n) - x0_n)^2
+
+    batch.images: (N, C, H, W) in [-1, 1], on the network's device.  levels inside the schedule's
+    range (ValueError otherwise).  labels: give the network batch.labels, where there are any.
+    """
+    draws = philox.normal(seed, Stream.EVAL, batch.ids, tuple(batch.images.shape[1:]))
+    wanted = batch.labels if labels else None
+    rows = []
+    for level in levels:
+        time = schedule.time_from_logsnr(torch.full_like(batch.ids, level, dtype=torch.float64))
+        alpha, sigma = schedule.alpha_sigma(time)  # (N,), all alike
+        errors = []
+        for start in range(0, len(batch.ids), batch_size):
+            part = slice(start, start + batch_size)
+            x0 = batch.images[part].double()
+            # The estimate is of what the network was given: x_t rounded to float32.
+            given = diffuse(x0, draws[part].double(), alpha[part], sigma[part]).float()
+            given_labels = None if wanted is None else wanted[part]
+            pred = network(given, time[part].float(), given_labels)
+            with torch.autocast(x0.device.type, enabled=False):
+                x0_hat = x0_from_pred(
+                    pred.double(), given.double(), alpha[part], sigma[part], pred_type
+                )
+                errors.append((x0_hat - x0).square().flatten(1).mean(dim=1))
+        rows.append(torch.cat(errors))
+    return X0Error(
+        levels=np.asarray(levels, dtype=np.int64),
+        mse=torch.stack(rows).cpu().numpy() if rows else np.zeros((0, len(batch.ids))),
+        ids=batch.ids.cpu().numpy(),
+    )
+
+
+def metrics_of(error: X0Error) -> dict[str, float]:
+    """val_mean_log10_mse and val_snr_weighted_mse, over those of the usual levels that there are.
+
+    A report averages over the levels that all its cells share instead. None without a level.
+    """
+    levels = common_levels([USUAL_LEVELS, error.levels]) or tuple(map(int, error.levels))
+    if not levels:  # a schedule too short to pass any integer
+        return {}
+    numbers = summary(error, levels)
+    return {f"val_{measure}": numbers.value(measure) for measure in MEASURES}
+
+
+def validation_metrics(
+    network: nn.Module,
+    schedule: NoiseSchedule,
+    config: Config,
+    data: Dataset,
+    group: Group = ALONE,
+) -> dict[str, float]:
+    """metrics_of() the first EVALUATION.NUM validation images; empty where there are none.
+
+    group: workers that all call this; each measures its share and all get the numbers of all.
+    """
+    ids, levels = data.validation_ids(config.EVALUATION.NUM), levels_of(schedule)
+    if not len(ids):
+        return {}
+    batches = -(-len(ids) // BATCH)
+    rows = torch.arange(batches * BATCH).clamp(max=len(ids) - 1).view(batches, BATCH)
+    # Batch k is the k // size of worker k % size; those with fewer have zeros at the end.
+    most = -(-batches // group.size)
+    own = torch.zeros(most, len(levels), BATCH, dtype=torch.float64, device=group.device)
+    was_training = network.training
+    network.eval()
+    try:
+        for row, places in enumerate(rows[group.rank :: group.size]):
+            batch = data.read(ids[places]).to(group.device)
+            error = _x0_error(network, schedule, config, batch)
+            own[row] = torch.from_numpy(error.mse)
+    finally:
+        network.train(was_training)
+    parts = group.gather(own).transpose(0, 1).flatten(0, 1)[:batches]  # (batches, L, BATCH)
+    mse = parts.transpose(0, 1).flatten(1).cpu().numpy()[:, : len(ids)]
+    return metrics_of(X0Error(levels=np.asarray(levels, np.int64), mse=mse, ids=ids.numpy()))
+
+
+def _x0_error(
+    network: nn.Module,
+    schedule: NoiseSchedule,
+    config: Config,
+    batch: Batch,
+    levels: Sequence[int] | None = None,
+    batch_size: int = 256,
+) -> X0Error:
+    """measure_x0_error() as a configuration has it."""
+    return measure_x0_error(
+        network,
+        schedule,
+        batch,
+        pred_type=config.TRAINING.PRED_TYPE,
+        levels=levels_of(schedule) if levels is None else levels,
+        seed=config.EVALUATION.SEED,
+        batch_size=batch_size,
+        labels=config.TRAINING.NETWORK.NUM_CLASSES is not None,
+    )
+
+
+def evaluate_run(folder: Path, data: Dataset, *, batch_size: int = 256) -> dict[str, float]:
+    """Measures a run's EMA network; writes evaluation.json and evaluation.npz into the run.
+
+    Returns metrics_of()'s numbers, for the run's summary; none without validation images.
+    """
+    if not data.num_validation:
+        return {}
+    model = load_network(folder)
+    config, schedule = model.config, model.schedule
+    images = data.validation(config.EVALUATION.NUM)
+    batch = images.to(device_of(model.network))
+    error = _x0_error(model.network, schedule, config, batch, batch_size=batch_size)
+    bound = None
+    if BYTES.holds(images.images):
+        bound = variational_bound(
+            model.network,
+            schedule,
+            batch,
+            pred_type=config.TRAINING.PRED_TYPE,
+            timesteps=bound_timesteps(schedule, USUAL_STEPS),
+            seed=config.EVALUATION.SEED,
+            batch_size=batch_size,
+            labels=config.TRAINING.NETWORK.NUM_CLASSES is not None,
+        )
+    write_evaluation(
+        folder,
+        error,
+        step=model.step,
+        weights=model.name,
+        seed=config.EVALUATION.SEED,
+        schedule=schedule,
+        data_sha256=data.sha256,
+        bound=bound,
+    )
+    return metrics_of(error)
+
+
+def write_evaluation(
+    folder: Path,
+    error: X0Error,
+    *,
+    step: int,
+    weights: str,
+    seed: int,
+    schedule: NoiseSchedule,
+    data_sha256: str,
+    bound: Bound | None = None,
+) -> None:
+    """evaluation.npz (every pair), then evaluation.json (the curve and its conditions).
+
+    bound: on bits/dim; None says that the images have none. A diverged network's error is null.
+    """
+    mean, spread = error.curve()
+    buffer = io.BytesIO()
+    np.savez(buffer, levels=error.levels, mse=error.mse, ids=error.ids)
+    storage.write_bytes(folder / "evaluation.npz", buffer.getvalue())
+    facts = {
+        "format": 1,
+        "step": step,
+        "weights": weights,
+        "seed": seed,
+        "pairs": int(error.mse.shape[1]),
+        "data_sha256": data_sha256,
+        "is_beta_defined": bool(schedule.is_beta_defined),
+        "levels": [int(level) for level in error.levels],
+        "mse": [_finite(value) for value in mean],
+        "mse_evaluation_error": [_finite(value) for value in spread],
+        "bits_per_dim": {"value": None, "reason": NOT_BYTES} if bound is None else bound.facts(),
+    }
+    storage.write_json(folder / "evaluation.json", facts)
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN or infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+def ema_curve(run: Path, num: int = EMA_LENGTHS[2]) -> Path:
+    """ema_curve.json: a run's two x0-error numbers by the length of the average its weights are.
+
+    `num` lengths are reconstructed from the run's snapshots at its last checkpoint, beside those
+    that training kept. A length is chosen on the images it is measured on, so the best of many is
+    a little too good. Raises InputError without snapshots, checkpoint or validation images.
+    """
+    folder, own = locate(run)
+    config, steps = load_run(folder), checkpoint.steps(folder / "checkpoints")
+    tracked = config.TRAINING.EMA_POWER
+    problems = [f"{run} is a checkpoint; name its run, {folder}"] if own else []
+    if not tracked:
+        problems.append(
+            f"{run} was trained without TRAINING.EMA_POWER, so it has no snapshots; train it with "
+            "TRAINING.EMA_POWER=[0.05,0.1]"
+        )
+    if not steps:
+        problems.append(f"{run} has no checkpoint yet; train it first")
+    if config.DATASET.VALIDATION_FRACTION == 0:
+        problems.append(f"{run} has no validation images; DATASET.VALIDATION_FRACTION is 0")
+    if problems:
+        raise InputError(problems)
+    spaced = {float(f"{length:.3g}") for length in np.geomspace(*EMA_LENGTHS[:2], num)}
+    there = snapshots(folder, config, steps[-1])
+    errors = {s: fit(there, s, steps[-1]).error for s in sorted({*spaced, *tracked})}
+    averages: list[tuple[str, Ema, float | None]] = [
+        *((name_of(s), PowerEma(s), s) for s, error in errors.items() if error <= LARGEST_ERROR),
+        *((f"ema-{d:g}", d, None) for d in config.TRAINING.EMA_DECAYS if d != 0),
+        (RAW, 0.0, None),
+    ]
+    directory, model = RunDirectory(folder), load_network(folder, 0.0)
+    torch.set_num_threads(directory.threads)
+    data, device = open_data(config, Path(directory.provenance["data_dir"])), device_of(model.network)
+    batch = data.validation(config.EVALUATION.NUM).to(device)
+    levels = common_levels([USUAL_LEVELS, levels_of(model.schedule)]) or levels_of(model.schedule)
+    points = []
+    for name, ema, length in averages:
+        network = load_network(model.folder, ema, device=device).network
+        measured = summary(_x0_error(network, model.schedule, config, batch, levels), levels)
+        kept = length is None or length in tracked
+        missing = errors[length] if length is not None else 0.0
+        facts = {"weights": name, "sigma_rel": length, "is_tracked": kept, "fit_error": missing}
+        points.append(facts | _numbers(measured))
+    facts = {
+        "format": 1,
+        "step": model.step,
+        "levels": list(levels),
+        "pairs": len(batch.ids),
+        "left_out": [s for s, error in errors.items() if error > LARGEST_ERROR],
+        "points": points,
+    }
+    storage.write_json(folder / "ema_curve.json", facts)
+    return folder / "ema_curve.json"
+
+
+def _numbers(measured: X0Summary) -> dict[str, float | None]:
+    """Both numbers and their evaluation errors, for JSON."""
+    names = [name for measure in MEASURES for name in (measure, f"{measure}_evaluation_error")]
+    return {name: _finite(getattr(measured, name)) for name in names}
