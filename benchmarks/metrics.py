@@ -18,8 +18,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from ddpm.metrics.distances import Moments, fid
-from ddpm.metrics.features import Extractor, Features, collect, deal
+from ddpm.metrics.distances import Frechet
+from ddpm.metrics.features import Extractor, Features, Moments, collect, deal
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,7 +44,7 @@ def memory(count: int, dimension: int) -> None:
     reference = Moments.of(torch.randn(2 * dimension, dimension, generator=extractor._random))
     statistics = collect(extractor, images, deal(count))
     streamed = time.monotonic() - start
-    plain, infinite = fid(statistics.groups, reference)
+    plain, infinite = Frechet(reference).fid(statistics.groups)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(
         f"{count:,} x {dimension:,}: peak {peak:.2f} GB (before {before:.2f}), {streamed:.0f} s "

@@ -31,12 +31,10 @@ from ddpm.diffusion import Stream, philox
 from ddpm.errors import InputError
 from ddpm.metrics import (
     Interval,
-    classifier_features,
     collect,
     data_of_run,
     deal,
-    fid,
-    pixel_features,
+    open_extractor,
     reference_of,
 )
 from ddpm.runs import RunDirectory, storage
@@ -76,7 +74,7 @@ class Judge:
         real = data_of_run(run)
         classes = self.model.config.TRAINING.NETWORK.NUM_CLASSES
         has_classes = (real.data.num_classes or 0) > 1
-        extractor = classifier_features(real) if has_classes else pixel_features(real)
+        extractor = open_extractor("classifier" if has_classes else "pixels", real, None)
         self._extractor, self._reference = extractor, reference_of(real, "train", extractor)
         self.features = extractor.name
         self._labels = None if classes is None else np.arange(num) % classes
@@ -86,7 +84,7 @@ class Judge:
         """The quality of a walk of `num_steps` steps without its first `skipped`."""
         images = self._drawn(num_steps, skipped, eta)
         statistics = collect(self._extractor, [images], self._dealt, kept=0)
-        plain, infinite = fid(statistics.groups, self._reference.moments)
+        plain, infinite = self._reference.frechet.fid(statistics.groups)
         return Point(skipped=skipped, num_steps=num_steps, fid=plain, fid_infinity=infinite)
 
     def _drawn(self, num_steps: int, skipped: int, eta: float) -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ examples:
   ddpm evaluate RUN --workers 4
   ddpm evaluate samples.npz --against digits --features pixels
   ddpm evaluate PNG_FOLDER --against cifar.npz --features inception --weights FILE
+  ddpm evaluate RUN --ema-curve    x0-error by length of the average, of a run with EMA_POWER
 """
 
 import argparse
@@ -53,6 +54,11 @@ def parser() -> argparse.ArgumentParser:
         "--ema", type=float, metavar="DECAY", help="averaged weights; 0 = as trained, unaveraged"
     )
     result.add_argument(
+        "--ema-curve",
+        action="store_true",
+        help="x0-error of averages of N lengths (default: 12) instead, into RUN/ema_curve.json",
+    )
+    result.add_argument(
         "--cache",
         type=Path,
         metavar="DIR",
@@ -75,6 +81,11 @@ def main(argv: list[str] | None = None) -> int:
     """Measure; the exit code."""
     args = parser().parse_intermixed_args(argv)
     interrupt_on_signals()
+    if args.ema_curve:
+        from ddpm.metrics import ema_curve
+
+        ema_curve(args.source, 12 if args.num is None else args.num, dry=args.dry_run)
+        return 0
     from ddpm.cluster import Asked, request_for, run
 
     asked = Asked(

@@ -37,10 +37,12 @@ from ddpm.metrics import (
     ClassifierFeatures,
     as_real_data,
     bound_timesteps,
-    evaluation,
     has_classifier,
     levels_of,
+    passes_at_end,
+    passes_in_training,
     train,
+    walks,
 )
 from ddpm.runs import cpu_model, duration, peak_bytes, reset_peak, storage
 from ddpm.sampling import generation, num_calls, open_data
@@ -364,8 +366,8 @@ def _passes(config: Config, train_images: int, held_out: int) -> tuple[int, int]
     # at the end alone, of images that are bytes, as all but float arrays are
     walk = bound_timesteps(schedule, USUAL_STEPS)
     bound = min(options.NUM, held_out) * (len(walk) - 1)
-    drawn = pairs + evaluation.passes(config, schedule)
-    shared = evaluations * drawn + evaluation.quality_passes(config, schedule)
+    drawn = pairs + passes_in_training(config, schedule)
+    shared = evaluations * drawn + passes_at_end(config, schedule)
     return grids * grid + pairs + bound + shared, shared
 
 
@@ -388,7 +390,7 @@ def needs_classifier(config: Config) -> bool:
     """By the samples of evaluations, or by those of the end."""
     options = config.EVALUATION
     on_the_way = options.EVERY is not None and options.FEATURES == "classifier"
-    at_the_end = config.DATASET.LABEL_KEY is not None and bool(evaluation.walks(config))
+    at_the_end = config.DATASET.LABEL_KEY is not None and bool(walks(config))
     return on_the_way or at_the_end
 
 

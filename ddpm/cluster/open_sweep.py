@@ -21,7 +21,7 @@ from ddpm.config import Config, schedule_arguments
 from ddpm.data import Dataset, packing
 from ddpm.diffusion import NoiseSchedule
 from ddpm.errors import InputError
-from ddpm.metrics import MEASURES, USUAL_LEVELS, inception_problems, levels_of, reference
+from ddpm.metrics import MEASURES, USUAL_LEVELS, inception_problems, levels_of, write_references
 from ddpm.report import look
 from ddpm.runs import RunDirectory, Tail, lock, make_folder, read_json, write_json
 from ddpm.sampling import open_data, start_problems
@@ -126,7 +126,7 @@ def opened(sweep: Sweep, *, threads: int, packed: bool) -> Iterator[OpenSweep]:
         start = sweep.race.START if sweep.race else None
         of.add(t for t in of.pool if start is None or t.seed < start)
         evaluation, dataset = sweep.base.EVALUATION, next(iter(of.data.values()))
-        reference.write_references(folder, dataset, seed=evaluation.SEED, num=evaluation.NUM)
+        write_references(folder, dataset, seed=evaluation.SEED, num=evaluation.NUM)
         yield of
 
 

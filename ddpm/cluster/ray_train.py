@@ -18,7 +18,6 @@ from typing import Any
 from ddpm.cluster.workers import Workers
 from ddpm.distributed import current_group
 from ddpm.errors import DdpmError
-from ddpm.metrics import inception_of_training
 from ddpm.runs import RunDirectory, failure_recorded
 from ddpm.tracking import wandb_mirror
 from ddpm.training import Job, work
@@ -124,7 +123,7 @@ def _loop(settings: dict[str, Any]) -> None:
 
     group = current_group(get_device())
     mirror = wandb_mirror(*settings["mirror"])
-    work(Job(**settings["job"]), group, mirror=mirror, inception=inception_of_training)
+    work(Job(**settings["job"]), group, mirror=mirror)
     ray.train.report({"done": True})
 
 

@@ -18,11 +18,12 @@ from ddpm.errors import DdpmError, InputError
 from ddpm.metrics import (
     Extractor,
     RealData,
-    SampleSource,
+    Samples,
     data_named,
     data_of_run,
+    describe_without_reading,
     drawn,
-    evaluate,
+    evaluate_samples,
     is_trained,
     load_inception,
     open_extractor,
@@ -30,7 +31,7 @@ from ddpm.metrics import (
     request_of,
     require_measurable,
     show,
-    told_without_reading,
+    write_record,
 )
 from ddpm.runs import storage
 from ddpm.sampling import SampleRequest, foreign_overrides, locate
@@ -63,7 +64,7 @@ class Prepared:
 
     request: SampleRequest | None
     real: RealData
-    samples: SampleSource | None
+    samples: Samples | None
     extractor: Extractor
 
 
@@ -81,7 +82,7 @@ def prepare(asked: Asked, *, is_checked: bool = False) -> Prepared:
     else:
         _require_shape(asked, request, real)
     features = asked.features or ("pixels" if (real.data.num_classes or 0) < 2 else "classifier")
-    extractor = open_extractor(features, real, asked.weights, load_inception)
+    extractor = open_extractor(features, real, asked.weights)
     return Prepared(request=request, real=real, samples=samples, extractor=extractor)
 
 
@@ -94,8 +95,9 @@ def measure(asked: Asked, prepared: Prepared, group: Group) -> Path | None:
     if samples is None:
         assert prepared.request is not None
         samples = drawn(prepared.request, group)
-    measured = evaluate(samples, prepared.real, asked.split, prepared.extractor, group)
-    return measured.write(asked.command) if group.is_main else None
+    real = prepared.real
+    record = evaluate_samples(samples, real, asked.split, prepared.extractor, group, asked.command)
+    return write_record(record, samples, real) if group.is_main else None
 
 
 def request_for(asked: Asked) -> SampleRequest | None:
@@ -197,9 +199,9 @@ def _loop(settings: dict[str, Any]) -> None:
 def _plan(asked: Asked, request: SampleRequest | None, workers: Workers) -> str:
     """What would be done, as far as names, headers and sizes tell."""
     own = request.run if request else asked.source
-    name, has_labels = told_without_reading(own if asked.against is None else asked.against)
+    name, has_labels = describe_without_reading(own if asked.against is None else asked.against)
     if request is None:
-        told_without_reading(asked.source)
+        describe_without_reading(asked.source)
     features = asked.features or ("classifier" if has_labels else "pixels")
     if features == "classifier" and not has_labels:
         raise InputError(f"classifier features need labels, {name} has none: use pixels")

@@ -18,7 +18,7 @@ from ddpm.config import Config
 from ddpm.data import packing
 from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import InputError, Interrupted
-from ddpm.metrics import inception_of_training, inception_problems
+from ddpm.metrics import inception_problems
 from ddpm.runs import RunClaim, RunDirectory, Tail, claimed, watch
 from ddpm.sampling import locate, open_data, start_problems
 from ddpm.tracking import wandb_mirror
@@ -79,7 +79,6 @@ def _train(
                 mirror=wandb_mirror(None),
                 should_stop=should_stop,
                 on_held=claim.release,
-                inception=inception_of_training,
             )
         return
     from ddpm.cluster import ray_train

@@ -142,7 +142,6 @@ def _run(
         return should_stop() or (guide is not None and guide.stops())
 
     if workers.count == 1:
-        from ddpm.metrics import inception_of_training
         from ddpm.tracking import wandb_mirror
 
         return work(
@@ -152,7 +151,6 @@ def _run(
             on_report=(lambda report: guide.on_row(row_of(report))) if guide else None,
             should_stop=stops,
             on_held=release,
-            inception=inception_of_training,
         )
     from ddpm.cluster import ray_train
 

@@ -2,8 +2,8 @@
 
 For data that Inception never saw (digits, cells, spectra) its features mean little; those of a
 network that had to tell the data's own classes apart say what matters in them. The training is a
-pure function of the training images: weights, order and input noise are keyed (ddpm/diffusion/philox.py), the
-number of steps is fixed, one CPU thread. Another kind of processor may round differently, so the
+pure function of the training images: weights, order and input noise are keyed by seed and position,
+the number of steps is fixed, one CPU thread. Another kind of processor may round differently, so the
 weights are kept, and it is their SHA-256 that names the features.
 """
 
@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ddpm.diffusion import Stream, init_weights, philox
-from ddpm.metrics.distances import Moments
-from ddpm.metrics.features import Extractor, Features, Pixels, exact_arithmetic
+from ddpm.metrics.features import Extractor, Features, Moments, Pixels, exact_arithmetic
 from ddpm.runs import digest
 
 FEATURES, STEPS, BATCH, SEED = 32, 800, 128, 0

@@ -38,7 +38,7 @@ class Frechet:
 
     The trace of (S1 S2)^(1/2) is the sum of the singular values of S1^(1/2) S2^(1/2). Unlike the
     square root of a product of matrices it needs no complex numbers, and unlike the eigenvalues of
-    S1^(1/2) S2 S1^(1/2) it does not take a root of rounding errors: FID(X, X) is 0 to 1e-12 of tr S.
+    S1^(1/2) S2 S1^(1/2) it takes no root of rounding errors: FID(X, X) is 0 to 1e-12 of tr S.
     """
 
     def __init__(self, reference: Moments) -> None:
@@ -58,13 +58,13 @@ class Frechet:
     def fid(self, groups: Sequence[Moments], workers: Group = ALONE) -> tuple[Interval, Interval]:
         """FID of the images in `groups`: at their number, and at infinity.
 
-        FID of n images is too large by about a/n (for Inception's 2048 features some 2 at n = 10,000):
-        the first compares with the literature at the same n, the second is extrapolated to infinitely
-        many. Without the bias both intervals are one: what varies is which images were drawn. The
-        reference is taken as it is, a fixed list of images.
+        FID of n images is too large by about a/n (for Inception's 2048 features some 2 at
+        n = 10,000): the first compares with the literature at the same n, the second is
+        extrapolated to infinitely many. Without the bias both intervals are one: what varies is
+        which images were drawn. The reference is taken as it is, a fixed list of images.
 
-        groups: K disjoint parts of the images, each like a random draw of them.  workers: all call this
-        with the same moments, and take the distances in turn.
+        groups: K disjoint parts of the images, each like a random draw of them.  workers: all call
+        this with the same moments, and take the distances in turn.
         """
         whole = merged(groups)
 

@@ -264,9 +264,7 @@ def evaluate_samples(
 
     reference = reference_of(real, split, extractor, group)
     found, reasons = evaluate(
-        Images(
-            count=len(samples), batches=batches, labels=samples.labels, in_turn=samples.in_turn
-        ),
+        Images(count=len(samples), batches=batches, labels=samples.labels, in_turn=samples.in_turn),
         reference,
         nearest=_nearest(samples, real, group),
     )
@@ -360,9 +358,7 @@ def _floors(
     return comparable, len(ids)
 
 
-def _nearest(
-    samples: Samples, real: RealData, group: Group
-) -> tuple[Distances, Distances] | None:
+def _nearest(samples: Samples, real: RealData, group: Group) -> tuple[Distances, Distances] | None:
     """Distances to the nearest training image, of samples and of held-out images.
 
     Every worker looks up all of these in its share of the training images.

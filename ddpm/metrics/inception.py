@@ -73,18 +73,13 @@ def load_inception(weights: Path | None, named_by: str = OPTION) -> InceptionFea
     return extractor
 
 
-def inception_of_training(weights: Path | None) -> InceptionFeatures:
-    """load_inception for EVALUATION.FEATURES."""
-    return load_inception(weights, KEY)
-
-
 def inception_problems(config: Config) -> list[str]:
-    """Why a training cannot measure by inception, where it is to; loads the file and tries it."""
+    """Reasons why a training that is to measure by inception cannot; loads the file and tries it."""
     options = config.EVALUATION
     if options.FEATURES != "inception" or options.WEIGHTS is None:
         return []
     try:
-        inception_of_training(Path(options.WEIGHTS))
+        load_inception(Path(options.WEIGHTS), KEY)
     except (InputError, NonFiniteError) as error:
         return str(error).splitlines()
     return []

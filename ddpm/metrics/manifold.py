@@ -192,9 +192,7 @@ def _squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield rows, squared.clamp_(min=0.0)
 
 
-def nearest_distances(
-    images: Pixels, training: Iterable[Pixels], device: torch.device
-) -> Numbers:
+def nearest_distances(images: Pixels, training: Iterable[Pixels], device: torch.device) -> Numbers:
     """Root mean square difference in grey values of each image from the nearest training image.
 
     Squared distances of grey values are whole numbers and exact: they do not depend on the

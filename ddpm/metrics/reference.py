@@ -6,7 +6,7 @@ OUTPUT_DIR/metrics/{data}/ with what they were computed from: the data's hash, s
 extractor. Anything else found there is refused.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -279,7 +279,7 @@ class Reference:
 def open_extractor(
     features: str, real: RealData, weights: Path | None, named_by: str = OPTION
 ) -> Extractor:
-    """The extractor of a name.  weights: Inception's, `named_by` for messages.  Raises InputError."""
+    """The extractor of a name.  weights: of Inception, `named_by` this key.  Raises InputError."""
     if features == "inception":
         return load_inception(weights, named_by)
     return classifier_features(real) if features == "classifier" else pixel_features(real)

@@ -10,6 +10,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,6 @@ from ddpm.diffusion import (
     Stream,
     diffuse,
     fit,
-    gamma_of,
     name_of,
     philox,
     x0_from_pred,
@@ -37,7 +37,7 @@ from ddpm.metrics.bits_per_dim import (
     bound_timesteps,
     variational_bound,
 )
-from ddpm.metrics.x0_error import MEASURES, X0Error, X0Summary, common_levels, summary
+from ddpm.metrics.x0_error import MEASURES, X0Error, common_levels, summary
 from ddpm.runs import LARGEST_ERROR, RunDirectory, checkpoint, load_run, snapshots, storage
 from ddpm.sampling import RAW, Ema, PowerEma, load_network, locate, open_data
 
@@ -48,7 +48,7 @@ USUAL_LEVELS = tuple(range(-8, 6))
 # Images go through the network in batches of one size, whoever measures them: numbers have the same
 # bits for any number of workers. The last batch is filled up with its last image.
 BATCH = 16
-EMA_LENGTHS = (0.01, 0.25, 12)  # of ema_curve: shortest, longest and how many, even in logarithm
+EMA_LENGTHS = (0.01, 0.25)  # sigma_rel of the shortest and the longest average of ema_curve
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -250,12 +250,13 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def ema_curve(run: Path, num: int = EMA_LENGTHS[2]) -> Path:
-    """ema_curve.json: a run's two x0-error numbers by the length of the average its weights are.
+def ema_curve(run: Path, num: int = 12, *, dry: bool = False) -> None:
+    """A run's two x0-error numbers by the length of the average its weights are.
 
-    `num` lengths are reconstructed from the run's snapshots at its last checkpoint, beside those
-    that training kept. A length is chosen on the images it is measured on, so the best of many is
-    a little too good. Raises InputError without snapshots, checkpoint or validation images.
+    Prints them and writes ema_curve.json. `num` lengths are reconstructed from the run's snapshots
+    at its last checkpoint, beside those that training kept. A length is chosen on the images it is
+    measured on, so the best of many is a little too good.  dry: only the lengths that could be
+    made.  Raises InputError without snapshots, checkpoint or validation images.
     """
     folder, own = locate(run)
     config, steps = load_run(folder), checkpoint.steps(folder / "checkpoints")
@@ -270,42 +271,45 @@ def ema_curve(run: Path, num: int = EMA_LENGTHS[2]) -> Path:
         problems.append(f"{run} has no checkpoint yet; train it first")
     if config.DATASET.VALIDATION_FRACTION == 0:
         problems.append(f"{run} has no validation images; DATASET.VALIDATION_FRACTION is 0")
+    if num < 1:
+        problems.append(f"--num is {num}; give at least 1")
     if problems:
         raise InputError(problems)
-    spaced = {float(f"{length:.3g}") for length in np.geomspace(*EMA_LENGTHS[:2], num)}
+    spaced = {float(f"{length:.3g}") for length in np.geomspace(*EMA_LENGTHS, num)}
     there = snapshots(folder, config, steps[-1])
-    errors = {s: fit(there, s, steps[-1]).error for s in sorted({*spaced, *tracked})}
+    missing = {s: fit(there, s, steps[-1]).error for s in sorted({*spaced, *tracked})}
+    left_out = [length for length, error in missing.items() if error > LARGEST_ERROR]
+    if dry:
+        made = ", ".join(f"{length:g}" for length in missing if length not in left_out)
+        print(f"would measure averages of length {made} and those kept; nothing was written")
+        return
     averages: list[tuple[str, Ema, float | None]] = [
-        *((name_of(s), PowerEma(s), s) for s, error in errors.items() if error <= LARGEST_ERROR),
-        *((f"ema-{d:g}", d, None) for d in config.TRAINING.EMA_DECAYS if d != 0),
+        *((name_of(s), PowerEma(s), s) for s in missing if s not in left_out),
+        *((f"ema-{decay:g}", decay, None) for decay in config.TRAINING.EMA_DECAYS if decay),
         (RAW, 0.0, None),
     ]
     directory, model = RunDirectory(folder), load_network(folder, 0.0)
     torch.set_num_threads(directory.threads)
-    data, device = open_data(config, Path(directory.provenance["data_dir"])), device_of(model.network)
+    device = device_of(model.network)
+    data = open_data(config, Path(directory.provenance["data_dir"]))
     batch = data.validation(config.EVALUATION.NUM).to(device)
     levels = common_levels([USUAL_LEVELS, levels_of(model.schedule)]) or levels_of(model.schedule)
-    points = []
+    names = [name for measure in MEASURES for name in (measure, f"{measure}_evaluation_error")]
+    points: list[dict[str, Any]] = []
     for name, ema, length in averages:
         network = load_network(model.folder, ema, device=device).network
-        measured = summary(_x0_error(network, model.schedule, config, batch, levels), levels)
-        kept = length is None or length in tracked
-        missing = errors[length] if length is not None else 0.0
-        facts = {"weights": name, "sigma_rel": length, "is_tracked": kept, "fit_error": missing}
-        points.append(facts | _numbers(measured))
-    facts = {
-        "format": 1,
-        "step": model.step,
-        "levels": list(levels),
-        "pairs": len(batch.ids),
-        "left_out": [s for s, error in errors.items() if error > LARGEST_ERROR],
-        "points": points,
-    }
+        found = summary(_x0_error(network, model.schedule, config, batch, levels), levels)
+        points.append(
+            {
+                "weights": name,
+                "sigma_rel": length,
+                "is_tracked": length is None or length in tracked,
+                "fit_error": 0.0 if length is None else missing[length],
+                **{one: _finite(getattr(found, one)) for one in names},
+            }
+        )
+        print(f"{name:14}", *(f"{measure} {found.value(measure):.4f}" for measure in MEASURES))
+    facts = {"format": 1, "step": model.step, "levels": list(levels), "pairs": len(batch.ids)}
+    facts |= {"left_out": left_out, "points": points}
     storage.write_json(folder / "ema_curve.json", facts)
-    return folder / "ema_curve.json"
-
-
-def _numbers(measured: X0Summary) -> dict[str, float | None]:
-    """Both numbers and their evaluation errors, for JSON."""
-    names = [name for measure in MEASURES for name in (measure, f"{measure}_evaluation_error")]
-    return {name: _finite(getattr(measured, name)) for name in names}
+    print(f"written: {folder / 'ema_curve.json'}")

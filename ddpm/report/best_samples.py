@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from html import escape
 from math import isfinite
 
-from ddpm.metrics import QUALITY_MEASURES, LeftOut, QualityPoint, StoredInterval, interval
+from ddpm.metrics import QUALITY_MEASURES, Interval, LeftOut, QualityPoint, interval
 from ddpm.report import charts as ticks
 from ddpm.report.charts import (
     Frame,
@@ -50,7 +50,7 @@ class Spot:
     evaluations: float
     seconds: float
     num_seeds: int
-    qualities: Mapping[str, StoredInterval]
+    qualities: Mapping[str, Interval]
 
 
 def sampling_section(sweep: SweepResults, ranking: Ranking, axes: Axes) -> str:
@@ -107,12 +107,12 @@ def _spot(
     )
 
 
-def over_seeds(found: Sequence[StoredInterval]) -> StoredInterval:
+def over_seeds(found: Sequence[Interval]) -> Interval:
     """The mean with its 95 % interval over seeds; of a single seed its own."""
     if len(found) == 1:
         return found[0]
     mean, half = interval([one.value for one in found])
-    return StoredInterval(value=mean, low=mean - half, high=mean + half)
+    return Interval(value=mean, low=mean - half, high=mean + half)
 
 
 def _spot_lines(spots: Sequence[Spot]) -> dict[tuple[str, str], list[Spot]]:
@@ -176,7 +176,7 @@ def _sampling_series(first: Spot, spots: Sequence[Spot], name: str, axes: Axes) 
     )  # fmt: skip
 
 
-def interval_text(one: StoredInterval) -> str:
+def interval_text(one: Interval) -> str:
     """`12.31 [11.90, 12.80]`, with as many decimals as the interval's width needs."""
     width = (one.high - one.low) / 2
     digits = common_digits([width])
@@ -305,9 +305,9 @@ def best_samples(ranking: Ranking) -> str:
     )
 
 
-def _fids(standing: Standing) -> dict[tuple[float, str], list[StoredInterval]]:
+def _fids(standing: Standing) -> dict[tuple[float, str], list[Interval]]:
     """FID by calls and method, one of each seed; points that not all seeds have are left out."""
-    found: dict[tuple[float, str], list[StoredInterval]] = {}
+    found: dict[tuple[float, str], list[Interval]] = {}
     for trial in standing.trials.values():
         for point in () if trial.quality is None else trial.quality.points:
             if (fid := point.interval("fid")) is not None:

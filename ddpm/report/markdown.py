@@ -6,7 +6,7 @@ Reads in a terminal and on a git forge; report.html beside it has the curves and
 import re
 from collections.abc import Sequence
 
-from ddpm.metrics import MEASURES, evaluation
+from ddpm.metrics import MEASURES, QUALITY_MEASURES
 from ddpm.report.best_samples import TITLES, interval_text, spots_of
 from ddpm.report.costs import cost
 from ddpm.report.figures import total
@@ -106,11 +106,7 @@ def factors(ranking: Ranking) -> str:
 def sampling(sweep: SweepResults) -> str:
     """The best cell of each quality at each number of steps."""
     spots = spots_of(sweep, axes_of(sweep))
-    names = [
-        name
-        for name in evaluation.QUALITY_MEASURES
-        if any(name in spot.qualities for spot in spots)
-    ]
+    names = [name for name in QUALITY_MEASURES if any(name in spot.qualities for spot in spots)]
     rows = []
     for steps in sorted({spot.num_steps for spot in spots}):
         best = []

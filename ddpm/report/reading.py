@@ -13,8 +13,7 @@ import numpy as np
 import yaml
 
 from ddpm.errors import InputError
-from ddpm.metrics import Quality, X0Error
-from ddpm.metrics import evaluation as quality_file
+from ddpm.metrics import Quality, X0Error, read_quality
 from ddpm.runs import load_run
 
 Value = object  # a leaf of a configuration or of JSON: text, number, truth value, list or null
@@ -293,7 +292,7 @@ def _trial(folder: Path, name: str, outcome: Mapping[str, Value]) -> TrialResult
         evaluation={} if run_dir is None else mapping(read_json(run_dir / "evaluation.json")),
         error=None if run_dir is None else _error(run_dir / "evaluation.npz"),
         samples=None if run_dir is None else _samples(run_dir / "samples.npz"),
-        quality=None if run_dir is None else quality_file.read_quality(run_dir),
+        quality=None if run_dir is None else read_quality(run_dir),
         inline=() if run_dir is None else tuple(sorted((run_dir / "inline_gen").glob("*.png"))),
     )
 

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ddpm.metrics import MEASURES, evaluation
+from ddpm.metrics import MEASURES, QUALITY_MEASURES
 from ddpm.report import costs as quality
 from ddpm.report.costs import cost, speed
 from ddpm.report.effects import CONFIDENCE, Analysis, Comparison, Term, against, analyse
@@ -197,7 +197,7 @@ def _sampling(sweep: SweepResults) -> dict[str, Column]:
     found: dict[str, Column] = {"trial": [name for name, _ in rows]}
     for name in ("sampler", "num_steps", "eta", "evaluations", "seconds"):
         found[name] = [getattr(point, name) for _, point in rows]
-    for name in evaluation.QUALITY_MEASURES:
+    for name in QUALITY_MEASURES:
         intervals = [point.interval(name) for _, point in rows]
         for end in ("value", "low", "high"):
             column = name if end == "value" else f"{name}_{end}"

@@ -22,8 +22,7 @@ from urllib.parse import urlsplit
 
 from ddpm import config as configuration
 from ddpm.config import Config
-from ddpm.metrics import QUALITY_MEASURES, Quality, QualityPoint
-from ddpm.metrics import evaluation as quality_file
+from ddpm.metrics import QUALITY_MEASURES, Quality, QualityPoint, read_quality
 from ddpm.runs import RunDirectory, RunState, memory_usage, read_memory_rows, storage
 from ddpm.sweep import cell_name
 from ddpm.training import Mirror, NoMirror
@@ -351,7 +350,7 @@ class WandbLog:
             return {}
         folder = self._directory.path
         evaluation = storage.read_json(folder / "evaluation.json")
-        quality = quality_file.read_quality(folder)
+        quality = read_quality(folder)
         rows: list[dict[str, Any]] = [
             *error_rows(evaluation),
             *quality_rows(quality),

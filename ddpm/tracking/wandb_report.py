@@ -17,7 +17,7 @@ import wandb_workspaces.reports.v2 as wr
 from wandb_workspaces import expr
 
 from ddpm.errors import InputError
-from ddpm.metrics import MEASURES, evaluation
+from ddpm.metrics import MEASURES, QUALITY_MEASURES
 from ddpm.report import (
     GAUSSIAN,
     LEFT_OUT,
@@ -626,7 +626,7 @@ def _sampling(sweep: SweepResults, axes: Axes) -> ReportSection:
         for name in row
     )
     panels = []
-    for measure in evaluation.QUALITY_MEASURES:
+    for measure in QUALITY_MEASURES:
         lines = tuple(name for name in names if name.startswith(f"{wandb_log.QUALITY}{measure} "))
         if lines:
             panels.append(Curves(title=measure, x=wandb_log.SAMPLING_STEPS, y=lines))

@@ -22,11 +22,10 @@ from ddpm.diffusion import NoiseSchedule
 from ddpm.distributed import Group
 from ddpm.errors import Interrupted
 from ddpm.metrics import (
-    OpenInception,
-    SampleValidation,
+    evaluate_run,
     measure_samples,
+    sample_metrics,
     validation_metrics,
-    x0_error,
 )
 from ddpm.runs import (
     Began,
@@ -102,14 +101,12 @@ def work(
     on_report: Callable[[StepReport], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     on_held: Callable[[], None] | None = None,
-    inception: OpenInception | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate and finish the run; returns its summary (on rank 0; empty on the others).
 
     Continues from the last checkpoint in the run directory. Raises Interrupted, after saving, when
     `should_stop()` says so or when the run directory's stop file appears.
-    on_held: called once this process holds the run directory.  inception: opens
-    EVALUATION.WEIGHTS where FEATURES are inception.
+    on_held: called once this process holds the run directory.
     """
     began = Began()
     config = configuration.from_dict(job.config, source=job.run_dir)
@@ -130,13 +127,13 @@ def work(
         with recorded, kernels(config.TRAINING.NUMERICS):
             staging.stage(data, config.DATASET.STAGE, group, should_stop=stops)
             if not group.is_main:
-                _train(job, config, data, run, state, group, [], stops, inception)
+                _train(job, config, data, run, state, group, [], stops)
                 measure_samples(run.path, config, data, group, should_stop=stops)
                 began.gather(group)
                 return {}
             with closing(mirror(config, run) if mirror else NoMirror()) as mirrored:
                 listeners = [mirrored.log, *([on_report] if on_report else [])]
-                _train(job, config, data, run, state, group, listeners, stops, inception)
+                _train(job, config, data, run, state, group, listeners, stops)
                 peak = peak_bytes()  # what is measured from here on is no training
                 measure_samples(run.path, config, data, group, should_stop=stops)
                 began.gather(group)
@@ -185,7 +182,6 @@ def _train(
     group: Group,
     listeners: list[Callable[[StepReport], None]],
     should_stop: Callable[[], bool],
-    inception: OpenInception | None,
 ) -> None:
     """Every report to the run directory (rank 0) and the listeners; Interrupted when stopped."""
     if group.any(group.is_main and _has_lost_patience(run, config)):
@@ -204,7 +200,7 @@ def _train(
             state=state,
             group=group,
             sampler=_sampler(config, schedule, data),
-            evaluator=_evaluator(config, schedule, data, group, inception),
+            evaluator=_evaluator(config, schedule, data, group),
             judge=_judge(run, config),
             should_stop=should_stop,
             pause_at=job.pause_at,
@@ -249,14 +245,13 @@ def _evaluator(
     schedule: NoiseSchedule,
     data: Dataset,
     group: Group,
-    inception: OpenInception | None,
 ) -> Every | None:
     if config.EVALUATION.EVERY is None:
         return None
     steps = config.EVALUATION.EVERY * steps_per_epoch(config.TRAINING, data.num_train)
     of_samples = None
     if config.EVALUATION.FEATURES is not None:
-        of_samples = SampleValidation(config, schedule, data, group, inception)
+        of_samples = sample_metrics(config, schedule, data, group)
 
     def measure(network: nn.Module) -> dict[str, float]:
         numbers = validation_metrics(network, schedule, config, data, group)
@@ -273,7 +268,7 @@ def _finish(
     """
     last = max(checkpoint.steps(run.checkpoints))
     run.record_memory("evaluation", last)
-    numbers = x0_error.evaluate_run(run.path, data)
+    numbers = evaluate_run(run.path, data)
     run.record_memory("sampling", last)
     generation.save_samples(run.path, config)
     rows, best = run.metrics(), run.best_step

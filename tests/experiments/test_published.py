@@ -14,7 +14,7 @@ from ddpm.data.dataset import Dataset
 from ddpm.diffusion.process import convert, diffuse, elementwise_loss
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.errors import InputError, Interrupted, run_main
-from ddpm.metrics.distances import Interval
+from ddpm.metrics.intervals import Interval
 from ddpm.report.reading import read
 from ddpm.sweep.ledger import Ledger
 from experiments import few_steps, loss_space, results, terminal_snr, truncated_snr

@@ -25,7 +25,7 @@ from ddpm.metrics.bits_per_dim import (
     grid_log_mass,
     variational_bound,
 )
-from ddpm.metrics.x0_error import evaluate_run
+from ddpm.metrics.validation import evaluate_run
 from ddpm.sampling.spacing import trailing_timesteps, whole_levels
 from tests.sampling.test_generate import make_run
 

@@ -11,7 +11,7 @@ import torch
 from ddpm.diffusion.layers import init_weights
 from ddpm.metrics import classifier
 from ddpm.metrics.classifier import ClassifierFeatures, ClassifierNetwork, scale_features, train
-from ddpm.metrics.distances import Moments
+from ddpm.metrics.features import Moments
 from tests.support.tree import ROOT
 
 PROCESS = """

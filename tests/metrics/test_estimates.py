@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ddpm.metrics import distances
-from ddpm.metrics.distances import Interval, jackknife
+from ddpm.metrics import intervals
+from ddpm.metrics.intervals import Interval, jackknife
 
 
 def jackknifed_square(x: np.ndarray, groups: int = 16) -> Interval:
@@ -22,7 +22,7 @@ def test_the_jackknife_of_a_mean_is_the_standard_error_of_the_mean() -> None:
     x = np.random.default_rng(0).normal(3, 2, 16)
     without = [np.delete(x, k).mean() for k in range(16)]
     by_groups = jackknife(float(x.mean()), without, 16, corrected=True)
-    by_mean = distances.mean(x, 16)
+    by_mean = intervals.mean(x, 16)
     assert by_groups.value == pytest.approx(by_mean.value)
     assert (by_groups.low, by_groups.high) == pytest.approx((by_mean.low, by_mean.high))
 
@@ -55,13 +55,13 @@ def test_shares_have_wilsons_interval() -> None:
     from scipy.stats import binomtest
 
     for hits, n in [(0, 50), (3, 50), (50, 50), (700, 1000)]:
-        found, wanted = distances.share(hits, n), binomtest(hits, n).proportion_ci(method="wilson")
+        found, wanted = intervals.share(hits, n), binomtest(hits, n).proportion_ci(method="wilson")
         assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=1e-9)
 
 
 def test_shares_cover_the_truth_as_often_as_they_say() -> None:
     hits = np.random.default_rng(3).binomial(400, 0.9, 2000)
-    assert 0.93 <= np.mean([distances.share(int(h), 400).covers(0.9) for h in hits]) <= 0.97
+    assert 0.93 <= np.mean([intervals.share(int(h), 400).covers(0.9) for h in hits]) <= 0.97
 
 
 def test_order_is_the_mann_whitney_statistic() -> None:
@@ -70,7 +70,7 @@ def test_order_is_the_mann_whitney_statistic() -> None:
     rng = np.random.default_rng(4)
     first, second = rng.integers(0, 9, 70).astype(float), rng.integers(2, 12, 90).astype(float)
     wanted = mannwhitneyu(second, first).statistic / (70 * 90)
-    assert distances.order(first, second).value == pytest.approx(wanted)
+    assert intervals.order(first, second).value == pytest.approx(wanted)
 
 
 def test_order_covers_the_truth_as_often_as_it_says() -> None:
@@ -79,14 +79,14 @@ def test_order_covers_the_truth_as_often_as_it_says() -> None:
 
     wanted = norm.cdf(0.8 / np.sqrt(2))
     found = [
-        distances.order(rng.normal(0, 1, 150), rng.normal(0.8, 1, 200)).covers(wanted)
+        intervals.order(rng.normal(0, 1, 150), rng.normal(0.8, 1, 200)).covers(wanted)
         for _ in range(1000)
     ]
     assert 0.93 <= np.mean(found) <= 0.97
 
 
 def test_sets_that_do_not_overlap_have_an_interval_all_the_same() -> None:
-    estimate = distances.order(np.zeros(100), np.ones(100))
+    estimate = intervals.order(np.zeros(100), np.ones(100))
     assert estimate.value == 1.0 and 0.9 < estimate.low < 1.0 and estimate.high == 1.0
 
 

@@ -14,17 +14,16 @@ from ddpm.diffusion import philox
 from ddpm.diffusion.philox import Stream
 from ddpm.diffusion.process import convert
 from ddpm.diffusion.schedule import NoiseSchedule
-from ddpm.metrics.reference import gaussian_fit, memorisation, write_references
-from ddpm.metrics.x0_error import (
+from ddpm.metrics.ideal import gaussian_fit, memorisation, write_references
+from ddpm.metrics.validation import (
     USUAL_LEVELS,
-    common_levels,
     evaluate_run,
     levels_of,
     measure_x0_error,
-    summary,
     validation_metrics,
     write_evaluation,
 )
+from ddpm.metrics.x0_error import common_levels, summary
 from ddpm.report.reading import read
 from ddpm.sampling.loading import load_network
 from tests.sampling.test_generate import make_run
@@ -287,8 +286,8 @@ def test_reference_lines_are_written_once_and_read_back(tmp_path: Path) -> None:
     assert write_references(tmp_path, data(), seed=0, num=8, levels=range(-6, 3)) == first
     assert (tmp_path / "references.json").stat().st_mtime_ns == stamp
     assert write_references(tmp_path, data(), seed=1, num=8, levels=range(-6, 3)) != first
-    assert first.gaussian and first.memorisation and first.num_train == data().num_train
-    assert first.gaussian[-1] < first.gaussian[0]
+    assert first["gaussian"] and first["memorisation"] and first["num_train"] == data().num_train
+    assert first["gaussian"][-1] < first["gaussian"][0]
     with np.load(tmp_path / "references.npz") as saved:
         assert saved["images"].dtype == np.uint8 and saved["images"].shape[1:] == (8, 8, 1)
         assert set(saved["labels"]) <= {0, 1, 2}

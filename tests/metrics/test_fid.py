@@ -5,7 +5,9 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from ddpm.metrics.distances import Frechet, Moments, fid, frechet_distance, merged
+from ddpm.metrics.distances import Frechet
+from ddpm.metrics.features import Moments, merged
+from ddpm.metrics.intervals import Interval
 
 
 def draw(n: int, dimension: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> torch.Tensor:
@@ -14,6 +16,14 @@ def draw(n: int, dimension: int, seed: int, shift: float = 0.0, scale: float = 1
         dimension, dimension, generator=torch.Generator().manual_seed(99)
     )
     return torch.randn(n, dimension, generator=random) @ mix * scale + shift
+
+
+def fid(groups: list[Moments], reference: Moments) -> tuple[Interval, Interval]:
+    return Frechet(reference).fid(groups)
+
+
+def frechet_distance(first: Moments, second: Moments) -> float:
+    return Frechet(second).distance(first)
 
 
 def groups_of(x: torch.Tensor, count: int = 16) -> list[Moments]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm.metrics.distances import Interval
+from ddpm.metrics.intervals import Interval
 from tests.support import interval_measures
 from tests.support.interval_regimes import (
     DISTANCES,

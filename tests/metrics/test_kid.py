@@ -5,7 +5,12 @@ import pytest
 import torch
 from sklearn.metrics.pairwise import polynomial_kernel
 
-from ddpm.metrics.distances import kid
+from ddpm.metrics.distances import KernelReference
+from ddpm.metrics.intervals import Interval
+
+
+def kid(first: list[torch.Tensor], second: list[torch.Tensor]) -> Interval:
+    return KernelReference(second).kid(first)
 
 
 def draw(n: int, seed: int, shift: float = 0.0) -> torch.Tensor:

@@ -4,16 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ddpm.metrics.intervals import interval, t_probability, t_quantile
 from ddpm.metrics.x0_error import (
     MEASURES,
     X0Error,
     common_levels,
     continuous_bound,
     influence,
-    interval,
     summary,
-    t_probability,
-    t_quantile,
 )
 
 

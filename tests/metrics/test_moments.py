@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm.metrics.distances import Moments, merged
+from ddpm.metrics.features import Moments, merged
 from tests.support.tree import ROOT
 
 

@@ -10,7 +10,7 @@ import torch
 
 from ddpm.errors import InputError
 from ddpm.metrics import classifier
-from ddpm.metrics.distances import Moments
+from ddpm.metrics.features import Moments
 from ddpm.metrics.reference import RealData, classifier_features, pixel_features, reference_of
 from tests.support.digits_runs import real_digits
 

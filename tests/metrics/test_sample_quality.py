@@ -15,20 +15,19 @@ from ddpm.data.dataset import Dataset
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.distributed import Group
 from ddpm.errors import Interrupted
-from ddpm.metrics import evaluation as quality_file
-from ddpm.metrics.evaluation import (
-    QUALITY_BATCH,
-    Drawn,
-    Keeper,
-    Quality,
-    SamplePictures,
+from ddpm.metrics import quality as quality_file
+from ddpm.metrics.network_samples import (
+    BATCH,
     SampleWalk,
     measure_samples,
-    quality_passes,
+    measure_walk,
+    passes_at_end,
 )
+from ddpm.metrics.quality import Quality, SamplePictures
+from ddpm.metrics.reference import as_real_data, classifier_features, reference_of
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import RunDirectory
-from ddpm.sampling.loading import load_network, open_data
+from ddpm.sampling.loading import open_data
 from ddpm.training.worker import work
 from tests.support.digits_runs import digit_images, digits_run
 from tests.training.test_resume import fingerprint, make_job, start, stop
@@ -110,7 +109,7 @@ def test_what_a_schedule_cannot_walk_is_left_out_with_the_reason(folder: Path) -
     assert left.reason == "5 steps are more than the 4 timesteps it was trained with"
     config, _ = asked(folder, SAMPLING_STEPS=(2, 5), SAMPLING_ETAS=(0.0,))
     assert (
-        quality_passes(config, NoiseSchedule("cosine", 4)) == 2 * 4 * QUALITY_BATCH
+        passes_at_end(config, NoiseSchedule("cosine", 4)) == 2 * 4 * BATCH
     )  # of 200 in whole batches
     beyond = measured(folder, SAMPLING_STEPS=(2,), SAMPLING_LOGSNR=(-8.0, 5.0))
     assert beyond.points == () and pictures(folder).images.shape[0] == 0
@@ -194,11 +193,13 @@ def test_real_digits_are_worth_more_than_noisy_ones(tmp_path: Path, digits: Path
     data = open_data(config, Path(run.provenance["data_dir"]))
     images, labels = digit_images(600)
     noisy, _ = digit_images(600, noise=120)
-    config = replace(config, EVALUATION=replace(config.EVALUATION, SAMPLING_NUM=len(labels)))
-    keeper = Keeper.open(folder, load_network(folder), config, data, labels)
-    for steps, drawn in enumerate((images, np.roll(images, 1, axis=0), noisy), start=1):
-        keeper.add(SampleWalk(num_steps=steps, eta=0.0), Drawn(images=drawn, seconds=1.0))
-    own, shifted, worse = keeper.quality.points
+    real = as_real_data(config, data)
+    reference = reference_of(real, "train", classifier_features(real))
+    walk = SampleWalk(num_steps=1, eta=0.0)
+    own, shifted, worse = (
+        measure_walk(walk, drawn, 1.0, labels, reference)
+        for drawn in (images, np.roll(images, 1, axis=0), noisy)
+    )
     assert own.fid and own.kid and own.accuracy and shifted.accuracy
     assert worse.fid and worse.kid and worse.accuracy
     assert abs(own.fid.value) < 0.05 and worse.fid.low > own.fid.high
@@ -206,8 +207,6 @@ def test_real_digits_are_worth_more_than_noisy_ones(tmp_path: Path, digits: Path
     assert own.accuracy.value > 0.97 > worse.accuracy.high
     assert shifted.accuracy.high < 0.2
     assert shifted.fid and shifted.fid.low < own.fid.value < shifted.fid.high
-    assert "classifier of its labels" in keeper.quality.protocol
-    assert (pictures(folder).labels == labels[:100]).all()
 
 
 @pytest.mark.slow

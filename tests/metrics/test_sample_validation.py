@@ -6,22 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddpm import config as c
 from ddpm.config.rules import FID_SAMPLES
 from ddpm.data import packing
 from ddpm.distributed import Group
 from ddpm.errors import InputError
 from ddpm.metrics.classifier import FEATURES
 from ddpm.metrics.distances import IMAGES_PER_DIMENSION
-from ddpm.metrics.evaluation import SampleValidation
-from ddpm.metrics.features import PIXEL_DIMENSIONS, Extractor
+from ddpm.metrics.features import PIXEL_DIMENSIONS
 from ddpm.metrics.inception import DIMENSION
+from ddpm.metrics.network_samples import sample_metrics
 from ddpm.runs.directory import RunDirectory
 from ddpm.sampling.loading import build, open_data
-from ddpm.training.worker import Job, work
 from tests.config.test_effects import rows, run, tiny
 from tests.support.digits_runs import digit_images
-from tests.support.moments_process import Known
 from tests.training.test_resume import make_job, start
 
 FID, KID, ACCURACY = "val_fid_infinity", "val_kid", "val_class_accuracy"
@@ -81,34 +78,17 @@ def test_features_and_samples_say_what_is_measured_of_samples(tmp_path: Path, di
     assert not any(FID in row for row in plain)
 
 
-@pytest.mark.slow
 def test_inception_is_opened_from_the_file_that_weights_names(tmp_path: Path, digits: Path) -> None:
-    """Features that tell no classes of the data, as many that 64 images have no FID by them."""
-    opened: list[Path | None] = []
-
-    def open_known(weights: Path | None) -> Extractor:
-        opened.append(weights)
-        return Known(64)
-
     config = tiny(
         "EVALUATION.EVERY=4",
         "EVALUATION.FEATURES=inception",
         "EVALUATION.WEIGHTS=its/file.safetensors",
-        "EVALUATION.SAMPLES=64",
-        "TRAINING.INLINE_GEN.REVERSE_STRIDE=250",
         f"TRAINING.OUTPUT_DIR={tmp_path / 'out'}",
     )
-    job = Job(
-        config=c.to_dict(config),
-        run_dir=str(tmp_path / "run"),
-        data_dir=str(digits),
-        threads=1,
-        command=("test",),
-    )
-    work(job, Group(), inception=open_known)
-    measured = [row for row in rows(tmp_path / "run") if KID in row]
-    assert [row["step"] for row in measured] == [8] and FID not in measured[0]
-    assert opened == [Path("its/file.safetensors")]
+    network, schedule = build(config)
+    measure = sample_metrics(config, schedule, open_data(config, digits), Group())
+    with pytest.raises(InputError, match="EVALUATION.WEIGHTS its/file.safetensors: No such file"):
+        measure(network)
 
 
 def test_a_best_that_too_few_training_images_could_never_give_is_refused(
@@ -121,9 +101,9 @@ def test_a_best_that_too_few_training_images_could_never_give_is_refused(
     network, schedule = build(config)
     data = open_data(config, few)
     with pytest.raises(InputError, match="BEST is kid, which needs 64 training images"):
-        SampleValidation(config, schedule, data, Group())
+        sample_metrics(config, schedule, data, Group())
     fine = tiny("EVALUATION.EVERY=1", "EVALUATION.FEATURES=pixels")
-    SampleValidation(fine, schedule, data, Group())
+    sample_metrics(fine, schedule, data, Group())
 
 
 def test_samples_that_an_fid_needs_are_five_a_dimension() -> None:

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from ddpm.metrics.distances import product_interval
-from ddpm.metrics.x0_error import t_quantile
+from ddpm.metrics.intervals import product_interval, t_quantile
 
 K = 16
 

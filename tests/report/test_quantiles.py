@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from ddpm.metrics.x0_error import t_quantile
+from ddpm.metrics.intervals import t_quantile
 from ddpm.report.scatter import dunnett_quantile, f_survival, rounded, tukey_quantile
 
 EQUAL = 0.5**0.5  # the load of comparisons between means of equally many values

@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from ddpm import report
 from ddpm.cli.report import main
-from ddpm.metrics import evaluation
+from ddpm.metrics import quality as quality_file
 from ddpm.metrics.x0_error import MEASURES
 from ddpm.report import charts
 from ddpm.report.best_samples import spots_of
@@ -132,15 +132,15 @@ def test_damaged_quality_files_are_left_out(made: report.ReportFiles, tmp_path: 
     (runs[1] / "samples.npz").write_bytes(b"PK")
     sweep = report.build(folder).sweep
     assert sweep.trials[0].quality is not None and sweep.trials[1].quality is None
-    assert evaluation.read_pictures(runs[0]) is None
+    assert quality_file.read_pictures(runs[0]) is None
 
 
 def test_pictures_of_other_points_are_not_shown(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path, {PRED_TYPE: ["noise", "image"]}, (0,), rows=5)
     run = tmp_path / "digits_8x8x1" / "run_00000000"
-    quality, pictures = evaluation.read_quality(run), evaluation.read_pictures(run)
+    quality, pictures = quality_file.read_quality(run), quality_file.read_pictures(run)
     assert quality is not None and pictures is not None
-    evaluation.store_quality(run, replace(quality, points=quality.points[:2]), pictures)
+    quality_file.store_quality(run, replace(quality, points=quality.points[:2]), pictures)
     said = section(report.build(folder), "samples-over-sampling-steps")
     film = said[said.index('<div class="film">') :]
     assert re.findall(r'<th scope="row">(.*?)</th>', film) == ["image"]

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from ddpm import report
-from ddpm.metrics import evaluation as quality_file
-from ddpm.metrics.evaluation import LeftOut, Quality, QualityPoint, SamplePictures, StoredInterval
+from ddpm.metrics import quality as quality_file
+from ddpm.metrics.intervals import Interval
+from ddpm.metrics.quality import LeftOut, Quality, QualityPoint, SamplePictures
 from ddpm.metrics.x0_error import X0Error, continuous_bound
 from ddpm.report import reading
 from ddpm.report.best_samples import best_samples
@@ -47,9 +48,9 @@ def point(num_steps: int, eta: float, fid: float) -> QualityPoint:
         eta=eta,
         evaluations=num_steps,
         seconds=1.25,
-        fid=StoredInterval(value=fid, low=fid - 1, high=fid + 1),
+        fid=Interval(value=fid, low=fid - 1, high=fid + 1),
         kid=None,
-        accuracy=StoredInterval(value=0.5, low=0.4, high=0.6),
+        accuracy=Interval(value=0.5, low=0.4, high=0.6),
         reasons={"kid": "too few"},
     )
 

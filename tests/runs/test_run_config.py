@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ddpm import config as configuration
-from ddpm.cli import ema_curve, evaluate, report, sample, train
+from ddpm.cli import evaluate, report, sample, train
 from ddpm.errors import StorageError, run_main
 from ddpm.runs import checkpoint, layout
 from ddpm.runs.directory import RunDirectory
@@ -109,7 +109,7 @@ DOORS: dict[str, Callable[[Path, Path], int | None]] = {
     "guide": guided,
     "evaluate": measured,
     "real images of a run": lambda run, tmp: measured(run, tmp, "--against", str(run)),
-    "ema_curve": lambda run, tmp: ema_curve.main([str(run), "--dry-run"]),
+    "ema_curve": lambda run, tmp: evaluate.main([str(run), "--ema-curve", "--dry-run"]),
     "report": lambda run, tmp: report.main([str(run), "--dry-run"]),
     "report of a sweep": reported_of_sweep,
     "same command": lambda run, tmp: train.main(training(out_of(run))),

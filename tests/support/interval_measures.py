@@ -3,10 +3,11 @@
 import numpy as np
 import torch
 
-from ddpm.metrics import features as class_measures
+from ddpm.metrics import intervals
 from ddpm.metrics import manifold as memorisation
-from ddpm.metrics.distances import Interval
+from ddpm.metrics.evaluation import class_score
 from ddpm.metrics.features import Judged, deal
+from ddpm.metrics.intervals import Interval
 from ddpm.metrics.manifold import measure_manifold
 from tests.support.interval_regimes import GROUPS, REFERENCE, Features, Line, counted
 
@@ -45,10 +46,10 @@ def judgements(trials: int) -> list[Line]:
     lines = []
     for in_turn, how in ((True, "in turn"), (False, "drawn")):
         judged = [_judged(seed, 1000, in_turn) for seed in range(trials)]
-        scores = [class_measures.score(one) for one in judged]
+        scores = [class_score(one) for one in judged]
         truth = float(np.exp(np.log(10) - _entropy()))
         lines.append(counted(f"class score, n = 1,000, classes {how}", scores, truth))
-        hits = [class_measures.accuracy(one) for one in judged]
+        hits = [intervals.share(one.hits, int(one.counts.sum())) for one in judged]
         lines.append(counted(f"class accuracy, n = 1,000, classes {how}", hits, _ACCURACY))
     return lines
 

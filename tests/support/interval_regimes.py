@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpm.metrics.distances import Interval, Moments, fid, frechet_distance, kid
+from ddpm.metrics.distances import Frechet, KernelReference
+from ddpm.metrics.features import Moments
+from ddpm.metrics.intervals import Interval
 
 GROUPS = 16
 REFERENCE = 10**6  # the seed of a reference; trials have smaller ones
@@ -119,11 +121,11 @@ class FidRegime:
     def truth(self, found: list[Interval]) -> float:
         if self.distance == "alike" and not self.images:
             return 0.0  # not what rounding makes of it
-        return frechet_distance(self.features.moments(self.distance), self.reference)
+        return Frechet(self.reference).distance(self.features.moments(self.distance))
 
     def trial(self, seed: int) -> Interval:
         x = torch.from_numpy(self.features.draw(self.n, seed, self.distance))
-        return fid([Moments.of(x[k::GROUPS]) for k in range(GROUPS)], self.reference)[1]
+        return Frechet(self.reference).fid([Moments.of(x[k::GROUPS]) for k in range(GROUPS)])[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +150,7 @@ class KidRegime:
     def trial(self, seed: int) -> Interval:
         x = self.features.draw(self.n, seed, self.distance)
         y = self.features.draw(self.images or self.n, REFERENCE + 1 + seed)
-        return kid(blocks(x), blocks(y))
+        return KernelReference(blocks(y)).kid(blocks(x))
 
 
 Regime = FidRegime | KidRegime

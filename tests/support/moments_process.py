@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ddpm.distributed import Group, process_group, share, whole_batches
-from ddpm.metrics.distances import KernelReference, fid, kid_against
+from ddpm.metrics.distances import Frechet, KernelReference
 from ddpm.metrics.features import Extractor, Features, Statistics, collect, collect_together, deal
 from ddpm.metrics.manifold import measure_manifold, nearest_distances
 
@@ -44,12 +44,12 @@ def pairs(statistics: Statistics, images: np.ndarray, group: Group) -> dict[str,
     reference = np.concatenate([images[:100], images_of(1300, images.shape[2])[1003:]])
     known = collect(Known(images.shape[2]), [reference], deal(len(reference)), kept=10_000)
     shown = measure_manifold(statistics.kept / 7, statistics.kept_groups, known.kept / 7, group)
-    kernels = KernelReference.of(known.blocks(), group)
+    kernels = KernelReference(known.blocks(), group)
     own = whole_batches(len(reference), 64, group)
     nearest = nearest_distances(images, [reference[own.start : own.stop]], group.device)
     return {
-        "kid": [*vars(kid_against(statistics.blocks(), kernels)).values()],
-        "fid": [*vars(fid(statistics.groups, known.whole(), group)[1]).values()],
+        "kid": [*vars(kernels.kid(statistics.blocks())).values()],
+        "fid": [*vars(Frechet(known.whole()).fid(statistics.groups, group)[1]).values()],
         **{name: [*vars(estimate).values()] for name, estimate in vars(shown).items()},
         "nearest": group.least_(torch.from_numpy(nearest)).tolist(),
     }

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddpm.metrics.x0_error import MEASURES, t_quantile
+from ddpm.metrics.intervals import t_quantile
+from ddpm.metrics.x0_error import MEASURES
 from ddpm.report.effects import against, analyse, gap
 from ddpm.report.ranking import Ranking, rank
 from ddpm.report.verdict import Conclusion, judge, sentences

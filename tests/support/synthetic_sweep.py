@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from ddpm.config.identity import from_dict, to_yaml
-from ddpm.metrics.evaluation import (
+from ddpm.metrics.intervals import Interval
+from ddpm.metrics.quality import (
     Quality,
     QualityPoint,
     SamplePictures,
-    StoredInterval,
     store_quality,
 )
 from ddpm.runs.pictures import grid as grid_of
@@ -189,5 +189,5 @@ def _point(steps: int, factor: float) -> QualityPoint:
     )
 
 
-def _around(value: float, half: float) -> StoredInterval:
-    return StoredInterval(value=value, low=value - half, high=value + half)
+def _around(value: float, half: float) -> Interval:
+    return Interval(value=value, low=value - half, high=value + half)

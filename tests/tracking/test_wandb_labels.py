@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ddpm.metrics import evaluation
-from ddpm.metrics.evaluation import Quality, QualityPoint, SamplePictures, StoredInterval
+from ddpm.metrics.intervals import Interval
+from ddpm.metrics.quality import Quality, QualityPoint, SamplePictures, store_quality
 from ddpm.runs.pictures import png
 from ddpm.tracking.wandb_log import Labels, wandb_mirror
 from tests.runs.test_rundir import report
@@ -35,9 +35,7 @@ def write_quality(folder: Path) -> None:
     def point(
         num_steps: int, eta: float, fid: float | None, accuracy: float | None
     ) -> QualityPoint:
-        around = [
-            v if v is None else StoredInterval(value=v, low=v, high=v) for v in (fid, accuracy)
-        ]
+        around = [v if v is None else Interval(value=v, low=v, high=v) for v in (fid, accuracy)]
         return QualityPoint(
             sampler="ddim",
             num_steps=num_steps,
@@ -59,9 +57,7 @@ def write_quality(folder: Path) -> None:
         points=(point(50, 0.0, 3.0, None), point(10, 0.0, 9.0, None), point(10, 1.0, None, 0.5)),
     )
     images = np.zeros((3, 1, 8, 8, 1), np.uint8)
-    evaluation.store_quality(
-        folder, quality, SamplePictures(images=images, labels=np.zeros(1, np.int64))
-    )
+    store_quality(folder, quality, SamplePictures(images=images, labels=np.zeros(1, np.int64)))
 
 
 def test_a_trial_is_found_by_its_sweep_and_by_the_words_of_its_cell(tmp_path: Path) -> None:
