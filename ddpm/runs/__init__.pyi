@@ -8,13 +8,10 @@ from . import storage as storage
 from . import tensors as tensors
 from .averages import LARGEST_ERROR as LARGEST_ERROR
 from .averages import snapshots as snapshots
-from .directory import Patience as Patience
 from .directory import RunClaim as RunClaim
 from .directory import RunDirectory as RunDirectory
 from .directory import RunState as RunState
-from .directory import best_step as best_step
 from .directory import claimed as claimed
-from .directory import judge as judge
 from .layout import CONFIG as CONFIG
 from .layout import DONE as DONE
 from .layout import LOCK as LOCK
@@ -35,6 +32,9 @@ from .machine import peak_bytes as peak_bytes
 from .machine import read_memory_rows as read_memory_rows
 from .machine import reset_peak as reset_peak
 from .machine import watts as watts
+from .patience import Patience as Patience
+from .patience import best_step as best_step
+from .patience import judge as judge
 from .pictures import columns_by_class as columns_by_class
 from .pictures import gif as gif
 from .pictures import grid as grid

@@ -16,9 +16,8 @@ and made again, two could hold one each.
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from enum import IntFlag
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,13 +26,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm import config as configuration
-from ddpm.config import Config, Evaluation
+from ddpm.config import Config
 from ddpm.errors import InputError, LockedError
 from ddpm.runs import averages, checkpoint, layout, logs, pictures, provenance, storage
 from ddpm.runs.checkpoint import Checkpoint
 from ddpm.runs.layout import CONFIG, DONE, LOCK, MEMORY, PROVENANCE, STOP
 from ddpm.runs.logs import MetricsLog, Row, without_nan
 from ddpm.runs.machine import MemoryLog
+from ddpm.runs.patience import best_step
 from ddpm.runs.storage import Sign
 
 _POLL_S = 0.05
@@ -321,44 +321,6 @@ class RunDirectory:
 def _glance(metrics: Mapping[str, float]) -> str:
     """The first few numbers, short."""
     return "  ".join(f"{key} {value:.4g}" for key, value in list(metrics.items())[:5])
-
-
-class Patience(IntFlag):
-    """Meaning of an evaluation for the training.
-
-    Decided from the run's own rows of metrics, so a run that continues decides as one that was
-    never stopped.
-    """
-
-    NOTHING = 0
-    KEEP = 1  # the best so far: its checkpoint is saved and kept
-    ENOUGH = 2  # PATIENCE evaluations were no better: the training ends here
-
-
-def best_step(rows: Iterable[Mapping[str, Any]], options: Evaluation) -> int | None:
-    """The step of the lowest EVALUATION.BEST, the first of equals; None without either."""
-    return min(_measured(rows, options), default=(0.0, None))[1]
-
-
-def judge(rows: Iterable[Mapping[str, Any]], options: Evaluation) -> Patience:
-    """The meaning of the last of a run's evaluations."""
-    found = _measured(rows, options)
-    if not found:
-        return Patience.NOTHING
-    best = min(found)
-    verdict = Patience.KEEP if best == found[-1] else Patience.NOTHING
-    since = sum(step > best[1] for _, step in found)
-    if options.PATIENCE is not None and since >= options.PATIENCE:
-        verdict |= Patience.ENOUGH
-    return verdict
-
-
-def _measured(rows: Iterable[Mapping[str, Any]], options: Evaluation) -> list[tuple[float, int]]:
-    """(value, step) of the evaluations, in order; one that was not finite is none."""
-    if options.BEST is None:
-        return []
-    found = ((row.get(f"val_{options.BEST}"), row["step"]) for row in rows)
-    return [(value, step) for value, step in found if value is not None]
 
 
 class RunClaim:

@@ -1,4 +1,4 @@
-"""What a training step minimises: draws keyed by position, one network call, losses per sample.
+"""The loss of a training step: draws keyed by position, one network call, losses per sample.
 
 x_t = alpha x0 + sigma noise; the network's prediction is carried into LOSS_SPACE by an exact
 conversion and compared there.
@@ -7,12 +7,12 @@ conversion and compared there.
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ddpm.config import Training
-from ddpm.data import Batch
 from ddpm.diffusion import (
     DropoutKey,
     NoiseSchedule,
@@ -26,6 +26,9 @@ from ddpm.diffusion import (
     target_for,
     timesteps,
 )
+
+if TYPE_CHECKING:
+    from ddpm.data import Batch
 
 # (prediction, target, logsnr), the first two (N, C, H, W) in LOSS_SPACE, logsnr (N,) -> loss (N,)
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -44,9 +47,7 @@ def bin_names() -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Randomness:
-    """The randomness of a batch: timesteps t (N,), noise (N, C, H, W), labels after dropping,
-    dropout key.
-    """
+    """The draws of a batch: timesteps t (N,), noise (N, C, H, W), labels after dropping."""
 
     t: Tensor
     noise: Tensor
@@ -56,18 +57,14 @@ class Randomness:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleLosses:
-    """Losses (N,) of a batch: the one trained, the plain ones in the three spaces, and where they
-    lie in log-SNR.
-    """
+    """Losses (N,) of a batch: the one trained, the plain ones in three spaces; and its log-SNR."""
 
     loss: Tensor
     by_space: dict[str, Tensor]
     logsnr: Tensor
 
     def sums(self) -> Tensor:
-        """The NUM_SUMS numbers a step reports, detached: samples, loss, three spaces, bins,
-        non-finite losses.
-        """
+        """The NUM_SUMS numbers a step reports, detached: loss, non-finite losses, spaces, bins."""
         loss = self.loss.detach().float()
         # no tensor of the edges: a copy to a GPU waits for it
         above = torch.stack([self.logsnr > edge for edge in LOGSNR_EDGES]).sum(0)
@@ -102,7 +99,7 @@ def standard_loss(training: Training) -> Loss:
 
 
 def draw(
-    training: Training, network: nn.Module, schedule: NoiseSchedule, batch: Batch, step: int
+    training: Training, network: nn.Module, schedule: NoiseSchedule, batch: "Batch", step: int
 ) -> Randomness:
     """The draws of the samples of this batch: functions of (SEED, position) alone."""
     seed, positions = training.SEED, positions_of(batch)
@@ -120,16 +117,17 @@ def draw(
     )
 
 
-def positions_of(batch: Batch) -> Tensor:
-    """Where the batch lies in the endless order; ValueError for one read outside of it."""
+def positions_of(batch: "Batch") -> Tensor:
+    """Positions of the batch in the endless order; ValueError for one read outside of it."""
     if batch.positions is None:
         raise ValueError("a batch read without positions has no draws; read it by its positions")
     return batch.positions
 
 
-def _labels(training: Training, network: nn.Module, batch: Batch) -> Tensor | None:
-    """Labels, each replaced by the null class with probability LABEL_DROP; None for unconditional
-    networks.
+def _labels(training: Training, network: nn.Module, batch: "Batch") -> Tensor | None:
+    """Labels, each replaced by the null class with probability LABEL_DROP.
+
+    None for unconditional networks.
     """
     null = getattr(network, "null_label", None)
     if null is None or batch.labels is None:
@@ -142,7 +140,7 @@ def sample_losses(
     training: Training,
     network: Callable[..., Tensor],
     schedule: NoiseSchedule,
-    batch: Batch,
+    batch: "Batch",
     draws: Randomness,
     loss: Loss,
     autocast: AbstractContextManager[object] | None = None,

@@ -1,5 +1,7 @@
-"""What survives a training's end or death: TrainState; and the sums of the report under way:
-Window.
+"""One optimizer step: the worker's share through the network, one reduction, clip, AdamW, EMA.
+
+The step waits for the device once, to learn the loss, whether anything is not finite and whether to
+stop. TrainState is all that survives a training's end or death.
 """
 
 import copy
@@ -9,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +19,6 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, schedule, supported_activities
 
 from ddpm.config import Training
-from ddpm.data import Batch
 from ddpm.diffusion import NoiseSchedule, beta_at, ema, gamma_of, name_of
 from ddpm.distributed import Group, share
 from ddpm.errors import NonFiniteError
@@ -31,16 +32,22 @@ from ddpm.training.optim import (
     state_by_name,
 )
 
+if TYPE_CHECKING:
+    from ddpm.data import Batch
+
+EXACT_PARTS = 4  # parts of the global batch under NUMERICS exact, unless MICRO_BATCH is given
+LEAST_LOSS_SCALE = 1.0  # fp16 gradients that overflow below it are not the scale's fault
+WARMUP_STEPS = 2  # of a profile: the first steps allocate, tune and compile
+
 Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """All that must survive: a CPU copy, safe to keep. tensors: model, ema-DECAY...,
-    power-LENGTH..., optimizer, each {name: tensor}.
+    """All that must survive: a CPU copy, safe to keep.
 
-    window: the sums of the report under way, so that a run stopped between two reports loses none
-    of them.
+    tensors: model, ema-DECAY..., power-LENGTH..., optimizer, each {name: tensor}.  window: the sums
+    of the report under way, so that a run stopped between two reports loses none of them.
     """
 
     step: int
@@ -50,7 +57,7 @@ class TrainState:
 
     @property
     def scalars(self) -> dict[str, Any]:
-        """What goes to JSON beside the tensors."""
+        """JSON values beside the tensors."""
         return {"step": self.step, "grad_scaler": self.grad_scaler, "window": self.window}
 
     @classmethod
@@ -61,9 +68,7 @@ class TrainState:
 
 @dataclass
 class Window:
-    """Sums since the last report. seconds and core seconds are this process's own and not kept over
-    a resume.
-    """
+    """Sums since the last report; its times are of this process and not kept over a resume."""
 
     steps: int = 0
     sums: list[float] = field(default_factory=lambda: [0.0] * NUM_SUMS)
@@ -83,21 +88,15 @@ class Window:
         return {name: getattr(self, name) for name in names} if self.steps else {}
 
 
-# --------
-# One flat buffer for all gradients and the sums that ride with them, reduced over workers in one
-# collective.
-#
-# Its layout depends on the parameters alone, never on when the process started, so a resumed run sums
-# in the same order. `fast` has one row: micro-batches accumulate in it and workers' rows are summed
-# by one all-reduce. `exact` has one row for each of a fixed number of parts of the global batch;
-# adding other workers' zeros changes no bit, and the rows are then summed pairwise in a fixed tree:
-# the result is the same bits for any number of workers.
-
-
 class GradientBuffer:
     """Gradients of `parameters` in rows, each row followed by `num_sums` further numbers.
 
-    rows: how many parts of the global batch are kept apart (1 = accumulate as they come).
+    One flat buffer, reduced over workers in one collective. Its layout depends on the parameters
+    alone, never on when the process started, so a resumed run sums in the same order. `fast` has
+    one row: micro-batches accumulate in it and workers' rows are summed by one all-reduce. `exact`
+    has one row for each of a fixed number of parts of the global batch; adding other workers' zeros
+    changes no bit, and the rows are then summed pairwise in a fixed tree: the result is the same
+    bits for any number of workers.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], num_sums: int, rows: int = 1) -> None:
@@ -125,8 +124,9 @@ class GradientBuffer:
         self.buffer[row, self.size :] += sums
 
     def reduce(self, group: Group) -> tuple[Tensor, Tensor]:
-        """(gradient (size,), sums): totals over all parts and workers; parameters' .grad point into
-        the first.
+        """(gradient (size,), sums): totals over all parts and workers.
+
+        The parameters' .grad point into the first.
         """
         group.sum_(self.buffer)
         total = tree_sum(self.buffer)
@@ -145,16 +145,6 @@ def tree_sum(rows: Tensor) -> Tensor:
         folded[: rows.shape[0] - half] += rows[half:]
         rows = folded
     return rows[0]
-
-
-# --------
-# One optimizer step: this worker's share through the network, one reduction, clip, AdamW, EMA.
-#
-# The step waits for the device once, to learn the loss, whether anything is not finite and whether to
-# stop.
-
-EXACT_PARTS = 4  # parts of the global batch under NUMERICS exact, unless MICRO_BATCH is given
-LEAST_LOSS_SCALE = 1.0  # fp16 gradients that overflow below it are not the scale's fault
 
 
 def exact_part_size(training: Training) -> int:
@@ -198,8 +188,9 @@ class Stepper:
         self._restore(state)
 
     def _parts(self) -> list[range]:
-        """The parts of the global batch that go through the network at once; `exact` fixes them for
-        any group size.
+        """The parts of the global batch that go through the network at once.
+
+        `exact` fixes them for any group size.
         """
         micro = self.training.MICRO_BATCH
         if self.training.NUMERICS == "exact":
@@ -229,15 +220,10 @@ class Stepper:
         if state is None:
             return
         self.network.load_state_dict(state.tensors["model"])
-        self.emas, self.powers = (
-            {
-                name: {
-                    k: v.to(self.group.device, copy=True) for k, v in state.tensors[name].items()
-                }
-                for name in averages
-            }
-            for averages in (self.emas, self.powers)
-        )
+        for averages in (self.emas, self.powers):
+            for name in averages:
+                kept = state.tensors[name].items()
+                averages[name] = {k: v.to(self.group.device, copy=True) for k, v in kept}
         load_state_by_name(self.optimizer, self.network, state.tensors["optimizer"])
         if state.grad_scaler:
             self.scaler.load_state_dict(state.grad_scaler)
@@ -248,7 +234,7 @@ class Stepper:
         first, last = self.parts[own[0]].start, self.parts[own[-1]].stop
         return torch.arange(first, last) + step * self.batch_size
 
-    def train_step(self, batch: Batch, stop: bool) -> bool:
+    def train_step(self, batch: "Batch", stop: bool) -> bool:
         """One optimizer step on this worker's share; whether rank 0 asks to stop after it."""
         batch = batch.to(self.group.device)
         self.buffer.begin()
@@ -267,9 +253,10 @@ class Stepper:
         self.step += 1
         return numbers[-1] > 0
 
-    def _backward(self, piece: Batch, row: int) -> Tensor:
-        """Gradients and sums of one part, added to its row. Returns int64 (n, 3): timestep, sample
-        id and whether the loss is finite.
+    def _backward(self, piece: "Batch", row: int) -> Tensor:
+        """Gradients and sums of one part, added to its row.
+
+        Returns int64 (n, 3): timestep, sample id and whether the loss is finite.
         """
         draws = draw(self.training, self.network, self.schedule, piece, self.step)
         losses = sample_losses(
@@ -289,8 +276,9 @@ class Stepper:
     def _apply(
         self, gradient: Tensor, sums: Tensor, seen: list[Tensor]
     ) -> tuple[bool, float, list[float]]:
-        """(skipped, gradient norm, sums): clip by the global norm, AdamW, EMA. fp16 may skip an
-        overflown step.
+        """(skipped, gradient norm, sums): clip by the global norm, AdamW, EMA.
+
+        fp16 may skip an overflown step.
         """
         self.scaler.unscale_(self.optimizer)
         # the one place where the step waits for the device
@@ -316,9 +304,7 @@ class Stepper:
         return skipped, norm, numbers
 
     def _non_finite(self, norm: float, seen: list[Tensor]) -> NonFiniteError:
-        """The error naming the step, and the timesteps and sample ids whose loss is not finite, on
-        any worker.
-        """
+        """The error naming step, timesteps and sample ids of losses not finite on any worker."""
         found = torch.full((16, 2), -1, dtype=torch.int64, device=self.group.device)
         samples = torch.cat(seen)
         rows = samples[samples[:, 2] == 0][:16, :2]
@@ -394,15 +380,11 @@ def with_weights(network: nn.Module, weights: Tensors | None) -> nn.Module:
     return network
 
 
-# --------
-# TRAINING.NUMERICS on the device: the kernels a training may use.
-
-
 @contextmanager
 def kernels(numerics: str) -> Iterator[None]:
-    """Under "exact" deterministic kernels alone, in full float32; as before afterwards.
+    """The kernels of TRAINING.NUMERICS; as before afterwards.
 
-    On a GPU some fast kernels add in the order in which threads arrive, and cuDNN rounds the inputs
+    Under "exact" deterministic ones alone, in full float32: on a GPU some fast kernels add in the order in which threads arrive, and cuDNN rounds the inputs
     of float32 convolutions to TF32. An operation that has no deterministic kernel raises
     RuntimeError. On a CPU nothing changes: all kernels in use are deterministic there.
     """
@@ -422,17 +404,12 @@ def kernels(numerics: str) -> Iterator[None]:
         cudnn.allow_tf32 = before[1]
 
 
-# --------
-# TRAINING.PROFILE: a trace of some optimizer steps, to be looked at in Perfetto or Chrome.
-
-WARMUP_STEPS = 2  # the first steps allocate, tune and compile
-
-
 @contextmanager
 def profiler(path: Path, steps: int) -> Iterator[Callable[[], None] | None]:
-    """Gives what is to be called after each step; writes the trace of `steps` steps to `path`.
+    """The function to call after each step, which traces `steps` steps into `path`; None for 0.
 
-    None when steps is 0. Counting starts where this process does, after WARMUP_STEPS.
+    The trace is for Perfetto or Chrome. Counting starts where this process does, after
+    WARMUP_STEPS.
     """
     if steps == 0:
         yield None

@@ -11,27 +11,27 @@ number of workers and threads.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
 from ddpm.config import Training
-from ddpm.data import Dataset
 from ddpm.diffusion import NoiseSchedule
 from ddpm.distributed import Group
 from ddpm.runs import Patience
 from ddpm.training.loss import Loss
 from ddpm.training.step import Stepper, TrainState, Window
 
+if TYPE_CHECKING:
+    from ddpm.data import Dataset
+
 LONGEST_WINDOW = 100  # optimizer steps between reports at most
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What happened up to `step`: means since the last report; rank 0 alone carries samples and
-    state.
-    """
+    """Progress up to `step`: means since the last report; rank 0 alone has samples and state."""
 
     step: int
     images: int
@@ -64,7 +64,7 @@ def train(
     training: Training,
     network: nn.Module,
     schedule: NoiseSchedule,
-    data: Dataset,
+    data: "Dataset",
     *,
     loss: Loss | None = None,
     state: TrainState | None = None,
@@ -76,8 +76,7 @@ def train(
     pause_at: int | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> Iterator[StepReport]:
-    """Train from `state` (None: from the network's weights) to the end, yielding a Report at every
-    boundary.
+    """Trains from `state` (None: the network's weights) to the end; a StepReport at each boundary.
 
     Boundaries depend on the step alone: every epoch, and every LONGEST_WINDOW steps within one.
     Reports carry a state every SAVE_PERIOD epochs, at the end, and when the run is stopped: because

@@ -21,12 +21,7 @@ from ddpm.data import Dataset, staging
 from ddpm.diffusion import NoiseSchedule
 from ddpm.distributed import Group
 from ddpm.errors import Interrupted
-from ddpm.metrics import (
-    evaluate_run,
-    measure_samples,
-    sample_metrics,
-    validation_metrics,
-)
+from ddpm.metrics import evaluate_run, measure_samples, sample_metrics, validation_metrics
 from ddpm.runs import (
     Began,
     Patience,
@@ -79,8 +74,8 @@ class Job:
 
     data_dir: the folder of packed shards.  threads: CPU threads of each worker.  wait_s: how long
     to wait for the lock of the run directory.  packed: whether other trainings share the machine
-    meanwhile, so that speed is not the machine's.
-    pause_at: the optimizer step after which it saves and stops, to be continued.
+    meanwhile, so that speed is not the machine's.  pause_at: the optimizer step after which it
+    saves and stops, to be continued.
     """
 
     config: dict[str, Any]
@@ -126,17 +121,17 @@ def work(
         recorded = failure_recorded(run.path) if group.size == 1 else nullcontext()
         with recorded, kernels(config.TRAINING.NUMERICS):
             staging.stage(data, config.DATASET.STAGE, group, should_stop=stops)
-            if not group.is_main:
-                _train(job, config, data, run, state, group, [], stops)
-                measure_samples(run.path, config, data, group, should_stop=stops)
-                began.gather(group)
-                return {}
-            with closing(mirror(config, run) if mirror else NoMirror()) as mirrored:
-                listeners = [mirrored.log, *([on_report] if on_report else [])]
+            opened = mirror(config, run) if mirror and group.is_main else NoMirror()
+            with closing(opened) as mirrored:
+                listeners = [run.record, mirrored.log, *([on_report] if on_report else [])]
+                if not group.is_main:
+                    listeners = []
                 _train(job, config, data, run, state, group, listeners, stops)
-                peak = peak_bytes()  # what is measured from here on is no training
+                peak = peak_bytes()  # measuring is no training
                 measure_samples(run.path, config, data, group, should_stop=stops)
                 began.gather(group)
+                if not group.is_main:
+                    return {}
                 summary = _finish(job, config, data, run, peak, began)
                 mirrored.finish(summary)
             return summary
@@ -147,9 +142,7 @@ def work(
 def _start(
     run: RunDirectory, config: Config, data: Dataset, job: Job, group: Group
 ) -> TrainState | None:
-    """The state all workers continue from: rank 0 opens the run directory and chooses, the others
-    read the same.
-    """
+    """The state all workers continue from: rank 0 opens the run directory and chooses it."""
     found = None
     gpus = 1.0 if config.CLUSTER.GPUS_PER_WORKER is None else config.CLUSTER.GPUS_PER_WORKER
     if group.is_main:
@@ -183,25 +176,36 @@ def _train(
     listeners: list[Callable[[StepReport], None]],
     should_stop: Callable[[], bool],
 ) -> None:
-    """Every report to the run directory (rank 0) and the listeners; Interrupted when stopped."""
-    if group.any(group.is_main and _has_lost_patience(run, config)):
+    """Every report to the listeners; Interrupted when stopped."""
+    training, options = config.TRAINING, config.EVALUATION
+
+    def verdict(row: dict[str, float]) -> Patience:
+        return judge([*run.metrics(), row], options)
+
+    is_enough = group.is_main and options.PATIENCE is not None
+    if group.any(is_enough and Patience.ENOUGH in judge(run.metrics(), options)):
         return  # and was killed before it could say that it is done
     network, schedule = build(config)
-    if group.is_main:
-        listeners = [run.record, *listeners]
+    epoch = steps_per_epoch(training, data.num_train)
+    sampler = None
+    if training.INLINE_GEN.ENABLE:
+        sampler = Every(
+            steps=training.INLINE_GEN.PERIOD * epoch,
+            call=lambda network: generation.sample_grid(network, schedule, config),
+        )
     last: StepReport | None = None
-    traced = config.TRAINING.PROFILE if group.is_main else 0
+    traced = training.PROFILE if group.is_main else 0
     with profiler(run.path / "profile.json", traced) as on_step:
         for report in train(
-            config.TRAINING,
+            training,
             network,
             schedule,
             data,
             state=state,
             group=group,
-            sampler=_sampler(config, schedule, data),
+            sampler=sampler,
             evaluator=_evaluator(config, schedule, data, group),
-            judge=_judge(run, config),
+            judge=None if options.BEST is None else verdict,
             should_stop=should_stop,
             pause_at=job.pause_at,
             on_step=on_step,
@@ -218,33 +222,8 @@ def _train(
         )
 
 
-def _sampler(config: Config, schedule: NoiseSchedule, data: Dataset) -> Every | None:
-    inline = config.TRAINING.INLINE_GEN
-    if not inline.ENABLE:
-        return None
-    steps = inline.PERIOD * steps_per_epoch(config.TRAINING, data.num_train)
-    return Every(
-        steps=steps, call=lambda network: generation.sample_grid(network, schedule, config)
-    )
-
-
-def _has_lost_patience(run: RunDirectory, config: Config) -> bool:
-    options = config.EVALUATION
-    return options.PATIENCE is not None and Patience.ENOUGH in judge(run.metrics(), options)
-
-
-def _judge(run: RunDirectory, config: Config) -> Callable[[dict[str, float]], Patience] | None:
-    """What an evaluation means beside those before it; None where no best is asked for."""
-    if config.EVALUATION.BEST is None:
-        return None
-    return lambda row: judge([*run.metrics(), row], config.EVALUATION)
-
-
 def _evaluator(
-    config: Config,
-    schedule: NoiseSchedule,
-    data: Dataset,
-    group: Group,
+    config: Config, schedule: NoiseSchedule, data: Dataset, group: Group
 ) -> Every | None:
     if config.EVALUATION.EVERY is None:
         return None
@@ -263,9 +242,7 @@ def _evaluator(
 def _finish(
     job: Job, config: Config, data: Dataset, run: RunDirectory, peak_memory: int, began: Began
 ) -> dict[str, Any]:
-    """Evaluation and samples of the final EMA network, written beside the checkpoints; the run's
-    summary.
-    """
+    """Evaluation and samples of the final EMA network, written into the run; its summary."""
     last = max(checkpoint.steps(run.checkpoints))
     run.record_memory("evaluation", last)
     numbers = evaluate_run(run.path, data)
