@@ -1,4 +1,4 @@
-"""Samples measured from end to end: real images are at their floor, others are not; bad input."""
+"""Samples measured from end to end: real images at their floor, others not; bad input."""
 
 import json
 import shutil
@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ddpm.cli import evaluate as command
 from ddpm.data import packing
 from ddpm.data.index import open_index
 from ddpm.errors import InputError
-from ddpm.metrics.evaluation import METRICS, cells, evaluate_samples
+from ddpm.metrics.evaluation import METRICS, cells, class_score, evaluate_samples
+from ddpm.metrics.features import Judged
 from ddpm.metrics.reference import RealData, pixel_features
 from ddpm.metrics.samples import drawn, read_samples, request_of
 from tests.support.digits_runs import digit_images, digits_run, real_digits
@@ -300,3 +302,30 @@ def test_a_source_that_is_nothing_is_refused(digits: Path, tmp_path: Path) -> No
     shutil.copy(__file__, tmp_path / "empty")
     with pytest.raises(InputError, match="holds no images"):
         run(tmp_path / "empty", "--against", digits, "--cache", tmp_path / "cache")
+
+
+def judged(p: np.ndarray) -> Judged:
+    """What 16 groups saw of images with class probabilities (n, K)."""
+    groups = [torch.from_numpy(p[k::16]) for k in range(16)]
+    entropies = [-(g * g.clamp(min=1e-12).log()).sum() for g in groups]
+    return Judged(
+        counts=torch.tensor([len(g) for g in groups], dtype=torch.float64),
+        entropies=torch.stack(entropies),
+        classes=torch.stack([g.sum(dim=0) for g in groups]),
+        hits=None,
+    )
+
+
+def test_sure_and_even_is_the_number_of_classes_and_all_alike_is_one() -> None:
+    # rows of 80: every group has every class equally often
+    sure = np.eye(5)[np.repeat(np.arange(5), 16).tolist() * 10]
+    assert class_score(judged(sure)).value == pytest.approx(5.0, rel=1e-9)
+    alike = np.tile([0.7, 0.2, 0.1], (160, 1))
+    assert class_score(judged(alike)).value == pytest.approx(1.0, abs=1e-9)
+
+
+def test_the_bias_of_few_images_is_taken_out() -> None:
+    rng = np.random.default_rng(0)
+    found = [class_score(judged(np.eye(10)[rng.integers(0, 10, 160)])).value for _ in range(200)]
+    # of 160 images the plain score is 9 / 320 of 10 too small
+    assert abs(np.mean(found) - 10) < 0.3 * 10 * 9 / 320
