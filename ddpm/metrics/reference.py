@@ -264,11 +264,14 @@ class Reference:
         """Number kept of each group, (K,)."""
         return self.kept_groups.bincount().numpy()
 
+    def blocks(self) -> list[Tensor]:
+        """The kept features of each group."""
+        return [self.kept[self.kept_groups == group] for group in range(len(self.kept_counts))]
+
     @cached_property
     def kernels(self) -> KernelReference:
         """For KID; all workers call this together."""
-        blocks = [self.kept[self.kept_groups == group] for group in range(len(self.kept_counts))]
-        return KernelReference(blocks, self.workers)
+        return KernelReference(self.blocks(), self.workers)
 
     @cached_property
     def frechet(self) -> Frechet:
