@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddpm.config import DatasetConfig
+from ddpm.config import DatasetSection
 from ddpm.data import Dataset, ImageSequence, Loaded, Source, open_npz, open_source, packing
 from ddpm.distributed import ALONE, Group
 from ddpm.errors import InputError
@@ -162,7 +162,7 @@ def read_samples(path: Path, real: RealData, *, is_checked: bool = False) -> Sam
         index = packing.refresh(path)
         if index.image_shape is None:
             raise InputError(f"{path}: its images vary in size; measured images have one size")
-        options = DatasetConfig(NAME="samples", PATH=str(path), LABEL_KEY=None)
+        options = DatasetSection(NAME="samples", PATH=str(path), LABEL_KEY=None)
         images = _OfShards(Dataset(index, options, index.image_shape, seed=0), index.num_samples)
         labels, identity, names = index.labels, index.sha256, index.class_names
     else:
