@@ -51,8 +51,7 @@ from ddpm.metrics.reference import (
 from ddpm.runs import gpu_share
 from ddpm.sampling import (
     LoadedModel,
-    Method,
-    Sampler,
+    SamplerOptions,
     draw_batch,
     grid_sampler,
     load_network,
@@ -81,7 +80,7 @@ def _draw_batch(
     network: nn.Module,
     schedule: NoiseSchedule,
     config: Config,
-    sampler: Sampler,
+    sampler: SamplerOptions,
     ids: Tensor,
     labels: NDArray[np.int64] | None,
 ) -> Pixels:
@@ -160,17 +159,6 @@ class SampleWalk:
     eta: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class WalkSampler(Sampler):
-    """A sampler between two log SNRs, or over the schedule's own timesteps where there are none."""
-
-    between: tuple[float, float] | None = None
-
-    @property
-    def method(self) -> Method:
-        return replace(super().method, between=self.between)
-
-
 def walks(config: Config) -> list[SampleWalk]:
     """Every number of steps with every eta: fewest steps first, within them the etas as given."""
     options = config.EVALUATION
@@ -180,12 +168,12 @@ def walks(config: Config) -> list[SampleWalk]:
     ]
 
 
-def sampler_of(walk: SampleWalk, config: Config) -> WalkSampler:
+def sampler_of(walk: SampleWalk, config: Config) -> SamplerOptions:
     """The sampler of a walk's images."""
     between = config.EVALUATION.SAMPLING_LOGSNR
-    return WalkSampler(
+    return SamplerOptions(
         pred_type=config.TRAINING.PRED_TYPE,
-        steps={"num_steps": walk.num_steps},
+        num_steps=walk.num_steps,
         ddim_eta=walk.eta,
         spacing="trailing" if between is None else "logsnr",
         between=between,

@@ -131,8 +131,8 @@ def drawn(request: SampleRequest, group: Group = ALONE) -> Samples:
     made = generate(request, group=group)
     generator = ImageGenerator(request)
     facts, sampler = generator.recipe(), generator.sampler
-    (kind, steps), *_ = sampler.steps.items()
-    spaced = f"{steps} steps" if kind == "num_steps" else f"every {steps}th step"
+    steps, stride = sampler.num_steps, sampler.reverse_stride
+    spaced = f"every {stride}th step" if steps is None else f"{steps} steps"
     guided = "" if sampler.guidance == 1 else f", guidance {sampler.guidance:g}"
     protocol = (
         f"images 0 to {made.num_images - 1} of seed {sampler.seed}, {request.options.GEN_TASK}, "
