@@ -159,7 +159,7 @@ def test_sbatch_gets_what_the_dry_run_has_shown(
     folder = bulk.series.folder / "submitit"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     for path in folder.glob("*.pkl"):
-        assert b"DrawTask" in path.read_bytes() and path.stat().st_size < 1000
+        assert b"FileTask" in path.read_bytes() and path.stat().st_size < 1000
     jobs = submit.read_jobs(bulk.series.folder)
     assert [job.job for job in jobs] == ["70_0", "70_1", "70_2", "71"]
     assert [job.trials for job in jobs] == [
