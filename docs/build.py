@@ -21,6 +21,9 @@ in keys and in named choices. On the command line `SECTION.KEY=value` after the 
 Every mistake in a file is reported at once, one line each, before anything is written (exit code
 2).
 
+`ddpm.config.json_schema()` gives the same keys, types and limits as a JSON schema, with which an
+editor completes and checks the keys as they are typed.
+
 """
 
 

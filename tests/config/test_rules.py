@@ -188,7 +188,8 @@ BROKEN = [
     ("T.LOSS_SPACE=noise N.ZERO_TERMINAL_SNR=true", "TRAINING.LOSS_SPACE is noise but"),
     (
         "G.NUM_STEPS=null G.REVERSE_STRIDE=1001",
-        "IMAGE_GENERATION.REVERSE_STRIDE is 1001 but TRAINING.NETWORK.TIMESTEPS is 1000; give a stride of at most 1000",
+        "IMAGE_GENERATION.REVERSE_STRIDE is 1001 but "
+        "TRAINING.NETWORK.TIMESTEPS is 1000; give a stride of at most 1000",
     ),
     ("T.INLINE_GEN.REVERSE_STRIDE=1001", "INLINE_GEN.REVERSE_STRIDE is 1001 but"),
     ("G.SAMPLER=dpmpp_2m_sde", "SAMPLER is dpmpp_2m_sde but DDIM_ETA is 0.0; give"),
@@ -204,7 +205,8 @@ BROKEN = [
     ),
     ("G.CLASS_LABEL=10", "CLASS_LABEL 10 is no class"),
     (
-        "E.FEATURES=classifier E.EVERY=1 DATASET.LABEL_KEY=null N.NUM_CLASSES=null G.GEN_TASK=random_uncond",
+        "E.FEATURES=classifier E.EVERY=1 DATASET.LABEL_KEY=null "
+        "N.NUM_CLASSES=null G.GEN_TASK=random_uncond",
         "FEATURES is classifier but DATASET.LABEL_KEY is null, and it is trained on labels; give",
     ),
 ]

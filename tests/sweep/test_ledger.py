@@ -1,4 +1,4 @@
-"""ddpm.ledger: outcomes are whole or absent, whatever happens to the process that writes them."""
+"""ddpm.sweep.ledger: outcomes are whole or absent, whatever happens to their writers."""
 
 import json
 import logging
