@@ -40,7 +40,7 @@ _COS = tuple((-1.0) ** k / math.factorial(2 * k) for k in range(9, -1, -1))  # |
 
 
 class Stream(IntEnum):
-    """What a draw is for. Results depend on the numbers: append new ones, never change any."""
+    """Purpose of a draw. Results depend on the numbers: append new ones, never change any."""
 
     INIT = 0
     ORDER = 1

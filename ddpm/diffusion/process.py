@@ -1,4 +1,4 @@
-"""The forward process, what a network may predict of it, the posterior, and the losses.
+"""Forward process, posterior, prediction types and losses.
 
     x_t = alpha x_0 + sigma noise,  velocity = alpha noise - sigma x_0  (Salimans & Ho 2022, App. D)
 
@@ -57,7 +57,7 @@ def diffuse(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
 def q_posterior(
     schedule: NoiseSchedule, x_t: Tensor, x0: Tensor, t: Tensor | int, s: Tensor | int
 ) -> Gaussian:
-    """The distribution q(x_s | x_t, x_0) of an earlier state, for any s < t.
+    """Distribution q(x_s | x_t, x_0) of an earlier state, for any s < t.
 
     With r = snr_t / snr_s (Ho et al. 2020, Eq. 7 is the case s = t - 1):
 
@@ -79,7 +79,7 @@ def q_posterior(
 
 
 def x0_from_pred(pred: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, pred_type: str) -> Tensor:
-    """The clean image a prediction implies. From noise it divides by alpha.  Returns (N, ...)."""
+    """Clean image that a prediction implies. From noise it divides by alpha.  Returns (N, ...)."""
     check_choice("pred_type", pred_type, PRED_TYPES)
     if pred_type == "image":
         return pred
@@ -92,7 +92,7 @@ def x0_from_pred(pred: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, pred_t
 def noise_from_pred(
     pred: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, pred_type: str
 ) -> Tensor:
-    """The noise a prediction implies. From an image it divides by sigma.  Returns (N, ...)."""
+    """Noise that a prediction implies. From an image it divides by sigma.  Returns (N, ...)."""
     check_choice("pred_type", pred_type, PRED_TYPES)
     if pred_type == "noise":
         return pred
@@ -104,7 +104,7 @@ def noise_from_pred(
 def velocity_from_pred(
     pred: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, pred_type: str
 ) -> Tensor:
-    """The velocity a prediction implies. From noise or image it divides.  Returns (N, ...)."""
+    """Velocity that a prediction implies. From noise or image it divides.  Returns (N, ...)."""
     if pred_type == "velocity":
         return pred
     x0 = x0_from_pred(pred, x_t, alpha, sigma, pred_type)
@@ -118,7 +118,7 @@ def noise_from_x0(x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tens
 
 
 def target_for(pred_type: str, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """What a network of this prediction type should have returned.  Returns (N, ...)."""
+    """Target of a network of this prediction type.  Returns (N, ...)."""
     check_choice("pred_type", pred_type, PRED_TYPES)
     if pred_type == "noise":
         return noise
@@ -141,7 +141,7 @@ def convert(
 
 
 def loss_weight(logsnr: Tensor, loss_space: str, weighting: str, *, gamma: float = 5.0) -> Tensor:
-    """The weight of each sample's loss, for a squared error in loss_space.
+    """Weight of each sample's loss, for a squared error in loss_space.
 
     A weight w on ||x0_hat - x_0||^2 is w / snr on the noise and w / (snr + 1) on the velocity:
 
@@ -182,7 +182,7 @@ def loss_weight(logsnr: Tensor, loss_space: str, weighting: str, *, gamma: float
 
 
 def elementwise_loss(pred: Tensor, target: Tensor, loss_fn: str) -> Tensor:
-    """The mean over a sample's elements of e^2, |e|, or Huber's function of e = pred - target.
+    """Mean over a sample's elements of e^2, |e|, or Huber's function of e = pred - target.
 
     HUBER is e^2 / 2 up to |e| = 1 and |e| - 1/2 beyond.  pred, target: (N, ...).  Returns (N,),
     float32 or wider.  Raises ValueError for another loss_fn or unequal shapes.
@@ -233,7 +233,7 @@ def per_sample(coefficient: Tensor, x: Tensor) -> Tensor:
 
 
 def check_step(t: Tensor | int, s: Tensor | int) -> tuple[Tensor, Tensor]:
-    """The two timesteps of a reverse step as int64 tensors.  Raises ValueError unless s < t."""
+    """Two timesteps of a reverse step as int64 tensors.  Raises ValueError unless s < t."""
     t, s = torch.as_tensor(t), torch.as_tensor(s)
     if t.device.type == "cpu" and s.device.type == "cpu" and not bool((s < t).all()):
         raise ValueError(f"a reverse step goes from t to an earlier s, not from {t} to {s}")

@@ -1,4 +1,6 @@
-"""A trained network read back from its run directory or from one checkpoint."""
+"""Trained networks read back from a run or one checkpoint, and the start of a training: its data,
+its network with the first weights, its schedule.
+"""
 
 import re
 from collections.abc import Mapping
@@ -123,13 +125,9 @@ def misfits(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
     )
 
 
-# --------
-# What a training starts from: its data, the network with its first weights, the schedule.
-
-
 def open_data(config: Config, data_dir: Path) -> Dataset:
-    """The packed shards in data_dir as this configuration reads them; InputError with all that does
-    not fit.
+    """Packed shards in data_dir as this configuration reads them; InputError with all that does not
+    fit.
     """
     index = open_index(data_dir)
     problems = packing.check(config, index)
@@ -156,7 +154,7 @@ def build(config: Config) -> tuple[UNet, NoiseSchedule]:
 
 
 def start_problems(config: Config) -> list[str]:
-    """Why the weights of TRAINED_H5 cannot be started from; loads them where they are wanted.
+    """Reasons why TRAINED_H5 cannot be started from; loads its weights where they are wanted.
 
     Raises StorageError where they are damaged, or the configuration they go with was edited.
     """
@@ -170,8 +168,8 @@ def start_problems(config: Config) -> list[str]:
 
 
 def _start_from(network: nn.Module, source: str) -> None:
-    """The weights of the run or checkpoint `source` put into the network; InputError when they do
-    not fit.
+    """Weights of the run or checkpoint `source` put into the network; InputError when they do not
+    fit.
     """
     try:
         weights = load_network(Path(source)).network.state_dict()
