@@ -36,7 +36,7 @@ MINUTES = "takes minutes"
 ELSEWHERE = {
     "python launch/sweep.py sweeps/pred_types.yaml": MINUTES,
     "python launch/sweep.py sweeps/full_grid.yaml": MINUTES,
-    "python launch/sweep.py sweeps/asha.yaml": MINUTES,
+    "ddpm sweep sweeps/asha.yaml": MINUTES,
     "python launch/sweep.py sweeps/a_a.yaml": MINUTES,
     "python launch/pack.py /usr/share/datasets/fashion-mnist data/fashion_mnist": DATA_NOT_HERE,
     "python launch/train.py configs/fashion_mnist.yaml": DATA_NOT_HERE,
