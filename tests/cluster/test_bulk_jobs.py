@@ -14,7 +14,7 @@ from tests.cluster.test_submitit_jobs import wait_for
 from tests.sampling.test_generate import make_run
 from tests.support.bulk_data import Bulk, files_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 KEYS = {"GEN_TASK": "class_cond", "NUM_STEPS": 12}
 NUM = 600
 IN_UNITS = ("--num", NUM, "--unit", 8, "--batch-size", 4)
@@ -56,14 +56,14 @@ def test_a_duplicate_watches_and_ctrl_c_detaches(bulk: Bulk, undisturbed: BulkFo
     first = bulk.start(*IN_UNITS, "--cluster", "local", "--jobs", 2)
     wait_for("two jobs draw", lambda: len(bulk.runners()) == 2 and drawn(bulk) > 8)
     first.send_signal(signal.SIGINT)
-    output, _ = first.communicate(timeout=60)
+    output, _ = first.communicate(timeout=900)
     assert first.returncode == 75 and "detached; 2 job(s) go on" in output, output
     assert len(bulk.runners()) == 2
     second = bulk.start(*IN_UNITS, "--cluster", "local", "--jobs", 2)
     shown = bulk.command("--status")
     assert shown.returncode == 0, shown.stderr
     assert "images/s" in shown.stdout and ": running, at images " in shown.stdout
-    output, _ = second.communicate(timeout=200)
+    output, _ = second.communicate(timeout=900)
     assert second.returncode == 0, output
     assert " 0 to draw, " in output and "submitted" not in output
     assert len(set(begun(bulk))) == len(begun(bulk)), "nothing was drawn twice"
@@ -79,7 +79,7 @@ def test_usr2_requeues_a_task_which_goes_on_after_its_batch(
     (runner,) = bulk.runners()
     for process in (runner, runner.parents()[0]):
         process.send_signal(signal.SIGUSR2)  # as SLURM does: every process of the step
-    output, _ = driver.communicate(timeout=200)
+    output, _ = driver.communicate(timeout=900)
     assert driver.returncode == 0, output
     (log,) = (bulk.series.folder / "submitit").glob("*_log.out")
     assert "Requeued job" in log.read_text()
@@ -94,7 +94,7 @@ def test_term_ends_a_task_for_good_and_the_next_command_draws_the_rest(
     wait_for("a job draws", lambda: bulk.runners() and drawn(bulk) > 8)
     (runner,) = bulk.runners()
     runner.parents()[0].terminate()
-    output, _ = driver.communicate(timeout=100)
+    output, _ = driver.communicate(timeout=900)
     assert driver.returncode == 75 and "the same command draws them" in output, output
     (job,) = submit.read_jobs(bulk.series.folder)
     assert job.journal.exit_code == 75 and not bulk.runners()
@@ -111,7 +111,7 @@ def test_a_process_that_dies_has_another_go_on(bulk: Bulk, undisturbed: BulkFold
     wait_for("a job draws", lambda: bulk.runners() and drawn(bulk) > 8)
     (runner,) = bulk.runners()
     runner.kill()
-    output, _ = driver.communicate(timeout=200)
+    output, _ = driver.communicate(timeout=900)
     assert driver.returncode == 0, output
     assert check_bulk(bulk.series, NUM, progress=False).is_whole
     assert files_of(bulk.series) == files_of(undisturbed)
@@ -140,6 +140,6 @@ def test_a_task_that_fails_by_itself_is_named_with_its_reason(bulk: Bulk) -> Non
     wait_for("a job is there", lambda: mine.jobs())
     for path in mine.run.glob("checkpoints/*/*"):
         path.unlink()
-    output, _ = driver.communicate(timeout=100)
+    output, _ = driver.communicate(timeout=900)
     assert driver.returncode == 5, output
     assert "exit code 5: error: " in output and "600 of 600 images are missing" in output

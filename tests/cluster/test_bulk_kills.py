@@ -49,7 +49,7 @@ class Campaign:
             twin = self._launch() if not self.duplicates else None
             self.duplicates += twin is not None
             self._kill_while(driver, rng)
-            codes = [process.wait(timeout=400) for process in (driver, twin) if process]
+            codes = [process.wait(timeout=1500) for process in (driver, twin) if process]
             assert set(codes) <= {0, 75}, codes
             if codes == [0] * len(codes) and self.landed.total() >= self.kills:
                 return self.bulk.series
@@ -118,7 +118,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1800)
 @pytest.mark.long
 def test_each_image_once_through_kills_and_a_duplicate(run: Path, tmp_path: Path) -> None:
     print(fight(run, tmp_path, num=400, jobs=2, kills=4, unit=8, batch=4, seed=0))
