@@ -19,8 +19,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 
-from ddpm.tracking import wandb_log
-
 _GIB = 2**30
 _LEAST_DISK_GIB = 5
 _CPU_BF16 = ("amx_bf16", "avx512_bf16", "bf16")
@@ -218,6 +216,8 @@ def _wandb() -> Diagnosis:
     number = _version("wandb")
     if not number:
         return Diagnosis("W&B", False, "", "runs are not mirrored there: run `make install`")
+    from ddpm.tracking import wandb_log  # needs packages that may be missing without W&B
+
     if wandb_log.has_key():
         return Diagnosis("W&B", True, number, "a key is there: WANDB.MODE: online works")
     meaning = "no key: runs are logged offline; `wandb login`, then `wandb sync` uploads them"

@@ -36,7 +36,8 @@ def run_round(of: OpenSweep, one: Round, workers: Workers, max_concurrent: int) 
     """Run the trials of a round to their end or to a stop; the ledger has every end."""
     store, verdicts, planned = of.folder / "ray", of.folder / "asha", list(one.trials)
     plans = {trial.trial_id: _plan(of, trial) for trial in planned}
-    scheduler, search = None, {}
+    scheduler: Halving | None = None
+    search: dict[str, Any] = {}
     if one.ladders:
         storage.make_folder(verdicts)
         for trial in of.todo():  # of an earlier search, which did not settle it
@@ -211,7 +212,8 @@ class Bayes(OptunaSearch):
             return Searcher.FINISHED
         if self._left:
             trial = self._left.pop(0)
-            self._ot_study.enqueue_trial(self._point(of, trial))
+            study: Any = self._ot_study  # Ray gives it no type
+            study.enqueue_trial(self._point(of, trial))
             asked, _ = self._ask()
         elif len(of.trials) >= of.sweep.tune.trials or (chosen := self._choose()) is None:
             return Searcher.FINISHED
@@ -252,7 +254,8 @@ class Bayes(OptunaSearch):
     def _ask(self) -> tuple[str, dict[str, Any]]:
         """The study's next point, under a name of its own."""
         self._asked += 1
-        return str(self._asked), super().suggest(str(self._asked))
+        point: Any = super().suggest(str(self._asked))
+        return str(self._asked), point
 
     def _tell(self, asked: str, value: float | None) -> None:
         super().on_trial_complete(asked, None if value is None else {VALUE: value}, value is None)

@@ -18,7 +18,7 @@ from ddpm.errors import DdpmError, InputError
 from ddpm.metrics import (
     Extractor,
     RealData,
-    Samples,
+    SampleSet,
     data_named,
     data_of_run,
     describe_without_reading,
@@ -64,7 +64,7 @@ class Prepared:
 
     request: SampleRequest | None
     real: RealData
-    samples: Samples | None
+    samples: SampleSet | None
     extractor: Extractor
 
 

@@ -294,7 +294,8 @@ def _batches(
     seconds = expected_s(of.sweep, options, workers)
     size = group_size(len(todo), options, resources.jobs, seconds)
     jobs = {trial.trial_id: of.job(trial) for trial in of.trials}
-    prefix, batches = secrets.token_hex(4), []
+    prefix = secrets.token_hex(4)
+    batches: list[TrialBatch] = []
     for start in range(0, len(todo), size):
         some = tuple(todo[start : start + size])
         batch = TrialBatch(

@@ -1,4 +1,5 @@
 from . import schema as schema
+from .identity import SamplingSteps as SamplingSteps
 from .identity import architecture_tag as architecture_tag
 from .identity import config_sha256 as config_sha256
 from .identity import difference as difference

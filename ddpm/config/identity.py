@@ -202,7 +202,14 @@ def schedule_arguments(config: Config) -> ScheduleArguments:
     )
 
 
-def sampling_steps(section: ImageGeneration | InlineGen, num_timesteps: int) -> dict[str, int]:
+class SamplingSteps(TypedDict, total=False):
+    """Steps of sample(), by one of two keys."""
+
+    reverse_stride: int
+    num_steps: int
+
+
+def sampling_steps(section: ImageGeneration | InlineGen, num_timesteps: int) -> SamplingSteps:
     """{"reverse_stride": k} or {"num_steps": n} for sample(); both keys null: min(50, T) steps."""
     if section.REVERSE_STRIDE is not None:
         return {"reverse_stride": section.REVERSE_STRIDE}

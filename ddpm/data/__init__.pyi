@@ -11,9 +11,7 @@ from .index import scan_folder as scan_folder
 from .index import verify_shards as verify_shards
 from .order import is_validation as is_validation
 from .packing import source_problems as source_problems
-from .scan import Scan as Scan
-from .scan import scan_tar as scan_tar
-from .sources import ImageSequence as ImageSequence
-from .sources import Loaded as Loaded
-from .sources import Source as Source
+from .source import ImageSequence as ImageSequence
+from .source import Loaded as Loaded
+from .source import Source as Source
 from .sources import open_source as open_source

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ddpm.data.images import ArrayHeader, array_header
 from ddpm.data.scan import MAX_LABEL
-from ddpm.data.sources import DIGITS, Loaded, Source, files_identity
+from ddpm.data.source import DIGITS, Loaded, Source, files_identity
 from ddpm.errors import InputError
 
 # Real images shrink to a third, drawings to a fiftieth; beyond this it is made to fill memory.

@@ -29,7 +29,7 @@ from ddpm.data.arrays import ArraySource
 from ddpm.data.images import NUM_DRAWS, Pixels, Preprocessor
 from ddpm.data.index import Index
 from ddpm.data.order import Order, is_validation
-from ddpm.data.sources import ImageSequence
+from ddpm.data.source import ImageSequence
 from ddpm.diffusion import Stream, philox
 from ddpm.errors import InputError, StorageError
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ddpm.data import images
 from ddpm.data.scan import limited
-from ddpm.data.sources import Loaded, Source, files_identity
+from ddpm.data.source import Loaded, Source, files_identity
 from ddpm.errors import InputError
 from ddpm.runs import ImageBar
 

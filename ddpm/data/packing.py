@@ -37,7 +37,8 @@ from ddpm.data.index import (
     write_index,
 )
 from ddpm.data.scan import Scan, scan_tar
-from ddpm.data.sources import DIGITS, Loaded, Source, open_source
+from ddpm.data.source import DIGITS, Loaded, Source
+from ddpm.data.sources import open_source
 from ddpm.errors import InputError, LockedError
 from ddpm.runs import ImageBar, storage
 

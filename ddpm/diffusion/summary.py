@@ -103,8 +103,10 @@ def summary(network: nn.Module, image_shape: tuple[int, int, int]) -> Summary:
     """
     parts: dict[str, nn.Module] = {}
     for name, child in network.named_children():
-        is_list = isinstance(child, nn.ModuleList)
-        parts |= {f"{name}.{i}": m for i, m in enumerate(child)} if is_list else {name: child}
+        if isinstance(child, nn.ModuleList):
+            parts |= {f"{name}.{number}": part for number, part in enumerate(child)}
+        else:
+            parts[name] = child
     flops, less = _traced(network, image_shape, parts, num_images=2)
     _, more = _traced(network, image_shape, parts, num_images=3)
     costs = [
@@ -152,7 +154,7 @@ def _traced(
         tensors = [each for each in inputs if isinstance(each, Tensor)]
         stage_inputs.extend(_Kept(names[stage], tensor) for tensor in tensors)
 
-    names = {stage: name for name, stage in stages.items()}
+    names: dict[nn.Module, str] = {stage: name for name, stage in stages.items()}
     is_checkpointed = any(stage.checkpoint_activations for stage in stages.values())
     with FakeTensorMode(), _plain_training(network, stages), ExitStack() as hooks:
         for stage in stages.values():

@@ -38,7 +38,7 @@ from .reference import describe_without_reading as describe_without_reading
 from .reference import has_classifier as has_classifier
 from .reference import open_extractor as open_extractor
 from .reference import reference_of as reference_of
-from .samples import Samples as Samples
+from .samples import SampleSet as SampleSet
 from .samples import drawn as drawn
 from .samples import is_trained as is_trained
 from .samples import read_samples as read_samples

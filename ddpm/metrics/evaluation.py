@@ -1,6 +1,6 @@
 """evaluate(): images against a reference, every number with its interval; and METRICS, its table.
 
-Another metric is one function of a Comparison and one line of METRICS. In training, at the end of a
+Another metric is one function of a MetricInput and one line of METRICS. In training, at the end of a
 run and in `launch/evaluate.py` images are measured by this one function. A number that would mean
 nothing, of too few images or by features that do not tell it, is left out with its reason.
 
@@ -40,7 +40,7 @@ from ddpm.metrics.features import (
 from ddpm.metrics.intervals import Interval
 from ddpm.metrics.manifold import MOST_LOOKED_UP, Manifold
 from ddpm.metrics.reference import READ, RealData, Reference, reference_of, subset
-from ddpm.metrics.samples import Samples
+from ddpm.metrics.samples import SampleSet
 from ddpm.runs import provenance, shown, storage
 
 # Each of the 16 groups needs a block for KID: fewer images give no distance at all.
@@ -69,7 +69,7 @@ class Images:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class MetricInput:
     """Images and reference as the metrics see them.
 
     nearest: distances to the nearest training image, of samples and of held-out images.
@@ -187,7 +187,7 @@ class Metric:
 
     title: str
     better: str
-    of: Callable[[Comparison], Interval]
+    of: Callable[[MetricInput], Interval]
     scale: float = 1.0
     fresh: float | None = None
 
@@ -195,20 +195,22 @@ class Metric:
 METRICS = {
     "fid": Metric(title="FID of n images", better="lower", of=lambda c: c.fids[0]),
     "fid_infinity": Metric(title="FID, n → ∞", better="lower", of=lambda c: c.fids[1]),
-    "kid": Metric(title="KID x 1000", better="lower", of=Comparison.kid, scale=1000.0),
+    "kid": Metric(title="KID x 1000", better="lower", of=MetricInput.kid, scale=1000.0),
     "precision": Metric(title="precision", better="higher", of=lambda c: c.manifold.precision),
     "recall": Metric(title="recall", better="higher", of=lambda c: c.manifold.recall),
     "density": Metric(title="density", better="higher", of=lambda c: c.manifold.density),
     "coverage": Metric(title="coverage", better="higher", of=lambda c: c.manifold.coverage),
-    "class_score": Metric(title="class score", better="higher", of=Comparison.class_score),
-    "class_accuracy": Metric(title="class accuracy", better="higher", of=Comparison.class_accuracy),
+    "class_score": Metric(title="class score", better="higher", of=MetricInput.class_score),
+    "class_accuracy": Metric(
+        title="class accuracy", better="higher", of=MetricInput.class_accuracy
+    ),
     "nearer": Metric(
-        title="nearer than held out", better="to 0.5", of=Comparison.nearer, fresh=0.5
+        title="nearer than held out", better="to 0.5", of=MetricInput.nearer, fresh=0.5
     ),
     "copies": Metric(
         title="copies of training images",
         better="to 0.01",
-        of=Comparison.copies,
+        of=MetricInput.copies,
         fresh=manifold.COPY_SHARE,
     ),
 }
@@ -233,7 +235,7 @@ def evaluate(
         reference.workers,
         labels=images.labels if extractor.knows_labels else None,
     )
-    comparison = Comparison(statistics=statistics, reference=reference, nearest=nearest)
+    comparison = MetricInput(statistics=statistics, reference=reference, nearest=nearest)
     found: dict[str, Interval] = {}
     reasons: dict[str, str] = {}
     for name in metrics:
@@ -245,7 +247,7 @@ def evaluate(
 
 
 def evaluate_samples(
-    samples: Samples,
+    samples: SampleSet,
     real: RealData,
     split: str,
     extractor: Extractor,
@@ -293,7 +295,7 @@ def evaluate_samples(
     }
 
 
-def write_record(record: Mapping[str, Any], samples: Samples, real: RealData) -> Path:
+def write_record(record: Mapping[str, Any], samples: SampleSet, real: RealData) -> Path:
     """Keeps a record durably, beside the samples, or by the statistics where none may write."""
     beside = samples.beside
     folder = beside.parent if os.access(beside.parent, os.W_OK) else real.folder
@@ -302,7 +304,7 @@ def write_record(record: Mapping[str, Any], samples: Samples, real: RealData) ->
     return path
 
 
-def _protocol(samples: Samples, real: RealData, split: str, extractor: Extractor) -> str:
+def _protocol(samples: SampleSet, real: RealData, split: str, extractor: Extractor) -> str:
     """The line to paste into a paper: all that the numbers depend on."""
     return (
         f"{len(samples):,} samples ({samples.protocol}) against {len(real.ids(split)):,} "
@@ -314,7 +316,7 @@ def _protocol(samples: Samples, real: RealData, split: str, extractor: Extractor
     )
 
 
-def require_measurable(samples: Samples, real: RealData, split: str) -> None:
+def require_measurable(samples: SampleSet, real: RealData, split: str) -> None:
     """Raises InputError with all that keeps samples from being measured."""
     problems = []
     if len(samples) < LEAST:
@@ -358,7 +360,9 @@ def _floors(
     return comparable, len(ids)
 
 
-def _nearest(samples: Samples, real: RealData, group: Group) -> tuple[Distances, Distances] | None:
+def _nearest(
+    samples: SampleSet, real: RealData, group: Group
+) -> tuple[Distances, Distances] | None:
     """Distances to the nearest training image, of samples and of held-out images.
 
     Every worker looks up all of these in its share of the training images.

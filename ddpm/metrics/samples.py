@@ -54,7 +54,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samples:
+class SampleSet:
     """Images and their labels.
 
     labels: the class of each, (N,), where they have one.  in_turn: classes are dealt out, not
@@ -74,7 +74,7 @@ class Samples:
     def __len__(self) -> int:
         return len(self.images) if self.count is None else self.count
 
-    def first(self, count: int | None) -> "Samples":
+    def first(self, count: int | None) -> "SampleSet":
         """The first `count` of them. Raises InputError when there are fewer."""
         if count is None or count == len(self):
             return self
@@ -126,7 +126,7 @@ def request_of(
     return read_request(source, [*kept, *overrides], ema=ema, batch_size=DRAW_BATCH)
 
 
-def drawn(request: SampleRequest, group: Group = ALONE) -> Samples:
+def drawn(request: SampleRequest, group: Group = ALONE) -> SampleSet:
     """The images of a request, drawn unless they are there, by all workers that call this."""
     made = generate(request, group=group)
     generator = ImageGenerator(request)
@@ -141,7 +141,7 @@ def drawn(request: SampleRequest, group: Group = ALONE) -> Samples:
     )
     source, loaded = _npz(made.images, has_labels=generator.labels() is not None)
     step = request.checkpoint
-    return Samples(
+    return SampleSet(
         name=str(request.checkpoint or request.run),
         images=loaded.images,
         labels=loaded.labels,
@@ -152,7 +152,7 @@ def drawn(request: SampleRequest, group: Group = ALONE) -> Samples:
     )
 
 
-def read_samples(path: Path, real: RealData, *, is_checked: bool = False) -> Samples:
+def read_samples(path: Path, real: RealData, *, is_checked: bool = False) -> SampleSet:
     """The images at a path, of the size and the channels of the real ones. Raises InputError.
 
     is_checked: another process has read every image of them, so their shapes are known.
@@ -171,7 +171,7 @@ def read_samples(path: Path, real: RealData, *, is_checked: bool = False) -> Sam
         names = source.class_names
     if not is_checked:
         _require_shape(path, images, real)
-    return Samples(
+    return SampleSet(
         name=str(path),
         images=images,
         labels=_matched(path, labels, names, real),

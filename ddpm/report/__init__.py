@@ -1,5 +1,5 @@
 """Report: from a finished sweep to an answer and its page."""
 
-import lazy_loader
+from ddpm import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__ = attach(__name__, __file__)

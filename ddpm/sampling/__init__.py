@@ -1,5 +1,5 @@
 """Sampling: spacings, samplers, guidance, tasks, images in bulk."""
 
-import lazy_loader
+from ddpm import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__ = attach(__name__, __file__)

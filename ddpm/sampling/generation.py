@@ -358,7 +358,7 @@ class ImageGenerator:
         }
 
     @property
-    def _steps(self) -> dict[str, int]:
+    def _steps(self) -> configuration.SamplingSteps:
         """{"num_steps": n} or {"reverse_stride": k}."""
         return configuration.sampling_steps(self.request.options, self.model.schedule.num_timesteps)
 

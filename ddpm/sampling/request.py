@@ -209,7 +209,7 @@ class SampleRequest:
         (kind, number), *_ = steps.items()
         spacing = f"rev{number}" if kind == "reverse_stride" else f"steps{number}"
         channels, height, width = self.image_shape
-        sampler = self.options.SAMPLER
+        sampler: str = self.options.SAMPLER
         if sampler in ("ddim", "ddpm"):
             sampler = f"ddim_eta{self.options.DDIM_ETA}"
         return f"{sampler}_{spacing}_gen_{self.num}x{height}x{width}x{channels}"

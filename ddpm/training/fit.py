@@ -7,6 +7,7 @@ images = model.sample_images(num_images=64)
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from rich.progress import track
@@ -96,4 +97,5 @@ class DiffusionModel:
         return generation.sample_images(self, num_images, labels, seed)
 
     def _training(self, hyper: HyperParameters) -> Training:
-        return Training(PRED_TYPE=self.pred_type, SEED=self.seed, HYPER_PARAMETERS=hyper)
+        given: Any = self.pred_type  # which Training checks
+        return Training(PRED_TYPE=given, SEED=self.seed, HYPER_PARAMETERS=hyper)

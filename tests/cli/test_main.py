@@ -112,9 +112,6 @@ def test_the_wheel_brings_the_folders_and_no_other_package(tmp_path: Path) -> No
     venv.create(tmp_path / "env", system_site_packages=False, with_pip=False)
     python = tmp_path / "env" / "bin" / "python"
     subprocess.run([*pip, f"--python={python}", "install", "--no-deps", wheel], check=True)
-    here = Path(metadata.distribution("lazy_loader").locate_file(""))
-    for module in ("lazy_loader", "packaging"):  # what `import ddpm` itself needs
-        (next((tmp_path / "env").glob("lib/*/site-packages")) / module).symlink_to(here / module)
     command = [tmp_path / "env" / "bin" / "ddpm", "init", "project"]
     alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True)

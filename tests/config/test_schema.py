@@ -168,7 +168,7 @@ def good_values(schema: dict[str, Any]) -> Iterator[str]:
         yield from (str(limits[name] / 2) for name in ("exclusiveMaximum",) if name in limits)
         if limits.get("minimum", 0) <= 1 and limits.get("exclusiveMaximum") != 1:
             yield "1"
-    elif "off" in str(text_of(kinds)):
+    elif "[oO][fF][fF]" in str(text_of(kinds)):
         yield from ("off", "OFF", "/tmp/a b", "'/tmp/c'")
     else:
         yield from ("abc", "'abc'", "a.b-c_1")

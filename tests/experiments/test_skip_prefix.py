@@ -21,9 +21,9 @@ def test_shares_are_even_and_whole_steps() -> None:
 
 def test_a_skipped_walk_begins_in_unit_noise_of_its_own() -> None:
     ids = torch.arange(4000)
-    task = skip_prefix._from_noise(0.5, (1, 2, 2), 0)
-    assert task.begin == 0.5 and task.x0 is not None
-    x0 = task.x0(ids)
+    start = skip_prefix._from_noise(0.5, (1, 2, 2), 0)(ids)
+    assert start.time == 0.5 and start.x0 is not None
+    x0 = start.x0
     assert float(x0.var()) == pytest.approx(1.0, abs=0.05)
     from ddpm.diffusion.philox import Stream, normal
 
