@@ -1,4 +1,4 @@
-"""Writes what documents quote from the code: docs/configuration.md, the map of docs/architecture.md.
+"""What documents quote from the code: docs/configuration.md, the map of docs/architecture.md.
 
 python docs/build.py            also: make docs
 """

@@ -1,4 +1,4 @@
-"""A sweep that this process holds: its trials with their data and run directories, and the rounds in
+"""Sweep held by this process: its trials with their data and run directories, and the rounds in
 which they are trained.
 
 A round is a set of trials to train: all of a grid, those of asha or bayes, one look of a race of

@@ -1,4 +1,4 @@
-"""A sweep from its file to its report: what the ledger lacks is trained, on the machines that Ray has.
+"""Sweep from its file to its report: what the ledger lacks is trained on the machines Ray has.
 
 Trials are checked before anything is written, then the sweep's folder is held until all have ended.
 Ray Tune trains one round after another (ddpm/cluster/ray_tune.py, open_sweep.py).

@@ -339,8 +339,8 @@ def _concluded(
         made = bulk.export(series, plan.request.num, plan.request.stem, form, is_fresh=is_fresh)
     names = ", ".join(path.name for path in made)
     console.print(
-        f"done: {plan.request.num:,} images in {series.folder}: {len(series.present()):,} shards in "
-        f"shards, {names}",
+        f"done: {plan.request.num:,} images in {series.folder}: {len(series.present()):,} shards "
+        f"in shards, {names}",
         soft_wrap=True,
         markup=False,
         highlight=False,

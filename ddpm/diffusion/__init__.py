@@ -1,4 +1,4 @@
-"""Diffusion mathematics: keyed randomness, schedules, the process, the network, EMA; torch alone."""
+"""Diffusion mathematics: keyed randomness, schedules, process, network, EMA; torch alone."""
 
 from ddpm import attach
 

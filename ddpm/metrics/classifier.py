@@ -3,8 +3,8 @@
 For data that Inception never saw (digits, cells, spectra) its features mean little; those of a
 network that had to tell the data's own classes apart say what matters in them. The training is a
 pure function of the training images: weights, order and input noise are keyed by seed and position,
-the number of steps is fixed, one CPU thread. Another kind of processor may round differently, so the
-weights are kept, and it is their SHA-256 that names the features.
+the number of steps is fixed, one CPU thread. Another kind of processor may round differently, so
+the weights are kept, and their SHA-256 names the features.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """evaluate(): images against a reference, every number with its interval; and METRICS, its table.
 
-Another metric is one function of a MetricInput and one line of METRICS. In training, at the end of a
-run and in `launch/evaluate.py` images are measured by this one function. A number that would mean
-nothing, of too few images or by features that do not tell it, is left out with its reason.
+Another metric is one function of a MetricInput and one line of METRICS. In training, at the end of
+a run and in `launch/evaluate.py` images are measured by this one function. A number that would mean
+nothing, of too few images or by features unfit for it, is left out with its reason.
 
 A floor is the number that held-out real images get: samples as good as real ones would get it. A
 number that depends on how many images it is of has a floor at equal numbers only.

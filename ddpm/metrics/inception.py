@@ -74,7 +74,7 @@ def load_inception(weights: Path | None, named_by: str = OPTION) -> InceptionFea
 
 
 def inception_problems(config: Config) -> list[str]:
-    """Reasons why a training that is to measure by inception cannot; loads the file and tries it."""
+    """Reasons why a training cannot measure by inception; loads the file and tries it."""
     options = config.EVALUATION
     if options.FEATURES != "inception" or options.WEIGHTS is None:
         return []

@@ -384,9 +384,10 @@ def with_weights(network: nn.Module, weights: Tensors | None) -> nn.Module:
 def kernels(numerics: str) -> Iterator[None]:
     """The kernels of TRAINING.NUMERICS; as before afterwards.
 
-    Under "exact" deterministic ones alone, in full float32: on a GPU some fast kernels add in the order in which threads arrive, and cuDNN rounds the inputs
-    of float32 convolutions to TF32. An operation that has no deterministic kernel raises
-    RuntimeError. On a CPU nothing changes: all kernels in use are deterministic there.
+    Under "exact" deterministic ones alone, in full float32: on a GPU some fast kernels add in the
+    order in which threads arrive, and cuDNN rounds the inputs of float32 convolutions to TF32. An
+    operation that has no deterministic kernel raises RuntimeError. On a CPU nothing changes: all
+    kernels in use are deterministic there.
     """
     if numerics != "exact":
         yield

@@ -1,4 +1,4 @@
-"""The rooms of the house, read from the folders: imports go down only, and through a room's face."""
+"""The rooms of the house, read from the folders: imports go down, and through a room's face."""
 
 import ast
 import re
