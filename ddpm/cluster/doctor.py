@@ -30,7 +30,7 @@ _LIBRARIES = {
     "safetensors": "checkpoints",
     "scikit-learn": "the embedded digits",
     "omegaconf": "reading configurations",
-    "matplotlib": "figures of the report",
+    "altair": "charts of the report",
     "rich": "tables and progress on the terminal",
 }
 
