@@ -17,7 +17,7 @@ from ddpm.cluster.open_sweep import OpenSweep, opened, problems, rounds, tail_of
 from ddpm.cluster.ray_cluster import running_ray
 from ddpm.cluster.workers import Workers, workers_of_trials
 from ddpm.errors import BudgetSpent, DdpmError, InputError, Interrupted, LockedError
-from ddpm.report import page
+from ddpm.report import predicted_cost
 from ddpm.runs import remove, watch
 from ddpm.sweep import Sweep, Trial, write_best
 
@@ -205,7 +205,7 @@ def conclude(of: OpenSweep, console: Console) -> int:
     built.print(console)
     for outcome in failed:
         console.print(f"failed: {outcome.name}: {outcome.reason}", soft_wrap=True, markup=False)
-    if comparison := page.compare(built.sweep):
+    if comparison := predicted_cost(built.sweep):
         console.print(str(comparison), soft_wrap=True, markup=False, highlight=False)
     console.print(f"report: {built.html}", soft_wrap=True)
     return 1 if failed else 0

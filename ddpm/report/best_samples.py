@@ -2,39 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from math import isfinite
 
-from ddpm.metrics import QUALITY_MEASURES, Interval, LeftOut, QualityPoint, interval
-from ddpm.report import charts as ticks
-from ddpm.report.charts import (
-    Frame,
-    LineSeries,
-    chosen,
-    facets,
-    first_each,
-    in_order,
-    legend,
-    line_chart,
-    table,
-)
+from ddpm.metrics import QUALITY_MEASURES, Interval, QualityPoint, interval
 from ddpm.report.costs import front
-from ddpm.report.ranking import (
-    Axes,
-    Cell,
-    Ranking,
-    Standing,
-    aligned,
-    cell_label,
-    common_digits,
-    listed,
-)
+from ddpm.report.labels import Axes, Cell, cell_label, interval_text
+from ddpm.report.ranking import Ranking, Standing
 from ddpm.report.reading import SweepResults, TrialResult
-from ddpm.report.strips import method, over_steps
 
 TITLES = {"fid": "FID", "kid": "KID", "accuracy": "accuracy"}
-LEFT_OUT = ("cell", "left out, and why")
-_HIGHER_IS_BETTER = ("accuracy",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,27 +28,9 @@ class Spot:
     qualities: Mapping[str, Interval]
 
 
-def sampling_section(sweep: SweepResults, ranking: Ranking, axes: Axes) -> str:
-    """Charts, fronts, a table and the pictures; "" where no trial was measured so."""
-    spots = spots_of(sweep, axes)
-    pictures = over_steps(sweep, ranking, axes)
-    if not spots:
-        return _left_out(sweep, axes) + pictures
-    names = [name for name in QUALITY_MEASURES if any(name in spot.qualities for spot in spots)]
-    if not names:
-        return pictures
-    first, *others = [_sampling_charts(spots, name, ranking, axes) for name in names]
-    charts = first + "".join(
-        f"<details><summary>Over network calls per image: {TITLES[name]}</summary>{one}</details>"
-        for name, one in zip(names[1:], others, strict=True)
-    )
-    drawn = [
-        [_sampling_series(some[0], some, names[0], axes)] for some in _spot_lines(spots).values()
-    ]
-    return (
-        f"<p class='note'>{_how(sweep)}</p>{_fronts(spots, names)}{legend(first_each(drawn))}"
-        f"{charts}{_table(sweep, spots)}{_left_out(sweep, axes)}{pictures}"
-    )
+def method(point: QualityPoint) -> str:
+    """The sampler without its steps: `ddim`, `ddim \u03b7=1`."""
+    return point.sampler if point.eta == 0 else f"{point.sampler} \u03b7={point.eta:g}"
 
 
 def spots_of(sweep: SweepResults, axes: Axes) -> list[Spot]:
@@ -115,168 +72,27 @@ def over_seeds(found: Sequence[Interval]) -> Interval:
     return Interval(value=mean, low=mean - half, high=mean + half)
 
 
-def _spot_lines(spots: Sequence[Spot]) -> dict[tuple[str, str], list[Spot]]:
-    """The spots of one curve: of one cell and one method, by their cost."""
-    found: dict[tuple[str, str], list[Spot]] = {}
-    for spot in sorted(spots, key=lambda one: one.evaluations):
-        found.setdefault((spot.label, spot.method), []).append(spot)
-    return found
-
-
-def _sampling_charts(spots: Sequence[Spot], name: str, ranking: Ranking, axes: Axes) -> str:
-    spots = [spot for spot in spots if name in spot.qualities]
-    methods = list(dict.fromkeys(spot.method for spot in spots))
-    cells = list({id(spot.cell): spot.cell for spot in spots}.values())
-    groups = chosen(cells, axes.facets, axes, ranking)
-    frame = _frame(spots, name)
-    charts = {}
-    for title, group in groups.items():
-        for way in methods:
-            some = [s for s in spots if s.cell in group and s.method == way]
-            series = [
-                _sampling_series(one[0], one, name, axes) for one in _spot_lines(some).values()
-            ]
-            words = [word for word in (title, way if len(methods) > 1 else "") if word]
-            heading = ", ".join([TITLES[name], *words])
-            if series:
-                label = f"{heading}, over network calls per image"
-                charts[heading] = line_chart(in_order(series), frame, label)
-    columns = len(charts) if len(charts) in (2, 4) else 3
-    return facets(charts, columns, len(axes.grouped(cells, axes.facets)))
-
-
-def _frame(spots: Sequence[Spot], name: str) -> Frame:
-    found = [spot.qualities[name] for spot in spots]
-    ends = [end for one in found for end in (one.low, one.value, one.high) if isfinite(end)]
-    is_log = max(ends) > ticks.LOGARITHMIC * min(ends) > 0
-    calls = [spot.evaluations for spot in spots if spot.evaluations > 0]
-    return Frame(
-        x_range=ticks.beside(calls),
-        x_is_log=True,
-        y_range=ticks.beside(ends) if is_log else ticks.around(ends),
-        y_is_log=is_log,
-        x_title="network calls per image",
-        y_title=TITLES[name],
-        height=240,
-    )
-
-
-def _sampling_series(first: Spot, spots: Sequence[Spot], name: str, axes: Axes) -> LineSeries:
-    spots = [spot for spot in spots if name in spot.qualities]
-    found = [spot.qualities[name] for spot in spots]
-    return LineSeries(
-        name=axes.series_name(first.cell),
-        x=[spot.evaluations for spot in spots],
-        y=[one.value for one in found],
-        low=[one.low for one in found],
-        high=[one.high for one in found],
-        tips=[f"{s.label}\n{s.method}, {s.num_steps} steps: {TITLES[name]} {interval_text(q)}"
-              for s, q in zip(spots, found, strict=True)],
-        style=axes.style(first.cell),
-    )  # fmt: skip
-
-
-def interval_text(one: Interval) -> str:
-    """`12.31 [11.90, 12.80]`, with as many decimals as the interval's width needs."""
-    width = (one.high - one.low) / 2
-    digits = common_digits([width])
-    return "{} [{}, {}]".format(
-        *(aligned(v, width, digits)[0] for v in (one.value, one.low, one.high))
-    )
-
-
-def _how(sweep: SweepResults) -> str:
-    measured = [trial.quality for trial in sweep.trials if trial.quality is not None]
-    counts = listed(sorted({f"{one.num:,}" for one in measured}))
-    features = listed(sorted({one.features or "features that are not named" for one in measured}))
-    protocols = listed(sorted({one.protocol for one in measured if one.protocol})[:3] or ["none"])
-    several = any(count > 1 for count in _seeds(sweep))
-    bars = (
-        "95 % intervals over training seeds" if several else "the interval of one trained network"
-    )
-    return escape(
-        f"{counts} images a point, measured with {features} (protocol: {protocols}). Lower is "
-        f"better for FID and KID, higher for accuracy. Bars: {bars}."
-    )
-
-
-def _seeds(sweep: SweepResults) -> list[int]:
-    keys = [trial.key for trial in sweep.trials if trial.quality is not None]
-    return [keys.count(key) for key in set(keys)]
-
-
-def _fronts(spots: Sequence[Spot], names: Sequence[str]) -> str:
-    """The best cell at each number of network calls; a dash where fewer calls do as well."""
-    best = {name: _front(spots, name) for name in names}
-    calls = sorted({spot.evaluations for some in best.values() for spot in some})
-    rows = [
-        (f"{count:g}", *(_best_text(best[name], name, count) for name in names)) for count in calls
-    ]
-    note = (
-        "<p class='note'>Pareto front: the best cell at each number of network calls; a dash where "
-        "fewer calls do as well. Cells whose intervals overlap may swap places.</p>"
-    )
-    head = ["calls per image", *(f"best {TITLES[name]} [interval]" for name in names)]
-    return table(head, rows, wrap=range(1, len(head))) + note
-
-
-def _front(spots: Sequence[Spot], name: str) -> list[Spot]:
+def best_front(spots: Sequence[Spot], name: str) -> list[Spot]:
+    """The spots on the Pareto front of a quality over network calls, from the cheapest."""
     some = [spot for spot in spots if name in spot.qualities]
-    sign = -1 if name in _HIGHER_IS_BETTER else 1
+    sign = -1 if name == "accuracy" else 1  # of the others, lower is better
     values = [sign * spot.qualities[name].value for spot in some]
     return [some[place] for place in front([spot.evaluations for spot in some], values)]
 
 
-def _best_text(best: Sequence[Spot], name: str, calls: float) -> str:
-    found = [spot for spot in best if spot.evaluations == calls]
-    return f"{found[0].label}: {interval_text(found[0].qualities[name])}" if found else "\u2013"
-
-
-def _table(sweep: SweepResults, spots: Sequence[Spot]) -> str:
-    units = dict.fromkeys(trial.quality.unit for trial in sweep.trials if trial.quality)
-    names = [name for name in QUALITY_MEASURES if any(name in spot.qualities for spot in spots)]
-    rows = [
-        (
-            spot.label,
-            str(spot.num_seeds),
-            spot.method,
-            str(spot.num_steps),
-            f"{spot.evaluations:g}",
-            f"{spot.seconds:,.1f}" if isfinite(spot.seconds) else "\u2013",
-            *(interval_text(spot.qualities[n]) if n in spot.qualities else "\u2013" for n in names),
-        )
-        for spot in spots
-    ]
-    head = ["cell", "seeds", "sampler", "steps", "calls per image", " / ".join(units)]
-    head += [f"{TITLES[name]} [interval]" for name in names]
-    return table(
-        head, rows, numbers=(1, *range(3, len(head))), fold=f"The numbers of {len(rows)} points"
-    )
-
-
 def left_out(sweep: SweepResults, axes: Axes) -> list[tuple[str, str]]:
     """Cell, and what was asked for and could not be drawn, with the reason."""
-    rows = dict.fromkeys(
-        (cell_label(trial.cell, tuple(axes.values)), _reason(left))
-        for trial in sweep.trials
-        if trial.quality is not None
-        for left in trial.quality.left_out
+    return list(
+        dict.fromkeys(
+            (
+                cell_label(trial.cell, tuple(axes.values)),
+                f"{left.num_steps} steps, \u03b7={left.eta:g}: {left.reason}",
+            )
+            for trial in sweep.trials
+            if trial.quality is not None
+            for left in trial.quality.left_out
+        )
     )
-    return list(rows)
-
-
-def _left_out(sweep: SweepResults, axes: Axes) -> str:
-    rows = left_out(sweep, axes)
-    fold = f"Points left out: {len(rows)}"
-    return table(LEFT_OUT, rows, wrap=(1,), fold=fold) if rows else ""
-
-
-def _reason(left: LeftOut) -> str:
-    return f"{left.num_steps} steps, \u03b7={left.eta:g}: {left.reason}"
-
-
-# --------
-# Whose samples are best, in a sentence: what the first screen says besides the x0-error.
 
 
 def best_samples(ranking: Ranking) -> str:

@@ -1,439 +1,468 @@
-"""Where the ticks of an axis lie and what is written there: 1, 2 or 5 times powers of ten."""
+"""Charts of a report as Vega-Lite specifications, made with altair.
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from html import escape
-from math import ceil, floor, isfinite, log10
+Colours and fonts are not in them: the page draws each with the theme that is shown. Every series
+has a colour and a symbol; a click in the legend singles it out, with Shift several.
+"""
 
-from ddpm.report.ranking import Axes, Cell, Ranking, cell_label
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-_SUPERSCRIPT = str.maketrans(
-    "-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
-)
+import numpy as np
 
-LOGARITHMIC = 4  # positive numbers whose ratio is larger are drawn on a logarithmic scale
+from ddpm.metrics import MEASURES
+from ddpm.report.best_samples import TITLES, Spot
+from ddpm.report.costs import Cost, cost, front, gpus
+from ddpm.report.labels import NAMES, Axes, Cell, cell_label, interval_text, part, with_error
+from ddpm.report.ranking import Ranking
+from ddpm.report.reading import SweepResults, TrialResult
+from ddpm.runs import storage
 
+if TYPE_CHECKING:
+    import altair as alt
 
-def linear(low: float, high: float, count: int = 6) -> list[tuple[float, str]]:
-    """About `count` ticks of an even scale, each with its text."""
-    step = _step((high - low) / count)
-    places = range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)
-    return [(k * step, plain(k * step)) for k in places]
+Spec = dict[str, Any]
+Row = dict[str, Any]
+Kept = dict[str, Sequence[Row]]  # the data of a chart by name
 
-
-def logarithmic(low: float, high: float, count: int = 7) -> list[tuple[float, str]]:
-    """Ticks of a logarithmic scale: whole decades, or 1, 2, 5 where there are fewer than three."""
-    first, last = ceil(log10(low) - 1e-9), floor(log10(high) + 1e-9)
-    if last - first >= 2:
-        every = max(1, ceil((last - first + 1) / count))
-        return [(10.0**p, _power(p)) for p in range(first, last + 1, every)]
-    several = [m * 10.0**p for p in range(first - 1, last + 2) for m in (1, 2, 5)]
-    return [(v, plain(v)) for v in several if low * 0.999 <= v <= high * 1.001]
-
-
-def decades(values: Sequence[float]) -> tuple[float, float]:
-    """The range in half decades that holds every positive finite value."""
-    values = [value for value in values if isfinite(value) and value > 0]
-    if not values:
-        return 0.1, 1.0
-    low, high = floor(log10(min(values)) * 2) / 2, ceil(log10(max(values)) * 2) / 2
-    return 10.0**low, 10.0 ** (high if high > low else low + 1)
-
-
-def around(values: Sequence[float]) -> tuple[float, float]:
-    """The range from tick to tick of an even scale that holds every finite value."""
-    values = [value for value in values if isfinite(value)] or [0.0, 1.0]
-    low, high = min(values), max(values)
-    if high == low:
-        low, high = low - (abs(low) or 1) / 10, high + (abs(high) or 1) / 10
-    step = _step((high - low) / 5)
-    return floor(low / step + 1e-9) * step, ceil(high / step - 1e-9) * step
+GAUSSIAN, MEMORISATION = "Gaussian fit", "memorisation"
+FACETS = 12  # charts side by side; of more, those that hold the best cells
+LOSSES = {"n_loss": "noise loss", "i_loss": "image loss", "v_loss": "velocity loss"}
+COMPARABLE = {f"val_{measure}": NAMES[measure] for measure in MEASURES}
+_SYMBOLS = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+_LOGARITHMIC = 4  # positive numbers whose ratio is larger are drawn on a logarithmic scale
+_WIDE = 8  # the same of costs
+_BARS, _BANDS = 60, 4  # cells, curves of a chart: intervals of more would hide each other
+_POINTS = 120  # of a learning curve
+_INTERVALS = 40  # cells whose intervals are drawn beside each other
+_UNITS = ((1, "s"), (60, "min"), (3600, "h"))
 
 
-def beside(values: Sequence[float]) -> tuple[float, float]:
-    """A logarithmic range with a little room beside the least and the largest positive value."""
-    values = [value for value in values if isfinite(value) and value > 0] or [1.0]
-    room = 1.15 if max(values) > min(values) else 2.0
-    return min(values) / room, max(values) * room
+@cache
+def vega() -> str:
+    """The JavaScript that draws the charts, defining `vegaEmbed`; no network is asked.
 
-
-def plain(value: float) -> str:
-    """A tick's number: `0.05`, `−2`, `20k`, `5·10⁻⁵`."""
-    size = abs(value)
-    if size >= 10_000:
-        return f"{value / 1000:,g}k".replace("-", "\u2212")
-    if 0 < size < 1e-3:
-        power = floor(log10(size) + 1e-9)
-        return f"{value / 10.0**power:g}\u00b7{_power(power)}".replace("-", "\u2212")
-    return f"{value:g}".replace("-", "\u2212")
-
-
-def _power(exponent: int) -> str:
-    return "10" + str(exponent).translate(_SUPERSCRIPT)
-
-
-def _step(rough: float) -> float:
-    """1, 2 or 5 times a power of ten, at least `rough`."""
-    power = 10.0 ** floor(log10(rough)) if rough > 0 else 1.0
-    return next(power * m for m in (1, 2, 5, 10) if power * m >= rough * (1 - 1e-9))
-
-
-# --------
-# Charts as inline SVG. Colours come from the page's style sheet.
-#
-# Every chart carries its scales in `data-frame`, so that the page's script can read the values back
-# from the drawn points: nothing is stored twice.
-
-COLOURS = 8  # in report.css; beyond them colours repeat
-_RIGHT, _TOP, _BOTTOM = 12, 10, 38
-_TITLE, _DIGIT = 22, 6.4  # widths of the y axis' title and of a character of its ticks
-
-
-@dataclass(frozen=True, kw_only=True)
-class LineSeries:
-    """One curve. style: 0, 1, ... picks colour and marker; "a", "b" are the reference lines.
-
-    low, high: ends of intervals, drawn as bars, or as one band around the curve.
-    mark_every: a marker at every so many points, at all by 1.
+    Putting it together takes seconds, so it is kept in the user's cache folder.
     """
+    import os
 
-    name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    style: int | str
-    has_markers: bool = True
-    has_line: bool = True
-    tips: Sequence[str] = field(default=())
-    low: Sequence[float] = field(default=())
-    high: Sequence[float] = field(default=())
-    is_band: bool = False
-    mark_every: int = 1
+    import vl_convert
 
-
-@dataclass(frozen=True, kw_only=True)
-class Frame:
-    """The plane of a chart. x outside `solid` is shaded, curves dashed there."""
-
-    x_range: tuple[float, float]
-    y_range: tuple[float, float]
-    x_title: str
-    y_title: str
-    solid: tuple[float, float] | None = None
-    x_is_log: bool = False
-    y_is_log: bool = True
-    width: int = 360
-    height: int = 260
-
-    @cached_property
-    def y_ticks(self) -> list[tuple[float, str]]:
-        """Values and texts of the y axis."""
-        return (logarithmic if self.y_is_log else linear)(*self.y_range)
-
-    @cached_property
-    def left(self) -> float:
-        """Left edge: beside the longest text of the y axis."""
-        return max(48, _TITLE + _DIGIT * max((len(text) for _, text in self.y_ticks), default=0))
-
-    def x(self, value: float) -> float:
-        """Horizontal place of a value, in the units of the drawing."""
-        share = _share(value, self.x_range, self.x_is_log)
-        return self.left + share * (self.width - self.left - _RIGHT)
-
-    def y(self, value: float) -> float:
-        """Vertical place of a value, kept inside the frame."""
-        share = min(max(_share(value, self.y_range, self.y_is_log), -0.02), 1.02)
-        return _TOP + (1 - share) * (self.height - _TOP - _BOTTOM)
-
-    def has(self, value: float) -> bool:
-        """Whether a value has a place on the y axis."""
-        return isfinite(value) and (value > 0 or not self.y_is_log)
-
-    def to_text(self) -> str:
-        """Scales and edges, for the page's script: x low, high, is log; y; left, top, right,
-        bottom.
-        """
-        edges = (self.left, _TOP, self.width - _RIGHT, self.height - _BOTTOM)
-        scales = (*self.x_range, int(self.x_is_log), *self.y_range, int(self.y_is_log), *edges)
-        return " ".join(f"{number:.6g}" for number in scales)
+    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm"
+    cached /= f"vega-{vl_convert.__version__}.js"
+    try:
+        return cached.read_text()
+    except OSError:
+        script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    try:
+        storage.make_folder(cached.parent)
+        storage.write_text(cached, script)
+    except OSError:
+        pass  # a home that cannot be written: the next report makes it again
+    return script
 
 
-def _share(value: float, ends: tuple[float, float], is_log: bool) -> float:
-    low, high = map(log10, ends) if is_log else ends
-    value = log10(max(value, 1e-300)) if is_log else value
-    return (value - low) / ((high - low) or 1)
+def intervals(ranking: Ranking) -> Spec:
+    """Both measures of the best cells with their intervals, a row a cell."""
+    import altair as alt
 
-
-def line_chart(series: Sequence[LineSeries], frame: Frame, label: str) -> str:
-    """The curves in their frame as one <svg>; `label` is what a screen reader says."""
-    kind = "chart" if all(one.has_line for one in series) else "chart scatter"
-    parts = [
-        f'<svg class="{kind}" viewBox="0 0 {frame.width} {frame.height}" role="img" '
-        f'aria-label="{escape(label)}" data-frame="{frame.to_text()}" '
-        f'data-x="{escape(frame.x_title)}">',
-        _ground(frame),
-        *_x_axis(frame),
-        *_y_axis(frame),
-        *(_curve(one, frame) for one in series),
-        "</svg>",
-    ]
-    return "".join(parts)
-
-
-def y_range(series: Sequence[LineSeries]) -> tuple[float, float]:
-    """The half decades that hold every positive finite value of these curves."""
-    return decades([value for one in series for value in one.y])
-
-
-def _ground(frame: Frame) -> str:
-    bottom = frame.height - _BOTTOM
-    if frame.solid is None:
-        return ""
-    low, high = frame.x(frame.solid[0]), frame.x(frame.solid[1])
-    left, right = frame.x(frame.x_range[0]), frame.x(frame.x_range[1])
-    edges = [(left, low), (high, right)]
-    return "".join(
-        f'<rect class="outside" x="{a:.1f}" y="{_TOP}" width="{b - a:.1f}" '
-        f'height="{bottom - _TOP}"/>'
-        for a, b in edges
-        if b - a > 0.5
-    )
-
-
-def _x_axis(frame: Frame) -> list[str]:
-    found = (logarithmic if frame.x_is_log else linear)(*frame.x_range)
-    bottom = frame.height - _BOTTOM
-    parts = [
-        f'<text class="tick" x="{frame.x(value):.1f}" y="{bottom + 15}" text-anchor="middle">'
-        f"{name}</text>"
-        for value, name in found
-    ]
-    middle = (frame.left + frame.width - _RIGHT) / 2
-    parts.append(
-        f'<text class="title" x="{middle:.0f}" y="{frame.height - 6}" text-anchor="middle">'
-        f"{escape(frame.x_title)}</text>"
-    )
-    return parts
-
-
-def _y_axis(frame: Frame) -> list[str]:
-    parts, left, right = [], frame.left, frame.width - _RIGHT
-    for value, name in frame.y_ticks:
-        y = frame.y(value)
-        parts.append(
-            f'<line class="grid" x1="{left:.1f}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="tick" x="{left - 5:.1f}" y="{y + 3.5:.1f}" text-anchor="end">{name}'
-            "</text>"
+    kept: Kept = {}
+    shown = ranking.standings[:_INTERVALS]
+    labels = [standing.label for standing in shown]
+    charts = []
+    for measure in MEASURES:
+        rows = []
+        for one in shown:
+            value, error = one.value(measure), one.error(measure)
+            error = error if isfinite(error) else 0.0
+            rows.append({"cell": one.label, "value": value, "low": value - error,
+                         "high": value + error, "tip": with_error(value, error)})  # fmt: skip
+        lows = [row["low"] for row in rows]
+        is_log = measure != MEASURES[0] and min(lows) > 0
+        base = alt.Chart(_data(kept, rows)).encode(
+            y=alt.Y("cell:N", sort=labels, title=None, axis=None if charts else alt.Axis()),
+            tooltip=[alt.Tooltip("cell:N"), alt.Tooltip("tip:N", title=NAMES[measure])],
         )
-    middle = (_TOP + frame.height - _BOTTOM) / 2
-    parts.append(
-        f'<text class="title" transform="translate(10 {middle:.0f}) rotate(-90)" '
-        f'text-anchor="middle">{escape(frame.y_title)}</text>'
+        scale = alt.Scale(type="log" if is_log else "linear", zero=False, nice=False, padding=8)
+        x = alt.X("low:Q", title=NAMES[measure], scale=scale)
+        bars = base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
+        points = base.mark_point(filled=True, size=50, opacity=1).encode(x=alt.X("value:Q"))
+        charts.append(alt.layer(bars, points).properties(width=330, height=alt.Step(17)))
+    return _spec(kept, alt.hconcat(*charts, spacing=18))
+
+
+def x0_curves(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Spec:
+    """MSE of the x0 estimate over log SNR with the reference lines, one chart a facet.
+
+    Dashed, on grey: levels that not all cells share.
+    """
+    import altair as alt
+
+    kept: Kept = {}
+    low, high = ranking.levels[0], ranking.levels[-1]
+    groups = chosen([s.cell for s in ranking.standings], axes.facets, axes, ranking)
+    rows = [
+        {"panel": title, "series": axes.series_name(one.cell), "level": level, "mse": float(mse),
+         "cell": one.label, "is_line": False}
+        for title, cells in groups.items() for one in ranking.standings if one.cell in cells
+        for level, mse in zip(one.levels, one.curve(one.levels), strict=True)
+    ]  # fmt: skip
+    levels, lowest = [row["level"] for row in rows], min(row["mse"] for row in rows)
+    for name, curve in _references(sweep):
+        rows += [
+            {"panel": title, "series": name, "level": level, "mse": value, "cell": name,
+             "is_line": True}
+            for title in groups for level, value in curve
+            if min(levels) <= level <= max(levels) and value >= lowest / 2
+        ]  # fmt: skip
+    names = _series([one.cell for one in ranking.standings], axes)
+    names += [name for name, _ in _references(sweep)]
+    pick = _picked(names)
+    base = alt.Chart().encode(
+        x=alt.X("level:Q", title="log SNR (noisy \u2192 clean)", scale=alt.Scale(nice=False)),
+        y=alt.Y("mse:Q", title="MSE of the x0 estimate", scale=alt.Scale(type="log", nice=False),
+                axis=alt.Axis(format="~g")),
+        color=_colour(names),
+        opacity=alt.condition(pick, alt.value(1), alt.value(0.08)),
+        tooltip=[alt.Tooltip("cell:N"), alt.Tooltip("level:Q", title="log SNR"),
+                 alt.Tooltip("mse:Q", title="MSE", format=".4g")],
+    )  # fmt: skip
+    inside = f"datum.level >= {low} && datum.level <= {high}"
+    within, below, above = (
+        base.mark_line(strokeDash=dash).transform_filter(f"!datum.is_line && {where}")
+        for where, dash in (
+            (f"({inside})", [1, 0]),
+            (f"datum.level <= {low}", [4, 4]),
+            (f"datum.level >= {high}", [4, 4]),
+        )
     )
-    return parts
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Point:
-    place: int
-    x: float
-    y: float
-
-
-def _curve(series: LineSeries, frame: Frame) -> str:
-    both = enumerate(zip(series.x, series.y, strict=True))
-    points = [_Point(place=k, x=x, y=y) for k, (x, y) in both if frame.has(y)]
-    lines = "".join(_lines(points, frame)) if series.has_line else ""
-    spread = "".join(_intervals(series, points, frame)) if series.low else ""
-    marked = points[series.mark_every // 2 :: series.mark_every] if series.has_markers else []
-    marks = "".join(_marker(series, point, frame) for point in marked)
-    return (
-        f'<g class="s s-{colour(series.style)}" data-series="{escape(series.name)}">'
-        f"{spread}{lines}{marks}</g>"
+    lines = base.mark_line(strokeWidth=1.2, strokeDash=[8, 3]).transform_filter("datum.is_line")
+    points = (
+        base.mark_point(filled=True, size=26)
+        .encode(shape=_shape(names))
+        .transform_filter("!datum.is_line")
     )
-
-
-def _lines(points: Sequence[_Point], frame: Frame) -> Iterator[str]:
-    low, high = frame.solid or frame.x_range
-    pieces = [("", [p for p in points if low <= p.x <= high])]
-    if frame.solid is not None:
-        pieces.append((" dashed", [p for p in points if p.x <= low]))
-        pieces.append((" dashed", [p for p in points if p.x >= high]))
-    for extra, piece in pieces:
-        if len(piece) > 1:
-            places = " ".join(f"{frame.x(p.x):.1f},{frame.y(p.y):.2f}" for p in piece)
-            yield f'<polyline class="line{extra}" points="{places}"/>'
-
-
-def _intervals(series: LineSeries, points: Sequence[_Point], frame: Frame) -> Iterator[str]:
-    ends = [
-        (frame.x(p.x), frame.y(series.low[p.place]), frame.y(series.high[p.place]))
-        for p in points
-        if isfinite(series.low[p.place]) and isfinite(series.high[p.place])
-    ]
-    if series.is_band and len(ends) > 1:
-        around = [f"{x:.1f},{low:.1f}" for x, low, _ in ends]
-        around += [f"{x:.1f},{high:.1f}" for x, _, high in reversed(ends)]
-        yield f'<polygon class="band" points="{" ".join(around)}"/>'
-    elif not series.is_band:
-        bars = "".join(f"M{x:.1f},{low:.1f}V{high:.1f}" for x, low, high in ends)
-        yield f'<path class="bars" d="{bars}"/>'
-
-
-def _marker(series: LineSeries, point: _Point, frame: Frame) -> str:
-    tip = series.tips[point.place] if point.place < len(series.tips) else ""
-    said = f' data-tip="{escape(tip)}"' if tip else ""
-    x, y = frame.x(point.x), frame.y(point.y)
-    return f'<path class="mark" d="{marker_path(series.style, x, y)}"{said}/>'
-
-
-def colour(style: int | str) -> int | str:
-    """The number of a style's colour in the style sheet."""
-    return style % COLOURS if isinstance(style, int) else style
-
-
-def marker_path(style: int | str, x: float, y: float, r: float = 2.6) -> str:
-    """Circle, square, triangle or diamond around (x, y): the second sign beside colour."""
-    # where colours repeat, the marker is another one
-    shape = (style + style // COLOURS) % 4 if isinstance(style, int) else 0
-    if shape == 1:
-        return f"M{x - r:.1f},{y - r:.1f}h{2 * r:.1f}v{2 * r:.1f}h{-2 * r:.1f}z"
-    if shape == 2:
-        return f"M{x:.1f},{y - 1.3 * r:.1f}l{1.2 * r:.1f},{2.2 * r:.1f}h{-2.4 * r:.1f}z"
-    if shape == 3:
-        d = 1.35 * r
-        return f"M{x:.1f},{y - d:.1f}l{d:.1f},{d:.1f}l{-d:.1f},{d:.1f}l{-d:.1f},{-d:.1f}z"
-    return f"M{x - r:.1f},{y:.1f}a{r},{r} 0 1 0 {2 * r:.1f},0a{r},{r} 0 1 0 {-2 * r:.1f},0z"
-
-
-def whisker(ends: tuple[float, float, float], scale: tuple[float, float]) -> str:
-    """Low end, value and high end of an interval on a common scale, for a table's cell."""
-    span = (scale[1] - scale[0]) or 1.0
-    low, middle, high = (4 + 58 * min(max((v - scale[0]) / span, 0.0), 1.0) for v in ends)
-    return (
-        '<svg class="whisker" viewBox="0 0 66 14" aria-hidden="true">'
-        '<line class="rule" x1="2" x2="64" y1="7" y2="7"/>'
-        f'<line class="bar" x1="{low:.1f}" x2="{high:.1f}" y1="7" y2="7"/>'
-        f'<circle cx="{middle:.1f}" cy="7" r="3.2"/></svg>'
+    edges = [(min(levels), low), (high, max(levels))]
+    grey = _data(kept, [{"from": a, "to": b} for a, b in edges if b > a])
+    outside = alt.Chart(grey).mark_rect(opacity=0.09, color="gray").encode(x="from:Q", x2="to:Q")
+    layers = [outside, lines, within, below, above, points]
+    chart = (
+        alt.layer(*layers, data=_data(kept, rows))
+        .add_params(pick)
+        .properties(width=290, height=220)
     )
+    return _spec(kept, _facets(chart, list(groups)))
 
 
-# --------
-# What the charts of a section share: a legend that hides curves, and charts side by side.
+def over_cost(ranking: Ranking, axes: Axes) -> Spec | None:
+    """Both measures over what a trial cost, with the Pareto front; None where no cost is known."""
+    import altair as alt
 
-FACETS = 12
+    kept: Kept = {}
+    standings, seconds = known_costs(ranking)
+    if len(standings) < 2:
+        return None
+    size, unit = next((u for u in reversed(_UNITS) if max(seconds) >= 2 * u[0]), _UNITS[0])
+    title = f"{cost_of(ranking).unit.removesuffix('-seconds')} time per trial ({unit})"
+    is_wide = max(seconds) > _WIDE * min(seconds) > 0
+    x = alt.X("cost:Q", title=title, scale=alt.Scale(type="log" if is_wide else "linear"))
+    names = _series([one.cell for one in standings], axes)
+    pick = _picked(names)
+    charts = []
+    for measure in MEASURES:
+        rows = []
+        for one, spent in zip(standings, seconds, strict=True):
+            value, error = one.value(measure), one.error(measure)
+            error = error if isfinite(error) else 0.0
+            rows.append({"cell": one.label, "series": axes.series_name(one.cell),
+                         "cost": spent / size, "value": value, "low": value - error,
+                         "high": value + error, "tip": with_error(value, error)})  # fmt: skip
+        y = _y(NAMES[measure], [row["low"] for row in rows] + [row["high"] for row in rows],
+               may_be_log=measure != MEASURES[0])  # fmt: skip
+        base = alt.Chart(_data(kept, rows)).encode(
+            x=x, color=_colour(names), opacity=alt.condition(pick, alt.value(1), alt.value(0.08))
+        )
+        points = base.mark_point(filled=True, size=55).encode(
+            y=y("value:Q"),
+            shape=_shape(names),
+            tooltip=[alt.Tooltip("cell:N"), alt.Tooltip("tip:N", title=NAMES[measure]),
+                     alt.Tooltip("cost:Q", title=title, format=".3g")],
+        )  # fmt: skip
+        best = front(seconds, [row["value"] for row in rows])
+        steps = [{k: rows[place][k] for k in ("cost", "value")} for place in best]
+        steps.append({"cost": max(seconds) / size, "value": steps[-1]["value"]})
+        stairs = (
+            alt.Chart(_data(kept, steps))
+            .mark_line(interpolate="step-after", color="gray", strokeWidth=1.2)
+            .encode(x=x, y=y("value:Q"))
+        )
+        bars = base.mark_rule().encode(y=y("low:Q"), y2="high:Q")
+        layers = [stairs, *([bars] if len(rows) <= _BARS else []), points]
+        charts.append(alt.layer(*layers).properties(width=400, height=260))
+    return _spec(kept, _with_params(alt.hconcat(*charts), pick))
+
+
+def sampling_curves(
+    spots: Sequence[Spot], names: Sequence[str], ranking: Ranking, axes: Axes
+) -> Spec:
+    """Each quality of samples over network calls per image, a row of facets a quality."""
+    import altair as alt
+
+    kept: Kept = {}
+    cells = list({id(spot.cell): spot.cell for spot in spots}.values())
+    groups = chosen(cells, axes.facets, axes, ranking)
+    methods = list(dict.fromkeys(spot.method for spot in spots))
+    series = _series(cells, axes)
+    pick, charts = _picked(series), []
+    for name in names:
+        rows = [
+            {"panel": ", ".join(filter(None, [title, spot.method if len(methods) > 1 else ""])),
+             "series": axes.series_name(spot.cell), "cell": spot.label,
+             "calls": spot.evaluations, "value": found.value, "low": found.low, "high": found.high,
+             "tip": f"{spot.method}, {spot.num_steps} steps: {interval_text(found)}"}
+            for title, group in groups.items() for spot in spots
+            if spot.cell in group and (found := spot.qualities.get(name)) is not None
+        ]  # fmt: skip
+        y = _y(TITLES[name], [row["low"] for row in rows] + [row["high"] for row in rows])
+        calls = alt.X("calls:Q", title="network calls per image", scale=alt.Scale(type="log", nice=False),
+                      axis=alt.Axis(format="~g"))  # fmt: skip
+        base = alt.Chart().encode(
+            x=calls,
+            color=_colour(series),
+            opacity=alt.condition(pick, alt.value(1), alt.value(0.08)),
+            detail="cell:N",
+        )
+        points = base.mark_point(filled=True, size=30).encode(
+            y=y("value:Q"),
+            shape=_shape(series),
+            tooltip=[alt.Tooltip("cell:N"), alt.Tooltip("tip:N", title=TITLES[name])],
+        )
+        layers = [
+            base.mark_line().encode(y=y("value:Q")),
+            base.mark_rule().encode(y=y("low:Q"), y2="high:Q"),
+            points,
+        ]
+        chart = alt.layer(*layers, data=_data(kept, rows)).properties(width=290, height=190)
+        charts.append(_facets(chart, list(dict.fromkeys(row["panel"] for row in rows))))
+    return _spec(kept, _with_params(alt.vconcat(*charts), pick))
+
+
+def learning_curves(
+    sweep: SweepResults, ranking: Ranking, axes: Axes, titles: Mapping[str, str]
+) -> Spec | None:
+    """Measures over optimizer steps, wall time or compute, whichever is picked.
+
+    Lines are means over seeds, bands reach from the lowest to the highest seed.
+    """
+    import altair as alt
+
+    kept: Kept = {}
+    having = [trial for trial in sweep.trials if any(name in trial.metrics for name in titles)]
+    cells = list({trial.key: trial.cell for trial in having}.values())
+    groups = chosen(cells, axes.facets, axes, ranking)
+    panels = {id(cell): title for title, group in groups.items() for cell in group}
+    found: dict[str, list[Row]] = {
+        name: [
+            row | {"panel": panels[id(cell)], "series": axes.series_name(cell),
+                   "cell": cell_label(cell, tuple(axes.values))}
+            for cell in cells if id(cell) in panels
+            for row in learning_curve([t for t in having if t.cell == cell], name)
+        ]
+        for name in titles
+    }  # fmt: skip
+    found = {name: rows for name, rows in found.items() if rows}
+    if not found:
+        return None
+    every = [row for rows in found.values() for row in rows]
+    computed = "GPU" if any(map(gpus, sweep.trials)) else "core"
+    over, unit = {"optimizer steps": "steps"}, {"optimizer steps": 1}
+    for kind, words in (("seconds", "wall time"), ("compute", f"{computed} time")):
+        if longest := max((row.get(kind) or 0 for row in every), default=0):
+            size, name = next((u for u in reversed(_UNITS) if longest >= 2 * u[0]), _UNITS[0])
+            over[f"{words} ({name})"], unit[f"{words} ({name})"] = kind, size
+    names = _series(cells, axes)
+    pick = _picked(names)
+    axis = alt.param(name="over", value="optimizer steps")
+    if len(over) > 1:
+        radio = alt.binding_radio(options=list(over), name="over ")
+        axis = alt.param(name="over", value="optimizer steps", bind=radio)
+    place = " : ".join(f"over == '{k}' ? datum.{kind} / {unit[k]}" for k, kind in over.items())
+    charts = []
+    for name, rows in found.items():
+        y = _y(titles[name], [row["mean"] for row in rows], may_be_log=not name.endswith("_log10_mse"))  # fmt: skip
+        base = alt.Chart().transform_calculate(x=f"{place} : null").encode(
+            x=alt.X("x:Q", title=None if len(over) > 1 else "optimizer steps"),
+            color=_colour(names),
+            opacity=alt.condition(pick, alt.value(1), alt.value(0.08)),
+            detail="cell:N",
+            tooltip=[alt.Tooltip("cell:N"), alt.Tooltip("steps:Q", title="optimizer steps"),
+                     alt.Tooltip("mean:Q", title=titles[name], format=".4g")],
+        )  # fmt: skip
+        band = base.mark_area().encode(
+            y=y("low:Q"), y2="high:Q", opacity=alt.condition(pick, alt.value(0.16), alt.value(0))
+        )
+        marks = base.mark_point(filled=True, size=26).encode(y=y("mean:Q"), shape=_shape(names))
+        marks = marks.transform_filter("datum.is_marked")
+        layers = [base.mark_line().encode(y=y("mean:Q")), marks]
+        if len(names) <= _BANDS:
+            layers.insert(0, band)
+        chart = alt.layer(*layers, data=_data(kept, rows)).properties(width=290, height=170)
+        charts.append(_facets(chart, [title for title in groups if any(r["panel"] == title for r in rows)]))  # fmt: skip
+    return _spec(kept, _with_params(alt.vconcat(*charts), pick, axis))
+
+
+def learning_curve(trials: Sequence[TrialResult], name: str) -> list[Row]:
+    """A measure of one cell over training, a row a logged step that all its seeds have.
+
+    Neighbours are averaged where there are more than `_POINTS` rows.
+    """
+    columns = [_columns(t, name) for t in trials if name in t.metrics and "step" in t.metrics]
+    if not columns:
+        return []
+    steps = sorted(set.intersection(*({*one["steps"]} for one in columns)))
+    if len(steps) < 2:
+        return []
+    kinds = set.intersection(*(set(one) for one in columns))
+    rows = [np.searchsorted(one["steps"], steps) for one in columns]
+    parts = np.array_split(np.arange(len(steps)), min(len(steps), _POINTS))
+    starts, counts = [part[0] for part in parts], [len(part) for part in parts]
+    means = {
+        kind: np.add.reduceat(
+            np.stack([c[kind][r] for c, r in zip(columns, rows, strict=True)]), starts, axis=1
+        )
+        / counts  # fmt: skip
+        for kind in kinds
+    }
+    y = means.pop("y")
+    every = max(1, len(parts) // 7)
+    return [
+        {kind: float(values[:, k].mean()) for kind, values in means.items()}
+        | {"mean": float(y[:, k].mean()), "low": float(y[:, k].min()), "high": float(y[:, k].max()),
+           "is_marked": k % every == every // 2}
+        for k in range(len(parts))
+    ]  # fmt: skip
+
+
+def _columns(trial: TrialResult, name: str) -> dict[str, np.ndarray]:
+    """steps, seconds, compute and y of a trial's rows that have a finite number."""
+    metrics = trial.metrics
+    found = {"steps": metrics["step"], "y": metrics[name]}
+    if "time/seconds" in metrics:
+        found["seconds"] = np.nancumsum(metrics["time/seconds"])
+        if gpus(trial):
+            found["compute"] = found["seconds"] * gpus(trial)
+        elif "time/core_seconds" in metrics:
+            found["compute"] = np.nancumsum(metrics["time/core_seconds"])
+    keep = np.isfinite(metrics[name])
+    return {kind: values[keep] for kind, values in found.items()}
 
 
 def chosen(
-    cells: Sequence[Cell],
-    keys: Sequence[str],
-    axes: Axes,
-    ranking: Ranking,
-    most: int = FACETS,
+    cells: Sequence[Cell], keys: Sequence[str], axes: Axes, ranking: Ranking, most: int = FACETS
 ) -> dict[str, list[Cell]]:
-    """Groups of cells that differ in `keys`, in the grid's order; where there are more than `most`,
-    those that hold the best cells.
+    """Groups of cells that differ in `keys`, in the grid's order; of more than `most`, those that
+    hold the best cells.
     """
     groups = axes.grouped(cells, keys)
     if len(groups) <= most:
         return groups
-    titles = {cell_label(cell, keys): None for cell in (s.cell for s in ranking.standings)}
+    titles = {cell_label(one.cell, keys): None for one in ranking.standings}
     kept = set(list({**titles, **dict.fromkeys(groups)})[:most])
     return {title: group for title, group in groups.items() if title in kept}
 
 
-def facets(charts: Mapping[str, str], columns: int, total: int | None = None) -> str:
-    """Titled charts side by side; a sentence says how many of `total` groups are shown."""
-    figures = "".join(
-        f"<figure>{f'<h4>{escape(title)}</h4>' if title else ''}{svg}</figure>"
-        for title, svg in charts.items()
+def known_costs(ranking: Ranking) -> tuple[list[Any], list[float]]:
+    """The cells whose cost is known, and their seconds of compute per trial."""
+    costs = [cost(list(one.trials.values())).compute_seconds for one in ranking.standings]
+    known = [(s, c) for s, c in zip(ranking.standings, costs, strict=True) if c is not None]
+    return [standing for standing, _ in known], [seconds for _, seconds in known]
+
+
+def cost_of(ranking: Ranking) -> Cost:
+    """The cost of the first cell, whose unit is that of all."""
+    return cost(list(ranking.standings[0].trials.values()))
+
+
+def _references(sweep: SweepResults) -> list[tuple[str, list[tuple[int, float]]]]:
+    lines = sweep.references
+    if lines is None:
+        return []
+    both = ((GAUSSIAN, lines.gaussian), (MEMORISATION, lines.memorisation))
+    return [(name, list(zip(lines.levels, values, strict=True))) for name, values in both if values]
+
+
+def _series(cells: Iterable[Cell], axes: Axes) -> list[str]:
+    """The names of the curves in the grid's order, the same colours in every chart."""
+    if axes.series is None:
+        return list(dict.fromkeys(map(axes.series_name, cells)))
+    return [part(axes.series, value) for value in axes.values[axes.series]]
+
+
+def _picked(names: Sequence[str]) -> "alt.Parameter":
+    """The series that are shown: a click in the legend, Shift for several."""
+    import altair as alt
+
+    return alt.selection_point(name="picked", fields=["series"], bind="legend")
+
+
+def _colour(names: Sequence[str]) -> "alt.Color":
+    import altair as alt
+
+    return alt.Color("series:N", title=None, scale=alt.Scale(domain=names), legend=None if len(names) < 2 else alt.Legend(orient="top", symbolOpacity=1))  # fmt: skip
+
+
+def _shape(names: Sequence[str]) -> "alt.Shape":
+    """The second sign beside colour."""
+    import altair as alt
+
+    symbols = [_SYMBOLS[k % len(_SYMBOLS)] for k in range(len(names))]
+    return alt.Shape("series:N", title=None, scale=alt.Scale(domain=names, range=symbols), legend=None if len(names) < 2 else alt.Legend(orient="top", symbolOpacity=1))  # fmt: skip
+
+
+def _y(title: str, values: Sequence[float], *, may_be_log: bool = True) -> Any:
+    """The y channel of numbers; on a logarithmic scale where their ratio is large."""
+    import altair as alt
+
+    finite = [value for value in values if isfinite(value)]
+    is_log = may_be_log and min(finite, default=0) > 0 and max(finite) > _LOGARITHMIC * min(finite)
+    scale = alt.Scale(type="log" if is_log else "linear", zero=False, nice=not is_log)
+    return lambda field: alt.Y(field, title=title, scale=scale, axis=alt.Axis(format="~g"))
+
+
+def _facets(chart: Any, titles: Sequence[str]) -> Any:
+    """Charts side by side, one a value of `panel`; the chart itself where there is one panel."""
+    import altair as alt
+
+    if len(titles) < 2:
+        return chart
+    header = alt.Header(title=None)
+    columns = len(titles) if len(titles) in (2, 4) else 3
+    return chart.facet(
+        alt.Facet("panel:N", sort=list(titles), header=header), columns=min(columns, 3)
     )
-    note = ""
-    if total is not None and total > FACETS:
-        note = (
-            f"<p class='note'>The {FACETS} charts that hold the best cells are shown, of {total}; "
-            "all numbers are in the tables beside this file.</p>"
-        )
-    return f'<div class="facets columns-{min(columns, len(charts))}">{figures}</div>{note}'
 
 
-def in_order(series: Iterable[LineSeries]) -> list[LineSeries]:
-    """By their styles, as in the legend."""
-    return sorted(series, key=lambda one: (isinstance(one.style, str), str(one.style).zfill(3)))
+def _with_params(charts: Any, *params: Any) -> Any:
+    """Charts beside each other that share a parameter, such as one legend for all."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # altair asks whether sharing is meant
+        return charts.add_params(*params)
 
 
-def first_each(charts: Iterable[Sequence[LineSeries]]) -> list[LineSeries]:
-    """One series of each name, in order, for the legend."""
-    return in_order({one.name: one for some in charts for one in some}.values())
+def _data(kept: Kept, rows: Sequence[Row]) -> "alt.NamedData":
+    """A name for rows, kept beside the chart: altair checks every value that it is given."""
+    import altair as alt
+
+    name = f"data-{len(kept)}"
+    kept[name] = rows
+    return alt.NamedData(name=name)
 
 
-def legend(series: Sequence[LineSeries]) -> str:
-    """Buttons that name the curves; a click hides one. A single curve needs none."""
-    if len(series) < 2:
-        return ""
-    items = "".join(
-        f'<button type="button" aria-pressed="true" data-series="{escape(one.name)}">'
-        f'<svg viewBox="0 0 30 12" aria-hidden="true"><g class="s-{colour(one.style)} s">'
-        + ('<polyline class="line" points="1,6 29,6"/>' * one.has_line)
-        + (f'<path class="mark" d="{marker_path(one.style, 15, 6, 3.4)}"/>' * one.has_markers)
-        + f"</g></svg>{escape(one.name)}</button>"
-        for one in series
-    )
-    return f'<div class="legend" role="group" aria-label="Curves shown">{items}</div>'
-
-
-# --------
-# Plain tables of text in HTML; long ones are folded and cut into pages of rows.
-
-MANY = 60  # rows shown at once; the rest is folded
-
-
-def table(
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    wrap: Sequence[int] = (),
-    code: Sequence[int] = (),
-    numbers: Sequence[int] = (),
-    fold: str = "",
-) -> str:
-    """A table, every cell escaped; columns in `wrap` break, in `code` are set as code.
-
-    numbers: columns set to the right.  fold: what a folded table is called; "" shows the first
-    rows and folds those beyond `MANY`.
-    """
-    if fold:
-        whole = _table(head, rows, wrap, code, numbers)
-        return f"<details class='data'><summary>{escape(fold)}</summary>{whole}</details>"
-    shown = _table(head, rows[:MANY], wrap, code, numbers)
-    if len(rows) <= MANY:
-        return shown
-    rest = _table(head, rows[MANY:], wrap, code, numbers)
-    more = f"{len(rows) - MANY:,} more rows"
-    return f"{shown}<details class='data'><summary>{more}</summary>{rest}</details>"
-
-
-def _table(
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    wrap: Sequence[int],
-    code: Sequence[int],
-    numbers: Sequence[int],
-) -> str:
-    kinds = {**dict.fromkeys(wrap, "wrap"), **dict.fromkeys(numbers, "right")}
-    heads = "".join(
-        f'<th scope="col" class="{"right" if k in numbers else "left"}">{escape(name)}</th>'
-        for k, name in enumerate(head)
-    )
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td class="{kinds.get(k, "left")}">'
-            f"{f'<code>{escape(value)}</code>' if k in code else escape(value)}</td>"
-            for k, value in enumerate(row)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    top = f"<thead><tr>{heads}</tr></thead>" if any(head) else ""
-    return f'<div class="scroll"><table>{top}<tbody>{body}</tbody></table></div>'
+def _spec(kept: Kept, chart: Any) -> Spec:
+    found = chart.to_dict(validate=False)  # which takes seconds; a test does it
+    for key in ("$schema", "config"):  # the page knows what it draws with, and has its own colours
+        found.pop(key, None)
+    return {**found, "datasets": kept}

@@ -1,4 +1,4 @@
-"""What trainings cost: core- or GPU-seconds, wall time, memory, energy, and the Pareto front.
+"""Cost of trainings: core- or GPU-seconds, wall time, memory, energy, and the Pareto front.
 
 A cell is on the front when no other cell is both cheaper and better (Pareto efficiency).
 """
@@ -8,7 +8,18 @@ from dataclasses import dataclass
 from math import isfinite
 
 from ddpm.metrics import QUALITY_MEASURES, Quality, QualityPoint, continuous_bound
-from ddpm.report.reading import SweepResults, TrialResult, Value, mapping, number, sequence
+from ddpm.report.labels import duration, size
+from ddpm.report.reading import (
+    SweepResults,
+    TrialResult,
+    Value,
+    mapping,
+    number,
+    read_json,
+    sequence,
+)
+
+PREDICTION = "prediction.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +92,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-# --------
-# What a trial measured at its end besides the x0-error: columns of results.csv, and terms by step.
-#
-# continuous_bound        bits/dim between the lowest and the highest log SNR ranked on
-# bits_per_dim            the discrete bound, which is not comparable across schedules and T
-# energy_joules           where a GPU told it
-# fid_10_eta0, ..._low, ..._high, ..._evaluations, ..._seconds      of samples in 10 steps, eta 0
-
+# Columns of results.csv that any trial may fill, besides those of its samples (fid_10_eta0, ...).
+# continuous_bound: bits/dim between the lowest and the highest log SNR ranked on.
+# bits_per_dim: the discrete bound, which is not comparable across schedules and timesteps.
 _FIXED = (
     "continuous_bound",
     "continuous_bound_evaluation_error",
@@ -183,3 +189,69 @@ def _of_point(point: QualityPoint) -> dict[str, object]:
 def _tag(point: QualityPoint) -> str:
     """A point as part of a column's name: 10_eta0, 25_eta0.5."""
     return f"{point.num_steps}_eta{point.eta:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedCost:
+    """Predicted and measured cost of trials that ended in one go; load: of the machine when probed."""
+
+    trials: int
+    unit: str
+    seconds: tuple[float, float]
+    memory_bytes: tuple[float, float] | None
+    wall_seconds: tuple[float, float] | None
+    load: float
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Figure, predicted, measured and how much more was measured, of those that have both."""
+        figures = (
+            (self.unit, self.seconds, lambda value: f"{value:,.0f}"),
+            ("peak memory of a trial", self.memory_bytes, size),
+            ("wall time", self.wall_seconds, duration),
+        )
+        return [
+            (what, shown(one[0]), shown(one[1]), f"{100 * (one[1] / one[0] - 1):+.0f} %")
+            for what, one, shown in figures
+            if one is not None and one[0]
+        ]
+
+    def __str__(self) -> str:
+        said = "; ".join(
+            f"{what} {a} predicted, {b} measured ({c})" for what, a, b, c in self.rows()
+        )
+        return f"Of {self.trials} trials: {said}. Load when probed: {self.load:.1f}."
+
+
+def predicted_cost(sweep: SweepResults) -> PredictedCost | None:
+    """prediction.json beside the ledger; None where nothing was predicted or measured.
+
+    Seconds are those of a trial in its processes, with evaluation and samples; Ray and its start
+    are not in them. Trials that were interrupted are left out, as the ledger lacks their first part.
+    """
+    facts = mapping(read_json(sweep.folder / PREDICTION))
+    predicted = {name: mapping(one) for name, one in mapping(facts.get("trials")).items()}
+    both = [
+        (predicted[trial.name], trial)
+        for trial in sweep.with_status("done")
+        if trial.name in predicted
+        and len(sequence(trial.provenance.get("attempts"))) == 1
+        and trial.number("trial_core_seconds") is not None
+    ]
+    if not both:
+        return None
+    gpus = max(number(one["gpu_seconds"]) / number(one["seconds"]) for one, _ in both)
+    kind, own = ("gpu_seconds", "trial_seconds") if gpus else ("core_seconds", "trial_core_seconds")
+    measured = (gpus or 1.0) * sum(trial.number(own) or 0.0 for _, trial in both)
+    peaks = [trial.number("peak_memory_bytes") for _, trial in both]
+    known = [peak for peak in peaks if peak is not None]
+    wall = number(facts.get("measured_wall_seconds")) if len(both) == len(predicted) else 0.0
+    return PredictedCost(
+        trials=len(both),
+        unit="GPU-seconds" if gpus else "core-seconds",
+        seconds=(sum(number(one[kind]) for one, _ in both), measured),
+        memory_bytes=(max(number(one["memory_bytes"]) for one, _ in both), max(known))
+        if len(known) == len(peaks)
+        else None,
+        wall_seconds=(number(facts["wall_seconds"]), wall) if wall > 0 else None,
+        load=number(facts.get("load", 0.0)),
+    )

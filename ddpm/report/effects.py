@@ -19,16 +19,8 @@ import numpy as np
 
 from ddpm.errors import InputError
 from ddpm.metrics import MEASURES, X0Error, influence
-from ddpm.report.ranking import (
-    Ranking,
-    Standing,
-    listed,
-    place_of,
-    shared_seeds,
-    spoken,
-    text,
-    varied,
-)
+from ddpm.report.labels import listed, place_of, spoken, text, varied
+from ddpm.report.ranking import Ranking, Standing, shared_seeds
 from ddpm.report.reading import Value
 from ddpm.report.scatter import (
     Difference,

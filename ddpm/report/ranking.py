@@ -1,152 +1,20 @@
-"""Short names: of configuration keys, of cells, of numbers."""
+"""The two rankings of a sweep's cells, on the noise levels all of them share.
+
+A cell is one point of the grid; its trials differ in their seed alone.
+"""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import floor, isfinite, log10, nan, prod
+from math import nan, prod
 
 import numpy as np
 
 from ddpm.metrics import MEASURES, X0Error, X0Summary, common_levels, interval, summary
+from ddpm.report.labels import cell_label, varied
 from ddpm.report.reading import SweepResults, TrialResult, Value
 from ddpm.report.scatter import Spread, spread
-
-PRED_TYPE, SCHEDULER, TIMESTEPS = (
-    "TRAINING.PRED_TYPE",
-    "TRAINING.NETWORK.SCHEDULER",
-    "TRAINING.NETWORK.TIMESTEPS",
-)
-_SPOKEN = {
-    PRED_TYPE: "prediction type",
-    SCHEDULER: "schedule",
-    TIMESTEPS: "timesteps",
-    "NAME": "name",
-}
-_ORDER = (SCHEDULER, PRED_TYPE, TIMESTEPS)
-
-
-def spoken(key: str) -> str:
-    """What a key is called in a sentence."""
-    return _SPOKEN.get(key, key.rsplit(".", 1)[-1])
-
-
-def varied(cells: Iterable[Mapping[str, Value]]) -> tuple[str, ...]:
-    """The keys in which these cells differ, schedule and prediction type first."""
-    values: dict[str, set[str]] = {}
-    for cell in cells:
-        for key, value in cell.items():
-            values.setdefault(key, set()).add(json.dumps(value))
-    keys = [key for key, seen in values.items() if len(seen) > 1]
-    return tuple(sorted(keys, key=lambda k: (_ORDER.index(k) if k in _ORDER else len(_ORDER), k)))
-
-
-def text(value: Value) -> str:
-    """A configuration value as a reader writes it."""
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(text, value)) + "]"
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
-
-
-def part(key: str, value: Value) -> str:
-    """One coordinate of a cell: `cosine`, `velocity`, `T=250`, `LEARNING_RATE=0.001`."""
-    if key in (PRED_TYPE, SCHEDULER, "NAME"):
-        return text(value)
-    return f"T={text(value)}" if key == TIMESTEPS else f"{spoken(key)}={text(value)}"
-
-
-def cell_label(cell: Mapping[str, Value], keys: Sequence[str]) -> str:
-    """A cell by the keys in which cells differ: `cosine · velocity · T=250`."""
-    used = [key for key in keys if key in cell] or list(cell)
-    return " · ".join(part(key, cell[key]) for key in used) or "this run"
-
-
-def listed(names: Sequence[str], *, limit: int = 6) -> str:
-    """`a`, `a and b`, `a, b and c`; beyond the limit `a, b and 7 others`."""
-    shown = list(names[:limit])
-    if len(names) > limit:
-        shown = [*names[: limit - 1], f"{len(names) - limit + 1} others"]
-    return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " and " + shown[-1]
-
-
-def ranges(levels: Sequence[int]) -> str:
-    """Integers as ranges: `-8 to 1 and 4`."""
-    runs: list[list[int]] = []
-    for level in sorted(levels):
-        if runs and level == runs[-1][-1] + 1:
-            runs[-1].append(level)
-        else:
-            runs.append([level])
-    parts = [signed(r[0]) if len(r) == 1 else f"{signed(r[0])} to {signed(r[-1])}" for r in runs]
-    return listed(parts, limit=len(parts)) if parts else "no level"
-
-
-def signed(value: float, digits: int = 0) -> str:
-    """A number with a true minus sign."""
-    return f"{value:.{digits}f}".replace("-", "\u2212")
-
-
-def number_with_error(value: float, error: float) -> tuple[str, str]:
-    """Value and error with as many decimals as the error's two first digits need."""
-    digits = 4
-    if isfinite(error) and error > 0:
-        digits = min(max(1 - floor(log10(error)), 0), 6)
-    return signed(value, digits), f"{error:.{digits}f}" if isfinite(error) else "\u2013"
-
-
-def common_digits(errors: Sequence[float]) -> int | None:
-    """Decimals for a column of numbers with these errors: the middle of what each needs; None where
-    most of them need too different ones.
-    """
-    each = sorted(max(1 - floor(log10(e)), 0) for e in errors if isfinite(e) and e > 0)
-    tenth = len(each) // 10
-    if not each or each[-1 - tenth] - each[tenth] > 2:
-        return None
-    return min(each[len(each) // 2], 6)
-
-
-def aligned(value: float, error: float, digits: int | None) -> tuple[str, str]:
-    """Value and error with so many decimals; as many as the error needs where that shows none of
-    it, or digits is None.
-    """
-    if digits is None or not isfinite(error) or 0 < error < 0.5 / 10**digits:
-        return number_with_error(value, error)
-    return signed(value, digits), f"{error:.{digits}f}"
-
-
-def with_error(value: float, error: float) -> str:
-    """`−0.651 ± 0.012`."""
-    return " \u00b1 ".join(number_with_error(value, error))
-
-
-def duration(seconds: float | None) -> str:
-    """`48 s`, `12.5 min`, `3.2 h`."""
-    if seconds is None:
-        return "\u2013"
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def size(count: float | None) -> str:
-    """Bytes as `512 MiB` or `1.4 GiB`."""
-    if count is None:
-        return "\u2013"
-    mebibytes = count / 2**20
-    return f"{mebibytes:.0f} MiB" if mebibytes < 1000 else f"{mebibytes / 1024:.1f} GiB"
-
-
-def energy(joules: float | None) -> str:
-    """Joules as `310 kJ` or `1.25 kWh`."""
-    if joules is None:
-        return "\u2013"
-    return f"{joules / 1000:.3g} kJ" if joules < 3.6e5 else f"{joules / 3.6e6:.3g} kWh"
-
-
-# --------
-# The two rankings of a sweep's cells, on the noise levels all of them share.
-#
-# A cell is one point of the grid; its trials differ in their seed alone.
 
 # Of a grid's combinations; with fewer, what each key does cannot be separated.
 _LEAST_FILLED = 0.5
@@ -371,84 +239,3 @@ def _not_comparable(trials: Sequence[TrialResult]) -> str | None:
             "EVALUATION.NUM differ), so they cannot be ranked."
         )
     return None
-
-
-# --------
-# Which factor of a grid becomes colour, row or panel, the same in every picture of a report.
-
-_PRED_TYPES = ("noise", "image", "velocity")
-
-Cell = Mapping[str, Value]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Axes:
-    """series: the key that becomes colour and heat map column, None for a single cell.
-
-    rows: the key that becomes heat map row.  panels: all other keys in which cells differ.
-    """
-
-    series: str | None
-    rows: str | None
-    panels: tuple[str, ...]
-    values: Mapping[str, tuple[Value, ...]]  # of every varied key, in the grid's order
-
-    @property
-    def facets(self) -> tuple[str, ...]:
-        """The keys that tell charts apart, where curves of one chart differ in `series`."""
-        return (*((self.rows,) if self.rows else ()), *self.panels)
-
-    def style(self, cell: Cell) -> int:
-        """The colour number of a cell's curve."""
-        return (
-            0 if self.series is None else place_of(self.values[self.series], cell.get(self.series))
-        )
-
-    def series_name(self, cell: Cell) -> str:
-        """What a cell's curve is called in the legend."""
-        return cell_label(cell, ()) if self.series is None else part(self.series, cell[self.series])
-
-    def grouped(self, cells: Iterable[Cell], keys: Sequence[str]) -> dict[str, list[Cell]]:
-        """Cells by their values of `keys`, in the grid's order; one group named "" without keys."""
-        ordered = sorted(cells, key=lambda cell: [self.place(key, cell) for key in keys])
-        groups: dict[str, list[Cell]] = {}
-        for cell in ordered:
-            groups.setdefault(cell_label(cell, keys) if keys else "", []).append(cell)
-        return groups
-
-    def place(self, key: str, cell: Cell) -> int:
-        """Number of a cell's value among the grid's values of `key`."""
-        return place_of(self.values[key], cell.get(key))
-
-
-def axes_of(sweep: SweepResults) -> Axes:
-    """The roles of a sweep's factors."""
-    cells = [*(trial.cell for trial in sweep.trials), *(one.cell for one in sweep.skipped)]
-    keys = varied(cells)
-    series = PRED_TYPE if PRED_TYPE in keys else (keys[-1] if keys else None)
-    others = [key for key in keys if key != series]
-    rows = SCHEDULER if SCHEDULER in others else (others[0] if others else None)
-    return Axes(
-        series=series,
-        rows=rows,
-        panels=tuple(key for key in others if key != rows),
-        values={key: _values(key, sweep, cells) for key in keys},
-    )
-
-
-def _values(key: str, sweep: SweepResults, cells: Iterable[Cell]) -> tuple[Value, ...]:
-    seen = {_text(v): v for v in (*sweep.grid.get(key, ()), *(c[key] for c in cells if key in c))}
-    values = tuple(seen.values())
-    if key == PRED_TYPE:
-        return tuple(sorted(values, key=lambda v: place_of(_PRED_TYPES, v)))
-    return values
-
-
-def place_of(values: Sequence[Value], value: Value) -> int:
-    """Index of a value among values, by its JSON text; their number when it is not among them."""
-    texts = [_text(one) for one in values]
-    return texts.index(_text(value)) if _text(value) in texts else len(texts)
-
-
-def _text(value: Value) -> str:
-    return json.dumps(value, sort_keys=True)

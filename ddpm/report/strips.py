@@ -1,23 +1,29 @@
-"""Sample grids of a report: the same classes in the same columns for every trial, as data: URLs."""
+"""Pictures of a report as data: URLs: sample grids, and strips of them over training or steps.
+
+Every grid has the same classes in the same columns. A strip is one trial at several moments.
+"""
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
-from ddpm.metrics import ARRAYS, QualityPoint, read_pictures
-from ddpm.report.ranking import Axes, Ranking, cell_label
+from ddpm.metrics import ARRAYS, read_pictures
+from ddpm.report.best_samples import method
+from ddpm.report.labels import Axes, cell_label
+from ddpm.report.ranking import Ranking
 from ddpm.report.reading import Samples, SweepResults, TrialResult
 from ddpm.runs import pictures
 
 _COLUMNS = 10
 _CLASSES = 20  # shown of more
 _WIDEST = 360  # pixels of a picture over training; wider ones are reduced to it
+_ROWS, _FRAMES = 12, 8  # of a film: trials and moments
+T = TypeVar("T")
 
 
 def sample_grid(samples: Samples, *, rows: int = 4, largest: int = 64) -> str:
@@ -94,20 +100,10 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.stack([np.asarray(p.resize(size, Image.Resampling.BOX)) for p in planes], axis=-1)
 
 
-# --------
-# Pictures of several trials over time or steps: a strip a trial, or, with a slider, one moment.
-#
-# On paper and without the page's script the strips are there, one column a moment. The script shows
-# one column at a time, as large pictures side by side, and moves through them with the slider.
-
-ROWS, FRAMES = 12, 8
-T = TypeVar("T")
-
-
-def over_training(sweep: SweepResults, ranking: Ranking, axes: Axes) -> str:
-    """The grids drawn while the best cells trained."""
-    trials = shown_trials(sweep, ranking, axes, [t for t in sweep.trials if len(t.inline) > 1])
-    stems = _spread(sorted({path.stem for trial in trials for path in trial.inline}), FRAMES)
+def over_training(sweep: SweepResults, ranking: Ranking, axes: Axes) -> dict[str, dict[str, str]]:
+    """The grids drawn while the best cells trained: cell -> step -> URL."""
+    trials = shown_trials(ranking, axes, [t for t in sweep.trials if len(t.inline) > 1])
+    stems = _spread(sorted({path.stem for trial in trials for path in trial.inline}), _FRAMES)
     rows = {
         _name(trial, sweep, axes): {
             _step(path.stem): url
@@ -116,28 +112,19 @@ def over_training(sweep: SweepResults, ranking: Ranking, axes: Axes) -> str:
         }
         for trial in trials
     }
-    if not any(rows.values()):
-        return ""
-    note = (
-        "<p class='note'>The same noise and the same classes at every step, drawn by the averaged "
-        f"weights of that moment.{_left_out(sweep, trials)}</p>"
-    )
-    return note + film(rows, "optimizer step")
+    return {name: row for name, row in rows.items() if row}
 
 
-def over_steps(sweep: SweepResults, ranking: Ranking, axes: Axes) -> str:
-    """The samples of the best cells by the number of sampling steps."""
+def over_steps(sweep: SweepResults, ranking: Ranking, axes: Axes) -> dict[str, dict[str, str]]:
+    """The samples of the best cells by sampler and number of steps: cell -> steps -> URL."""
     having = [t for t in sweep.trials if t.quality and t.run_dir and (t.run_dir / ARRAYS).exists()]
-    trials = shown_trials(sweep, ranking, axes, having)
-    rows = {_name(trial, sweep, axes): _by_steps(trial) for trial in trials}
-    rows = {name: row for name, row in rows.items() if row}
-    if not rows:
-        return ""
-    note = (
-        "<p class='note'>The same noise and the same classes at every number of steps, by the "
-        f"final averaged weights.{_left_out(sweep, trials)}</p>"
-    )
-    return note + film(rows, "sampling steps")
+    rows = {_name(t, sweep, axes): _by_steps(t) for t in shown_trials(ranking, axes, having)}
+    return {name: row for name, row in rows.items() if row}
+
+
+def moments(rows: dict[str, dict[str, str]]) -> list[str]:
+    """The columns of a film: every moment of any row, in order."""
+    return sorted({moment for row in rows.values() for moment in row}, key=_natural)
 
 
 def _by_steps(trial: TrialResult) -> dict[str, str]:
@@ -152,65 +139,25 @@ def _by_steps(trial: TrialResult) -> dict[str, str]:
         f"{method(points[k])} " * several + str(points[k].num_steps): grid_url(
             found.images[k], found.labels, rows=2, largest=48, is_exact=False
         )
-        for k in _spread(places, FRAMES)
+        for k in _spread(places, _FRAMES)
     }
 
 
-def method(point: QualityPoint) -> str:
-    """The sampler without its steps: `ddim`, `ddim \u03b7=1`."""
-    return point.sampler if point.eta == 0 else f"{point.sampler} \u03b7={point.eta:g}"
-
-
-def film(rows: Mapping[str, Mapping[str, str]], what: str) -> str:
-    """Strips of pictures: rows of moment -> data: URL, a column for every moment of any row."""
-    moments = sorted({moment for row in rows.values() for moment in row}, key=_natural)
-    heads = "".join(f'<th scope="col">{escape(moment)}</th>' for moment in moments)
-    body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>'
-        + "".join(_picture(row.get(moment, ""), f"{name}, {what} {moment}") for moment in moments)
-        + "</tr>"
-        for name, row in rows.items()
-    )
-    last = len(moments) - 1
-    control = (
-        f'<div class="slider" hidden><label>{escape(what)} <input type="range" min="0" '
-        f'max="{last}" value="{last}" data-moments="{escape("|".join(moments))}"></label>'
-        f'<output>{escape(moments[last])}</output><button type="button" aria-pressed="false">'
-        "all at once</button></div>"
-    )
-    return (
-        f'<div class="film">{control if last else ""}<div class="scroll"><table><thead><tr>'
-        f'<th class="left">{escape(what)}</th>{heads}</tr></thead><tbody>{body}</tbody></table>'
-        "</div></div>"
-    )
-
-
-def shown_trials(
-    sweep: SweepResults, ranking: Ranking, axes: Axes, having: Sequence[TrialResult]
-) -> list[TrialResult]:
+def shown_trials(ranking: Ranking, axes: Axes, having: Sequence[TrialResult]) -> list[TrialResult]:
     """One trial a cell among those that have something: its first seed, in the grid's order; where
     there are more than fit, the best cells, the best first.
     """
     rank = {id(t): k for k, s in enumerate(ranking.standings) for t in s.trials.values()}
     ordered = sorted(having, key=lambda trial: (rank.get(id(trial), len(rank)), trial.seed))
     first = list({trial.key: trial for trial in reversed(ordered)}.values())[::-1]
-    if len(first) > ROWS:
-        return first[:ROWS]
+    if len(first) > _ROWS:
+        return first[:_ROWS]
     keys = (*axes.panels, *((axes.rows,) if axes.rows else ()), *filter(None, (axes.series,)))
     return sorted(first, key=lambda t: [axes.place(key, t.cell) for key in keys])
 
 
-def _left_out(sweep: SweepResults, trials: Sequence[TrialResult]) -> str:
-    cells = {trial.key for trial in sweep.trials}
-    return f" The {len(trials)} best cells of {len(cells)}." if len(cells) > len(trials) else ""
-
-
 def _name(trial: TrialResult, sweep: SweepResults, axes: Axes) -> str:
     return cell_label(trial.cell, tuple(axes.values)) if sweep.is_sweep else "this run"
-
-
-def _picture(url: str, words: str) -> str:
-    return f'<td><img src="{url}" alt="{escape(words)}"></td>' if url else "<td>\u2013</td>"
 
 
 def _spread(values: Sequence[T], most: int) -> list[T]:

@@ -1,28 +1,37 @@
-"""The ranking as rows: printed at the end of a sweep, and in results.csv."""
+"""Numbers of a report as rows: on the terminal, in results.csv, tables/ and statistics.json.
 
-import csv
+results           a row a trial: its cell, rank, measures with their errors, and cost
+x0_error          a row a trial and log-SNR level
+metrics           a row a trial and logged step: losses, validation measures, times
+sampling          a row a trial, sampler and number of sampling steps
+configuration     a row a trial: every configuration key
+"""
+
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as Grid
 
-from ddpm.metrics import MEASURES, QUALITY_MEASURES
+from ddpm.metrics import MEASURES, QUALITY_MEASURES, QualityPoint
 from ddpm.report import costs as quality
 from ddpm.report.costs import cost, speed
 from ddpm.report.effects import CONFIDENCE, Analysis, Comparison, Term, against, analyse
-from ddpm.report.ranking import Ranking, Standing, duration, number_with_error, size, text
+from ddpm.report.labels import duration, number_with_error, size, text
+from ddpm.report.ranking import Ranking, Standing
 from ddpm.report.reading import SweepResults, Value
 from ddpm.report.verdict import Conclusion, pairing, sentences, spread
 from ddpm.runs import storage
 
 if TYPE_CHECKING:
-    import pyarrow
+    import pandas
+
+_TEXTS = ("status", "trial", "reason", "run_dir")
+_MOST_CSV = 1_000_000  # rows; a longer table is written as Parquet alone
 
 
 def print_table(
@@ -40,9 +49,7 @@ def print_table(
 
 def _print_ranking(sweep: SweepResults, ranking: Ranking, console: Console) -> None:
     wide = console.width >= 100
-    table = Table(
-        title=f"{sweep.name}: {len(ranking.standings)} cells by x0-error", box=SIMPLE_HEAD
-    )
+    table = Grid(title=f"{sweep.name}: {len(ranking.standings)} cells by x0-error", box=SIMPLE_HEAD)
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("cell", overflow="fold")
     for heading in ("mean log10\nerror", "SNR-weighted\nerror", "#"):
@@ -90,13 +97,13 @@ _COLUMNS = (
 
 def csv_text(sweep: SweepResults, ranking: Ranking) -> str:
     """results.csv: one row a trial, best cell first; skipped cells last, with their reason."""
+    import pandas
+
     keys = tuple(dict.fromkeys(key for trial in sweep.trials for key in trial.cell))
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
     more = quality.columns(sweep)
-    writer.writerow((*keys, *_COLUMNS, *more))
-    writer.writerows(_rows(sweep, ranking, keys, more))
-    return buffer.getvalue()
+    rows = _rows(sweep, ranking, keys, more)
+    frame = pandas.DataFrame(rows, columns=[*keys, *_COLUMNS, *more], dtype=object)
+    return frame.to_csv(index=False, lineterminator="\n")
 
 
 def _rows(
@@ -130,131 +137,68 @@ def _plain(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-# --------
-# Everything a report is made of as tables, CSV and Parquet: one file a kind of row.
-#
-# results           a row a trial: its cell, rank, measures with their errors, and cost
-# x0_error          a row a trial and log-SNR level
-# metrics           a row a trial and logged step: losses, validation measures, times
-# sampling          a row a trial, sampler and number of sampling steps
-# configuration     a row a trial: every configuration key
-
-_TEXTS = ("status", "trial", "reason", "run_dir")
-_MOST_CSV = 1_000_000  # rows; a longer table is written as Parquet alone
-
-Column = Sequence[Value] | np.ndarray
-
-
 def write_tables(sweep: SweepResults, results: str) -> tuple[Path, ...]:
     """Writes results.parquet from the text of results.csv, and the tables of `tables/`."""
-    written = [_write(sweep.folder / "results.parquet", _parquet(_from_csv(results)))]
-    for name, columns in tables(sweep).items():
-        if not columns or not len(next(iter(columns.values()))):
+    import pandas
+
+    frame = pandas.read_csv(
+        io.StringIO(results),
+        dtype=dict.fromkeys(_TEXTS, "string[pyarrow]"),
+        dtype_backend="pyarrow",
+        float_precision="round_trip",
+    )
+    written = [_write(sweep.folder / "results.parquet", frame.to_parquet(index=False))]
+    for name, frame in tables(sweep).items():
+        if frame.empty:
             continue
-        written += _both(sweep.folder / "tables" / name, columns)
+        path = sweep.folder / "tables" / name
+        if len(frame) <= _MOST_CSV:
+            text = frame.to_csv(index=False, lineterminator="\n")
+            written.append(_write(path.with_suffix(".csv"), text.encode()))
+        written.append(_write(path.with_suffix(".parquet"), frame.to_parquet(index=False)))
     return tuple(written)
 
 
-def tables(sweep: SweepResults) -> dict[str, dict[str, Column]]:
-    """The columns of each table but the results."""
-    return {
-        "x0_error": _x0_error(sweep),
-        "metrics": _metrics(sweep),
-        "sampling": _sampling(sweep),
-        "configuration": _configuration(sweep),
-    }
+def tables(sweep: SweepResults) -> dict[str, "pandas.DataFrame"]:
+    """Each table but the results."""
+    import pandas
 
+    def joined(frames: list[dict[str, object]]) -> "pandas.DataFrame":
+        return pandas.concat(map(pandas.DataFrame, frames)) if frames else pandas.DataFrame()
 
-def _x0_error(sweep: SweepResults) -> dict[str, Column]:
-    measured = [(trial, trial.error) for trial in sweep.trials if trial.error is not None]
-    curves = [error.curve() for _, error in measured]
-    return {
-        "trial": _repeated([(trial.name, len(error.levels)) for trial, error in measured]),
-        "logsnr": _joined([error.levels for _, error in measured]),
-        "mse": _joined([mean for mean, _ in curves]),
-        "evaluation_error": _joined([spread for _, spread in curves]),
-    }
-
-
-def _metrics(sweep: SweepResults) -> dict[str, Column]:
-    having = [trial for trial in sweep.trials if "step" in trial.metrics]
-    names = dict.fromkeys(name for trial in having for name in trial.metrics)
-    lengths = [len(trial.metrics["step"]) for trial in having]
-    found: dict[str, Column] = {
-        "trial": _repeated(list(zip([trial.name for trial in having], lengths, strict=True)))
-    }
-    for name in names:
-        columns = [
-            trial.metrics.get(name, np.full(length, np.nan))
-            for trial, length in zip(having, lengths, strict=True)
-        ]
-        found[name] = _joined(columns)
-    return found
-
-
-def _sampling(sweep: SweepResults) -> dict[str, Column]:
-    rows = [(t.name, point) for t in sweep.trials if t.quality for point in t.quality.points]
-    found: dict[str, Column] = {"trial": [name for name, _ in rows]}
-    for name in ("sampler", "num_steps", "eta", "evaluations", "seconds"):
-        found[name] = [getattr(point, name) for _, point in rows]
-    for name in QUALITY_MEASURES:
-        intervals = [point.interval(name) for _, point in rows]
-        for end in ("value", "low", "high"):
-            column = name if end == "value" else f"{name}_{end}"
-            found[column] = [one and getattr(one, end) for one in intervals]
-    return found
-
-
-def _configuration(sweep: SweepResults) -> dict[str, Column]:
+    errors = [(trial, trial.error) for trial in sweep.trials if trial.error is not None]
+    points = [(t.name, point) for t in sweep.trials if t.quality for point in t.quality.points]
     having = [trial for trial in sweep.trials if trial.config]
     keys = dict.fromkeys(key for trial in having for key in trial.config)
-    found: dict[str, Column] = {"trial": [trial.name for trial in having]}
-    for key in keys:
-        found[key] = [text(t.config[key]) if key in t.config else None for t in having]
-    return found
+    return {
+        "x0_error": joined(
+            [
+                {"trial": trial.name, "logsnr": error.levels}
+                | dict(zip(("mse", "evaluation_error"), error.curve(), strict=True))
+                for trial, error in errors
+            ]
+        ),
+        "metrics": joined(
+            [{"trial": t.name, **t.metrics} for t in sweep.trials if "step" in t.metrics]
+        ),
+        "sampling": pandas.DataFrame([_sampling(name, point) for name, point in points]),
+        "configuration": pandas.DataFrame(
+            [
+                {"trial": t.name}
+                | {key: text(t.config[key]) if key in t.config else None for key in keys}
+                for t in having
+            ]
+        ),
+    }
 
 
-def _repeated(names: Sequence[tuple[str, int]]) -> list[Value]:
-    return [name for name, count in names for _ in range(count)]
-
-
-def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.zeros(0)
-
-
-def _both(path: Path, columns: Mapping[str, Column]) -> list[Path]:
-    import pyarrow
-    from pyarrow import csv
-
-    table = pyarrow.table({name: pyarrow.array(values) for name, values in columns.items()})
-    written = [_write(path.with_suffix(".parquet"), _parquet(table))]
-    if table.num_rows <= _MOST_CSV:
-        buffer = io.BytesIO()
-        csv.write_csv(table, buffer, csv.WriteOptions(quoting_style="needed"))
-        written.insert(0, _write(path.with_suffix(".csv"), buffer.getvalue()))
-    return written
-
-
-def _from_csv(results: str) -> "pyarrow.Table":
-    """results.csv with the types of its columns."""
-    import pyarrow
-    from pyarrow import csv
-
-    options = csv.ConvertOptions(
-        column_types=dict.fromkeys(_TEXTS, pyarrow.string()), strings_can_be_null=True
-    )
-    parsing = csv.ParseOptions(newlines_in_values=True)
-    return csv.read_csv(
-        io.BytesIO(results.encode()), parse_options=parsing, convert_options=options
-    )
-
-
-def _parquet(table: "pyarrow.Table") -> bytes:
-    from pyarrow import parquet
-
-    buffer = io.BytesIO()
-    parquet.write_table(table, buffer)
-    return buffer.getvalue()
+def _sampling(trial: str, point: QualityPoint) -> dict[str, Value]:
+    names = ("sampler", "num_steps", "eta", "evaluations", "seconds")
+    row: dict[str, Value] = {"trial": trial} | {name: getattr(point, name) for name in names}
+    for name in QUALITY_MEASURES:
+        one = point.interval(name)
+        row |= {name: one and one.value, f"{name}_low": one and one.low, f"{name}_high": one and one.high}  # fmt: skip
+    return row
 
 
 def _write(path: Path, content: bytes) -> Path:
@@ -263,21 +207,19 @@ def _write(path: Path, content: bytes) -> Path:
     return path
 
 
-# --------
-# statistics.json: every number of the report's statistics, for programs.
-#
-#     {"format": 1, "confidence": 0.95,
-#      "measures": {MEASURE: {"paired_over_unpaired_variance", "intervals", "dof", "variance",
-#                             "set_apart": [label], "factors": {...}, "sentences": [...]}},
-#      "against_lowest": {"reference", "correction", "cells": [...]}, "against_baseline": same | null}
-#
-# Numbers are log10; null where there is none.
-
 Json = dict[str, object]
 
 
 def statistics(ranking: Ranking) -> Json:
-    """The content of statistics.json."""
+    """statistics.json: every number of the report's statistics, for programs.
+
+    {"format": 1, "confidence": 0.95,
+     "measures": {MEASURE: {"paired_over_unpaired_variance", "intervals", "dof", "variance",
+                            "set_apart": [label], "factors": {...}, "sentences": [...]}},
+     "against_lowest": {"reference", "correction", "cells"}, "against_baseline": same | null}
+
+    Numbers are log10; null where there is none.
+    """
     several = len(ranking.standings) > 1
     lowest = ranking.standings[0] if several else None
     base = None

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import isfinite
+from pathlib import Path
 
 import numpy as np
 
@@ -20,22 +21,32 @@ from ddpm.report.effects import (
     gap,
     level_gaps,
 )
-from ddpm.report.ranking import (
+from ddpm.report.labels import (
+    NAMES,
     PRED_TYPE,
     SCHEDULER,
-    Ranking,
-    Standing,
     cell_label,
     listed,
     number_with_error,
     part,
+    probability,
     ranges,
     signed,
     spoken,
     text,
     varied,
 )
-from ddpm.report.reading import SweepResults, TrialResult, Value, mapping
+from ddpm.report.race import decided_for
+from ddpm.report.ranking import Ranking, Standing
+from ddpm.report.reading import (
+    SweepResults,
+    TrialResult,
+    Value,
+    mapping,
+    number,
+    read_json,
+    sequence,
+)
 from ddpm.report.scatter import CHOICE_DOF, Spread
 
 
@@ -128,8 +139,6 @@ def apart(ranking: Ranking) -> str:
 # otherwise the sentences say which cells are level with it, or at which noise levels each of two is
 # better. Intervals hold for all pairs of cells together (Tukey), since the best one was picked among
 # them; those against a baseline that was named beforehand hold together too (Dunnett).
-
-NAMES = {MEASURES[0]: "mean log10 error", MEASURES[1]: "SNR-weighted error"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,6 +334,44 @@ def spread(standings: Sequence[Standing]) -> str:
     )
 
 
+def allowed(sweep: SweepResults, verdict: Conclusion) -> Conclusion:
+    """The verdict as far as a race of seeds allows it.
+
+    Seeds that are added while looking find a winner too easily: after a race only its own intervals
+    may name one.
+    """
+    race = looks(sweep.folder)
+    if not race:
+        return verdict
+    if verdict.kind == "winner" and decided_for(race) is None:
+        headline = "No clear winner: the race of seeds is undecided."
+        verdict = replace(verdict, kind="tie", headline=headline)
+    return replace(verdict, sentences=(*verdict.sentences, race_in_words(race)))
+
+
+def race_in_words(found: Sequence[Mapping[str, Value]]) -> str:
+    """What the race of seeds has decided, in a sentence."""
+    last = found[-1]
+    winner, seeds = decided_for(found), last.get("seeds")
+    if winner is not None:
+        how = f"{winner} is told apart from all others by both measures after {seeds} seeds"
+    elif last.get("is_decided"):
+        how = f"each measure has a best cell of its own after {seeds} seeds"
+    else:
+        left = sequence(last.get("racing"))
+        how = f"after {seeds} seeds {len(left)} cells cannot be told apart"
+    return (
+        f"Race of seeds: {how} (intervals corrected for the cells and for looking several times, "
+        "at most 5 % false winners)."
+    )
+
+
+def looks(folder: Path) -> list[Mapping[str, Value]]:
+    """The looks of a race of seeds, the first one first; none without a race."""
+    facts = mapping(read_json(folder / "race.json"))
+    return [mapping(one) for one in sequence(facts.get("looks")) if number(facts.get("of", 0))]
+
+
 # --------
 # What the factors of a grid do, in sentences that claim no more than the intervals allow.
 #
@@ -453,13 +500,6 @@ def _count(effects: Sequence[Effect], names: Sequence[str], a: int, b: int) -> s
     left = total - wins - losses
     parts += [f"they cannot be told apart at {left}"] if left else []
     return ", ".join(parts)
-
-
-def probability(p: float) -> str:
-    """`p = 0.012`, `p < 0.001`."""
-    if not isfinite(p):
-        return "not tested"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.{2 if p >= 0.095 else 3}f}"
 
 
 # --------

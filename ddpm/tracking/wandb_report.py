@@ -1,140 +1,50 @@
-"""What an online report shows, as plain data: sections of text and of panels that draw runs.
+"""A sweep's report as a W&B report: made once, then the same one is brought up to date.
 
-A renderer turns a Specification into the blocks of a service; `as_json` into what is kept beside
-the offline report. Runs are named by where they are (Place) and how they are found there; numbers
-by their names in `ddpm.tracking.wandb_log`, factors of the grid by their dotted configuration keys.
+The words and comparisons are the offline report's own sections, since a service that sees single
+runs knows no intervals over seeds and no levels that all cells share; panels that draw the runs
+stand below them. Every ranked run's summary gets its numbers over the levels that all cells share,
+so that W&B's tables sort as the report ranks.
+
+wandb_report.json beside the report keeps its text, and where it was published: the report is known
+by its id there, and where the file was lost by its title in the project.
 """
 
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
-
-import wandb_workspaces.reports.v2 as wr
-from wandb_workspaces import expr
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ddpm.errors import InputError
 from ddpm.metrics import MEASURES, QUALITY_MEASURES
 from ddpm.report import (
-    GAUSSIAN,
-    LEFT_OUT,
-    MEMORISATION,
     NAMES,
-    OUTCOMES,
-    Against,
-    Axes,
-    Conclusion,
-    Gap,
-    Ranking,
     ReportFiles,
-    Standing,
-    SweepResults,
+    answer,
     axes_of,
-    basis,
-    bullets,
-    compared,
-    costs_of_cells,
-    escaped,
-    flags,
-    is_on_gpu,
-    left_out,
     mapping,
-    markdown,
-    number,
-    of_pairs,
-    on_front,
-    page,
-    part,
-    progress,
-    ratio_text,
     read_json,
+    section_text,
     shown_path,
-    signed,
-    spoken,
-    table,
-    text,
-    total,
-    with_error,
 )
 from ddpm.runs import storage
 from ddpm.tracking import wandb_log
-from ddpm.tracking.wandb_log import address, first_line, has_key, why_not_online
+from ddpm.tracking.wandb_log import address, first_line, has_key
 
 if TYPE_CHECKING:
     import wandb
+    import wandb_workspaces.reports.v2 as wr
 
-
-@dataclass(frozen=True, kw_only=True)
-class Curves:
-    """Lines of numbers that runs have logged, over another one."""
-
-    title: str
-    x: str
-    y: tuple[str, ...]
-    has_log_y: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bars:
-    """One number of each run's summary."""
-
-    title: str
-    number: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scatter:
-    """Two numbers of each run's summary against each other."""
-
-    title: str
-    x: str
-    y: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parallel:
-    """Parallel coordinates: a line a run, through its factors and then its numbers."""
-
-    title: str
-    factors: tuple[str, ...]
-    numbers: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """Logged pictures side by side; with their steps beside the runs where `has_steps`."""
-
-    title: str
-    key: str
-    has_steps: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Differences:
-    """The configuration keys in which runs differ."""
-
-    title: str
-
-
-Panel = Curves | Bars | Scatter | Parallel | Pictures | Differences
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportSection:
-    """A heading, Markdown below it, then panels.
-
-    is_grouped: runs that differ in their seed alone are drawn as one.  has_table: the table of runs
-    stands below the panels.
-    """
-
-    title: str
-    text: str = ""
-    panels: tuple[Panel, ...] = ()
-    is_grouped: bool = False
-    has_table: bool = False
+FILE, UPLOADS = "wandb_report.json", "wandb_uploads.txt"
+OF_THE_SWEEP = "sweep/"  # what numbers begin with that one run alone does not know
+_LOSSES = ("loss", "n_loss", "i_loss", "v_loss")
+_LONGEST_TITLE = 128  # of a W&B report
+_WIDTH = 24  # of a grid of panels, in W&B's units
+_MOST_RUNS = 100  # that a panel draws at once
+Answer = TypeVar("Answer")
+Panels = list[Callable[["wr.Layout"], Any]]  # each makes a panel at a place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,12 +57,12 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Specification:
-    """A whole report.
+    """A report and the runs that it shows.
 
     places: where the runs are; the report belongs to the first.  group: the sweep that the runs
     belong to, None for a single run.  runs: their ids.  columns: the table's numbers, and it is
-    ordered by the first of them, lowest first.  summaries: run id -> numbers of the comparison,
-    which only the whole sweep knows, for the run's own summary.
+    ordered by the first of them, lowest first.  sections: title -> Markdown.  summaries: run id ->
+    numbers of the comparison for the run's own summary.
     """
 
     title: str
@@ -162,560 +72,191 @@ class Specification:
     runs: tuple[str, ...]
     factors: tuple[str, ...]
     columns: tuple[str, ...]
-    sections: tuple[ReportSection, ...]
-    summaries: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    sections: Mapping[str, str]
+    summaries: Mapping[str, Mapping[str, float]]
 
 
-def as_json(specification: Specification) -> dict[str, object]:
-    """The same as JSON values; each panel with its kind, each with its format's number."""
-    plain = {f.name: getattr(specification, f.name) for f in fields(specification)}
-    return {
-        "format": 1,
-        **plain,
-        "places": [asdict(place) for place in specification.places],
-        "sections": [_section(section) for section in specification.sections],
+def specification(made: ReportFiles) -> Specification:
+    """The W&B report of a sweep or a run: an answer, then the sections of the page."""
+    sweep, ranking = made.sweep, made.ranking
+    numbers = _numbers(made)
+    places = Counter(
+        Place(project=project, entity=entity if isinstance(entity, str) else None)
+        for trial in sweep.trials
+        if isinstance(project := trial.config.get("WANDB.PROJECT"), str)
+        for entity in [trial.config.get("WANDB.ENTITY")]
+    )
+    summaries = {
+        trial.name: {
+            f"{OF_THE_SWEEP}{measure}": value
+            for measure in MEASURES
+            if isfinite(value := standing.summaries[seed].value(measure))
+        }
+        for standing in ranking.standings
+        for seed, trial in standing.trials.items()
     }
+    qualities = (name for t in sweep.trials for name in wandb_log.final_quality(t.quality))
+    return Specification(
+        title=f"{'Sweep' if sweep.is_sweep else 'Run'} {sweep.name}"[:_LONGEST_TITLE],
+        description=sweep.question or made.verdict.headline,
+        places=tuple(place for place, _ in places.most_common()),
+        group=sweep.name if sweep.is_sweep else None,
+        runs=tuple(trial.name for trial in sweep.trials),
+        factors=tuple(axes_of(sweep).values),
+        columns=(*numbers, *dict.fromkeys(qualities), "images_per_s", _cost(made),
+                 "peak_memory_bytes"),
+        sections={"Answer": answer(made)} | {one.title: section_text(one) for one in made.sections},
+        summaries=summaries if sweep.is_sweep else {},
+    )  # fmt: skip
 
 
-def _section(section: ReportSection) -> dict[str, object]:
-    panels = [{"kind": type(panel).__name__, **asdict(panel)} for panel in section.panels]
-    return {**asdict(section), "panels": panels}
+def _numbers(made: ReportFiles) -> tuple[str, ...]:
+    """The two measures, over the levels all cells of a sweep share; a run's over its own."""
+    start = OF_THE_SWEEP if made.sweep.is_sweep else "val_"
+    return tuple(f"{start}{measure}" for measure in MEASURES)
 
 
-# --------
-# A Specification as the blocks of a W&B Report (wandb-workspaces, reports.v2).
-#
-# Configuration keys are nested in W&B, and what follows the first word stands behind its `.value`:
-# TRAINING.NETWORK.SCHEDULER is config:TRAINING.value.NETWORK.SCHEDULER in a table's columns.
-
-WIDTH = 24  # of a grid of panels, in W&B's units
-MOST_RUNS = 100  # that a panel draws at once
+def _cost(made: ReportFiles) -> str:
+    """The seconds that trainings cost: of GPUs where they used some."""
+    on_gpu = any(trial.number("gpu_seconds") is not None for trial in made.sweep.trials)
+    return "gpu_seconds" if on_gpu else "core_seconds"
 
 
-def build_report(specification: Specification, places: Sequence[Place]) -> wr.Report:
+def panels(made: ReportFiles) -> dict[str, Panels]:
+    """The panels below each section, by its title."""
+    import wandb_workspaces.reports.v2 as wr
+
+    def curves(title: str, x: str, y: Sequence[str], is_log: bool = False) -> Any:
+        return lambda layout: wr.LinePlot(
+            title=title, x=x, y=list(y), title_x=x, log_y=is_log, max_runs_to_show=_MOST_RUNS,
+            groupby_aggfunc="mean", groupby_rangefunc="minmax", layout=layout,
+        )  # fmt: skip
+
+    def bars(title: str, name: str) -> Any:
+        return lambda layout: wr.BarPlot(
+            title=title, metrics=[name], max_runs_to_show=_MOST_RUNS, max_bars_to_show=_MOST_RUNS,
+            layout=layout,
+        )  # fmt: skip
+
+    def scatter(title: str, x: str, y: str) -> Any:
+        return lambda layout: wr.ScatterPlot(
+            title=title, x=wr.SummaryMetric(x), y=wr.SummaryMetric(y), layout=layout
+        )
+
+    def pictures(title: str, key: str, **axes: Any) -> Any:
+        return lambda layout: wr.MediaBrowser(title=title, media_keys=[key], layout=layout, **axes)
+
+    sweep, numbers = made.sweep, _numbers(made)
+    factors = [wr.Config(key) for key in axes_of(sweep).values]
+    lines = [wr.ParallelCoordinatesPlotColumn(metric=key) for key in
+             (*factors, *map(wr.SummaryMetric, numbers))]  # fmt: skip
+    logged = {name for trial in sweep.trials for name in trial.metrics}
+    measured = [n for n in (*(f"val_{m}" for m in MEASURES), *_LOSSES) if n in logged]
+    on_gpu = any(trial.number("gpu_seconds") is not None for trial in sweep.trials)
+    memory = ("process_rss", "process_peak", *("gpu_allocated", "gpu_peak") * on_gpu)
+    quality = dict.fromkeys(
+        name for t in sweep.trials for row in wandb_log.quality_rows(t.quality) for name in row
+    )
+    sampled = {m: [n for n in quality if n.startswith(f"{wandb_log.QUALITY}{m} ")] for m in QUALITY_MEASURES}  # fmt: skip
+    return {
+        "Ranking": [
+            lambda at: wr.ParallelCoordinatesPlot(title="Factors and numbers", columns=lines, layout=at),  # fmt: skip
+            *(bars(NAMES[m], name) for m, name in zip(MEASURES, numbers, strict=True)),
+        ],
+        "x0-error over noise level": [
+            curves("x0-error over log SNR", wandb_log.LOGSNR, [wandb_log.X0_ERROR], is_log=True)
+        ],
+        "Cost": [
+            *(scatter(f"{NAMES[m]} over {_cost(made)}", _cost(made), name)
+              for m, name in zip(MEASURES, numbers, strict=True)),
+            bars("Peak memory, bytes", "peak_memory_bytes"),
+        ],
+        "Samples": [pictures("In the end", wandb_log.FINAL_SAMPLES, mode="gallery", gallery_axis="run")],
+        "Samples over training": [
+            pictures("While training", wandb_log.SAMPLES, mode="grid", grid_x_axis="step", grid_y_axis="run")
+        ],
+        "Samples over sampling steps": [
+            curves(measure, wandb_log.SAMPLING_STEPS, names) for measure, names in sampled.items() if names
+        ],
+        "Training curves": [
+            curves(name, wandb_log.STEP, [name], is_log=name in _LOSSES)
+            for name in (*measured, *(f"memory/{name}" for name in memory))
+        ],
+        "Configuration": [lambda at: wr.RunComparer(diff_only="split", layout=at)] * sweep.is_sweep,
+        "Bits per dimension": [bars("bits/dim", wandb_log.BITS_PER_DIM)],
+    }  # fmt: skip
+
+
+_WIDE = ("Samples", "Samples over training", "Configuration")  # one panel a row
+_GROUPED = ("x0-error over noise level", "Samples over sampling steps", "Training curves")
+
+
+def build_report(made: ReportFiles, wanted: Specification, places: Sequence[Place]) -> "wr.Report":
     """The report, in the first place; nothing is asked of a server before it is saved.
 
     places: those of the specification, their entities known.
     """
-    blocks: list[Any] = [wr.TableOfContents()]
-    for section in specification.sections:
-        blocks.append(wr.H1(section.title))
-        if section.text:
-            blocks.append(wr.MarkdownBlock(section.text))
-        if section.panels or section.has_table:
-            blocks.append(_grid(specification, section, places))
+    import wandb_workspaces.reports.v2 as wr
+
+    has_seeds = len({trial.key for trial in made.sweep.trials}) < len(made.sweep.trials)
+    found, blocks = panels(made), [wr.TableOfContents()]
+    for title, text in wanted.sections.items():
+        blocks += [wr.H1(title), *([wr.MarkdownBlock(text)] if text else [])]
+        if some := found.get(title):
+            grouped = wanted.factors if title in _GROUPED and has_seeds else ()
+            grid = wr.PanelGrid(
+                runsets=[_run_set(wanted, place, grouped) for place in places],
+                hide_run_sets=title != "Ranking",
+                panels=_placed(some, is_wide=title in _WIDE),
+            )
+            blocks.append(grid)
     return wr.Report(
         project=places[0].project,
-        entity=_place_entity(places[0]),
-        title=specification.title,
-        description=specification.description,
+        entity=str(places[0].entity),
+        title=wanted.title,
+        description=wanted.description,
         blocks=blocks,
         width="fluid",
     )
 
 
-def _place_entity(place: Place) -> str:
-    assert place.entity is not None  # whoever asks for a report has looked it up
-    return place.entity
+def _placed(some: Panels, *, is_wide: bool) -> list[Any]:
+    """At most three panels a row."""
+    import wandb_workspaces.reports.v2 as wr
 
-
-def _grid(
-    specification: Specification, section: ReportSection, places: Sequence[Place]
-) -> wr.PanelGrid:
-    across = 3 if len(section.panels) > 2 else max(len(section.panels), 1)
-    wide = [isinstance(panel, Parallel | Pictures | Differences) for panel in section.panels]
-    panels, x, y = [], 0, 0
-    for panel, is_wide in zip(section.panels, wide, strict=True):
-        width = WIDTH if is_wide else WIDTH // across
-        if x + width > WIDTH:
-            x, y = 0, y + 10
-        panels.append(_panel(panel, wr.Layout(x=x, y=y, w=width, h=10)))
-        x += width
-    return wr.PanelGrid(
-        runsets=[_run_set(specification, section, place) for place in places],
-        hide_run_sets=not section.has_table,
-        panels=panels,
-    )
-
-
-def _run_set(specification: Specification, section: ReportSection, place: Place) -> wr.Runset:
-    """The runs of a sweep, or the one run, in the order of the first number, lowest first."""
-    found = (
-        expr.Metric("Group") == specification.group
-        if specification.group is not None
-        else expr.Metric("ID").isin(list(specification.runs))
-    )
-    columns = [
-        "run:displayName",
-        *(f"config:{_nested(key)}" for key in specification.factors),
-        *(f"summary:{name}" for name in specification.columns),
+    across = 1 if is_wide else min(len(some), 3)
+    width = _WIDTH // across
+    return [
+        make(wr.Layout(x=width * (k % across), y=10 * (k // across), w=width, h=10))
+        for k, make in enumerate(some)
     ]
+
+
+def _run_set(wanted: Specification, place: Place, grouped: Sequence[str]) -> "wr.Runset":
+    """The runs of a sweep, or the one run, in the order of the first number, lowest first."""
+    import wandb_workspaces.reports.v2 as wr
+    from wandb_workspaces import expr
+
+    found = (
+        expr.Metric("Group") == wanted.group
+        if wanted.group is not None
+        else expr.Metric("ID").isin(list(wanted.runs))
+    )
+    # W&B nests configurations: what follows a key's first word stands behind its `.value`.
+    keys = [key.partition(".") for key in wanted.factors]
+    columns = [f"config:{first}.value{dot}{rest}" for first, dot, rest in keys]
+    columns += [f"summary:{name}" for name in wanted.columns]
     return wr.Runset(
-        entity=_place_entity(place),
+        entity=str(place.entity),
         project=place.project,
-        name=specification.group or specification.title,
+        name=wanted.group or wanted.title,
         filters=expr.And(found),
-        groupby=[f"config.{key}" for key in specification.factors] if section.is_grouped else [],
-        order=[wr.OrderBy(wr.SummaryMetric(specification.columns[0]), ascending=True)],
-        pinned_columns=columns[:1],
-        visible_columns=columns[1:],
+        groupby=[f"config.{key}" for key in grouped],
+        order=[wr.OrderBy(wr.SummaryMetric(wanted.columns[0]), ascending=True)],
+        pinned_columns=["run:displayName"],
+        visible_columns=columns,
         lock_columns=True,
     )
-
-
-def _nested(key: str) -> str:
-    first, _, rest = key.partition(".")
-    return f"{first}.value.{rest}" if rest else f"{first}.value"
-
-
-def _panel(panel: Panel, layout: wr.Layout) -> Any:
-    match panel:
-        case Curves():
-            return wr.LinePlot(
-                title=panel.title,
-                x=panel.x,
-                y=list(panel.y),
-                title_x=panel.x,
-                log_y=panel.has_log_y,
-                max_runs_to_show=MOST_RUNS,
-                groupby_aggfunc="mean",
-                groupby_rangefunc="minmax",
-                layout=layout,
-            )
-        case Bars():
-            return wr.BarPlot(
-                title=panel.title,
-                metrics=[panel.number],
-                max_runs_to_show=MOST_RUNS,
-                max_bars_to_show=MOST_RUNS,
-                layout=layout,
-            )
-        case Scatter():
-            return wr.ScatterPlot(
-                title=panel.title,
-                x=wr.SummaryMetric(panel.x),
-                y=wr.SummaryMetric(panel.y),
-                layout=layout,
-            )
-        case Parallel():
-            keys: list[wr.Config | wr.SummaryMetric] = [*map(wr.Config, panel.factors)]
-            keys += map(wr.SummaryMetric, panel.numbers)
-            columns = [wr.ParallelCoordinatesPlotColumn(metric=key) for key in keys]
-            return wr.ParallelCoordinatesPlot(title=panel.title, columns=columns, layout=layout)
-        case Pictures():
-            mode: Literal["grid", "gallery"] = "grid" if panel.has_steps else "gallery"
-            return wr.MediaBrowser(
-                title=panel.title,
-                media_keys=[panel.key],
-                mode=mode,
-                gallery_axis=None if panel.has_steps else "run",
-                grid_x_axis="step" if panel.has_steps else None,
-                grid_y_axis="run" if panel.has_steps else None,
-                layout=layout,
-            )
-        case Differences():
-            return wr.RunComparer(diff_only="split", layout=layout)
-
-
-# --------
-# The words and tables of an online report, in Markdown: what panels of single runs cannot show.
-#
-# What report.md says too is its own text (ddpm.report.markdown).
-
-MANY = 60  # rows of a table, and tables of a section: a report is read, results.csv has the rest
-
-
-def answer(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> str:
-    """The question, the answer of report.md, and what to bear in mind."""
-    doubts = flags(sweep)
-    parts = [
-        f"*{escaped(sweep.question)}*" if sweep.question else "",
-        markdown.answer(sweep, ranking, verdict),
-        f"{_capital(progress(sweep))}.",
-        f"Read with this in mind:\n\n{bullets(doubts)}" if doubts else "",
-    ]
-    return "\n\n".join(filter(None, parts))
-
-
-def ranked(ranking: Ranking) -> str:
-    """The ranking of report.md, and what the service's own table of runs is not."""
-    below = "In the table of runs below a row is one training, and has no interval."
-    return f"{markdown.ranked(ranking)} {below}"
-
-
-def differences(ranking: Ranking) -> str:
-    """Every cell against the lowest, and against the baseline; "" where nothing is compared."""
-    if len(ranking.standings) < 2:
-        return ""
-    told = map(escaped, of_pairs(ranking))
-    return "\n\n".join([*told, *map(_against, compared(ranking)), basis(ranking)])
-
-
-def _against(one: Against) -> str:
-    rows = [
-        (
-            row.standing.label,
-            _difference(row.gaps[MEASURES[0]]),
-            ratio_text(10 ** row.gaps[MEASURES[0]].mean),
-            _difference(row.gaps[MEASURES[1]]),
-            OUTCOMES[row.outcome],
-        )
-        for row in one.found[:MANY]
-    ]
-    head = ("cell", NAMES[MEASURES[0]], "x0-error", f"log10 of {NAMES[MEASURES[1]]}", "difference")
-    words = [escaped(one.lead)] if one.lead else []
-    return "\n\n".join([*words, f"{escaped(one.caption)}.", table(head, rows, right=(1, 2, 3))])
-
-
-def _difference(gap: Gap) -> str:
-    return with_error(gap.mean, gap.half_width)
-
-
-def costs(sweep: SweepResults, ranking: Ranking) -> str:
-    """What the sweep took, the cells on the Pareto front, and a row a cell."""
-    head, rows = costs_of_cells(ranking)
-    fronts = [
-        f"By {NAMES[measure]}, from the cheapest: "
-        + ", ".join(f"**{escaped(label)}** {words}" for label, words in found)
-        + "."
-        for measure in MEASURES
-        if (found := on_front(ranking, measure))
-    ]
-    note = ["A cell is on the front when no other is both cheaper and better.", *fronts]
-    shown = table(head, rows[:MANY], right=range(1, len(head)))
-    return "\n\n".join([total(sweep), *(note if fronts else ()), shown])
-
-
-def sampling(sweep: SweepResults, axes: Axes) -> str:
-    """The best cell at each number of steps, and the points that were left out."""
-    rows = left_out(sweep, axes)
-    parts = [markdown.sampling(sweep), table(LEFT_OUT, rows[:MANY]) if rows else ""]
-    return "\n\n".join(filter(None, parts))
-
-
-def search(sweep: SweepResults) -> str:
-    """How the sweep was searched; empty for a plain grid of which nothing was predicted."""
-    return "\n\n".join(
-        f"{escaped(one.text)}\n\n{table(one.head, one.rows) if one.rows else ''}".rstrip()
-        for one in page.parts(sweep)
-    )
-
-
-def heat_maps(ranking: Ranking, axes: Axes) -> str:
-    """For each number and each value of the other factors, a table of two factors."""
-    if axes.series is None or axes.rows is None:
-        return ""
-    standings = {id(standing.cell): standing for standing in ranking.standings}
-    groups = axes.grouped([standing.cell for standing in ranking.standings], axes.panels)
-    shown = []
-    for name, cells in list(groups.items())[: MANY // 2]:
-        for measure in MEASURES:
-            found = {
-                (axes.place(axes.rows, cell), axes.place(axes.series, cell)): standings[id(cell)]
-                for cell in cells
-            }
-            title = f"**{_capital(NAMES[measure])}**{f', {escaped(name)}' if name else ''}"
-            shown.append(f"{title}\n\n{_map(found, axes.rows, axes.series, axes, measure)}")
-    return "\n\n".join(shown)
-
-
-def _map(
-    found: Mapping[tuple[int, int], Standing], rows: str, columns: str, axes: Axes, measure: str
-) -> str:
-    body = [
-        [part(rows, value)]
-        + [
-            _number(found[at, place], measure) if (at, place) in found else "\u2013"
-            for place in range(len(axes.values[columns]))
-        ]
-        for at, value in enumerate(axes.values[rows])
-    ]
-    head = (
-        f"{spoken(rows)} / {spoken(columns)}",
-        *(part(columns, v) for v in axes.values[columns]),
-    )
-    return table(head, body)
-
-
-def reference_lines(sweep: SweepResults, ranking: Ranking) -> str:
-    """The two reference curves at the levels of the ranking, beside the recommended cell."""
-    lines, best = sweep.references, ranking.recommended
-    if lines is None or best is None:
-        return ""
-    levels = [level for level in ranking.levels if level in lines.levels]
-    curves = {best.label: dict(zip(levels, best.curve(levels), strict=True))}
-    for name, values in ((GAUSSIAN, lines.gaussian), (MEMORISATION, lines.memorisation)):
-        if values is not None:
-            curves[name] = dict(zip(lines.levels, values, strict=True))
-    rows = [[signed(level), *(f"{one[level]:.3g}" for one in curves.values())] for level in levels]
-    if not levels:
-        return ""
-    note = (
-        f"{GAUSSIAN}: the best linear estimate from the training data's mean and covariance. "
-        f"{MEMORISATION.capitalize()}: the ideal denoiser that only remembers training images, on "
-        "training pairs."
-    )
-    return f"{table(('log SNR', *curves), rows)}\n\n{note}"
-
-
-def bits(sweep: SweepResults) -> str:
-    """What the bound may not be used for; empty where no trial has one."""
-    found = [mapping(trial.evaluation.get("bits_per_dim")).get("value") for trial in sweep.trials]
-    if not any(isfinite(number(value)) for value in found):
-        return ""
-    return (
-        "The variational bound, lower is better. Not comparable across schedules or numbers of "
-        "timesteps: what goes below the step between two grey values pays for noise that nobody "
-        "sees."
-    )
-
-
-def configuration(sweep: SweepResults) -> str:
-    """The keys in which trials differ, with their values; all keys of a single run."""
-    trials = [trial for trial in sweep.trials if trial.config]
-    if not trials:
-        return "No trial has left its configuration."
-    if sweep.is_sweep:
-        return markdown.configuration(sweep)
-    return table(("key", "value"), [(key, text(value)) for key, value in trials[0].config.items()])
-
-
-def provenance(sweep: SweepResults, ranking: Ranking) -> str:
-    """How to make it again, what it ran on, and the folder that is the truth."""
-    where = (
-        f"The whole report is report.html in `{sweep.folder.name}`, every number in results.csv."
-    )
-    return "\n\n".join(filter(None, [markdown.again(sweep, ranking), where]))
-
-
-def _capital(words: str) -> str:
-    return words[:1].upper() + words[1:]
-
-
-def _number(standing: Standing, measure: str) -> str:
-    return with_error(standing.value(measure), standing.error(measure))
-
-
-# --------
-# The specification of a sweep's online report: the sections of report.html as text and panels.
-#
-# The words and the comparisons are the offline report's own, since a service that sees single runs
-# knows no intervals over seeds and no levels that all cells share. The panels draw the runs.
-
-LONGEST_TITLE = 128  # of a W&B report
-OF_THE_SWEEP = "sweep/"  # what numbers begin with that one run alone does not know
-_LOSSES = ("loss", "n_loss", "i_loss", "v_loss")
-
-
-def specification(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> Specification:
-    """What the online report of a sweep or a run shows."""
-    axes = axes_of(sweep)
-    numbers = _numbers(sweep)
-    sections = (
-        ReportSection(title="Answer", text=answer(sweep, ranking, verdict)),
-        *(_of_the_comparison(sweep, ranking, axes, numbers) if ranking.standings else ()),
-        *_samples(sweep),
-        _sampling(sweep, axes),
-        _training(sweep),
-        ReportSection(title="Search", text=search(sweep) if sweep.is_sweep else ""),
-        ReportSection(
-            title="Failed, skipped and not ranked", text=markdown.failures(sweep, ranking)
-        ),
-        _configuration(sweep),
-        ReportSection(title="Provenance", text=provenance(sweep, ranking)),
-        _bits(sweep),
-    )
-    kind = "Sweep" if sweep.is_sweep else "Run"
-    return Specification(
-        title=f"{kind} {sweep.name}"[:LONGEST_TITLE],
-        description=sweep.question or verdict.headline,
-        places=_places(sweep),
-        group=sweep.name if sweep.is_sweep else None,
-        runs=tuple(trial.name for trial in sweep.trials),
-        factors=tuple(axes.values),
-        columns=(*numbers, *_qualities(sweep), "images_per_s", _cost(sweep), "peak_memory_bytes"),
-        sections=tuple(one for one in sections if one.text or one.panels),
-        summaries=_summaries(ranking) if sweep.is_sweep else {},
-    )
-
-
-def _numbers(sweep: SweepResults) -> tuple[str, ...]:
-    """The two measures, over the levels all cells of a sweep share; a run's over its own."""
-    start = OF_THE_SWEEP if sweep.is_sweep else "val_"
-    return tuple(f"{start}{measure}" for measure in MEASURES)
-
-
-def _summaries(ranking: Ranking) -> dict[str, dict[str, float]]:
-    found = {}
-    for standing in ranking.standings:
-        for seed, trial in standing.trials.items():
-            values = {f"{OF_THE_SWEEP}{m}": standing.summaries[seed].value(m) for m in MEASURES}
-            found[trial.name] = {name: v for name, v in values.items() if isfinite(v)}
-    return found
-
-
-def _places(sweep: SweepResults) -> tuple[Place, ...]:
-    """Where the trials were mirrored, the place of most of them first."""
-    found: Counter[Place] = Counter()
-    for trial in sweep.trials:
-        project, entity = trial.config.get("WANDB.PROJECT"), trial.config.get("WANDB.ENTITY")
-        if isinstance(project, str):
-            found[Place(project=project, entity=entity if isinstance(entity, str) else None)] += 1
-    return tuple(place for place, _ in found.most_common())
-
-
-def _of_the_comparison(
-    sweep: SweepResults, ranking: Ranking, axes: Axes, numbers: tuple[str, ...]
-) -> tuple[ReportSection, ...]:
-    """What is said of evaluated trials; of a single run its curve alone."""
-    if not sweep.is_sweep:
-        return (_errors(sweep, ranking),)
-    return (
-        _ranking(ranking, axes, numbers),
-        ReportSection(title="Differences", text=differences(ranking)),
-        ReportSection(title="Factors", text=markdown.factors(ranking)),
-        ReportSection(title="Heat maps", text=heat_maps(ranking, axes)),
-        _errors(sweep, ranking),
-        _costs(sweep, ranking, numbers),
-    )
-
-
-def _ranking(ranking: Ranking, axes: Axes, numbers: tuple[str, ...]) -> ReportSection:
-    bars = [Bars(title=NAMES[m], number=name) for m, name in zip(MEASURES, numbers, strict=True)]
-    lines = Parallel(title="Factors and numbers", factors=tuple(axes.values), numbers=numbers)
-    return ReportSection(
-        title="Ranking", text=ranked(ranking), panels=(lines, *bars), has_table=True
-    )
-
-
-def _errors(sweep: SweepResults, ranking: Ranking) -> ReportSection:
-    curve = Curves(
-        title="x0-error over log SNR", x=wandb_log.LOGSNR, y=(wandb_log.X0_ERROR,), has_log_y=True
-    )
-    return ReportSection(
-        title="x0-error over noise level",
-        text=reference_lines(sweep, ranking),
-        panels=(curve,),
-        is_grouped=_has_seeds(sweep),
-    )
-
-
-def _samples(sweep: SweepResults) -> tuple[ReportSection, ReportSection]:
-    """The grids of the final networks, and those drawn while they trained."""
-    end, during = ReportSection(title="Samples"), ReportSection(title="Samples over training")
-    if any(trial.samples is not None for trial in sweep.trials):
-        text = (
-            "Every grid starts from the same noise and has the same class in the same place, so "
-            "grids differ by the trained network alone."
-        )
-        pictures = Pictures(title="In the end", key=wandb_log.FINAL_SAMPLES)
-        end = replace(end, text=text, panels=(pictures,))
-    if any(len(trial.inline) > 1 for trial in sweep.trials):
-        text = "The same noise and the same classes at every step, by the weights of that moment."
-        pictures = Pictures(title="While training", key=wandb_log.SAMPLES, has_steps=True)
-        during = replace(during, text=text, panels=(pictures,))
-    return end, during
-
-
-def _sampling(sweep: SweepResults, axes: Axes) -> ReportSection:
-    """A panel for each measure of samples, with a line for each sampler and eta."""
-    names = dict.fromkeys(
-        name
-        for trial in sweep.trials
-        for row in wandb_log.quality_rows(trial.quality)
-        for name in row
-    )
-    panels = []
-    for measure in QUALITY_MEASURES:
-        lines = tuple(name for name in names if name.startswith(f"{wandb_log.QUALITY}{measure} "))
-        if lines:
-            panels.append(Curves(title=measure, x=wandb_log.SAMPLING_STEPS, y=lines))
-    return ReportSection(
-        title="Samples over sampling steps",
-        text=sampling(sweep, axes),
-        panels=tuple(panels),
-        is_grouped=_has_seeds(sweep),
-    )
-
-
-def _qualities(sweep: SweepResults) -> tuple[str, ...]:
-    """The numbers that runs carry of their samples."""
-    return tuple(
-        dict.fromkeys(
-            name for trial in sweep.trials for name in wandb_log.final_quality(trial.quality)
-        )
-    )
-
-
-def _training(sweep: SweepResults) -> ReportSection:
-    """The measures that compare, then the losses, which do not, and memory, over steps."""
-    logged = {name for trial in sweep.trials for name in trial.metrics}
-    measures = tuple(f"val_{measure}" for measure in MEASURES)
-    names = [name for name in (*measures, *_LOSSES) if name in logged]
-    memory = ["process_rss", "process_peak"]
-    if any(map(is_on_gpu, sweep.trials)):
-        memory += ["gpu_allocated", "gpu_peak"]
-    curves = [
-        Curves(title=name, x=wandb_log.STEP, y=(name,), has_log_y=name in _LOSSES)
-        for name in (*names, *(f"memory/{name}" for name in memory))
-    ]
-    text = (
-        "Losses are **not comparable across schedules or timesteps**: each trial averages them "
-        "over its own noise levels. Use them to see whether training was stable and had levelled "
-        "off, not to rank. Memory is in bytes."
-    )
-    return ReportSection(
-        title="Training curves",
-        text=text if names else "",
-        panels=tuple(curves) if names else (),
-        is_grouped=_has_seeds(sweep),
-    )
-
-
-def _costs(sweep: SweepResults, ranking: Ranking, numbers: tuple[str, ...]) -> ReportSection:
-    spent = _cost(sweep)
-    over = [
-        Scatter(title=f"{NAMES[measure]} over {spent}", x=spent, y=name)
-        for measure, name in zip(MEASURES, numbers, strict=True)
-    ]
-    peak = Bars(title="Peak memory, bytes", number="peak_memory_bytes")
-    return ReportSection(title="Cost", text=costs(sweep, ranking), panels=(*over, peak))
-
-
-def _cost(sweep: SweepResults) -> str:
-    """The seconds that trainings cost: of GPUs where they used some."""
-    on_gpu = any(trial.number("gpu_seconds") is not None for trial in sweep.trials)
-    return "gpu_seconds" if on_gpu else "core_seconds"
-
-
-def _bits(sweep: SweepResults) -> ReportSection:
-    text = bits(sweep)
-    bars = (Bars(title="bits/dim", number=wandb_log.BITS_PER_DIM),) if text else ()
-    return ReportSection(title="Bits per dimension", text=text, panels=bars)
-
-
-def _configuration(sweep: SweepResults) -> ReportSection:
-    panels = (Differences(title="Configurations"),) if sweep.is_sweep else ()
-    return ReportSection(title="Configuration", text=configuration(sweep), panels=panels)
-
-
-def _has_seeds(sweep: SweepResults) -> bool:
-    """Whether some cell was trained with more than one seed."""
-    return len({trial.key for trial in sweep.trials}) < len(sweep.trials)
-
-
-# --------
-# A sweep's report as a W&B Report: made once, then the same one is brought up to date.
-#
-# The specification (`ddpm.tracking.wandb_report`) is always written to wandb_report.json in the sweep's
-# folder, with where it was published under "published". Without a login that is all. With one, its
-# text and panels become the blocks of wandb-workspaces, and every ranked run's summary gets its
-# numbers over the levels that all cells share, so that W&B's tables sort as the report ranks.
-#
-# A report is known by its id, and where the file was lost by its title in the project.
-
-FILE, UPLOADS = "wandb_report.json", "wandb_uploads.txt"
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -737,9 +278,9 @@ def review(made: ReportFiles) -> Review:
     InputError, after the file was written, where a server was meant but cannot show the report.
     """
     folder = made.sweep.folder
-    path, wanted = folder / FILE, specification(made.sweep, made.ranking, made.verdict)
+    path, wanted = folder / FILE, specification(made)
     known = mapping(mapping(read_json(path)).get("published"))
-    storage.write_json(path, {**as_json(wanted), "published": known or None})
+    storage.write_json(path, {"format": 2, **asdict(wanted), "published": known or None})
     uploads = _uploads(made)
     reason = _why_not_published()
     if reason:
@@ -749,10 +290,7 @@ def review(made: ReportFiles) -> Review:
             f"then publish with: python launch/report.py {shown_path(folder)} --wandb",
         )
         return Review(path=path, url=None, lines=lines)
-    unreachable = why_not_online()
-    if unreachable:
-        raise InputError(f"W&B: {unreachable}; {path} is written, run the same command again")
-    return _published(wanted, path, known, uploads)
+    return _published(made, wanted, path, known, uploads)
 
 
 def _why_not_published() -> str | None:
@@ -779,7 +317,11 @@ def _uploads(made: ReportFiles) -> str | None:
 
 
 def _published(
-    wanted: Specification, path: Path, known: Mapping[str, object], uploads: str | None
+    made: ReportFiles,
+    wanted: Specification,
+    path: Path,
+    known: Mapping[str, object],
+    uploads: str | None,
 ) -> Review:
     """The report on the server, new or brought up to date."""
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -793,10 +335,10 @@ def _published(
     for run in runs:
         _complete(run, wanted.summaries.get(run.id, {}))
 
-    report = build_report(wanted, places)
+    report = build_report(made, wanted, places)
     report.id = _known_id(api, places[0], wanted.title, known)
     where = _asked("the report cannot be saved", lambda: _where(report.save()))
-    storage.write_json(path, {**as_json(wanted), "published": where})
+    storage.write_json(path, {"format": 2, **asdict(wanted), "published": where})
     lines = (f"W&B report: {where['url']}", *_incomplete(wanted, len(runs), len(found), uploads))
     return Review(path=path, url=where["url"], lines=lines)
 

@@ -1,0 +1,809 @@
+"""Sections of a report: one list, rendered as the page, as Markdown and as a W&B report.
+
+A section is a title and blocks in reading order: text, tables, commands, charts, pictures. Texts
+are plain; each renderer escapes them in its own way and leaves out what it cannot show. A new
+section is one function and one line in `sections`.
+"""
+
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, isfinite, log10
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddpm.metrics import MEASURES, QUALITY_MEASURES
+from ddpm.report import charts, strips
+from ddpm.report.best_samples import TITLES, Spot, best_front, left_out, spots_of
+from ddpm.report.charts import GAUSSIAN, MEMORISATION
+from ddpm.report.costs import compute_seconds, cost, front, predicted_cost
+from ddpm.report.effects import Analysis, Comparison, Gap, Term, against, against_baseline, analyse
+from ddpm.report.labels import (
+    NAMES,
+    Axes,
+    Cell,
+    aligned,
+    axes_of,
+    cell_label,
+    common_digits,
+    duration,
+    energy,
+    interval_text,
+    listed,
+    number_with_error,
+    part,
+    place_of,
+    probability,
+    signed,
+    size,
+    spoken,
+    text,
+    varied,
+)
+from ddpm.report.ranking import Ranking
+from ddpm.report.reading import SweepResults, TrialResult, Value, mapping, number, sequence
+from ddpm.report.verdict import apart, commit, differences, looks, pairing, race_in_words
+from ddpm.report.verdict import sentences as factor_sentences
+from ddpm.report.verdict import spread as meaning_of_errors
+from ddpm.sweep import cell_name
+
+OUTCOMES = {
+    "higher": "higher by both",
+    "lower": "lower by both",
+    "mixed": "by one measure only",
+    "level": "cannot be told apart",
+}
+_PANELS, _LEVEL_ROWS, _SHOWN = 12, 30, 50
+_ALIKE = 1.1  # costs within this ratio are not told apart
+_NONE = "\u2013"
+# Facts of provenance.json that differ from trial to trial by their nature, or repeat others.
+_OF_ONE_TRIAL = ("attempts", "command", "config_sha256", "job", "run_id", "sequence", "started")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A paragraph; `kind` is paragraph, note (what a table or chart shows), heading or command."""
+
+    words: str
+    kind: str = "paragraph"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of text below a head.
+
+    right, wrap, code: columns set to the right, broken into lines, set as code.  label: the column
+    that names the row.  fold: its title where it is folded.  is_short: whether it belongs in the
+    short renderings.  best: a row that stands out.  shades: of each cell, 0 to 1 (the best), None
+    where there is none; the cell with `first` is framed.
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    right: Sequence[int] = ()
+    wrap: Sequence[int] = ()
+    code: Sequence[int] = ()
+    label: int = 0
+    fold: str = ""
+    is_short: bool = True
+    has_filter: bool = False
+    best: int | None = None
+    shades: Sequence[Sequence[float | None]] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A Vega-Lite specification, and its name for who cannot see it."""
+
+    name: str
+    spec: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Sample grids side by side: (caption, URL); or, with `moments`, films: rows of moment -> URL."""
+
+    grids: Sequence[tuple[str, str]] = ()
+    columns: int = 0  # 0: as many as fit
+    film: Mapping[str, Mapping[str, str]] | None = None
+    over: str = ""
+    moments: Sequence[str] = ()
+
+
+Block = Text | Table | Chart | Pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A title and what stands below it; nothing where there is nothing to show."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+def sections(sweep: SweepResults, ranking: Ranking) -> list[Section]:
+    """All sections that have something to show, in reading order."""
+    axes = axes_of(sweep)
+    every: list[tuple[str, Callable[[SweepResults, Ranking, Axes], Iterable[Block]]]] = [
+        ("Ranking", ranked),
+        ("Differences", compared),
+        ("Factors", factors),
+        ("Heat maps", heat_maps),
+        ("x0-error over noise level", errors_by_level),
+        ("Cost", costs),
+        ("Samples", samples),
+        ("Samples over training", samples_over_training),
+        ("Samples over sampling steps", samples_over_steps),
+        ("Training curves", training_curves),
+        ("Search", search),
+        ("Failed, skipped and not ranked", failures),
+        ("Configuration", configuration),
+        ("Provenance", provenance),
+        ("Bits per dimension", bits),
+    ]
+    found = [Section(title=title, blocks=list(make(sweep, ranking, axes))) for title, make in every]
+    return [section for section in found if section.blocks]
+
+
+def _note(words: str) -> Text:
+    return Text(words=words, kind="note")
+
+
+def _title(measure: str) -> str:
+    return NAMES[measure][0].upper() + NAMES[measure][1:]
+
+
+def ranked(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
+    """Every ranked cell with both measures, their errors and its cost, the lowest first."""
+    standings = ranking.standings
+    if not standings or not sweep.is_sweep:
+        return
+    costs = [cost(list(standing.trials.values())) for standing in standings]
+    digits = {m: common_digits([s.error(m) for s in standings]) for m in MEASURES}
+    all_packed = all(one.is_packed for one in costs)
+    unit = " / ".join(sorted({one.unit for one in costs}))
+    head = ["#", "cell", *(NAMES[m] for m in MEASURES), "rank by it", "seeds",
+            "images/s packed" if all_packed else "images/s", unit, "peak memory"]  # fmt: skip
+    rows = []
+    for place, (standing, spent) in enumerate(zip(standings, costs, strict=True)):
+        numbers = [aligned(standing.value(m), standing.error(m), digits[m]) for m in MEASURES]
+        speed = _NONE if spent.images_per_s is None else f"{spent.images_per_s:,.0f}"
+        seconds = spent.compute_seconds
+        rows.append(
+            [str(place + 1), standing.label, *(" \u00b1 ".join(pair) for pair in numbers),
+             str(ranking.rank(place, MEASURES[1])), str(len(standing.summaries)),
+             speed + " packed" * (spent.is_packed and not all_packed),
+             _NONE if seconds is None else f"{seconds:,.{0 if seconds >= 100 else 1}f}",
+             size(spent.peak_memory_bytes)]
+        )  # fmt: skip
+    best = None if ranking.recommended is None else ranking.place(ranking.recommended)
+    yield Table(head=head, rows=rows, right=(0, 2, 3, 4, 5, 6, 7, 8), label=1, best=best,
+                has_filter=True)  # fmt: skip
+    low, high = signed(ranking.levels[0]), signed(ranking.levels[-1])
+    yield _note(
+        f"Lower is better. Averages run over the {len(ranking.levels)} log-SNR levels from {low} "
+        f"to {high} that all cells share; {meaning_of_errors(standings)}. "
+        f"{_title(MEASURES[0])}: mean over levels of log10 MSE of the x0 estimate; 0.1 lower is a "
+        f"21 % smaller error at every level. {_title(MEASURES[1])}: mean over levels of SNR \u00d7 "
+        "MSE, which is the error of the noise; the nearly clean levels weigh most."
+    )
+    if len(standings) > 1:
+        yield Chart(name="both measures of each cell, with intervals", spec=charts.intervals(ranking))  # fmt: skip
+
+
+def compared(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
+    """Every cell against the lowest, and against a baseline where one was named."""
+    if len(ranking.standings) < 2 or not sweep.is_sweep:
+        return
+    yield from (Text(words=words) for words in _of_pairs(ranking))
+    best = ranking.standings[0]
+    yield _against(
+        f"Against {best.label}, the lowest {NAMES[MEASURES[0]]}. Intervals hold at 95 % for all "
+        "pairs of cells together (Tukey), as the data have picked the cell",
+        against(ranking, best, "pairs"),
+    )
+    if ranking.baseline is not None:
+        base = ranking.standings[ranking.baseline]
+        yield Text(words=against_baseline(ranking))
+        yield _against(
+            f"Against {base.label}, the baseline that was named. Intervals hold at 95 % for all of "
+            "its comparisons together (Dunnett)",
+            against(ranking, base, "baseline"),
+        )
+    one_seed = (
+        "One seed: \u00b1 is evaluation error over validation pairs and speaks of these trained "
+        "networks only. "
+        if ranking.spread(MEASURES[0]) is None
+        else ""
+    )
+    yield _note(
+        f"{one_seed}Differences are of log10: 0.1 is an error 26 % larger. Paired / unpaired: "
+        "variance of the difference over the seeds both cells have, as a share of what it would be "
+        "if the seeds had nothing in common; from few seeds it is rough."
+    )
+
+
+def _of_pairs(ranking: Ranking) -> list[str]:
+    """The effect of pairing by seed on the intervals, and cells that scatter more than others."""
+    found, second = ranking.spread(MEASURES[1]), ""
+    if found is not None and isfinite(found.ratio):
+        kind = "paired" if found.is_paired else "unpaired"
+        second = (
+            f"For the {NAMES[MEASURES[1]]} it is {found.ratio:.2f} times; intervals are {kind}."
+        )
+    return list(filter(None, [pairing(ranking), second, apart(ranking)]))
+
+
+def _against(caption: str, found: Sequence[Comparison]) -> Table:
+    with_ratio = any(isfinite(one.ratios[MEASURES[0]]) for one in found)
+    rows = []
+    for one in found:
+        first, second = (one.gaps[measure] for measure in MEASURES)
+        ratio = one.ratios[MEASURES[0]]
+        shown = [signed(ratio, 2) if isfinite(ratio) else _NONE] * with_ratio
+        rows.append([one.standing.label, _difference(first), ratio_text(10**first.mean),
+                     _difference(second), *shown, OUTCOMES[one.outcome]])  # fmt: skip
+    head = ["cell", NAMES[MEASURES[0]], "x0-error", f"log10 of {NAMES[MEASURES[1]]}",
+            *["paired / unpaired"] * with_ratio, "difference"]  # fmt: skip
+    return Table(head=head, rows=rows, caption=caption, right=range(1, 4 + with_ratio))
+
+
+def _difference(gap: Gap) -> str:
+    return " \u00b1 ".join(number_with_error(gap.mean, gap.half_width))
+
+
+def ratio_text(ratio: float) -> str:
+    """`+3.1 %`; from twice the error on, times how much it is."""
+    if ratio >= 2:
+        return f"\u00d7{ratio:,.1f}"
+    percent = 100 * (ratio - 1)
+    return f"{'+' if percent > 0 else ''}{signed(percent, 1)} %"
+
+
+def factors(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
+    """Each factor of the grid by both measures: sentences, analysis of variance, effects."""
+    if len(ranking.standings) < 2 or not sweep.is_sweep:
+        return
+    for measure in MEASURES:
+        found = analyse(ranking, measure)
+        said = [Text(words=sentence) for sentence in factor_sentences(found)]
+        if found.reason is not None:
+            yield from said if measure == MEASURES[0] else ()
+            continue
+        first = measure == MEASURES[0]
+        yield Text(words=_title(measure) if first else f"log10 of {NAMES[measure]}", kind="heading")
+        yield from said
+        yield _variance(found)
+        if found.error is not None:
+            yield _effects(found)
+
+
+def _variance(found: Analysis) -> Table:
+    lines = [(term.name, term) for term in ((found.seeds,) if found.seeds else ()) + found.terms]
+    if found.error is not None:
+        lines.append((f"error: {found.error.name}", found.error))
+    sums = "" if found.is_complete else " The grid is incomplete, so the squares do not add up."
+    over = " F is taken over the term's own changes from seed to seed."
+    return Table(
+        head=("term", "degrees of freedom", "sum of squares", "F", "over", "p", "share"),
+        rows=[_line(name, term) for name, term in lines],
+        right=range(1, 7),
+        caption="Sums of squares beyond all terms that do not contain the term (type II). Share: "
+        f"\u03c9\u00b2, of the variance.{over if found.strata is not None else ''}{sums}",
+    )
+
+
+def _line(name: str, term: Term) -> list[str]:
+    if not isfinite(term.f):
+        return [name, str(term.dof), f"{term.squares:.3g}", _NONE, _NONE, _NONE, _NONE]
+    p = probability(term.p).removeprefix("p ").removeprefix("= ")
+    share = f"{100 * term.share:.0f} %"
+    return [name, str(term.dof), f"{term.squares:.3g}", f"{term.f:,.1f}", f"{term.over:.0f}", p, share]  # fmt: skip
+
+
+def _effects(found: Analysis) -> Table:
+    effects = [found.effect(key) for key in found.factors]
+    return Table(
+        head=("factor", "level", "effect"),
+        rows=[
+            [spoken(one.key), part(one.key, value),
+             " \u00b1 ".join(number_with_error(float(mean), float(width)))]
+            for one in effects
+            for value, mean, width in zip(one.levels, one.means, one.half_widths, strict=True)
+        ],
+        right=(2,),
+        caption="Each level's distance from the mean of its factor, over all values of the others, "
+        "with its own 95 % interval. Lower is better.",
+    )  # fmt: skip
+
+
+def heat_maps(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
+    """Both measures over two factors, a pair of tables a value of the others."""
+    if axes.series is None or axes.rows is None or not ranking.standings:
+        return
+    cells = [*(trial.cell for trial in sweep.trials), *(one.cell for one in sweep.skipped)]
+    panels = charts.chosen(cells, axes.panels, axes, ranking, _PANELS)
+    for measure in MEASURES:
+        for title, group in panels.items():
+            caption = f"{_title(measure)}, {title}" if title else _title(measure)
+            yield _heat_map(sweep, ranking, axes, group, measure, caption)
+    if rest := len(axes.grouped(cells, axes.panels)) - len(panels):
+        yield _note(
+            f"The {len(panels)} panels that hold the best cells are shown; {rest} more are in "
+            "results.csv."
+        )
+    yield _note(
+        f"Rows: {spoken(axes.rows)}; columns: {spoken(axes.series)}. Darker is better; the lowest "
+        "of all cells is framed."
+    )
+
+
+def _heat_map(
+    sweep: SweepResults, ranking: Ranking, axes: Axes, group: list[Cell], measure: str, caption: str
+) -> Table:
+    assert axes.series is not None and axes.rows is not None
+    rows, columns = axes.values[axes.rows], axes.values[axes.series]
+    places = [(i, j) for i in range(len(rows)) for j in range(len(columns))]
+    ended = [(t.cell, {"done": "not ranked"}.get(t.status, t.status)) for t in sweep.trials]
+    ended += [(one.cell, "skipped") for one in sweep.skipped]
+    words = {
+        (axes.place(axes.rows, cell), axes.place(axes.series, cell)): word
+        for cell, word in ended
+        if cell in group
+    }
+    shades: dict[tuple[int, int], float] = {}
+    numbers = [standing.value(measure) for standing in ranking.standings]
+    digits = common_digits([standing.error(measure) for standing in ranking.standings])
+    for standing, value in zip(ranking.standings, numbers, strict=True):
+        if standing.cell in group:
+            place = (
+                place_of(rows, standing.cell.get(axes.rows)),
+                place_of(columns, standing.cell.get(axes.series)),
+            )
+            many = number_with_error(value, standing.error(measure))[0]
+            words[place] = many if digits is None else signed(value, digits)
+            shades[place] = _share(value, numbers, is_log=measure == MEASURES[0])
+    shown = {place: words.get(place, "not trained") for place in places}
+    return Table(
+        head=("", *(part(axes.series, value) for value in columns)),
+        rows=[
+            [part(axes.rows, value), *(shown[i, j] for j in range(len(columns)))]
+            for i, value in enumerate(rows)
+        ],
+        caption=caption,
+        shades=[[shades.get((i, j)) for j in range(len(columns))] for i in range(len(rows))],
+    )
+
+
+def _share(value: float, values: Sequence[float], *, is_log: bool) -> float:
+    """1 for the lowest of the values, 0 for the highest."""
+    numbers = [v if is_log else log10(max(v, 1e-300)) for v in (value, *values)]
+    low, high = min(numbers), max(numbers)
+    return 1.0 if high == low else (high - numbers[0]) / (high - low)
+
+
+def errors_by_level(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
+    """The x0-error over log SNR, and by how much each cell is above the lowest at each level."""
+    if not ranking.standings:
+        return
+    solid = (
+        " Solid: the levels all cells share, which alone are averaged. Dashed, on grey: levels "
+        "that some schedule does not reach."
+        if sweep.is_sweep
+        else ""
+    )
+    lines = (
+        f" {GAUSSIAN} is the best linear estimate from the training data's mean and covariance, on "
+        "the same validation pairs: a network above it has learned less than two moments. "
+        f"{MEMORISATION.capitalize()} is the ideal denoiser that only remembers "
+        f"{sweep.references.num_train:,} training images, on training pairs: no network that "
+        "generalises reaches it. Neither is told the class."
+        if sweep.references is not None
+        else ""
+    )
+    yield _note(
+        "Mean squared error of the network's estimate of the clean image, on fixed (validation "
+        f"image, noise) pairs, in units where pixels lie in [\u22121, 1].{solid}{lines}"
+    )
+    yield Chart(name="x0-error over log SNR", spec=charts.x0_curves(sweep, ranking, axes))
+    if len(ranking.standings) > 1:
+        yield _level_map(ranking)
+    if (lines := _reference_table(sweep, ranking)) is not None:
+        yield lines
+
+
+def _level_map(ranking: Ranking) -> Table:
+    standings = ranking.standings[:_LEVEL_ROWS]
+    curves = np.stack([standing.curve(ranking.levels) for standing in ranking.standings])
+    above = 100 * (curves / curves.min(axis=0) - 1)[: len(standings)]
+    top = max(float(np.log10(1 + above).max()), log10(2))  # less than 1 %: alike
+    more = f" The {len(standings)} best cells." if len(standings) < len(curves) else ""
+    return Table(
+        head=("", *map(signed, ranking.levels)),
+        rows=[
+            [standing.label, *map(_per_cent, row)]
+            for standing, row in zip(standings, above, strict=True)
+        ],
+        caption="x0-error above the lowest at each log-SNR level, in per cent (0: the lowest; "
+        f"\u00d712: twelve times it). Noisy on the left, nearly clean on the right.{more}",
+        shades=(1 - np.log10(1 + above) / top).tolist(),
+    )
+
+
+def _per_cent(value: float) -> str:
+    if value >= 1000:
+        return f"\u00d7{1 + value / 100:,.0f}"
+    return f"{value:.0f}" if value >= 9.95 or value == 0 else f"{value:.1f}"
+
+
+def _reference_table(sweep: SweepResults, ranking: Ranking) -> Table | None:
+    """The two reference curves at the levels of the ranking, beside the recommended cell."""
+    lines, best = sweep.references, ranking.recommended
+    levels = [] if lines is None else [one for one in ranking.levels if one in lines.levels]
+    if lines is None or best is None or not levels:
+        return None
+    curves = {best.label: dict(zip(levels, best.curve(levels), strict=True))}
+    for name, values in ((GAUSSIAN, lines.gaussian), (MEMORISATION, lines.memorisation)):
+        if values is not None:
+            curves[name] = dict(zip(lines.levels, values, strict=True))
+    rows = [[signed(level), *(f"{one[level]:.3g}" for one in curves.values())] for level in levels]
+    head = ("log SNR", *curves)
+    fold = f"The reference lines at {len(levels)} levels"
+    return Table(head=head, rows=rows, right=range(len(head)), fold=fold)
+
+
+def costs(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
+    """Totals, both measures over the training cost, the front in words, and a row a cell."""
+    if not sweep.is_sweep or not ranking.standings:
+        return
+    yield Text(words=total(sweep))
+    spec = charts.over_cost(ranking, axes)
+    if spec is not None:
+        yield Chart(name="both measures over the cost of a trial", spec=spec)
+        yield _note(_fronts(ranking))
+    head, rows = _cost_rows(ranking)
+    fold = f"What each of {len(rows)} cells took"
+    yield Table(head=head, rows=rows, right=range(1, len(head)), fold=fold)
+
+
+def total(sweep: SweepResults) -> str:
+    """`27 trainings took 3.4 min of core time in all, 7.1 s to 8.0 s each.`"""
+    known = [(t, s) for t in sweep.trials if (s := compute_seconds(t)) is not None]
+    if not known:
+        return "What the trainings took was not recorded."
+    unit = cost([trial for trial, _ in known]).unit.removesuffix("-seconds")
+    lost = sum(seconds for trial, seconds in known if trial.status != "done")
+    spent = sum(seconds for _, seconds in known)
+    more = f"; {duration(lost)} of it went into trials that did not finish" if lost else ""
+    known.sort(key=lambda one: one[1])
+    ends = [duration(seconds) for seconds in (known[0][1], known[-1][1])]
+    each = ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+    took = f"{len(known):,} trainings took {duration(spent)} of {unit} time in all, {each} each"
+    return f"{took}{more}."
+
+
+def _fronts(ranking: Ranking) -> str:
+    """The cells on the Pareto front of each measure, from the cheapest."""
+    standings, seconds = charts.known_costs(ranking)
+    ratio = max(seconds) / max(min(seconds), 1e-12)
+    said = ["A cell is on the front when no other is both cheaper and better."]
+    if len(standings) <= 60:
+        said.append("Bars: the intervals of the ranking.")
+    if ratio < _ALIKE:
+        said.append(
+            f"All cells cost nearly the same (within {max(1, ceil(100 * (ratio - 1)))} %, which "
+            "may be the machine's), so the front says little here."
+        )
+    for measure in MEASURES:
+        values = [standing.value(measure) for standing in standings]
+        named = [
+            f"{standings[k].label} ({number_with_error(values[k], standings[k].error(measure))[0]} "
+            f"for {duration(seconds[k])})"
+            for k in front(seconds, values)
+        ]
+        said.append(f"By {NAMES[measure]}, from the cheapest: {', '.join(named)}.")
+    return " ".join(said)
+
+
+def _cost_rows(ranking: Ranking) -> tuple[list[str], list[list[str]]]:
+    """Cost of each cell, mean over its seeds and in all, without columns nobody has recorded."""
+    kind = charts.cost_of(ranking).unit.removesuffix("-seconds")
+    head = ("cell", "trials", f"{kind} time per trial", f"{kind} time in all", "wall time",
+            "images/s", "peak memory", "energy")  # fmt: skip
+    rows = []
+    for standing in ranking.standings:
+        trials = list(standing.trials.values())
+        one, spent = cost(trials), [s for t in trials if (s := compute_seconds(t)) is not None]
+        speed = _NONE if one.images_per_s is None else f"{one.images_per_s:,.0f}"
+        rows.append((standing.label, str(len(trials)), duration(one.compute_seconds),
+                     duration(sum(spent) if spent else None), duration(one.seconds),
+                     speed + " packed" * one.is_packed, size(one.peak_memory_bytes),
+                     energy(one.energy_joules)))  # fmt: skip
+    kept = [k for k in range(len(head)) if any(row[k] != _NONE for row in rows)]
+    return [head[k] for k in kept], [[row[k] for k in kept] for row in rows]
+
+
+def samples(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
+    """Sample grids side by side: same seeds, same classes; the best cells of many."""
+    having = [trial for trial in sweep.trials if trial.samples is not None]
+    shown = strips.shown_trials(ranking, axes, having)
+    grids = [
+        (f"{cell_label(t.cell, tuple(axes.values))}, seed {t.seed}", strips.sample_grid(t.samples))
+        for t in shown
+        if t.samples and t.samples.images.size
+    ]
+    if not grids:
+        return
+    if sweep.is_sweep:
+        cells = len({trial.key for trial in having})
+        part = f"; the {len(shown)} best cells of {cells}, best first" if cells > len(shown) else ""
+        yield _note(
+            "Every grid starts from the same noise and has the same class in the same column, so "
+            f"grids differ by the trained network alone{part}."
+        )
+    real = None if sweep.references is None else sweep.references.samples
+    if real is not None and real.images.size:
+        yield Pictures(grids=[("real validation images", strips.sample_grid(real))])
+    side_by_side = len({axes.style(trial.cell) for trial in shown})
+    is_even = len(shown) % side_by_side == 0 and 2 <= side_by_side <= 4
+    yield Pictures(grids=grids, columns=side_by_side if is_even and len(shown) > 1 else 0)
+
+
+def samples_over_training(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
+    """The grids drawn while the best cells trained."""
+    rows = strips.over_training(sweep, ranking, axes)
+    if rows:
+        yield _note(
+            "The same noise and the same classes at every step, drawn by the averaged weights of "
+            f"that moment.{_best_of(sweep, len(rows))}"
+        )
+        yield Pictures(film=rows, over="optimizer step", moments=strips.moments(rows))
+
+
+def samples_over_steps(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
+    """Quality and pictures of samples by the number of sampling steps."""
+    spots, lost = spots_of(sweep, axes), left_out(sweep, axes)
+    names = [name for name in QUALITY_MEASURES if any(name in spot.qualities for spot in spots)]
+    if names:
+        yield _note(_how_measured(sweep))
+        yield _best_by_calls(spots, names)
+        yield _note(
+            "Pareto front: the best cell at each number of network calls; a dash where fewer calls "
+            "do as well. Cells whose intervals overlap may swap places."
+        )
+        spec = charts.sampling_curves(spots, names, ranking, axes)
+        yield Chart(name="quality of samples over network calls per image", spec=spec)
+        yield _points(sweep, spots, names)
+    if lost:
+        fold = f"Points left out: {len(lost)}"
+        yield Table(head=("cell", "left out, and why"), rows=lost, wrap=(1,), fold=fold)
+    if rows := strips.over_steps(sweep, ranking, axes):
+        yield _note(
+            "The same noise and the same classes at every number of steps, by the final averaged "
+            f"weights.{_best_of(sweep, len(rows))}"
+        )
+        yield Pictures(film=rows, over="sampling steps", moments=strips.moments(rows))
+
+
+def _best_of(sweep: SweepResults, shown: int) -> str:
+    cells = len({trial.key for trial in sweep.trials})
+    return f" The {shown} best cells of {cells}." if cells > shown else ""
+
+
+def _how_measured(sweep: SweepResults) -> str:
+    measured = [(t.key, t.quality) for t in sweep.trials if t.quality is not None]
+    keys, every = [key for key, _ in measured], [quality for _, quality in measured]
+    counts = listed(sorted({f"{one.num:,}" for one in every}))
+    features = listed(sorted({one.features or "features that are not named" for one in every}))
+    protocols = listed(sorted({one.protocol for one in every if one.protocol})[:3] or ["none"])
+    several = len(set(keys)) < len(keys)
+    bars = "95 % intervals over training seeds" if several else "the interval of one trained network"  # fmt: skip
+    return (
+        f"{counts} images a point, measured with {features} (protocol: {protocols}). Lower is "
+        f"better for FID and KID, higher for accuracy. Bars: {bars}."
+    )
+
+
+def _best_by_calls(spots: Sequence[Spot], names: Sequence[str]) -> Table:
+    best = {name: best_front(spots, name) for name in names}
+    calls = sorted({spot.evaluations for some in best.values() for spot in some})
+    rows = []
+    for count in calls:
+        here = {name: [s for s in best[name] if s.evaluations == count] for name in names}
+        said = [
+            f"{some[0].label}: {interval_text(some[0].qualities[name])}" if some else _NONE
+            for name, some in here.items()
+        ]
+        rows.append([f"{count:g}", *said])
+    head = ("calls per image", *(f"best {TITLES[name]} [interval]" for name in names))
+    return Table(head=head, rows=rows, wrap=range(1, len(head)))
+
+
+def _points(sweep: SweepResults, spots: Sequence[Spot], names: Sequence[str]) -> Table:
+    units = dict.fromkeys(trial.quality.unit for trial in sweep.trials if trial.quality)
+    rows = [
+        [spot.label, str(spot.num_seeds), spot.method, str(spot.num_steps), f"{spot.evaluations:g}",
+         f"{spot.seconds:,.1f}" if isfinite(spot.seconds) else _NONE,
+         *(interval_text(spot.qualities[n]) if n in spot.qualities else _NONE for n in names)]
+        for spot in spots
+    ]  # fmt: skip
+    head = ["cell", "seeds", "sampler", "steps", "calls per image", " / ".join(units),
+            *(f"{TITLES[name]} [interval]" for name in names)]  # fmt: skip
+    return Table(head=head, rows=rows, right=(1, *range(3, len(head))), is_short=False,
+                 fold=f"The numbers of {len(rows)} points")  # fmt: skip
+
+
+def training_curves(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
+    """First the measures that compare, then the losses, which do not."""
+    many = len({trial.seed for trial in sweep.trials}) > 1
+    seeds = " Lines: mean over seeds; bands: the lowest to the highest seed." if many else ""
+    comparable = charts.learning_curves(sweep, ranking, axes, charts.COMPARABLE)
+    if comparable is not None:
+        yield Text(words="On validation images", kind="heading")
+        yield _note(
+            f"The numbers of the ranking while training went on; they compare across cells.{seeds}"
+        )
+        yield Chart(name="measures on validation images over training", spec=comparable)
+    losses = charts.learning_curves(sweep, ranking, axes, charts.LOSSES)
+    if losses is not None:
+        yield Text(words="Training losses", kind="heading")
+        yield _note(
+            "Not comparable across schedules or timesteps: each trial averages these over its own "
+            "noise levels. Use them to see whether training was stable and had levelled off, not "
+            f"to rank.{'' if comparable else seeds}"
+        )
+        yield Chart(name="training losses", spec=losses)
+
+
+def search(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
+    """Trials ended early, the race of seeds, the budget, and predicted beside measured cost."""
+    if not sweep.is_sweep:
+        return
+    if ended := sweep.with_status("stopped"):
+        yield Text(
+            words=f"asha ended {len(ended)} of {sweep.planned} trials early, each at a rung that "
+            "all reach after equally many images, by the measure that the others had there. Only "
+            "those it let train to the end are ranked: what is said of them is said of survivors."
+        )
+        rows = [(cell_name(t.cell), str(t.seed), t.reason or "") for t in ended[:_SHOWN]]
+        yield Table(head=("cell", "seed", "how it ended"), rows=rows, wrap=(2,))
+    if race := looks(sweep.folder):
+        yield Text(words=race_in_words(race))
+        rows = [
+            (str(one.get("seeds")), measure, listed([str(name) for name in sequence(names)]))
+            for one in race
+            for measure, names in mapping(one.get("candidates")).items()
+        ]
+        head = ("after seeds", "by", "may still be the best, the leader first")
+        yield Table(head=head, rows=rows, wrap=(2,))
+    if left := sweep.with_status("unrun"):
+        reason = (left[0].reason or "").partition(": ")[2]
+        yield Text(
+            words=f"{len(left)} of {sweep.planned} trials have not been run to their end: {reason}."
+        )
+    if (found := predicted_cost(sweep)) is not None:
+        yield Text(
+            words="What a probe of a few steps predicted before the first trial, and what "
+            f"{found.trials} trials took. Load of the machine when probed: {found.load:.1f}."
+        )
+        yield Table(head=("", "predicted", "measured", "more"), rows=found.rows(), right=(1, 2, 3))
+
+
+def failures(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
+    """Every trial and cell without a place, what became of it and why."""
+    keys = tuple(dict.fromkeys(key for trial in sweep.trials for key in trial.cell))
+    rows = [
+        (cell_label(t.cell, keys), str(t.seed), t.status, t.reason or "no reason was recorded")
+        for t in sweep.trials
+        if t.status != "done" and sweep.is_sweep
+    ]
+    rows += [(cell_label(one.cell, keys), _NONE, "skipped", one.reason) for one in sweep.skipped]
+    named = {t.key for t in sweep.trials if t.status != "done"}
+    done = {cell_label(t.cell, _keys(sweep)) for t in sweep.trials if t.key not in named}
+    rows += [(label, "", "not ranked", why) for label, why in ranking.excluded if label in done]
+    if rows:
+        yield Table(head=("cell", "seed", "status", "reason"), rows=rows, wrap=(3,))
+
+
+def _keys(sweep: SweepResults) -> tuple[str, ...]:
+    """The varied keys, in the order labels use."""
+    return varied([*(t.cell for t in sweep.trials), *(s.cell for s in sweep.skipped)])
+
+
+def configuration(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
+    """The keys in which trials differ, then those they share, folded."""
+    trials = [trial for trial in sweep.trials if trial.config]
+    if not trials:
+        yield Text(words="No trial has left its configuration.")
+        return
+    rows = [(key, listed(values, limit=12)) for key, values in differences(trials).items()]
+    if rows:
+        yield Table(head=("key", "values"), rows=rows, wrap=(1,))
+    seeds = listed([str(seed) for seed in sorted({trial.seed for trial in trials})])
+    yield Text(words=f"Seeds: {seeds}.")
+    differing = {key for key, _ in rows}
+    same = [(k, text(v)) for k, v in trials[0].config.items() if k not in differing]
+    said = "What all trials share" if len(trials) > 1 else "The whole configuration"
+    fold = f"{said} ({len(same)} keys)"
+    yield Table(head=("key", "value"), rows=same, wrap=(1,), fold=fold, is_short=not sweep.is_sweep)
+
+
+def provenance(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
+    """Code, versions, machine and the command that reproduces each trial."""
+    if sweep.command:
+        yield Text(words=sweep.command, kind="command")
+    having = [trial for trial in sweep.trials if trial.run_dir is not None]
+    if having and sweep.is_sweep:
+        best = ranking.recommended
+        one = having[0] if best is None else best.trials[min(best.trials)]
+        label = cell_label(one.cell, tuple(axes.values))
+        yield Text(words=f"Only {label}, seed {one.seed}:")
+        yield Text(words=reproduce(one), kind="command")
+    values: dict[str, dict[str, None]] = {}
+    for trial in sweep.trials:
+        for key, value in _flat(trial.provenance):
+            if key.split(".")[0] not in _OF_ONE_TRIAL and value not in (None, []):
+                values.setdefault(key, {})[text(value)] = None
+    facts = [(key, listed(list(seen), limit=4)) for key, seen in values.items()]
+    if facts:
+        yield Table(head=("recorded", "value"), rows=facts, wrap=(1,))
+    rows = [
+        (cell_label(t.cell, _keys(sweep)) if sweep.is_sweep else "this run", str(t.seed), t.name,
+         reproduce(t))
+        for t in having
+    ]  # fmt: skip
+    fold = f"Commands of {len(rows)} trials" if len(rows) > 12 else ""
+    if rows:
+        yield Table(head=("cell", "seed", "trial", "reproduce with"), rows=rows, wrap=(3,),
+                    code=(2, 3), fold=fold, is_short=not sweep.is_sweep)  # fmt: skip
+
+
+def reproduce(trial: TrialResult) -> str:
+    """The command that trains this trial again from nothing."""
+    assert trial.run_dir is not None
+    name = commit(trial)
+    checkout = f"git checkout {name.rstrip('+')[:12]} && " if name else ""
+    config = shown_path(trial.run_dir / "training_config.yaml")
+    return f"{checkout}python launch/train.py {config} --new"
+
+
+def shown_path(path: Path) -> str:
+    """A path as one types it here: relative where it lies below the working directory."""
+    whole, here = path.absolute(), Path.cwd()
+    return shlex.quote(str(whole.relative_to(here) if whole.is_relative_to(here) else whole))
+
+
+def _flat(tree: Mapping[str, Value], path: str = "") -> list[tuple[str, Value]]:
+    found: list[tuple[str, Value]] = []
+    for key, value in tree.items():
+        inner = mapping(value)
+        found += _flat(inner, f"{path}{key}.") if inner else [(f"{path}{key}", value)]
+    return found
+
+
+def bits(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
+    """The bound on bits/dim of each trial, in the order of the grid: nothing is ranked by it."""
+    keys, rows = _keys(sweep), []
+    for trial in sweep.trials:
+        found = mapping(trial.evaluation.get("bits_per_dim"))
+        value, error = number(found.get("value")), number(found.get("evaluation_error"))
+        if not isfinite(value):
+            continue
+        terms = [number(term) for term in sequence(found.get("terms"))]
+        ends = [f"{terms[k]:.2g}" for k in (0, -1)] if terms else ["", ""]
+        steps = str(len(sequence(found.get("timesteps"))) - 1)
+        label = cell_label(trial.cell, keys) if sweep.is_sweep else "this run"
+        shown = " \u00b1 ".join(number_with_error(value, error))
+        rows.append((label, str(trial.seed), shown, *ends, steps))
+    if rows:
+        yield _note(
+            "The variational bound, lower is better, \u00b1 evaluation error; over a walk of so "
+            "many steps, not all timesteps. Not comparable across schedules or numbers of "
+            "timesteps: what goes below the step between two grey values pays for noise that "
+            "nobody sees."
+        )
+        head = ("cell", "seed", "bits/dim", "prior", "decoder", "steps")
+        yield Table(head=head, rows=rows, right=range(1, 6))
