@@ -139,15 +139,16 @@ def _plain(value: object) -> str:
 
 def write_tables(sweep: SweepResults, results: str) -> tuple[Path, ...]:
     """Writes results.parquet from the text of results.csv, and the tables of `tables/`."""
-    import pandas
+    from pyarrow import csv, parquet, string
 
-    frame = pandas.read_csv(
-        io.StringIO(results),
-        dtype=dict.fromkeys(_TEXTS, "string[pyarrow]"),
-        dtype_backend="pyarrow",
-        float_precision="round_trip",
+    types = csv.ConvertOptions(
+        column_types=dict.fromkeys(_TEXTS, string()), strings_can_be_null=True
     )
-    written = [_write(sweep.folder / "results.parquet", frame.to_parquet(index=False))]
+    parsing = csv.ParseOptions(newlines_in_values=True)
+    rows = csv.read_csv(io.BytesIO(results.encode()), parse_options=parsing, convert_options=types)
+    buffer = io.BytesIO()
+    parquet.write_table(rows, buffer)  # the types are those that the text has
+    written = [_write(sweep.folder / "results.parquet", buffer.getvalue())]
     for name, frame in tables(sweep).items():
         if frame.empty:
             continue

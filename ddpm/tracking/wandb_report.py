@@ -31,7 +31,7 @@ from ddpm.report import (
 )
 from ddpm.runs import storage
 from ddpm.tracking import wandb_log
-from ddpm.tracking.wandb_log import address, first_line, has_key
+from ddpm.tracking.wandb_log import address, first_line, has_key, why_not_online
 
 if TYPE_CHECKING:
     import wandb
@@ -290,6 +290,8 @@ def review(made: ReportFiles) -> Review:
             f"then publish with: python launch/report.py {shown_path(folder)} --wandb",
         )
         return Review(path=path, url=None, lines=lines)
+    if unreachable := why_not_online():
+        raise InputError(f"W&B: {unreachable}; {path} is written, run the same command again")
     return _published(made, wanted, path, known, uploads)
 
 

@@ -10,7 +10,7 @@ from ddpm import config as configuration
 from ddpm.cluster import cost
 from ddpm.cluster.cost import Speed, predict, wall_s
 from ddpm.cluster.workers import Workers
-from ddpm.report import page
+from ddpm.report.costs import predicted_cost
 from ddpm.report.reading import SweepResults, read
 from tests.support.tiny_sweep import PRED_TYPE, make_sweep
 from tests.support.tree import ROOT
@@ -53,7 +53,7 @@ def test_core_seconds_memory_and_wall_time_are_compared(folder: Path) -> None:
     sweep = measured(
         folder, facts, trial_core_seconds=10.8, trial_seconds=50, peak_memory_bytes=2**28
     )
-    found = page.compare(sweep)
+    found = predicted_cost(sweep)
     assert found is not None and found.unit == "core-seconds" and found.trials == 2
     assert found.seconds == pytest.approx((18.0, 21.6))
     assert found.memory_bytes == (2.0**29, 2.0**28)
@@ -64,7 +64,7 @@ def test_core_seconds_memory_and_wall_time_are_compared(folder: Path) -> None:
 
 def test_gpu_seconds_are_the_share_held_times_the_wall(folder: Path) -> None:
     facts = {"wall_seconds": 20.0, "trials": {"00000000": one(gpu_seconds=5.0)}}
-    found = page.compare(
+    found = predicted_cost(
         measured(folder, facts, trial_core_seconds=1, trial_seconds=12, peak_memory_bytes=1)
     )
     assert found is not None and found.unit == "GPU-seconds"
@@ -75,12 +75,12 @@ def test_a_trial_that_was_interrupted_is_not_compared(folder: Path) -> None:
     facts = {"wall_seconds": 20.0, "trials": {"00000000": one()}}
     sweep = measured(folder, facts, trial_core_seconds=1, trial_seconds=1, peak_memory_bytes=1)
     twice = tuple(replace(t, provenance={"attempts": [{}, {}]}) for t in sweep.trials)
-    assert page.compare(replace(sweep, trials=twice)) is None
+    assert predicted_cost(replace(sweep, trials=twice)) is None
 
 
 def test_without_a_prediction_there_is_no_comparison(folder: Path) -> None:
     sweep = measured(folder, {}, trial_core_seconds=1)
-    assert page.compare(sweep) is None
+    assert predicted_cost(sweep) is None
 
 
 def test_core_seconds_are_those_of_busy_cores() -> None:

@@ -6,7 +6,9 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import altair
 import numpy as np
 import pytest
 from pyarrow import parquet
@@ -15,19 +17,18 @@ from ddpm import report
 from ddpm.cli.report import main
 from ddpm.metrics import quality as quality_file
 from ddpm.metrics.x0_error import MEASURES
-from ddpm.report import charts
 from ddpm.report.best_samples import spots_of
-from ddpm.report.charts import Frame, LineSeries, chosen, colour, line_chart, marker_path
+from ddpm.report.charts import chosen, learning_curve
 from ddpm.report.costs import compute_seconds, front
 from ddpm.report.effects import analyse
-from ddpm.report.figures import _DEEP, _PALE, _curves, luminance, shade
-from ddpm.report.markdown import document, escaped, table
-from ddpm.report.ranking import aligned, axes_of, common_digits
-from ddpm.report.verdict import NAMES, sentences
+from ddpm.report.labels import aligned, axes_of, common_digits
+from ddpm.report.page import _DEEP, _PALE, as_markdown, escaped, luminance, shade, table
+from ddpm.report.sections import Chart, Table
+from ddpm.report.verdict import sentences
 from tests.support.synthetic_sweep import STEPS, make_sweep
 from tests.support.tiny_sweep import GRID, PRED_TYPE, SCHEDULER, TIMESTEPS
 
-CSS = Path(report.__file__).with_name("report.css").read_text()
+CSS = Path(report.__file__).with_name("templates").joinpath("report.css").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_the_cost_section_adds_up_and_counts_what_was_lost(folder: Path) -> None
     said = section(made, "cost")
     assert f"18 trainings took {sum(seconds) / 60:.1f} min of core time" in said
     assert f"{seconds[-1]:.0f} s of it went into trials that did not finish" in said
-    assert said.count('<svg class="chart scatter"') == 2
+    assert said.count('class="chart"') == 1 and "from the cheapest" in said
 
 
 def test_quality_is_over_seeds_where_there_are_several(made: report.ReportFiles) -> None:
@@ -111,7 +112,9 @@ def test_the_front_over_steps_names_the_best_cell_at_each_number_of_calls(
 ) -> None:
     said = section(made, "samples-over-sampling-steps")
     rows = re.findall(r"<tr>(.*?)</tr>", said[: said.index("</table>")])[1:]
-    assert [re.sub(r"<.*", "", row.split(">", 1)[1]) for row in rows] == [str(k) for k in STEPS]
+    assert re.findall(r'<tr><th scope="row">(.*?)</th>', said[: said.index("</table>")]) == [
+        str(steps) for steps in STEPS
+    ]
     spots = spots_of(made.sweep, axes_of(made.sweep))
     best = min((s for s in spots if s.num_steps == 5), key=lambda s: s.qualities["fid"].value)
     assert best.label in rows[0]
@@ -169,64 +172,56 @@ def test_a_film_has_every_moment_of_every_cell(made: report.ReportFiles) -> None
 
 def test_curves_are_means_over_seeds_and_keep_the_ends(made: report.ReportFiles) -> None:
     trials = [t for t in made.sweep.trials if t.cell == made.sweep.trials[0].cell]
-    (curve,) = _curves(trials, "n_loss")
+    rows = learning_curve(trials, "n_loss")
     losses = np.stack([trial.metrics["n_loss"] for trial in trials])
-    assert np.allclose(curve.mean, losses.mean(axis=0))
-    assert np.allclose(curve.low, losses.min(axis=0)) and curve.num_seeds == 2
-    assert np.allclose(curve.x["seconds"], 0.6 * np.arange(1, 21))
-    assert np.allclose(curve.x["compute"], 0.58 * np.arange(1, 21))
+    assert len(trials) == 2 and np.allclose([row["mean"] for row in rows], losses.mean(axis=0))
+    assert np.allclose([row["low"] for row in rows], losses.min(axis=0))
+    assert np.allclose([row["high"] for row in rows], losses.max(axis=0))
+    assert np.allclose([row["seconds"] for row in rows], 0.6 * np.arange(1, 21))
+    assert np.allclose([row["compute"] for row in rows], 0.58 * np.arange(1, 21))
 
 
-def test_each_curve_is_drawn_over_steps_time_and_compute(made: report.ReportFiles) -> None:
-    said = section(made, "training-curves")
-    for group in ("val_mean_log10_mse", "n_loss"):
-        assert re.findall(rf'name="x-{group}" value="(\w+)"', said) == [
-            "steps",
-            "seconds",
-            "compute",
-        ]
-    for kind in ("steps", "seconds", "compute"):
-        assert said.count(f'class="by by-{kind}"') == 2
+def chart_specs(made: report.ReportFiles) -> dict[str, dict[str, Any]]:
+    blocks = [block for section in made.sections for block in section.blocks]
+    return {block.name: dict(block.spec) for block in blocks if isinstance(block, Chart)}
 
 
-def test_values_can_be_read_back_from_a_drawn_chart() -> None:
-    frame = Frame(x_range=(-8, 8), y_range=(1e-4, 10), x_title="x", y_title="y")
-    values = [3.0, 0.5, 0.002]
-    drawn = line_chart([LineSeries(name="a", x=[-8, 0, 8], y=values, style=0)], frame, "chart")
-    numbers = re.search(r'data-frame="([^"]*)"', drawn)
-    points = re.search(r'points="([^"]*)"', drawn)
-    assert numbers is not None and points is not None
-    x0, x1, _, low, high, is_log, left, top, right, bottom = map(float, numbers[1].split())
-    assert is_log == 1
-    for pair, x, y in zip(points[1].split(), (-8, 0, 8), values, strict=True):
-        px, py = map(float, pair.split(","))
-        assert x0 + (px - left) / (right - left) * (x1 - x0) == pytest.approx(x, abs=0.01)
-        share = (bottom - py) / (bottom - top)
-        assert low * (high / low) ** share == pytest.approx(y, rel=1e-3)
+def test_charts_are_vega_lite_and_hold_every_number(made: report.ReportFiles) -> None:
+    specs = chart_specs(made)
+    assert len(specs) == 6
+    for spec in specs.values():
+        # of each, one row: altair checks every value that it is given
+        few = {name: rows[:1] for name, rows in spec["datasets"].items()}
+        altair.Chart.from_dict({**spec, "datasets": few})
+    (rows,) = [
+        rows
+        for rows in specs["x0-error over log SNR"]["datasets"].values()
+        if rows and "mse" in rows[0]
+    ]
+    for standing in made.ranking.standings:
+        own = [row for row in rows if row["cell"] == standing.label]
+        assert [row["level"] for row in own] == list(standing.levels)
+        assert [row["mse"] for row in own] == standing.curve(standing.levels).tolist()
 
 
-def test_the_words_of_the_y_axis_do_not_touch_its_title() -> None:
-    for ends in ((-1.735, -1.715), (1e-5, 3e-5), (0, 3e6)):
-        frame = Frame(x_range=(0, 1), y_range=ends, y_is_log=False, x_title="x", y_title="y")
-        drawn = line_chart([], frame, "chart")
-        words = re.findall(r'x="([\d.]+)" y="[\d.]+" text-anchor="end">([^<]*)<', drawn)
-        assert words
-        for right, text in words:
-            assert float(right) - 6.2 * len(text) > 15  # 11 px digits; the title ends at 14
+def test_series_look_different_without_colour_and_the_same_in_every_chart(
+    made: report.ReportFiles,
+) -> None:
+    found = [json.dumps(spec) for spec in chart_specs(made).values()]
+    scales = {
+        text for one in found for text in re.findall(r'"shape": ({.*?"scale": {.*?}.*?})', one)
+    }
+    assert scales
+    for text in scales:
+        names, symbols = re.findall(r"\[(.*?)\]", text)[:2]
+        assert names == '"noise", "image", "velocity"'
+        assert len(set(symbols.split(", "))) == 3
 
 
-def test_sixteen_curves_look_different() -> None:
-    looks = {(colour(k), marker_path(k, 0, 0)) for k in range(16)}
-    assert len(looks) == 16
-
-
-@pytest.mark.parametrize("ends", [(0.1, 0.9), (-2.1, -1.7), (0, 6e-5), (0, 3e6)])
-def test_ticks_lie_inside_and_are_round(ends: tuple[float, float]) -> None:
-    found = charts.linear(*ends)
-    assert 2 <= len(found) <= 13 and all(ends[0] - 1e-9 <= v <= ends[1] + 1e-9 for v, _ in found)
-    assert len({words for _, words in found}) == len(found)
-    low, high = charts.around(ends)
-    assert low <= ends[0] + 1e-9 and high >= ends[1] - 1e-9
+def test_a_training_curve_is_over_steps_time_or_compute(made: report.ReportFiles) -> None:
+    for name in ("measures on validation images over training", "training losses"):
+        (axis,) = [one for one in chart_specs(made)[name]["params"] if one["name"] == "over"]
+        assert axis["bind"]["options"] == ["optimizer steps", "wall time (s)", "core time (s)"]
 
 
 def test_the_charts_of_a_large_grid_hold_the_best_cells(tmp_path: Path) -> None:
@@ -295,8 +290,9 @@ def test_report_md_has_the_answer_the_table_and_the_commands(made: report.Report
     assert rows[2].split("|")[2].strip() == first.label
     assert "python launch/sweep.py sweeps/synthetic.yaml" in text
     assert re.search(r"git checkout \w{12} && python launch/train.py \S+ --new", text)
-    for heading in ("Ranking", "Cost", "Quality of samples", "Read with this in mind", "Files"):
-        assert f"\n## {heading}\n" in text
+    for section in made.sections:
+        assert f"\n## {section.title}\n" in text
+    assert "Read with this in mind:\n" in text
 
 
 def test_report_md_says_what_the_factors_do(made: report.ReportFiles) -> None:
@@ -304,16 +300,17 @@ def test_report_md_says_what_the_factors_do(made: report.ReportFiles) -> None:
     for measure in MEASURES:
         said = sentences(analyse(made.ranking, measure))
         assert len(said) >= 2 and any("cosine beats linear" in sentence for sentence in said)
-        items = "\n".join(f"- {escaped(sentence)}" for sentence in said)
-        assert f"By {NAMES[measure]}:\n\n{items}\n" in text[text.index("\n## Factors\n") :]
+        items = "\n\n".join(escaped(sentence) for sentence in said)
+        assert f"\n\n{items}\n" in text[text.index("\n## Factors\n") :]
     one = replace(made.ranking, standings=made.ranking.standings[:1])
-    assert "## Factors" not in document(made.sweep, one, made.verdict)
+    assert "## Factors" not in as_markdown(replace(made, ranking=one))
 
 
 def test_markdown_is_escaped() -> None:
     evil = "<b>*no*</b> `x` | y\nz"
     assert escaped(evil) == "\\<b\\>\\*no\\*\\</b\\> \\`x\\` | y z"
-    assert table(("a",), [(evil,)]).count("\n") == 2 and "\\| y z" in table(("a",), [(evil,)])
+    shown = table(Table(head=("a",), rows=[(evil,)]))
+    assert shown.count("\n") == 2 and "\\| y z" in shown
 
 
 def test_parquet_and_csv_hold_the_same_and_everything(made: report.ReportFiles) -> None:

@@ -1,14 +1,21 @@
-"""The sections of the page on differences and factors say what the statistics say."""
+"""The sections on differences and factors say what the statistics say."""
 
-import re
 from dataclasses import replace
 
 import numpy as np
 
 from ddpm.report.effects import gap, with_baseline
-from ddpm.report.page import differences_section, factors
-from ddpm.report.ranking import Ranking, number_with_error
-from tests.support.known_sweeps import FIRST, GRID_9, SCHEDULER, cells_of, known_ranking
+from ddpm.report.labels import axes_of, number_with_error
+from ddpm.report.page import section_text
+from ddpm.report.ranking import Ranking
+from ddpm.report.sections import Section, Table, compared, factors
+from tests.support.known_sweeps import (
+    FIRST,
+    GRID_9,
+    cells_of,
+    known_ranking,
+    sweep_of,
+)
 
 
 def ranking_of(seeds: int = 3) -> Ranking:
@@ -18,13 +25,20 @@ def ranking_of(seeds: int = 3) -> Ranking:
     return known_ranking(values, cells_of(GRID_9))
 
 
-def plain(html: str) -> str:
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
+def blocks(make, ranking: Ranking) -> list:  # type: ignore[no-untyped-def]
+    sweep = sweep_of([trial for one in ranking.standings for trial in one.trials.values()])
+    return list(make(sweep, ranking, axes_of(sweep)))
+
+
+def words(make, ranking: Ranking) -> str:  # type: ignore[no-untyped-def]
+    """The section as Markdown, its columns one space apart."""
+    text = section_text(Section(title="", blocks=blocks(make, ranking)))
+    return " ".join(text.replace("|", " ").split())
 
 
 def test_every_cell_stands_with_its_interval_and_outcome() -> None:
     ranking = ranking_of()
-    text = plain(differences_section(ranking))
+    text = words(compared, ranking)
     assert "paired differences vary 0." in text and "For the SNR-weighted error it is 0." in text
     for standing in ranking.standings[1:]:
         found = gap(ranking, standing, ranking.standings[0], FIRST)
@@ -35,31 +49,25 @@ def test_every_cell_stands_with_its_interval_and_outcome() -> None:
 
 
 def test_the_baseline_has_a_table_of_its_own() -> None:
-    html = differences_section(with_baseline(ranking_of(), "SCHEDULER=linear,PRED_TYPE=image"))
-    assert html.count("<table") == 2 and "(Dunnett)" in html
+    named = with_baseline(ranking_of(), "SCHEDULER=linear,PRED_TYPE=image")
+    tables = [block for block in blocks(compared, named) if isinstance(block, Table)]
+    assert len(tables) == 2 and "(Dunnett)" in tables[1].caption
 
 
 def test_factors_have_sentences_table_and_effects_by_both_measures() -> None:
-    html = factors(ranking_of())
-    text = plain(html)
-    assert html.count("<table") == 4 and "log10 of SNR-weighted error" in text
+    found, text = blocks(factors, ranking_of()), words(factors, ranking_of())
+    assert sum(isinstance(block, Table) for block in found) == 4
+    assert "log10 of SNR-weighted error" in text
     assert "schedule \u00d7 prediction type" in text and "error: seeds \u00d7 cells" in text
     assert "beats velocity by 0." in text or "beats noise by 0." in text or "beats image" in text
 
 
 def test_one_seed_is_called_evaluation_error() -> None:
-    text = plain(differences_section(ranking_of(1)))
+    text = words(compared, ranking_of(1))
     assert "One seed: \u00b1 is evaluation error" in text and "paired / unpaired" not in text
 
 
 def test_one_cell_has_neither_section() -> None:
     ranking = ranking_of()
     alone = replace(ranking, standings=ranking.standings[:1])
-    assert differences_section(alone) == "" and factors(alone) == ""
-
-
-def test_many_cells_are_folded_and_texts_escaped() -> None:
-    cells = [{SCHEDULER: f"<b>{number}"} for number in range(70)]
-    rng = np.random.default_rng(1)
-    html = differences_section(known_ranking(rng.normal(size=(70, 2)), cells))
-    assert "9 more cells" in html and "<b>" not in html
+    assert blocks(compared, alone) == blocks(factors, alone) == []
