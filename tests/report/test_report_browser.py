@@ -43,7 +43,7 @@ def with_script(page: Path, script: str, tmp_path: Path) -> Path:
     """A copy of the page that runs `script` at its end."""
     copy = tmp_path / "page.html"
     before, end, after = page.read_text().rpartition("</body>")
-    copy.write_text(f"{before}<script>{script}</script>{end}{after}")
+    copy.write_text(f"{before}<script>{{{script}}}</script>{end}{after}")  # a scope of its own
     return copy
 
 
