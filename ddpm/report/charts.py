@@ -86,7 +86,12 @@ def intervals(ranking: Ranking) -> Spec:
             y=alt.Y("cell:N", sort=labels, title=None, axis=None if charts else alt.Axis()),
             tooltip=[alt.Tooltip("cell:N"), alt.Tooltip("tip:N", title=NAMES[measure])],
         )
-        scale = alt.Scale(type="log" if is_log else "linear", zero=False, nice=False, padding=8)
+        scale = alt.Scale(
+            type="log" if is_log else "linear",
+            zero=alt.Undefined if is_log else False,
+            nice=False,
+            padding=8,
+        )
         x = alt.X("low:Q", title=NAMES[measure], scale=scale)
         bars = base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
         points = base.mark_point(filled=True, size=50, opacity=1).encode(x=alt.X("value:Q"))
@@ -428,7 +433,9 @@ def _y(title: str, values: Sequence[float], *, may_be_log: bool = True) -> Any:
 
     finite = [value for value in values if isfinite(value)]
     is_log = may_be_log and min(finite, default=0) > 0 and max(finite) > _LOGARITHMIC * min(finite)
-    scale = alt.Scale(type="log" if is_log else "linear", zero=False, nice=not is_log)
+    scale = alt.Scale(
+        type="log" if is_log else "linear", zero=alt.Undefined if is_log else False, nice=not is_log
+    )
     return lambda field: alt.Y(field, title=title, scale=scale, axis=alt.Axis(format="~g"))
 
 
