@@ -30,7 +30,9 @@ _LIBRARIES = {
     "safetensors": "checkpoints",
     "scikit-learn": "the embedded digits",
     "omegaconf": "reading configurations",
-    "altair": "charts of the report",
+    "vl-convert-python": "charts of the report",
+    "jinja2": "the page of the report",
+    "pandas": "tables of the report",
     "rich": "tables and progress on the terminal",
 }
 

@@ -1,15 +1,18 @@
-"""Charts of a report as Vega-Lite specifications, made with altair.
+"""Charts of a report as Vega-Lite specifications, in plain dictionaries.
 
 Colours and fonts are not in them: the page draws each with the theme that is shown. Every series
-has a colour and a symbol; a click in the legend singles it out, with Shift several.
+has a colour and a symbol; a click in the legend singles it out, with Shift several. Rows stand
+once, under `datasets`, and charts name them.
+
+altair would check each specification where it is built, but copying them takes it longer than all
+else of a report takes; the tests let it check every chart.
 """
 
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,12 +24,8 @@ from ddpm.report.ranking import Ranking
 from ddpm.report.reading import SweepResults, TrialResult
 from ddpm.runs import storage
 
-if TYPE_CHECKING:
-    import altair as alt
-
 Spec = dict[str, Any]
 Row = dict[str, Any]
-Kept = dict[str, Sequence[Row]]  # the data of a chart by name
 
 GAUSSIAN, MEMORISATION = "Gaussian fit", "memorisation"
 FACETS = 12  # charts side by side; of more, those that hold the best cells
@@ -38,6 +37,7 @@ _WIDE = 8  # the same of costs
 _BARS, _BANDS = 60, 4  # cells, curves of a chart: intervals of more would hide each other
 _POINTS = 120  # of a learning curve
 _INTERVALS = 40  # cells whose intervals are drawn beside each other
+_SHORT = {"format": "~g"}  # of numbers on an axis
 _UNITS = ((1, "s"), (60, "min"), (3600, "h"))
 
 
@@ -67,12 +67,9 @@ def vega() -> str:
 
 def intervals(ranking: Ranking) -> Spec:
     """Both measures of the best cells with their intervals, a row a cell."""
-    import altair as alt
-
-    kept: Kept = {}
     shown = ranking.standings[:_INTERVALS]
     labels = [standing.label for standing in shown]
-    charts = []
+    charts, datasets = [], {}
     for measure in MEASURES:
         rows = []
         for one in shown:
@@ -80,23 +77,18 @@ def intervals(ranking: Ranking) -> Spec:
             error = error if isfinite(error) else 0.0
             rows.append({"cell": one.label, "value": value, "low": value - error,
                          "high": value + error, "tip": with_error(value, error)})  # fmt: skip
-        lows = [row["low"] for row in rows]
-        is_log = measure != MEASURES[0] and min(lows) > 0
-        base = alt.Chart(_data(kept, rows)).encode(
-            y=alt.Y("cell:N", sort=labels, title=None, axis=None if charts else alt.Axis()),
-            tooltip=[alt.Tooltip("cell:N"), alt.Tooltip("tip:N", title=NAMES[measure])],
-        )
-        scale = alt.Scale(
-            type="log" if is_log else "linear",
-            zero=alt.Undefined if is_log else False,
-            nice=False,
-            padding=8,
-        )
-        x = alt.X("low:Q", title=NAMES[measure], scale=scale)
-        bars = base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q")
-        points = base.mark_point(filled=True, size=50, opacity=1).encode(x=alt.X("value:Q"))
-        charts.append(alt.layer(bars, points).properties(width=330, height=alt.Step(17)))
-    return _spec(kept, alt.hconcat(*charts, spacing=18))
+        is_log = measure != MEASURES[0] and min(row["low"] for row in rows) > 0
+        scale = _scale(is_log) | {"nice": False, "padding": 8}
+        shared = {
+            "y": _name("cell", sort=labels, title=None, axis=None if charts else {}),
+            "tooltip": [_name("cell"), _name("tip", title=NAMES[measure])],
+        }
+        x = _number("low", title=NAMES[measure], scale=scale)
+        bars = _layer({"type": "rule", "strokeWidth": 2}, shared, x=x, x2={"field": "high"})
+        points = _layer(_point(50) | {"opacity": 1}, shared, x=_number("value"))
+        datasets[measure] = rows
+        charts.append(_chart([bars, points], measure, width=330, height={"step": 17}))
+    return {"hconcat": charts, "spacing": 18, "datasets": datasets}
 
 
 def x0_curves(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Spec:
@@ -104,9 +96,6 @@ def x0_curves(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Spec:
 
     Dashed, on grey: levels that not all cells share.
     """
-    import altair as alt
-
-    kept: Kept = {}
     low, high = ranking.levels[0], ranking.levels[-1]
     groups = chosen([s.cell for s in ranking.standings], axes.facets, axes, ranking)
     rows = [
@@ -125,58 +114,49 @@ def x0_curves(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Spec:
         ]  # fmt: skip
     names = _series([one.cell for one in ranking.standings], axes)
     names += [name for name, _ in _references(sweep)]
-    pick = _picked(names)
-    base = alt.Chart().encode(
-        x=alt.X("level:Q", title="log SNR (noisy \u2192 clean)", scale=alt.Scale(nice=False)),
-        y=alt.Y("mse:Q", title="MSE of the x0 estimate", scale=alt.Scale(type="log", nice=False),
-                axis=alt.Axis(format="~g")),
-        color=_colour(names),
-        opacity=alt.condition(pick, alt.value(1), alt.value(0.08)),
-        tooltip=[alt.Tooltip("cell:N"), alt.Tooltip("level:Q", title="log SNR"),
-                 alt.Tooltip("mse:Q", title="MSE", format=".4g")],
-    )  # fmt: skip
-    inside = f"datum.level >= {low} && datum.level <= {high}"
-    within, below, above = (
-        base.mark_line(strokeDash=dash).transform_filter(f"!datum.is_line && {where}")
-        for where, dash in (
-            (f"({inside})", [1, 0]),
-            (f"datum.level <= {low}", [4, 4]),
-            (f"datum.level >= {high}", [4, 4]),
+    shared = {
+        "x": _number("level", title="log SNR (noisy \u2192 clean)", scale={"nice": False}),
+        "y": _number("mse", title="MSE of the x0 estimate", scale={"type": "log", "nice": False},
+                     axis=_SHORT),
+        "tooltip": [_name("cell"), _number("level", title="log SNR"),
+                    _number("mse", title="MSE", format=".4g")],
+        **_told_apart(names),
+    }  # fmt: skip
+    layers = [  # of a layer without rows Vega warns
+        _layer({"type": "line", **style}, shared) | _where(condition)
+        for style, condition, has_rows in (
+            ({"strokeWidth": 1.2, "strokeDash": [8, 3]}, "datum.is_line", rows[-1]["is_line"]),
+            ({}, f"!datum.is_line && datum.level >= {low} && datum.level <= {high}", True),
+            ({"strokeDash": [4, 4]}, f"!datum.is_line && datum.level <= {low}", min(levels) < low),
+            ({"strokeDash": [4, 4]}, f"!datum.is_line && datum.level >= {high}",
+             max(levels) > high),
         )
-    )
-    lines = base.mark_line(strokeWidth=1.2, strokeDash=[8, 3]).transform_filter("datum.is_line")
-    points = (
-        base.mark_point(filled=True, size=26)
-        .encode(shape=_shape(names))
-        .transform_filter("!datum.is_line")
-    )
+        if has_rows
+    ]  # fmt: skip
+    layers.append(_layer(_point(26), shared, shape=_shape(names)) | _where("!datum.is_line"))
     edges = [(min(levels), low), (high, max(levels))]
-    grey = _data(kept, [{"from": a, "to": b} for a, b in edges if b > a])
-    outside = alt.Chart(grey).mark_rect(opacity=0.09, color="gray").encode(x="from:Q", x2="to:Q")
-    layers = [outside, lines, within, below, above, points]
-    chart = (
-        alt.layer(*layers, data=_data(kept, rows))
-        .add_params(pick)
-        .properties(width=290, height=220)
-    )
-    return _spec(kept, _facets(chart, list(groups)))
+    datasets = {"curves": rows}
+    if grey := [{"from": a, "to": b} for a, b in edges if b > a]:
+        outside = _layer({"type": "rect", "opacity": 0.09, "color": "gray"}, {}, x=_number("from"),
+                         x2={"field": "to"})  # fmt: skip
+        layers.insert(0, outside | {"data": {"name": "outside"}})
+        datasets["outside"] = grey
+    chart = _facets(_chart(layers, "curves", width=290, height=220), list(groups))
+    return {**chart, "params": [_picked([chart])], "datasets": datasets}
 
 
 def over_cost(ranking: Ranking, axes: Axes) -> Spec | None:
     """Both measures over what a trial cost, with the Pareto front; None where no cost is known."""
-    import altair as alt
-
-    kept: Kept = {}
     standings, seconds = known_costs(ranking)
     if len(standings) < 2:
         return None
     size, unit = next((u for u in reversed(_UNITS) if max(seconds) >= 2 * u[0]), _UNITS[0])
     title = f"{cost_of(ranking).unit.removesuffix('-seconds')} time per trial ({unit})"
     is_wide = max(seconds) > _WIDE * min(seconds) > 0
-    x = alt.X("cost:Q", title=title, scale=alt.Scale(type="log" if is_wide else "linear"))
+    x = _number("cost", title=title, scale={"type": "log" if is_wide else "linear"})
     names = _series([one.cell for one in standings], axes)
-    pick = _picked(names)
-    charts = []
+    shared = {"x": x, **_told_apart(names)}
+    charts, datasets = [], {}
     for measure in MEASURES:
         rows = []
         for one, spent in zip(standings, seconds, strict=True):
@@ -187,41 +167,39 @@ def over_cost(ranking: Ranking, axes: Axes) -> Spec | None:
                          "high": value + error, "tip": with_error(value, error)})  # fmt: skip
         y = _y(NAMES[measure], [row["low"] for row in rows] + [row["high"] for row in rows],
                may_be_log=measure != MEASURES[0])  # fmt: skip
-        base = alt.Chart(_data(kept, rows)).encode(
-            x=x, color=_colour(names), opacity=alt.condition(pick, alt.value(1), alt.value(0.08))
-        )
-        points = base.mark_point(filled=True, size=55).encode(
-            y=y("value:Q"),
-            shape=_shape(names),
-            tooltip=[alt.Tooltip("cell:N"), alt.Tooltip("tip:N", title=NAMES[measure]),
-                     alt.Tooltip("cost:Q", title=title, format=".3g")],
+        points = _layer(
+            _point(55), shared, y=y("value"), shape=_shape(names),
+            tooltip=[_name("cell"), _name("tip", title=NAMES[measure]),
+                     _number("cost", title=title, format=".3g")],
         )  # fmt: skip
         best = front(seconds, [row["value"] for row in rows])
         steps = [{k: rows[place][k] for k in ("cost", "value")} for place in best]
         steps.append({"cost": max(seconds) / size, "value": steps[-1]["value"]})
-        stairs = (
-            alt.Chart(_data(kept, steps))
-            .mark_line(interpolate="step-after", color="gray", strokeWidth=1.2)
-            .encode(x=x, y=y("value:Q"))
-        )
-        bars = base.mark_rule().encode(y=y("low:Q"), y2="high:Q")
+        stairs = _layer({"type": "line", "interpolate": "step-after", "color": "gray",
+                         "strokeWidth": 1.2}, {}, x=x, y=y("value"))  # fmt: skip
+        stairs["data"] = {"name": f"front of {measure}"}
+        bars = _layer({"type": "rule"}, shared, y=y("low"), y2={"field": "high"})
         layers = [stairs, *([bars] if len(rows) <= _BARS else []), points]
-        charts.append(alt.layer(*layers).properties(width=400, height=260))
-    return _spec(kept, _with_params(alt.hconcat(*charts), pick))
+        charts.append(_chart(layers, measure, width=400, height=260))
+        datasets |= {measure: rows, f"front of {measure}": steps}
+    return {"hconcat": charts, "params": [_picked(charts)], "datasets": datasets}
 
 
 def sampling_curves(
     spots: Sequence[Spot], names: Sequence[str], ranking: Ranking, axes: Axes
 ) -> Spec:
     """Each quality of samples over network calls per image, a row of facets a quality."""
-    import altair as alt
-
-    kept: Kept = {}
     cells = list({id(spot.cell): spot.cell for spot in spots}.values())
     groups = chosen(cells, axes.facets, axes, ranking)
     methods = list(dict.fromkeys(spot.method for spot in spots))
     series = _series(cells, axes)
-    pick, charts = _picked(series), []
+    shared = {
+        "x": _number("calls", title="network calls per image",
+                     scale={"type": "log", "nice": False}, axis=_SHORT),
+        "detail": _name("cell"),
+        **_told_apart(series),
+    }  # fmt: skip
+    charts, datasets = [], {}
     for name in names:
         rows = [
             {"panel": ", ".join(filter(None, [title, spot.method if len(methods) > 1 else ""])),
@@ -232,27 +210,16 @@ def sampling_curves(
             if spot.cell in group and (found := spot.qualities.get(name)) is not None
         ]  # fmt: skip
         y = _y(TITLES[name], [row["low"] for row in rows] + [row["high"] for row in rows])
-        calls = alt.X("calls:Q", title="network calls per image", scale=alt.Scale(type="log", nice=False),
-                      axis=alt.Axis(format="~g"))  # fmt: skip
-        base = alt.Chart().encode(
-            x=calls,
-            color=_colour(series),
-            opacity=alt.condition(pick, alt.value(1), alt.value(0.08)),
-            detail="cell:N",
-        )
-        points = base.mark_point(filled=True, size=30).encode(
-            y=y("value:Q"),
-            shape=_shape(series),
-            tooltip=[alt.Tooltip("cell:N"), alt.Tooltip("tip:N", title=TITLES[name])],
-        )
         layers = [
-            base.mark_line().encode(y=y("value:Q")),
-            base.mark_rule().encode(y=y("low:Q"), y2="high:Q"),
-            points,
-        ]
-        chart = alt.layer(*layers, data=_data(kept, rows)).properties(width=290, height=190)
+            _layer({"type": "line"}, shared, y=y("value")),
+            _layer({"type": "rule"}, shared, y=y("low"), y2={"field": "high"}),
+            _layer(_point(30), shared, y=y("value"), shape=_shape(series),
+                   tooltip=[_name("cell"), _name("tip", title=TITLES[name])]),
+        ]  # fmt: skip
+        chart = _chart(layers, name, width=290, height=190)
         charts.append(_facets(chart, list(dict.fromkeys(row["panel"] for row in rows))))
-    return _spec(kept, _with_params(alt.vconcat(*charts), pick))
+        datasets[name] = rows
+    return {"vconcat": charts, "params": [_picked(charts)], "datasets": datasets}
 
 
 def learning_curves(
@@ -262,9 +229,6 @@ def learning_curves(
 
     Lines are means over seeds, bands reach from the lowest to the highest seed.
     """
-    import altair as alt
-
-    kept: Kept = {}
     having = [trial for trial in sweep.trials if any(name in trial.metrics for name in titles)]
     cells = list({trial.key: trial.cell for trial in having}.values())
     groups = chosen(cells, axes.facets, axes, ranking)
@@ -289,34 +253,35 @@ def learning_curves(
             size, name = next((u for u in reversed(_UNITS) if longest >= 2 * u[0]), _UNITS[0])
             over[f"{words} ({name})"], unit[f"{words} ({name})"] = kind, size
     names = _series(cells, axes)
-    pick = _picked(names)
-    axis = alt.param(name="over", value="optimizer steps")
+    axis: Spec = {"name": "over", "value": "optimizer steps"}
     if len(over) > 1:
-        radio = alt.binding_radio(options=list(over), name="over ")
-        axis = alt.param(name="over", value="optimizer steps", bind=radio)
+        axis["bind"] = {"input": "radio", "options": list(over), "name": "over "}
     place = " : ".join(f"over == '{k}' ? datum.{kind} / {unit[k]}" for k, kind in over.items())
     charts = []
     for name, rows in found.items():
-        y = _y(titles[name], [row["mean"] for row in rows], may_be_log=not name.endswith("_log10_mse"))  # fmt: skip
-        base = alt.Chart().transform_calculate(x=f"{place} : null").encode(
-            x=alt.X("x:Q", title=None if len(over) > 1 else "optimizer steps"),
-            color=_colour(names),
-            opacity=alt.condition(pick, alt.value(1), alt.value(0.08)),
-            detail="cell:N",
-            tooltip=[alt.Tooltip("cell:N"), alt.Tooltip("steps:Q", title="optimizer steps"),
-                     alt.Tooltip("mean:Q", title=titles[name], format=".4g")],
-        )  # fmt: skip
-        band = base.mark_area().encode(
-            y=y("low:Q"), y2="high:Q", opacity=alt.condition(pick, alt.value(0.16), alt.value(0))
-        )
-        marks = base.mark_point(filled=True, size=26).encode(y=y("mean:Q"), shape=_shape(names))
-        marks = marks.transform_filter("datum.is_marked")
-        layers = [base.mark_line().encode(y=y("mean:Q")), marks]
+        may_be_log = not name.endswith("_log10_mse")
+        y = _y(titles[name], [row["mean"] for row in rows], may_be_log=may_be_log)
+        shared = {
+            "x": _number("x", title=None if len(over) > 1 else "optimizer steps"),
+            "detail": _name("cell"),
+            "tooltip": [_name("cell"), _number("steps", title="optimizer steps"),
+                        _number("mean", title=titles[name], format=".4g")],
+            **_told_apart(names),
+        }  # fmt: skip
+        layers = [
+            _layer({"type": "line"}, shared, y=y("mean")),
+            _layer(_point(26), shared, y=y("mean"), shape=_shape(names)),
+        ]
         if len(names) <= _BANDS:
-            layers.insert(0, band)
-        chart = alt.layer(*layers, data=_data(kept, rows)).properties(width=290, height=170)
-        charts.append(_facets(chart, [title for title in groups if any(r["panel"] == title for r in rows)]))  # fmt: skip
-    return _spec(kept, _with_params(alt.vconcat(*charts), pick, axis))
+            layers.insert(0, _layer({"type": "area"}, shared, y=y("low"), y2={"field": "high"},
+                                    opacity=_opacity(0.16, 0)))  # fmt: skip
+        for layer in layers:
+            layer["transform"] = [{"calculate": f"{place} : null", "as": "x"}]
+        layers[-1]["transform"].append({"filter": "datum.is_marked"})
+        panels_of = {row["panel"] for row in rows}
+        chart = _chart(layers, name, width=290, height=170)
+        charts.append(_facets(chart, [title for title in groups if title in panels_of]))
+    return {"vconcat": charts, "params": [_picked(charts), axis], "datasets": found}
 
 
 def learning_curve(trials: Sequence[TrialResult], name: str) -> list[Row]:
@@ -406,70 +371,76 @@ def _series(cells: Iterable[Cell], axes: Axes) -> list[str]:
     return [part(axes.series, value) for value in axes.values[axes.series]]
 
 
-def _picked(names: Sequence[str]) -> "alt.Parameter":
-    """The series that are shown: a click in the legend, Shift for several."""
-    import altair as alt
-
-    return alt.selection_point(name="picked", fields=["series"], bind="legend")
-
-
-def _colour(names: Sequence[str]) -> "alt.Color":
-    import altair as alt
-
-    return alt.Color("series:N", title=None, scale=alt.Scale(domain=names), legend=None if len(names) < 2 else alt.Legend(orient="top", symbolOpacity=1))  # fmt: skip
+def _picked(charts: Sequence[Spec]) -> Spec:
+    """The series that are shown: a click in a chart's legend, Shift for several."""
+    views = [chart.get("spec", chart)["layer"][0]["name"] for chart in charts]
+    select = {"type": "point", "fields": ["series"]}
+    return {"name": "picked", "select": select, "bind": "legend", "views": views}
 
 
-def _shape(names: Sequence[str]) -> "alt.Shape":
+def _told_apart(names: Sequence[str]) -> Spec:
+    """The colour of a series; pale while others are picked."""
+    return {"color": _by_series(names), "opacity": _opacity(1, 0.08)}
+
+
+def _shape(names: Sequence[str]) -> Spec:
     """The second sign beside colour."""
-    import altair as alt
-
-    symbols = [_SYMBOLS[k % len(_SYMBOLS)] for k in range(len(names))]
-    return alt.Shape("series:N", title=None, scale=alt.Scale(domain=names, range=symbols), legend=None if len(names) < 2 else alt.Legend(orient="top", symbolOpacity=1))  # fmt: skip
+    return _by_series(names, range=[_SYMBOLS[k % len(_SYMBOLS)] for k in range(len(names))])
 
 
-def _y(title: str, values: Sequence[float], *, may_be_log: bool = True) -> Any:
+def _by_series(names: Sequence[str], **scale: Any) -> Spec:
+    legend = None if len(names) < 2 else {"orient": "top", "symbolOpacity": 1}
+    return _name("series", title=None, scale={"domain": names, **scale}, legend=legend)
+
+
+def _opacity(picked: float, other: float) -> Spec:
+    return {"condition": {"param": "picked", "value": picked}, "value": other}
+
+
+def _y(title: str, values: Sequence[float], *, may_be_log: bool = True) -> Callable[[str], Spec]:
     """The y channel of numbers; on a logarithmic scale where their ratio is large."""
-    import altair as alt
-
     finite = [value for value in values if isfinite(value)]
     is_log = may_be_log and min(finite, default=0) > 0 and max(finite) > _LOGARITHMIC * min(finite)
-    scale = alt.Scale(
-        type="log" if is_log else "linear", zero=alt.Undefined if is_log else False, nice=not is_log
-    )
-    return lambda field: alt.Y(field, title=title, scale=scale, axis=alt.Axis(format="~g"))
+    scale = _scale(is_log) | {"nice": not is_log}
+    return lambda field: _number(field, title=title, scale=scale, axis=_SHORT)
 
 
-def _facets(chart: Any, titles: Sequence[str]) -> Any:
+def _scale(is_log: bool) -> Spec:
+    """Neither begins at zero; Vega warns where a logarithmic scale says so."""
+    return {"type": "log"} if is_log else {"type": "linear", "zero": False}
+
+
+def _number(field: str, **more: Any) -> Spec:
+    return {"field": field, "type": "quantitative", **more}
+
+
+def _name(field: str, **more: Any) -> Spec:
+    return {"field": field, "type": "nominal", **more}
+
+
+def _point(size: int) -> Spec:
+    return {"type": "point", "filled": True, "size": size}
+
+
+def _layer(mark: Spec, shared: Spec, **channels: Any) -> Spec:
+    return {"mark": mark, "encoding": {**shared, **channels}}
+
+
+def _where(condition: str) -> Spec:
+    return {"transform": [{"filter": condition}]}
+
+
+def _chart(layers: list[Spec], rows: str, *, width: int, height: int | Spec) -> Spec:
+    """Layers over the rows of that name. The first has a name, for `_picked`."""
+    named = [{"name": f"view of {rows}", **layers[0]}, *layers[1:]]
+    return {"layer": named, "data": {"name": rows}, "width": width, "height": height}
+
+
+def _facets(chart: Spec, titles: Sequence[str]) -> Spec:
     """Charts side by side, one a value of `panel`; the chart itself where there is one panel."""
-    import altair as alt
-
     if len(titles) < 2:
         return chart
-    header = alt.Header(title=None)
-    columns = len(titles) if len(titles) in (2, 4) else 3
-    return chart.facet(
-        alt.Facet("panel:N", sort=list(titles), header=header), columns=min(columns, 3)
-    )
-
-
-def _with_params(charts: Any, *params: Any) -> Any:
-    """Charts beside each other that share a parameter, such as one legend for all."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # altair asks whether sharing is meant
-        return charts.add_params(*params)
-
-
-def _data(kept: Kept, rows: Sequence[Row]) -> "alt.NamedData":
-    """A name for rows, kept beside the chart: altair checks every value that it is given."""
-    import altair as alt
-
-    name = f"data-{len(kept)}"
-    kept[name] = rows
-    return alt.NamedData(name=name)
-
-
-def _spec(kept: Kept, chart: Any) -> Spec:
-    found = chart.to_dict(validate=False)  # which takes seconds; a test does it
-    for key in ("$schema", "config"):  # the page knows what it draws with, and has its own colours
-        found.pop(key, None)
-    return {**found, "datasets": kept}
+    facet = _name("panel", sort=list(titles), header={"title": None})
+    inner = {key: value for key, value in chart.items() if key != "data"}
+    columns = min(len(titles), 3)
+    return {"facet": facet, "spec": inner, "data": chart["data"], "columns": columns}

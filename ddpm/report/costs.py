@@ -193,7 +193,10 @@ def _tag(point: QualityPoint) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictedCost:
-    """Predicted and measured cost of trials that ended in one go; load: of the machine when probed."""
+    """Predicted and measured cost of trials that ended in one go.
+
+    load: of the machine when it was probed.
+    """
 
     trials: int
     unit: str
@@ -226,7 +229,7 @@ def predicted_cost(sweep: SweepResults) -> PredictedCost | None:
     """prediction.json beside the ledger; None where nothing was predicted or measured.
 
     Seconds are those of a trial in its processes, with evaluation and samples; Ray and its start
-    are not in them. Trials that were interrupted are left out, as the ledger lacks their first part.
+    are not in them. Interrupted trials are left out, as the ledger lacks their first part.
     """
     facts = mapping(read_json(sweep.folder / PREDICTION))
     predicted = {name: mapping(one) for name, one in mapping(facts.get("trials")).items()}

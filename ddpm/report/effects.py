@@ -1,10 +1,32 @@
-"""Least squares on the factors of a grid: what terms explain, and how a factor's levels compare.
+"""Effects of a grid's factors and differences between its cells, with intervals.
+
+Analysis of variance by least squares, one row a trial:
 
     y = seed + A + B + C + A x B + ... + e          (seeds as blocks where cells share them)
 
-One row a trial. Columns are sum-to-zero contrasts, so that the effects of a factor's levels are
-distances from their unweighted mean; ranks, not counts of columns, give degrees of freedom, so that
-missing cells need no care. numpy only.
+Columns are sum-to-zero contrasts, so that the effects of a factor's levels are distances from their
+unweighted mean; ranks, not counts of columns, give degrees of freedom, so that missing cells need
+no care. A term's sum of squares is what it explains beyond all terms that do not contain it (type
+II): the classical one for a complete grid, and well defined where cells failed or seeds are
+missing. It is held against its own changes from seed to seed, MS_e of the term x seeds (see
+`scatter.strata`), or, where cells share no seeds, against the scatter within cells. Its share of
+the variance is omega^2, near zero on average where nothing is there:
+
+    omega^2 = (SS - dof x MS_e) / (SS_total + MS_e)                                  (Hays 1963)
+
+Of more than two factors, all interactions beyond pairs are one term. With one seed nothing repeats
+and the highest interaction serves as error, on the assumption that there is none; with one factor
+and one seed there is no error, and no p.
+
+Differences between cells are over seeds where a cell has two (see `scatter.spread`), corrected by
+family:
+
+    pairs     all pairs of cells at once (Tukey): whatever is compared after looking, so also
+              everything against the best cell, which the data have picked
+    baseline  every cell against one named beforehand (Dunnett)
+
+With one seed, over (image, noise) pairs: evaluation error, which supports a statement about the
+trained networks only. Both measures are compared as logarithms: a difference is a ratio of errors.
 """
 
 import re
@@ -216,24 +238,6 @@ def residual(y: np.ndarray, x: np.ndarray) -> tuple[float, int]:
     return max(float(y @ y - found @ found), 0.0), int(kept.sum())
 
 
-# --------
-# Main effects and interactions of a grid's factors: an analysis of variance by least squares.
-#
-#     y = seed + A + B + C + A x B + ... + e          (seeds as blocks where cells share them)
-#
-# A term's sum of squares is what it explains beyond all terms that do not contain it (type II): the
-# classical one for a complete grid, and well defined where cells failed or seeds are missing. It is
-# held against its own changes from seed to seed, MS_e of the term x seeds (see `strata`), or, where
-# cells share no seeds, against the scatter within cells. Its share of the variance is omega^2, near
-# zero on average where nothing is there:
-#
-#     omega^2 = (SS - dof x MS_e) / (SS_total + MS_e)                                  (Hays 1963)
-#
-# Of more than two factors, all interactions beyond pairs are one term. With one seed nothing repeats
-# and the highest interaction serves as error, on the assumption that there is none; with one factor
-# and one seed there is no error, and no p.
-
-
 @dataclass(frozen=True, kw_only=True)
 class Term:
     """A line of the table. keys: its factors; () for seeds and error.
@@ -407,18 +411,6 @@ def _tested(term: Term, noise: float, over: float, total: float) -> Term:
     return replace(term, f=f, p=f_survival(f, term.dof, over), share=share, over=over)
 
 
-# --------
-# Differences between cells, with intervals that allow for how many are looked at.
-#
-# Over seeds where a cell has two (see `spread`), and corrected by family:
-#
-#     pairs     all pairs of cells at once (Tukey): whatever is compared after looking, so also
-#               everything against the best cell, which the data have picked
-#     baseline  every cell against one named beforehand (Dunnett)
-#
-# With one seed, over (image, noise) pairs: evaluation error, which supports a statement about the
-# trained networks only. Both measures are compared as logarithms: a difference is a ratio of errors.
-
 Family = Literal["pairs", "baseline"]
 Basis = Literal["paired", "unpaired", "evaluation", "none"]
 
@@ -561,10 +553,6 @@ def _error(standing: Standing, seed: int) -> X0Error:
     error = standing.trials[seed].error
     assert error is not None  # `rank` keeps evaluated trials only
     return error
-
-
-# --------
-# Every cell against one of them: against the lowest, and against a baseline named beforehand.
 
 
 @dataclass(frozen=True, kw_only=True)

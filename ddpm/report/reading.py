@@ -1,4 +1,9 @@
-"""Files of a run as plain values; what is missing or damaged reads as nothing, never as a guess."""
+"""Results of a sweep folder or of one run, read from its files; no torch.
+
+A sweep folder holds sweep.json, ledger/{trial}.json and references.json; each trial names its run
+directory, whose files are read as far as they are there. Nothing missing or damaged is guessed: it
+is None, empty, or a line in `SweepResults.problems`.
+"""
 
 import json
 import shlex
@@ -91,14 +96,6 @@ def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray] | N
             return {name: archive[name] for name in names}
     except (OSError, ValueError, KeyError, EOFError):
         return None
-
-
-# --------
-# What a report is made of, read from the files of a sweep folder or of one run; no torch.
-#
-# A sweep folder holds sweep.json, ledger/{trial}.json and references.json; each trial names its run
-# directory, whose files are read as far as they are there. Nothing missing is guessed: it is None,
-# empty, or a line in `Sweep.problems`.
 
 
 @dataclass(frozen=True, kw_only=True)

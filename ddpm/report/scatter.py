@@ -1,14 +1,39 @@
-"""How much each factor's effect changes from seed to seed, and the errors made up of that.
+"""Scatter of cells over training seeds, and the error of a difference of two cells.
 
-A seed may favour one prediction type in all its cells. Then cells that differ in prediction type
-scatter more, and those that share it less, than a common mean square says. The space of contrasts
-of cells is split into main effects, pairs of factors and the rest, T = A, B, ..., A x B, ...; with
-P_T the projection on T and M_T the mean square of T x seeds,
+All trials of a seed share batches, noise and draws of time, so a seed may be good or bad for all:
+
+    y[c, s] = cell[c] + seed[s] + e[c, s]     paired: differences of cells leave the seed out
+    y[c, s] = cell[c] + e[c, s]               unpaired: the seed is part of the scatter
+
+Both are least squares; the scatter is pooled over cells, since few seeds say little about their
+own. With M the mean square of e, the pooled ratio of variances of a difference is M paired over M
+unpaired. Where seeds are shared the paired interval holds whatever the seeds do. The unpaired one
+is only taken where it is narrower and choosing by the data is harmless (`CHOICE_DOF`), once for all
+comparisons. Cells that scatter far more than the others are set apart: comparisons with them rest
+on the spread of the two alone.
+
+Strata. A seed may favour one prediction type in all its cells. Then cells that differ in prediction
+type scatter more, and those that share it less, than a common M says. The space of contrasts of
+cells is split into main effects, pairs of factors and the rest, T = A, B, ..., A x B, ...; with P_T
+the projection on T and M_T the mean square of T x seeds,
 
     Var(c . cell means) = v sum_T w_T M_T,    w_T = |P_T c|^2 / |c|^2,    v M if all M_T were one M
 
 on as many degrees of freedom as Satterthwaite (1946) gives. A main effect so is held against its
-own changes over seeds, which is the F test of a design with seeds as random blocks. numpy only.
+own changes over seeds, which is the F test of a design with seeds as random blocks.
+
+Quantiles, in standard errors of one difference, for many comparisons at once: Tukey's of all pairs
+of k means, so also those against the best, which the data have picked; Dunnett's of k - 1 means
+against one chosen beforehand. Both are probabilities that every comparison covers its truth,
+integrals over the common standard normal z and over s, the estimated spread as a share of the true
+one (s^2 dof is chi-square):
+
+    Tukey 1953    P(q) = E_s k int phi(z) [Phi(z) - Phi(z - q s)]^(k - 1) dz
+    Dunnett 1955  P(d) = E_s int phi(z) prod_i [Phi((l_i z + d s) / r_i)
+                                                - Phi((l_i z - d s) / r_i)] dz
+
+with correlations l_i l_j of the comparisons, r_i^2 = 1 - l_i^2. Of scipy only `special` is used,
+which loads faster than scipy.stats.
 """
 
 from collections import Counter
@@ -109,21 +134,6 @@ def _beyond(columns: np.ndarray, known: np.ndarray) -> np.ndarray:
     vectors, sizes, _ = np.linalg.svd(left, full_matrices=False)
     return vectors[:, sizes > 1e-9]
 
-
-# --------
-# Quantiles for many comparisons at once, in standard errors of one difference.
-#
-#     Tukey     all pairs of k means; so also those against the best, which the data have picked
-#     Dunnett   k - 1 means against one chosen beforehand
-#
-# Both are probabilities that every comparison covers its truth, integrals over the common standard
-# normal z and over s, the estimated spread as a share of the true one (s^2 dof is chi-square):
-#
-#     range     P(q) = E_s k int phi(z) [Phi(z) - Phi(z - q s)]^(k - 1) dz                (Tukey 1953)
-#     Dunnett   P(d) = E_s int phi(z) prod_i [Phi((l_i z + d s) / r_i) - Phi((l_i z - d s) / r_i)] dz
-#               with correlations l_i l_j of the comparisons, r_i^2 = 1 - l_i^2         (Dunnett 1955)
-#
-# scipy.special only, which loads faster than scipy.stats.
 
 _NODES = 128
 
@@ -238,24 +248,6 @@ def _invert(probability: Callable[[float], float], confidence: float) -> float:
         high, at_high = middle, value
     return exp(middle)
 
-
-# --------
-# How much cells scatter over training seeds, and what a difference of two cells owes to it.
-#
-# All trials of a seed share batches, noise and draws of time, so a seed may be good or bad for all:
-#
-#     y[c, s] = cell[c] + seed[s] + e[c, s]     paired: differences of cells leave the seed out
-#     y[c, s] = cell[c] + e[c, s]               unpaired: the seed is part of the scatter
-#
-# Both are least squares; the scatter is pooled over cells, since few seeds say little about their
-# own. With M the mean square of e, the pooled ratio of variances of a difference is M paired over M
-# unpaired. On a grid, paired scatter is not one M but made up of what each factor changes from seed
-# to seed (see `strata`).
-#
-# Where seeds are shared the paired interval holds whatever the seeds do. The unpaired one is only
-# taken where it is narrower and choosing by the data is harmless (`CHOICE_DOF`), once for all
-# comparisons. Cells that scatter far more than the others are set apart: comparisons with them rest
-# on the spread of the two alone. numpy only.
 
 # With fewer degrees of freedom, the narrower of two intervals covers noticeably less than it says.
 CHOICE_DOF = 20

@@ -104,7 +104,7 @@ class Chart:
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """Sample grids side by side: (caption, URL); or, with `moments`, films: rows of moment -> URL."""
+    """Sample grids side by side: (caption, URL); with `moments`, films: rows of moment -> URL."""
 
     grids: Sequence[tuple[str, str]] = ()
     columns: int = 0  # 0: as many as fit
@@ -191,7 +191,8 @@ def ranked(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]
         "MSE, which is the error of the noise; the nearly clean levels weigh most."
     )
     if len(standings) > 1:
-        yield Chart(name="both measures of each cell, with intervals", spec=charts.intervals(ranking))  # fmt: skip
+        name = "both measures of each cell, with intervals"
+        yield Chart(name=name, spec=charts.intervals(ranking))
 
 
 def compared(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
@@ -301,7 +302,8 @@ def _line(name: str, term: Term) -> list[str]:
         return [name, str(term.dof), f"{term.squares:.3g}", _NONE, _NONE, _NONE, _NONE]
     p = probability(term.p).removeprefix("p ").removeprefix("= ")
     share = f"{100 * term.share:.0f} %"
-    return [name, str(term.dof), f"{term.squares:.3g}", f"{term.f:,.1f}", f"{term.over:.0f}", p, share]  # fmt: skip
+    numbers = (f"{term.squares:.3g}", f"{term.f:,.1f}", f"{term.over:.0f}")
+    return [name, str(term.dof), *numbers, p, share]
 
 
 def _effects(found: Analysis) -> Table:
@@ -600,7 +602,9 @@ def _how_measured(sweep: SweepResults) -> str:
     features = listed(sorted({one.features or "features that are not named" for one in every}))
     protocols = listed(sorted({one.protocol for one in every if one.protocol})[:3] or ["none"])
     several = len(set(keys)) < len(keys)
-    bars = "95 % intervals over training seeds" if several else "the interval of one trained network"  # fmt: skip
+    bars = "the interval of one trained network"
+    if several:
+        bars = "95 % intervals over training seeds"
     return (
         f"{counts} images a point, measured with {features} (protocol: {protocols}). Lower is "
         f"better for FID and KID, higher for accuracy. Bars: {bars}."

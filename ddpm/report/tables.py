@@ -198,7 +198,8 @@ def _sampling(trial: str, point: QualityPoint) -> dict[str, Value]:
     row: dict[str, Value] = {"trial": trial} | {name: getattr(point, name) for name in names}
     for name in QUALITY_MEASURES:
         one = point.interval(name)
-        row |= {name: one and one.value, f"{name}_low": one and one.low, f"{name}_high": one and one.high}  # fmt: skip
+        row |= {name: one and one.value, f"{name}_low": one and one.low}
+        row[f"{name}_high"] = one and one.high
     return row
 
 

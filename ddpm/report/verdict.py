@@ -1,4 +1,14 @@
-"""What the intervals of a report rest on, and what they may not claim, in sentences."""
+"""The answer of a sweep in words that claim no more than the numbers allow.
+
+A winner is named where both rankings agree and every other cell can be told apart from it;
+otherwise the sentences say which cells are level with it, or at which noise levels each of two is
+better. Intervals hold for all pairs of cells together (Tukey), since the best one was picked among
+them; those against a baseline that was named beforehand hold together too (Dunnett).
+
+A factor's levels are compared averaged over the others where no interaction with it was found, else
+at every value of the factors it interacts with. Flags are warnings found in the trials: facts that
+are missing, or not the same for all, so that a comparison limps.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -130,15 +140,6 @@ def apart(ranking: Ranking) -> str:
         f"{listed(names)} {verb} over seeds far more than the other cells (an F test at 2 %), so "
         "comparisons with it rest on the spread of the two cells compared."
     )
-
-
-# --------
-# The answer of a sweep in words that claim no more than the numbers allow.
-#
-# A winner is named where both rankings agree and every other cell can be told apart from it;
-# otherwise the sentences say which cells are level with it, or at which noise levels each of two is
-# better. Intervals hold for all pairs of cells together (Tukey), since the best one was picked among
-# them; those against a baseline that was named beforehand hold together too (Dunnett).
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -372,12 +373,6 @@ def looks(folder: Path) -> list[Mapping[str, Value]]:
     return [mapping(one) for one in sequence(facts.get("looks")) if number(facts.get("of", 0))]
 
 
-# --------
-# What the factors of a grid do, in sentences that claim no more than the intervals allow.
-#
-# A factor's levels are compared averaged over the others where no interaction with it was found, else
-# where it stands: at every value of what it interacts with.
-
 _LEVEL = 0.05
 _FEW = 4  # places that are spoken of one by one
 
@@ -502,9 +497,6 @@ def _count(effects: Sequence[Effect], names: Sequence[str], a: int, b: int) -> s
     return ", ".join(parts)
 
 
-# --------
-# What is not the same for all trials of a sweep, or not there, so that a comparison limps.
-
 # Facts of an evaluation that are the same where trials were measured alike, unless varied.
 _MEASURED = {"step": "after different numbers of optimizer steps", "weights": "different weights"}
 _VARIES_STEPS = ("EPOCHS", "STEPS_PER_EPOCH", "BATCH_SIZE", "DATASET.")
@@ -578,9 +570,6 @@ def _settings(trials: Sequence[TrialResult], keys: Sequence[str]) -> Iterator[st
             what = said if name == "step" else f"with {said}"
             yield f"The trials were evaluated {what}: {listed(sorted(values))}."
 
-
-# --------
-# What a reader must know before believing a comparison: warnings found in the trials.
 
 LOSS_SPACE = "TRAINING.LOSS_SPACE"
 LEARNING_RATE = "TRAINING.HYPER_PARAMETERS.LEARNING_RATE"

@@ -1,8 +1,18 @@
-"""Names under which a run's numbers stand in its mirror, and what a finished run adds there.
+"""Weights & Biases as a mirror of the run directory, which stays the truth.
 
-While a run trains, its mirror shows the rows of metrics.jsonl by `step`. What is measured of the
-final network are curves with axes of their own: the x0-error over log SNR, and what its samples are
-worth over the number of sampling steps. Lower is better for all of them but the accuracies.
+One W&B run for each run of ours, its id the run_id, whatever the number of attempts. Each attempt
+brings the mirror up to the run directory: offline it writes the whole history anew into one
+fragment and removes the incomplete ones that earlier attempts left, so that any `wandb sync` of it
+gives every step once; online it goes on after the last step that the server has. (Several offline
+fragments with one id, synced one after the other, would overwrite each other's history.)
+
+Training never waits for a server that does not answer, nor fails with it: without a key, or when
+nothing sensible answers within seconds, the attempt is logged offline and says so. The key is only
+looked for, as wandb does: in the environment, then in .netrc. It is never kept, shown or written.
+
+While a run trains, its mirror shows the rows of metrics.jsonl by `step`. Measures of the final
+network are curves with axes of their own: the x0-error over log SNR, and the quality of its samples
+over the number of sampling steps. Lower is better for all of them but the accuracies.
 """
 
 import functools
@@ -83,12 +93,6 @@ def _values(point: QualityPoint) -> dict[str, float]:
     return {name: one.value for name, one in found.items() if one is not None}
 
 
-# --------
-# Whether Weights & Biases can be talked to: which server, and whether there is a key for it.
-#
-# The key itself is only looked for, as wandb does: in the environment, then in .netrc. It is never
-# kept, shown or written. wandb is not imported, so that asking costs nothing.
-
 # wandb 0.31 calls the public server by its new name and finds keys under either.
 PUBLIC_SERVER = "https://api.forge.coreweave.com"
 PROBE_S = 1.5
@@ -149,18 +153,6 @@ def first_line(error: BaseException) -> str:
     """What an error says, in one line."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
-
-# --------
-# Weights & Biases as a mirror of the run directory, which stays the truth.
-#
-# One W&B run for each run of ours, its id the run_id, whatever the number of attempts. Each attempt
-# brings the mirror up to the run directory: offline it writes the whole history anew into one
-# fragment and removes the incomplete ones that earlier attempts left, so that any `wandb sync` of it
-# gives every step once; online it goes on after the last step that the server has. (Several offline
-# fragments with one id, synced one after the other, would overwrite each other's history.)
-#
-# Training never waits for a server that does not answer, nor fails with it: without a key, or when
-# nothing sensible answers within seconds, the attempt is logged offline and says so.
 
 MODES = ("disabled", "offline", "online")  # from the most private to the least
 START_S = 3.4  # for probe and start together; going offline instead takes the rest of 5 s

@@ -157,10 +157,14 @@ def panels(made: ReportFiles) -> dict[str, Panels]:
     quality = dict.fromkeys(
         name for t in sweep.trials for row in wandb_log.quality_rows(t.quality) for name in row
     )
-    sampled = {m: [n for n in quality if n.startswith(f"{wandb_log.QUALITY}{m} ")] for m in QUALITY_MEASURES}  # fmt: skip
+    sampled = {
+        measure: [name for name in quality if name.startswith(f"{wandb_log.QUALITY}{measure} ")]
+        for measure in QUALITY_MEASURES
+    }
     return {
         "Ranking": [
-            lambda at: wr.ParallelCoordinatesPlot(title="Factors and numbers", columns=lines, layout=at),  # fmt: skip
+            lambda at: wr.ParallelCoordinatesPlot(title="Factors and numbers", columns=lines,
+                                                  layout=at),
             *(bars(NAMES[m], name) for m, name in zip(MEASURES, numbers, strict=True)),
         ],
         "x0-error over noise level": [
@@ -171,12 +175,17 @@ def panels(made: ReportFiles) -> dict[str, Panels]:
               for m, name in zip(MEASURES, numbers, strict=True)),
             bars("Peak memory, bytes", "peak_memory_bytes"),
         ],
-        "Samples": [pictures("In the end", wandb_log.FINAL_SAMPLES, mode="gallery", gallery_axis="run")],
+        "Samples": [
+            pictures("In the end", wandb_log.FINAL_SAMPLES, mode="gallery", gallery_axis="run")
+        ],
         "Samples over training": [
-            pictures("While training", wandb_log.SAMPLES, mode="grid", grid_x_axis="step", grid_y_axis="run")
+            pictures("While training", wandb_log.SAMPLES, mode="grid", grid_x_axis="step",
+                     grid_y_axis="run")
         ],
         "Samples over sampling steps": [
-            curves(measure, wandb_log.SAMPLING_STEPS, names) for measure, names in sampled.items() if names
+            curves(measure, wandb_log.SAMPLING_STEPS, names)
+            for measure, names in sampled.items()
+            if names
         ],
         "Training curves": [
             curves(name, wandb_log.STEP, [name], is_log=name in _LOSSES)

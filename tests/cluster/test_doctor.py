@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 NAMES = (
     "Python|torch|CPU|memory|GPU( 0)?|CUDA|bf16|torch.compile|NCCL|gloo|disk|Ray|"
     "sbatch|srun|SLURM job|submitit|W&B|numpy|webdataset|pillow|safetensors|scikit-learn|"
-    "omegaconf|altair|rich"
+    "omegaconf|vl-convert-python|jinja2|pandas|rich"
 )
 
 

@@ -92,7 +92,7 @@ def test_best_yaml_is_the_recommended_configuration(folder: Path) -> None:
 
 
 def page_without_vega(text: str) -> str:
-    """The page without the script that draws its charts, which names the specifications it reads."""
+    """The page without the script that draws its charts."""
     assert text.count(vega()) == 1  # once, however many charts
     return text.replace(vega(), "")
 
@@ -347,4 +347,5 @@ def test_a_thousand_trials_make_a_report_that_still_opens(folder: Path) -> None:
 
 
 def test_the_page_of_an_assessed_sweep_is_the_built_one(folder: Path) -> None:
-    assert as_html(report.assess(folder)) == report.build(folder).html.read_text()
+    made = report.build(folder)
+    assert as_html(report.assess(folder)) == made.html.read_text()

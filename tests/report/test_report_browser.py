@@ -21,8 +21,9 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)"),
 ]
 FLAGS = (
-    "--headless --no-sandbox --virtual-time-budget=30000 --disable-gpu --disable-quic --no-first-run --disable-sync "
-    "--disable-background-networking --disable-component-update --enable-logging=stderr"
+    "--headless --no-sandbox --virtual-time-budget=30000 --disable-gpu --disable-quic "
+    "--no-first-run --disable-sync --disable-background-networking --disable-component-update "
+    "--enable-logging=stderr"
 ).split()
 
 
@@ -75,11 +76,11 @@ ACTIONS = """
   found.colours = [paper()]; $("button.theme").click(); found.colours.push(paper());
   found.inside = document.documentElement.scrollWidth <= document.documentElement.clientWidth;
   dispatchEvent(new Event("beforeprint"));
-  const settled = () => [...document.querySelectorAll(".chart")].every((one) => one.dataset.drawn === "drawn");
+  const charts = [...document.querySelectorAll(".chart")];
+  const settled = () => charts.every((one) => one.dataset.drawn === "drawn");
   found.folded = document.querySelectorAll("details:not(.data):not([open])").length;
   const finish = () => {
     if (!settled()) return setTimeout(finish, 50);
-    const charts = [...document.querySelectorAll(".chart")];
     found.charts = charts.map((one) => one.querySelectorAll("svg path").length > 0);
     found.legends = $("#x0-error-over-noise-level").querySelectorAll(".role-legend-symbol").length;
     found.over = document.querySelectorAll("#training-curves input[type=radio]").length;
@@ -135,6 +136,7 @@ def seconds_of(page: str, profile: Path) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+@pytest.mark.long
 def test_a_thousand_trials_open_at_once_and_can_be_searched(tmp_path: Path) -> None:
     rates = [k / 1e4 for k in range(1, 13)]
     grid = {**GRID, TIMESTEPS: [50, 250, 1000], LEARNING_RATE: rates}

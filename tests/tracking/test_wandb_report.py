@@ -1,7 +1,7 @@
 """The W&B report says what the offline one says, and there is one of it however often it is made.
 
-Real wandb and wandb-workspaces; the server is the GraphQL of tests/support/wandb_server.py on loopback,
-which keeps what it is sent. What it was sent is read back with wandb-workspaces' own models.
+Real wandb and wandb-workspaces; the server is the GraphQL of tests/support/wandb_server.py on
+loopback, which keeps what it is sent; wandb-workspaces' own models read it back.
 """
 
 import json
