@@ -55,6 +55,7 @@ def html(folder: Path) -> str:
     return report.build(folder).html.read_text()
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_evaluation_files(folder: Path) -> None:
     errors = {}
     for number in range(9):
@@ -319,7 +320,7 @@ def test_statistics_json_has_the_numbers_of_the_page(folder: Path) -> None:
         assert all(escape(sentence) in text for sentence in part["sentences"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_thousand_trials_make_a_report_that_still_opens(folder: Path) -> None:
     facts = json.loads((folder / "sweep.json").read_text())
     template = json.loads(outcome(folder, 0).read_text())

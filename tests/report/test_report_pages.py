@@ -186,6 +186,7 @@ def chart_specs(made: report.ReportFiles) -> dict[str, dict[str, Any]]:
     return {block.name: dict(block.spec) for block in blocks if isinstance(block, Chart)}
 
 
+@pytest.mark.slow
 def test_charts_are_vega_lite_and_hold_every_number(made: report.ReportFiles) -> None:
     specs = chart_specs(made)
     assert len(specs) == 6

@@ -159,7 +159,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_a_kill_took_from_the_mirror_is_there_after_the_next_start(
     settings: config.Config,
 ) -> None:
@@ -338,7 +338,7 @@ print(len(run.metrics()), time.monotonic() - began < 10)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_death_of_wandbs_own_process_does_not_stop_the_training(tmp_path: Path) -> None:
     own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     command = [sys.executable, "-c", BROKEN, str(tmp_path)]

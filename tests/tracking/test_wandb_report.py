@@ -91,6 +91,7 @@ def grids(blocks: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_its_sections_are_those_of_the_page_and_its_words_those_of_the_verdict(
     folder: Path,
 ) -> None:
