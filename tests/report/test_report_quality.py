@@ -48,9 +48,9 @@ def point(num_steps: int, eta: float, fid: float) -> QualityPoint:
         eta=eta,
         evaluations=num_steps,
         seconds=1.25,
-        fid=Interval(value=fid, low=fid - 1, high=fid + 1),
+        fid=Interval(value=fid, low=fid - 1, high=fid + 1, n=512),
         kid=None,
-        accuracy=Interval(value=0.5, low=0.4, high=0.6),
+        accuracy=Interval(value=0.5, low=0.4, high=0.6, n=512),
         reasons={"kid": "too few"},
     )
 
