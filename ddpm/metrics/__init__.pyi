@@ -25,7 +25,6 @@ from .network_samples import sample_metrics as sample_metrics
 from .network_samples import walks as walks
 from .quality import ARRAYS as ARRAYS
 from .quality import QUALITY_MEASURES as QUALITY_MEASURES
-from .quality import LeftOut as LeftOut
 from .quality import Quality as Quality
 from .quality import QualityPoint as QualityPoint
 from .quality import read_pictures as read_pictures
