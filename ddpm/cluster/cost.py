@@ -28,7 +28,7 @@ from ddpm import config as configuration
 from ddpm.cluster.workers import Workers
 from ddpm.config import Config
 from ddpm.data import INDEX_FILE, Dataset, is_validation, open_index, open_source, packing
-from ddpm.diffusion import NoiseSchedule, UNet, summary
+from ddpm.diffusion import NoiseSchedule, UNet, summarize
 from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import DdpmError, InputError
 from ddpm.metrics import (
@@ -111,7 +111,7 @@ def _measure(config: Config, threads: int, device: torch.device) -> Speed:
     training, batch = config.TRAINING, config.TRAINING.HYPER_PARAMETERS.BATCH_SIZE
     with torch.device("meta"):
         frame = UNet(**configuration.network_arguments(config))
-    sizes = summary(frame, configuration.image_shape(config))
+    sizes = summarize(frame, configuration.image_shape(config))
     copies = _ADAM + len(training.EMA_DECAYS) + len(training.EMA_POWER)
     fixed, one = copies * _BYTES * sizes.parameters, sizes.activation_bytes_per_image
     room, name, notes = _free_bytes(device), _name(device, threads), []

@@ -18,7 +18,7 @@ from ddpm.cluster.submit_images import shared_out
 from ddpm.cluster.submit_sweep import SweepJobOptions, checked, group_size
 from ddpm.cluster.workers import Workers
 from ddpm.config import Config
-from ddpm.diffusion import UNet, summary
+from ddpm.diffusion import UNet, summarize
 from ddpm.errors import InputError
 from ddpm.runs import duration
 from ddpm.sampling import BulkSampler, bulk
@@ -32,7 +32,7 @@ def training(config: Config, workers: Workers, *, probe: bool) -> int:
     """One training that has been checked."""
     network = UNet(**configuration.network_arguments(config))
     print(configuration.to_yaml(config))
-    print(summary(network, configuration.image_shape(config)))
+    print(summarize(network, configuration.image_shape(config)))
     device = "GPU" if workers.gpus else "CPU"
     print(
         f"would train on the {device} with {workers.count} worker(s), each with {workers.cpus} "

@@ -7,7 +7,7 @@ from .identity import explain as explain
 from .identity import flat as flat
 from .identity import from_dict as from_dict
 from .identity import generation_problems as generation_problems
-from .identity import identity as identity
+from .identity import identifying as identifying
 from .identity import image_shape as image_shape
 from .identity import load as load
 from .identity import load_generation as load_generation

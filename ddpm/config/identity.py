@@ -93,7 +93,7 @@ def _value(config: Config, key: str) -> object:
     return reduce(getattr, key.split("."), cast(object, config))
 
 
-def identity(config: Config) -> dict[str, object]:
+def identifying(config: Config) -> dict[str, object]:
     """What makes a run this run: the keys that differ from their defaults, machine keys left out.
 
     A key added to the project later, at its default, leaves the identity of older runs as it was.
@@ -107,12 +107,12 @@ def identity(config: Config) -> dict[str, object]:
 
 def config_sha256(config: Config) -> str:
     """SHA-256 of the identity, 64 hexadecimal digits."""
-    return _sha256(identity(config))
+    return _sha256(identifying(config))
 
 
 def run_id(config: Config, data_sha256: str) -> str:
     """8 hexadecimal digits that name a run: configuration and data, nothing of the machine."""
-    return _sha256({"config": identity(config), "data": data_sha256})[:8]
+    return _sha256({"config": identifying(config), "data": data_sha256})[:8]
 
 
 def _sha256(record: Mapping[str, object]) -> str:

@@ -28,5 +28,5 @@ from .process import timesteps as timesteps
 from .process import x0_from_pred as x0_from_pred
 from .schedule import SCHEDULES as SCHEDULES
 from .schedule import NoiseSchedule as NoiseSchedule
-from .summary import summary as summary
+from .summary import summarize as summarize
 from .unet import UNet as UNet

@@ -6,7 +6,7 @@ convolutions and attention, a multiply-add as two; normalisations and the like a
 usual. A training step takes about three times as many, four with activation checkpointing.
 Activation bytes are what autograd keeps until the backward pass, each storage once: of three images
 less those of two, so that what does not grow with the batch (weights, their half-precision copies)
-stays out. Called under autocast, summary() counts what mixed precision keeps.
+stays out. Called under autocast, summarize() counts what mixed precision keeps.
 
 Fake tensors and not the meta device, which has neither autocast nor the CPU's attention: there a
 softmax is kept whole, which no device of ours keeps.
@@ -95,7 +95,7 @@ class _Kept(NamedTuple):
         return self.tensor.untyped_storage().nbytes()
 
 
-def summary(network: nn.Module, image_shape: tuple[int, int, int]) -> Summary:
+def summarize(network: nn.Module, image_shape: tuple[int, int, int]) -> Summary:
     """The cost of a U-Net for one image of `image_shape` (C, H, W).
 
     With checkpoint_activations the bytes are those of the blocks' inputs, of what lies between the

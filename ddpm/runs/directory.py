@@ -239,7 +239,7 @@ class RunDirectory:
         if not (self.path / CONFIG).exists():
             return
         own = self.config()
-        before, after = configuration.identity(own), configuration.identity(config)
+        before, after = configuration.identifying(own), configuration.identifying(config)
         changed = {key for key in before | after if before.get(key) != after.get(key)}
         lines = [
             line

@@ -76,7 +76,7 @@ def test_every_other_key_and_the_data_make_another_run() -> None:
 
 def test_the_identity_is_a_fixed_function_of_the_configuration() -> None:
     config = c.from_dict({**SMALL, "TRAINING": {"HYPER_PARAMETERS": {"LEARNING_RATE": 1e-4}}})
-    assert c.identity(config) == {
+    assert c.identifying(config) == {
         "DATASET.NAME": "tiny",
         "TRAINING.HYPER_PARAMETERS.LEARNING_RATE": 0.0001,
     }

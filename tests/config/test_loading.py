@@ -108,7 +108,7 @@ def test_a_v3_file_loads_unchanged_and_differs_from_defaults_only_in_its_strides
     tmp_path: Path,
 ) -> None:
     config = c.load(write(tmp_path, V3))
-    assert c.identity(config) == {
+    assert c.identifying(config) == {
         "DATASET.NAME": "my_dataset",
         "TRAINING.INLINE_GEN.REVERSE_STRIDE": 10,
         "IMAGE_GENERATION.REVERSE_STRIDE": 10,

@@ -93,6 +93,14 @@ def test_the_face_of_a_room_names_only_what_others_use(room: str) -> None:
     )
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_name_of_a_face_is_also_a_file_of_its_room(room: str) -> None:
+    """The package's attribute would be the one or the other, by what was imported first."""
+    stub = (ROOT / "ddpm" / room / "__init__.pyi").read_text() if face(room) else ""
+    names = {name for _, home, name in re.findall(r"from (\.(\w+)) import (\w+)", stub)}
+    assert not names & {path.stem for path in (ROOT / "ddpm" / room).glob("*.py")}
+
+
 def test_no_module_imports_itself_in_a_circle_and_chains_are_short() -> None:
     graph = {
         module: {targets(t, n) for _, t, n in imports(path.read_text())} & set(MODULES) - {module}

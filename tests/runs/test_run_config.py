@@ -178,7 +178,7 @@ def test_the_configuration_of_an_earlier_run_keeps_its_hash() -> None:
     edited, and its command would no longer find it: give the new behaviour a key of its own.
     """
     earlier = configuration.load(ROOT / "tests" / "earlier_config.yaml")
-    assert sorted(configuration.identity(earlier)) == [
+    assert sorted(configuration.identifying(earlier)) == [
         "DATASET.NAME",
         "TRAINING.INPUT_IMAGE_CHANNEL",
         "TRAINING.INPUT_IMAGE_SIZE",
