@@ -48,11 +48,12 @@ def vega() -> str:
     Putting it together takes seconds, so it is kept in the user's cache folder.
     """
     import os
+    from importlib.metadata import version
 
     import vl_convert
 
     cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm"
-    cached /= f"vega-{vl_convert.__version__}.js"
+    cached /= f"vega-{version('vl-convert-python')}.js"
     try:
         return cached.read_text()
     except OSError:
@@ -69,9 +70,10 @@ def intervals(ranking: Ranking) -> Spec:
     """Both measures of the best cells with their intervals, a row a cell."""
     shown = ranking.standings[:_INTERVALS]
     labels = [standing.label for standing in shown]
-    charts, datasets = [], {}
+    charts: list[Spec] = []
+    datasets: dict[str, list[Row]] = {}
     for measure in MEASURES:
-        rows = []
+        rows: list[Row] = []
         for one in shown:
             value, error = one.value(measure), one.error(measure)
             error = error if isfinite(error) else 0.0
@@ -98,7 +100,7 @@ def x0_curves(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Spec:
     """
     low, high = ranking.levels[0], ranking.levels[-1]
     groups = chosen([s.cell for s in ranking.standings], axes.facets, axes, ranking)
-    rows = [
+    rows: list[Row] = [
         {"panel": title, "series": axes.series_name(one.cell), "level": level, "mse": float(mse),
          "cell": one.label, "is_line": False}
         for title, cells in groups.items() for one in ranking.standings if one.cell in cells
@@ -156,7 +158,8 @@ def over_cost(ranking: Ranking, axes: Axes) -> Spec | None:
     x = _number("cost", title=title, scale={"type": "log" if is_wide else "linear"})
     names = _series([one.cell for one in standings], axes)
     shared = {"x": x, **_told_apart(names)}
-    charts, datasets = [], {}
+    charts: list[Spec] = []
+    datasets: dict[str, list[Row]] = {}
     for measure in MEASURES:
         rows = []
         for one, spent in zip(standings, seconds, strict=True):
@@ -199,9 +202,10 @@ def sampling_curves(
         "detail": _name("cell"),
         **_told_apart(series),
     }  # fmt: skip
-    charts, datasets = [], {}
+    charts: list[Spec] = []
+    datasets: dict[str, list[Row]] = {}
     for name in names:
-        rows = [
+        rows: list[Row] = [
             {"panel": ", ".join(filter(None, [title, spot.method if len(methods) > 1 else ""])),
              "series": axes.series_name(spot.cell), "cell": spot.label,
              "calls": spot.evaluations, "value": found.value, "low": found.low, "high": found.high,

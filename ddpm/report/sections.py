@@ -413,8 +413,8 @@ def errors_by_level(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterab
     yield Chart(name="x0-error over log SNR", spec=charts.x0_curves(sweep, ranking, axes))
     if len(ranking.standings) > 1:
         yield _level_map(ranking)
-    if (lines := _reference_table(sweep, ranking)) is not None:
-        yield lines
+    if (references := _reference_table(sweep, ranking)) is not None:
+        yield references
 
 
 def _level_map(ranking: Ranking) -> Table:

@@ -185,8 +185,7 @@ def tables(sweep: SweepResults) -> dict[str, "pandas.DataFrame"]:
         "sampling": pandas.DataFrame([_sampling(name, point) for name, point in points]),
         "configuration": pandas.DataFrame(
             [
-                {"trial": t.name}
-                | {key: text(t.config[key]) if key in t.config else None for key in keys}
+                {"trial": t.name, **{key: text(t.config[key]) for key in keys if key in t.config}}
                 for t in having
             ]
         ),

@@ -148,8 +148,8 @@ def panels(made: ReportFiles) -> dict[str, Panels]:
 
     sweep, numbers = made.sweep, _numbers(made)
     factors = [wr.Config(key) for key in axes_of(sweep).values]
-    lines = [wr.ParallelCoordinatesPlotColumn(metric=key) for key in
-             (*factors, *map(wr.SummaryMetric, numbers))]  # fmt: skip
+    columns: list[Any] = [*factors, *map(wr.SummaryMetric, numbers)]
+    lines = [wr.ParallelCoordinatesPlotColumn(metric=key) for key in columns]
     logged = {name for trial in sweep.trials for name in trial.metrics}
     measured = [n for n in (*(f"val_{m}" for m in MEASURES), *_LOSSES) if n in logged]
     on_gpu = any(trial.number("gpu_seconds") is not None for trial in sweep.trials)
@@ -208,7 +208,8 @@ def build_report(made: ReportFiles, wanted: Specification, places: Sequence[Plac
     import wandb_workspaces.reports.v2 as wr
 
     has_seeds = len({trial.key for trial in made.sweep.trials}) < len(made.sweep.trials)
-    found, blocks = panels(made), [wr.TableOfContents()]
+    found = panels(made)
+    blocks: list[Any] = [wr.TableOfContents()]
     for title, text in wanted.sections.items():
         blocks += [wr.H1(title), *([wr.MarkdownBlock(text)] if text else [])]
         if some := found.get(title):
