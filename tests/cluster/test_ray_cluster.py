@@ -62,7 +62,7 @@ def test_a_second_cluster_of_a_process_starts_as_the_first() -> None:
 
             assert ray.get(ray.remote(lambda: 7).remote()) == 7
     assert Path(os.environ["RAY_AUTH_TOKEN_PATH"]).stat().st_mode & 0o777 == 0o600
-    again = "import os, ddpm.cluster.ray_cluster as r\nwith r.ray_cluster(1): pass\n"
+    again = "import os, ddpm.cluster.ray_cluster as r\nwith r.running_ray(1): pass\n"
     subprocess.run([sys.executable, "-c", again], cwd=ROOT, check=True)
 
 
@@ -100,7 +100,7 @@ def test_a_trial_inherits_the_credentials_that_it_is_not_sent() -> None:
     """From the Ray of our own, as a task with the kind of runtime_env that Tune gives shows."""
     script = (
         "import os, ddpm.cluster.ray_cluster as r\n"
-        "with r.ray_cluster(1):\n"
+        "with r.running_ray(1):\n"
         "  import ray\n"
         "  own = ray.remote(runtime_env={'env_vars': {'PL_DISABLE_FORK': '1'}})\n"
         f"  print(ray.get(own(lambda: [os.environ[key] for key in {KEYS}]).remote()))\n"
@@ -126,7 +126,7 @@ def test_a_trial_inherits_the_credentials_that_it_is_not_sent() -> None:
 def test_a_session_goes_however_its_process_ends(temporary: Path, last: str, code: int) -> None:
     """At once where it can say so, else when all that it had started is dead."""
     script = "import os, ddpm.cluster.ray_cluster as r\n"
-    script += f"with r.ray_cluster(1):\n  print(os.listdir({str(temporary)!r}))\n  {last}\n"
+    script += f"with r.running_ray(1):\n  print(os.listdir({str(temporary)!r}))\n  {last}\n"
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,
