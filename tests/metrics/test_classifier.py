@@ -17,7 +17,7 @@ from tests.support.tree import ROOT
 PROCESS = """
 import sys, hashlib, numpy as np, torch, safetensors.torch
 torch.set_num_threads(int(sys.argv[1]))
-from ddpm import classifier
+from ddpm.metrics import classifier
 classifier.STEPS = 30
 rng = np.random.default_rng(0)
 x, y = rng.integers(0, 256, (300, 8, 8, 1), dtype=np.uint8), rng.integers(0, 4, 300)
