@@ -173,7 +173,11 @@ class Lines:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResults:
-    """All a report shows. A single run is a sweep of one trial with `is_sweep` False."""
+    """All a report shows. A single run is a sweep of one trial with `is_sweep` False.
+
+    window: lowest and highest log SNR over which x0-errors are averaged (metrics.resolved_window);
+    None in a folder of an earlier version, which has none.
+    """
 
     folder: Path
     name: str
@@ -186,6 +190,7 @@ class SweepResults:
     skipped: tuple[Skipped, ...]
     references: Lines | None
     problems: tuple[str, ...] = field(default=())
+    window: tuple[int, int] | None = None
 
     def with_status(self, status: str) -> tuple[TrialResult, ...]:
         """The trials that ended so."""
@@ -246,6 +251,7 @@ def _read_sweep(folder: Path) -> SweepResults:
         ),
         references=_lines(folder),
         problems=tuple(problems),
+        window=_window(facts.get("window")),
     )
 
 
@@ -268,6 +274,7 @@ def _read_run(folder: Path) -> SweepResults:
         trials=(trial,),
         skipped=(),
         references=_lines(folder),
+        window=_window(trial.evaluation.get("window")),
     )
 
 
@@ -316,6 +323,14 @@ def _error(path: Path) -> X0Error | None:
 
 def _samples(path: Path) -> Samples | None:
     return Samples(path=path) if path.exists() else None
+
+
+def _window(value: Value) -> tuple[int, int] | None:
+    """The ends of a window as JSON has them; None where there is none or it is damaged."""
+    match value:
+        case [int(low), int(high)] if low <= high:
+            return low, high
+    return None
 
 
 def _lines(folder: Path) -> Lines | None:

@@ -18,6 +18,7 @@ from ddpm import config, report
 from ddpm.cli.report import main
 from ddpm.errors import InputError
 from ddpm.metrics.x0_error import MEASURES, X0Error, common_levels, summary
+from ddpm.report import reading
 from ddpm.report.charts import vega
 from ddpm.report.page import as_html
 from tests.support.tiny_sweep import GRID, PRED_TYPE, SCHEDULER, make_sweep
@@ -172,6 +173,15 @@ def test_missing_and_damaged_files_are_named_not_guessed(folder: Path) -> None:
     assert made.ranking.excluded == (("linear · noise", "seed 0 has no evaluation.npz"),)
     assert "ledger/00000005.json cannot be read; its trial is left out." in text
     assert "Gaussian fit" not in text and len(made.ranking.standings) == 7
+
+
+@pytest.mark.parametrize(
+    ("saved", "window"),
+    [([-7, 5], (-7, 5)), (None, None), ([5, -7], None), ([-7.5, 5], None), ({"low": 1}, None)],
+)
+def test_the_window_of_a_sweep_is_read(tmp_path: Path, saved: object, window: object) -> None:
+    (tmp_path / "sweep.json").write_text(json.dumps({"name": "x", "window": saved}))
+    assert reading.read(tmp_path).window == window
 
 
 def test_a_diverged_trial_is_not_ranked(folder: Path) -> None:
