@@ -6,6 +6,8 @@ tests start.
 
 import os
 import shutil
+import signal
+import sys
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -26,6 +28,11 @@ os.environ["MPLBACKEND"] = "Agg"
 for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_RUN_ID", "RAY_ADDRESS"):
     os.environ.pop(name, None)
 
+# Bytecode of the tests and of what the processes they start import, whatever the login says.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 HOME = Path(tempfile.mkdtemp(prefix="ddpm-home-"))
 # The font cache of matplotlib takes seconds to build: kept between sessions, beside pytest's own.
 FONTS = Path(__file__).resolve().parent.parent / ".pytest_cache" / "matplotlib"
@@ -70,13 +77,16 @@ def refuse_skip(report: Report) -> Report:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """A test that changes the number of threads changes it for itself alone."""
+def process_as_it_was() -> Iterator[None]:
+    """A test that changes the number of threads or handles signals does so for itself alone."""
     import torch
 
     torch.set_num_threads(1)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     torch.set_num_threads(1)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
