@@ -45,7 +45,7 @@ from ddpm.metrics import (
     walks,
 )
 from ddpm.runs import cpu_model, duration, peak_bytes, reset_peak, storage
-from ddpm.sampling import generation, num_calls, open_data
+from ddpm.sampling import grids, num_calls, open_data
 from ddpm.training import Stepper, steps_per_epoch, total_steps
 
 BUDGET_S = 3.0  # of the steps of one network, once a batch is found that lets it measure some
@@ -354,12 +354,12 @@ def _passes(config: Config, train_images: int, held_out: int) -> tuple[int, int]
     inline, total = training.INLINE_GEN, total_steps(training, train_images)
     epoch = steps_per_epoch(training, train_images)
     schedule = NoiseSchedule(**configuration.schedule_arguments(config))
-    labels = generation.grid_labels(config)
+    labels = grids.grid_labels(config)
     images = inline.NUMS if labels is None else len(labels)
-    at_once = min(images, generation.GRID_BATCH)
-    sampler = generation.grid_sampler(config, schedule)
+    at_once = min(images, grids.GRID_BATCH)
+    sampler = grids.grid_sampler(config, schedule)
     # the last samples, and the grids on the way
-    grids = 1 + (-(-total // (inline.PERIOD * epoch)) if inline.ENABLE else 0)
+    num_grids = 1 + (-(-total // (inline.PERIOD * epoch)) if inline.ENABLE else 0)
     grid = -(-images // at_once) * at_once * num_calls(sampler, schedule)
     pairs = min(options.NUM, held_out) * len(levels_of(schedule))
     evaluations = -(-total // (options.EVERY * epoch)) if options.EVERY else 0
@@ -368,7 +368,7 @@ def _passes(config: Config, train_images: int, held_out: int) -> tuple[int, int]
     bound = min(options.NUM, held_out) * (len(walk) - 1)
     drawn = pairs + passes_in_training(config, schedule)
     shared = evaluations * drawn + passes_at_end(config, schedule)
-    return grids * grid + pairs + bound + shared, shared
+    return num_grids * grid + pairs + bound + shared, shared
 
 
 def classifier_s(configs: Iterable[Config]) -> float:

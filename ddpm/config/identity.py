@@ -93,6 +93,10 @@ def _value(config: Config, key: str) -> object:
     return reduce(getattr, key.split("."), cast(object, config))
 
 
+# Values that meant "not given" before the default was null; every earlier run has them written.
+_EARLIER_DEFAULTS = {"IMAGE_GENERATION.RESAMPLES": 0}
+
+
 def identifying(config: Config) -> dict[str, object]:
     """What makes a run this run: the keys that differ from their defaults, machine keys left out.
 
@@ -101,7 +105,8 @@ def identifying(config: Config) -> dict[str, object]:
     return {
         key: plain(_value(config, key))
         for key, field in keys_under(Config).items()
-        if not is_machine(field) and _value(config, key) != field.default
+        if not is_machine(field)
+        and _value(config, key) not in (field.default, _EARLIER_DEFAULTS.get(key, field.default))
     }
 
 

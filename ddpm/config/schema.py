@@ -350,8 +350,12 @@ class ImageGeneration:
         "Noise of a step on what inpainting keeps: fixed = that the image starts from, fresh = "
         "another at every step, none = kept clean, as v3 does",
     )
-    RESAMPLES: Int = option(
-        0, "How often inpainting takes each step again (RePaint); 0 = never", ge=0, le=15
+    RESAMPLES: Int | None = option(
+        None,
+        "How often inpainting takes each step again (RePaint); 0 = never, null = 8 for "
+        "channel_inpaint and inpaint",
+        ge=0,
+        le=15,
     )
     STRENGTH: Number = option(
         0.5, "Noise level that sdedit begins at: its time, 1 = pure noise", gt=0, le=1

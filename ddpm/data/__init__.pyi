@@ -4,7 +4,6 @@ from . import staging as staging
 from .arrays import open_npz as open_npz
 from .dataset import Batch as Batch
 from .dataset import Dataset as Dataset
-from .images import array_header as array_header
 from .index import INDEX_FILE as INDEX_FILE
 from .index import open_index as open_index
 from .index import scan_folder as scan_folder

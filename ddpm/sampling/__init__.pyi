@@ -1,5 +1,5 @@
 from . import bulk as bulk
-from . import generation as generation
+from . import grids as grids
 from . import spacing as spacing
 from .bulk import STOP as STOP
 from .bulk import BulkFolder as BulkFolder
@@ -7,14 +7,14 @@ from .bulk import check_bulk as check_bulk
 from .bulk_sampler import BulkSampler as BulkSampler
 from .denoise import Denoised as Denoised
 from .denoise import Network as Network
+from .film import to_uint8 as to_uint8
 from .generation import ImageGenerator as ImageGenerator
 from .generation import draw as draw
 from .generation import draw_batch as draw_batch
 from .generation import generate as generate
-from .generation import grid_sampler as grid_sampler
 from .generation import num_calls as num_calls
-from .generation import sample_images as sample_images
-from .generation import to_uint8 as to_uint8
+from .grids import grid_sampler as grid_sampler
+from .grids import sample_images as sample_images
 from .loading import LoadedModel as LoadedModel
 from .loading import build as build
 from .loading import load_network as load_network

@@ -9,31 +9,28 @@ run's samples, in what IMAGE_GENERATION asks for.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddpm import config as configuration
-from ddpm.config import Config
-from ddpm.diffusion import NoiseSchedule, UNet
+from ddpm.diffusion import NoiseSchedule
 from ddpm.distributed import ALONE, Group, device_of, whole_batches
 from ddpm.errors import NonFiniteError
-from ddpm.runs import ImageBar, RunDirectory, columns_by_class, gif, grid, npz, png, storage
+from ddpm.runs import ImageBar, RunDirectory, grid, npz, png, storage
 from ddpm.sampling import tasks
 from ddpm.sampling.denoise import Network
+from ddpm.sampling.film import Film, to_uint8
 from ddpm.sampling.loading import LoadedModel, load_network
 from ddpm.sampling.request import BATCH_SIZE, SampleRequest, guide_weights
 from ddpm.sampling.samplers import Constrain, SamplerOptions, SampleState, Start, sample_steps
 
 OnState = Callable[[Tensor, SampleState], None]
-# The grids of a sweep have one size, so most are drawn in one piece.
-GRID_BATCH = 64
 # A picture of more is too large to look at; the NPZ file has them all.
 MAX_PICTURED = 400
 
@@ -114,65 +111,10 @@ def draw_batch(
     return to_uint8(state.x_t).cpu().numpy()
 
 
-def to_uint8(x: Tensor) -> Tensor:
-    """Images as bytes: [-1, 1] to 0 .. 255, rounded; values outside are clamped.
-
-    x: float (N, C, H, W).  Returns uint8 (N, H, W, C).  Raises ValueError for NaN.
-    """
-    levels = x.float().clamp(-1.0, 1.0).add(1.0).mul(127.5).round()
-    if bool(levels.isnan().any()):
-        raise ValueError("images contain NaN")
-    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
 def num_calls(options: SamplerOptions, schedule: NoiseSchedule, *, begin: float = 1.0) -> int:
     """Reverse steps from time `begin` to an image, those taken again counted too."""
     steps = len(options.levels(schedule, begin)) - 1
     return steps + (steps - 1) * options.resamples
-
-
-class Film:
-    """The reverse process of the first images as a strip of pictures or a GIF, for EXPORT_INTERM.
-
-    num_steps: states of the whole walk.  every: steps between two frames; None: ten frames, evenly
-    spaced. The last state, the image itself, is always the last frame.
-    """
-
-    MAX_IMAGES = 8
-    FRAMES = 10
-    SUFFIX = {"strip": ".png", "gif": ".gif"}
-
-    def __init__(self, num_steps: int, every: int | None = None) -> None:
-        count = min(self.FRAMES, num_steps)
-        if every is None:
-            self._wanted = {round((k + 1) * num_steps / count) for k in range(count)}
-        else:
-            self._wanted = {*range(every, num_steps, every), num_steps}
-        self._step = 0
-        self._frames: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, ids: Tensor, state: SampleState) -> None:
-        """One state of a batch; those of later batches than the first are passed over."""
-        if int(ids[0]) != 0:
-            return
-        self._step += 1
-        if self._step in self._wanted:
-            self._frames.append((self._bytes(state.x_t), self._bytes(state.x0_hat)))
-
-    def file(self, num_images: int, form: str) -> bytes:
-        """Bytes of the picture of the first images; form: "strip" (PNG) or "gif"."""
-        if form == "gif":
-            return gif([grid(x_t[:num_images].numpy()) for x_t, _ in self._frames])
-        return png(self.strip(num_images))
-
-    def strip(self, num_images: int) -> NDArray[np.uint8]:
-        """Two rows an image, time from left to right: x_t, and below it the x0 it is taken for."""
-        strips = torch.stack([torch.stack(frame) for frame in self._frames])  # (F, 2, n, H, W, C)
-        strips = strips[:, :, :num_images].permute(2, 1, 0, 3, 4, 5)  # (n, 2, F, H, W, C)
-        return grid(strips.flatten(0, 2).numpy(), columns=len(self._frames))
-
-    def _bytes(self, x: Tensor) -> Tensor:
-        return to_uint8(x[: self.MAX_IMAGES].nan_to_num()).cpu()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,7 +324,7 @@ def sampler_options(request: SampleRequest, model: LoadedModel) -> SamplerOption
         guidance_rescale=options.GUIDANCE_RESCALE,
         clip_denoise=options.CLIP_DENOISE,
         recompute_noise=options.RECOMPUTE_NOISE,
-        resamples=options.RESAMPLES,
+        resamples=request.resamples,
         seed=request.seed,
     )
 
@@ -424,122 +366,3 @@ def _watch(film: Film | None, bar: ImageBar, num_images: int, calls: int) -> OnS
         shown = done
 
     return on_state
-
-
-class Model(Protocol):
-    """A trained network and its process, as sample_images() needs them."""
-
-    @property
-    def ema_network(self) -> nn.Module:
-        """The network that images are drawn from."""
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        """Noise schedule it was trained with."""
-
-    @property
-    def pred_type(self) -> str:
-        """Its prediction."""
-
-    @property
-    def image_shape(self) -> tuple[int, int, int] | None:
-        """(C, H, W); None: as the network says."""
-
-
-def sample_images(
-    model: Model,
-    num_images: int,
-    labels: Sequence[int] | Tensor | None = None,
-    seed: int = 0,
-) -> NDArray[np.uint8]:
-    """Images of a model, uint8 (N, H, W, C): DDIM, eta 0, at most 50 steps, x0 clipped to [-1, 1].
-
-    labels: a class each; None is the null class. Image i depends on (model, seed, i, labels[i]).
-    """
-    if num_images < 1:
-        raise ValueError(f"num_images is {num_images}; give at least 1")
-    if labels is not None and len(labels) != num_images:
-        raise ValueError(f"{len(labels)} labels for {num_images} images; give one each")
-    options = SamplerOptions(
-        pred_type=model.pred_type,
-        num_steps=min(50, model.schedule.num_timesteps),
-        clip_denoise=True,
-        seed=seed,
-    )
-    network = model.ema_network
-    was_training = network.training
-    network.eval()
-    try:
-        return draw(
-            network,
-            model.schedule,
-            num_images,
-            _shape_of(model),
-            options,
-            labels=None if labels is None else torch.as_tensor(labels, dtype=torch.int64),
-        )
-    finally:
-        network.train(was_training)
-
-
-def _shape_of(model: Model) -> tuple[int, int, int]:
-    network = model.ema_network
-    if model.image_shape is not None:
-        return model.image_shape
-    if isinstance(network, UNet):
-        return (network.in_channels, *network.image_size)
-    raise ValueError("the size of the images is not known before fit(); fit the model first")
-
-
-def sample_grid(network: Network, schedule: NoiseSchedule, config: Config) -> NDArray[np.uint8]:
-    """Sample grid of a run, uint8 (N, H, W, C): as many of INLINE_GEN.NUMS as fill whole rows.
-
-    DDIM, eta 0, x0 clipped, EVALUATION.SEED, classes in rows: nothing but the network depends on
-    the cell of a sweep, so grids of all cells may be laid side by side.  network: in eval mode.
-    """
-    inline = config.TRAINING.INLINE_GEN
-    labels = grid_labels(config)
-    count = inline.NUMS if labels is None else len(labels)
-    return draw(
-        network,
-        schedule,
-        count,
-        configuration.image_shape(config),
-        grid_sampler(config, schedule),
-        labels=labels,
-        batch_size=min(count, GRID_BATCH),
-    )
-
-
-def grid_sampler(config: Config, schedule: NoiseSchedule) -> SamplerOptions:
-    """Sampler of images while training: DDIM, eta 0, x0 clipped, EVALUATION.SEED."""
-    return SamplerOptions(
-        pred_type=config.TRAINING.PRED_TYPE,
-        **configuration.sampling_steps(config.TRAINING.INLINE_GEN, schedule.num_timesteps),
-        clip_denoise=True,
-        seed=config.EVALUATION.SEED,
-    )
-
-
-def grid_labels(config: Config) -> Tensor | None:
-    """Labels of the sample grid, a class a row, where there are classes."""
-    num_classes, nums = config.TRAINING.NETWORK.NUM_CLASSES, config.TRAINING.INLINE_GEN.NUMS
-    if num_classes is None:
-        return None
-    columns = columns_by_class(nums, num_classes)
-    return torch.arange(min(num_classes, nums)).repeat_interleave(columns)
-
-
-def save_samples(run_dir: Path, config: Config) -> Path:
-    """samples.npz and samples.png in a run directory: the grid of its newest EMA network.
-
-    samples.npz: images uint8 (N, H, W, C), labels int64 (N,), -1 without classes.
-    """
-    model = load_network(run_dir)
-    images, labels = sample_grid(model.network, model.schedule, config), grid_labels(config)
-    numbers = np.full(len(images), -1) if labels is None else labels.numpy()
-    columns = columns_by_class(len(images), config.TRAINING.NETWORK.NUM_CLASSES)
-    storage.write_bytes(run_dir / "samples.png", png(grid(images, columns)))
-    path = run_dir / "samples.npz"
-    storage.write_bytes(path, npz(images=images, labels=numbers))
-    return path

@@ -9,20 +9,17 @@ is made afterwards from snapshots. Base images and masks come from an NPZ file, 
 """
 
 import hashlib
-import math
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddpm import config as configuration
 from ddpm.config import Config, ImageGeneration
-from ddpm.data import array_header
+from ddpm.data import open_npz
 from ddpm.diffusion import gamma_of, name_of
 from ddpm.errors import InputError
 from ddpm.runs import load_run, read_json
@@ -33,6 +30,8 @@ RAW = "model"
 # Small, since the last batch is filled up: one image costs a whole batch.
 BATCH_SIZE = 16
 INPAINTING = ("channel_inpaint", "inpaint")
+# Without any, two fifths of what the known part says about the rest are lost (docs/sampling.md).
+INPAINTING_RESAMPLES = 8
 # Files of a folder of images in bulk, which may be drawn from again.
 BULK_RECIPE, BULK_REQUEST = "recipe.json", "request.yaml"
 
@@ -186,6 +185,13 @@ class SampleRequest:
     @property
     def seed(self) -> int:
         return self.options.RANDOM_SEED or 0
+
+    @property
+    def resamples(self) -> int:
+        """How often each step is taken again: RESAMPLES, or what the task needs (docs/sampling.md)."""
+        if self.options.RESAMPLES is not None:
+            return self.options.RESAMPLES
+        return INPAINTING_RESAMPLES if self.options.GEN_TASK in INPAINTING else 0
 
     @property
     def base_sha256(self) -> str | None:
@@ -370,7 +376,7 @@ def task_problems(config: Config) -> list[str]:
             f"{SECTION}.GEN_TASK is channel_inpaint but images have one channel, so nothing is "
             "left to draw; give another task"
         )
-    if options.RESAMPLES > 0 and options.GEN_TASK not in INPAINTING:
+    if options.RESAMPLES and options.GEN_TASK not in INPAINTING:
         problems.append(
             f"{SECTION}.RESAMPLES is {options.RESAMPLES} but GEN_TASK {options.GEN_TASK} keeps no "
             f"part of an image; give RESAMPLES 0, or {' or '.join(INPAINTING)}"
@@ -428,11 +434,10 @@ def read_base(
     """First images, at most `limit`, of an NPZ file: (N, H, W, C) in [0, 1], bytes / 255.
 
     image_shape: (C, H, W) they must have.  what: the configuration key that named the file.
-    Shape and type come from the header and only `limit` images are unpacked, so a file that lies
-    about its size costs nothing. Raises InputError.
+    Raises InputError.
     """
     channels, height, width = image_shape
-    images = _read_member(path, KEY, (height, width, channels), limit, what)
+    images = _read_array(path, KEY, (height, width, channels), limit, what)
     return _in_unit_range(images, f"{what} is {path}")
 
 
@@ -443,14 +448,14 @@ def read_mask(
 
     Raises InputError, also for a mask that leaves nothing to draw or nothing known.
     """
-    found = _read_member(path, MASK, image_shape[1:], limit, what) != 0
+    found = _read_array(path, MASK, image_shape[1:], limit, what) != 0
     if found.all() or not found.any():
         known = "all" if found.all() else "nothing"
         raise InputError(f"{what} is {path}: `{MASK}` says that {known} is known; give both kinds")
     return np.asarray(found)
 
 
-def _read_member(
+def _read_array(
     path: Path, key: str, wanted: tuple[int, ...], limit: int, what: str
 ) -> NDArray[np.generic]:
     """Array (N, *wanted) of an NPZ file, at most `limit` of its N; masks may lack the N."""
@@ -458,33 +463,21 @@ def _read_member(
     if not path.is_file():
         raise InputError(f"{what}, which is no file; give an NPZ file with `{key}`")
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-            if key not in names:
-                there = ", ".join(names) or "nothing"
-                raise InputError(f"{what}, which holds {there}; it needs `{key}`")
-            with archive.open(f"{key}.npy") as member:
-                return _read_array(member, key, wanted, limit, what)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+        members = open_npz(path)
+        if key not in members:
+            there = ", ".join(members) or "nothing"
+            raise InputError(f"{what}, which holds {there}; it needs `{key}`")
+        shape, dtype = members[key].header.shape, members[key].header.dtype
+        counted = (1, *shape) if key == MASK and shape == wanted else shape
+        if len(counted) != len(wanted) + 1 or counted[1:] != wanted or counted[0] < 1:
+            numbers = ", ".join(map(str, wanted))
+            raise InputError(f"{what}: `{key}` has shape {shape}; give (N, {numbers})")
+        kinds, words = _KINDS[key]
+        if dtype != np.uint8 and dtype.kind not in kinds:
+            raise InputError(f"{what}: `{key}` is {dtype}; give {words}")
+        return members[key].read().reshape(counted)[:limit]
+    except (OSError, ValueError) as error:
         raise InputError(f"{what}, which cannot be read: {error}") from error
-
-
-def _read_array(
-    member: IO[bytes], key: str, wanted: tuple[int, ...], limit: int, what: str
-) -> NDArray[np.generic]:
-    header = array_header(member)  # type: ignore[arg-type]
-    shape = (1, *header.shape) if key == MASK and header.shape == wanted else header.shape
-    if len(shape) != len(wanted) + 1 or shape[1:] != wanted or shape[0] < 1:
-        numbers = ", ".join(map(str, wanted))
-        raise InputError(f"{what}: `{key}` has shape {header.shape}; give (N, {numbers})")
-    kinds, words = _KINDS[key]
-    if header.dtype != np.uint8 and header.dtype.kind not in kinds:
-        raise InputError(f"{what}: `{key}` is {header.dtype}; give {words}")
-    if header.is_fortran:
-        raise InputError(f"{what}: `{key}` is in Fortran order; save it in C order")
-    count = min(limit, shape[0])
-    data = member.read(count * math.prod(wanted) * header.dtype.itemsize)
-    return np.frombuffer(data, dtype=header.dtype).reshape(count, *wanted)
 
 
 def _in_unit_range(images: NDArray[np.generic], what: str) -> NDArray[np.float32]:

@@ -17,7 +17,7 @@ from ddpm.config import HyperParameters, Training
 from ddpm.data import Dataset
 from ddpm.diffusion import NoiseSchedule
 from ddpm.distributed import Group, best_device
-from ddpm.sampling import generation
+from ddpm.sampling import grids
 from ddpm.training.loss import standard_loss
 from ddpm.training.step import TrainState, with_weights
 from ddpm.training.trainer import StepReport, train
@@ -94,7 +94,7 @@ class DiffusionModel:
         self, num_images: int = 64, labels: Sequence[int] | Tensor | None = None, seed: int = 0
     ) -> np.ndarray:
         """Images of the averaged weights, uint8 (N, H, W, C); image i depends on (seed, i)."""
-        return generation.sample_images(self, num_images, labels, seed)
+        return grids.sample_images(self, num_images, labels, seed)
 
     def _training(self, hyper: HyperParameters) -> Training:
         given: Any = self.pred_type  # which Training checks

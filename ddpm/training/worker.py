@@ -34,7 +34,7 @@ from ddpm.runs import (
     peak_bytes,
     reset_peak,
 )
-from ddpm.sampling import build, generation, open_data
+from ddpm.sampling import build, grids, open_data
 from ddpm.training.step import TrainState, kernels, profiler
 from ddpm.training.trainer import Every, StepReport, steps_per_epoch, total_steps, train
 
@@ -191,7 +191,7 @@ def _train(
     if training.INLINE_GEN.ENABLE:
         sampler = Every(
             steps=training.INLINE_GEN.PERIOD * epoch,
-            call=lambda network: generation.sample_grid(network, schedule, config),
+            call=lambda network: grids.sample_grid(network, schedule, config),
         )
     last: StepReport | None = None
     traced = training.PROFILE if group.is_main else 0
@@ -247,7 +247,7 @@ def _finish(
     run.record_memory("evaluation", last)
     numbers = evaluate_run(run.path, data)
     run.record_memory("sampling", last)
-    generation.save_samples(run.path, config)
+    grids.save_samples(run.path, config)
     rows, best = run.metrics(), run.best_step
     costs = cost(rows, gpu_share(config))
     summary = {

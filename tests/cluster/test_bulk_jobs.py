@@ -11,8 +11,8 @@ from ddpm.cluster.submit_images import ImageJobOptions, checked
 from ddpm.errors import StorageError
 from ddpm.sampling.bulk import BulkFolder, check_bulk, parse_name, total
 from tests.cluster.test_submitit_jobs import wait_for
-from tests.sampling.test_generate import make_run
 from tests.support.bulk_data import Bulk, files_of
+from tests.support.small_run import make_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 KEYS = {"GEN_TASK": "class_cond", "NUM_STEPS": 12}

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from ddpm.sampling.bulk import BulkFolder, check_bulk, manifest_of
-from tests.sampling.test_generate import make_run
 from tests.support.bulk_data import Bulk, files_of, words
+from tests.support.small_run import make_run
 
 KEYS = {"GEN_TASK": "class_cond", "NUM_STEPS": 12}
 MOST_LAUNCHES = 60

@@ -27,7 +27,7 @@ from ddpm.metrics.bits_per_dim import (
 )
 from ddpm.metrics.validation import evaluate_run
 from ddpm.sampling.spacing import trailing_timesteps, whole_levels
-from tests.sampling.test_generate import make_run
+from tests.support.small_run import make_run
 
 V3 = ("linear", "cosine", "cos6")
 VARIANCE = 0.25

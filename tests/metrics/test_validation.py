@@ -26,7 +26,7 @@ from ddpm.metrics.validation import (
 from ddpm.metrics.x0_error import common_levels, summary
 from ddpm.report.reading import read
 from ddpm.sampling.loading import load_network
-from tests.sampling.test_generate import make_run
+from tests.support.small_run import make_run
 
 V3 = ("linear", "cosine", "cos6")
 MEAN, VARIANCE = 0.5, 0.25

@@ -21,7 +21,7 @@ from ddpm.sampling.generation import ImageGenerator
 from ddpm.sampling.loading import load_network, open_data
 from ddpm.sampling.request import PowerEma, ema_of, parse_ema, read_request, weights_name
 from tests.cluster.test_run_training import ROOT, never, small
-from tests.sampling.test_generate import make_run
+from tests.support.small_run import make_run
 
 EPOCHS, STEPS = 10, 3
 

@@ -1,28 +1,26 @@
 """The command line of images in bulk: what it says, its exit codes, and what it leaves alone."""
 
 import shlex
+import signal
 import stat
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from ddpm.cli.main import launch
+from ddpm.cli.signals import SIGNALS
 from ddpm.cluster import submit
 from ddpm.cluster.submit_images import ImageJobOptions, checked
 from ddpm.errors import InputError
 from ddpm.sampling.bulk import manifest_of, name_of
 from tests.cluster.test_submitit_jobs import slurm
-from tests.sampling.test_generate import make_run
-from tests.support.bulk_data import Bulk, environment, files_of
-from tests.support.tree import ROOT
+from tests.support.bulk_data import Bulk, files_of
+from tests.support.small_run import make_run
 
 __all__ = ["slurm"]
 
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("runs"))
+Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -30,87 +28,87 @@ def bulk(run: Path, tmp_path: Path) -> Bulk:
     return Bulk(run, tmp_path / "out")
 
 
-def main(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "launch" / "sample.py"), *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment(None),
-    )
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """`ddpm sample WORDS` in this process: exit code, stdout, stderr."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def called(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = launch("sample", [str(word) for word in words])
+        except SystemExit as done:  # argparse
+            code = int(str(done.code))
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    yield called
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
-@pytest.mark.slow
-def test_from_a_dry_run_to_a_repaired_folder(bulk: Bulk) -> None:
-    dry = bulk.command("--num", 20, "--unit", 8, "--dry-run")
-    assert dry.returncode == 0, dry.stderr
-    assert "would draw 20 images (random_uncond, seed 0) of " in dry.stdout
-    assert "in units of 8: 0 are there already, 20 to draw; nothing was written" in dry.stdout
+def test_from_a_dry_run_to_a_repaired_folder(bulk: Bulk, command: Command) -> None:
+    source = (bulk.run, *bulk.overrides)
+    code, shown, _ = command(*source, "--num", 20, "--unit", 8, "--dry-run")
+    assert code == 0 and "would draw 20 images (random_uncond, seed 0) of " in shown
+    assert "in units of 8: 0 are there already, 20 to draw; nothing was written" in shown
     assert not bulk.out.exists()
 
-    done = bulk.command("--num", 20, "--unit", 8, "--format", "npz")
-    assert done.returncode == 0, done.stderr
-    folder = bulk.series.folder
-    last = done.stdout.splitlines()[-1]
-    npz = "ddim_eta0.0_steps4_gen_20x8x8x3.npz"
-    assert last == f"done: 20 images in {folder}: 3 shards in shards, grid.png, {npz}"
+    code, shown, _ = command(*source, "--num", 20, "--unit", 8, "--format", "npz")
+    folder, npz = bulk.series.folder, "ddim_eta0.0_steps4_gen_20x8x8x3.npz"
+    last = f"done: 20 images in {folder}: 3 shards in shards, grid.png, {npz}"
+    assert code == 0 and shown.splitlines()[-1] == last
     assert (folder / npz).is_file() and (folder / "grid.png").is_file()
 
-    shown = main(folder, "--status")
-    assert shown.returncode == 0
-    assert "20 of 20 images are there, in 3 units" in shown.stdout
-    assert "no job waits or runs" in shown.stdout
-    good = bulk.command("--verify")
-    assert good.returncode == 0 and good.stdout.startswith("whole: 20 of 20 images in 3 units")
+    code, shown, _ = command(folder, "--status")
+    assert code == 0 and "20 of 20 images are there, in 3 units" in shown
+    assert "no job waits or runs" in shown
+    code, shown, _ = command(*source, "--verify")
+    assert code == 0 and shown.startswith("whole: 20 of 20 images in 3 units")
 
     before = files_of(bulk.series)
     manifest_of(bulk.series.shards, range(8, 16)).unlink()
-    assert "missing: 8 images: 8-15" in main(folder, "--status").stdout
-    bad = main(folder, "--verify")
-    assert bad.returncode == 1 and "missing: 8 images: 8-15" in bad.stdout
-    again = bad.stdout.splitlines()[-1].partition("again: ")[2]
-    assert again == shlex.join(["python", "launch/sample.py", str(folder), "--num", "20"])
-    repaired = main(*shlex.split(again)[2:])
-    assert repaired.returncode == 0, repaired.stderr
-    assert "12 are there, 8 to draw, 0 held by living jobs" in repaired.stdout
-    assert files_of(bulk.series) == before
-    assert main(folder, "--verify").returncode == 0
+    assert "missing: 8 images: 8-15" in command(folder, "--status")[1]
+    code, shown, _ = command(folder, "--verify")
+    assert code == 1 and "missing: 8 images: 8-15" in shown
+    again = shlex.split(shown.splitlines()[-1].partition("again: ")[2])
+    assert again[-3:] == [str(folder), "--num", "20"]
+    code, shown, _ = command(*again[-3:])
+    assert code == 0 and "12 are there, 8 to draw, 0 held by living jobs" in shown
+    assert files_of(bulk.series) == before and command(folder, "--verify")[0] == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("words", "message"),
     [
-        (("--num", 0), 2, "error: --num is 0; give at least 1"),
-        (("--num", 9, "--cluster", "cloud"), 2, "invalid choice: 'cloud'"),
-        (("--num", 9, "--unit", 7, "--batch-size", 2), 2, "--unit is 7, which is no multiple of"),
-        (("--unit", 7), 2, "--unit is for images in bulk; give --num too"),
-        (("--jobs", 7), 2, "--jobs is for images in bulk; give --cluster slurm too"),
-        (("--num", 9, "--jobs", 7), 2, "--jobs says how to submit jobs; give --cluster slurm or"),
-        (("--num", 9, "--cluster", "local", "--jobs", 0), 2, "--jobs is 0; give at least 1"),
-        (("--num", 9, "IMAGE_GENERATION.DDIM_ETA=2"), 2, "DDIM_ETA"),
-        (("--num", 9, "IMAGE_GENERATION.CLASS_LABEL=7"), 2, "CLASS_LABEL 7 is no class"),
-        (("--status",), 2, "holds no images drawn in bulk"),
-        (("--verify",), 2, "holds no images drawn in bulk"),
+        (("--num", 0), "error: --num is 0; give at least 1"),
+        (("--num", 9, "--cluster", "cloud"), "invalid choice: 'cloud'"),
+        (("--num", 9, "--unit", 7, "--batch-size", 2), "--unit is 7, which is no multiple of"),
+        (("--unit", 7), "--unit is for images in bulk; give --num too"),
+        (("--jobs", 7), "--jobs is for images in bulk; give --cluster slurm too"),
+        (("--num", 9, "--jobs", 7), "--jobs says how to submit jobs; give --cluster slurm or"),
+        (("--num", 9, "--cluster", "local", "--jobs", 0), "--jobs is 0; give at least 1"),
+        (("--num", 9, "IMAGE_GENERATION.DDIM_ETA=2"), "DDIM_ETA"),
+        (("--num", 9, "IMAGE_GENERATION.CLASS_LABEL=7"), "CLASS_LABEL 7 is no class"),
+        (("--status",), "holds no images drawn in bulk"),
+        (("--verify",), "holds no images drawn in bulk"),
     ],
 )
 def test_bad_input_is_a_line_and_writes_nothing(
-    bulk: Bulk, words: tuple[object, ...], code: int, message: str
+    bulk: Bulk, command: Command, words: tuple[object, ...], message: str
 ) -> None:
-    done = bulk.command(*words)
-    assert done.returncode == code and message in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr and not bulk.out.exists()
+    code, _, error = command(bulk.run, *bulk.overrides, *words)
+    assert code == 2 and message in error and not bulk.out.exists()
 
 
-@pytest.mark.slow
-def test_a_damaged_checkpoint_is_a_matter_of_storage(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_a_matter_of_storage(tmp_path: Path, command: Command) -> None:
     run = make_run(tmp_path)
     (path,) = run.glob("checkpoints/*/ema-0.9.safetensors")
     path.write_bytes(path.read_bytes()[:-1])
     bulk = Bulk(run, tmp_path / "out")
-    done = bulk.command("--num", 9, "--cluster", "local")
-    assert done.returncode == 5 and "none is intact" in done.stderr
-    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
+    code, _, error = command(run, *bulk.overrides, "--num", 9, "--cluster", "local")
+    assert code == 5 and "none is intact" in error
+    assert len([line for line in error.splitlines() if line.startswith("error: ")]) == 1
     assert not bulk.out.exists()
 
 

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,9 @@ from ddpm.sampling.loading import LoadedModel, load_network
 from ddpm.sampling.request import read_request
 from ddpm.sampling.samplers import Constrain, SamplerOptions, SampleState, Start
 from ddpm.sampling.tasks import keep_known
-from tests.sampling.test_generate import Draw, draw, images_of, make_run, problems, run
-
-__all__ = ["draw", "run"]  # fixtures
+from tests.sampling.conftest import Draw
+from tests.sampling.test_request import problems
+from tests.support.small_run import images_of, make_run, save
 
 SHAPE = (3, 8, 8)
 SEED = 5
@@ -32,11 +33,6 @@ def model(run: Path) -> LoadedModel:
 @pytest.fixture(scope="module")
 def base() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
-
-
-def save(path: Path, **arrays: np.ndarray) -> Path:
-    np.savez(path, **arrays)
-    return path
 
 
 def in_model_space(images: np.ndarray) -> Tensor:
@@ -67,8 +63,7 @@ def states(
 # Inpainting
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (2, 8, 8)])
-@pytest.mark.parametrize("kind", [bool, np.uint8])
+@pytest.mark.parametrize(("shape", "kind"), [((8, 8), bool), ((2, 8, 8), np.uint8)])
 def test_a_mask_keeps_its_pixels_to_the_last_bit(
     draw: Draw, base: np.ndarray, tmp_path: Path, shape: tuple[int, ...], kind: type
 ) -> None:
@@ -186,12 +181,13 @@ def test_what_changes_the_images_changes_the_recipe(
     task, value = RECIPES[key]
     keys = {"GEN_TASK": task, "EXTERNAL_NPZ_INPUT": path, "FREEZE_CHANNEL": 0}
 
-    def recipe(**changed: object) -> dict[str, object]:
+    def recipe(**changed: object) -> dict[str, Any]:
         words = [f"IMAGE_GENERATION.{name}={value}" for name, value in (keys | changed).items()]
         return ImageGenerator(read_request(run, words)).recipe()
 
     before = recipe()
     assert before == recipe() and before != recipe(**{key: value})
+    assert before["sampler"]["resamples"] == (8 if task == "channel_inpaint" else 0)
     save(path, images=base[::-1])
     assert before != recipe()
 
@@ -215,7 +211,7 @@ def test_masks_must_fit(
 ) -> None:
     path = save(tmp_path / "base.npz", images=base, **arrays)
     keys = ("GEN_TASK=inpaint", f"EXTERNAL_NPZ_INPUT={path}")
-    (problem,) = problems(run, *(f"IMAGE_GENERATION.{key}" for key in keys))
+    (problem,) = problems(run, *(f"IMAGE_GENERATION.{key}" for key in keys)).splitlines()
     assert re.search(words, problem), problem
 
 
@@ -229,12 +225,11 @@ def test_masks_must_fit(
     ],
 )
 def test_what_a_task_lacks_is_named(run: Path, keys: tuple[str, ...], words: str) -> None:
-    found = problems(run, *(f"IMAGE_GENERATION.{key}" for key in keys))
-    assert any(words in problem for problem in found), found
+    assert words in problems(run, *(f"IMAGE_GENERATION.{key}" for key in keys))
 
 
 def test_a_network_never_trained_without_classes_is_given_one(tmp_path: Path) -> None:
     run = make_run(tmp_path, {"LABEL_DROP": 0.0})
-    (problem,) = problems(run, "IMAGE_GENERATION.GEN_TASK=random_uncond")
-    assert "random_uncond draws without classes" in problem
+    found = problems(run, "IMAGE_GENERATION.GEN_TASK=random_uncond")
+    assert "random_uncond draws without classes" in found
     read_request(run, ["IMAGE_GENERATION.GEN_TASK=class_cond"])

@@ -14,10 +14,10 @@ import pytest
 from ddpm.cluster import submit as job_list
 from ddpm.sampling import bulk
 from ddpm.sampling.bulk import BulkFolder
-from tests.sampling.test_generate import make_run
 from tests.slurm.hosts import REPOSITORY, patience, wait_until
 from tests.slurm.lab import Lab
 from tests.support.bulk_data import RUNNER, Bulk, files_of
+from tests.support.small_run import make_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 NUM, UNIT, BATCH = 2000, 16, 4

@@ -1,4 +1,4 @@
-"""Guidance: by the null class or by a guide, within an interval, rescaled."""
+"""Predictions as clean images and noise: clipped, guided within an interval, rescaled."""
 
 import pytest
 import torch
@@ -6,17 +6,16 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from ddpm.diffusion.philox import Stream, normal
-from ddpm.diffusion.process import PRED_TYPES
+from ddpm.diffusion.process import PRED_TYPES, convert, diffuse
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.sampling.denoise import Network, guided
-from ddpm.sampling.samplers import sample
+from ddpm.sampling.samplers import ddim_step, sample, sample_steps
 from ddpm.sampling.spacing import levels
 from tests.support.diffusion_cases import (
     SHAPE,
     affine_network,
     corners,
     every_pred_type,
-    every_schedule,
     ideal_network,
 )
 
@@ -48,10 +47,22 @@ def draw(network: Network, guidance: float, **options) -> Tensor:
     return sample(network, schedule, ids, SHAPE, guidance=guidance, **arguments)
 
 
-@every_pred_type
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 3.0])
+def test_guidance_extrapolates_from_the_null_label(guidance: float) -> None:
+    calls: list = []
+    drawn = draw(labelled(calls), guidance)
+    assert sorted(calls) == sorted([("main", [4, 2]), ("main", [9, 9])] * 6)
+
+    def mixed(x_t: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+        null, pred = (labelled([])(x_t, time, of) for of in (torch.full((2,), NULL), LABELS))
+        return null + guidance * (pred - null)
+
+    assert torch.equal(drawn, draw(mixed, 1.0))
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "heun", "dpmpp_2m"])
-def test_an_interval_that_covers_everything_is_plain_guidance(pred_type: str, sampler: str) -> None:
-    options = {"pred_type": pred_type, "sampler": sampler}
+def test_an_interval_that_covers_everything_is_plain_guidance(sampler: str) -> None:
+    options = {"sampler": sampler}
     plain = draw(labelled([]), 3.0, **options)
     assert torch.equal(draw(labelled([]), 3.0, guidance_interval=EVERYTHING, **options), plain)
     assert not torch.equal(draw(labelled([]), 3.0, guidance_interval=(-2, 2), **options), plain)
@@ -72,10 +83,9 @@ def test_outside_of_the_interval_the_network_is_called_once() -> None:
     assert torch.equal(nowhere, draw(labelled([]), 1.0))
 
 
-@every_schedule
-def test_the_level_of_zero_snr_is_outside_of_any_finite_interval(name: str) -> None:
+def test_the_level_of_zero_snr_is_outside_of_any_finite_interval() -> None:
     calls: list = []
-    schedule = NoiseSchedule(name, 30, zero_terminal_snr=True)
+    schedule = NoiseSchedule("cosine", 30, zero_terminal_snr=True)
     network, ids = labelled(calls), torch.arange(2)
     arguments = {"labels": LABELS, "null_label": NULL, "guidance": 2.0}
     arguments["guidance_interval"] = EVERYTHING
@@ -120,7 +130,7 @@ def test_guidance_off_asks_no_guide() -> None:
     assert torch.equal(draw(labelled([]), 1.0, **options), draw(labelled([]), 1.0))
 
 
-@every_schedule
+@pytest.mark.parametrize("name", ["linear", "cosine", "laplace"])
 def test_a_guide_does_not_depend_on_the_prediction_type(name: str) -> None:
     schedule, images = NoiseSchedule(name, 50), corners().float()
     drawn = [
@@ -139,6 +149,68 @@ def test_a_guide_does_not_depend_on_the_prediction_type(name: str) -> None:
     gain = float(1 / schedule.alpha_sigma_at(torch.tensor(50))[0])
     for other in drawn[1:]:
         assert_close(other, drawn[0], rtol=0, atol=1e-4 + 256 * 2.0**-24 * gain)
+
+
+# Clipping
+
+
+@every_pred_type
+def test_clipping_bounds_the_estimate_and_the_images(pred_type: str) -> None:
+    schedule, ids = NoiseSchedule("cosine", 20), torch.arange(8)
+    states = list(
+        sample_steps(
+            lambda x_t, time, labels: 3 * x_t,
+            schedule,
+            ids,
+            SHAPE,
+            pred_type=pred_type,
+            clip_denoise=True,
+        )
+    )
+    assert all(state.x0_hat.abs().max() <= 1 for state in states)
+    assert max(state.x0_hat.abs().max() for state in states) == 1
+    assert torch.equal(states[-1].x_t, states[-1].x0_hat)
+
+
+@every_pred_type
+@pytest.mark.parametrize("recompute", [True, False])
+def test_after_clipping_noise_fits_the_image_if_asked(pred_type: str, recompute: bool) -> None:
+    """v3 kept the noise of the unclipped image; Ho et al. 2020 use the one of the clipped."""
+    schedule, ids = NoiseSchedule("cosine", 20), torch.arange(8)
+    x_t = normal(0, Stream.X_T, ids, SHAPE)
+    pred = 2 * x_t
+    state = next(
+        sample_steps(
+            lambda x_t, time, labels: pred,
+            schedule,
+            ids,
+            SHAPE,
+            pred_type=pred_type,
+            reverse_stride=5,
+            clip_denoise=True,
+            recompute_noise=recompute,
+        )
+    )
+    pair = schedule.alpha_sigma_at(torch.tensor(20))
+    x0_hat = convert(pred, x_t, *pair, pred_type, "image").clamp(-1, 1)
+    noise_hat = convert(pred, x_t, *pair, pred_type, "noise")
+    assert_close(state.x0_hat, x0_hat, rtol=0, atol=0)
+    consistent = ddim_step(schedule, x_t, x0_hat, 20, 15, 0.0)
+    kept = diffuse(x0_hat, noise_hat, *schedule.alpha_sigma_at(torch.tensor(15)))
+    assert (consistent - kept).abs().max() > 1e-2
+    assert_close(state.x_t, consistent if recompute else kept, rtol=1e-5, atol=1e-5)
+
+
+def test_clipping_leaves_unclipped_pixels_alone() -> None:
+    schedule, ids = NoiseSchedule("cosine", 1000), torch.arange(3)
+    arguments = {"pred_type": "velocity", "num_steps": 10}
+
+    def network(x_t: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+        alpha, sigma = schedule.alpha_sigma(time[0])
+        return ((alpha * x_t - 0.9 * torch.tanh(x_t)) / sigma).float()
+
+    plain = sample(network, schedule, ids, SHAPE, **arguments)
+    assert torch.equal(sample(network, schedule, ids, SHAPE, clip_denoise=True, **arguments), plain)
 
 
 # Rescaling
