@@ -10,7 +10,7 @@ from math import log
 
 from ddpm.report import TrialResult
 from experiments.claims import Claim, Numbers, Result, spread
-from experiments.skip_prefix import Judge, Point, chart
+from experiments.skip_prefix import Point, chart, judge
 from experiments.trials import Cell, StudyOptions, by_cell, each, failures, planned, run_of, trained
 
 LINEAR, COSINE = ("iddpm_linear",), ("iddpm_cosine",)
@@ -91,10 +91,10 @@ def claims(measured: Measured) -> tuple[Claim, ...]:
 
 
 def _points(trial: TrialResult, images: int, is_short: bool) -> Points:
-    judge = Judge(run_of(trial), images)
+    point = judge(run_of(trial), images)
     steps, skipped = (_FEWER_STEPS, _FEWER_SKIPPED) if is_short else (STEPS, SKIPPED)
     wanted = [*((count, 0) for count in steps[:-1]), *((MOST, count) for count in skipped)]
-    return {(count, left_out): judge.point(count, left_out) for count, left_out in wanted}
+    return {(count, left_out): point(count, left_out) for count, left_out in wanted}
 
 
 def _skipped(points: Points) -> list[int]:

@@ -15,14 +15,12 @@ Prints a table and writes skip_prefix.json and skip_prefix.png into the run.
 """
 
 import argparse
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -39,6 +37,7 @@ from ddpm.metrics import (
 )
 from ddpm.runs import RunDirectory, storage
 from ddpm.sampling import SamplerOptions, Start, draw, levels, load_network, locate
+from experiments.claims import new_figure, png
 
 BATCH = 64  # images drawn at once
 PICTURE, NUMBERS = "skip_prefix.png", "skip_prefix.json"
@@ -62,56 +61,46 @@ class Point:
         return self.skipped / self.num_steps
 
 
-class Judge:
-    """FID of what a run's averaged network draws, for any walk: `num` images, classes in turn.
+def judge(run: Path, num: int) -> Callable[[int, int], Point]:
+    """(num_steps, skipped) -> the quality of `num` images of a run's averaged network.
 
     Raises InputError where the run has no checkpoint or its data are not what they were.
     """
+    model, real = load_network(run), data_of_run(run)
+    torch.set_num_threads(RunDirectory(run).threads)
+    has_classes = (real.data.num_classes or 0) > 1
+    extractor = open_extractor("classifier" if has_classes else "pixels", real, None)
+    reference = reference_of(real, "train", extractor)
+    classes, seed = model.config.TRAINING.NETWORK.NUM_CLASSES, model.config.EVALUATION.SEED
+    labels = None if classes is None else np.arange(num) % classes
+    dealt, shape = deal(num, labels), model.image_shape
 
-    def __init__(self, run: Path, num: int) -> None:
-        self.model = load_network(run)
-        torch.set_num_threads(RunDirectory(run).threads)
-        real = data_of_run(run)
-        classes = self.model.config.TRAINING.NETWORK.NUM_CLASSES
-        has_classes = (real.data.num_classes or 0) > 1
-        extractor = open_extractor("classifier" if has_classes else "pixels", real, None)
-        self._extractor, self._reference = extractor, reference_of(real, "train", extractor)
-        self.features = extractor.name
-        self._labels = None if classes is None else np.arange(num) % classes
-        self._dealt = deal(num, self._labels)
+    def from_noise(begin: float) -> Callable[[Tensor], Start]:
+        return lambda ids: noise_start(begin, ids, shape, seed)
 
-    def point(self, num_steps: int, skipped: int = 0, *, eta: float = 0.0) -> Point:
-        """The quality of a walk of `num_steps` steps without its first `skipped`."""
-        images = self._drawn(num_steps, skipped, eta)
-        statistics = collect(self._extractor, [images], self._dealt, kept=0)
-        plain, infinite = self._reference.frechet.fid(statistics.groups)
-        return Point(skipped=skipped, num_steps=num_steps, fid=plain, fid_infinity=infinite)
-
-    def _drawn(self, num_steps: int, skipped: int, eta: float) -> NDArray[np.uint8]:
-        model = self.model
-        sampler = SamplerOptions(
-            pred_type=model.pred_type,
-            num_steps=num_steps,
-            ddim_eta=eta,
-            clip_denoise=True,
-            seed=model.config.EVALUATION.SEED,
-        )
+    def point(num_steps: int, skipped: int) -> Point:
         begin = levels(model.schedule, num_steps=num_steps)[skipped].time
-        return draw(
+        options = {"pred_type": model.pred_type, "num_steps": num_steps, "clip_denoise": True}
+        images = draw(
             model.network,
             model.schedule,
-            len(self._dealt),
-            model.image_shape,
-            sampler,
-            labels=None if self._labels is None else torch.from_numpy(self._labels),
+            num,
+            shape,
+            SamplerOptions(seed=seed, **options),  # type: ignore[arg-type]
+            labels=None if labels is None else torch.from_numpy(labels),
             batch_size=BATCH,
-            start=_from_noise(begin, model.image_shape, sampler.seed) if skipped else None,
+            start=from_noise(begin) if skipped else None,
         )
+        statistics = collect(extractor, [images], dealt, kept=0)
+        plain, infinite = reference.frechet.fid(statistics.groups)
+        return Point(skipped=skipped, num_steps=num_steps, fid=plain, fid_infinity=infinite)
+
+    return point
 
 
-def _from_noise(begin: float, shape: tuple[int, int, int], seed: int) -> Callable[[Tensor], Start]:
-    """The walk from time `begin`, its first state N(0, 1): alpha x0 + sigma noise of two noises."""
-    return lambda ids: Start(time=begin, x0=philox.normal(seed, Stream.KNOWN, ids, shape))
+def noise_start(begin: float, ids: Tensor, shape: tuple[int, int, int], seed: int) -> Start:
+    """A walk from time `begin`, its first state N(0, 1): alpha x0 + sigma noise of two noises."""
+    return Start(time=begin, x0=philox.normal(seed, Stream.KNOWN, ids, shape))
 
 
 def skips(num_steps: int, longest: float, count: int) -> list[int]:
@@ -130,23 +119,6 @@ def skips(num_steps: int, longest: float, count: int) -> list[int]:
         raise InputError(problems)
     last = min(round(longest * num_steps), num_steps - 1)
     return sorted({round(last * k / (count - 1)) for k in range(count)})
-
-
-def measure(
-    run: Path,
-    num_steps: int,
-    skipped: Sequence[int],
-    *,
-    num: int = 1024,
-    on_point: Callable[[Point], None] | None = None,
-) -> list[Point]:
-    """The quality of a run's samples with each of these numbers of steps skipped."""
-    judge, points = Judge(run, num), []
-    for count in skipped:
-        points.append(judge.point(num_steps, count))
-        if on_point is not None:
-            on_point(points[-1])
-    return points
 
 
 def table(points: Sequence[Point]) -> Table:
@@ -177,19 +149,14 @@ def save(run: Path, points: Sequence[Point]) -> tuple[Path, Path]:
 
 def chart(curves: dict[str, Sequence[Point]]) -> bytes:
     """PNG: FID over the share skipped, a curve for each name."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = new_figure(6, 4)
     axes = figure.add_subplot()
     for name, points in curves.items():
         shares, values = [p.share for p in points], [p.fid.value for p in points]
         axes.plot(shares, values, marker="o", ms=4, label=name)
     axes.set(xlabel="share of the reverse chain that is skipped", ylabel="FID", yscale="log")
     axes.legend(fontsize=7)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def main(argv: list[str]) -> int:
@@ -214,8 +181,8 @@ def main(argv: list[str]) -> int:
             f"would draw {args.num:,} images of {run} with {shares} of {args.steps} steps skipped"
         )
         return 0
-    console = Console()
-    points = measure(run, args.steps, skipped, num=args.num)
+    console, point = Console(), judge(run, args.num)
+    points = [point(args.steps, count) for count in skipped]
     console.print(table(points))
     numbers, picture = save(run, points)
     console.print(f"written: {numbers}, {picture.name}", soft_wrap=True, highlight=False)

@@ -12,7 +12,6 @@ from .evaluation import write_record as write_record
 from .features import Extractor as Extractor
 from .features import collect as collect
 from .features import deal as deal
-from .ideal import write_references as write_references
 from .inception import inception_problems as inception_problems
 from .inception import load_inception as load_inception
 from .intervals import Interval as Interval
@@ -47,6 +46,7 @@ from .validation import ema_curve as ema_curve
 from .validation import evaluate_run as evaluate_run
 from .validation import levels_of as levels_of
 from .validation import validation_metrics as validation_metrics
+from .validation import write_references as write_references
 from .x0_error import MEASURES as MEASURES
 from .x0_error import X0Error as X0Error
 from .x0_error import X0Summary as X0Summary

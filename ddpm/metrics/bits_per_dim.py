@@ -16,7 +16,7 @@ that are not bytes have no bound. All of it is float64.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,9 +26,7 @@ from torch import Tensor
 from ddpm.data import Batch
 from ddpm.diffusion import NoiseSchedule, Stream, diffuse, philox, x0_from_pred
 from ddpm.metrics.intervals import standard_error
-from ddpm.sampling import Level, whole_levels
-
-Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+from ddpm.sampling import Level, Network, whole_levels
 
 # One network call a step and image.
 USUAL_STEPS = 64
@@ -89,12 +87,12 @@ class Bound:
     def facts(self) -> dict[str, object]:
         """JSON values, for evaluation.json; a number that is not finite is null."""
         return {
-            "value": _finite(self.total),
-            "evaluation_error": _finite(self.evaluation_error),
+            "value": finite(self.total),
+            "evaluation_error": finite(self.evaluation_error),
             "num_images": len(self.ids),
             "timesteps": list(self.timesteps),
-            "terms": [_finite(value) for value in self.terms],
-            "term_errors": [_finite(value) for value in self.term_errors],
+            "terms": [finite(value) for value in self.terms],
+            "term_errors": [finite(value) for value in self.term_errors],
         }
 
 
@@ -152,7 +150,10 @@ def variational_bound(
         given_labels = None if wanted is None else wanted[part]
         rows = [_prior(x0, levels[0])]
         for now, then in zip(levels[:-1], levels[1:], strict=True):
-            x0_hat = _estimate(network, x0, epsilon, now, given_labels, pred_type)
+            time = x0.new_full((len(x0),), now.time)
+            x0_hat = denoised(
+                network, x0, epsilon, now.alpha, now.sigma, time, given_labels, pred_type
+            )
             if then.is_clean:
                 before = levels[-3] if len(levels) > 2 else None
                 rows.append(_decoder(x0, x0_hat, decoder_std(now, before), grid))
@@ -164,6 +165,28 @@ def variational_bound(
         bits=(torch.cat(columns, dim=1) / math.log(2)).cpu().numpy(),
         ids=batch.ids.cpu().numpy(),
     )
+
+
+def denoised(
+    network: Network,
+    x0: Tensor,
+    noise: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    time: Tensor,
+    labels: Tensor | None,
+    pred_type: str,
+) -> Tensor:
+    """x0_hat of clean images diffused to one level, float64 (N, C, H, W); never under autocast.
+
+    x0, noise: float64.  alpha, sigma: of no dimension, float64.  time: (N,), as the network sees it.
+    """
+    alpha, sigma = (one.expand(len(x0)).to(x0.device) for one in (alpha, sigma))
+    # The estimate is of what the network was given: x_t rounded to float32.
+    given = diffuse(x0, noise, alpha, sigma).float()
+    pred = network(given, time.float(), labels)
+    with torch.autocast(x0.device.type, enabled=False):
+        return x0_from_pred(pred.double(), given.double(), alpha, sigma, pred_type)
 
 
 def decoder_std(first: Level, before: Level | None) -> Tensor:
@@ -214,23 +237,6 @@ def _decoder(x0: Tensor, x0_hat: Tensor, std: Tensor, grid: Grid) -> Tensor:
     return -grid_log_mass(x0, x0_hat, std.to(x0.device), grid).flatten(1).mean(dim=1)
 
 
-def _estimate(
-    network: Network,
-    x0: Tensor,
-    epsilon: Tensor,
-    level: Level,
-    labels: Tensor | None,
-    pred_type: str,
-) -> Tensor:
-    alpha, sigma = (one.expand(len(x0)).to(x0.device) for one in (level.alpha, level.sigma))
-    # As in validation.py: of what the network was given, x_t rounded to float32.
-    given = diffuse(x0, epsilon, alpha, sigma).float()
-    time = torch.full((len(x0),), level.time, dtype=torch.float32, device=x0.device)
-    pred = network(given, time, labels)
-    with torch.autocast(x0.device.type, enabled=False):
-        return x0_from_pred(pred.double(), given.double(), alpha, sigma, pred_type)
-
-
 def _check(schedule: NoiseSchedule, timesteps: Sequence[int], batch: Batch, grid: Grid) -> None:
     last = schedule.num_timesteps
     falls = all(t > s for t, s in zip(timesteps, timesteps[1:], strict=False))
@@ -240,5 +246,6 @@ def _check(schedule: NoiseSchedule, timesteps: Sequence[int], batch: Batch, grid
         raise ValueError(NOT_BYTES)
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """A number of JSON, which has no NaN or infinity: null for them."""
     return float(value) if math.isfinite(value) else None

@@ -17,10 +17,11 @@ side, and the interval misses the truth every time.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import atan, cos, isfinite, pi, sin, sqrt
+from math import isfinite, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 _NORMAL = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
@@ -279,21 +280,6 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[f
     return float(array.mean()), t_quantile(confidence, array.size - 1) * error
 
 
-def t_probability(t: float, dof: int) -> float:
-    """P(|X| <= t) for Student's t with an integer number of degrees of freedom.
-
-    Finite sums in theta = atan(t / sqrt(dof))          (Abramowitz and Stegun, 26.7.3 and 26.7.4)
-    """
-    theta = atan(t / sqrt(dof))
-    c, s = cos(theta), sin(theta)
-    is_even = dof % 2 == 0
-    total, term = 0.0, 1.0 if is_even else c
-    for k in range(dof // 2):
-        total += term
-        term *= c * c * ((2 * k + 1) / (2 * k + 2) if is_even else (2 * k + 2) / (2 * k + 3))
-    return s * total if is_even else 2 / pi * (theta + s * total)
-
-
 @lru_cache(maxsize=1024)
 def t_quantile(confidence: float, dof: int) -> float:
     """t with P(|X| <= t) = confidence: half-width of a two-sided interval in standard errors."""
@@ -301,12 +287,4 @@ def t_quantile(confidence: float, dof: int) -> float:
         raise ValueError(
             f"confidence {confidence} must lie in (0, 1) and degrees of freedom {dof} >= 1"
         )
-    # Beyond 400 degrees of freedom the sums grow long and the quantile falls by less than 1 %.
-    dof = min(dof, 400)
-    low, high = 0.0, 1.0
-    while t_probability(high, dof) < confidence and high < 1e12:
-        high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_probability(middle, dof) < confidence else (low, middle)
-    return high
+    return float(stdtrit(dof, (1 + confidence) / 2))

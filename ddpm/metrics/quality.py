@@ -49,7 +49,8 @@ class QualityPoint:
 
     def interval(self, measure: str) -> Interval | None:
         """One of QUALITY_MEASURES by its name."""
-        return {"fid": self.fid, "kid": self.kid, "accuracy": self.accuracy}[measure]
+        found: Interval | None = getattr(self, measure)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,8 +180,6 @@ def _point(facts: Mapping[str, Any], num: int) -> QualityPoint:
         eta=float(facts["eta"]),
         evaluations=int(facts["evaluations"]),
         seconds=float(facts["seconds"]),
-        fid=interval("fid"),
-        kid=interval("kid"),
-        accuracy=interval("accuracy"),
+        **{measure: interval(measure) for measure in QUALITY_MEASURES},
         reasons={str(key): str(value) for key, value in facts.get("reasons", {}).items()},
     )

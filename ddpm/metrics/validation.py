@@ -4,11 +4,15 @@ Every trial is measured on the same (validation image, noise) pairs at the same 
 whatever its schedule, its number of timesteps or its prediction type; the time the network is
 called with is found by inverting the schedule. The noise of a pair is keyed by (seed, EVAL, sample
 id), the same at every level. Nothing is clipped; conversions are float64, never under autocast.
+
+Beside them stand two ideal denoisers in closed form, which belong to the data alone and know no
+class: the best linear one, and the one that remembers the training set.
 """
 
 import io
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +25,9 @@ from ddpm.data import Batch, Dataset
 from ddpm.diffusion import (
     NoiseSchedule,
     Stream,
-    diffuse,
     fit,
     name_of,
     philox,
-    x0_from_pred,
 )
 from ddpm.distributed import ALONE, Group, device_of
 from ddpm.errors import InputError
@@ -35,22 +37,25 @@ from ddpm.metrics.bits_per_dim import (
     USUAL_STEPS,
     Bound,
     bound_timesteps,
+    denoised,
+    finite,
     variational_bound,
 )
 from ddpm.metrics.x0_error import MEASURES, X0Error, common_levels, summary
 from ddpm.runs import LARGEST_ERROR, RunDirectory, checkpoint, load_run, snapshots, storage
-from ddpm.sampling import RAW, Ema, PowerEma, load_network, locate, open_data
+from ddpm.sampling import RAW, Ema, Network, PowerEma, load_network, locate, open_data, to_uint8
 
 # Beyond these a level says nothing: the image is all noise, or its noise far below a grey value.
 LOWEST, HIGHEST = -20, 16
 # The levels that linear, cosine and cos6 share for 50 timesteps or more.
 USUAL_LEVELS = tuple(range(-8, 6))
+REFERENCE_LEVELS = tuple(range(-12, 13))
+# The Gaussian fit diagonalises a D x D matrix: 4096 values take about 10 s on two cores.
+_GAUSSIAN_LIMIT = 4096
 # Images go through the network in batches of one size, whoever measures them: numbers have the same
 # bits for any number of workers. The last batch is filled up with its last image.
 BATCH = 16
 EMA_LENGTHS = (0.01, 0.25)  # sigma_rel of the shortest and the longest average of ema_curve
-
-Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def levels_of(schedule: NoiseSchedule) -> tuple[int, ...]:
@@ -85,20 +90,14 @@ def measure_x0_error(
     rows = []
     for level in levels:
         time = schedule.time_from_logsnr(torch.full_like(batch.ids, level, dtype=torch.float64))
-        alpha, sigma = schedule.alpha_sigma(time)  # (N,), all alike
+        alpha, sigma = (one[0] for one in schedule.alpha_sigma(time))  # all alike
         errors = []
         for start in range(0, len(batch.ids), batch_size):
             part = slice(start, start + batch_size)
-            x0 = batch.images[part].double()
-            # The estimate is of what the network was given: x_t rounded to float32.
-            given = diffuse(x0, draws[part].double(), alpha[part], sigma[part]).float()
-            given_labels = None if wanted is None else wanted[part]
-            pred = network(given, time[part].float(), given_labels)
-            with torch.autocast(x0.device.type, enabled=False):
-                x0_hat = x0_from_pred(
-                    pred.double(), given.double(), alpha[part], sigma[part], pred_type
-                )
-                errors.append((x0_hat - x0).square().flatten(1).mean(dim=1))
+            x0, noise = batch.images[part].double(), draws[part].double()
+            labels_ = None if wanted is None else wanted[part]
+            x0_hat = denoised(network, x0, noise, alpha, sigma, time[part], labels_, pred_type)
+            errors.append((x0_hat - x0).square().flatten(1).mean(dim=1))
         rows.append(torch.cat(errors))
     return X0Error(
         levels=np.asarray(levels, dtype=np.int64),
@@ -238,16 +237,104 @@ def write_evaluation(
         "data_sha256": data_sha256,
         "is_beta_defined": bool(schedule.is_beta_defined),
         "levels": [int(level) for level in error.levels],
-        "mse": [_finite(value) for value in mean],
-        "mse_evaluation_error": [_finite(value) for value in spread],
+        "mse": [finite(value) for value in mean],
+        "mse_evaluation_error": [finite(value) for value in spread],
         "bits_per_dim": {"value": None, "reason": NOT_BYTES} if bound is None else bound.facts(),
     }
     storage.write_json(folder / "evaluation.json", facts)
 
 
-def _finite(value: float) -> float | None:
-    """JSON has no NaN or infinity."""
-    return float(value) if math.isfinite(value) else None
+def gaussian_fit(train: Tensor, x0: Tensor, draws: Tensor, levels: Sequence[int]) -> list[float]:
+    """MSE at each level of the best linear estimator: the Wiener filter of the training data.
+
+    For data N(mean, U diag(c) U^T):
+        x0_hat = mean + U diag(alpha c / (alpha^2 c + sigma^2)) U^T (x_t - alpha mean)
+
+    train: (n, D) whose mean and covariance are fitted.  x0, draws: (N, D), the pairs measured.
+    """
+    mean = train.double().mean(dim=0)
+    variance, basis = torch.linalg.eigh(torch.cov(train.double().T, correction=0))
+    variance = variance.clamp_min(0)
+    signal, noise_part = (x0.double() - mean) @ basis, draws.double() @ basis
+    errors = []
+    for alpha, sigma in map(_alpha_sigma, levels):
+        gain = alpha * variance / (alpha**2 * variance + sigma**2)
+        estimate = gain * (alpha * signal + sigma * noise_part)
+        errors.append(float((estimate - signal).square().mean()))
+    return errors
+
+
+def memorisation(train: Tensor, x0: Tensor, draws: Tensor, levels: Sequence[int]) -> list[float]:
+    """MSE at each level of the ideal denoiser of a finite training set, which only remembers.
+
+    x0_hat = sum_i w_i x_i,   w = softmax_i(-|x_t - alpha x_i|^2 / (2 sigma^2))
+                                                            (Karras et al. 2022, App. B.3)
+
+    train: (n, D), all that is remembered.  x0, draws: (N, D), training pairs.
+    """
+    train, x0, draws = train.double(), x0.double(), draws.double()
+    from_image, from_noise = x0 @ train.T, draws @ train.T  # (N, n) both
+    energy = train.square().sum(dim=1)  # (n,)
+    errors = []
+    for alpha, sigma in map(_alpha_sigma, levels):
+        similar = alpha * (alpha * from_image + sigma * from_noise) - alpha**2 * energy / 2
+        weights = torch.softmax(similar / sigma**2, dim=1)
+        errors.append(float((weights @ train - x0).square().mean()))
+    return errors
+
+
+def _alpha_sigma(level: int) -> tuple[float, float]:
+    """alpha^2 = sigmoid(logsnr), sigma^2 = sigmoid(-logsnr)."""
+    return (1 + math.exp(-level)) ** -0.5, (1 + math.exp(level)) ** -0.5
+
+
+def write_references(
+    folder: Path,
+    data: Dataset,
+    *,
+    seed: int,
+    num: int,
+    levels: Sequence[int] = REFERENCE_LEVELS,
+    num_train: int = 10_000,
+    num_images: int = 100,
+) -> dict[str, Any]:
+    """Both curves of `data` and some of its validation images, written once in `folder`.
+
+    num: pairs of each curve, as in EVALUATION.NUM.  num_train: at most so many training images are
+    fitted and remembered.  Returns the content of references.json: levels, gaussian (None for large
+    images), memorisation, num_train. references.npz: images uint8 (N, H, W, C) and labels.
+    """
+    known = {"format": 1, "data_sha256": data.sha256, "seed": seed, "pairs": num}
+    path = folder / "references.json"
+    if path.exists():
+        saved: dict[str, Any] = json.loads(path.read_text())
+        if known.items() <= saved.items():
+            return saved
+
+    def pairs(batch: Batch) -> tuple[Tensor, Tensor]:
+        """The first images and the noise that x0_error pairs them with, both (N, D)."""
+        draws = philox.normal(seed, Stream.EVAL, batch.ids[:num], tuple(batch.images.shape[1:]))
+        return batch.images[:num].flatten(1), draws.flatten(1)
+
+    ids = data.order(torch.arange(min(num_train, data.num_train))).sort().values
+    train, validation = data.read(ids, None), data.validation(max(num, num_images))
+    flat, gaussian = train.images.flatten(1), None
+    if flat.shape[1] <= _GAUSSIAN_LIMIT:
+        gaussian = gaussian_fit(flat, *pairs(validation), levels)
+    facts = {
+        **known,
+        "num_train": len(ids),
+        "levels": list(levels),
+        "gaussian": gaussian,
+        "memorisation": memorisation(flat, *pairs(train), levels),
+    }
+    images, labels = validation.images[:num_images], validation.labels
+    labels = torch.full((len(images),), -1) if labels is None else labels[:num_images]
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=to_uint8(images).cpu().numpy(), labels=labels.cpu().numpy())
+    storage.write_bytes(folder / "references.npz", buffer.getvalue())
+    storage.write_json(path, facts)
+    return facts
 
 
 def ema_curve(run: Path, num: int = 12, *, dry: bool = False) -> None:
@@ -305,7 +392,7 @@ def ema_curve(run: Path, num: int = 12, *, dry: bool = False) -> None:
                 "sigma_rel": length,
                 "is_tracked": length is None or length in tracked,
                 "fit_error": 0.0 if length is None else missing[length],
-                **{one: _finite(getattr(found, one)) for one in names},
+                **{one: finite(getattr(found, one)) for one in names},
             }
         )
         print(f"{name:14}", *(f"{measure} {found.value(measure):.4f}" for measure in MEASURES))

@@ -17,7 +17,8 @@ from ddpm.errors import InputError, Interrupted, run_main
 from ddpm.metrics.intervals import Interval
 from ddpm.report.reading import read
 from ddpm.sweep.ledger import Ledger
-from experiments import few_steps, loss_space, results, terminal_snr, truncated_snr
+from experiments import __main__ as results
+from experiments import few_steps, loss_space, terminal_snr, truncated_snr
 from experiments.claims import Claim, Numbers, Result, spread
 from experiments.gaussian_walk import GaussianFit, ideal_network
 from experiments.hidden_plane import (

@@ -217,7 +217,7 @@ def test_real_digits_are_worth_more_than_noisy_ones(tmp_path: Path, digits: Path
     assert shifted.fid and shifted.fid.low < own.fid.value < shifted.fid.high
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_and_on_two_workers_a_training_ends_with_the_numbers_of_one(
     tmp_path: Path, digits: Path
 ) -> None:
@@ -263,7 +263,7 @@ SAMPLED = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_two_and_five_workers_measure_the_same(tmp_path: Path, digits: Path) -> None:
     """200 samples are four batches, so one worker of five has nothing to draw."""
     exact = SAMPLED | {"TRAINING.NUMERICS": "exact", "TRAINING.MICRO_BATCH": 13}

@@ -14,14 +14,16 @@ from ddpm.diffusion import philox
 from ddpm.diffusion.philox import Stream
 from ddpm.diffusion.process import convert
 from ddpm.diffusion.schedule import NoiseSchedule
-from ddpm.metrics.ideal import gaussian_fit, memorisation, write_references
 from ddpm.metrics.validation import (
     USUAL_LEVELS,
     evaluate_run,
+    gaussian_fit,
     levels_of,
     measure_x0_error,
+    memorisation,
     validation_metrics,
     write_evaluation,
+    write_references,
 )
 from ddpm.metrics.x0_error import common_levels, summary
 from ddpm.report.reading import read

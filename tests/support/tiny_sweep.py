@@ -21,8 +21,7 @@ from ddpm.diffusion import philox
 from ddpm.diffusion.philox import Stream
 from ddpm.diffusion.process import convert, diffuse, target_for, timesteps
 from ddpm.diffusion.schedule import NoiseSchedule
-from ddpm.metrics.ideal import write_references
-from ddpm.metrics.validation import levels_of, measure_x0_error, write_evaluation
+from ddpm.metrics.validation import levels_of, measure_x0_error, write_evaluation, write_references
 
 PRED_TYPE, SCHEDULER = "TRAINING.PRED_TYPE", "TRAINING.NETWORK.SCHEDULER"
 TIMESTEPS = "TRAINING.NETWORK.TIMESTEPS"
