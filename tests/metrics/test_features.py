@@ -128,12 +128,6 @@ def test_parts_merge_to_the_whole_in_any_order(sizes: tuple[int, ...]) -> None:
     assert close(merged(parts[::-1]), Moments.of(x))
 
 
-def test_the_order_of_vectors_does_not_matter() -> None:
-    x = vectors(500)
-    shuffled = x[torch.randperm(500, generator=torch.Generator().manual_seed(1))]
-    assert close(Moments.of(shuffled), Moments.of(x))
-
-
 def test_what_was_merged_can_be_left_out_again() -> None:
     x = vectors(400)
     whole, part = Moments.of(x), Moments.of(x[100:150])

@@ -1,4 +1,4 @@
-"""The Frechet distance: closed forms, scipy's square root, its own zero, and honest intervals."""
+"""The Frechet distance: closed forms, scipy's square root, its own zero, and no bias of few images."""
 
 import numpy as np
 import pytest
@@ -68,12 +68,6 @@ def test_scipys_root_of_the_product_gives_the_same() -> None:
     assert frechet_distance(two, one) == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_order_of_the_images_does_not_matter() -> None:
-    x, reference = draw(400, 8, seed=1), Moments.of(draw(900, 8, seed=2))
-    plain = fid(groups_of(x), reference)[0].value
-    assert fid(groups_of(x.flip(0)), reference)[0].value == pytest.approx(plain, rel=1e-9)
-
-
 def truth(reference: Moments, dimension: int, shift: float, scale: float) -> float:
     """The distance of the distribution that draw() draws from."""
     mix = torch.eye(dimension) + 0.3 * torch.randn(
@@ -110,20 +104,3 @@ def test_products_of_groups_say_what_the_distance_of_another_mixture_of_them_is(
     expected = weights.numpy() @ products @ weights.numpy() - products.mean()
     found = frechet_distance(exact(mean.numpy(), covariance.numpy()), whole)
     assert found == pytest.approx(expected, rel=0.05)
-
-
-def coverage(dimension: int, n: int, shift: float, scale: float, trials: int) -> float:
-    """How often the interval at infinity holds the true distance."""
-    reference = Moments.of(draw(3000, dimension, seed=0))
-    wanted = truth(reference, dimension, shift, scale)
-    hits = 0
-    for seed in range(1, trials + 1):
-        hits += fid(groups_of(draw(n, dimension, seed, shift, scale)), reference)[1].covers(wanted)
-    return hits / trials
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.2, 1.2)])  # alike, and not
-def test_intervals_cover_the_truth_as_often_as_they_say(shift: float, scale: float) -> None:
-    # 300 trials of 95 %: 2.5 standard errors are 3 %; make test-coverage has the long form
-    assert 0.915 <= coverage(8, 400, shift, scale, trials=300) <= 0.985

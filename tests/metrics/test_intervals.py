@@ -144,8 +144,8 @@ def test_a_remainder_makes_it_wider() -> None:
 
 
 # In units of the error at zero: at zero, near it, and where both orders count.
-@pytest.mark.parametrize("errors", [0.0, 0.5, 2.0, 20.0])
-@pytest.mark.parametrize("dimension", [3, 30, 300])
+@pytest.mark.parametrize("errors", [0.0, 2.0, 20.0])
+@pytest.mark.parametrize("dimension", [3, 300])
 def test_it_holds_the_truth_as_often_as_it_says(errors: float, dimension: int) -> None:
     rng = np.random.default_rng(0)
     theta = errors * np.sqrt(2 * dimension) / K

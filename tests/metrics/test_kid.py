@@ -1,4 +1,4 @@
-"""The kernel distance: scikit-learn's kernel, no bias, 0 within its interval on two halves."""
+"""The kernel distance: scikit-learn's kernel, no bias, sharper with more images."""
 
 import numpy as np
 import pytest
@@ -39,30 +39,6 @@ def test_it_has_no_bias_whatever_the_number_of_images() -> None:
     for n in (64, 256):
         values = [kid(blocks(draw(n, 2 * s)), blocks(draw(n, 2 * s + 1))).value for s in range(100)]
         assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))
-
-
-@pytest.mark.slow
-def test_two_halves_of_one_set_are_at_zero_within_the_interval() -> None:
-    hits = 0
-    for seed in range(200):
-        x = draw(1000, seed)
-        hits += kid(blocks(x[:500]), blocks(x[500:])).covers(0.0)
-    # 200 trials that each hold 0 in 95 % fall outside of this but for one time in sixty
-    assert 0.91 <= hits / 200 <= 0.98
-
-
-def test_the_interval_covers_the_truth_where_the_sets_differ() -> None:
-    far = [kid(blocks(draw(640, 2 * s, 0.2)), blocks(draw(640, 2 * s + 1))) for s in range(200)]
-    wanted = np.mean([estimate.value for estimate in far])
-    assert 0.91 <= np.mean([estimate.covers(float(wanted)) for estimate in far]) <= 0.985
-
-
-def test_the_interval_is_as_wide_as_the_numbers_vary() -> None:
-    for shift in (0.0, 0.3):
-        found = [kid(blocks(draw(320, s, shift)), blocks(draw(320, 999 - s))) for s in range(100)]
-        spread = np.std([one.value for one in found], ddof=1)
-        half = np.mean([(one.high - one.low) / 2 for one in found])
-        assert 1.6 < half / spread < 2.7
 
 
 def test_more_images_make_it_sharper_where_sets_are_alike() -> None:
