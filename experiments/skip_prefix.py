@@ -17,6 +17,7 @@ Prints a table and writes skip_prefix.json and skip_prefix.png into the run.
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -75,21 +76,20 @@ def judge(run: Path, num: int) -> Callable[[int, int], Point]:
     labels = None if classes is None else np.arange(num) % classes
     dealt, shape = deal(num, labels), model.image_shape
 
-    def from_noise(begin: float) -> Callable[[Tensor], Start]:
-        return lambda ids: noise_start(begin, ids, shape, seed)
-
     def point(num_steps: int, skipped: int) -> Point:
         begin = levels(model.schedule, num_steps=num_steps)[skipped].time
-        options = {"pred_type": model.pred_type, "num_steps": num_steps, "clip_denoise": True}
+        sampler = SamplerOptions(
+            pred_type=model.pred_type, num_steps=num_steps, clip_denoise=True, seed=seed
+        )
         images = draw(
             model.network,
             model.schedule,
             num,
             shape,
-            SamplerOptions(seed=seed, **options),  # type: ignore[arg-type]
+            sampler,
             labels=None if labels is None else torch.from_numpy(labels),
             batch_size=BATCH,
-            start=from_noise(begin) if skipped else None,
+            start=partial(noise_start, begin, shape, seed) if skipped else None,
         )
         statistics = collect(extractor, [images], dealt, kept=0)
         plain, infinite = reference.frechet.fid(statistics.groups)
@@ -98,7 +98,7 @@ def judge(run: Path, num: int) -> Callable[[int, int], Point]:
     return point
 
 
-def noise_start(begin: float, ids: Tensor, shape: tuple[int, int, int], seed: int) -> Start:
+def noise_start(begin: float, shape: tuple[int, int, int], seed: int, ids: Tensor) -> Start:
     """A walk from time `begin`, its first state N(0, 1): alpha x0 + sigma noise of two noises."""
     return Start(time=begin, x0=philox.normal(seed, Stream.KNOWN, ids, shape))
 

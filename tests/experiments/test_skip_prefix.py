@@ -21,7 +21,7 @@ def test_shares_are_even_and_whole_steps() -> None:
 
 def test_a_skipped_walk_begins_in_unit_noise_of_its_own() -> None:
     ids = torch.arange(4000)
-    start = noise_start(0.5, ids, (1, 2, 2), 0)
+    start = noise_start(0.5, (1, 2, 2), 0, ids)
     assert start.time == 0.5 and start.x0 is not None
     x0 = start.x0
     assert float(x0.var()) == pytest.approx(1.0, abs=0.05)
