@@ -66,6 +66,7 @@ def of_digits(digits: Path) -> forecasts.Forecast:
     return forecast(config, open_data(config, digits))
 
 
+@pytest.mark.slow
 def test_the_configured_walk_has_the_error_of_the_ideal_denoiser(
     of_digits: forecasts.Forecast, digits: Path
 ) -> None:
@@ -79,6 +80,7 @@ def test_the_configured_walk_has_the_error_of_the_ideal_denoiser(
     assert of_digits.num_images == data.num_train
 
 
+@pytest.mark.slow
 def test_every_schedule_spacing_and_sampler_is_there(of_digits: forecasts.Forecast) -> None:
     assert {walk.spacing for walk in of_digits.walks} == set(SPACINGS)
     assert len({walk.schedule for walk in of_digits.walks}) == len(SCHEDULES) == 9
@@ -89,6 +91,7 @@ def test_every_schedule_spacing_and_sampler_is_there(of_digits: forecasts.Foreca
         assert errors == sorted(errors, reverse=True), "more steps, less error"
 
 
+@pytest.mark.slow
 def test_what_is_said_is_what_was_found(of_digits: forecasts.Forecast) -> None:
     text = " ".join(sentences(of_digits))
     assert of_digits.chosen is not None
@@ -98,22 +101,16 @@ def test_what_is_said_is_what_was_found(of_digits: forecasts.Forecast) -> None:
     assert picture(of_digits).startswith(b"\x89PNG")
 
 
-def test_zero_terminal_snr_has_no_bias(digits: Path) -> None:
-    config = load(
-        DIGITS, ["TRAINING.NETWORK.ZERO_TERMINAL_SNR=true", "TRAINING.NETWORK.TIMESTEPS=8"]
-    )
-    found = forecast(config, open_data(config, digits))
-    assert found.own.signal == 0 and found.own.brightness == 0
-    assert any("ends at zero SNR" in sentence for sentence in sentences(found))
-
-
+@pytest.mark.slow
 def test_the_command_prints_and_keeps_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Of a schedule that ends at zero SNR, and so has no bias."""
     words = [
         str(DIGITS),
         f"TRAINING.OUTPUT_DIR={tmp_path}",
         "TRAINING.NETWORK.TIMESTEPS=20",
+        "TRAINING.NETWORK.ZERO_TERMINAL_SNR=true",
     ]
     assert forecasts.main([*words, "--dry-run"]) == 0
     assert "would write" in capsys.readouterr().out and not list(tmp_path.iterdir())
@@ -125,7 +122,10 @@ def test_the_command_prints_and_keeps_it(
     assert {one["schedule"] for one in facts["terminals"]} == {*SCHEDULES} - {"iddpm_linear"}
     assert {w["num_steps"] for w in facts["walks"] if w["spacing"] == "trailing"} == {5, 10, 20}
     assert (folder / "forecast.png").stat().st_size > 10_000
-    assert "of the Gaussian fitted to 1,6" in capsys.readouterr().out.replace("\n", " ")
+    own = next(one for one in facts["terminals"] if one["schedule"] == "cosine")
+    assert own["signal"] == own["brightness"] == 0
+    shown = capsys.readouterr().out.replace("\n", " ")
+    assert "of the Gaussian fitted to 1,6" in shown and "ends at zero SNR" in shown
 
 
 def test_bad_words_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,7 +33,9 @@ def test_a_skipped_walk_begins_in_unit_noise_of_its_own() -> None:
 
 @pytest.fixture(scope="module")
 def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digits_run(digits, tmp_path_factory.mktemp("skip"), classes=None)
+    """Without labels: compared by pixels, which need no training."""
+    data = {"NAME": "digits", "PATH": str(digits), "LABEL_KEY": None}
+    return digits_run(digits, tmp_path_factory.mktemp("skip"), classes=None, DATASET=data)
 
 
 @pytest.mark.slow

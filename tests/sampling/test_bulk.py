@@ -160,6 +160,7 @@ def test_inpainting_keeps_its_folder_when_more_known_images_are_needed(
 ) -> None:
     base = save(tmp_path / "base.npz", images=np.random.default_rng(0).random((9, 8, 8, 3)))
     keys = {"GEN_TASK": "channel_inpaint", "EXTERNAL_NPZ_INPUT": base, "FREEZE_CHANNEL": 1}
+    keys |= {"RESAMPLES": 0}
     bulk = Bulk(run, tmp_path / "out", keys)
     bulk.draw(4)
     drawn = files_of(bulk.draw(12))
