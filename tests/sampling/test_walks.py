@@ -218,9 +218,10 @@ def test_a_step_taken_again_forgets_what_was_estimated_on_another_way(sampler: s
         assert_close(again.x_t.double(), first_order, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_resampling_gives_the_drawn_channel_its_dependence_on_the_known_one() -> None:
     """Two normal channels of correlation 0.8: the table of docs/sampling.md."""
-    schedule, ids = NoiseSchedule("cosine", 1000), torch.arange(4000)
+    schedule, ids = NoiseSchedule("cosine", 1000), torch.arange(2000)
     covariance = torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=torch.float64) / 4
     clean = normal(9, Stream.EVAL, ids, (2, 1, 1)) / 2
     known = torch.tensor([True, False]).view(1, 2, 1, 1)
