@@ -19,7 +19,7 @@ import pytest
 from ddpm import errors
 from ddpm.cli import main
 from ddpm.errors import run_main
-from experiments import results
+from experiments import __main__ as results
 from tests.support.tree import ROOMS, ROOT
 
 README = (ROOT / "README.md").read_text()
