@@ -174,6 +174,7 @@ def test_networks_that_cost_the_same_are_measured_once() -> None:
     assert cost.same_cost(averaged) != cost.same_cost(cells[0])
 
 
+@pytest.mark.slow
 def test_a_network_that_does_not_fit_is_told() -> None:
     cell = small_config(**{"TRAINING.NETWORK.FIRST_CHANNEL": 32_768})
     with pytest.raises(InputError, match="the network does not fit: .* GiB free"):

@@ -119,6 +119,7 @@ def test_dry_run_prints_the_configuration_and_the_table(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_resume_takes_a_run_of_the_same_configuration_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +141,7 @@ def test_resume_takes_a_run_of_the_same_configuration_alone(
     assert not (tmp_path / "new").exists() and not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_without_validation_images_a_run_is_not_measured_and_a_sweep_refused(
     tmp_path: Path,
 ) -> None:
@@ -152,6 +154,7 @@ def test_without_validation_images_a_run_is_not_measured_and_a_sweep_refused(
     assert "VALIDATION_FRACTION is 0" in line
 
 
+@pytest.mark.slow
 def test_warnings_are_on_the_screen_as_in_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -101,6 +101,7 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
     run.close()
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_stopped_the_moment_it_dies(tmp_path: Path, digits: Path) -> None:
     """A real training, alive and then killed with -9."""
     from tests.training.test_resume import make_job

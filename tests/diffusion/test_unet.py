@@ -487,6 +487,7 @@ def test_activation_bytes_are_what_autograd_keeps(options: dict[str, object]) ->
     assert summarize(network, (1, 8, 8)).activation_bytes_per_image == kept(4) - kept(3)
 
 
+@pytest.mark.slow
 def test_activation_bytes_fall_with_checkpointing() -> None:
     plain, checkpointed = small(), small(checkpoint_activations=True)
     size = summarize(plain, (1, 8, 8)).activation_bytes_per_image
@@ -494,6 +495,7 @@ def test_activation_bytes_fall_with_checkpointing() -> None:
     assert checkpointed.encoder[0].stages[0].checkpoint_activations
 
 
+@pytest.mark.slow
 def test_no_part_keeps_less_than_nothing() -> None:
     options = {"channel_mult": [1, 2, 2], "has_attention": [False, True, True]}
     for is_on in (False, True):
@@ -501,6 +503,7 @@ def test_no_part_keeps_less_than_nothing() -> None:
         assert all(part.activation_bytes >= 0 for part in report.parts)
 
 
+@pytest.mark.slow
 def test_activation_bytes_of_mixed_precision_leave_out_copies_of_weights() -> None:
     plain = small()
     size = summarize(plain, (1, 8, 8)).activation_bytes_per_image
@@ -519,6 +522,7 @@ def test_summary_is_a_table_of_parts() -> None:
     assert lines[-1].startswith("total") and len({len(line) for line in lines[1:]}) == 1
 
 
+@pytest.mark.slow
 def test_a_large_network_is_summarised_without_running_it() -> None:
     with torch.device("meta"):
         network = UNet(256, 3, 128, [1, 2, 4, 8], [False, False, True, True], dropout=0.1)

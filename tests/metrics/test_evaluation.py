@@ -77,6 +77,7 @@ def test_training_images_are_told_as_copies_and_noise_is_told_as_noise(
     assert noise["nearer"] < 0.05 and noise["copies"] == 0
 
 
+@pytest.mark.slow
 def test_more_noise_is_farther(real: RealData, tmp_path: Path) -> None:
     found = [
         values(measured(real, saved(tmp_path / f"{noise}.npz", digit_images(400, noise)[0])))
@@ -173,6 +174,7 @@ def test_a_corrupt_picture_is_named(real: RealData, tmp_path: Path) -> None:
     assert "0042.png" in problems(real, folder)
 
 
+@pytest.mark.slow
 def test_a_folder_an_npz_and_shards_of_the_same_images_give_the_same(
     real: RealData, tmp_path: Path
 ) -> None:
@@ -198,6 +200,7 @@ def run(*words: object) -> int:
     return command.main([str(word) for word in words])
 
 
+@pytest.mark.slow
 def test_a_run_is_drawn_from_measured_and_recorded(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -258,6 +261,7 @@ def test_images_need_something_real_to_be_compared_with(tmp_path: Path) -> None:
     assert "--weights is for --features inception" in told and "--num 0" in told
 
 
+@pytest.mark.slow
 def test_images_are_compared_with_data_named_by_path_or_by_run(
     digits: Path, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""The Frechet distance: closed forms, scipy's square root, its own zero, and no bias of few images."""
+"""The Frechet distance: closed forms, scipy's square root, its zero, no bias of few images."""
 
 import numpy as np
 import pytest

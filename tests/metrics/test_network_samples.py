@@ -85,6 +85,7 @@ def test_a_run_that_asks_for_nothing_measures_nothing(folder: Path) -> None:
     assert not (folder / quality_file.FACTS).exists()
 
 
+@pytest.mark.slow
 def test_every_sampling_key_changes_what_is_measured(folder: Path) -> None:
     quality, images = measured(folder), pictures(folder).images
     assert [(p.num_steps, p.eta) for p in quality.points] == POINTS
@@ -103,6 +104,7 @@ def test_every_sampling_key_changes_what_is_measured(folder: Path) -> None:
     assert not (pictures(folder).images[0] == images[0]).all()
 
 
+@pytest.mark.slow
 def test_a_point_does_not_depend_on_which_others_are_asked_for(folder: Path) -> None:
     every, images = numbers(measured(folder)), pictures(folder).images
     assert numbers(measured(folder, SAMPLING_STEPS=(3,))) == every[2:]
@@ -124,6 +126,7 @@ def test_what_a_schedule_cannot_walk_is_left_out_with_the_reason(folder: Path) -
     assert "logsnr is 5.0, but cosine with 4 timesteps goes from" in beyond.left_out[0].reason
 
 
+@pytest.mark.slow
 def test_stopped_at_any_instant_it_goes_on_and_measures_nothing_twice(
     folder: Path, tmp_path: Path, digits: Path
 ) -> None:

@@ -156,6 +156,7 @@ def tells_any_of_nine_apart(verdict: Conclusion) -> bool:
     return "2 others" not in verdict.sentences[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_seeds", [1, 2, 3])
 def test_one_configuration_under_nine_names_cannot_be_told_apart(num_seeds: int) -> None:
     """A/A: at most 5 % of sweeps may tell any of the equal cells from the best of them."""

@@ -1,4 +1,4 @@
-"""Run directory with one checkpoint of a very small network: 8x8 images, three channels, classes."""
+"""Run with one checkpoint of a very small network: 8x8 images, three channels, classes."""
 
 from collections.abc import Mapping
 from pathlib import Path
