@@ -30,6 +30,7 @@ from .loading import nearest_key as nearest_key
 from .loading import read_file as read_file
 from .loading import read_override as read_override
 from .loading import read_value as read_value
+from .loading import read_yaml as read_yaml
 from .loading import set_key as set_key
 from .loading import validate as validate
 from .rules import FID_SAMPLES as FID_SAMPLES

@@ -117,6 +117,23 @@ def read_file(path: Path) -> Document:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
+def read_yaml(path: str | Path) -> dict[str, object]:
+    """Dotted key -> value in a YAML file; a key that this version does not have stays text.
+
+    For files that were accepted once: nothing is checked but that they can be read. Raises
+    InputError as read_file.
+    """
+    return {key: plain(value) for key, value in _flat(_typed(read_file(Path(path)).tree, Config))}
+
+
+def _flat(tree: Mapping[str, object], above: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
 def read_text(text: str, source: str) -> Document:
     """The document in YAML text; `source` names it in messages."""
     document = Document(source)

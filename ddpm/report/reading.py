@@ -7,7 +7,7 @@ is None, empty, or a line in `SweepResults.problems`.
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,8 +15,8 @@ from math import isfinite
 from pathlib import Path
 
 import numpy as np
-import yaml
 
+from ddpm.config import read_yaml
 from ddpm.errors import InputError
 from ddpm.metrics import Quality, X0Error, read_quality
 from ddpm.runs import load_run
@@ -40,23 +40,6 @@ def mapping(value: Value) -> dict[str, Value]:
 def sequence(value: Value) -> list[Value]:
     """The value when it is a list, else an empty one."""
     return value if isinstance(value, list) else []
-
-
-def read_config(path: Path) -> dict[str, Value]:
-    """The configuration as dotted keys."""
-    try:
-        tree = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, yaml.YAMLError):
-        return {}
-    return dict(_leaves(tree, ())) if isinstance(tree, dict) else {}
-
-
-def _leaves(tree: Value, path: tuple[str, ...]) -> Iterator[tuple[str, Value]]:
-    if not isinstance(tree, dict):
-        yield ".".join(path), tree
-        return
-    for key, value in tree.items():
-        yield from _leaves(value, (*path, str(key)))
 
 
 def read_metrics(path: Path) -> dict[str, np.ndarray]:
@@ -305,7 +288,9 @@ def _config(run_dir: Path) -> dict[str, Value]:
     """Its configuration, StorageError where it was edited since; of another version, as it is."""
     with suppress(InputError):
         load_run(run_dir)
-    return read_config(run_dir / "training_config.yaml")
+    with suppress(InputError):
+        return read_yaml(run_dir / "training_config.yaml")
+    return {}
 
 
 def _run_dir(folder: Path, value: Value) -> Path | None:

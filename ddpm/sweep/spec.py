@@ -15,6 +15,7 @@ Problems gather in the sweep's document, so that `load_sweep` can report all at 
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, cast
@@ -49,6 +50,7 @@ from ddpm.config import (
     validate,
 )
 from ddpm.errors import InputError
+from ddpm.runs import load_file
 
 T = TypeVar("T")
 Axes = dict[str, tuple[Value, ...]]
@@ -241,6 +243,8 @@ def read_base(document: Document, path: Path, overrides: list[str]) -> Document:
         base.places = _below(document, "BASE")
     elif isinstance(given, str):
         base = read_file(path.parent / given)
+        with suppress(InputError):  # what is wrong in it is said of the cells
+            load_file(path.parent / given)  # StorageError: that of a run, and edited
     else:
         document.refuse(
             "BASE",

@@ -264,10 +264,21 @@ def test_an_alias_of_itself_and_deep_nesting_are_refused(tmp_path: Path) -> None
 def test_nesting_that_would_end_the_interpreter_is_refused(tmp_path: Path, opening: str) -> None:
     """libyaml composes recursively: 30,000 levels overflow the stack of the process."""
     text = "TRAINING:\n  " + opening * 30_000
-    code = "import sys; from ddpm.config import load; load(sys.argv[1])"
-    command = [sys.executable, "-c", code, str(write(tmp_path, text))]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and "test.yaml:2: too many or too deeply nested" in done.stderr
+    code = "import sys; from ddpm.config import load, read_yaml; {}(sys.argv[1])"
+    for reader in ("load", "read_yaml"):
+        command = [sys.executable, "-c", code.format(reader), str(write(tmp_path, text))]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 1 and "test.yaml:2: too many or too deeply nested" in done.stderr
+
+
+def test_a_file_of_another_version_is_read_as_far_as_its_keys_are_known(tmp_path: Path) -> None:
+    text = "training: {SEED: 7, EMA_DECAYS: [0.9], LATER: 8, network: {SCHEDULER: Cosine}}"
+    assert c.read_yaml(write(tmp_path, text)) == {
+        "TRAINING.SEED": 7,
+        "TRAINING.EMA_DECAYS": [0.9],
+        "TRAINING.LATER": "8",
+        "TRAINING.NETWORK.SCHEDULER": "cosine",
+    }
 
 
 def test_a_key_that_has_gone_is_refused_unless_it_says_nothing(tmp_path: Path) -> None:

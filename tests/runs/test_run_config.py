@@ -15,6 +15,7 @@ from ddpm.errors import StorageError, run_main
 from ddpm.runs import checkpoint, layout
 from ddpm.runs.directory import RunDirectory
 from ddpm.runs.layout import load_run
+from ddpm.sweep import load_sweep
 from tests.support.tree import ROOT
 
 pytestmark = pytest.mark.slow  # a training each module
@@ -89,6 +90,14 @@ def reported_of_sweep(run: Path, tmp: Path) -> int:
     return report.main([str(folder), "--dry-run"])
 
 
+def swept(run: Path, tmp: Path) -> int:
+    """A sweep whose base is the file of a run."""
+    tmp.mkdir()
+    text = f"BASE: {run / layout.CONFIG}\nGRID: {{TRAINING.PRED_TYPE: [noise, image]}}\n"
+    (tmp / "swept.yaml").write_text(text)
+    return 0 if len(load_sweep(tmp / "swept.yaml").trials) == 2 else 1
+
+
 def out_of(run: Path) -> Path:
     return run.parents[2]
 
@@ -116,6 +125,7 @@ DOORS: dict[str, Callable[[Path, Path], int | None]] = {
     "resume": lambda run, tmp: train.main(training(out_of(run), "--resume", str(run))),
     "train with its file": lambda run, tmp: train.main([str(run / layout.CONFIG)]),
     "start from": started_from,
+    "sweep": swept,
 }
 
 
