@@ -1,4 +1,5 @@
-"""The mistakes and accidents the project knows, and the exit code of each.
+"""The mistakes and accidents the project knows, the exit code of each, and commands as remedies
+name them.
 
 0 done; 1 a sweep ended with failed trials; 2 bad config or input; 3 run directory locked by a
 living run; 4 non-finite numbers; 5 storage; 6 a sweep's budget is spent and trials are left; 75
@@ -7,6 +8,7 @@ interrupted, run the same command again.
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 
 class DdpmError(Exception):
@@ -56,6 +58,12 @@ class Interrupted(DdpmError):
     """Stopped on request after saving; the same command continues."""
 
     exit_code = 75
+
+
+def as_typed(name: str) -> str:
+    """`ddpm NAME`, or `python launch/NAME.py` where that is how this process was started."""
+    is_launcher = Path(sys.argv[0]).absolute().parent.name == "launch"
+    return f"python launch/{name}.py" if is_launcher else f"ddpm {name}"
 
 
 def run_main(main: Callable[[], int | None]) -> int:

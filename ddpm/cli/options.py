@@ -2,14 +2,8 @@
 
 import argparse
 import re
-import sys
-from pathlib import Path
 
-
-def called(name: str) -> list[str]:
-    """The words by which this process was started: ddpm NAME, or python launch/NAME.py."""
-    is_launcher = Path(sys.argv[0]).name == f"{name}.py"
-    return ["python", f"launch/{name}.py"] if is_launcher else ["ddpm", name]
+from ddpm.errors import as_typed
 
 
 def command_line(name: str, text: str | None, more: str | None = None) -> argparse.ArgumentParser:
@@ -17,14 +11,13 @@ def command_line(name: str, text: str | None, more: str | None = None) -> argpar
 
     Examples in both are lines `  ddpm NAME ...`, shown as the command was called.
     """
-    words = called(name)
 
     def shown(part: str | None) -> str:
-        lines = re.sub(rf"^  ddpm {name}\b", f"  {' '.join(words)}", part or "", flags=re.M)
+        lines = re.sub(rf"^  ddpm {name}\b", f"  {as_typed(name)}", part or "", flags=re.M)
         return lines.replace("%", "%%")
 
     return argparse.ArgumentParser(
-        prog=" ".join(words).removeprefix("python "),
+        prog=as_typed(name).removeprefix("python "),
         description=shown(text),
         epilog=shown(more),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -20,8 +20,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm.cli.options import add_jobs, called, command_line
-from ddpm.errors import InputError
+from ddpm.cli.options import add_jobs, command_line
+from ddpm.errors import InputError, as_typed
 from ddpm.sampling import BATCH_SIZE, BulkOptions, is_bulk_folder, parse_ema, read_request
 
 if TYPE_CHECKING:
@@ -133,8 +133,8 @@ def _look(args: argparse.Namespace) -> int:
     print(*verdict.lines(), sep="\n")
     if verdict.is_whole:
         return 0
-    command = shlex.join([*called("sample"), str(series.folder), "--num", str(num)])
-    print(f"to draw what is wrong again: {command}")
+    again = f"{as_typed('sample')} {shlex.quote(str(series.folder))} --num {num}"
+    print(f"to draw what is wrong again: {again}")
     return 1
 
 

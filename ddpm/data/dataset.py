@@ -31,7 +31,7 @@ from ddpm.data.index import Index
 from ddpm.data.order import Order, is_validation
 from ddpm.data.source import ImageSequence
 from ddpm.diffusion import Stream, philox
-from ddpm.errors import InputError, StorageError
+from ddpm.errors import InputError, StorageError, as_typed
 
 _LOG = logging.getLogger("ddpm.store")
 _OPEN_SHARDS = 256
@@ -165,7 +165,7 @@ class ShardStore:
             if zlib.crc32(image) != crc:
                 raise InputError(
                     f"{path}: sample {sample} at byte {offset} is damaged (its CRC-32 is not the "
-                    "index's); find all damage with `python launch/pack.py FOLDER --verify`"
+                    f"index's); find all damage with `{as_typed('pack')} FOLDER --verify`"
                 )
             found.append(image)
         return found

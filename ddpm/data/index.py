@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.data.scan import Sample, Scan, limited, scan_tar
-from ddpm.errors import InputError
+from ddpm.errors import InputError, as_typed
 from ddpm.runs import ImageBar, storage
 
 INDEX_FILE = "index.json"
@@ -35,7 +35,7 @@ _NO_LABEL = -1
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 # Fewer label changes than this share of what random order would have: the shards are sorted.
 _SORTED_BELOW = 0.5
-AGAIN = "pack it again, or index it again with `python launch/pack.py FOLDER`"
+AGAIN = f"pack it again, or index it again with `{as_typed('pack')} FOLDER`"
 _log = logging.getLogger(__name__)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpm.data.index import Index, Shard
-from ddpm.errors import InputError, Interrupted, LockedError, StorageError
+from ddpm.errors import InputError, Interrupted, LockedError, StorageError, as_typed
 from ddpm.runs import Sink, storage
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _copy(shard: Shard, source: Path, target: Path, halted: threading.Event) -> 
         if sink.written().sha256 != shard.sha256:
             raise InputError(
                 f"{source} is damaged (its SHA-256 is not the index's); find all damage with "
-                f"`python launch/pack.py {source.parent} --verify`"
+                f"`{as_typed('pack')} {source.parent} --verify`"
             )
 
     storage.remove(target)

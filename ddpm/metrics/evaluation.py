@@ -1,7 +1,7 @@
 """evaluate(): images against a reference, every number with its interval; and METRICS, its table.
 
 Another metric is one function of a MetricInput and one line of METRICS. In training, at the end of
-a run and in `launch/evaluate.py` images are measured by this one function. A number that would mean
+a run and in `ddpm evaluate` images are measured by this one function. A number that would mean
 nothing, of too few images or by features unfit for it, is left out with its reason.
 
 A floor is the number that held-out real images get: samples as good as real ones would get it. A
@@ -254,7 +254,7 @@ def evaluate_samples(
     group: Group = ALONE,
     command: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The record of `launch/evaluate.py`: every metric with its floor, and all it depends on.
+    """The record of `ddpm evaluate`: every metric with its floor, and all it depends on.
 
     group: workers that all call this.  command: which asked for it.  Raises InputError where no
     number would mean anything.

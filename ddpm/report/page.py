@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from ddpm.errors import InputError
+from ddpm.errors import InputError, as_typed
 from ddpm.metrics import MEASURES
 from ddpm.report import charts
 from ddpm.report.costs import cost, speed
@@ -218,7 +218,7 @@ def next_command(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> 
         return what, sweep.command
     if not sweep.is_sweep:
         run = sweep.trials[0].run_dir or sweep.folder
-        return "Generate images from it", f"python launch/sample.py {shown_path(run)}"
+        return "Generate images from it", f"{as_typed('sample')} {shown_path(run)}"
     best = ranking.recommended
     if best is None:
         return "", ""
@@ -233,7 +233,7 @@ def next_command(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> 
         what = f"Train the winner, {best.label}, ten times as long"
     elif verdict.kind != "none":
         what += " (lowest sum of both ranks; a choice, not a claim)"
-    return what, f"python launch/train.py {shown_path(config)}{longer}"
+    return what, f"{as_typed('train')} {shown_path(config)}{longer}"
 
 
 def _facts(ranking: Ranking, verdict: Conclusion, is_sweep: bool) -> list[tuple[str, str, str]]:

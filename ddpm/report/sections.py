@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ddpm.errors import as_typed
 from ddpm.metrics import MEASURES, QUALITY_MEASURES
 from ddpm.report import charts, strips
 from ddpm.report.best_samples import TITLES, Spot, best_front, left_out, spots_of
@@ -771,7 +772,7 @@ def reproduce(trial: TrialResult) -> str:
     name = commit(trial)
     checkout = f"git checkout {name.rstrip('+')[:12]} && " if name else ""
     config = shown_path(trial.run_dir / "training_config.yaml")
-    return f"{checkout}python launch/train.py {config} --new"
+    return f"{checkout}{as_typed('train')} {config} --new"
 
 
 def shown_path(path: Path) -> str:

@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.data import images
-from ddpm.errors import InputError
+from ddpm.errors import InputError, as_typed
 from ddpm.runs import ImageBar, grid, png, storage
 from ddpm.sampling.request import BULK_RECIPE, is_bulk_folder
 
@@ -112,7 +112,7 @@ class BulkFolder:
         if not is_bulk_folder(folder):
             raise InputError(
                 f"{folder} holds no images drawn in bulk; draw some: "
-                "python launch/sample.py RUN --num 1000"
+                f"{as_typed('sample')} RUN --num 1000"
             )
         recipe = storage.read_json(folder / BULK_RECIPE)
         return cls(folder=folder, recipe=recipe, unit=storage.read_json(folder / _UNIT)["unit"])

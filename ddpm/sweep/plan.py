@@ -36,7 +36,7 @@ from ddpm.config import (
     set_key,
     to_yaml,
 )
-from ddpm.errors import InputError
+from ddpm.errors import InputError, as_typed
 from ddpm.runs import storage
 from ddpm.sweep import comparable, spec
 from ddpm.sweep.ledger import Outcome, cell_name
@@ -177,7 +177,7 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
 def write_best(config: Config, path: Path) -> None:
     """Writes a configuration as a file ready to train, its first line the command for it."""
     header = (
-        f"# python launch/train.py {path}\n"
+        f"# {as_typed('train')} {path}\n"
         "# The cell that a sweep recommends. For a training at full size raise\n"
         "# TRAINING.HYPER_PARAMETERS.EPOCHS and TRAINING.NETWORK.FIRST_CHANNEL.\n"
     )

@@ -17,7 +17,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ddpm.errors import InputError
+from ddpm.errors import InputError, as_typed
 from ddpm.metrics import MEASURES, QUALITY_MEASURES
 from ddpm.report import (
     NAMES,
@@ -297,7 +297,7 @@ def review(made: ReportFiles) -> Review:
         lines = (
             f"W&B report: not published, {reason}; {path} says what it will show",
             *([f"upload the runs with: {uploads}"] if uploads else []),
-            f"then publish with: python launch/report.py {shown_path(folder)} --wandb",
+            f"then publish with: {as_typed('report')} {shown_path(folder)} --wandb",
         )
         return Review(path=path, url=None, lines=lines)
     if unreachable := why_not_online():

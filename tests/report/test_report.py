@@ -82,7 +82,7 @@ def test_the_first_screen_has_question_answer_and_next_command(folder: Path) -> 
     assert made.verdict.headline.replace("\u00b7", "·") in screen
     assert "9 of 9 trials finished" in screen
     assert "One training seed" in screen and "claims nothing about the cells beyond" in screen
-    assert re.search(r"python launch/train.py \S+sweeps/tiny/best.yaml \S+EPOCHS=10", screen)
+    assert re.search(r"ddpm train \S+sweeps/tiny/best.yaml \S+EPOCHS=10", screen)
 
 
 def test_best_yaml_is_the_recommended_configuration(folder: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_single_run_has_a_report_without_ranking(folder: Path) -> None:
     made = report.build(run)
     text = made.html.read_text()
     assert made.verdict.headline.startswith("x0-error of this run: mean log10 error")
-    assert "<h2>Ranking</h2>" not in text and "launch/sample.py" in text and "unfinished" in text
+    assert "<h2>Ranking</h2>" not in text and "ddpm sample" in text and "unfinished" in text
     (run / "DONE.json").write_text(json.dumps({"run_id": "0", "summary": {"images_per_s": 1234.0}}))
     text = html(run)
     assert "1,234" in text and "unfinished" not in text

@@ -290,7 +290,7 @@ def test_report_md_has_the_answer_the_table_and_the_commands(made: report.Report
     first = made.ranking.standings[0]
     assert rows[2].split("|")[2].strip() == first.label
     assert "python launch/sweep.py sweeps/synthetic.yaml" in text
-    assert re.search(r"git checkout \w{12} && python launch/train.py \S+ --new", text)
+    assert re.search(r"git checkout \w{12} && ddpm train \S+ --new", text)
     for section in made.sections:
         assert f"\n## {section.title}\n" in text
     assert "Read with this in mind:\n" in text

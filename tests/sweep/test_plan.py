@@ -335,4 +335,4 @@ def test_the_best_configuration_is_written_ready_to_train(tmp_path: Path) -> Non
     path = tmp_path / "best.yaml"
     write_best(best, path)
     assert c.load(path) == best
-    assert path.read_text().startswith(f"# python launch/train.py {path}\n")
+    assert path.read_text().startswith(f"# ddpm train {path}\n")

@@ -180,7 +180,7 @@ def test_without_a_server_the_specification_is_written_and_it_says_how_to_publis
     reason = "no API key" if why == "no login" else f"WANDB_MODE is {why}"
     assert f"W&B report: not published, {reason}" in said
     assert f"xargs -d '\\n' wandb sync < {folder / wandb_report.UPLOADS}" in said
-    assert f"publish with: python launch/report.py {folder} --wandb" in said
+    assert f"publish with: ddpm report {folder} --wandb" in said
     assert (folder / wandb_report.UPLOADS).read_text() == f"{logged}\n"
     assert written(folder)["published"] is None and len(written(folder)["sections"]) == 11
     (logged / "run-00000003.wandb.synced").touch()
