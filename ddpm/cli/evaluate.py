@@ -86,9 +86,9 @@ def main(argv: list[str] | None = None) -> int:
 
         ema_curve(args.source, 12 if args.num is None else args.num, dry=args.dry_run)
         return 0
-    from ddpm.cluster import Asked, request_for, run
+    from ddpm.cluster import EvaluationOptions, run_evaluation
 
-    asked = Asked(
+    options = EvaluationOptions(
         source=args.source,
         overrides=args.overrides,
         against=args.against,
@@ -106,8 +106,8 @@ def main(argv: list[str] | None = None) -> int:
         from ddpm.cluster import plan_evaluation
         from ddpm.config import Training
 
-        request_for(asked)
+        run_evaluation.request_for(options)
         return plan_evaluation(
             args.cache or Path(Training.OUTPUT_DIR), args.workers, Path(args.plan)
         )
-    return run(asked, dry=args.dry_run)
+    return run_evaluation.run(options, dry=args.dry_run)

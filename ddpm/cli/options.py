@@ -2,8 +2,12 @@
 
 import argparse
 import re
+from typing import TYPE_CHECKING
 
-from ddpm.errors import as_typed
+from ddpm.errors import InputError, as_typed
+
+if TYPE_CHECKING:
+    from ddpm.cluster import JobOptions
 
 
 def command_line(name: str, text: str | None, more: str | None = None) -> argparse.ArgumentParser:
@@ -23,6 +27,23 @@ def command_line(name: str, text: str | None, more: str | None = None) -> argpar
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def job_options(args: argparse.Namespace, *more: str) -> "JobOptions | None":
+    """The options of many small jobs; None without --cluster, InputError for the others alone.
+
+    more: names of options beyond those of add_jobs().
+    """
+    names = ("jobs", "time", "partition", "sbatch", *more)
+    given = {name: value for name in names if (value := getattr(args, name)) not in (None, [])}
+    if args.cluster:
+        from ddpm.cluster import JobOptions
+
+        return JobOptions(cluster=args.cluster, **given)
+    if given:
+        name = next(iter(given)).replace("_", "-")
+        raise InputError(f"--{name} says how to submit jobs; give --cluster slurm or local too")
+    return None
 
 
 def add_jobs(result: argparse.ArgumentParser, title: str, unit: str) -> argparse._ArgumentGroup:

@@ -20,12 +20,11 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm.cli.options import add_jobs, command_line
+from ddpm.cli.options import add_jobs, command_line, job_options
 from ddpm.errors import InputError, as_typed
 from ddpm.sampling import BATCH_SIZE, BulkOptions, is_bulk_folder, parse_ema, read_request
 
 if TYPE_CHECKING:
-    from ddpm.cluster import ImageJobOptions
     from ddpm.sampling import BulkFolder, SampleRequest
 
 
@@ -77,13 +76,12 @@ def main(argv: list[str] | None = None) -> int:
         return _look(args)
     if args.num is None and args.cluster is None:
         return _draw(args)
-    if args.plan:
-        _request(args)
-        return _planned(args.plan)
     images = _request(args)
+    if args.plan:
+        return _write_plan(args.plan)
     from ddpm.cluster import checked
 
-    plan, request = checked(images, _options(args))
+    plan, request = checked(images, job_options(args))
     if args.dry_run:
         from ddpm.cluster import dry_run
 
@@ -105,7 +103,7 @@ def _draw(args: argparse.Namespace) -> int:
         print(f"would draw {request.describe()}; nothing was written")
         return 0
     if args.plan:
-        return _planned(args.plan)
+        return _write_plan(args.plan)
 
     from ddpm.sampling import generate
 
@@ -113,32 +111,34 @@ def _draw(args: argparse.Namespace) -> int:
     return 0
 
 
-def _planned(path: Path) -> int:
-    path.write_bytes(bytes([0, ord("0"), 0]))  # all is checked; no folder, no Ray
+def _write_plan(path: Path) -> int:
+    from ddpm.cluster import write_plan
+
+    write_plan(path)  # no folder of the job, no Ray
     return 0
 
 
 def _look(args: argparse.Namespace) -> int:
     """--status and --verify: what there is, without changing it; 1 where --verify finds a fault."""
-    series, num = _series(args)
+    found, num = _folder(args)
     if args.status:
         from ddpm.cluster import Watch
 
-        print(f"images in {series.folder}", *Watch(series, num).look().lines(), sep="\n")
+        print(f"images in {found.folder}", *Watch(found, num).look().lines(), sep="\n")
     if not args.verify:
         return 0
     from ddpm.sampling import check_bulk
 
-    verdict = check_bulk(series, num, progress=True)
+    verdict = check_bulk(found, num, progress=True)
     print(*verdict.lines(), sep="\n")
     if verdict.is_whole:
         return 0
-    again = f"{as_typed('sample')} {shlex.quote(str(series.folder))} --num {num}"
+    again = f"{as_typed('sample')} {shlex.quote(str(found.folder))} --num {num}"
     print(f"to draw what is wrong again: {again}")
     return 1
 
 
-def _series(args: argparse.Namespace) -> "tuple[BulkFolder, int]":
+def _folder(args: argparse.Namespace) -> "tuple[BulkFolder, int]":
     """The images in bulk that the command line names, and how many of them are wanted."""
     from ddpm.sampling import BulkFolder
 
@@ -160,16 +160,3 @@ def _request(args: argparse.Namespace) -> "SampleRequest":
     return read_request(
         args.source, args.overrides, ema=args.ema, batch_size=args.batch_size, bulk=bulk
     )
-
-
-def _options(args: argparse.Namespace) -> "ImageJobOptions":
-    from ddpm.cluster import ImageJobOptions
-
-    given = {name: getattr(args, name) for name in _OF_JOBS}
-    if args.cluster is None:
-        for name, value in given.items():
-            if value not in (None, []):
-                raise InputError(
-                    f"--{name} says how to submit jobs; give --cluster slurm or local too"
-                )
-    return ImageJobOptions(cluster=args.cluster, **given)

@@ -15,14 +15,9 @@ another has begun.
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ddpm.cli.options import add_jobs, command_line
-from ddpm.errors import InputError
+from ddpm.cli.options import add_jobs, command_line, job_options
 from ddpm.sweep import plan as sweep
-
-if TYPE_CHECKING:
-    from ddpm.cluster import SweepJobOptions
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,8 +50,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the sweep; the exit code."""
     args = parser().parse_intermixed_args(argv)
-    planned = sweep.load_sweep(args.sweep, args.overrides)
-
+    planned, options = sweep.load_sweep(args.sweep, args.overrides), job_options(args, "group_size")
     if args.plan:
         from ddpm.cluster import plan
 
@@ -64,31 +58,15 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         from ddpm.cluster import dry_run
 
-        return dry_run.sweep(planned, _options(args), probe=args.probe)
+        return dry_run.sweep(planned, options, probe=args.probe)
     from ddpm.cli.signals import stop_on_signals
 
-    if options := _options(args):
+    if options:
         from ddpm.cluster import submit_sweep
 
-        return submit_sweep.run_array(planned, options, should_stop=stop_on_signals())
+        return submit_sweep.run_array(
+            planned, options, should_stop=stop_on_signals(), probe=args.probe
+        )
     from ddpm.cluster import run_sweep
 
-    return run_sweep.run(
-        planned,
-        should_stop=stop_on_signals(),
-        probe=args.probe,
-    )
-
-
-def _options(args: argparse.Namespace) -> "SweepJobOptions | None":
-    """What --cluster and its companions say; None without it, InputError for them alone."""
-    companions = ("group_size", "jobs", "time", "partition", "sbatch")
-    given = {name: value for name in companions if (value := getattr(args, name)) not in (None, [])}
-    if not args.cluster:
-        if given:
-            name = next(iter(given)).replace("_", "-")
-            raise InputError(f"--{name} says how to submit small jobs; give --cluster slurm too")
-        return None
-    from ddpm.cluster import SweepJobOptions
-
-    return SweepJobOptions(cluster=args.cluster, probe=args.probe, **given)
+    return run_sweep.run(planned, should_stop=stop_on_signals(), probe=args.probe)

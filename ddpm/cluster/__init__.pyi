@@ -1,5 +1,5 @@
-from . import doctor as doctor
 from . import dry_run as dry_run
+from . import run_evaluation as run_evaluation
 from . import run_sweep as run_sweep
 from . import run_training as run_training
 from . import submit_images as submit_images
@@ -7,13 +7,11 @@ from . import submit_sweep as submit_sweep
 from .open_sweep import folder_of as folder_of
 from .ray_cluster import plan as plan
 from .ray_cluster import plan_evaluation as plan_evaluation
-from .run_evaluation import Asked as Asked
-from .run_evaluation import request_for as request_for
-from .run_evaluation import run as run
+from .ray_cluster import write_plan as write_plan
+from .run_evaluation import EvaluationOptions as EvaluationOptions
 from .status import Status as Status
 from .status import show as show
 from .status import watch as watch
-from .submit_images import ImageJobOptions as ImageJobOptions
+from .submit import JobOptions as JobOptions
 from .submit_images import Watch as Watch
 from .submit_images import checked as checked
-from .submit_sweep import SweepJobOptions as SweepJobOptions

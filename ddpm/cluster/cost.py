@@ -2,7 +2,8 @@
 
     Speed        seconds of a step and of a network call, of real steps on random images
     Prediction   steps and passes of one training, as its configuration has them, times a Speed
-    make         the predictions of a whole sweep, kept in prediction.json beside what it took
+    Forecast     the predictions of a whole sweep; make() keeps them in prediction.json beside what
+                 it took
 
 Figures hold for the device and the threads they were measured with, and for nothing else. Starting
 (some ten seconds of imports) and writing are not counted.
@@ -421,6 +422,27 @@ def _classifier_s(config: Config) -> float:
     return STEPS * float(np.median(np.diff(ends))) + _split(config)[0] * an_image
 
 
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Predicted cost of several trainings.
+
+    once_s: seconds that the first takes for a classifier of the data, for which the others wait.
+    """
+
+    predictions: tuple[Prediction, ...]
+    once_s: float
+
+    def wall_s(self, side_by_side: int) -> float:
+        """Seconds until all have ended."""
+        return self.once_s + wall_s((one.seconds for one in self.predictions), side_by_side)
+
+
+def forecast(configs: Sequence[Config], workers: Workers) -> Forecast:
+    """As a probe of this process sees it. InputError where a network does not fit."""
+    predictions = tuple(predict_all(configs, workers))
+    return Forecast(predictions=predictions, once_s=classifier_s(configs))
+
+
 def make(
     folder: Path,
     configs: Mapping[str, Config],
@@ -429,32 +451,27 @@ def make(
     *,
     imports: Sequence[str] = (),
 ) -> None:
-    """Probe each network that costs something else; keep the prediction of every trial.
+    """Keep the forecast of every trial in prediction.json.
 
-    prediction.json: by trial the seconds of cores, GPUs and the wall, and memory, which
-    ddpm/report compares with what they came to.  configs: by trial id.  imports: modules that the
-    process of a trial has loaded besides its training's.
+    By trial the seconds of cores, GPUs and the wall, and memory, which ddpm/report compares with
+    what they came to.  configs: by trial id.  imports: modules that the process of a trial has
+    loaded besides its training's.
     """
-    shares = {name: share(one, workers.count) for name, one in configs.items()}
-    speeds, once = _probed({same_cost(one): one for one in shares.values()}, workers, imports)
+    found = _forecast_apart(list(configs.values()), workers, imports)
     trials: dict[str, dict[str, float]] = {}
-    seconds = []
-    for name, config in configs.items():
-        speed = speeds[same_cost(shares[name])]
-        found = predict(config, speed, workers.count)
-        own = 0.0 if trials else once  # the first trial makes the classifier that all use
+    for name, one in zip(configs, found.predictions, strict=True):
+        own = 0.0 if trials else found.once_s
         trials[name] = {
-            "seconds": found.seconds + own,
-            "core_seconds": found.core_seconds + own,
-            "gpu_seconds": (found.seconds + own) * workers.gpus * workers.count,
-            "memory_bytes": speed.memory_bytes,
+            "seconds": one.seconds + own,
+            "core_seconds": one.core_seconds + own,
+            "gpu_seconds": (one.seconds + own) * workers.gpus * workers.count,
+            "memory_bytes": one.speed.memory_bytes,
         }
-        seconds.append(found.seconds)
     facts = {
-        "device": next(iter(speeds.values())).device,
+        "device": found.predictions[0].speed.device,
         "load": os.getloadavg()[0],
         "side_by_side": side_by_side,
-        "wall_seconds": once + wall_s(seconds, side_by_side),
+        "wall_seconds": found.wall_s(side_by_side),
         "trials": trials,
     }
     storage.write_json(folder / FILE, facts)
@@ -467,16 +484,15 @@ def finish(folder: Path, wall_seconds: float) -> None:
         storage.write_json(folder / FILE, facts | {"measured_wall_seconds": wall_seconds})
 
 
-def _probed(
-    configs: Mapping[str, Config], workers: Workers, imports: Sequence[str]
-) -> tuple[dict[str, Speed], float]:
-    """The speed of each network and classifier_s() of all, by `python -m ddpm.cluster probe`: so
-    the memory measured is a trial's, and this process takes no GPU.
+def _forecast_apart(
+    configs: Sequence[Config], workers: Workers, imports: Sequence[str]
+) -> Forecast:
+    """forecast() by `python -m ddpm.cluster probe`: so the memory measured is a trial's, and this
+    process takes no GPU.
     """
     request = {
-        "configs": {key: configuration.to_dict(config) for key, config in configs.items()},
-        "threads": workers.cpus,
-        "uses_gpu": workers.gpus > 0,
+        "configs": [configuration.to_dict(config) for config in configs],
+        "workers": asdict(workers),
         "imports": list(imports),
     }
     done = subprocess.run(
@@ -489,20 +505,17 @@ def _probed(
         why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise DdpmError(f"the probe failed: {why}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    speeds = {key: Speed(**speed) for key, speed in answer["speeds"].items()}
-    return speeds, answer["classifier_s"]
+    predictions = (
+        Prediction(**one | {"speed": Speed(**one["speed"])}) for one in answer["predictions"]
+    )
+    return Forecast(predictions=tuple(predictions), once_s=answer["once_s"])
 
 
 def answer_probe() -> int:
-    """The other end of _probed(): a request on standard input, the answer as JSON."""
+    """The other end of _forecast_apart(): a request on standard input, the answer as JSON."""
     request = json.load(sys.stdin)
     for name in request["imports"]:
         importlib.import_module(name)
-    configs = {
-        key: configuration.from_dict(plain, source="probe")
-        for key, plain in request["configs"].items()
-    }
-    device = {"threads": request["threads"], "uses_gpu": request["uses_gpu"]}
-    speeds = {key: asdict(measure(one, **device)) for key, one in configs.items()}
-    print(json.dumps({"speeds": speeds, "classifier_s": classifier_s(configs.values())}))
+    configs = [configuration.from_dict(plain, source="probe") for plain in request["configs"]]
+    print(json.dumps(asdict(forecast(configs, Workers(**request["workers"])))))
     return 0

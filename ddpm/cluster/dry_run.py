@@ -11,11 +11,11 @@ from rich.console import Console
 import ddpm
 from ddpm import config as configuration
 from ddpm.cluster import cost, open_sweep, run_sweep, slurm, submit
-from ddpm.cluster.cost import Prediction
+from ddpm.cluster.cost import Forecast
 from ddpm.cluster.slurm import as_submitted, from_environment
-from ddpm.cluster.submit import JobResources
+from ddpm.cluster.submit import JobOptions, JobResources
 from ddpm.cluster.submit_images import shared_out
-from ddpm.cluster.submit_sweep import SweepJobOptions, checked, group_size
+from ddpm.cluster.submit_sweep import checked, group_size
 from ddpm.cluster.workers import Workers
 from ddpm.config import Config
 from ddpm.diffusion import UNet, summarize
@@ -39,12 +39,12 @@ def training(config: Config, workers: Workers, *, probe: bool) -> int:
         f"core(s) and {workers.gpus:g} GPU; nothing was written"
     )
     if probe:
-        _print_time(_predicted([config], workers), workers, 1, [config])
+        _print_time(_predicted([config], workers), workers, 1)
     _print_script("train.sh")
     return 0
 
 
-def sweep(planned: Sweep, options: SweepJobOptions | None, *, probe: bool) -> int:
+def sweep(planned: Sweep, options: JobOptions | None, *, probe: bool) -> int:
     """Every cell of a sweep, in one allocation or, with options, as many small jobs.
 
     InputError with all that keeps any trial from starting.
@@ -60,27 +60,24 @@ def sweep(planned: Sweep, options: SweepJobOptions | None, *, probe: bool) -> in
         if words := open_sweep.in_words(planned):
             print(words)
         if probe:
-            configs = [trial.config for trial in planned.trials]
-            found = _predicted(configs, workers)
-            _print_time(found, workers, side_by_side, configs)
+            found = _predicted([trial.config for trial in planned.trials], workers)
+            _print_time(found, workers, side_by_side)
         _print_script("sweep.sh")
     else:
-        _arrays(planned, options)
+        _arrays(planned, options, probe=probe)
     return 0
 
 
-def _arrays(planned: Sweep, options: SweepJobOptions) -> None:
+def _arrays(planned: Sweep, options: JobOptions, *, probe: bool) -> None:
     """The array jobs that --cluster would submit, or the processes it would start."""
     request, workers = checked(planned, options)
     if options.cluster == "slurm":
         slurm.require_slurm()
     _print_cells(planned)
-    found, seconds = None, None
-    configs = [trial.config for trial in planned.trials]
-    if options.probe:
-        found = _predicted(configs, workers)
-        seconds = cost.mean_s(found) if found else None
-    todo = len(planned.trials)
+    found, todo = None, len(planned.trials)
+    if probe:
+        found = _predicted([trial.config for trial in planned.trials], workers)
+    seconds = cost.mean_s(found.predictions) if found else None
     size = group_size(todo, options, request.jobs, seconds)
     tasks = -(-todo // size)
     print(
@@ -89,8 +86,7 @@ def _arrays(planned: Sweep, options: SweepJobOptions) -> None:
         f"GPU and {request.minutes} minutes, after which it goes on in a new one; nothing was "
         "written"
     )
-    if options.probe:
-        _print_time(found, workers, min(tasks, request.jobs), configs)
+    _print_time(found, workers, min(tasks, request.jobs))
     if options.cluster != "slurm":
         return
     most = slurm.largest_array()
@@ -115,37 +111,31 @@ def _print_cells(planned: Sweep) -> None:
     run_sweep.print_skipped(planned, console)
 
 
-def _predicted(configs: Sequence[Config], workers: Workers) -> list[Prediction] | None:
+def _predicted(configs: Sequence[Config], workers: Workers) -> Forecast | None:
     """As a probe of this machine sees it; None, once it is said why, where that cannot be."""
     try:
-        return cost.predict_all(configs, workers)
+        return cost.forecast(configs, workers)
     except InputError as error:
         print(f"predicted: nothing; {error}")
         return None
 
 
-def _print_time(
-    found: list[Prediction] | None,
-    workers: Workers,
-    side_by_side: int,
-    configs: Sequence[Config],
-) -> None:
+def _print_time(found: Forecast | None, workers: Workers, side_by_side: int) -> None:
     """Seconds of a training and of all, and their hours of cores or GPUs."""
     if found is None:
         return
-    once_s = cost.classifier_s(configs)
-    all_s = once_s + sum(one.seconds for one in found)
-    longest = max(found, key=lambda one: one.seconds)
+    count, longest = len(found.predictions), max(found.predictions, key=lambda one: one.seconds)
+    print(f"predicted: {'the longest of them, ' if count > 1 else ''}{longest}")
+    if count > 1:
+        wall = cost.wall_s((one.seconds for one in found.predictions), side_by_side)
+        print(f"predicted: {count} trainings, {side_by_side} at a time: {duration(wall)}")
+    if found.once_s:
+        print(f"predicted: {duration(found.once_s)} more, once, for a classifier of these data")
     each, what = (workers.gpus, "GPU") if workers.gpus else (workers.cpus, "core")
-    print(f"predicted: {'the longest of them, ' if len(found) > 1 else ''}{longest}")
-    if len(found) > 1:
-        wall = cost.wall_s((one.seconds for one in found), side_by_side)
-        print(f"predicted: {len(found)} trainings, {side_by_side} at a time: {duration(wall)}")
-    if once_s:
-        print(f"predicted: {duration(once_s)} more, once, for a classifier of these data")
+    all_s = found.once_s + sum(one.seconds for one in found.predictions)
     hours = all_s * workers.count * each / 3600
     print(f"predicted: {hours:.3g} {what}-hours; what starting takes comes on top")
-    for line in cost.notes(found, workers):
+    for line in cost.notes(found.predictions, workers):
         print(f"  {line}")
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from ddpm import config as configuration
 from ddpm import report
+from ddpm.cluster.run_trial import TrialTask
+from ddpm.cluster.workers import Workers
 from ddpm.config import Config, schedule_arguments
 from ddpm.data import Dataset, packing
 from ddpm.diffusion import NoiseSchedule
@@ -37,13 +39,13 @@ RACE = "race.json"
 class OpenSweep:
     """A sweep whose folder this process holds.
 
-    trials: those to be run, to which a search may add.  pool: all that may be needed.  threads: CPU
-    threads of a worker.  packed: whether trials share the machine.  data: by data_key().
+    trials: those to be run, to which a search may add.  pool: all that may be needed.  workers: of
+    each.  packed: whether trials share the machine.  data: by data_key().
     """
 
     sweep: Sweep
     folder: Path
-    threads: int
+    workers: Workers
     packed: bool
     data: dict[str, Dataset]
     trials: list[Trial] = field(default_factory=list)
@@ -86,16 +88,19 @@ class OpenSweep:
             num_train=data.num_train,
         )
 
-    def job(self, trial: Trial) -> Job:
-        """The training of a trial."""
-        return Job(
+    def task(self, trial: Trial) -> TrialTask:
+        """A trial for the process that trains it."""
+        job = Job(
             config=configuration.to_dict(trial.config),
             run_dir=trial.run_dir,
             data_dir=trial.data_dir,
-            threads=self.threads,
+            threads=self.workers.cpus,
             command=tuple(sys.argv),
             wait_s=PATIENCE_S,
             packed=self.packed,
+        )
+        return TrialTask(
+            folder=str(self.folder), outcome=trial.outcome, job=job, workers=self.workers
         )
 
     def tails(self) -> list[Tail]:
@@ -109,14 +114,14 @@ def tail_of(trial: Trial) -> Tail:
 
 
 @contextmanager
-def opened(sweep: Sweep, *, threads: int, packed: bool) -> Iterator[OpenSweep]:
+def opened(sweep: Sweep, *, workers: Workers, packed: bool) -> Iterator[OpenSweep]:
     """The sweep, its data packed, its folder made and held until the block ends.
 
     LockedError when another process holds the folder, InputError with all that does not fit the
     data.
     """
     folder = folder_of(sweep)
-    of = OpenSweep(sweep=sweep, folder=folder, threads=threads, packed=packed, data=_data_of(sweep))
+    of = OpenSweep(sweep=sweep, folder=folder, workers=workers, packed=packed, data=_data_of(sweep))
     make_folder(folder)
     with lock(folder / "sweep.lock", f"sweep {sweep.name} in {folder}"):
         # under the lock: run directories that another driver made are found, not named anew

@@ -34,8 +34,14 @@ from typing import Any
 
 import psutil
 
-from ddpm.cluster.slurm import Allocation, node_share
-from ddpm.cluster.workers import available_cpus, workers_for, workers_of_evaluation
+from ddpm.cluster.workers import (
+    Machine,
+    available_cpus,
+    slurm_job,
+    slurm_node,
+    workers_for,
+    workers_of_evaluation,
+)
 from ddpm.config import Config
 from ddpm.data import source_problems
 from ddpm.errors import DdpmError, InputError, Interrupted, run_main
@@ -120,10 +126,10 @@ class JobFolder:
         self.token, self._job, self._head = (path / n for n in ("token", "job.json", "head.json"))
 
     @classmethod
-    def make(cls, output_dir: Path, job: Allocation) -> "JobFolder":
+    def make(cls, output_dir: Path, job: Machine) -> "JobFolder":
         """A fresh folder for this start of the job; what dead jobs left is removed."""
         jobs = output_dir.absolute() / ".jobs"
-        folder = cls(jobs / job.job_id)
+        folder = cls(jobs / str(job.job_id))
         for old in jobs.glob("*"):
             with suppress(OSError):
                 if old == folder.path or time.time() - old.stat().st_mtime > STALE_S:
@@ -132,7 +138,7 @@ class JobFolder:
         descriptor = os.open(folder.token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "w") as file:
             file.write(secrets.token_hex(32))
-        storage.write_json(folder._job, {"num_nodes": job.num_nodes, "versions": versions()})
+        storage.write_json(folder._job, {"num_nodes": len(job.cpus), "versions": versions()})
         return folder
 
     def check(self, node: str) -> None:
@@ -192,13 +198,12 @@ def versions() -> dict[str, str]:
 
 
 def plan(configs: list[Config], *, uses_ray: bool | None, output: Path) -> int:
-    """Check configurations against the job's allocation, make the job's folder, and write its path
-    and "1" or "0" (whether Ray is needed) to `output`, each ended by NUL for the batch script.
+    """Check configurations against the job's allocation, make the job's folder, write the plan; 0.
 
     uses_ray: None when it is a matter of the number of workers. Takes no torch and no Ray. Raises
     InputError with every problem.
     """
-    job = Allocation.from_environment()
+    job = slurm_job()
     if job is None:
         raise InputError(_NO_JOB)
     problems = [problem for config in configs for problem in source_problems(config)]
@@ -215,22 +220,26 @@ def plan(configs: list[Config], *, uses_ray: bool | None, output: Path) -> int:
     if problems:
         raise InputError(list(dict.fromkeys(problems)))
     needs_ray = count > 1 if uses_ray is None else uses_ray
-    return _planned(job, Path(configs[0].TRAINING.OUTPUT_DIR), needs_ray, output)
+    write_plan(output, JobFolder.make(Path(configs[0].TRAINING.OUTPUT_DIR), job).path, needs_ray)
+    return 0
 
 
 def plan_evaluation(folder: Path, workers: int | None, output: Path) -> int:
     """The same for an evaluation, whose job's folder lies in `folder`."""
-    job = Allocation.from_environment()
+    job = slurm_job()
     if job is None:
         raise InputError(_NO_JOB)
     uses_ray = workers_of_evaluation(workers, all_nodes=True).count > 1
-    return _planned(job, folder, uses_ray, output)
-
-
-def _planned(job: Allocation, output_dir: Path, uses_ray: bool, output: Path) -> int:
-    folder = JobFolder.make(output_dir, job)
-    output.write_bytes(os.fsencode(folder.path) + b"\0" + str(int(uses_ray)).encode() + b"\0")
+    write_plan(output, JobFolder.make(folder, job).path, uses_ray)
     return 0
+
+
+def write_plan(output: Path, folder: Path | None = None, uses_ray: bool = False) -> None:
+    """All is checked, says this file to the batch script: the job's folder, and whether it needs
+    Ray ("1" or "0"), each ended by NUL.
+    """
+    name = b"" if folder is None else os.fsencode(folder)
+    output.write_bytes(b"\0".join((name, b"1" if uses_ray else b"0", b"")))
 
 
 @contextmanager
@@ -312,7 +321,7 @@ def run_node(path: Path) -> None:
     keeps open, so that however the script ends, Ray ends with it. SLURM signals all processes of a
     job when it stops one; Ray's have those signals blocked and live on while the training saves.
     """
-    share, node = node_share(), os.environ["SLURMD_NODENAME"]
+    share, node = slurm_node(), os.environ["SLURMD_NODENAME"]
     folder = JobFolder(path)
     has_ended = _End(folder)
     folder.check(node)
@@ -353,7 +362,7 @@ class _End:
 
 
 def _started(
-    share: Allocation, node: str, temporary: Path, folder: JobFolder, has_ended: _End
+    share: Machine, node: str, temporary: Path, folder: JobFolder, has_ended: _End
 ) -> subprocess.Popen[bytes]:
     """Ray of this node: its head, or joining that. Interrupted where the job ends meanwhile."""
     if os.environ["SLURM_NODEID"] == "0":
@@ -403,9 +412,9 @@ def _interface(ip: str) -> str:
     return "lo"
 
 
-def _free_port(ip: str, share: Allocation) -> int:
+def _free_port(ip: str, share: Machine) -> int:
     """A free port that follows from the job's number, so that jobs of one node do not collide."""
-    first = 20_000 + int(share.job_id) * 7 % 12_000
+    first = 20_000 + int(share.job_id or 0) * 7 % 12_000
     for port in range(first, first + 500):
         with socket.socket() as probe, suppress(OSError):
             probe.bind((ip, port))
@@ -413,7 +422,7 @@ def _free_port(ip: str, share: Allocation) -> int:
     raise DdpmError(f"no free port from {first} to {first + 500} on {ip}")
 
 
-def _temporary_folder(share: Allocation) -> Path:
+def _temporary_folder(share: Machine) -> Path:
     """This job's own folder on this node, for its owner alone, with a short path."""
     name = f"ddpm-{os.getuid()}-{share.job_id}-{os.environ['SLURM_NODEID']}"
     folder = short_base(name, "DDPM_SCRATCH") / name
@@ -422,9 +431,7 @@ def _temporary_folder(share: Allocation) -> Path:
     return folder
 
 
-def _start(
-    share: Allocation, ip: str, temporary: Path, place: list[str]
-) -> subprocess.Popen[bytes]:
+def _start(share: Machine, ip: str, temporary: Path, place: list[str]) -> subprocess.Popen[bytes]:
     """`ray start` of this node's share of the job, its words in a log beside its temporaries."""
     interface = _interface(ip)
     env = (

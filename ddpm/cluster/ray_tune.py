@@ -21,21 +21,19 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from ddpm.cluster.open_sweep import OpenSweep, Round
-from ddpm.cluster.run_trial import FilePoll, HalvedTrial, run_trial
-from ddpm.cluster.workers import Workers
+from ddpm.cluster.run_trial import FilePoll, HalvedTrial, TrialTask, run_trial
 from ddpm.errors import InputError
 from ddpm.runs import RunDirectory, storage
 from ddpm.sweep import Ladder, Ledger, Outcome, Rung, Trial, comparable, cost
-from ddpm.training import Job
 
 TIME, VALUE = "evaluation", "value"
 TRIES = 50  # choices that are known or impossible, one after the other, before bayes ends
 
 
-def run_round(of: OpenSweep, one: Round, workers: Workers, max_concurrent: int) -> None:
+def run_round(of: OpenSweep, one: Round, max_concurrent: int) -> None:
     """Run the trials of a round to their end or to a stop; the ledger has every end."""
-    store, verdicts, planned = of.folder / "ray", of.folder / "asha", list(one.trials)
-    plans = {trial.trial_id: _plan(of, trial) for trial in planned}
+    store, verdicts, workers = of.folder / "ray", of.folder / "asha", of.workers
+    tasks = {trial.trial_id: _as_text(of, trial) for trial in one.trials}
     scheduler: Halving | None = None
     search: dict[str, Any] = {}
     if one.ladders:
@@ -48,16 +46,14 @@ def run_round(of: OpenSweep, one: Round, workers: Workers, max_concurrent: int) 
         search = {"search_alg": Bayes(of), "num_samples": -1}
     trainable = tune.with_parameters(
         _train,
-        plans=plans,
-        folder=str(of.folder),
-        workers=asdict(workers),
+        tasks=tasks,
         ladders={name: asdict(ladder) for name, ladder in one.ladders.items()},
     )
     # the workers of a nested run reserve their own
     alone = {"cpu": workers.cpus, "gpu": workers.gpus} if workers.count == 1 else {"cpu": 0.01}
     tuner = tune.Tuner(
         tune.with_resources(trainable, alone),
-        param_space={} if one.is_search else {"trial": tune.grid_search(list(plans))},
+        param_space={} if one.is_search else {"trial": tune.grid_search(list(tasks))},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=max_concurrent, reuse_actors=True, scheduler=scheduler, **search
         ),
@@ -73,12 +69,16 @@ def run_round(of: OpenSweep, one: Round, workers: Workers, max_concurrent: int) 
         results = tuner.fit()
     finally:
         shutil.rmtree(store, ignore_errors=True)
-    _record_deaths(results, plans, of.ledger)
+    _record_deaths(results, tasks, of.ledger)
 
 
-def _plan(of: OpenSweep, trial: Trial) -> str:
-    """A trial as plain data for the process that trains it."""
-    return json.dumps({"outcome": asdict(trial.outcome), "job": asdict(of.job(trial))})
+def _as_text(of: OpenSweep, trial: Trial) -> str:
+    """A trial's task as text, in which Tune looks for no parameters."""
+    return json.dumps(asdict(of.task(trial)))
+
+
+def _as_task(params: Mapping[str, Any], tasks: Mapping[str, str]) -> TrialTask:
+    return TrialTask.from_dict(json.loads(params.get("task") or tasks[params["trial"]]))
 
 
 def _keep_credentials() -> None:
@@ -91,7 +91,7 @@ def _keep_credentials() -> None:
     names -= {name for name in names if name.startswith("AWS_")}
 
 
-def _record_deaths(results: tune.ResultGrid, plans: Mapping[str, str], ledger: Ledger) -> None:
+def _record_deaths(results: tune.ResultGrid, tasks: Mapping[str, str], ledger: Ledger) -> None:
     """Failed, in the ledger, where a trial's process died before it could say so."""
     ended = {key for key, one in ledger.outcomes().items() if one.status != "unrun"}
     for result in (results[number] for number in range(len(results))):
@@ -99,39 +99,26 @@ def _record_deaths(results: tune.ResultGrid, plans: Mapping[str, str], ledger: L
         key = config.get("trial")
         if result.error is None or key is None or key in ended:
             continue
-        outcome = Outcome(**json.loads(config.get("plan") or plans[key])["outcome"])
         words = str(result.error).strip().splitlines()[-1]
+        outcome = _as_task(config, tasks).outcome
         ledger.record(outcome.failed(f"the trial's process died: {words}"))
 
 
 def _train(
     params: dict[str, Any],
     *,
-    plans: dict[str, str],
-    folder: str,
-    workers: dict[str, Any],
+    tasks: dict[str, str],
     ladders: dict[str, dict[str, Any]],
 ) -> dict[str, str]:
     """One trial in its process; its outcome lies in the ledger when this returns."""
-    key, place = params["trial"], Path(folder)
-    plan = json.loads(params.get("plan") or plans[key])
-    outcome, job = Outcome(**plan["outcome"]), Job(**plan["job"])
-    ledger, halved = Ledger(place / "ledger"), None
+    task, halved = _as_task(params, tasks), None
+    key, folder = task.outcome.trial, Path(task.folder)
     if key in ladders:
-        verdict = place / "asha" / f"{key}.json"
-        halved = HalvedTrial(Path(job.run_dir), Ladder(**ladders[key]), verdict, _tell)
-        if not ledger.todo([outcome], settled=("done", "stopped")):
+        verdict = folder / "asha" / f"{key}.json"
+        halved = HalvedTrial(Path(task.job.run_dir), Ladder(**ladders[key]), verdict, _tell)
+        if not task.ledger.todo([task.outcome], settled=("done", "stopped")):
             return {"status": "ended before"}
-    ended = run_trial(
-        outcome,
-        job,
-        ledger,
-        sweep=place.name,
-        workers=Workers(**workers),
-        should_stop=FilePoll(place / "stop"),
-        guide=halved,
-    )
-    return {"status": ended}
+    return {"status": run_trial(task, should_stop=FilePoll(folder / "stop"), guide=halved)}
 
 
 def _tell(rung: Rung) -> None:
@@ -221,7 +208,7 @@ class Bayes(OptunaSearch):
             trial, asked = chosen
             of.add([trial])
         self._running[trial_id] = trial, asked
-        return {"trial": trial.trial_id, "plan": _plan(of, trial)}
+        return {"trial": trial.trial_id, "task": _as_text(of, trial)}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: a choice is judged by its end."""

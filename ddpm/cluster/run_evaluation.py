@@ -38,7 +38,7 @@ from ddpm.sampling import SampleRequest, foreign_overrides, locate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class EvaluationOptions:
     """The command line. Paths are as they were typed, in the folder `where`.
 
     workers: None: as many as there are GPUs, or one.
@@ -68,26 +68,26 @@ class Prepared:
     extractor: Extractor
 
 
-def prepare(asked: Asked, *, is_checked: bool = False) -> Prepared:
+def prepare(options: EvaluationOptions, *, is_checked: bool = False) -> Prepared:
     """The real data, the images that are read, and what both are compared by, trained if need be.
 
     is_checked: another process has done this. Raises InputError with what cannot be measured.
     """
-    request, real = request_for(asked), _real(asked)
+    request, real = request_for(options), _real(options)
     samples = None
     if request is None:
-        samples = read_samples(asked.source, real, is_checked=is_checked).first(asked.num)
+        samples = read_samples(options.source, real, is_checked=is_checked).first(options.num)
         if not is_checked:
-            require_measurable(samples, real, asked.split)
+            require_measurable(samples, real, options.split)
     else:
-        _require_shape(asked, request, real)
-    features = asked.features or ("pixels" if (real.data.num_classes or 0) < 2 else "classifier")
-    extractor = open_extractor(features, real, asked.weights)
+        _require_shape(options, request, real)
+    features = options.features or ("pixels" if (real.data.num_classes or 0) < 2 else "classifier")
+    extractor = open_extractor(features, real, options.weights)
     return Prepared(request=request, real=real, samples=samples, extractor=extractor)
 
 
-def measure(asked: Asked, prepared: Prepared, group: Group) -> Path | None:
-    """Measures what was asked for and writes the record; its path, on rank 0.
+def measure(options: EvaluationOptions, prepared: Prepared, group: Group) -> Path | None:
+    """Measures, and writes the record; its path, on rank 0.
 
     group: workers that all call this; each draws or reads its share.
     """
@@ -96,81 +96,83 @@ def measure(asked: Asked, prepared: Prepared, group: Group) -> Path | None:
         assert prepared.request is not None
         samples = drawn(prepared.request, group)
     real = prepared.real
-    record = evaluate_samples(samples, real, asked.split, prepared.extractor, group, asked.command)
+    record = evaluate_samples(
+        samples, real, options.split, prepared.extractor, group, options.command
+    )
     return write_record(record, samples, real) if group.is_main else None
 
 
-def request_for(asked: Asked) -> SampleRequest | None:
+def request_for(options: EvaluationOptions) -> SampleRequest | None:
     """What is drawn; None where images are read. Raises InputError with all that does not fit."""
     problems = []
-    if asked.num is not None and asked.num < 1:
-        problems.append(f"--num {asked.num}: give 1 at least")
-    if asked.weights is not None and asked.features != "inception":
+    if options.num is not None and options.num < 1:
+        problems.append(f"--num {options.num}: give 1 at least")
+    if options.weights is not None and options.features != "inception":
         problems.append("--weights is for --features inception")
-    if asked.workers is not None and asked.workers < 1:
-        problems.append(f"--workers {asked.workers}: give 1 at least")
-    if is_trained(asked.source):
+    if options.workers is not None and options.workers < 1:
+        problems.append(f"--workers {options.workers}: give 1 at least")
+    if is_trained(options.source):
         if problems:
             raise InputError(problems)
-        return request_of(asked.source, asked.num, asked.overrides, asked.ema)
-    if not asked.source.exists():
-        problems.append(f"{asked.source} does not exist")
-    if asked.overrides or asked.ema is not None:
-        problems.append(f"{asked.source} is no run: its images are there, nothing chooses them")
-    if asked.against is None:
-        problems.append(f"{asked.source} is no run: name the real images with --against")
-    if foreign := foreign_overrides(asked.overrides):
+        return request_of(options.source, options.num, options.overrides, options.ema)
+    if not options.source.exists():
+        problems.append(f"{options.source} does not exist")
+    if options.overrides or options.ema is not None:
+        problems.append(f"{options.source} is no run: its images are there, nothing chooses them")
+    if options.against is None:
+        problems.append(f"{options.source} is no run: name the real images with --against")
+    if foreign := foreign_overrides(options.overrides):
         problems.append(f"{foreign[0]} is no IMAGE_GENERATION key")
     if problems:
         raise InputError(problems)
     return None
 
 
-def _real(asked: Asked) -> RealData:
-    if asked.against is not None:
-        return data_named(asked.against, asked.cache)
-    return data_of_run(locate(asked.source)[0], asked.cache)
+def _real(options: EvaluationOptions) -> RealData:
+    if options.against is not None:
+        return data_named(options.against, options.cache)
+    return data_of_run(locate(options.source)[0], options.cache)
 
 
-def _require_shape(asked: Asked, request: SampleRequest, real: RealData) -> None:
+def _require_shape(options: EvaluationOptions, request: SampleRequest, real: RealData) -> None:
     channels, height, width = request.image_shape
     if request.image_shape != real.image_shape:
         raise InputError(
-            f"{asked.source} draws {height}x{width} with {channels} channel(s), the images of "
+            f"{options.source} draws {height}x{width} with {channels} channel(s), the images of "
             f"{real.name} are {real.image_shape}; nothing is resized here"
         )
 
 
-def run(asked: Asked, *, dry: bool = False) -> int:
-    """Measures what was asked for and prints it; 0. Dry: checks it, draws and trains nothing."""
-    console, request = Console(), request_for(asked)
-    workers = workers_of_evaluation(asked.workers, all_nodes=FOLDER in os.environ)
+def run(options: EvaluationOptions, *, dry: bool = False) -> int:
+    """Measures and prints; 0. Dry: checks it, draws and trains nothing."""
+    console, request = Console(), request_for(options)
+    workers = workers_of_evaluation(options.workers, all_nodes=FOLDER in os.environ)
     if workers.count > 1 and request and request.options.EXPORT_INTERM:
         raise InputError("IMAGE_GENERATION.EXPORT_INTERM is for one worker; give --workers 1")
-    if asked.features == "inception":
-        load_inception(asked.weights)  # before images are drawn
+    if options.features == "inception":
+        load_inception(options.weights)  # before images are drawn
     if dry:
-        console.print(_plan(asked, request, workers), soft_wrap=True, highlight=False)
+        console.print(_plan(options, request, workers), soft_wrap=True, highlight=False)
         return 0
-    path = _alone(asked) if workers.count == 1 else _together(asked, workers)
+    path = _alone(options) if workers.count == 1 else _together(options, workers)
     show(storage.read_json(path), console)
     console.print(f"record: {path}", soft_wrap=True, highlight=False)
     return 0
 
 
-def _alone(asked: Asked) -> Path:
-    path = measure(asked, prepare(asked), Group(device=best_device()))
+def _alone(options: EvaluationOptions) -> Path:
+    path = measure(options, prepare(options), Group(device=best_device()))
     assert path is not None  # one worker is rank 0
     return path
 
 
-def _together(asked: Asked, workers: Workers) -> Path:
+def _together(options: EvaluationOptions, workers: Workers) -> Path:
     """The record that rank 0 of several workers has written."""
     from ddpm.cluster import ray_train
 
-    folder = prepare(asked).real.folder.absolute()
+    folder = prepare(options).real.folder.absolute()
     told = folder / f"evaluation-{uuid.uuid4().hex[:12]}.json"
-    settings = {"asked": asked, "told": told}
+    settings = {"options": options, "told": told}
     try:
         with running_ray(workers.count * workers.cpus):
             error = ray_train.run_loop(_loop, settings, told.with_suffix(".ray"), workers)
@@ -188,25 +190,25 @@ def _loop(settings: dict[str, Any]) -> None:
     import ray.train
     from ray.train.torch import get_device
 
-    asked: Asked = settings["asked"]
-    os.chdir(asked.where)  # paths are relative to where they were typed
-    path = measure(asked, prepare(asked, is_checked=True), current_group(get_device()))
+    options: EvaluationOptions = settings["options"]
+    os.chdir(options.where)  # paths are relative to where they were typed
+    path = measure(options, prepare(options, is_checked=True), current_group(get_device()))
     if path is not None:
         storage.write_json(settings["told"], {"record": str(path.absolute())})
     ray.train.report({"done": True})
 
 
-def _plan(asked: Asked, request: SampleRequest | None, workers: Workers) -> str:
+def _plan(options: EvaluationOptions, request: SampleRequest | None, workers: Workers) -> str:
     """What would be done, as far as names, headers and sizes tell."""
-    own = request.run if request else asked.source
-    name, has_labels = describe_without_reading(own if asked.against is None else asked.against)
+    own = request.run if request else options.source
+    name, has_labels = describe_without_reading(own if options.against is None else options.against)
     if request is None:
-        describe_without_reading(asked.source)
-    features = asked.features or ("classifier" if has_labels else "pixels")
+        describe_without_reading(options.source)
+    features = options.features or ("classifier" if has_labels else "pixels")
     if features == "classifier" and not has_labels:
         raise InputError(f"classifier features need labels, {name} has none: use pixels")
-    what = request.describe() if request else f"the images of {asked.source}"
+    what = request.describe() if request else f"the images of {options.source}"
     return (
-        f"would measure {what} against the {asked.split} images of {name} by {features} features, "
+        f"would measure {what} against the {options.split} images of {name} by {features} features, "
         f"with {workers.count} worker(s); nothing was written"
     )

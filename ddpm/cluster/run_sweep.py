@@ -30,8 +30,7 @@ def checked(sweep: Sweep) -> tuple[Workers, int]:
     """
     found, room = problems(sweep), None
     try:
-        trials = max(len(sweep.trials), sweep.tune.trials)
-        room = workers_of_trials(sweep.base, trials, sweep.tune.MAX_CONCURRENT)
+        room = workers_of_trials(sweep)
     except InputError as error:
         found += error.problems
     if room is None or found:
@@ -47,7 +46,7 @@ def run(sweep: Sweep, *, should_stop: Callable[[], bool], probe: bool = True) ->
     """
     console = Console()
     workers, concurrent = checked(sweep)
-    with opened(sweep, threads=workers.cpus, packed=concurrent > 1) as of:
+    with opened(sweep, workers=workers, packed=concurrent > 1) as of:
         _refuse_array_jobs(of)
         remove(of.stop_file)
         print_skipped(sweep, console)
@@ -57,9 +56,9 @@ def run(sweep: Sweep, *, should_stop: Callable[[], bool], probe: bool = True) ->
         )
         console.print(f"results go to {of.folder}", soft_wrap=True)
         if probe:
-            _predict(of, workers, concurrent, console)
+            _predict(of, concurrent, console)
         allowance = Allowance(of)
-        _train(of, workers, concurrent, allowance, should_stop)
+        _train(of, concurrent, allowance, should_stop)
         if of.stop_file.exists() and allowance.spent is None:
             raise Interrupted(f"{of.folder}: stopped; run the same command again to continue")
         allowance.record_unrun()
@@ -74,7 +73,6 @@ def run(sweep: Sweep, *, should_stop: Callable[[], bool], probe: bool = True) ->
 
 def _train(
     of: OpenSweep,
-    workers: Workers,
     concurrent: int,
     allowance: "Allowance",
     should_stop: Callable[[], bool],
@@ -92,14 +90,14 @@ def _train(
 
     with (
         watch(tails, Console(), should_stop=stops, on_stop=of.stop_file.touch),
-        running_ray(concurrent * workers.cores),
+        running_ray(concurrent * of.workers.cores),
     ):
         from ddpm.cluster import ray_tune  # Ray is imported once it has its secret
 
         while one is not None and not allowance.is_spent() and not of.stop_file.exists():
             trials = allowance.allowed(one.trials)
             if trials or one.is_search:
-                ray_tune.run_round(of, replace(one, trials=trials), workers, concurrent)
+                ray_tune.run_round(of, replace(one, trials=trials), concurrent)
             one = None if of.stop_file.exists() else next(left, None)
     if not of.stop_file.exists() and allowance.spent is None:
         from ddpm.cluster import cost
@@ -107,7 +105,7 @@ def _train(
         cost.finish(of.folder, time.monotonic() - started)
 
 
-def _predict(of: OpenSweep, workers: Workers, concurrent: int, console: Console) -> None:
+def _predict(of: OpenSweep, concurrent: int, console: Console) -> None:
     """A prediction of a sweep whose trials have not begun and are worth one, kept."""
     from ddpm.cluster import cost
 
@@ -115,7 +113,7 @@ def _predict(of: OpenSweep, workers: Workers, concurrent: int, console: Console)
         return
     configs = {trial.trial_id: trial.config for trial in of.trials}
     try:
-        cost.make(of.folder, configs, workers, concurrent, imports=("ray.tune",))
+        cost.make(of.folder, configs, of.workers, concurrent, imports=("ray.tune",))
     except DdpmError as error:
         console.print(f"no prediction: {error}", markup=False)
 

@@ -9,6 +9,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,33 @@ from ddpm.training import Job, work
 log = logging.getLogger(__name__)
 STOP_POLL_S = 0.5
 Ended = Literal["done", "failed", "early", "stopped", "held"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialTask:
+    """A trial for the process that trains it.
+
+    folder: of its sweep.  outcome: the blank one.
+    """
+
+    folder: str
+    outcome: Outcome
+    job: Job
+    workers: Workers
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "TrialTask":
+        """The inverse of dataclasses.asdict, through JSON too."""
+        return cls(
+            folder=plain["folder"],
+            outcome=Outcome(**plain["outcome"]),
+            job=Job(**plain["job"]),
+            workers=Workers(**plain["workers"]),
+        )
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(Path(self.folder) / "ledger")
 
 
 class FilePoll:
@@ -85,20 +113,14 @@ class HalvedTrial:
 
 
 def run_trial(
-    outcome: Outcome,
-    job: Job,
-    ledger: Ledger,
-    *,
-    sweep: str,
-    workers: Workers,
-    should_stop: Callable[[], bool],
-    guide: HalvedTrial | None = None,
+    task: TrialTask, *, should_stop: Callable[[], bool], guide: HalvedTrial | None = None
 ) -> Ended:
     """Train, record the outcome, let the sweep go on in any case.
 
-    outcome: the blank one.  guide: of a search, which may end the trial "early".  "stopped": saved,
-    to be continued.  "held": another living process trains it. Neither is recorded.
+    guide: of a search, which may end the trial "early".  "stopped": saved, to be continued.
+    "held": another living process trains it. Neither is recorded.
     """
+    outcome, job, ledger = task.outcome, task.job, task.ledger
     if should_stop():
         return "stopped"
     try:
@@ -108,8 +130,8 @@ def run_trial(
                     f"{claim.run.title} was made meanwhile by another command; run the same "
                     "command again to go on with it"
                 )
-            released = claim.release if workers.count == 1 else claim.release_if_held
-            summary = _run(job, released, (sweep, outcome.cell), workers, should_stop, guide)
+            released = claim.release if task.workers.count == 1 else claim.release_if_held
+            summary = _run(task, released, should_stop, guide)
     except Interrupted:
         if early := guide.outcome(outcome) if guide else None:
             ledger.record(early)
@@ -127,16 +149,14 @@ def run_trial(
 
 
 def _run(
-    job: Job,
+    task: TrialTask,
     release: Callable[[], None],
-    mirror: tuple[str, Mapping[str, object]],
-    workers: Workers,
     should_stop: Callable[[], bool],
     guide: HalvedTrial | None,
 ) -> dict[str, Any]:
-    """The summary of the training.  mirror: sweep and cell, for the tracker.  release: lets the
-    claim go once the training holds its directory.
-    """
+    """The summary of the training.  release: lets the claim go once it holds its directory."""
+    job, workers = task.job, task.workers
+    mirror = Path(task.folder).name, task.outcome.cell  # sweep and cell, for the tracker
 
     def stops() -> bool:
         return should_stop() or (guide is not None and guide.stops())

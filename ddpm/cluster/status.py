@@ -13,8 +13,8 @@ import re
 import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -53,13 +53,14 @@ _SILENCE_S = 300.0  # a run that says nothing for so long, and for some reports'
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """A run as its directory shows it.
+    """A training as its files show it.
 
-    state: of STATES.  note: words beside it.  eta_s: until its last step.  gpu_hours, core_hours:
-    of its attempts, busy or not, one of them 0.
+    state: of STATES.  name: for people.  note: words beside it.  eta_s: until its last step.
+    gpu_hours, core_hours: of its attempts, busy or not, one of them 0.
     """
 
     state: str
+    name: str = ""
     step: int = 0
     total: int | None = None
     loss: float | None = None
@@ -79,7 +80,7 @@ def is_run(path: Path) -> bool:
 
 
 def read(path: Path, jobs: JobStates) -> RunStatus:
-    """The run in the directory `path`."""
+    """The run in the directory `path`, without its name."""
     facts, row = read_json(path / PROVENANCE), _last_row(path / METRICS)
     done, failed = read_json(path / DONE), read_json(path / FAILED)
     held_by = storage.signature(path / LOCK)
@@ -198,19 +199,11 @@ def _parsed(path: Path) -> object:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatusRow:
-    """A training and how it is; state: one of STATES."""
-
-    name: str
-    status: RunStatus
-
-
-@dataclass(frozen=True, kw_only=True)
 class StatusSection:
     """The trials of a sweep, or the runs of no sweep; is_driven: its driver runs."""
 
     title: str
-    rows: Sequence[StatusRow] = field(default_factory=tuple)
+    rows: Sequence[RunStatus]
     is_driven: bool = False
 
 
@@ -244,9 +237,9 @@ class Status:
         rows = [self._run(path) for path in _runs(self.folder) if path.name not in trials]
         return [*sections, *([StatusSection(title="runs", rows=rows)] if rows else [])]
 
-    def _run(self, path: Path) -> StatusRow:
+    def _run(self, path: Path) -> RunStatus:
         path = path.absolute()
-        return StatusRow(name=_TIME.sub(" ", path.name), status=self._status(path))
+        return replace(self._status(path), name=_TIME.sub(" ", path.name))
 
     def _status(self, path: Path) -> RunStatus:
         """The run in a directory, and whether its job waits to go on with it."""
@@ -266,8 +259,8 @@ class Status:
         for planned in _plan(folder):
             trial = planned["trial"]
             blank = Outcome(**{key: planned[key] for key in ("trial", "cell", "seed", "run_dir")})
-            status = self._trial(planned, outcomes.get(trial), jobs.get(trial, []), folder)
-            rows.append(StatusRow(name=blank.name, status=status))
+            found = self._trial(planned, outcomes.get(trial), jobs.get(trial, []), folder)
+            rows.append(replace(found, name=blank.name))
         driven = bool(storage.is_held(folder / "sweep.lock"))
         return StatusSection(title=f"sweep {folder.name}", rows=rows, is_driven=driven)
 
@@ -314,16 +307,15 @@ class Totals:
 def totals(sections: Iterable[StatusSection]) -> Totals:
     """Sums over all trainings."""
     sections = list(sections)
-    rows = [row.status for section in sections for row in section.rows]
+    is_driven = any(section.is_driven for section in sections)
+    rows = [row for section in sections for row in section.rows]
     counts = {state: sum(row.state == state for row in rows) for state in STATES}
     return Totals(
         counts=counts,
         gpu_hours=sum(row.gpu_hours for row in rows),
         core_hours=sum(row.core_hours for row in rows),
-        eta_s=_eta(rows, any(section.is_driven for section in sections)),
-        has_ended=not (
-            counts["running"] or counts["queued"] or any(section.is_driven for section in sections)
-        ),
+        eta_s=_eta(rows, is_driven),
+        has_ended=not (counts["running"] or counts["queued"] or is_driven),
     )
 
 
@@ -373,12 +365,11 @@ def _moved(run_dir: Path, sweep: Path) -> Path:
     return here if here.is_dir() else run_dir
 
 
-def cells(row: StatusRow) -> tuple[str, ...]:
+def cells(status: RunStatus) -> tuple[str, ...]:
     """The texts of a row, one for each word of HEADER."""
-    status = row.status
     return (
         status.state,
-        row.name,
+        status.name,
         _steps(status),
         "" if status.loss is None else f"{status.loss:.4f}",
         "" if status.images_per_s is None else f"{status.images_per_s:,.0f}",
@@ -436,9 +427,11 @@ def rendered(sections: Sequence[StatusSection], height: int | None = None) -> Re
         for word in (HEADER[i] for i in shown):
             justify: JustifyMethod = "right" if word in _NUMBERS else "left"
             table.add_column(word, justify=justify, overflow="fold")
-        rows = section.rows if not is_cut else sorted(section.rows, key=_by_interest)
+        rows = section.rows
+        if is_cut:
+            rows = sorted(rows, key=lambda row: _INTEREST.index(row.state))
         for row in rows:
-            colour, texts = _COLOURS.get(row.status.state, ""), cells(row)
+            colour, texts = _COLOURS.get(row.state, ""), cells(row)
             table.add_row(*(Text(texts[i], colour if i == 0 else "") for i in shown))
         parts += [table, Text()]
     line = Text(summary(sections))
@@ -456,25 +449,17 @@ def show(sections: Sequence[StatusSection], console: Console) -> None:
 
 def watch(status: Status, console: Console, every_s: float) -> None:
     """Shows it again and again until all has ended or Ctrl-C."""
-    with suppress(KeyboardInterrupt):
-        if console.is_terminal:
-            with Live(console=console, auto_refresh=False) as live:
-                while True:
-                    sections = status.read()
-                    live.update(rendered(sections, height=console.height), refresh=True)
-                    if totals(sections).has_ended:
-                        return
-                    time.sleep(every_s)
+    live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+    with suppress(KeyboardInterrupt), live or nullcontext():
         while True:
             sections = status.read()
-            show(sections, console)
+            if live:
+                live.update(rendered(sections, height=console.height), refresh=True)
+            else:
+                show(sections, console)
             if totals(sections).has_ended:
                 return
             time.sleep(every_s)
-
-
-def _by_interest(row: StatusRow) -> int:
-    return _INTEREST.index(row.status.state)
 
 
 def _columns(sections: Iterable[StatusSection]) -> list[int]:

@@ -1,11 +1,19 @@
-"""Workers of a training or an evaluation: how many there are, and the cores and GPUs of each."""
+"""Machine or SLURM job of this process, and the workers that follow from it: how many there are,
+and the cores and GPUs of each.
+"""
 
 import os
+import re
+import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from ddpm.cluster.slurm import Allocation
 from ddpm.config import Config
 from ddpm.errors import InputError
+
+if TYPE_CHECKING:
+    from ddpm.sweep import Sweep
 
 GPU_KEY = "CLUSTER.GPUS_PER_WORKER"
 
@@ -28,15 +36,21 @@ class Workers:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The machine or SLURM job to train on: cores by node, GPUs of each node.
+    """The machine or SLURM job to train on, or one node's part of a job.
 
-    is_job: whether SLURM holds this process to what it was given.
+    job_id: None outside of a job, where SLURM holds nobody to anything.  cpus: cores by node, the
+    first node first.  gpus_per_node: GPUs of this node; a job has the same number on every node.
+    memory_mb: memory of this node, None where SLURM does not share it out.
     """
 
-    name: str
-    is_job: bool
+    job_id: str | None
     cpus: tuple[int, ...]
-    gpus_per_node: int
+    gpus_per_node: int = 0
+    memory_mb: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"SLURM job {self.job_id}" if self.job_id else "this machine"
 
     @property
     def num_gpus(self) -> int:
@@ -53,24 +67,71 @@ class Machine:
         return on_a_node, max(1, min(self.cpus) // on_a_node)
 
 
+def slurm_job(env: Mapping[str, str] = os.environ) -> Machine | None:
+    """The job this process runs in, from the SLURM_* variables alone: a node's other cores and GPUs
+    belong to other jobs. None outside of a job.
+
+    Raises InputError where the process belongs to a job but cannot speak for it: on a host that is
+    none of its nodes, or as one of several copies that srun started.
+    """
+    job_id = env.get("SLURM_JOB_ID")
+    if job_id is None:
+        return None
+    if "SLURMD_NODENAME" not in env:
+        raise InputError(
+            f"this shell holds SLURM job {job_id} but runs on {socket.gethostname()}, which is "
+            "none of its nodes; use `sbatch slurm/train.sh ...` or `srun --pty bash` first"
+        )
+    if (copies := _whole(env, "SLURM_STEP_NUM_TASKS", 1)) > 1:
+        raise InputError(
+            f"srun started {copies} copies of this command; start one, it finds all nodes of "
+            "the job itself: run it in the batch script without srun, or with `srun -n 1`"
+        )
+    return _of_slurm(env, _by_node(env))
+
+
+def slurm_node(env: Mapping[str, str] = os.environ) -> Machine:
+    """This node's part of the job, as one of the tasks that srun started on its nodes sees it."""
+    return _of_slurm(env, _by_node(env)[_whole(env, "SLURM_NODEID", 0) :][:1])
+
+
+def _of_slurm(env: Mapping[str, str], cpus: tuple[int, ...]) -> Machine:
+    # memory is said by node or by core, and as 0 for all that the node has
+    memory = _whole(env, "SLURM_MEM_PER_NODE", 0) or cpus[0] * _whole(env, "SLURM_MEM_PER_CPU", 0)
+    return Machine(
+        job_id=env["SLURM_JOB_ID"],
+        cpus=cpus,
+        gpus_per_node=_whole(env, "SLURM_GPUS_ON_NODE", 0),
+        memory_mb=memory or None,
+    )
+
+
+def _by_node(env: Mapping[str, str]) -> tuple[int, ...]:
+    """Cores by node from SLURM_JOB_CPUS_PER_NODE, which reads like `4(x2),2`."""
+    text = env.get("SLURM_JOB_CPUS_PER_NODE", "1")
+    cpus: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None or int(match[1]) == 0:
+            raise InputError(f"SLURM_JOB_CPUS_PER_NODE is {text!r}; SLURM writes it like '4(x2),2'")
+        cpus += [int(match[1])] * int(match[2] or 1)
+    return tuple(cpus)
+
+
+def _whole(env: Mapping[str, str], name: str, default: int) -> int:
+    text = env.get(name, str(default))
+    if not text.isdecimal():
+        raise InputError(f"{name} is {text!r}; SLURM sets a whole number")
+    return int(text)
+
+
 def machine() -> Machine:
     """The SLURM job of this process, else this machine as far as this process may use it."""
-    job = Allocation.from_environment()
-    if job:
-        return Machine(
-            name=f"SLURM job {job.job_id}",
-            is_job=True,
-            cpus=job.cpus,
-            gpus_per_node=job.gpus_per_node,
-        )
+    if job := slurm_job():
+        return job
     import torch  # seconds, which a job's check of its configuration does without
 
-    return Machine(
-        name="this machine",
-        is_job=False,
-        cpus=(available_cpus(),),
-        gpus_per_node=torch.cuda.device_count(),
-    )
+    return Machine(job_id=None, cpus=(available_cpus(),), gpus_per_node=torch.cuda.device_count())
 
 
 def available_cpus() -> int:
@@ -103,7 +164,7 @@ def workers_for(config: Config) -> Workers:
     _check_exact_parts(config, count)
     on_a_node, cpus = there.share_of(count)
     cpus = wanted.CPUS_PER_WORKER or cpus
-    if there.is_job and on_a_node * cpus > min(there.cpus):
+    if there.job_id and on_a_node * cpus > min(there.cpus):
         raise InputError(
             f"{on_a_node} worker(s) of {cpus} core(s) on a node are more than the "
             f"{min(there.cpus)} core(s) a node of {there.name} has; ask for more, such as "
@@ -130,7 +191,7 @@ def workers_of_evaluation(wanted: int | None, *, all_nodes: bool) -> Workers:
             "one; give at most so many"
         )
     on_a_node, cpus = there.share_of(count)
-    if there.is_job and on_a_node * cpus > min(there.cpus):
+    if there.job_id and on_a_node * cpus > min(there.cpus):
         raise InputError(
             f"--workers {count}: a node of {there.name} has {min(there.cpus)} core(s); give at "
             f"most {min(there.cpus) * len(there.cpus)}, or ask for more"
@@ -138,19 +199,20 @@ def workers_of_evaluation(wanted: int | None, *, all_nodes: bool) -> Workers:
     return Workers(count=count, cpus=cpus, gpus=gpus)
 
 
-def workers_of_trials(config: Config, trials: int, most: int | None) -> tuple[Workers, int]:
+def workers_of_trials(sweep: "Sweep") -> tuple[Workers, int]:
     """Workers of each trial of a sweep, and how many trials run side by side: as many as there is
-    room for, `most` at most.  config: the base of the sweep.
+    room for, TUNE.MAX_CONCURRENT at most.
     """
-    cluster, gpus, there = config.CLUSTER, workers_for(config).gpus, machine()
+    cluster, gpus, there = sweep.base.CLUSTER, workers_for(sweep.base).gpus, machine()
     count, cores = cluster.NUM_WORKERS or 1, sum(there.cpus)
     # on a CPU a core for each trial is the best use of the cores
     room = max(1, int(there.num_gpus / (count * gpus))) if gpus else cores
     cpus = cluster.CPUS_PER_WORKER or max(1, min(cores // (room * count), *there.cpus))
     concurrent = min(room, max(1, cores // (count * cpus)))
     if "RAY_ADDRESS" in os.environ:  # the cluster knows its own room, and Tune asks it
-        concurrent = trials
-    return Workers(count=count, cpus=cpus, gpus=gpus), min(concurrent, most or concurrent)
+        concurrent = max(len(sweep.trials), sweep.tune.trials)
+    most = sweep.tune.MAX_CONCURRENT or concurrent
+    return Workers(count=count, cpus=cpus, gpus=gpus), min(concurrent, most)
 
 
 def _check_exact_parts(config: Config, count: int) -> None:
@@ -167,7 +229,7 @@ def _check_exact_parts(config: Config, count: int) -> None:
 
 
 def _no_gpu(gpus: float, there: Machine) -> str:
-    if not there.is_job:
+    if not there.job_id:
         return (
             f"{GPU_KEY} is {gpus:g} but this machine shows no GPU to torch; "
             f"set {GPU_KEY}=null to train on the CPU, or run `ddpm doctor`"

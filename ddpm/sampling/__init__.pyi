@@ -1,7 +1,6 @@
 from . import bulk as bulk
 from . import grids as grids
 from . import spacing as spacing
-from .bulk import STOP as STOP
 from .bulk import BulkFolder as BulkFolder
 from .bulk import check_bulk as check_bulk
 from .bulk_sampler import BulkSampler as BulkSampler

@@ -42,7 +42,6 @@ from ddpm.errors import InputError, as_typed
 from ddpm.runs import ImageBar, grid, png, storage
 from ddpm.sampling.request import BULK_RECIPE, is_bulk_folder
 
-STOP = "stop"  # appears when all who draw into the folder shall stop
 PICTURE, MAX_PICTURED = "grid.png", 400
 _ASKED, _UNIT, _BATCH, _LAUNCH_LOCK = "asked.json", "unit.json", "batch.json", "launch.lock"
 _LAUNCH_S = 600.0  # another launch may take so long to check what is there, and to submit

@@ -3,8 +3,13 @@
 import pytest
 
 from ddpm import config as configuration
-from ddpm.cluster.slurm import Allocation, node_share
-from ddpm.cluster.workers import workers_for, workers_of_evaluation
+from ddpm.cluster.workers import (
+    Machine,
+    slurm_job,
+    slurm_node,
+    workers_for,
+    workers_of_evaluation,
+)
 from ddpm.errors import InputError
 from tests.support.tree import ROOT
 
@@ -17,24 +22,24 @@ JOB = {
 
 
 def test_a_job_is_read_from_the_variables_of_slurm() -> None:
-    job = Allocation.from_environment(JOB | {"SLURM_GPUS_ON_NODE": "2"})
-    assert job == Allocation(job_id="17", cpus=(4, 4, 2), gpus_per_node=2, memory_mb=6000)
-    assert job.num_nodes == 3
+    job = slurm_job(JOB | {"SLURM_GPUS_ON_NODE": "2"})
+    assert job == Machine(job_id="17", cpus=(4, 4, 2), gpus_per_node=2, memory_mb=6000)
+    assert job.name == "SLURM job 17" and job.num_gpus == 6
 
 
 def test_memory_by_core_is_that_of_the_node() -> None:
     env = JOB | {"SLURM_MEM_PER_NODE": "0", "SLURM_MEM_PER_CPU": "750"}
-    assert Allocation.from_environment(env).memory_mb == 3000
-    assert Allocation.from_environment(JOB | {"SLURM_MEM_PER_NODE": "0"}).memory_mb is None
+    assert slurm_job(env).memory_mb == 3000
+    assert slurm_job(JOB | {"SLURM_MEM_PER_NODE": "0"}).memory_mb is None
 
 
 def test_a_node_has_its_own_share() -> None:
-    shares = [node_share(JOB | {"SLURM_NODEID": str(node)}) for node in range(3)]
+    shares = [slurm_node(JOB | {"SLURM_NODEID": str(node)}) for node in range(3)]
     assert [share.cpus for share in shares] == [(4,), (4,), (2,)]
 
 
 def test_outside_of_a_job_there_is_none() -> None:
-    assert Allocation.from_environment({}) is None
+    assert slurm_job({}) is None
 
 
 @pytest.mark.parametrize(
@@ -50,7 +55,7 @@ def test_a_process_that_cannot_speak_for_the_job_is_told_why(
     env: dict[str, str], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        Allocation.from_environment(env)
+        slurm_job(env)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ddpm.cluster import submit, submit_images
-from ddpm.cluster.submit_images import ImageJobOptions, checked
+from ddpm.cluster.submit import JobOptions
+from ddpm.cluster.submit_images import checked
 from ddpm.errors import StorageError
 from ddpm.sampling.bulk import BulkFolder, check_bulk, parse_name, total
 from tests.cluster.test_submitit_jobs import wait_for
@@ -125,7 +126,7 @@ def test_debug_draws_one_part_after_the_other(bulk: Bulk) -> None:
 
 def test_debug_ends_with_the_error_of_its_part(bulk: Bulk) -> None:
     mine = Bulk(make_run(bulk.out.parent), bulk.out, KEYS)
-    plan, request = checked(mine.request(8), ImageJobOptions(cluster="debug"))
+    plan, request = checked(mine.request(8), JobOptions(cluster="debug"))
     for path in mine.run.glob("checkpoints/*/*"):
         path.unlink()
     with pytest.raises(StorageError, match="failed for the reason above"):

@@ -38,8 +38,7 @@ def test_it_costs_nothing_where_nothing_needs_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_costs_until_it_is_there(tmp_path: Path) -> None:
-    """And asking writes nothing, packed or not."""
+def test_it_costs_where_it_is_needed_and_asking_writes_nothing(tmp_path: Path) -> None:
     config = digits(tmp_path, *MEASURED)
     # measured by it because the data have labels, whether the network sees them or not
     at_the_end = digits(tmp_path, *UNCONDITIONAL)
@@ -49,6 +48,13 @@ def test_it_costs_until_it_is_there(tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     assert cost.classifier_s([config]) > 0
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_it_costs_nothing_once_it_is_there(tmp_path: Path) -> None:
+    config, at_the_end = (digits(tmp_path, *words) for words in (MEASURED, UNCONDITIONAL))
+    packing.prepare(config, progress=False)
     classifier_features(real_data(config, None))
     assert cost.classifier_s([config]) == 0 == cost.classifier_s([at_the_end])
 

@@ -1,7 +1,6 @@
 """--dry-run: the script that sbatch would get, the predicted time, and nothing written."""
 
-import os
-import subprocess
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +9,10 @@ import pytest
 import torch
 
 from ddpm import config
+from ddpm.cli.main import launch
 from ddpm.cluster import cost
 from ddpm.cluster.cost import Speed
 from ddpm.cluster.slurm import as_submitted, from_environment, minutes, options_in
-from ddpm.cluster.workers import Workers
 from ddpm.errors import InputError
 from ddpm.runs.progress import duration
 from tests.cluster.test_submitit_jobs import SMALL, Small
@@ -30,18 +29,6 @@ SCRIPT = """#!/bin/bash
 echo hello
 #SBATCH --partition=late
 """
-
-
-def launch(
-    script: str, *words: object, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, ROOT / "launch" / script, *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=os.environ | (env or {}),
-    )
 
 
 def test_environment_outranks_the_lines_of_a_script() -> None:
@@ -66,41 +53,45 @@ def test_time_limits_read_as_slurm_reads_them(text: str, expected: int) -> None:
             minutes(wrong)
 
 
-@pytest.mark.slow
-def test_a_training_shows_its_script_and_command_and_writes_nothing(tmp_path: Path) -> None:
-    words = ["TRAINING.OUTPUT_DIR=it's $(here)", "--dry-run", "--no-probe"]
+def test_a_training_shows_its_script_and_command_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     env = {"SBATCH_PARTITION": "gpu", "SBATCH_TIMELIMIT": "7:00:00"}
-    done = launch("train.py", DIGITS, f"TRAINING.SEED={7}", *words, env=env)
-    assert done.returncode == 0, done.stderr
-    assert f"sbatch slurm/train.sh {DIGITS} TRAINING.SEED=7 'TRAINING.OUTPUT_DIR=it'" in done.stdout
-    assert "--dry-run" not in done.stdout.partition("sbatch slurm/train.sh")[2].partition("\n")[0]
-    assert "#SBATCH --partition=gpu    # SBATCH_PARTITION" in done.stdout
-    assert "#SBATCH --time=7:00:00    # SBATCH_TIMELIMIT" in done.stdout
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    words = [str(DIGITS), "TRAINING.SEED=7", f"TRAINING.OUTPUT_DIR={tmp_path}/it's $(here)"]
+    monkeypatch.setattr(sys, "argv", ["launch/train.py", *words, "--dry-run", "--no-probe"])
+    assert launch("train") == 0
+    shown = capsys.readouterr().out
+    assert f"  sbatch slurm/train.sh {shlex.join(words)}\n" in shown
+    assert "#SBATCH --partition=gpu    # SBATCH_PARTITION" in shown
+    assert "#SBATCH --time=7:00:00    # SBATCH_TIMELIMIT" in shown
     script = as_submitted((ROOT / "slurm" / "train.sh").read_text(), env)
-    assert script.rstrip() in done.stdout
-    assert "predicted" not in done.stdout
-    assert not (ROOT / "it's $(here)").exists()
+    assert script.rstrip() in shown
+    assert "predicted" not in shown and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_a_sweep_shows_cells_time_and_hours(tmp_path: Path) -> None:
+def test_a_sweep_shows_cells_time_and_hours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     small = Small(tmp_path)
-    done = small.run("--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("· seed 0") == 4
-    assert "predicted: 4 trainings" in done.stdout and "core-hours" in done.stdout
-    assert "measured just now on" in done.stdout and "1 thread(s)" in done.stdout
-    assert f"sbatch slurm/sweep.sh {small.file}" in done.stdout
-    here = small.run("--dry-run", "--cluster", "local", "--jobs", "2", "--no-probe")
-    assert "4 trials in 2 task(s) of up to 2, 2 at a time" in here.stdout, here.stderr
+    monkeypatch.setattr(sys, "argv", [*small.argv("--dry-run")[1:]])
+    assert launch("sweep") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("· seed 0") == 4
+    assert "predicted: 4 trainings" in shown and "core-hours" in shown
+    assert "measured just now on" in shown and "1 thread(s)" in shown
+    assert f"sbatch slurm/sweep.sh {small.file}" in shown
+    assert small.main("--dry-run", "--cluster", "local", "--jobs", "2", "--no-probe") == 0
+    assert "4 trials in 2 task(s) of up to 2, 2 at a time" in capsys.readouterr().out
     assert not small.out.exists()
 
 
 def test_every_grid_point_is_checked(tmp_path: Path) -> None:
     small = Small(tmp_path)
     small.file.write_text(small.file.read_text().replace("cosine]", "cosines]"))
-    done = small.run("--dry-run", "--no-probe")
-    assert done.returncode == 2 and "cosines" in done.stderr
+    small.refused("cosines", "--dry-run", "--no-probe")
 
 
 def small_config(**changed: object) -> config.Config:
@@ -181,8 +172,8 @@ def test_a_network_that_does_not_fit_is_told() -> None:
         cost.measure(cell, threads=1, uses_gpu=False)
 
 
-@pytest.mark.slow
-def test_a_batch_that_does_not_fit_is_told() -> None:
+def test_a_batch_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "BUDGET_S", 0.3)  # seconds of a probe
     large = small_config(**{"TRAINING.HYPER_PARAMETERS.BATCH_SIZE": 1_000_000})
     speed = cost.measure(large, threads=1, uses_gpu=False)
     assert "TRAINING.MICRO_BATCH cuts a batch" in speed.note
@@ -190,18 +181,13 @@ def test_a_batch_that_does_not_fit_is_told() -> None:
     assert speed.step_s > 60
 
 
-@pytest.mark.slow
 def test_several_workers_share_a_batch() -> None:
-    cell = small_config()
-    one, four = (
-        cost.predict_all([cell], Workers(count=count, cpus=1, gpus=0.0))[0] for count in (1, 4)
-    )
-    assert four.steps == one.steps
+    cell, speed = small_config(), Speed(step_s=0.5, call_s=0.25, device="a clock")
+    assert cost.predict(cell, speed, 4).steps == cost.predict(cell, speed).steps
     whole = cell.TRAINING.HYPER_PARAMETERS.BATCH_SIZE
     shared = cost.share(cell, 4).TRAINING.HYPER_PARAMETERS.BATCH_SIZE
-    assert shared == -(-whole // 4) and cost.same_cost(cost.share(cell, 1)) != (
-        cost.same_cost(cost.share(cell, 4))
-    )
+    assert shared == -(-whole // 4)
+    assert cost.same_cost(cost.share(cell, 1)) != cost.same_cost(cost.share(cell, 4))
 
 
 def test_durations() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ddpm.cluster.submit import temporary_folder
+from ddpm.cluster.task import temporary_folder
 
 
 @pytest.mark.parametrize("job", ["99", None])

@@ -12,13 +12,13 @@ import pytest
 from ddpm import config as configuration
 from ddpm.cluster import ray_cluster
 from ddpm.cluster.ray_cluster import JobFolder, plan, plan_evaluation
-from ddpm.cluster.slurm import Allocation
+from ddpm.cluster.workers import Machine
 from ddpm.errors import DdpmError, InputError
 from tests.cluster.test_allocation import JOB
 from tests.support.shard_data import problems_of
 from tests.support.tree import ROOT
 
-ALLOCATION = Allocation(job_id="17", cpus=(4, 4, 2))
+JOB_17 = Machine(job_id="17", cpus=(4, 4, 2))
 
 
 @pytest.fixture
@@ -72,34 +72,34 @@ def test_more_workers_than_samples_of_a_batch_are_refused(tmp_path: Path) -> Non
 
 
 def test_only_its_owner_may_enter_and_every_start_has_its_own_token(tmp_path: Path) -> None:
-    folder = JobFolder.make(tmp_path, ALLOCATION)
+    folder = JobFolder.make(tmp_path, JOB_17)
     first = folder.token.read_text()
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
     assert stat.S_IMODE(folder.token.stat().st_mode) == 0o600
-    assert JobFolder.make(tmp_path, ALLOCATION).token.read_text() != first
+    assert JobFolder.make(tmp_path, JOB_17).token.read_text() != first
 
 
 def test_folders_that_dead_jobs_left_are_removed(tmp_path: Path) -> None:
     old, young = (
-        JobFolder.make(tmp_path, Allocation(job_id=name, cpus=(1,))).path for name in ("3", "4")
+        JobFolder.make(tmp_path, Machine(job_id=name, cpus=(1,))).path for name in ("3", "4")
     )
     past = time.time() - 2 * ray_cluster.STALE_S
     os.utime(old, (past, past))
-    JobFolder.make(tmp_path, ALLOCATION)
+    JobFolder.make(tmp_path, JOB_17)
     assert not old.exists() and young.exists()
 
 
 def test_the_folder_of_a_job_that_runs_for_days_stays(tmp_path: Path) -> None:
-    living = JobFolder.make(tmp_path, Allocation(job_id="3", cpus=(1,)))
+    living = JobFolder.make(tmp_path, Machine(job_id="3", cpus=(1,)))
     past = time.time() - 2 * ray_cluster.STALE_S
     os.utime(living.path, (past, past))
     living.keep()
-    JobFolder.make(tmp_path, ALLOCATION)
+    JobFolder.make(tmp_path, JOB_17)
     assert living.path.exists()
 
 
 def test_a_head_that_does_not_start_is_not_waited_for_for_ever(tmp_path: Path) -> None:
-    folder = JobFolder.make(tmp_path, ALLOCATION)
+    folder = JobFolder.make(tmp_path, JOB_17)
     with pytest.raises(DdpmError, match="Ray's head did not start in 0 s"):
         folder.wait_for_head(0.0)
     folder.announce("10.0.0.1:6379")
@@ -114,7 +114,7 @@ def test_a_node_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
 def test_a_node_with_another_ray_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = JobFolder.make(tmp_path, ALLOCATION)
+    folder = JobFolder.make(tmp_path, JOB_17)
     folder.check("n2")
     here = ray_cluster.versions()
     monkeypatch.setattr(ray_cluster, "versions", lambda: here | {"Ray": "1.0"})
@@ -123,18 +123,18 @@ def test_a_node_with_another_ray_is_refused(
 
 
 def test_the_address_is_there_once_it_is_announced(tmp_path: Path) -> None:
-    folder = JobFolder.make(tmp_path, ALLOCATION)
+    folder = JobFolder.make(tmp_path, JOB_17)
     assert folder.address is None and folder.num_nodes == 3
     folder.announce("10.0.0.1:6379")
     assert folder.address == "10.0.0.1:6379"
 
 
 def test_jobs_of_one_node_take_other_ports() -> None:
-    first = ray_cluster._free_port("127.0.0.1", ALLOCATION)
+    first = ray_cluster._free_port("127.0.0.1", JOB_17)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", first))
-        assert ray_cluster._free_port("127.0.0.1", ALLOCATION) > first
-    other = Allocation(job_id="18", cpus=(1,))
+        assert ray_cluster._free_port("127.0.0.1", JOB_17) > first
+    other = Machine(job_id="18", cpus=(1,))
     assert ray_cluster._free_port("127.0.0.1", other) != first
 
 
@@ -157,7 +157,7 @@ def test_temporaries_have_short_paths_and_one_owner(
 ) -> None:
     monkeypatch.setenv("SLURM_NODEID", "0")
     monkeypatch.setenv("DDPM_SCRATCH", str(tmp_path / "far too long for a socket below it"))
-    folder = ray_cluster._temporary_folder(ALLOCATION)
+    folder = ray_cluster._temporary_folder(JOB_17)
     try:
         assert folder.name == f"ddpm-{os.getuid()}-17-0"
         assert len(str(folder)) <= ray_cluster.LONGEST

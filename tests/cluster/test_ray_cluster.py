@@ -71,7 +71,7 @@ def test_a_second_cluster_of_a_process_starts_as_the_first() -> None:
 def test_a_sweep_writes_no_credentials_and_its_session_goes_with_it(
     tmp_path: Path, temporary: Path
 ) -> None:
-    """Neither another user nor root finds them while it runs; SIGTERM ends it."""
+    """Neither another user nor root finds them while it runs; SIGTERM saves and ends it."""
     argv = command(tmp_path, "[linear]", **{"TRAINING.HYPER_PARAMETERS.EPOCHS": 5000})
     argv += ["GRID.TRAINING.PRED_TYPE=[image]", "--no-probe"]
     env = os.environ | dict.fromkeys(KEYS, CANARY) | {"TMPDIR": str(temporary)}
@@ -90,6 +90,7 @@ def test_a_sweep_writes_no_credentials_and_its_session_goes_with_it(
         finally:
             sweep.terminate()
         assert sweep.wait(100) == 75
+    assert list(tmp_path.glob("out/*/*/*/checkpoints/step-*"))
     assert not sessions(temporary) and not list(temporary.glob("ddpm-ray-*"))
     assert found(temporary) == ["open"]
 

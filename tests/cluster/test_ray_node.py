@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ddpm.cluster.ray_cluster import JobFolder
-from ddpm.cluster.slurm import Allocation
+from ddpm.cluster.workers import Machine
 from tests.slurm.hosts import wait_until
 
 
@@ -47,7 +47,7 @@ def test_a_job_that_ends_early_leaves_nothing_on_its_nodes(
     tmp_path: Path, scratch: Path, node: int
 ) -> None:
     """Standard input is closed while Ray's head is not up yet."""
-    job = JobFolder.make(tmp_path, Allocation(job_id="7", cpus=(1, 1)))
+    job = JobFolder.make(tmp_path, Machine(job_id="7", cpus=(1, 1)))
     with started(job, scratch, node) as part:
         wait_until("its folder is made", lambda: list(scratch.iterdir()), 30)
         assert part.stdin is not None
@@ -61,7 +61,7 @@ def test_a_job_that_ends_early_leaves_nothing_on_its_nodes(
 @pytest.mark.long
 def test_nobody_else_enters_the_session_of_a_job(tmp_path: Path, scratch: Path) -> None:
     """Ray opens the folder it is given to everyone: it lies in one that stays closed."""
-    job = JobFolder.make(tmp_path, Allocation(job_id="7", cpus=(1, 1)))
+    job = JobFolder.make(tmp_path, Machine(job_id="7", cpus=(1, 1)))
     with started(job, scratch, 0) as head:
         wait_until("the head is up", lambda: job.address, 60)
         (folder,) = scratch.iterdir()

@@ -1,40 +1,31 @@
 """A training over two Ray workers: the same bits as without Ray, also when a worker is killed."""
 
 import json
-import subprocess
-import sys
-import time
+import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from ddpm.cluster.ray_cluster import running_ray
 from ddpm.cluster.run_trial import FilePoll
 from ddpm.cluster.workers import Workers
 from ddpm.errors import InputError, LockedError, NonFiniteError
-from tests.support.tree import ROOT
-from tests.training.test_resume import DIGITS, SETTINGS, fingerprint, undisturbed
+from tests.training.test_resume import fingerprint, make_job, undisturbed
+
+BOTH = Workers(count=2, cpus=1, gpus=0)
 
 
-def launch(root: Path, digits: Path, **changed: object) -> subprocess.Popen[str]:
-    settings = SETTINGS | {
-        "TRAINING.OUTPUT_DIR": root,
-        "DATASET.PATH": digits,
-        "CLUSTER.NUM_WORKERS": 2,
-        "CLUSTER.CPUS_PER_WORKER": 1,
-        **changed,
-    }
-    argv = [sys.executable, ROOT / "launch" / "train.py", DIGITS]
-    return subprocess.Popen(
-        [*argv, *(f"{key}={value}" for key, value in settings.items())],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    with running_ray(2):
+        yield
 
 
-def worker_processes(driver: subprocess.Popen[str]) -> list[psutil.Process]:
-    children = psutil.Process(driver.pid).children(recursive=True)
+def worker_processes() -> list[psutil.Process]:
+    children = psutil.Process(os.getpid()).children(recursive=True)
     return [child for child in children if "TrainWorker" in " ".join(child.cmdline()[:1])]
 
 
@@ -42,42 +33,40 @@ def worker_processes(driver: subprocess.Popen[str]) -> list[psutil.Process]:
 @pytest.mark.ray
 @pytest.mark.timeout(500)
 @pytest.mark.long
-def test_a_killed_ray_worker_changes_no_bit(tmp_path: Path, digits: Path) -> None:
-    reference = undisturbed(tmp_path / "reference", digits, 2)
-    driver = launch(tmp_path / "out", digits)
-    deadline, killed = time.monotonic() + 200, False
-    while time.monotonic() < deadline and driver.poll() is None:
-        if not killed and list(tmp_path.glob("out/*/*/*/checkpoints/step-*")):
-            worker_processes(driver)[0].kill()
-            killed = True
-        time.sleep(0.05)
-    output, _ = driver.communicate(timeout=200)
-    assert killed and driver.returncode == 0, output
-    (run,) = [path.parent for path in tmp_path.glob("out/*/*/*/DONE.json")]
-    assert fingerprint(run) == reference
-    assert not (run / "ray").exists()
+def test_a_killed_ray_worker_changes_no_bit(ray: None, tmp_path: Path, digits: Path) -> None:
+    from ddpm.cluster import ray_train
+
+    job, killed = make_job(tmp_path, digits, {}), []
+
+    def kill_once() -> None:
+        if not killed and list(Path(job.run_dir).glob("checkpoints/step-*")):
+            killed.append(worker_processes()[0])
+            killed[0].kill()
+
+    summary = ray_train.run(job, BOTH, meanwhile=kill_once)
+    assert killed and summary["steps"] == 40
+    assert fingerprint(Path(job.run_dir)) == undisturbed(tmp_path / "reference", digits, 2)
+    assert not Path(job.run_dir, "ray").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_the_workers_own_error_ends_the_training_with_its_code(
-    tmp_path: Path, digits: Path
+    ray: None, tmp_path: Path, digits: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A NaN is not retried: exit 4 at once, in the words of the worker."""
-    changed = {
-        "TRAINING.HYPER_PARAMETERS.LEARNING_RATE": "1.0e+4",
-        "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS": 0,
-        "TRAINING.CLIP_NORM": "null",
-    }
-    driver = launch(tmp_path / "out", digits, **changed)
-    output, _ = driver.communicate(timeout=250)
-    assert driver.returncode == 4, output
-    assert "non-finite" in output and "attempt" not in output
-    (path,) = tmp_path.rglob("FAILED.json")
-    failed = json.loads(path.read_text())
+    from ddpm.cluster import ray_train
+
+    hyper = "TRAINING.HYPER_PARAMETERS"
+    runaway = {f"{hyper}.LEARNING_RATE": "1.0e+4", f"{hyper}.WARMUP_STEPS": 0}
+    job = make_job(tmp_path, digits, {**runaway, "TRAINING.CLIP_NORM": "null"})
+    with caplog.at_level(logging.WARNING), pytest.raises(NonFiniteError, match="non-finite"):
+        ray_train.run(job, BOTH)
+    assert "attempt" not in caplog.text
+    failed = json.loads(Path(job.run_dir, "FAILED.json").read_text())
     assert failed["exit_code"] == 4 and "non-finite" in failed["reason"]
-    assert "ERROR exit code 4: step" in (path.parent / "train.log").read_text()
+    assert "ERROR exit code 4: step" in Path(job.run_dir, "train.log").read_text()
 
 
 def test_the_error_behind_rays_is_found() -> None:

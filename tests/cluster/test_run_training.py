@@ -1,9 +1,11 @@
 """A training and a sweep before they start: everything that keeps them from it, at once."""
 
+import io
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -119,26 +121,46 @@ def test_dry_run_prints_the_configuration_and_the_table(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with one run, which W&B was to mirror without a key; and what was printed."""
+    folder, printed = tmp_path_factory.mktemp("trained"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setenv("WANDB_MODE", "online")
+        patch.setenv("NETRC", str(folder / "none"))
+        config = small(folder / "out", wandb="online")
+        assert run_training.run(config, new=False, resume=None, should_stop=never) == 0
+    return folder, printed.getvalue()
+
+
+@pytest.mark.slow
+def test_warnings_are_on_the_screen_as_in_the_log(trained: tuple[Path, str]) -> None:
+    folder, printed = trained
+    warned = "W&B: no API key"
+    assert f"warning: {warned}" in printed
+    (log,) = folder.glob("out/*/*/*/train.log")
+    assert warned in log.read_text()
+
+
 @pytest.mark.slow
 def test_resume_takes_a_run_of_the_same_configuration_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = small(tmp_path / "out")
-    assert run_training.run(config, new=False, resume=None, should_stop=never) == 0
-    (run,) = [path.parent for path in tmp_path.glob("out/*/*/*/DONE.json")]
-    again = small(tmp_path / "out", "WANDB.PROJECT=other")
+    folder, config = trained[0], small(trained[0] / "out")
+    (run,) = [path.parent for path in folder.glob("out/*/*/*/DONE.json")]
+    again = small(folder / "out", "WANDB.PROJECT=other")
     assert run_training.run(again, new=False, resume=str(run), should_stop=never) == 0
     assert str(run) in capsys.readouterr().out.replace("\n", "")
 
-    other = small(tmp_path / "out", "TRAINING.SEED=7")
+    other = small(folder / "out", "TRAINING.SEED=7")
     lines = problems_of(
         lambda: run_training.run(other, new=False, resume=str(run), should_stop=never)
     )
     assert lines[1:] == ["TRAINING.SEED: 0 -> 7"]
-    for place in (tmp_path / "new", tmp_path):
+    for place in (folder / "new", folder):
         with pytest.raises(InputError, match="run directory"):
             run_training.run(config, new=False, resume=str(place), should_stop=never)
-    assert not (tmp_path / "new").exists() and not (tmp_path / "checkpoints").exists()
+    assert not (folder / "new").exists() and not (folder / "checkpoints").exists()
 
 
 @pytest.mark.slow
@@ -152,20 +174,6 @@ def test_without_validation_images_a_run_is_not_measured_and_a_sweep_refused(
     planned = sweep_of(tmp_path, grid, "DATASET.VALIDATION_FRACTION=0")
     (line,) = problems_of(lambda: sweep_dry(planned))
     assert "VALIDATION_FRACTION is 0" in line
-
-
-@pytest.mark.slow
-def test_warnings_are_on_the_screen_as_in_the_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    config = small(tmp_path / "out", wandb="online")
-    assert run_training.run(config, new=False, resume=None, should_stop=never) == 0
-    warned = "W&B: no API key"
-    assert f"warning: {warned}" in capsys.readouterr().out
-    (log,) = tmp_path.glob("out/*/*/*/train.log")
-    assert warned in log.read_text()
 
 
 @pytest.mark.parametrize(

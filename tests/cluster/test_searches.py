@@ -11,6 +11,7 @@ import pytest
 from ddpm import report
 from ddpm.cluster import open_sweep
 from ddpm.cluster.open_sweep import OpenSweep, Round, rounds
+from ddpm.cluster.ray_cluster import running_ray
 from ddpm.cluster.run_sweep import Allowance
 from ddpm.cluster.run_trial import run_trial
 from ddpm.cluster.workers import Workers
@@ -40,7 +41,7 @@ def opened(folder: Path, text: str, *overrides: str) -> Iterator[OpenSweep]:
     path = folder / "small.yaml"
     path.write_text(HEAD + text)
     sweep = load_sweep(path, [f"TRAINING.OUTPUT_DIR={folder / 'out'}", *overrides])
-    with open_sweep.opened(sweep, threads=1, packed=False) as found:
+    with open_sweep.opened(sweep, workers=ALONE, packed=False) as found:
         yield found
 
 
@@ -111,52 +112,50 @@ def test_wall_hours_are_spent_at_their_limit(tmp_path: Path) -> None:
 
 
 def run_one(of: OpenSweep, trial: Trial) -> str:
-    return run_trial(
-        *(trial.outcome, of.job(trial), of.ledger),
-        sweep="small",
-        workers=ALONE,
-        should_stop=lambda: False,
-    )
+    return run_trial(replace(of.task(trial), workers=ALONE), should_stop=lambda: False)
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    with running_ray(3):
+        yield
 
 
 @pytest.mark.ray
 @pytest.mark.long
-def test_ray_halves_and_chooses(tmp_path: Path) -> None:
+def test_ray_halves_and_chooses(ray: None, tmp_path: Path) -> None:
     """asha: the worse trials are saved and recorded at their rung, by the number that a trial's
     summary has at its end; what continues asks Ray for nothing it has decided. bayes: draws first,
     then choices, all of them known to the sweep when it is opened again.
     """
-    from ddpm.cluster.ray_cluster import running_ray
-
     halve = SPACE + "TUNE: {SEARCH: asha, TRIALS: 5, GRACE: 1, REDUCTION: 2}\n"
     choose = SPACE + "TUNE: {SEARCH: bayes, TRIALS: 11}\n"
     short = "TRAINING.HYPER_PARAMETERS.EPOCHS=1"
-    with running_ray(2):
-        with opened(tmp_path, halve) as of:
-            run_with_ray(of)
-            check_halving(of)
-            assert list(rounds(of)) == []
-        ids = {trial.trial_id for trial in of.trials}
-        with opened(tmp_path, halve.replace("TRIALS: 5", "TRIALS: 6")) as of:
-            new = [t.trial_id for t in of.todo()]
-            before = {key: asdict(one) for key, one in of.ledger.outcomes().items()}
-            run_with_ray(of)
-            after = of.ledger.outcomes()
-            assert set(new).isdisjoint(ids) and len(new) == 1 and set(after) == ids | set(new)
-            assert all(asdict(after[key]) == one for key, one in before.items())
-        (tmp_path / "bayes").mkdir()
-        with opened(tmp_path / "bayes", choose, short) as of:
-            run_with_ray(of)
-            assert len(of.trials) == 11 and len(of.ledger.outcomes()) == 11
+    with opened(tmp_path, halve) as of:
+        run_with_ray(of)
+        check_halving(of)
+        assert list(rounds(of)) == []
+    ids = {trial.trial_id for trial in of.trials}
+    with opened(tmp_path, halve.replace("TRIALS: 5", "TRIALS: 6")) as of:
+        new = [t.trial_id for t in of.todo()]
+        before = {key: asdict(one) for key, one in of.ledger.outcomes().items()}
+        run_with_ray(of)
+        after = of.ledger.outcomes()
+        assert set(new).isdisjoint(ids) and len(new) == 1 and set(after) == ids | set(new)
+        assert all(asdict(after[key]) == one for key, one in before.items())
+    (tmp_path / "bayes").mkdir()
+    with opened(tmp_path / "bayes", choose, short) as of:
+        run_with_ray(of)
+        assert len(of.trials) == 11 and len(of.ledger.outcomes()) == 11
     with opened(tmp_path / "bayes", choose, short) as of:
         assert len(of.trials) == 11 and of.todo() == [] and list(rounds(of)) == []
 
 
-def run_with_ray(of: OpenSweep, workers: Workers = ALONE) -> None:
+def run_with_ray(of: OpenSweep) -> None:
     from ddpm.cluster.ray_tune import run_round  # imports Ray, which wants its secret first
 
     for one in rounds(of):
-        run_round(of, one, workers, 1)
+        run_round(of, one, 1)
 
 
 def check_halving(of: OpenSweep) -> None:
@@ -191,19 +190,18 @@ def check_halving(of: OpenSweep) -> None:
 
 @pytest.mark.ray
 @pytest.mark.long
-def test_a_verdict_reaches_a_trial_of_several_workers(tmp_path: Path) -> None:
+def test_a_verdict_reaches_a_trial_of_several_workers(ray: None, tmp_path: Path) -> None:
     """It trains in other processes than the one that asks Ray, saves, and stops between two rungs.
     What it is compared with had ended before, and is told again.
     """
-    from ddpm.cluster.ray_cluster import running_ray
-
     text = f"GRID: {{{RATE}: [4.0e-3, 1.0e-8]}}\nTUNE: {{SEARCH: asha, GRACE: 1, REDUCTION: 2}}\n"
     hyper = "TRAINING.HYPER_PARAMETERS"
     longer = (f"{hyper}.EPOCHS=60", f"{hyper}.STEPS_PER_EPOCH=4", "EVALUATION.EVERY=6")
     both = Workers(count=2, cpus=1, gpus=0)
-    with running_ray(3), opened(tmp_path, text, *longer) as of:
+    with opened(tmp_path, text, *longer) as of:
         assert run_one(of, of.trials[0]) == "done"
-        run_with_ray(of, both)
+        of.workers = both
+        run_with_ray(of)
         good, bad = (of.ledger.outcomes()[trial.trial_id] for trial in of.trials)
         assert (good.status, bad.status) == ("done", "stopped")
         assert "stopped early by asha at evaluation 1 of 10" in str(bad.reason)

@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from ddpm.cli.main import launch
 from ddpm.cluster import slurm
 from ddpm.cluster import status as status_table
-from ddpm.cluster.status import RunStatus, Status, StatusRow, StatusSection, totals
+from ddpm.cluster.status import RunStatus, Status, StatusSection, totals
 from ddpm.errors import InputError, NonFiniteError
 from ddpm.runs import storage
 from ddpm.runs.directory import RunDirectory
@@ -53,7 +54,7 @@ def began(out: Path, step: int = 10, seed: int = 0, **facts: Any) -> RunDirector
     return run
 
 
-def only(folder: Path) -> StatusRow:
+def only(folder: Path) -> RunStatus:
     (section,) = Status(folder).read()
     (row,) = section.rows
     return row
@@ -71,22 +72,22 @@ def digest(folder: Path) -> str:
 def test_a_run_through_its_life(tmp_path: Path) -> None:
     out = tmp_path / "out"
     run = began(out, step=0)
-    first = only(run.path).status
+    first = only(run.path)
     assert (first.state, first.step, first.total, first.note) == ("running", 0, 40, "starting")
     assert first.node == socket.gethostname()
     run.record(report(10, saved=True, **{"time/images_per_s": 640.0}))
-    now = only(run.path).status
+    now = only(run.path)
     assert (now.state, now.step, now.loss, now.images_per_s) == ("running", 10, 0.1, 640.0)
     assert now.eta_s == pytest.approx(30 * 64 / 640) and now.note == ""
     run.record(report(40, saved=True, **{"time/images_per_s": 640.0}))
-    assert only(run.path).status.note == "evaluating"
+    assert only(run.path).note == "evaluating"
     run.close()
-    assert only(run.path).status.state == "stopped"
+    assert only(run.path).state == "stopped"
     again = began(out, step=0)
-    assert again.path == run.path and only(run.path).status.state == "running"
+    assert again.path == run.path and only(run.path).state == "running"
     again.finish({"steps": 40})
     again.close()
-    ended = only(run.path).status
+    ended = only(run.path)
     assert (ended.state, ended.step, ended.total, ended.eta_s) == ("done", 40, 40, None)
 
 
@@ -116,12 +117,12 @@ def test_a_killed_run_is_stopped_the_moment_it_dies(tmp_path: Path, digits: Path
         while not (run_dir / "metrics.jsonl").exists():
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
-        alive = only(run_dir).status
+        alive = only(run_dir)
         assert alive.state == "running" and alive.total == 10_000 and alive.step > 0
     finally:
         process.kill()
         process.wait()
-    dead = only(run_dir).status
+    dead = only(run_dir)
     assert dead.state == "stopped" and dead.note.startswith("since 20")
 
 
@@ -142,15 +143,15 @@ def silent(run: RunDirectory) -> None:
 
 
 def test_on_another_host_a_run_is_alive_that_writes(foreign: RunDirectory) -> None:
-    found = only(foreign.path).status
+    found = only(foreign.path)
     assert (found.state, found.node, found.job) == ("running", "n7", "31")
     silent(foreign)
-    assert only(foreign.path).status.state == "stopped"
+    assert only(foreign.path).state == "stopped"
 
 
 def test_on_another_host_a_run_that_let_go_is_not_alive(foreign: RunDirectory) -> None:
     (foreign.path / ".lock").write_text("")  # as an end in order leaves it
-    assert only(foreign.path).status.state == "stopped"
+    assert only(foreign.path).state == "stopped"
 
 
 def put(commands: Path, name: str, *lines: str) -> None:
@@ -164,17 +165,17 @@ def test_on_another_host_a_run_is_dead_whose_job_slurm_does_not_run(
     foreign: RunDirectory, no_slurm: Path
 ) -> None:
     put(no_slurm, "squeue", "31|31|RUNNING|None|train", "40|40|PENDING|Priority|train")
-    assert only(foreign.path).status.state == "running"
+    assert only(foreign.path).state == "running"
     put(no_slurm, "squeue", "40|40|PENDING|Priority|train")
     put(no_slurm, "sacct", "31|31|NODE_FAIL|0:0")
-    found = only(foreign.path).status
+    found = only(foreign.path)
     assert found.state == "stopped" and found.note.endswith("; job 31: NODE_FAIL")
     put(no_slurm, "squeue", "31|31|PENDING|BeginTime|train")
-    found = only(foreign.path).status
+    found = only(foreign.path)
     assert (found.state, found.note) == ("queued", "job 31 waits (BeginTime)")
     silent(foreign)
     put(no_slurm, "squeue", "31|31|RUNNING|None|train")  # which has gone on to something else
-    assert only(foreign.path).status.state == "stopped"
+    assert only(foreign.path).state == "stopped"
 
 
 def test_slurm_that_hangs_or_fails_is_done_without(
@@ -184,10 +185,10 @@ def test_slurm_that_hangs_or_fails_is_done_without(
     (no_slurm / "squeue").write_text("#!/bin/sh\nexec /bin/sleep 60\n")
     (no_slurm / "squeue").chmod(0o755)
     began_at = time.monotonic()
-    assert only(foreign.path).status.state == "running"
+    assert only(foreign.path).state == "running"
     assert time.monotonic() - began_at < 5
     (no_slurm / "squeue").write_text("#!/bin/sh\nexit 1\n")
-    assert only(foreign.path).status.state == "running"
+    assert only(foreign.path).state == "running"
 
 
 def test_slurm_is_asked_seldom(foreign: RunDirectory, no_slurm: Path, tmp_path: Path) -> None:
@@ -205,7 +206,7 @@ def test_a_failed_run_says_why_until_it_starts_again(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError), failure_recorded(run.path):
         raise NonFiniteError("step 11: non-finite loss\nlower LEARNING_RATE")
     run.close()
-    found = only(run.path).status
+    found = only(run.path)
     assert found.state == "failed" and found.note == "lower LEARNING_RATE (exit code 4)"
     last = (run.path / "train.log").read_text().splitlines()[-1]
     assert re.fullmatch(
@@ -214,12 +215,12 @@ def test_a_failed_run_says_why_until_it_starts_again(tmp_path: Path) -> None:
         last,
     )
     again = began(tmp_path / "out", step=0)
-    assert only(run.path).status.state == "running"
+    assert only(run.path).state == "running"
     assert not (run.path / "FAILED.json").exists()
     with pytest.raises(ZeroDivisionError), failure_recorded(run.path):
         1 / 0  # noqa: B018
     again.close()
-    note = only(run.path).status.note
+    note = only(run.path).note
     assert note.startswith("ZeroDivisionError: division by zero (test_status.py:")
     assert note.endswith("(exit code 1)")
 
@@ -228,21 +229,15 @@ def test_a_failed_run_says_why_until_it_starts_again(tmp_path: Path) -> None:
 def test_a_training_that_fails_leaves_its_reason(tmp_path: Path) -> None:
     """A real one, whose numbers run away."""
     out = tmp_path / "out"
-    done = subprocess.run(
-        [
-            *(sys.executable, "launch/train.py", "configs/digits.yaml"),
-            *("TRAINING.NETWORK.FIRST_CHANNEL=8", "TRAINING.NETWORK.NUM_RES_BLOCKS=1"),
-            *("TRAINING.HYPER_PARAMETERS.EPOCHS=2", "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS=0"),
-            *("TRAINING.HYPER_PARAMETERS.LEARNING_RATE=1e4", "TRAINING.CLIP_NORM=null"),
-            *("WANDB.MODE=disabled", f"TRAINING.OUTPUT_DIR={out}"),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 4, done.stderr
-    found = only(out).status
+    words = [
+        str(ROOT / "configs" / "digits.yaml"),
+        *("TRAINING.NETWORK.FIRST_CHANNEL=8", "TRAINING.NETWORK.NUM_RES_BLOCKS=1"),
+        *("TRAINING.HYPER_PARAMETERS.EPOCHS=2", "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS=0"),
+        *("TRAINING.HYPER_PARAMETERS.LEARNING_RATE=1e4", "TRAINING.CLIP_NORM=null"),
+        *("WANDB.MODE=disabled", f"TRAINING.OUTPUT_DIR={out}"),
+    ]
+    assert launch("train", words) == 4
+    found = only(out)
     assert found.state == "failed" and "non-finite" in found.note
     assert found.note.endswith("(exit code 4)") and found.total == 20
 
@@ -259,13 +254,13 @@ def test_hours_are_what_all_attempts_held(tmp_path: Path) -> None:
     sign = (began_at + hour).timestamp()
     os.utime(run.path / "memory.csv", (sign, sign))
     again = began(tmp_path / "out", step=0)
-    found = only(run.path).status
+    found = only(run.path)
     assert found.core_hours == pytest.approx(1 * 2 * 3, abs=0.05) and found.gpu_hours == 0
     again.close()
     facts = again.provenance
     facts["attempts"][0] |= {"gpus_per_worker": 0.5}
     storage.write_json(run.path / "provenance.json", facts)
-    found = only(run.path).status
+    found = only(run.path)
     assert found.gpu_hours == pytest.approx(1 * 2 * 0.5, abs=0.01)
     assert found.core_hours < 0.05
 
@@ -296,10 +291,10 @@ def test_a_sweep_shows_every_trial_and_its_totals(tmp_path: Path) -> None:
     with storage.lock(folder / "sweep.lock", "it"):
         (section,) = Status(folder).read()
     assert section.is_driven
-    states = [row.status.state for row in section.rows]
+    states = [row.state for row in section.rows]
     assert states == ["running", "done", "planned", "failed"]
     assert [row.name for row in section.rows][:2] == ["c0 · seed 0", "c1 · seed 0"]
-    assert section.rows[3].status.note == "the trial's process died: no memory"
+    assert section.rows[3].note == "the trial's process died: no memory"
     found = totals([section])
     assert found.counts["running"] == found.counts["planned"] == 1 and not found.has_ended
     # 30 of 40 steps of one and all of another, at ten steps a second, one at a time
@@ -319,13 +314,13 @@ def test_trials_of_array_jobs_wait_with_slurms_reason(tmp_path: Path, no_slurm: 
     jobs = [{"job": "70_0", "trials": [run.run_id]}, {"job": "70_1", "trials": ["aaaaaaaa"]}]
     storage.write_json(folder / "jobs.json", jobs)
     put(no_slurm, "squeue", "70_0|71|RUNNING|None|train", "70_1|70|PENDING|Priority|train")
-    rows = [row.status for row in Status(folder).read()[0].rows]
+    rows = [row for row in Status(folder).read()[0].rows]
     assert [row.state for row in rows] == ["queued", "queued", "failed"]
     assert rows[0].note == "job 70_0 has not come to it yet"
     assert rows[1].note == "job 70_1 waits (Priority)" and rows[1].job == "70_1"
     put(no_slurm, "squeue")
     put(no_slurm, "sacct", "70_0|71|TIMEOUT|0:0", "70_1|70|CANCELLED by 0|0:0")
-    rows = [row.status for row in Status(folder).read()[0].rows]
+    rows = [row for row in Status(folder).read()[0].rows]
     assert [row.state for row in rows] == ["stopped", "planned", "failed"]
     assert rows[1].note == "job 70_1: CANCELLED by 0"
 
@@ -344,8 +339,8 @@ def test_an_output_dir_shows_sweeps_and_the_runs_of_none(tmp_path: Path) -> None
     alone.close()
     out.rename(tmp_path / "moved")
     sweep, runs = Status(tmp_path / "moved").read()
-    assert [row.status.state for row in sweep.rows] == ["stopped", "planned", "failed"]
-    assert [row.status.state for row in runs.rows] == ["stopped"]
+    assert [row.state for row in sweep.rows] == ["stopped", "planned", "failed"]
+    assert [row.state for row in runs.rows] == ["stopped"]
 
 
 def test_files_torn_by_a_kill_are_read_as_far_as_they_go(tmp_path: Path) -> None:
@@ -353,9 +348,9 @@ def test_files_torn_by_a_kill_are_read_as_far_as_they_go(tmp_path: Path) -> None
     run.close()
     with (run.path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 20, "ima')
-    assert only(run.path).status.step == 10
+    assert only(run.path).step == 10
     (run.path / "provenance.json").write_text('{"host": ')
-    assert only(run.path).status.state == "stopped"
+    assert only(run.path).state == "stopped"
 
 
 @pytest.mark.parametrize("name", ["missing", "empty", "file", "out/sweeps"])
@@ -435,7 +430,7 @@ def test_a_terminal_gets_a_table_that_fits(tmp_path: Path) -> None:
 
 def test_on_a_low_screen_the_totals_and_what_needs_a_look_come_first(tmp_path: Path) -> None:
     states = ["done"] * 30 + ["running", "planned", "failed"]
-    rows = [StatusRow(name=f"t{i}", status=RunStatus(state=s)) for i, s in enumerate(states)]
+    rows = [RunStatus(name=f"t{i}", state=s) for i, s in enumerate(states)]
     sections = [StatusSection(title="sweep x", rows=rows)]
     with (tmp_path / "shown").open("w") as file:
         console = Console(file=file, force_terminal=True, width=100, color_system=None)

@@ -4,24 +4,30 @@ jobs in the driver's process ("debug"), and what it would hand to sbatch.
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
 import psutil
 import pytest
 
+from ddpm.cli import sweep
 from ddpm.cluster import submit
-from ddpm.cluster.submit import Journal
-from ddpm.cluster.submit_sweep import SweepJobOptions, TrialBatch, group_size
+from ddpm.cluster.run_trial import TrialTask
+from ddpm.cluster.submit import JobOptions
+from ddpm.cluster.submit_sweep import group_size, left, record_death
+from ddpm.cluster.task import Journal, TaskFile, write_tasks
 from ddpm.cluster.workers import Workers
 from ddpm.errors import InputError
 from ddpm.sweep.ledger import Ledger, Outcome
+from ddpm.training import Job
 from tests.cluster import test_sweep_run
 from tests.support.tree import ROOT
 
@@ -59,6 +65,16 @@ class Small:
             timeout=900,
             env=os.environ | (env or {}),
         )
+
+    def main(self, *options: str, **changed: object) -> int:
+        """The command in this process."""
+        return sweep.main(self.argv(*options, **changed)[2:])
+
+    def refused(self, message: str, *options: str, **changed: object) -> None:
+        """The command ends with this message and has written nothing."""
+        with pytest.raises(InputError, match=re.escape(message)):
+            self.main(*options, **changed)
+        assert not self.out.exists()
 
     def start(self, *options: str, **changed: object) -> "subprocess.Popen[str]":
         return subprocess.Popen(
@@ -154,15 +170,17 @@ def test_local_jobs_a_killed_process_fails_its_trial_alone(small: Small) -> None
 
 
 @pytest.mark.slow
-def test_debug_jobs_run_a_sweep_to_its_report(small: Small) -> None:
-    done = small.run("--cluster", "debug", "--group-size", "3")
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_debug_jobs_run_a_sweep_to_its_report(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert small.main("--cluster", "debug", "--group-size", "3") == 0
     assert small.statuses() == ["done"] * 4
     assert (small.folder / "report.html").exists() and (small.folder / "best.yaml").exists()
     assert len(list((small.folder / "jobs").glob("*.json"))) == 2
     before = small.attempts()
-    again = small.run("--cluster", "debug")
-    assert again.returncode == 0 and "0 to submit" in again.stdout
+    assert "4 to submit" in capsys.readouterr().out
+    assert small.main("--cluster", "debug") == 0
+    assert "0 to submit" in capsys.readouterr().out
     assert small.attempts() == before == dict.fromkeys(before, 1)
 
 
@@ -254,7 +272,7 @@ def test_term_saves_and_ends_for_good(small: Small) -> None:
 def test_what_a_runner_starts_survives_the_signals_of_the_step(tmp_path: Path) -> None:
     script = """
 import subprocess, sys, time
-from ddpm.cluster.submit import stop_asked
+from ddpm.cluster.task import stop_asked
 asked = stop_asked()
 child = subprocess.Popen(["sleep", "60"])
 print(child.pid, flush=True)
@@ -279,7 +297,7 @@ child.kill()
 def test_a_runner_stops_when_its_task_is_gone() -> None:
     script = """
 import time
-from ddpm.cluster.submit import stop_asked
+from ddpm.cluster.task import stop_asked
 asked = stop_asked()
 while not asked():
     time.sleep(0.05)
@@ -313,7 +331,7 @@ def test_sbatch_gets_what_the_dry_run_has_shown(
     folder = small.folder / "submitit"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     for path in folder.glob("*.pkl"):
-        assert b"ddpm.cluster.submit" in path.read_bytes() and path.stat().st_size < 1000
+        assert b"ddpm.cluster.task" in path.read_bytes() and path.stat().st_size < 1000
     jobs = submit.read_jobs(small.folder)
     assert [job.job for job in jobs] == ["70_0", "70_1", "70_2", "71"]
     assert all(len(job.trials) == 1 for job in jobs)
@@ -337,34 +355,33 @@ def test_sbatch_gets_what_the_dry_run_has_shown(
 def test_bad_requests_write_nothing(
     small: Small,
     slurm: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
     options: tuple[str, ...],
     changed: dict[str, object],
     message: str,
 ) -> None:
-    done = small.run("--cluster", "slurm", *options, env=slurm, **changed)
-    assert done.returncode == 2 and message in done.stderr, done.stderr
-    assert not small.out.exists()
+    monkeypatch.setenv("PATH", slurm["PATH"])
+    small.refused(message, "--cluster", "slurm", *options, **changed)
 
 
-def test_a_number_of_requeues_that_is_none_is_refused(small: Small, slurm: dict[str, str]) -> None:
-    done = small.run("--cluster", "slurm", env=slurm | {"DDPM_REQUEUES": "often"})
-    assert done.returncode == 2 and "DDPM_REQUEUES is 'often'" in done.stderr, done.stderr
-    assert not small.out.exists()
+def test_a_number_of_requeues_that_is_none_is_refused(
+    small: Small, slurm: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**slurm, "DDPM_REQUEUES": "often"}.items():
+        monkeypatch.setenv(name, value)
+    small.refused("DDPM_REQUEUES is 'often'", "--cluster", "slurm")
 
 
-def test_without_sbatch_it_says_what_to_do(small: Small, tmp_path: Path) -> None:
+def test_without_sbatch_it_says_what_to_do(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     # A folder of its own: /usr/bin has sbatch where SLURM's packages are installed.
-    (tmp_path / "empty").mkdir()
-    done = small.run("--cluster", "slurm", env={"PATH": str(tmp_path / "empty")})
-    assert done.returncode == 2 and "not found on this machine" in done.stderr, done.stderr
-    assert not small.out.exists()
-    done = small.run("--jobs", "2")
-    assert done.returncode == 2 and "give --cluster slurm too" in done.stderr
+    monkeypatch.setenv("PATH", str(small.file.parent / "empty"))
+    small.refused("not found on this machine", "--cluster", "slurm")
+    small.refused("give --cluster slurm or local too", "--jobs", "2")
 
 
 def test_group_sizes() -> None:
     def size(todo: int, seconds: float | None = None, **options: object) -> int:
-        asked = SweepJobOptions(**({"cluster": "slurm"} | options))  # type: ignore[arg-type]
+        asked = JobOptions(**({"cluster": "slurm"} | options))  # type: ignore[arg-type]
         return group_size(todo, asked, jobs=4, seconds=seconds)
 
     assert size(9) == 3 and size(3) == 1
@@ -387,23 +404,23 @@ def test_a_journal_outlives_a_torn_line(tmp_path: Path) -> None:
     assert journal.open_item == "00000002" and journal.exit_code is None
 
 
-def test_a_group_is_read_as_it_was_written(tmp_path: Path) -> None:
-    outcomes = tuple(
-        Outcome(trial=f"{n:08x}", cell={"A.B": n}, seed=n, run_dir=f"/r/{n}") for n in range(2)
-    )
-    group = TrialBatch(
-        path=tmp_path / "jobs" / "g.json",
-        sweep="it's $(a) sweep\n",
-        folder=tmp_path,
-        outcomes=outcomes,
-        jobs=({"run_dir": "/r/0"}, {"run_dir": "/r/1"}),
-        workers=Workers(count=1, cpus=1, gpus=0.0),
-    )
-    group.write()
-    assert TrialBatch.read(group.path) == group
-    group.ledger.record(outcomes[0].done({}))
-    assert [outcome.trial for outcome, _ in group.left()] == ["00000001"]
-    assert group.record_death("nobody knows") is None
-    group.journal.begin("00000001")
-    assert group.record_death("crash") == outcomes[1].failed("crash")
-    assert group.left() == []
+def test_a_task_is_read_as_it_was_written(tmp_path: Path) -> None:
+    def trial(number: int) -> TrialTask:
+        place = f"/r/{number} it's $(a) run\n"
+        return TrialTask(
+            folder=str(tmp_path),
+            outcome=Outcome(trial=f"{number:08x}", cell={"A.B": 1}, seed=number, run_dir=place),
+            job=Job(config={}, run_dir=place, data_dir="/d", threads=1, command=("a", "b")),
+            workers=Workers(count=1, cpus=1, gpus=0.0),
+        )
+
+    (task,) = write_tasks(tmp_path, [{f"{n:08x}": asdict(trial(n)) for n in range(2)}])
+    first, second = left(TaskFile.read(task.path))
+    assert (first.outcome, second.outcome) == (trial(0).outcome, trial(1).outcome)
+    assert second.job.run_dir == trial(1).job.run_dir and second.workers == trial(1).workers
+    first.ledger.record(first.outcome.done({}))
+    assert [one.outcome for one in left(task)] == [second.outcome]
+    assert record_death(task, "nobody knows") is None
+    task.journal.begin("00000001")
+    assert record_death(task, "crash") == second.outcome.failed("crash")
+    assert left(task) == []

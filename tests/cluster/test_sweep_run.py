@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ddpm.cli import sweep
+from ddpm.errors import LockedError
 from ddpm.sweep.ledger import Ledger
 from tests.support.tree import ROOT
 
@@ -98,7 +100,7 @@ def test_a_killed_sweep_continues_and_reruns_no_finished_trial(tmp_path: Path) -
     folder = tmp_path / "out" / "sweeps" / "small"
     assert (folder / "report.html").stat().st_size > 10_000
     assert len((folder / "results.csv").read_text().splitlines()) == 5
-    assert "python launch/train.py" in (folder / "best.yaml").read_text().splitlines()[0]
+    assert "# python launch/train.py" in (folder / "best.yaml").read_text().splitlines()[0]
     assert str(folder / "report.html") in done.stdout
     assert not (folder / "ray").exists()
 
@@ -107,10 +109,9 @@ def test_a_killed_sweep_continues_and_reruns_no_finished_trial(tmp_path: Path) -
     assert attempts(tmp_path) == after
 
 
-@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.long
-def test_sigterm_saves_every_trial_and_asks_to_run_again(tmp_path: Path, workers: int) -> None:
-    longer = {"TRAINING.HYPER_PARAMETERS.EPOCHS": 5000, "CLUSTER.NUM_WORKERS": workers}
+def test_sigterm_saves_trials_of_several_workers_and_asks_to_run_again(tmp_path: Path) -> None:
+    longer = {"TRAINING.HYPER_PARAMETERS.EPOCHS": 5000, "CLUSTER.NUM_WORKERS": 2}
     argv = command(tmp_path, **longer)
     driver = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
@@ -128,11 +129,10 @@ def test_a_failing_trial_is_recorded_and_the_others_go_on(tmp_path: Path) -> Non
     """One cell's learning rate ends in NaN: recorded with its reason, the other cell finishes."""
     argv = command(tmp_path, "[linear]", **{"TRAINING.CLIP_NORM": "null"})
     argv.append("GRID.TRAINING.HYPER_PARAMETERS.LEARNING_RATE=[1.0e-3, 1.0e+4]")
-    assert subprocess.run([*argv, "--dry-run"], stdout=subprocess.DEVNULL).returncode == 0
-    assert not (tmp_path / "out").exists()
+    argv.append("GRID.TRAINING.PRED_TYPE=[image]")
     done = subprocess.run(argv, capture_output=True, text=True, timeout=400)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert sorted(outcomes(tmp_path).values()) == ["done", "done", "failed", "failed"]
+    assert sorted(outcomes(tmp_path).values()) == ["done", "failed"]
     assert "non-finite" in done.stdout
     assert (tmp_path / "out" / "sweeps" / "small" / "report.html").exists()
 
@@ -143,6 +143,5 @@ def test_a_second_driver_of_the_same_sweep_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "out" / "sweeps" / "small"
     make_folder(folder)
     argv = command(tmp_path, "[linear]")
-    with lock(folder / "sweep.lock", "sweep small"):
-        second = subprocess.run(argv, capture_output=True, text=True, timeout=100)
-    assert second.returncode == 3 and "sweep small" in second.stderr
+    with lock(folder / "sweep.lock", "it"), pytest.raises(LockedError, match="sweep small in "):
+        sweep.main(list(map(str, argv[2:])))

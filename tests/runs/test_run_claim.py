@@ -247,21 +247,17 @@ def test_what_others_made_before_a_sweep_had_its_lock_is_found(
         return storage.lock(path, what)
 
     monkeypatch.setattr(open_sweep, "lock", made_first)
-    with open_sweep.opened(sweep, threads=1, packed=False) as opened:
+    with open_sweep.opened(sweep, workers=ALONE, packed=False) as opened:
         assert opened.trials[0].run_dir == str(made[0].path.absolute())
         trial = opened.trials[1]
         # nothing is trained twice beside a run of the same id that a command began since
         meanwhile = RunDirectory.find_or_name(other, data).path
         assert str(meanwhile.absolute()) != trial.run_dir
         meanwhile.mkdir(parents=True)
-        job = replace(opened.job(trial), wait_s=0.0)
-        ended = run_trial(
-            *(trial.outcome, job, opened.ledger),
-            sweep="one",
-            workers=ALONE,
-            should_stop=lambda: False,
-        )
-        assert ended == "held" and not Path(job.run_dir).exists()
+        task = opened.task(trial)
+        task = replace(task, job=replace(task.job, wait_s=0.0))
+        assert run_trial(task, should_stop=lambda: False) == "held"
+        assert not Path(task.job.run_dir).exists()
         with pytest.raises(LockedError, match=f"sweep one in {opened.folder} is in use by"):  # noqa: SIM117
-            with open_sweep.opened(sweep, threads=1, packed=False):
+            with open_sweep.opened(sweep, workers=ALONE, packed=False):
                 pass

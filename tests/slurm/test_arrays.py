@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from ddpm.cluster import submit as job_list
-from ddpm.cluster.submit import Journal
+from ddpm.cluster.task import Journal
 from ddpm.sweep.ledger import Ledger, Outcome
 from tests.slurm.hosts import REPOSITORY, patience, wait_until
 from tests.slurm.lab import Lab

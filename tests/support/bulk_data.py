@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 
 from ddpm.cluster import submit_images
-from ddpm.cluster.submit_images import ImageJobOptions, checked
+from ddpm.cluster.submit import JobOptions
+from ddpm.cluster.submit_images import checked
 from ddpm.sampling.bulk import BulkFolder
 from ddpm.sampling.request import BulkOptions, SampleRequest, read_request
 from tests.support.tree import ROOT
@@ -46,7 +47,7 @@ class Bulk:
 
     def draw(self, num: int | None, *, cluster: str | None = None, **given: object) -> BulkFolder:
         """As `launch/sample.py --num` in this process; the series."""
-        options = ImageJobOptions(cluster=cluster)  # type: ignore[arg-type]
+        options = JobOptions(cluster=cluster) if cluster else None  # type: ignore[arg-type]
         given = {"unit": 8, "batch_size": 4, **given}
         asked = checked(self.request(num, **given), options)  # type: ignore[arg-type]
         assert submit_images.run(*asked, should_stop=lambda: False) == 0

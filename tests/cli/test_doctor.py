@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ddpm.cluster import doctor
+from ddpm.cli import doctor
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NAMES = (
@@ -80,7 +80,7 @@ def test_versions_are_those_installed() -> None:
 def test_without_any_package_it_still_answers() -> None:
     """-S leaves out site-packages: no torch, no rich, no psutil, nothing."""
     run = subprocess.run(
-        [sys.executable, "-S", "-m", "ddpm.cluster.doctor", "--json"],
+        [sys.executable, "-S", "-m", "ddpm", "doctor", "--json"],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"], "HOME": os.environ["HOME"]},
         capture_output=True,
@@ -97,7 +97,7 @@ def test_without_any_package_it_still_answers() -> None:
 
 def test_the_module_runs_as_a_command() -> None:
     run = subprocess.run(
-        [sys.executable, "-S", "-m", "ddpm.cluster.doctor"],
+        [sys.executable, "-S", "-m", "ddpm", "doctor"],
         cwd=ROOT,
         capture_output=True,
         text=True,
