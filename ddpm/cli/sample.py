@@ -79,16 +79,14 @@ def main(argv: list[str] | None = None) -> int:
     images = _request(args)
     if args.plan:
         return _write_plan(args.plan)
-    from ddpm.cluster import checked
+    from ddpm.cli.signals import stop_on_signals
+    from ddpm.cluster import submit_images
 
-    plan, request = checked(images, job_options(args))
+    plan, request = submit_images.checked(images, job_options(args))
     if args.dry_run:
         from ddpm.cluster import dry_run
 
         return dry_run.images(plan, request)
-    from ddpm.cli.signals import stop_on_signals
-    from ddpm.cluster import submit_images
-
     return submit_images.run(plan, request, should_stop=stop_on_signals())
 
 

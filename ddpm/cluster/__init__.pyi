@@ -14,4 +14,3 @@ from .status import show as show
 from .status import watch as watch
 from .submit import JobOptions as JobOptions
 from .submit_images import Watch as Watch
-from .submit_images import checked as checked

@@ -206,10 +206,6 @@ class Ladder:
             value=cost(self.metric, row[name]),
         )
 
-    def rungs(self, rows: Iterable[Mapping[str, Any]]) -> list[Rung]:
-        """All rungs among the rows, in their order."""
-        return [rung for row in rows if (rung := self.rung(row)) is not None]
-
 
 def cost(metric: str, value: object) -> float:
     """The metric's value so that lower is better; infinite where it is no finite number."""

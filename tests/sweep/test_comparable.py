@@ -140,7 +140,7 @@ def row(step: int, value: float | None = -1.0) -> dict[str, object]:
 
 def test_rungs_lie_after_equally_many_steps_and_at_the_end() -> None:
     rows = [row(10), row(20), {"step": 30, "images": 240, "loss": 1.0}, row(40), row(50)]
-    found = LADDER.rungs(rows)
+    found = [rung for one in rows if (rung := LADDER.rung(one))]
     assert [(rung.evaluation, rung.step, rung.images) for rung in found] == [
         (1, 20, 160),
         (2, 40, 320),
@@ -152,7 +152,8 @@ def test_rungs_lie_after_equally_many_steps_and_at_the_end() -> None:
 def test_a_number_that_is_not_finite_is_the_worst() -> None:
     """NaN in a report, null in the file that keeps it."""
     assert [cost("loss", value) for value in (nan, inf, None)] == [inf] * 3
-    (rung,) = LADDER.rungs([row(20, None)])
+    rung = LADDER.rung(row(20, None))
+    assert rung is not None
     assert rung.value == inf
 
 
