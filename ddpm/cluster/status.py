@@ -103,6 +103,7 @@ def read(path: Path, jobs: JobStates) -> RunStatus:
         note = f"{lines[-1]} (exit code {code})" + slurm * (ended != f"FAILED, exit code {code}")
     elif state == "stopped":
         note = f"since {datetime.fromtimestamp(_last_sign(path)):%Y-%m-%d %H:%M}{slurm}"
+    gpu_hours, core_hours = _hours(facts.get("attempts", []), _end(path, alive, done, failed))
     return RunStatus(
         state=state,
         step=step,
@@ -114,7 +115,8 @@ def read(path: Path, jobs: JobStates) -> RunStatus:
         node=latest.get("host") or "",
         job=job,
         note=note,
-        **_hours(facts.get("attempts", []), _end(path, alive, done, failed)),
+        gpu_hours=gpu_hours,
+        core_hours=core_hours,
     )
 
 
@@ -149,18 +151,18 @@ def _end(path: Path, alive: bool, done: dict[str, Any], failed: dict[str, Any]) 
     return datetime.fromtimestamp(time.time() if alive else _last_sign(path)).astimezone()
 
 
-def _hours(attempts: list[dict[str, Any]], end: datetime) -> dict[str, float]:
+def _hours(attempts: list[dict[str, Any]], end: datetime) -> tuple[float, float]:
     """GPU-hours of the attempts, or core-hours of those that had no GPU: held, busy or not."""
-    found = {"gpu_hours": 0.0, "core_hours": 0.0}
+    gpu_hours = core_hours = 0.0
     for attempt in attempts:
         stop = datetime.fromisoformat(attempt["ended"]) if "ended" in attempt else end
         begin = datetime.fromisoformat(attempt["started"])
         hours = max(0.0, (stop - begin).total_seconds()) / 3600 * attempt.get("workers", 1)
-        gpus = attempt.get("gpus_per_worker", 0)
-        found["gpu_hours" if gpus else "core_hours"] += hours * (
-            gpus or attempt.get("cpus_per_worker", 1)
-        )
-    return found
+        if gpus := attempt.get("gpus_per_worker", 0):
+            gpu_hours += hours * gpus
+        else:
+            core_hours += hours * attempt.get("cpus_per_worker", 1)
+    return gpu_hours, core_hours
 
 
 def _seconds_per_step(row: dict[str, Any]) -> float | None:

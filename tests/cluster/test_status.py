@@ -363,30 +363,24 @@ def test_another_folder_is_refused_with_what_is_expected(tmp_path: Path, name: s
     assert caught.value.exit_code == 2
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(ROOT / "launch" / "status.py"), *arguments]
-
-
-def test_the_command_prints_plain_lines_and_ends_with_the_totals(tmp_path: Path) -> None:
+def test_the_command_prints_plain_lines_and_ends_with_the_totals(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = began(tmp_path / "out")
-    done = subprocess.run(
-        command(str(tmp_path / "out")), capture_output=True, text=True, timeout=60, cwd=ROOT
-    )
-    assert done.returncode == 0 and done.stderr == ""
-    header, row, _, last = done.stdout.splitlines()[1:]
+    assert launch("status", [str(tmp_path / "out")]) == 0
+    header, row, _, last = capsys.readouterr().out.splitlines()[1:]
     assert header.split()[:3] == ["state", "training", "step"] and "job" not in header
     assert re.match(r"running  cosine_1000_velocity_MSE \w{8}  10/40  0\.1000 ", row)
     assert last.startswith("1 training: 1 running; 0.0")
-    refused = subprocess.run(
-        command(str(tmp_path / "no")), capture_output=True, text=True, timeout=60, cwd=ROOT
-    )
-    assert refused.returncode == 2 and refused.stderr.startswith("error: ")
+    assert launch("status", [str(tmp_path / "no")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
     run.close()
 
 
 def test_watch_ends_when_all_has_ended_and_ctrl_c_ends_it_before(tmp_path: Path) -> None:
     run = began(tmp_path / "out", step=40)
-    watch = command(str(run.path), "--watch", "--every", "0.2")
+    watch = [sys.executable, str(ROOT / "launch" / "status.py"), str(run.path)]
+    watch += ["--watch", "--every", "0.2"]
     first, second = (
         subprocess.Popen(
             watch,
