@@ -72,22 +72,6 @@ def test_a_duplicate_watches_and_ctrl_c_detaches(bulk: Bulk, undisturbed: BulkFo
 
 
 @pytest.mark.long
-def test_usr2_requeues_a_task_which_goes_on_after_its_batch(
-    bulk: Bulk, undisturbed: BulkFolder
-) -> None:
-    driver = bulk.start(*IN_UNITS, "--cluster", "local", "--jobs", 1)
-    wait_for("a job draws", lambda: bulk.runners() and drawn(bulk) > 8)
-    (runner,) = bulk.runners()
-    for process in (runner, runner.parents()[0]):
-        process.send_signal(signal.SIGUSR2)  # as SLURM does: every process of the step
-    output, _ = driver.communicate(timeout=900)
-    assert driver.returncode == 0, output
-    (log,) = (bulk.series.folder / "submitit").glob("*_log.out")
-    assert "Requeued job" in log.read_text()
-    assert files_of(bulk.series) == files_of(undisturbed)
-
-
-@pytest.mark.long
 def test_term_ends_a_task_for_good_and_the_next_command_draws_the_rest(
     bulk: Bulk, undisturbed: BulkFolder
 ) -> None:
