@@ -97,3 +97,10 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits") / "shards"
     packing.pack("digits", folder, progress=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def digits_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An OUTPUT_DIR of measures of the digits: their classifier is trained once for all tests."""
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "digits-output"

@@ -1,9 +1,5 @@
 """Features, moments and groups: the same bits in any batch, as exact as all at once."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +19,9 @@ from ddpm.metrics.features import (
     merged,
     principal_components,
 )
+from tests.support import moments_process, processes
 from tests.support.moments_process import Known, images_of
-from tests.support.tree import ROOT
+from tests.support.processes import exit_codes, forked
 
 
 def images(count: int, side: int = 10, seed: int = 0) -> np.ndarray:
@@ -148,21 +145,9 @@ def test_one_vector_has_no_covariance() -> None:
 
 def reduced(workers: int, path: Path) -> dict[str, np.ndarray]:
     """What rank 0 of so many processes has after the reduction."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = os.environ | {
-        "WORLD_SIZE": str(workers),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "PYTHONPATH": str(ROOT),
-    }
-    command = [sys.executable, "tests/support/moments_process.py", "1003", "24", str(path)]
-    started = [
-        subprocess.Popen(command, cwd=ROOT, env=shared | {"RANK": str(rank)})
-        for rank in range(workers)
-    ]
-    assert [process.wait(timeout=200) for process in started] == [0] * workers
+    environments = processes.workers(workers)
+    started = [forked(moments_process.main, 1003, 24, path, env=env) for env in environments]
+    assert exit_codes(started) == [0] * workers
     with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)
 

@@ -1,10 +1,8 @@
 """A worker as a process, for test_moments: its share of keyed features, reduced over all workers,
 and the measures that compare pairs.
-
-Arguments: images, dimensions, file for rank 0's result (NPZ). Under torchrun's variables.
 """
 
-import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -69,8 +67,8 @@ def few(group: Group) -> list[float]:
     return [found.judged.hits, *found.judged.classes.flatten().tolist(), *found.kept_counts]
 
 
-def main() -> None:
-    count, dimension, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+def main(count: int, dimension: int, path: Path) -> int:
+    """Rank 0's result in `path`; under torchrun's environment variables."""
     images, labels = images_of(count, dimension), np.arange(count) % 2
     with process_group() as group:
         mine = share(count, group.rank, group.size)
@@ -98,7 +96,4 @@ def main() -> None:
                 hits=judged.hits,
                 **together,
             )
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -1,4 +1,4 @@
-"""A training worker as a process, for tests that kill it: its argument is a Job as JSON.
+"""A training worker as a process, for tests that kill it: its argument is the file of a Job.
 
 DDPM_TEST_FSYNC_S slows the storage: so many seconds for each fsync.
 """
@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from ddpm.distributed import process_group
@@ -15,11 +16,15 @@ from ddpm.runs import storage
 from ddpm.training.worker import Job, work
 
 
-def main() -> int:
-    """Work under torchrun's environment variables, one process a rank."""
+def run(job: str) -> int:
+    """The exit code of work under torchrun's environment variables, one process a rank."""
+    return run_main(partial(_work, Path(job)))
+
+
+def _work(file: Path) -> int:
     if delay := os.environ.get("DDPM_TEST_FSYNC_S"):
         slow_down(float(delay))
-    job = Job(**json.loads(Path(sys.argv[1]).read_text()))
+    job = Job(**json.loads(file.read_text()))
     with process_group() as group:
         began = time.process_time()
         work(job, group)
@@ -42,4 +47,4 @@ def slow_down(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    sys.exit(run(sys.argv[1]))

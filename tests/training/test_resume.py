@@ -2,14 +2,10 @@
 
 import hashlib
 import json
-import os
 import random
-import signal
-import socket
-import subprocess
-import sys
 import time
 from dataclasses import asdict, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -18,8 +14,9 @@ from ddpm import config
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import RunDirectory
 from ddpm.training.worker import Job
+from tests.support import processes, train_process
+from tests.support.processes import exit_codes, forked
 
-WORKER = Path(__file__).parent.parent / "support" / "train_process.py"
 DIGITS = Path(__file__).parent.parent.parent / "configs" / "digits.yaml"
 KILLS = 20
 
@@ -27,20 +24,24 @@ KILLS = 20
 SETTINGS = {
     "TRAINING.NETWORK.FIRST_CHANNEL": 8,
     "TRAINING.NETWORK.NUM_RES_BLOCKS": 1,
+    "TRAINING.NETWORK.CHANNEL_MULTIPLIER": "[1]",
+    "TRAINING.NETWORK.HAS_ATTENTION": "[true]",
     "TRAINING.NETWORK.DROPOUT_RATE": 0.2,
-    "TRAINING.MICRO_BATCH": 22,
+    "TRAINING.MICRO_BATCH": 4,
     "TRAINING.EMA_DECAYS": [0.9, 0.99],
     "TRAINING.INLINE_GEN.ENABLE": "false",
+    "TRAINING.HYPER_PARAMETERS.BATCH_SIZE": 24,
     "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH": 5,
     "TRAINING.HYPER_PARAMETERS.EPOCHS": 8,
     "TRAINING.HYPER_PARAMETERS.SAVE_PERIOD": 1,
     "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS": 10,
     "EVALUATION.NUM": 16,
+    "DATASET.VALIDATION_FRACTION": 0.5,
 }
 
 
 def make_job(root: Path, digits: Path, changed: dict[str, object]) -> Job:
-    """Digits with dropout, two micro-batches a worker, and batches that straddle passes."""
+    """Digits with dropout, two micro-batches on each of three workers, batches across passes."""
     settings = SETTINGS | changed | {"TRAINING.OUTPUT_DIR": root}
     loaded = config.load(DIGITS, [f"{key}={value}" for key, value in settings.items()])
     return Job(
@@ -53,21 +54,14 @@ def make_job(root: Path, digits: Path, changed: dict[str, object]) -> Job:
     )
 
 
-def start(job: Job, root: Path, workers: int) -> list[subprocess.Popen[bytes]]:
+def start(job: Job, root: Path, workers: int) -> list[BaseProcess]:
     """The job's workers, each a process."""
     path = root / "job.json"
     path.write_text(json.dumps(asdict(job)))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(workers)}
-    processes = []
-    for rank in range(workers):
-        env = {**os.environ, **places, "RANK": str(rank)}
-        with said(root, rank).open("wb") as log:
-            command = [sys.executable, str(WORKER), str(path)]
-            processes.append(subprocess.Popen(command, env=env, stderr=log))
-    return processes
+    return [
+        forked(train_process.run, str(path), env=env, errors=said(root, rank))
+        for rank, env in enumerate(processes.workers(workers))
+    ]
 
 
 def said(root: Path, rank: int) -> Path:
@@ -75,11 +69,11 @@ def said(root: Path, rank: int) -> Path:
     return root / f"worker-{rank}.log"
 
 
-def stop(processes: list[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        process.send_signal(signal.SIGKILL)
-    for process in processes:
-        process.wait()
+def stop(started: list[BaseProcess]) -> None:
+    for process in started:
+        process.kill()
+    for process in started:
+        process.join()
 
 
 def fingerprint(run_dir: Path) -> dict[str, str]:
@@ -103,7 +97,7 @@ def undisturbed(
 ) -> dict[str, str]:
     root.mkdir()
     job = make_job(root, digits, changed or {})
-    codes = [process.wait(240) for process in start(job, root, workers)]
+    codes = exit_codes(start(job, root, workers))
     words = [said(root, rank).read_text()[-2000:] for rank, code in enumerate(codes) if code]
     assert codes == [0] * workers, words
     return fingerprint(Path(job.run_dir))
@@ -116,16 +110,16 @@ def rows_of(run_dir: Path) -> int:
 
 
 def wait_for_a_random_instant(
-    rng: random.Random, run_dir: Path, processes: list[subprocess.Popen[bytes]]
+    rng: random.Random, run_dir: Path, started: list[BaseProcess]
 ) -> bool:
     """A while after some more epochs (one time in four: after the start); whether all still run."""
     more, deadline = rng.randrange(1, 3), time.monotonic() + 60
     if rng.random() < 0.25:
-        more, deadline = 10**6, time.monotonic() + rng.uniform(0.0, 4.0)
+        more, deadline = 10**6, time.monotonic() + rng.uniform(0.0, 1.0)
     wanted = rows_of(run_dir) + more
 
     def alive() -> bool:
-        return all(process.poll() is None for process in processes)
+        return all(process.exitcode is None for process in started)
 
     while alive() and rows_of(run_dir) < wanted and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -133,26 +127,27 @@ def wait_for_a_random_instant(
     return alive()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_twenty_kills_leave_no_trace_on_three_workers(tmp_path: Path, digits: Path) -> None:
     """kill -9 of one worker or all at random instants; weights, EMAs, optimizer, metrics equal."""
-    longer = {"TRAINING.HYPER_PARAMETERS.EPOCHS": 45}
+    hyper = "TRAINING.HYPER_PARAMETERS"
+    longer = {f"{hyper}.EPOCHS": 45, f"{hyper}.STEPS_PER_EPOCH": 2}
     reference = undisturbed(tmp_path / "reference", digits, 3, longer)
     root = tmp_path / "killed"
     root.mkdir()
     job = make_job(root, digits, longer)
     rng, steps = random.Random(0), set()
     for _ in range(KILLS):
-        processes = start(job, root, 3)
-        assert wait_for_a_random_instant(rng, Path(job.run_dir), processes), "ended unkilled"
+        started = start(job, root, 3)
+        assert wait_for_a_random_instant(rng, Path(job.run_dir), started), "ended unkilled"
         if rng.random() < 0.3:
-            stop([processes[rng.randrange(3)]])
+            stop([started[rng.randrange(3)]])
             time.sleep(0.3)
-        stop(processes)
+        stop(started)
         steps |= {path.name for path in Path(job.run_dir).glob("checkpoints/step-*")}
     assert len(steps) > 5, f"the kills hit few stages: {sorted(steps)}"
-    assert [process.wait(240) for process in start(job, root, 3)] == [0, 0, 0]
+    assert exit_codes(start(job, root, 3)) == [0, 0, 0]
     assert fingerprint(Path(job.run_dir)) == reference
 
 
@@ -160,20 +155,21 @@ def test_twenty_kills_leave_no_trace_on_three_workers(tmp_path: Path, digits: Pa
 @pytest.mark.timeout(300)
 def test_a_pause_is_at_its_very_step_and_leaves_no_trace(tmp_path: Path, digits: Path) -> None:
     """On all workers; and what the finished run cost is what the cores of all of them did."""
-    reference = undisturbed(tmp_path / "reference", digits, 2)
+    short = {"TRAINING.HYPER_PARAMETERS.EPOCHS": 4}
+    reference = undisturbed(tmp_path / "reference", digits, 2, short)
     paid = [float(said(tmp_path / "reference", n).read_text().split()[-1]) for n in (0, 1)]
     summary = RunDirectory(tmp_path / "reference" / "run_00000000").summary
     assert summary["trial_core_seconds"] == pytest.approx(sum(paid), rel=0.1)
 
     root = tmp_path / "paused"
     root.mkdir()
-    job = make_job(root, digits, {"TRAINING.HYPER_PARAMETERS.SAVE_PERIOD": "null"})
+    job = make_job(root, digits, short | {"TRAINING.HYPER_PARAMETERS.SAVE_PERIOD": "null"})
     paused = start(replace(job, pause_at=13), root, 2)  # within an epoch of 5 steps
-    assert [process.wait(240) for process in paused] == [75, 75]
+    assert exit_codes(paused) == [75, 75]
     run = RunDirectory(Path(job.run_dir))
     assert checkpoint.steps(run.checkpoints) == [13]
     assert [row["step"] for row in run.metrics()] == [5, 10]
-    assert [process.wait(240) for process in start(job, root, 2)] == [0, 0]
+    assert exit_codes(start(job, root, 2)) == [0, 0]
     assert fingerprint(Path(job.run_dir)) == reference
 
 
@@ -184,7 +180,7 @@ def test_exact_numerics_give_the_same_bits_for_one_two_and_four_workers(
 ) -> None:
     exact = {
         "TRAINING.NUMERICS": "exact",
-        "TRAINING.MICRO_BATCH": 32,
+        "TRAINING.MICRO_BATCH": 6,
         "TRAINING.HYPER_PARAMETERS.EPOCHS": 2,
         "EVALUATION.EVERY": 1,  # all workers share in it
     }
@@ -219,15 +215,15 @@ def test_no_worker_ends_a_stopped_run_before_it_is_saved(
         },
     )
     run = RunDirectory(Path(job.run_dir))
-    workers = start(job, tmp_path, 2)
+    started = start(job, tmp_path, 2)
     try:
         deadline = time.monotonic() + 120
         while not rows_of(run.path) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not checkpoint.steps(run.checkpoints)
         run.request_stop()
-        assert workers[1].wait(60) == 75
+        assert exit_codes(started[1:]) == [75]
         assert checkpoint.steps(run.checkpoints)
-        assert workers[0].wait(60) == 75
+        assert exit_codes(started) == [75, 75]
     finally:
-        stop(workers)
+        stop(started)
