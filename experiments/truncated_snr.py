@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from math import inf, isfinite, log10
 
 from ddpm.diffusion import PRED_TYPES
-from ddpm.metrics import USUAL_LEVELS, common_levels, summary
+from ddpm.metrics import common_levels, summary
 from ddpm.report import SweepResults, TrialResult
 from experiments.claims import Claim, Numbers, Result, spread
 from experiments.trials import Cell, Cells, StudyOptions, by_cell, failures, planned, trained
 
 WEIGHTINGS = ("snr", "truncated_snr", "uniform")
+LEVELS = tuple(range(-8, 6))  # of log SNR, those of docs/results.md
 SHORT = (
     "TRAINING.HYPER_PARAMETERS.EPOCHS=15",
     "TRAINING.INLINE_GEN.PERIOD=15",
@@ -93,10 +94,10 @@ def _clipping(trials: Sequence[TrialResult]) -> str:
 
 
 def _errors(cells: Cells) -> tuple[Errors, tuple[int, ...]]:
-    """Mean log10 MSE over the usual levels that all trials share; inf for one that failed."""
+    """Mean log10 MSE over those of LEVELS that all trials share; inf for one that failed."""
     every = [trial for trials in cells.trials.values() for trial in trials.values()]
     there = [trial.error.levels for trial in every if trial.error is not None]
-    levels = common_levels([USUAL_LEVELS, *there])
+    levels = common_levels([LEVELS, *there])
 
     def value(trial: TrialResult) -> float:
         number = inf if trial.error is None else summary(trial.error, levels).mean_log10_mse

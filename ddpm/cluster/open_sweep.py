@@ -23,7 +23,14 @@ from ddpm.config import Config, schedule_arguments
 from ddpm.data import Dataset, packing
 from ddpm.diffusion import NoiseSchedule
 from ddpm.errors import InputError
-from ddpm.metrics import MEASURES, USUAL_LEVELS, inception_problems, levels_of, write_references
+from ddpm.metrics import (
+    MEASURES,
+    Window,
+    data_window,
+    inception_problems,
+    levels_of,
+    write_references,
+)
 from ddpm.report import look
 from ddpm.runs import RunDirectory, Tail, lock, make_folder, read_json, write_json
 from ddpm.sampling import open_data, start_problems
@@ -40,7 +47,8 @@ class OpenSweep:
     """A sweep whose folder this process holds.
 
     trials: those to be run, to which a search may add.  pool: all that may be needed.  workers: of
-    each.  packed: whether trials share the machine.  data: by data_key().
+    each.  packed: whether trials share the machine.  data: by data_key().  window: of
+    log SNR, over which the errors of every cell are averaged, whatever cells there are.
     """
 
     sweep: Sweep
@@ -48,6 +56,7 @@ class OpenSweep:
     workers: Workers
     packed: bool
     data: dict[str, Dataset]
+    window: Window
     trials: list[Trial] = field(default_factory=list)
     pool: list[Trial] = field(default_factory=list)
 
@@ -70,7 +79,7 @@ class OpenSweep:
     def add(self, more: Iterable[Trial]) -> None:
         """Adds trials to those to be run, in sweep.json too."""
         self.trials.extend(more)
-        write_json(self.folder / "sweep.json", _facts(self.sweep, self.trials))
+        write_json(self.folder / "sweep.json", _facts(self.sweep, self.trials, self.window))
 
     def place(self, planned: Trial) -> Trial:
         """A planned trial with its data, its id and its run directory."""
@@ -121,7 +130,13 @@ def opened(sweep: Sweep, *, workers: Workers, packed: bool) -> Iterator[OpenSwee
     data.
     """
     folder = folder_of(sweep)
-    of = OpenSweep(sweep=sweep, folder=folder, workers=workers, packed=packed, data=_data_of(sweep))
+    data = _data_of(sweep)
+    window = data_window(next(iter(data.values())))
+    if problems := comparable.window_problems(levels_by_cell(sweep), window, sweep.tune):
+        raise InputError(problems)
+    of = OpenSweep(
+        sweep=sweep, folder=folder, workers=workers, packed=packed, data=data, window=window
+    )
     make_folder(folder)
     with lock(folder / "sweep.lock", f"sweep {sweep.name} in {folder}"):
         # under the lock: run directories that another driver made are found, not named anew
@@ -138,6 +153,15 @@ def opened(sweep: Sweep, *, workers: Workers, packed: bool) -> Iterator[OpenSwee
 def folder_of(sweep: Sweep) -> Path:
     """The folder of a sweep's results."""
     return Path(sweep.base.TRAINING.OUTPUT_DIR).absolute() / "sweeps" / sweep.name
+
+
+def levels_by_cell(sweep: Sweep) -> dict[str, tuple[int, ...]]:
+    """The levels of log SNR that the schedule of each cell reaches."""
+    configs = {cell_name(trial.cell): trial.config for trial in sweep.trials}
+    return {
+        name: levels_of(NoiseSchedule(**schedule_arguments(config)))
+        for name, config in configs.items()
+    }
 
 
 def data_key(config: Config) -> str:
@@ -181,13 +205,14 @@ def _chosen_before(folder: Path, sweep: Sweep, there: Collection[str]) -> Iterat
             yield sweep.make(cell, seed)
 
 
-def _facts(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, object]:
+def _facts(sweep: Sweep, trials: Sequence[Trial], window: Window) -> dict[str, object]:
     """sweep.json: the sweep itself, for its report."""
     return {
         "name": sweep.name,
         "question": sweep.question,
         "grid": {key: list(values) for key, values in sweep.grid.items()},
         "seeds": list(sweep.seeds),
+        "window": list(window),
         "base": configuration.to_dict(sweep.base),
         "command": sys.argv,
         "skipped": [{"cell": dict(cell.cell), "reason": cell.reason} for cell in sweep.skipped],
@@ -300,10 +325,6 @@ def problems(sweep: Sweep) -> list[str]:
             "DATASET.VALIDATION_FRACTION is 0 but a sweep compares trials on validation images; "
             "give a share such as 0.1"
         )
-    if sweep.tune.SEARCH in ("asha", "bayes") and sweep.tune.METRIC in MEASURES:
-        schedules = {cell_name(t.cell): schedule_arguments(t.config) for t in sweep.trials}
-        reached = ((name, levels_of(NoiseSchedule(**one))) for name, one in schedules.items())
-        found += comparable.level_problems(reached, USUAL_LEVELS)
     if sweep.tune.SEARCH == "bayes" and find_spec("optuna") is None:
         found.append(
             "TUNE.SEARCH is bayes but Optuna is not installed; pip install 'ddpm[search]', or give "

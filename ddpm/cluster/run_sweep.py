@@ -13,13 +13,20 @@ from rich.console import Console
 
 from ddpm import report
 from ddpm.cluster import status, submit
-from ddpm.cluster.open_sweep import OpenSweep, opened, problems, rounds, tail_of
+from ddpm.cluster.open_sweep import (
+    OpenSweep,
+    levels_by_cell,
+    opened,
+    problems,
+    rounds,
+    tail_of,
+)
 from ddpm.cluster.ray_cluster import running_ray
 from ddpm.cluster.workers import Workers, workers_of_trials
 from ddpm.errors import BudgetSpent, DdpmError, InputError, Interrupted, LockedError
 from ddpm.report import predicted_cost
 from ddpm.runs import remove, watch
-from ddpm.sweep import Sweep, Trial, write_best
+from ddpm.sweep import Sweep, Trial, comparable, write_best
 
 LOOK_S = 2.0  # between looks at the budget
 
@@ -55,6 +62,7 @@ def run(sweep: Sweep, *, should_stop: Callable[[], bool], probe: bool = True) ->
             "side by side"
         )
         console.print(f"results go to {of.folder}", soft_wrap=True)
+        print_window(of, console)
         if probe:
             _predict(of, concurrent, console)
         allowance = Allowance(of)
@@ -174,6 +182,23 @@ class Allowance:
             if old is None or old.status == "unrun":
                 what = "saved and stopped before its end" if _has_begun(trial) else "not run"
                 self._of.ledger.record(trial.outcome.unrun(f"{what}: {self.spent}"))
+
+
+def print_window(of: OpenSweep, console: Console) -> None:
+    """The window of log SNR in a line, and a line for each cell that does not reach all of it."""
+    low, high = of.window
+    console.print(
+        f"errors are averaged over log SNR {low} to {high}, where 1 to 99 % of these images' "
+        "variance is resolved",
+        soft_wrap=True,
+    )
+    for name, those in comparable.missed(levels_by_cell(of.sweep), of.window).items():
+        console.print(
+            f"{name} reaches no log SNR of {', '.join(map(str, those))} in it; it is trained and "
+            "measured where it is",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def print_skipped(sweep: Sweep, console: Console) -> None:

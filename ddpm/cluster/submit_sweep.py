@@ -158,6 +158,7 @@ def run_array(
             f"{len(taken)} held by living jobs"
         )
         console.print(f"results go to {folder}", soft_wrap=True)
+        run_sweep.print_window(of, console)
         by_number = options.cluster != "slurm" or options.group_size or not probe or not todo
         seconds = None if by_number else _expected_s(of)
         size = group_size(len(todo), options, resources.jobs, seconds) if todo else 1

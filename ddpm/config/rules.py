@@ -330,7 +330,14 @@ def evaluation(c: Config) -> Iterator[Rule]:
         "give BEST mean_log10_mse, or PATIENCE null"
     )
     yield (
-        e.SAMPLING_LOGSNR
+        e.SAMPLING_METHOD != "ddim"
+        and any(e.SAMPLING_ETAS)
+        and f"EVALUATION.SAMPLING_METHOD is {e.SAMPLING_METHOD}, which draws no noise, but "
+        f"SAMPLING_ETAS is {list(e.SAMPLING_ETAS)}; give SAMPLING_ETAS [0.0], or SAMPLING_METHOD "
+        "ddim"
+    )
+    yield (
+        isinstance(e.SAMPLING_LOGSNR, tuple)
         and e.SAMPLING_LOGSNR[0] >= e.SAMPLING_LOGSNR[1]
         and f"EVALUATION.SAMPLING_LOGSNR is {list(e.SAMPLING_LOGSNR)}; a walk goes from noise to "
         "images: give the lower log SNR first"

@@ -389,6 +389,11 @@ class Evaluation:
         "At the end, draw SAMPLING_NUM images in each of these numbers of steps, such as "
         "[10, 50], and measure FID, KID and class accuracy; [] = never",
     )
+    SAMPLING_METHOD: Literal["ddim", "heun", "dpmpp_2m"] = option(
+        "ddim",
+        "The sampler of these walks: heun calls the network twice a step, ddim and DPM-Solver++ "
+        "once",
+    )
     SAMPLING_ETAS: Annotated[tuple[Share, ...], all_different] = option(
         (0.0,),
         "Each of SAMPLING_STEPS is walked with each eta of ddim: 0 no noise, 1 that of DDPM",
@@ -397,10 +402,13 @@ class Evaluation:
     SAMPLING_NUM: Int = option(
         512, "Images drawn for each of these, the same for every run", ge=64, le=_LARGEST
     )
-    SAMPLING_LOGSNR: Annotated[tuple[LogSnr, LogSnr], all_different] | None = option(
-        None,
-        "[lowest, highest] log SNR of these walks, evenly spaced between, the same for every noise "
-        "schedule; null = evenly spaced timesteps of the run's own",
+    SAMPLING_LOGSNR: Annotated[tuple[LogSnr, LogSnr], all_different] | Literal["data"] | None = (
+        option(
+            None,
+            "[lowest, highest] log SNR of these walks, evenly spaced between, the same for every noise "
+            "schedule; data = the window over which errors are averaged (docs/metrics.md); null = "
+            "evenly spaced timesteps of the run's own",
+        )
     )
     EVERY: Count | None = option(None, "Epochs between evaluations; null = only at the end")
     NUM: Count = option(256, "Validation images evaluated")
@@ -511,6 +519,8 @@ def allowed(cls: type, name: str) -> str:
 def _describe(schema: Mapping[str, Any]) -> str:
     if "anyOf" in schema:
         return ", or ".join(_describe(one) for one in schema["anyOf"])
+    if "const" in schema:
+        return str(schema["const"])
     if "enum" in schema:
         return "one of " + ", ".join(schema["enum"])
     kind = schema.get("type")

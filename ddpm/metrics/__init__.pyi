@@ -41,12 +41,14 @@ from .samples import drawn as drawn
 from .samples import is_trained as is_trained
 from .samples import read_samples as read_samples
 from .samples import request_of as request_of
-from .validation import USUAL_LEVELS as USUAL_LEVELS
 from .validation import ema_curve as ema_curve
 from .validation import evaluate_run as evaluate_run
 from .validation import levels_of as levels_of
 from .validation import validation_metrics as validation_metrics
 from .validation import write_references as write_references
+from .window import Window as Window
+from .window import data_window as data_window
+from .window import resolved_window as resolved_window
 from .x0_error import MEASURES as MEASURES
 from .x0_error import X0Error as X0Error
 from .x0_error import X0Summary as X0Summary

@@ -2,12 +2,14 @@
 
 In training, EVALUATION.SAMPLES images as those of the sample grids: every worker draws its share
 and extracts their features. At the end, for every EVALUATION.SAMPLING_STEPS and SAMPLING_ETAS the
-same SAMPLING_NUM images: all workers draw, rank 0 measures. DDIM, x0 clipped, EVALUATION.SEED,
-classes in turn, batches of one size, averaged weights, against the training images.
+same SAMPLING_NUM images: all workers draw, rank 0 measures. SAMPLING_METHOD, x0 clipped,
+EVALUATION.SEED, classes in turn, batches of one size, averaged weights, against the training
+images.
 
 With SAMPLING_LOGSNR the walks visit the same log SNRs whatever noise schedule the network was
 trained with, as in Hang et al. 2024, section 4: the network is compared, not the spacing that its
-schedule happens to have. Schedules that do not reach them are left out, with the reason.
+schedule happens to have. `data` is the window that the data fix (window.py). Schedules that
+do not reach them are left out, with the reason.
 """
 
 import logging
@@ -30,6 +32,7 @@ from ddpm.distributed import Group, device_of
 from ddpm.errors import InputError, Interrupted, NonFiniteError
 from ddpm.metrics.evaluation import LEAST, Images, evaluate
 from ddpm.metrics.features import Extractor, Pixels
+from ddpm.metrics.window import Window
 from ddpm.metrics.inception import KEY
 from ddpm.metrics.quality import (
     QUALITY_MEASURES,
@@ -65,7 +68,11 @@ PICTURED = 100  # images of each point that are kept to be looked at
 # In sample_quality.json and in the table of metrics.
 _NAMES = {"fid": "fid_infinity", "kid": "kid", "accuracy": "class_accuracy"}
 # Of EVALUATION: all that the samples depend on besides the network.
-_KEYS = ("SEED", "SAMPLING_STEPS", "SAMPLING_ETAS", "SAMPLING_NUM", "SAMPLING_LOGSNR")
+_KEYS = (
+    *("SEED", "SAMPLING_STEPS", "SAMPLING_METHOD", "SAMPLING_ETAS"),
+    *("SAMPLING_NUM", "SAMPLING_LOGSNR"),
+)
+_METHODS = {"ddim": "DDIM", "heun": "Heun", "dpmpp_2m": "DPM-Solver++(2M)"}  # in the protocol
 
 log = logging.getLogger("ddpm.run")
 
@@ -168,12 +175,21 @@ def walks(config: Config) -> list[SampleWalk]:
     ]
 
 
-def sampler_of(walk: SampleWalk, config: Config) -> SamplerOptions:
-    """The sampler of a walk's images."""
-    between = config.EVALUATION.SAMPLING_LOGSNR
+def ends_of(config: Config, window: Window | None) -> tuple[float, float] | None:
+    """The first and the last log SNR of the walks; None: the schedule's own timesteps."""
+    given = config.EVALUATION.SAMPLING_LOGSNR
+    if given != "data":
+        return given
+    return None if window is None else (float(window[0]), float(window[1]))
+
+
+def sampler_of(walk: SampleWalk, config: Config, window: Window | None) -> SamplerOptions:
+    """The sampler of a walk's images.  window: of the data, for SAMPLING_LOGSNR data."""
+    between = ends_of(config, window)
     return SamplerOptions(
         pred_type=config.TRAINING.PRED_TYPE,
         num_steps=walk.num_steps,
+        sampler=config.EVALUATION.SAMPLING_METHOD,
         ddim_eta=walk.eta,
         spacing="trailing" if between is None else "logsnr",
         between=between,
@@ -182,12 +198,14 @@ def sampler_of(walk: SampleWalk, config: Config) -> SamplerOptions:
     )
 
 
-def why_not(walk: SampleWalk, config: Config, schedule: NoiseSchedule) -> str | None:
+def why_not(
+    walk: SampleWalk, config: Config, schedule: NoiseSchedule, window: Window | None
+) -> str | None:
     """The reason why a schedule cannot be walked so; None where it can."""
     last = schedule.num_timesteps
     if walk.num_steps > last:
         return f"{walk.num_steps} steps are more than the {last} timesteps it was trained with"
-    sampler = sampler_of(walk, config)
+    sampler = sampler_of(walk, config, window)
     try:
         spacing.levels(
             schedule, spacing=sampler.spacing, between=sampler.between, num_steps=walk.num_steps
@@ -198,22 +216,26 @@ def why_not(walk: SampleWalk, config: Config, schedule: NoiseSchedule) -> str | 
 
 
 def passes_at_end(config: Config, schedule: NoiseSchedule) -> int:
-    """Images through the network for all walks that the schedule can take."""
-    possible = [walk for walk in walks(config) if why_not(walk, config, schedule) is None]
-    drawn = -(-config.EVALUATION.SAMPLING_NUM // BATCH) * BATCH
-    return drawn * sum(walk.num_steps for walk in possible)
+    """Images through the network for all walks that the schedule can take; one over the window of
+    the data, which is not known before they are read, counts as possible.
+    """
+    possible = [walk for walk in walks(config) if why_not(walk, config, schedule, None) is None]
+    calls = (num_calls(sampler_of(walk, config, None), schedule) for walk in possible)
+    return -(-config.EVALUATION.SAMPLING_NUM // BATCH) * BATCH * sum(calls)
 
 
 def measure_samples(
     run: Path,
     config: Config,
     data: Dataset,
+    window: Window,
     group: Group,
     *,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Quality | None:
     """The quality of a run's samples, written into its directory; None where no steps are given.
 
+    window: data_window(), for SAMPLING_LOGSNR data.
     Called by all workers together, once the last checkpoint is there; those but rank 0 get None.
     Every point is kept as soon as it is measured; a run that is continued goes on with the next.
     Raises Interrupted when `should_stop()` says so on rank 0.
@@ -231,11 +253,12 @@ def measure_samples(
         has_classes = data.num_classes is not None and data.num_classes > 1
         extractor = open_extractor("classifier" if has_classes else "pixels", real, None)
         reference = reference_of(real, "train", extractor)
-        quality, pictures = _before(run, _nothing_yet(model, config, real, extractor))
+        quality, pictures = _before(run, _nothing_yet(model, config, real, window, extractor))
     done = len(quality.points) + len(quality.left_out) if quality else 0
     for walk in wanted[group.agree(done) :]:
-        reason = why_not(walk, config, model.schedule)
-        drawn = None if reason else _draw(walk, model, config, group, labels, should_stop)
+        reason = why_not(walk, config, model.schedule, window)
+        sampler = sampler_of(walk, config, window)
+        drawn = None if reason else _draw(sampler, model, config, group, labels, should_stop)
         if quality is None or reference is None:
             continue
         if drawn is None:
@@ -243,7 +266,8 @@ def measure_samples(
             left = LeftOut(num_steps=walk.num_steps, eta=walk.eta, reason=reason)
             quality = replace(quality, left_out=(*quality.left_out, left))
         else:
-            point = measure_walk(walk, *drawn, labels, reference)
+            calls = num_calls(sampler, model.schedule)
+            point = measure_walk(sampler, calls, *drawn, labels, reference)
             quality = replace(quality, points=(*quality.points, point))
             pictures.append(drawn[0][:PICTURED])
         _store(run, quality, pictures, labels)
@@ -260,21 +284,22 @@ def _before(run: Path, quality: Quality) -> tuple[Quality, list[Pixels]]:
 
 
 def _nothing_yet(
-    model: LoadedModel, config: Config, real: RealData, extractor: Extractor
+    model: LoadedModel, config: Config, real: RealData, window: Window, extractor: Extractor
 ) -> Quality:
     """The quality of a network before any walk: its protocol, all that numbers depend on but steps
     and eta, and its identity.
     """
-    options = config.EVALUATION
+    options, ends = config.EVALUATION, ends_of(config, window)
     levels = "evenly spaced timesteps"
-    if options.SAMPLING_LOGSNR is not None:
-        levels = "log SNRs evenly from {:g} to {:g}".format(*options.SAMPLING_LOGSNR)
+    if ends is not None:
+        levels = "log SNRs evenly from {:g} to {:g}".format(*ends)
     return Quality(
         features=extractor.name,
         num=options.SAMPLING_NUM,
         protocol=(
-            f"{options.SAMPLING_NUM:,} samples of seed {options.SEED} ({model.name}, DDIM, x0 "
-            f"clipped, {levels}) against {len(real.train_ids):,} train images of {real.name} "
+            f"{options.SAMPLING_NUM:,} samples of seed {options.SEED} ({model.name}, "
+            f"{_METHODS[options.SAMPLING_METHOD]}, x0 clipped, {levels}) against "
+            f"{len(real.train_ids):,} train images of {real.name} "
             f"({real.data.sha256[:8]}); {extractor.description} ({extractor.sha256[:8]}); FID "
             "extrapolated to infinitely many samples, KID unbiased; 95 % intervals over samples"
         ),
@@ -292,13 +317,18 @@ def _nothing_yet(
 
 
 def measure_walk(
-    walk: SampleWalk,
+    sampler: SamplerOptions,
+    calls: int,
     images: Pixels,
     seconds: float,
     labels: NDArray[np.int64] | None,
     reference: Reference,
 ) -> QualityPoint:
-    """The point of a walk.  seconds: core- or GPU-seconds that drawing `images` took."""
+    """The point of images drawn by a sampler.
+
+    calls: of the network, an image.  seconds: core- or GPU-seconds that drawing `images` took.
+    """
+    assert sampler.num_steps is not None  # walks() give it
     found, reasons = evaluate(
         Images(
             count=len(images),
@@ -310,17 +340,17 @@ def measure_walk(
         _NAMES.values(),
     )
     point = QualityPoint(
-        sampler="ddim",
-        num_steps=walk.num_steps,
-        eta=walk.eta,
-        evaluations=walk.num_steps,
+        sampler=sampler.sampler,
+        num_steps=sampler.num_steps,
+        eta=sampler.ddim_eta,
+        evaluations=calls,
         seconds=seconds,
         reasons={key: reasons[name] for key, name in _NAMES.items() if name in reasons},
         **{key: found.get(name) for key, name in _NAMES.items()},
     )
     numbers = ((key, point.interval(key)) for key in QUALITY_MEASURES)
     glance = "  ".join(f"{key} {one.value:.4g}" for key, one in numbers if one is not None)
-    log.info("%d steps, eta %g: %s", walk.num_steps, walk.eta, glance)
+    log.info("%s, %d steps, eta %g: %s", point.sampler, point.num_steps, point.eta, glance)
     return point
 
 
@@ -333,7 +363,7 @@ def _store(
 
 
 def _draw(
-    walk: SampleWalk,
+    sampler: SamplerOptions,
     model: LoadedModel,
     config: Config,
     group: Group,
@@ -344,7 +374,7 @@ def _draw(
 
     None where an image is not finite.
     """
-    count, sampler = config.EVALUATION.SAMPLING_NUM, sampler_of(walk, config)
+    count = config.EVALUATION.SAMPLING_NUM
     channels, height, width = configuration.image_shape(config)
     batches = -(-count // BATCH)
     images = torch.zeros(batches * BATCH, height, width, channels, dtype=torch.uint8)
@@ -352,8 +382,8 @@ def _draw(
     for batch in range(group.rank, -(-batches // group.size) * group.size, group.size):
         if group.any(group.is_main and should_stop()):
             raise Interrupted(
-                f"stopped at {walk.num_steps} steps with eta {walk.eta:g} of the samples that "
-                "are measured at the end; run the same command again to continue"
+                f"stopped at {sampler.num_steps} steps with eta {sampler.ddim_eta:g} of the "
+                "samples that are measured at the end; run the same command again to continue"
             )
         if batch < batches and is_finite:
             ids = torch.arange(batch * BATCH, (batch + 1) * BATCH, device=group.device)

@@ -2,8 +2,10 @@
 
 Every trial is measured on the same (validation image, noise) pairs at the same integers of log SNR,
 whatever its schedule, its number of timesteps or its prediction type; the time the network is
-called with is found by inverting the schedule. The noise of a pair is keyed by (seed, EVAL, sample
-id), the same at every level. Nothing is clipped; conversions are float64, never under autocast.
+called with is found by inverting the schedule. What sums them up is a mean over the window that the
+data fix (window.py), whatever other trials there are. The noise of a pair is keyed by (seed, EVAL,
+sample id), the same at every level. Nothing is clipped; conversions are float64, never under
+autocast.
 
 Beside them stand two ideal denoisers in closed form, which belong to the data alone and know no
 class: the best linear one, and the one that remembers the training set.
@@ -41,14 +43,13 @@ from ddpm.metrics.bits_per_dim import (
     finite,
     variational_bound,
 )
-from ddpm.metrics.x0_error import MEASURES, X0Error, common_levels, summary
+from ddpm.metrics.window import Window, data_window
+from ddpm.metrics.x0_error import MEASURES, X0Error, summary
 from ddpm.runs import LARGEST_ERROR, RunDirectory, checkpoint, load_run, snapshots, storage
 from ddpm.sampling import RAW, Ema, Network, PowerEma, load_network, locate, open_data, to_uint8
 
 # Beyond these a level says nothing: the image is all noise, or its noise far below a grey value.
 LOWEST, HIGHEST = -20, 16
-# The levels that linear, cosine and cos6 share for 50 timesteps or more.
-USUAL_LEVELS = tuple(range(-8, 6))
 REFERENCE_LEVELS = tuple(range(-12, 13))
 # The Gaussian fit diagonalises a D x D matrix: 4096 values take about 10 s on two cores.
 _GAUSSIAN_LIMIT = 4096
@@ -64,6 +65,12 @@ def levels_of(schedule: NoiseSchedule) -> tuple[int, ...]:
     first = math.ceil(low) if math.isfinite(low) else LOWEST
     last = math.floor(high) if math.isfinite(high) else HIGHEST
     return tuple(range(max(first, LOWEST), min(last, HIGHEST) + 1))
+
+
+def levels_inside(levels: Sequence[int], window: Window) -> tuple[int, ...]:
+    """Those of the levels in a window; all of them where none is."""
+    inside = tuple(int(level) for level in levels if window[0] <= level <= window[1])
+    return inside or tuple(map(int, levels))
 
 
 @torch.no_grad()
@@ -106,12 +113,12 @@ def measure_x0_error(
     )
 
 
-def metrics_of(error: X0Error) -> dict[str, float]:
-    """val_mean_log10_mse and val_snr_weighted_mse, over those of the usual levels that there are.
+def metrics_of(error: X0Error, window: Window) -> dict[str, float]:
+    """val_mean_log10_mse and val_snr_weighted_mse, over the window's levels that there are.
 
-    A report averages over the levels that all its cells share instead. None without a level.
+    None without a level.
     """
-    levels = common_levels([USUAL_LEVELS, error.levels]) or tuple(map(int, error.levels))
+    levels = levels_inside(error.levels.tolist(), window)
     if not levels:  # a schedule too short to pass any integer
         return {}
     numbers = summary(error, levels)
@@ -123,11 +130,12 @@ def validation_metrics(
     schedule: NoiseSchedule,
     config: Config,
     data: Dataset,
+    window: Window,
     group: Group = ALONE,
 ) -> dict[str, float]:
     """metrics_of() the first EVALUATION.NUM validation images; empty where there are none.
 
-    group: workers that all call this; each measures its share and all get the numbers of all.
+    window: data_window().  group: workers that all call this; each measures its share and all get the numbers of all.
     """
     ids, levels = data.validation_ids(config.EVALUATION.NUM), levels_of(schedule)
     if not len(ids):
@@ -148,7 +156,8 @@ def validation_metrics(
         network.train(was_training)
     parts = group.gather(own).transpose(0, 1).flatten(0, 1)[:batches]  # (batches, L, BATCH)
     mse = parts.transpose(0, 1).flatten(1).cpu().numpy()[:, : len(ids)]
-    return metrics_of(X0Error(levels=np.asarray(levels, np.int64), mse=mse, ids=ids.numpy()))
+    error = X0Error(levels=np.asarray(levels, np.int64), mse=mse, ids=ids.numpy())
+    return metrics_of(error, window)
 
 
 def _x0_error(
@@ -172,10 +181,12 @@ def _x0_error(
     )
 
 
-def evaluate_run(folder: Path, data: Dataset, *, batch_size: int = 256) -> dict[str, float]:
+def evaluate_run(
+    folder: Path, data: Dataset, window: Window, *, batch_size: int = 256
+) -> dict[str, float]:
     """Measures a run's EMA network; writes evaluation.json and evaluation.npz into the run.
 
-    Returns metrics_of()'s numbers, for the run's summary; none without validation images.
+    window: data_window().  Returns metrics_of()'s numbers, for the run's summary; none without validation images.
     """
     if not data.num_validation:
         return {}
@@ -204,9 +215,10 @@ def evaluate_run(folder: Path, data: Dataset, *, batch_size: int = 256) -> dict[
         seed=config.EVALUATION.SEED,
         schedule=schedule,
         data_sha256=data.sha256,
+        window=window,
         bound=bound,
     )
-    return metrics_of(error)
+    return metrics_of(error, window)
 
 
 def write_evaluation(
@@ -218,11 +230,12 @@ def write_evaluation(
     seed: int,
     schedule: NoiseSchedule,
     data_sha256: str,
+    window: Window | None = None,
     bound: Bound | None = None,
 ) -> None:
     """evaluation.npz (every pair), then evaluation.json (the curve and its conditions).
 
-    bound: on bits/dim; None says that the images have none. A diverged network's error is null.
+    window: that the data fix.  bound: on bits/dim; None says that the images have none. A diverged network's error is null.
     """
     mean, spread = error.curve()
     buffer = io.BytesIO()
@@ -236,6 +249,7 @@ def write_evaluation(
         "pairs": int(error.mse.shape[1]),
         "data_sha256": data_sha256,
         "is_beta_defined": bool(schedule.is_beta_defined),
+        "window": window and list(window),
         "levels": [int(level) for level in error.levels],
         "mse": [finite(value) for value in mean],
         "mse_evaluation_error": [finite(value) for value in spread],
@@ -380,7 +394,7 @@ def ema_curve(run: Path, num: int = 12, *, dry: bool = False) -> None:
     device = device_of(model.network)
     data = open_data(config, Path(directory.provenance["data_dir"]))
     batch = data.validation(config.EVALUATION.NUM).to(device)
-    levels = common_levels([USUAL_LEVELS, levels_of(model.schedule)]) or levels_of(model.schedule)
+    levels = levels_inside(levels_of(model.schedule), data_window(data))
     names = [name for measure in MEASURES for name in (measure, f"{measure}_evaluation_error")]
     points: list[dict[str, Any]] = []
     for name, ema, length in averages:

@@ -112,9 +112,13 @@ def draw_batch(
 
 
 def num_calls(options: SamplerOptions, schedule: NoiseSchedule, *, begin: float = 1.0) -> int:
-    """Reverse steps from time `begin` to an image, those taken again counted too."""
+    """Network calls of an image from time `begin`, those of steps taken again counted too.
+
+    heun makes two a step, but for the last.
+    """
     steps = len(options.levels(schedule, begin)) - 1
-    return steps + (steps - 1) * options.resamples
+    inner = (steps - 1) * (1 + options.resamples)
+    return 1 + inner * (2 if options.sampler == "heun" else 1)
 
 
 @dataclass(frozen=True, kw_only=True)

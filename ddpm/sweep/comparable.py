@@ -4,7 +4,7 @@ A search on a measure that its cells do not share finds the cell whose numbers a
 one that is good:
 
     mean_log10_mse, snr_weighted_mse   the x0-error at common noise levels: compares all cells
-    fid_infinity, class_accuracy       of samples drawn alike: as many network calls in all cells
+    fid_infinity, kid, class_accuracy  of samples drawn alike: as many network calls in all cells
     loss                               only where nothing varies that its scale or average hangs on
     bits_per_dim                       only where schedule and timesteps are one; known at the end
 
@@ -18,7 +18,7 @@ from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 from ddpm import config as configuration
-from ddpm.config import Config
+from ddpm.config import FID_SAMPLES, Config
 from ddpm.sweep.spec import MEASURES, Race, Tune
 
 if TYPE_CHECKING:  # ddpm.runs needs torch, reading a sweep file does not
@@ -39,7 +39,7 @@ _IMAGES = (
     *(f"DATASET.PREPROCESSING.CROP_{name}" for name in ("SIZE", "TYPE", "POSITION")),
 )
 _AUGMENT = tuple(f"DATASET.PREPROCESSING.{name}" for name in ("AUGMENT", "AUGMENT_TYPE"))
-OF_SAMPLES = ("fid_infinity", "class_accuracy")
+OF_SAMPLES = ("fid_infinity", "kid", "class_accuracy")
 
 
 def column(metric: str) -> str:
@@ -108,12 +108,37 @@ def _metric_problems(
                 f"TUNE.METRIC is {tune.METRIC} but EVALUATION.EVERY is null; samples are measured "
                 "at evaluations, so give the epochs between them"
             )
+        yield from {problem for one in configs if (problem := _unmeasured(tune.METRIC, one))}
         if len({_calls(one) for one in configs}) > 1:
             calls = " and ".join(map(str, sorted({_calls(one) for one in configs})))
             yield (
                 f"TUNE.METRIC is {tune.METRIC} but cells draw with {calls} network calls an image; "
                 f"let TRAINING.INLINE_GEN.REVERSE_STRIDE and TIMESTEPS be one for all, or {instead}"
             )
+
+
+def _unmeasured(metric: str, config: Config) -> str | None:
+    """Why the samples of evaluations would lack a measure; None where they have it."""
+    options = config.EVALUATION
+    if options.FEATURES is None:
+        return None  # said already
+    least = FID_SAMPLES[options.FEATURES]
+    if metric == "fid_infinity" and options.SAMPLES < least:
+        return (
+            f"TUNE.METRIC is fid_infinity but EVALUATION.SAMPLES is {options.SAMPLES}, and an FID "
+            f"of {options.FEATURES} features needs {least}; give as many, or METRIC kid"
+        )
+    if metric == "class_accuracy" and options.FEATURES != "classifier":
+        return (
+            f"TUNE.METRIC is class_accuracy but EVALUATION.FEATURES is {options.FEATURES}, which "
+            "tells no classes of these data; give classifier"
+        )
+    if metric == "class_accuracy" and config.TRAINING.NETWORK.NUM_CLASSES is None:
+        return (
+            "TUNE.METRIC is class_accuracy but TRAINING.NETWORK.NUM_CLASSES is null, so no image "
+            "is drawn of a class; give the number of classes, or METRIC kid"
+        )
+    return None
 
 
 def _search_problems(tune: Tune, race: Race | None, configs: Sequence[Config]) -> Iterable[str]:
@@ -157,17 +182,36 @@ def _calls(config: Config) -> int:
     return steps.get("num_steps") or -(-total // steps["reverse_stride"])
 
 
-def level_problems(
-    levels: Iterable[tuple[str, Collection[int]]], usual: Sequence[int]
-) -> list[str]:
-    """Why cells, each with the levels its schedule reaches, are not measured over the same ones
-    while they train: then the usual levels are averaged over.
+def missed(
+    levels: Mapping[str, Collection[int]], window: tuple[int, int]
+) -> dict[str, tuple[int, ...]]:
+    """The levels of the window that cells do not reach, of those that miss some.
+
+    levels: by cell, those that its schedule reaches.
     """
+    wanted = range(window[0], window[1] + 1)
+    lacking = {name: tuple(set(wanted).difference(own)) for name, own in levels.items()}
+    return {name: tuple(sorted(those)) for name, those in lacking.items() if those}
+
+
+def window_problems(
+    levels: Mapping[str, Collection[int]], window: tuple[int, int], tune: Tune
+) -> list[str]:
+    """Why cells cannot be measured over the window: all of them, or some of a search, which would
+    average over other levels than the rest.
+    """
+    lacking, (low, high) = missed(levels, window), window
+    if levels and all(len(lacking.get(name, ())) == 1 + high - low for name in levels):
+        return [
+            f"no cell reaches a log SNR from {low} to {high}, where these images are resolved; "
+            "give another TRAINING.NETWORK.LOGSNR_SHIFT, or more TIMESTEPS"
+        ]
+    if tune.SEARCH == "grid" or tune.METRIC not in MEASURES:
+        return []
     return [
-        f"{name} reaches no log SNR of {', '.join(map(str, missing))}, which a search averages "
-        f"over ({usual[0]} to {usual[-1]}); leave this cell out, or give it more TIMESTEPS"
-        for name, own in levels
-        if (missing := [level for level in usual if level not in own])
+        f"{name} reaches no log SNR of {', '.join(map(str, those))}, and a search averages over "
+        f"the window of the data, {low} to {high}; leave this cell out, or give it more TIMESTEPS"
+        for name, those in lacking.items()
     ]
 
 

@@ -57,7 +57,13 @@ Axes = dict[str, tuple[Value, ...]]
 KEYS = ("BASE", "GRID", "NAMES", "SPACE", "SEEDS", "TUNE")
 MEASURES = ("mean_log10_mse", "snr_weighted_mse")  # of ddpm/metrics/x0_error.py, without its numpy
 Metric = Literal[
-    "mean_log10_mse", "snr_weighted_mse", "fid_infinity", "class_accuracy", "loss", "bits_per_dim"
+    "mean_log10_mse",
+    "snr_weighted_mse",
+    "fid_infinity",
+    "kid",
+    "class_accuracy",
+    "loss",
+    "bits_per_dim",
 ]
 _USUAL_TRIALS = {"grid": 8, "asha": 8, "bayes": 24}
 _DIGITS = 4  # of a drawn number: it names a trial
@@ -72,7 +78,7 @@ _MEASURE = {
     "TRAINING.SEED": "give SEEDS instead",
     **{
         f"EVALUATION.SAMPLING_{name}": "cells would be compared by different samples"
-        for name in ("STEPS", "ETAS", "NUM", "LOGSNR")
+        for name in ("STEPS", "METHOD", "ETAS", "NUM", "LOGSNR")
     },
 }
 

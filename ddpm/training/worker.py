@@ -21,7 +21,14 @@ from ddpm.data import Dataset, staging
 from ddpm.diffusion import NoiseSchedule
 from ddpm.distributed import Group
 from ddpm.errors import Interrupted
-from ddpm.metrics import evaluate_run, measure_samples, sample_metrics, validation_metrics
+from ddpm.metrics import (
+    Window,
+    data_window,
+    evaluate_run,
+    measure_samples,
+    sample_metrics,
+    validation_metrics,
+)
 from ddpm.runs import (
     Began,
     Patience,
@@ -121,18 +128,19 @@ def work(
         recorded = failure_recorded(run.path) if group.size == 1 else nullcontext()
         with recorded, kernels(config.TRAINING.NUMERICS):
             staging.stage(data, config.DATASET.STAGE, group, should_stop=stops)
+            window = data_window(data, group)
             opened = mirror(config, run) if mirror and group.is_main else NoMirror()
             with closing(opened) as mirrored:
                 listeners = [run.record, mirrored.log, *([on_report] if on_report else [])]
                 if not group.is_main:
                     listeners = []
-                _train(job, config, data, run, state, group, listeners, stops)
+                _train(job, config, data, window, run, state, group, listeners, stops)
                 peak = peak_bytes()  # measuring is no training
-                measure_samples(run.path, config, data, group, should_stop=stops)
+                measure_samples(run.path, config, data, window, group, should_stop=stops)
                 began.gather(group)
                 if not group.is_main:
                     return {}
-                summary = _finish(job, config, data, run, peak, began)
+                summary = _finish(job, config, data, window, run, peak, began)
                 mirrored.finish(summary)
             return summary
     finally:
@@ -170,6 +178,7 @@ def _train(
     job: Job,
     config: Config,
     data: Dataset,
+    window: Window,
     run: RunDirectory,
     state: TrainState | None,
     group: Group,
@@ -204,7 +213,7 @@ def _train(
             state=state,
             group=group,
             sampler=sampler,
-            evaluator=_evaluator(config, schedule, data, group),
+            evaluator=_evaluator(config, schedule, data, window, group),
             judge=None if options.BEST is None else verdict,
             should_stop=should_stop,
             pause_at=job.pause_at,
@@ -223,7 +232,7 @@ def _train(
 
 
 def _evaluator(
-    config: Config, schedule: NoiseSchedule, data: Dataset, group: Group
+    config: Config, schedule: NoiseSchedule, data: Dataset, window: Window, group: Group
 ) -> Every | None:
     if config.EVALUATION.EVERY is None:
         return None
@@ -233,19 +242,25 @@ def _evaluator(
         of_samples = sample_metrics(config, schedule, data, group)
 
     def measure(network: nn.Module) -> dict[str, float]:
-        numbers = validation_metrics(network, schedule, config, data, group)
+        numbers = validation_metrics(network, schedule, config, data, window, group)
         return numbers | (of_samples(network) if of_samples else {})
 
     return Every(steps=steps, call=measure)
 
 
 def _finish(
-    job: Job, config: Config, data: Dataset, run: RunDirectory, peak_memory: int, began: Began
+    job: Job,
+    config: Config,
+    data: Dataset,
+    window: Window,
+    run: RunDirectory,
+    peak_memory: int,
+    began: Began,
 ) -> dict[str, Any]:
     """Evaluation and samples of the final EMA network, written into the run; its summary."""
     last = max(checkpoint.steps(run.checkpoints))
     run.record_memory("evaluation", last)
-    numbers = evaluate_run(run.path, data)
+    numbers = evaluate_run(run.path, data, window)
     run.record_memory("sampling", last)
     grids.save_samples(run.path, config)
     rows, best = run.metrics(), run.best_step

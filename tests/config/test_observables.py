@@ -118,7 +118,10 @@ _EVALUATION = {
     "WEIGHTS": "test_inception_is_opened_from_the_file_that_weights_names",
     **dict.fromkeys(("BEST", "PATIENCE"), "test_a_run_keeps_the_checkpoint_of_its_best_evaluation"),
     **dict.fromkeys(
-        ("SAMPLING_STEPS", "SAMPLING_ETAS", "SAMPLING_NUM", "SAMPLING_LOGSNR"),
+        (
+            *("SAMPLING_STEPS", "SAMPLING_METHOD", "SAMPLING_ETAS"),
+            *("SAMPLING_NUM", "SAMPLING_LOGSNR"),
+        ),
         "test_every_sampling_key_changes_what_is_measured",
     ),
     "NUM": _PAIRS,

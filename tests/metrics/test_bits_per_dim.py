@@ -235,7 +235,7 @@ def test_images_that_are_no_bytes_have_no_bound(tmp_path: Path) -> None:
             )
     run = make_run(tmp_path)
     images = philox.uniform(0, Stream.INIT, torch.arange(60), (8, 8, 3)).numpy()
-    assert evaluate_run(run, Dataset.from_arrays(images, np.arange(60) % 3))
+    assert evaluate_run(run, Dataset.from_arrays(images, np.arange(60) % 3), (-4, 4))
     found = json.loads((run / "evaluation.json").read_text())["bits_per_dim"]
     assert found["value"] is None and "not bytes" in found["reason"]
 
@@ -244,7 +244,7 @@ def test_a_run_has_its_bound_in_its_evaluation(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     images = (philox.uniform(0, Stream.INIT, torch.arange(60), (8, 8, 3)) * 255).round()
     data = Dataset.from_arrays(images.to(torch.uint8).numpy(), np.arange(60) % 3)
-    evaluate_run(run, data)
+    evaluate_run(run, data, (-4, 4))
     found = json.loads((run / "evaluation.json").read_text())["bits_per_dim"]
     assert found["timesteps"] == list(range(12, -1, -1))  # all there are
     assert len(found["terms"]) == len(found["term_errors"]) == 13

@@ -24,7 +24,6 @@ from ddpm.metrics.features import PIXEL_DIMENSIONS
 from ddpm.metrics.inception import DIMENSION
 from ddpm.metrics.network_samples import (
     BATCH,
-    SampleWalk,
     measure_samples,
     measure_walk,
     passes_at_end,
@@ -35,6 +34,7 @@ from ddpm.metrics.reference import as_real_data, classifier_features, reference_
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import RunDirectory
 from ddpm.sampling.loading import build, open_data
+from ddpm.sampling.samplers import SamplerOptions
 from ddpm.training.worker import work
 from tests.config.test_effects import rows, run, tiny
 from tests.support.digits_runs import digit_images, digits_run
@@ -42,6 +42,7 @@ from tests.support.processes import exit_codes
 from tests.training.test_resume import fingerprint, make_job, start, stop
 
 ASKED = {"SAMPLING_STEPS": (1, 3), "SAMPLING_ETAS": (0.0, 1.0), "SAMPLING_NUM": 200}
+WINDOW = (-4, 1)
 POINTS = [(1, 0.0), (1, 1.0), (3, 0.0), (3, 1.0)]
 
 
@@ -64,7 +65,8 @@ def asked(folder: Path, **changed: object) -> tuple[Config, Dataset]:
 def measured(
     folder: Path, should_stop: Callable[[], bool] = lambda: False, **changed: object
 ) -> Quality:
-    quality = measure_samples(folder, *asked(folder, **changed), Group(), should_stop=should_stop)
+    config, data = asked(folder, **changed)
+    quality = measure_samples(folder, config, data, WINDOW, Group(), should_stop=should_stop)
     assert quality is not None and quality_file.read_quality(folder) == quality
     return quality
 
@@ -82,7 +84,7 @@ def numbers(quality: Quality) -> list[tuple]:
 
 def test_a_run_that_asks_for_nothing_measures_nothing(folder: Path) -> None:
     config, data = asked(folder, SAMPLING_STEPS=())
-    assert measure_samples(folder, config, data, Group()) is None
+    assert measure_samples(folder, config, data, WINDOW, Group()) is None
     assert not (folder / quality_file.FACTS).exists()
 
 
@@ -101,8 +103,25 @@ def test_every_sampling_key_changes_what_is_measured(folder: Path) -> None:
     few = measured(folder, SAMPLING_NUM=72)
     assert pictures(folder).images.shape == (4, 72, 8, 8, 1)
     assert all(p.fid is None and "needs 160 images" in p.reasons["fid"] for p in few.points)
-    measured(folder, SAMPLING_LOGSNR=(-4.0, 1.0))
+    between = measured(folder, SAMPLING_LOGSNR=(-4.0, 1.0))
     assert not (pictures(folder).images[0] == images[0]).all()
+    of_the_data = measured(folder, SAMPLING_LOGSNR="data")
+    assert numbers(of_the_data) == numbers(between)
+    assert of_the_data.protocol == between.protocol
+
+
+def test_the_method_is_that_of_the_images_and_of_their_cost(folder: Path) -> None:
+    found = {
+        method: measured(folder, SAMPLING_METHOD=method, SAMPLING_ETAS=(0.0,), SAMPLING_STEPS=(3,))
+        for method in ("ddim", "heun", "dpmpp_2m")
+    }
+    (ddim,), (heun,), (solver,) = (one.points for one in found.values())
+    assert [p.sampler for p in (ddim, heun, solver)] == list(found)
+    assert (ddim.evaluations, heun.evaluations, solver.evaluations) == (3, 5, 3)
+    assert len({p.fid.value for p in (ddim, heun, solver) if p.fid}) == 3
+    assert "DPM-Solver++(2M), x0 clipped" in found["dpmpp_2m"].protocol
+    config, _ = asked(folder, SAMPLING_METHOD="heun", SAMPLING_ETAS=(0.0,))
+    assert passes_at_end(config, NoiseSchedule("cosine", 4)) == (1 + 5) * 4 * BATCH
 
 
 @pytest.mark.slow
@@ -209,9 +228,9 @@ def test_real_digits_are_worth_more_than_noisy_ones(
     noisy, _ = digit_images(600, noise=120)
     real = as_real_data(config, data, digits_output / "metrics")
     reference = reference_of(real, "train", classifier_features(real))
-    walk = SampleWalk(num_steps=1, eta=0.0)
+    sampler = SamplerOptions(pred_type="velocity", num_steps=1)
     own, shifted, worse = (
-        measure_walk(walk, drawn, 1.0, labels, reference)
+        measure_walk(sampler, 1, drawn, 1.0, labels, reference)
         for drawn in (images, np.roll(images, 1, axis=0), noisy)
     )
     assert own.fid and own.kid and own.accuracy and shifted.accuracy

@@ -15,23 +15,26 @@ from ddpm.diffusion.philox import Stream
 from ddpm.diffusion.process import convert
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.metrics.validation import (
-    USUAL_LEVELS,
     evaluate_run,
     gaussian_fit,
     levels_of,
     measure_x0_error,
     memorisation,
+    metrics_of,
     validation_metrics,
     write_evaluation,
     write_references,
 )
-from ddpm.metrics.x0_error import common_levels, summary
+from ddpm.metrics.window import data_window, resolved_window
+from ddpm.metrics.x0_error import X0Error, summary
 from ddpm.report.reading import read
-from ddpm.sampling.loading import load_network
+from ddpm.sampling.loading import load_network, open_data
+from tests.config.test_effects import tiny
 from tests.support.small_run import make_run
 
 V3 = ("linear", "cosine", "cos6")
 MEAN, VARIANCE = 0.5, 0.25
+LEVELS = range(-8, 6)
 Estimate = Callable[[Tensor, Tensor, Tensor], Tensor]  # x_t, alpha, sigma -> x0_hat, float64
 
 
@@ -70,11 +73,11 @@ def test_the_error_of_the_ideal_denoiser_is_the_posterior_variance(name: str) ->
         schedule,
         batch_of(gaussian_images(1000)),
         pred_type="velocity",
-        levels=USUAL_LEVELS,
+        levels=LEVELS,
         seed=0,
     )
     mean, spread = error.curve()
-    abar = 1 / (1 + np.exp(-np.asarray(USUAL_LEVELS, dtype=np.float64)))
+    abar = 1 / (1 + np.exp(-np.asarray(LEVELS, dtype=np.float64)))
     expected = VARIANCE * (1 - abar) / (abar * VARIANCE + 1 - abar)
     assert (np.abs(mean - expected) < 5 * spread).all()
     assert (spread < 0.02 * expected).all()
@@ -136,7 +139,7 @@ def test_the_batch_size_changes_nothing() -> None:
             schedule,
             batch,
             pred_type="noise",
-            levels=USUAL_LEVELS,
+            levels=LEVELS,
             seed=0,
             batch_size=batch_size,
         ).mse
@@ -192,13 +195,52 @@ def test_a_level_the_schedule_does_not_reach_is_refused() -> None:
         )
 
 
-@pytest.mark.parametrize("steps", [50, 250, 1000])
-def test_the_v3_schedules_share_the_levels_from_minus_8_to_5(steps: int) -> None:
-    shared = common_levels(
-        [levels_of(NoiseSchedule(name, steps)) for name in V3]
-        + [levels_of(NoiseSchedule(name, 50)) for name in V3]
-    )
-    assert shared == USUAL_LEVELS
+@pytest.mark.parametrize(
+    ("variances", "window"),
+    [
+        ([1.0], (-4, 4)),  # F is sigmoid(l): 1 % at -4.595, 99 % at 4.595
+        ([math.exp(3)] * 5, (-7, 1)),  # twice the side, 4 times the eigenvalue, 2 ln 2 lower
+        ([math.exp(-3), 0.0], (-1, 7)),
+        ([math.exp(3)] + [math.exp(-3)] * round(math.exp(6)), (-6, 6)),  # half each: 2 % of either
+        ([0.0, 0.0], (-4, 4)),
+    ],
+)
+def test_the_window_is_where_1_to_99_percent_of_the_variance_is_resolved(
+    variances: list[float], window: tuple[int, int]
+) -> None:
+    assert resolved_window(torch.tensor(variances, dtype=torch.float64)) == window
+
+
+@pytest.mark.parametrize("count", [300, 40])
+def test_the_window_of_data_is_that_of_their_covariance(count: int) -> None:
+    """Of 64 values: more images than values, and fewer, through the other Gram matrix."""
+    images = data(count)
+    train = images.read(images.order(torch.arange(images.num_train))).images.flatten(1).double()
+    variance = torch.linalg.eigvalsh(torch.cov(train.T, correction=0)).clamp_min(0)
+    assert data_window(images) == resolved_window(variance)
+    other = Dataset.from_arrays(np.full((count, 8, 8, 1), 7, np.uint8))
+    assert data_window(other) == (-4, 4)  # images that do not vary
+
+
+def test_the_window_of_digits_is_reached_by_v3s_schedules_at_50_timesteps(digits: Path) -> None:
+    low, high = data_window(open_data(tiny(), digits))
+    assert (low, high) == (-4, 5)
+    for name in V3:
+        levels = levels_of(NoiseSchedule(name, 50))
+        assert set(range(low, high + 1)) <= set(levels)
+
+
+def test_a_schedule_that_misses_a_part_of_the_window_is_measured_where_it_is() -> None:
+    mse = np.array([[4.0], [2.0], [1.0], [0.5]])
+
+    def number(levels: list[int]) -> float:
+        error = X0Error(levels=np.array(levels), mse=mse[: len(levels)], ids=np.arange(1))
+        return metrics_of(error, (-1, 3))["val_mean_log10_mse"]
+
+    assert number([-3, -2, -1, 0]) == pytest.approx(np.log10([1.0, 0.5]).mean())
+    assert number([-1, 0, 1, 2]) == pytest.approx(np.log10(mse).mean())
+    assert number([7, 8]) == pytest.approx(np.log10([4.0, 2.0]).mean())  # none of it
+    assert metrics_of(X0Error(levels=np.arange(0), mse=mse[:0], ids=np.arange(1)), (0, 1)) == {}
 
 
 def test_levels_are_bounded_where_the_terminal_snr_is_zero() -> None:
@@ -235,11 +277,11 @@ def test_the_gaussian_fit_is_the_wiener_filter_measured_as_a_network() -> None:
         schedule,
         batch,
         pred_type="image",
-        levels=USUAL_LEVELS,
+        levels=LEVELS,
         seed=0,
     )
     draws = philox.normal(0, Stream.EVAL, batch.ids, (1, 4, 4)).flatten(1)
-    line = gaussian_fit(train, batch.images.flatten(1), draws, USUAL_LEVELS)
+    line = gaussian_fit(train, batch.images.flatten(1), draws, LEVELS)
     np.testing.assert_allclose(measured.curve()[0], line, rtol=1e-4)
 
 
@@ -316,7 +358,8 @@ def test_a_run_is_measured_by_its_ema_and_a_report_reads_it(tmp_path: Path) -> N
     draws = philox.uniform(0, Stream.INIT, torch.arange(60), (8, 8, 3))
     images = (draws * 255).round().to(torch.uint8).numpy()
     source = Dataset.from_arrays(images, np.arange(60) % 3)
-    numbers = evaluate_run(run, source, batch_size=2)
+    window = (-3, 2)
+    numbers = evaluate_run(run, source, window, batch_size=2)
     model = load_network(run)
     error = measure_x0_error(
         model.network,
@@ -331,11 +374,15 @@ def test_a_run_is_measured_by_its_ema_and_a_report_reads_it(tmp_path: Path) -> N
     assert trial.evaluation["data_sha256"] == source.sha256
     np.testing.assert_allclose(trial.error.mse, error.mse, rtol=1e-3)
     np.testing.assert_array_equal(trial.error.ids, error.ids)
-    levels = common_levels([USUAL_LEVELS, levels_of(model.schedule)])
-    assert numbers["val_mean_log10_mse"] == summary(trial.error, levels).mean_log10_mse
+    assert read(run).window == window
+    levels = [level for level in levels_of(model.schedule) if -3 <= level <= 2]
+    assert (
+        len(levels) == 6
+        and numbers["val_mean_log10_mse"] == summary(trial.error, levels).mean_log10_mse
+    )
 
     model.network.train()
-    again = validation_metrics(model.network, model.schedule, model.config, source)
+    again = validation_metrics(model.network, model.schedule, model.config, source, window)
     assert again == pytest.approx(numbers, rel=1e-3) and model.network.training
 
 
@@ -343,6 +390,7 @@ def test_an_unconditional_run_is_measured_on_labelled_images(tmp_path: Path) -> 
     run = make_run(tmp_path, NUM_CLASSES=None)
     images = np.arange(60 * 8 * 8 * 3, dtype=np.uint8).reshape(60, 8, 8, 3)
     plain, labelled = (
-        evaluate_run(run, Dataset.from_arrays(images, labels)) for labels in (None, np.arange(60))
+        evaluate_run(run, Dataset.from_arrays(images, labels), (-4, 4))
+        for labels in (None, np.arange(60))
     )
     assert plain == labelled and plain

@@ -14,6 +14,7 @@ from ddpm.cli import sample
 from ddpm.cluster import run_training
 from ddpm.config.schema import Config
 from ddpm.errors import InputError, Interrupted, StorageError
+from ddpm.metrics.window import data_window
 from ddpm.metrics.validation import evaluate_run
 from ddpm.runs import averages, checkpoint
 from ddpm.runs.directory import RunDirectory
@@ -213,7 +214,7 @@ def test_the_curve_measures_each_length_as_evaluation_would(
     ]
     # the average that evaluation measures is among them
     data = open_data(RunDirectory(copy).config(), Path(RunDirectory(copy).provenance["data_dir"]))
-    numbers = evaluate_run(copy, data)
+    numbers = evaluate_run(copy, data, data_window(data))
     for measure in ("mean_log10_mse", "snr_weighted_mse"):
         assert by_name["ema-0.99"][measure] == pytest.approx(numbers[f"val_{measure}"], rel=1e-6)
 

@@ -260,6 +260,18 @@ def test_num_calls_counts_the_steps_taken_again(run: Path, steps: dict[str, int]
     assert len(states) == generation.num_calls(options, model.schedule)
 
 
+def test_num_calls_counts_both_calls_of_heun(run: Path) -> None:
+    model, calls = load_network(run), list[int]()
+    options = SamplerOptions(
+        pred_type="velocity", num_steps=5, sampler="heun", spacing="logsnr", between=(-4.0, 2.0)
+    )
+    model.network.register_forward_hook(lambda *_: calls.append(1))
+    generation.draw_batch(
+        model.network, model.schedule, torch.arange(2), model.image_shape, options
+    )
+    assert len(calls) == generation.num_calls(options, model.schedule) == 9
+
+
 def test_the_default_options_are_those_of_the_library(run: Path) -> None:
     """What IMAGE_GENERATION leaves out is what SamplerOptions leaves out."""
     generator = ImageGenerator(read_request(run, overrides(NUM_STEPS=4)))

@@ -95,6 +95,36 @@ def test_samples_are_compared_only_where_they_are_drawn_alike(tmp_path: Path) ->
     assert ["cells draw with 20 and 50 network calls" in line for line in lines] == [True]
     wide = across.replace("20,", "100,")
     assert not problems(tmp_path, wide + tune, "EVALUATION.FEATURES=pixels")
+    assert not problems(
+        tmp_path, wide + tune.replace("fid_infinity", "kid"), "EVALUATION.FEATURES=pixels"
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "overrides", "words"),
+    [
+        (
+            "fid_infinity",
+            ["EVALUATION.FEATURES=classifier", "EVALUATION.SAMPLES=128"],
+            "SAMPLES is 128, and an FID of classifier",
+        ),
+        ("class_accuracy", ["EVALUATION.FEATURES=pixels"], "pixels, which tells no classes"),
+        (
+            "class_accuracy",
+            [
+                *("EVALUATION.FEATURES=classifier", "TRAINING.NETWORK.NUM_CLASSES=null"),
+                "IMAGE_GENERATION.GEN_TASK=random_uncond",
+            ],
+            "NUM_CLASSES is null, so no image is drawn of a class",
+        ),
+    ],
+)
+def test_a_measure_that_its_samples_lack_is_refused(
+    tmp_path: Path, metric: str, overrides: list[str], words: str
+) -> None:
+    text = RATE + f"TUNE: {{SEARCH: asha, METRIC: {metric}}}\n"
+    (line,) = problems(tmp_path, text, *overrides)
+    assert words in line
 
 
 @pytest.mark.parametrize(
@@ -126,9 +156,21 @@ def test_rungs_lie_at_equal_images(tmp_path: Path) -> None:
 
 
 def test_levels_that_a_cell_does_not_reach_keep_it_out_of_a_search() -> None:
-    reached = [("cosine", range(-9, 9)), ("T=10", range(-4, 4))]
-    (line,) = comparable.level_problems(reached, range(-8, 6))
-    assert line.startswith("T=10 reaches no log SNR of -8, -7, -6, -5, 4, 5")
+    reached = {"cosine": range(-9, 9), "T=10": range(-6, 4)}
+    assert comparable.missed(reached, (-8, 5)) == {"T=10": (-8, -7, 4, 5)}
+    (line,) = comparable.window_problems(reached, (-8, 5), Tune(SEARCH="asha"))
+    assert line.startswith("T=10 reaches no log SNR of -8, -7, 4, 5, and a search averages over")
+    assert "the window of the data, -8 to 5" in line
+    # what every trial is trained for is measured where it is, and so are samples
+    assert not comparable.window_problems(reached, (-8, 5), Tune())
+    assert not comparable.window_problems(reached, (-8, 5), Tune(SEARCH="asha", METRIC="kid"))
+
+
+def test_a_window_that_no_cell_reaches_is_refused() -> None:
+    reached = {"a": range(-9, -4), "b": range(3, 9)}
+    assert not comparable.window_problems(reached, (-4, 3), Tune())
+    (line,) = comparable.window_problems(reached, (-4, 2), Tune())
+    assert line.startswith("no cell reaches a log SNR from -4 to 2")
 
 
 LADDER = Ladder(metric="mean_log10_mse", every=20, total=50)

@@ -1,0 +1,66 @@
+"""Window of log SNR over which errors are averaged: where the data leave something to decide.
+
+It belongs to the data alone and is fixed before anything is trained, so that no cell of a sweep
+changes what the others are compared by.
+"""
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ddpm.data import Dataset
+from ddpm.distributed import ALONE, Group
+from ddpm.metrics.reference import subset
+
+# Of images of more than so many values a few are enough: the smaller of the two Gram matrices is
+# diagonalised.
+_MANY_VALUES = 4096
+_MOST_FITTED, _FEW_FITTED = 10_000, 2048
+RESOLVED = (0.01, 0.99)
+
+Window = tuple[int, int]
+
+
+def resolved_window(variance: Tensor) -> Window:
+    """The lowest and the highest integer of log SNR at which there is something to decide.
+
+    Those where the best linear estimator resolves from 1 to 99 % of the data's variance:
+
+        F(l) = sum_i c_i sigmoid(l + ln c_i) / sum_i c_i
+
+    Direction i is resolved around l = -ln c_i, where its signal equals the noise. Below the window
+    the best estimate is the mean, above it the image as it is given, whatever the network.
+
+    variance: (D,) eigenvalues c_i of the covariance; all 0 (images that do not vary) count as 1.
+    """
+    seen = variance[variance > 0].double()
+    seen = seen if len(seen) else torch.ones(1, dtype=torch.float64)
+    ends = [-float(one.log()) for one in (seen.max(), seen.min())]
+    levels = torch.arange(int(ends[0]) - 6, int(ends[1]) + 7)
+    share = torch.sigmoid(levels[:, None] + seen.log()) @ seen / seen.sum()
+    inside = levels[(share >= RESOLVED[0]) & (share <= RESOLVED[1])]
+    return int(inside[0]), int(inside[-1])
+
+
+def data_window(data: Dataset, group: Group = ALONE) -> Window:
+    """resolved_window() of the training images: the same for every schedule, network and seed.
+
+    The covariance is that of at most 10,000 training images; 2,048 of more than 4,096 values.
+    group: workers that all call this; rank 0 computes.
+    """
+    low, high = resolved_window(_variance(data)) if group.is_main else (0, 0)
+    return group.agree(low), group.agree(high)
+
+
+def _variance(data: Dataset) -> Tensor:
+    """Eigenvalues of the training images' covariance that are not 0 for certain."""
+    ids = data.order(torch.arange(data.num_train)).sort().values
+    most = _MOST_FITTED if prod(data.image_shape) <= _MANY_VALUES else _FEW_FITTED
+    images = data.read(ids[torch.from_numpy(subset(len(ids), most))]).images.flatten(1).double()
+    images -= images.mean(dim=0)
+    n, dimension = images.shape
+    gram = images.T @ images if dimension <= n else images @ images.T
+    values = torch.linalg.eigvalsh(gram / n).clamp_min(0)
+    # What is left of a direction without variance is rounding.
+    return values[values > 1e-12 * values.max()]
