@@ -10,13 +10,13 @@ tuning"; the tree-structured Parzen estimator: Bergstra 2011.
 import json
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
@@ -24,7 +24,17 @@ from ddpm.cluster.open_sweep import OpenSweep, Round
 from ddpm.cluster.run_trial import FilePoll, HalvedTrial, TrialTask, run_trial
 from ddpm.errors import InputError
 from ddpm.runs import RunDirectory, storage
-from ddpm.sweep import Ladder, Ledger, Outcome, Rung, Trial, comparable, cost
+from ddpm.sweep import (
+    Ladder,
+    Ledger,
+    Outcome,
+    Rung,
+    Sweep,
+    Trial,
+    cell_name,
+    comparable,
+    cost,
+)
 
 TIME, VALUE = "evaluation", "value"
 TRIES = 50  # choices that are known or impossible, one after the other, before bayes ends
@@ -41,7 +51,8 @@ def run_round(of: OpenSweep, one: Round, max_concurrent: int) -> None:
         for trial in of.todo():  # of an earlier search, which did not settle it
             storage.remove(verdicts / f"{trial.trial_id}.json")
         ladder = one.ladders[of.todo()[0].trial_id]
-        scheduler = Halving(ladder, of.sweep.tune.GRACE, of.sweep.tune.REDUCTION, verdicts)
+        options, rivals = of.sweep.tune, brackets(of.sweep, planned)
+        scheduler = Halving(ladder, options.GRACE, options.REDUCTION, verdicts, rivals)
     if one.is_search:  # it says itself when there is no more
         search = {"search_alg": Bayes(of), "num_samples": -1}
     trainable = tune.with_parameters(
@@ -126,36 +137,78 @@ def _tell(rung: Rung) -> None:
     tune.report({TIME: rung.evaluation, VALUE: rung.value})
 
 
-class Halving(ASHAScheduler):
+def brackets(sweep: Sweep, trials: Iterable[Trial]) -> dict[str, str]:
+    """Trial id -> the trials that compete with it: the draws of SPACE of its cell of GRID, so that
+    a cell that learns slowly keeps its own best; without a SPACE all of them.
+    """
+    return {
+        trial.trial_id: cell_name({k: v for k, v in trial.cell.items() if k in sweep.grid})
+        if sweep.space
+        else ""
+        for trial in trials
+    }
+
+
+class Halving(FIFOScheduler):
     """ASHA that writes its verdicts, one file a trial that is to end, and never stops a trial.
+
+    Every bracket has rungs of its own: trials are compared with those of their bracket alone.
 
     Tune that stops a trial does not wait for it (FunctionTrainable.cleanup joins its thread for
     0 s, then the process is reused or killed), so that it could neither save nor record how it
     ended; over a nested Ray Train run that leaves a placement group behind, for which the next
     trial waits for ever. So the trial reads its verdict and ends by itself (run_trial.HalvedTrial).
+
+    brackets: trial id -> name of its bracket.
     """
 
-    def __init__(self, ladder: Ladder, grace: int, reduction: int, verdicts: Path) -> None:
-        most = ladder.evaluations
-        super().__init__(
-            time_attr=TIME,
-            metric=VALUE,
-            mode="min",
-            max_t=most,
-            grace_period=min(grace, most),
-            reduction_factor=reduction,
-            stop_last_trials=False,
-        )
-        self._verdicts, self._most = verdicts, most
-        self._seen: dict[int, dict[str, float]] = {}
+    def __init__(
+        self,
+        ladder: Ladder,
+        grace: int,
+        reduction: int,
+        verdicts: Path,
+        brackets: Mapping[str, str],
+    ) -> None:
+        super().__init__()
+        self._verdicts, self._brackets = verdicts, brackets
+        self._most = most = ladder.evaluations
+        self._asha = {
+            bracket: ASHAScheduler(
+                time_attr=TIME,
+                metric=VALUE,
+                mode="min",
+                max_t=most,
+                grace_period=min(grace, most),
+                reduction_factor=reduction,
+                stop_last_trials=False,
+            )
+            for bracket in set(brackets.values())
+        }
+        self._seen: dict[tuple[str, int], dict[str, float]] = {}
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """The bracket learns of its trial."""
+        self._of(trial).on_trial_add(tune_controller, trial)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """The bracket learns of its end."""
+        self._of(trial).on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Likewise."""
+        self._of(trial).on_trial_remove(tune_controller, trial)
+
+    def _of(self, trial: Any) -> ASHAScheduler:
+        return self._asha[self._brackets[trial.config["trial"]]]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Always CONTINUE for Tune; ASHA's STOP is written down for the trial."""
-        decision = super().on_trial_result(tune_controller, trial, result)
+        decision = self._of(trial).on_trial_result(tune_controller, trial, result)
         if TIME not in result:
             return decision
         name, evaluation, value = trial.config["trial"], result[TIME], result[VALUE]
-        others = self._seen.setdefault(evaluation, {})
+        others = self._seen.setdefault((self._brackets[name], evaluation), {})
         others[name] = value
         if decision == TrialScheduler.STOP and evaluation < self._most:
             place = 1 + sum(other < value for other in others.values())

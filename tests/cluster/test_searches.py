@@ -15,8 +15,10 @@ from ddpm.cluster.ray_cluster import running_ray
 from ddpm.cluster.run_sweep import Allowance
 from ddpm.cluster.run_trial import run_trial
 from ddpm.cluster.workers import Workers
+from ddpm.errors import InputError
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import RunDirectory
+from ddpm.sweep import comparable
 from ddpm.sweep.plan import Trial, load_sweep
 from tests.support.tree import ROOT
 
@@ -38,6 +40,7 @@ TRAINING:
 
 @contextmanager
 def opened(folder: Path, text: str, *overrides: str) -> Iterator[OpenSweep]:
+    folder.mkdir(exist_ok=True)
     path = folder / "small.yaml"
     path.write_text(HEAD + text)
     sweep = load_sweep(path, [f"TRAINING.OUTPUT_DIR={folder / 'out'}", *overrides])
@@ -188,6 +191,34 @@ def check_halving(of: OpenSweep) -> None:
         assert row["val_mean_log10_mse"] < one.summary["val_mean_log10_mse"]
 
 
+def test_a_cell_that_is_added_changes_neither_window_nor_numbers(tmp_path: Path) -> None:
+    """One of 3 timesteps misses most of the window; the levels that all share would be two."""
+    text = "GRID: {TRAINING.NETWORK.TIMESTEPS: [60, 50]}\n"
+    with opened(tmp_path, text) as of:
+        run_here(of)
+        window, before = of.window, of.ledger.outcomes()
+    path = of.folder / "sweep.json"
+    facts = json.loads(path.read_text())
+    assert facts.pop("window") == [*window] == [-4, 5]
+    path.write_text(json.dumps(facts))  # as an earlier version left it
+    with opened(tmp_path, text.replace("50]", "50, 3]")) as of:
+        assert report.read(of.folder).window == of.window == window
+        (added,) = comparable.missed(open_sweep.levels_by_cell(of.sweep), window)
+        assert added == "T=3"
+        run_here(of)
+        after = of.ledger.outcomes()
+    assert len(after) == 3 and after.items() >= before.items()
+    for one in after.values():
+        facts = json.loads((Path(one.run_dir) / "evaluation.json").read_text())
+        assert facts["window"] == [*window] and "val_mean_log10_mse" in one.summary
+    with (
+        pytest.raises(InputError, match="T=3 reaches no log SNR of"),
+        opened(tmp_path / "other", text.replace("50]", "50, 3]") + "TUNE: {SEARCH: asha}\n"),
+    ):
+        pass
+    assert not (tmp_path / "other" / "out" / "sweeps").exists()
+
+
 @pytest.mark.ray
 @pytest.mark.long
 def test_a_verdict_reaches_a_trial_of_several_workers(ray: None, tmp_path: Path) -> None:
@@ -220,3 +251,44 @@ def test_what_is_left_of_a_stopped_trial_is_continued_by_a_grid(tmp_path: Path) 
         assert names(of.todo()) == names(of.trials)[1:]
         grid = replace(of, sweep=replace(of.sweep, tune=replace(of.sweep.tune, SEARCH="grid")))
         assert len(grid.todo()) == 2
+
+
+def test_asha_compares_a_trial_with_the_draws_of_its_own_cell(tmp_path: Path) -> None:
+    """Simulated: `image` is ahead of every trial of `velocity` until the end; of each cell one
+    draw has the best rate, and it alone goes on in both.
+    """
+    from types import SimpleNamespace
+
+    from ray.tune.schedulers import TrialScheduler
+
+    from ddpm.cluster.ray_tune import TIME, VALUE, Halving, brackets
+
+    text = GRID + SPACE + "TUNE: {SEARCH: asha, TRIALS: 4, GRACE: 1, REDUCTION: 4}\n"
+    (tmp_path / "small.yaml").write_text(HEAD + text)
+    trials = load_sweep(tmp_path / "small.yaml").trials
+    trials = [replace(trial, trial_id=f"{number:08x}") for number, trial in enumerate(trials)]
+    sweep = SimpleNamespace(grid={"TRAINING.PRED_TYPE": ()}, space={RATE: None})
+    rivals = brackets(sweep, trials)  # type: ignore[arg-type]
+    assert len(set(rivals.values())) == 2
+    halving = Halving(SimpleNamespace(evaluations=4), 1, 4, tmp_path, rivals)  # type: ignore[arg-type]
+    ray_trials = [
+        SimpleNamespace(trial_id=t.trial_id, config={"trial": t.trial_id}) for t in trials
+    ]
+    for one in ray_trials:
+        halving.on_trial_add(None, one)
+    best = {}
+    for kind, ahead in (("image", 0.0), ("velocity", 1.0)):
+        own = [t for t in trials if t.cell["TRAINING.PRED_TYPE"] == kind]
+        far = {t.trial_id: abs(number - 2) for number, t in enumerate(own)}  # the third is best
+        best[kind] = own[2].trial_id
+        for trial in (own[2], own[0], own[1], own[3]):
+            one = next(one for one in ray_trials if one.trial_id == trial.trial_id)
+            result = {TIME: 1, VALUE: ahead + 0.1 * far[trial.trial_id]}
+            assert halving.on_trial_result(None, one, result) == TrialScheduler.CONTINUE
+    ended = {path.stem for path in tmp_path.glob("*.json")}
+    assert ended == {t.trial_id for t in trials} - set(best.values())
+    words = json.loads((tmp_path / f"{next(iter(ended))}.json").read_text())
+    assert words["of"] <= 4
+    # where nothing is drawn, the cells themselves compete
+    alone = brackets(SimpleNamespace(grid={}, space={}), trials)  # type: ignore[arg-type]
+    assert len(set(alone.values())) == 1
