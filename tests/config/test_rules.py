@@ -128,6 +128,10 @@ BROKEN = [
         "SAMPLING_LOGSNR is [5.0, -8.0]; a walk goes from noise to images: give the lower",
     ),
     (
+        "E.SAMPLING_METHOD=dpmpp_2m E.SAMPLING_ETAS=[0.0,1.0]",
+        "SAMPLING_METHOD is dpmpp_2m, which draws no noise, but SAMPLING_ETAS is [0.0, 1.0]; give",
+    ),
+    (
         "G.RECOMPUTE_NOISE=false G.CLIP_DENOISE=false",
         "RECOMPUTE_NOISE is false but CLIP_DENOISE is false too, so there is nothing to recompute;",
     ),
