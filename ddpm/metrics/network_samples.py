@@ -32,7 +32,6 @@ from ddpm.distributed import Group, device_of
 from ddpm.errors import InputError, Interrupted, NonFiniteError
 from ddpm.metrics.evaluation import LEAST, Images, evaluate
 from ddpm.metrics.features import Extractor, Pixels
-from ddpm.metrics.window import Window
 from ddpm.metrics.inception import KEY
 from ddpm.metrics.quality import (
     QUALITY_MEASURES,
@@ -51,6 +50,7 @@ from ddpm.metrics.reference import (
     open_extractor,
     reference_of,
 )
+from ddpm.metrics.window import Window
 from ddpm.runs import gpu_share
 from ddpm.sampling import (
     LoadedModel,

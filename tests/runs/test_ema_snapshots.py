@@ -14,8 +14,8 @@ from ddpm.cli import sample
 from ddpm.cluster import run_training
 from ddpm.config.schema import Config
 from ddpm.errors import InputError, Interrupted, StorageError
-from ddpm.metrics.window import data_window
 from ddpm.metrics.validation import evaluate_run
+from ddpm.metrics.window import data_window
 from ddpm.runs import averages, checkpoint
 from ddpm.runs.directory import RunDirectory
 from ddpm.sampling.generation import ImageGenerator
