@@ -192,8 +192,8 @@ def check_halving(of: OpenSweep) -> None:
 
 
 def test_a_cell_that_is_added_changes_neither_window_nor_numbers(tmp_path: Path) -> None:
-    """One of 3 timesteps misses most of the window; the levels that all share would be two."""
-    text = "GRID: {TRAINING.NETWORK.TIMESTEPS: [60, 50]}\n"
+    """One that is shifted by 9 misses half of the window, which levels that all share would lack."""
+    text = "GRID: {TRAINING.NETWORK.LOGSNR_SHIFT: [0.0, 1.0]}\n"
     with opened(tmp_path, text) as of:
         run_here(of)
         window, before = of.window, of.ledger.outcomes()
@@ -201,10 +201,10 @@ def test_a_cell_that_is_added_changes_neither_window_nor_numbers(tmp_path: Path)
     facts = json.loads(path.read_text())
     assert facts.pop("window") == [*window] == [-4, 5]
     path.write_text(json.dumps(facts))  # as an earlier version left it
-    with opened(tmp_path, text.replace("50]", "50, 3]")) as of:
+    with opened(tmp_path, text.replace("1.0]", "1.0, 9.0]")) as of:
         assert report.read(of.folder).window == of.window == window
-        (added,) = comparable.missed(open_sweep.levels_by_cell(of.sweep), window)
-        assert added == "T=3"
+        lacking = comparable.missed(open_sweep.levels_by_cell(of.sweep), window)
+        assert lacking == {"LOGSNR_SHIFT=9.0": (-4, -3, -2, -1, 0)}
         run_here(of)
         after = of.ledger.outcomes()
     assert len(after) == 3 and after.items() >= before.items()
@@ -212,8 +212,8 @@ def test_a_cell_that_is_added_changes_neither_window_nor_numbers(tmp_path: Path)
         facts = json.loads((Path(one.run_dir) / "evaluation.json").read_text())
         assert facts["window"] == [*window] and "val_mean_log10_mse" in one.summary
     with (
-        pytest.raises(InputError, match="T=3 reaches no log SNR of"),
-        opened(tmp_path / "other", text.replace("50]", "50, 3]") + "TUNE: {SEARCH: asha}\n"),
+        pytest.raises(InputError, match="LOGSNR_SHIFT=9.0 reaches no log SNR of"),
+        opened(tmp_path / "other", text.replace("1.0]", "1.0, 9.0]") + "TUNE: {SEARCH: asha}\n"),
     ):
         pass
     assert not (tmp_path / "other" / "out" / "sweeps").exists()
