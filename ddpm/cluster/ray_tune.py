@@ -51,7 +51,7 @@ def run_round(of: OpenSweep, one: Round, max_concurrent: int) -> None:
         for trial in of.todo():  # of an earlier search, which did not settle it
             storage.remove(verdicts / f"{trial.trial_id}.json")
         ladder = one.ladders[of.todo()[0].trial_id]
-        options, rivals = of.sweep.tune, brackets(of.sweep, planned)
+        options, rivals = of.sweep.tune, brackets(of.sweep, one.trials)
         scheduler = Halving(ladder, options.GRACE, options.REDUCTION, verdicts, rivals)
     if one.is_search:  # it says itself when there is no more
         search = {"search_alg": Bayes(of), "num_samples": -1}
