@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ddpm.data import Dataset
 from ddpm.distributed import ALONE, Group
-from ddpm.metrics.reference import subset
 
 # Of images of more than so many values a few are enough: the smaller of the two Gram matrices is
 # diagonalised.
@@ -57,7 +56,9 @@ def _variance(data: Dataset) -> Tensor:
     """Eigenvalues of the training images' covariance that are not 0 for certain."""
     ids = data.order(torch.arange(data.num_train)).sort().values
     most = _MOST_FITTED if prod(data.image_shape) <= _MANY_VALUES else _FEW_FITTED
-    images = data.read(ids[torch.from_numpy(subset(len(ids), most))]).images.flatten(1).double()
+    if len(ids) > most:  # evenly, since data may be sorted by class
+        ids = ids[torch.arange(most) * len(ids) // most]
+    images = data.read(ids).images.flatten(1).double()
     images -= images.mean(dim=0)
     n, dimension = images.shape
     gram = images.T @ images if dimension <= n else images @ images.T
