@@ -101,7 +101,7 @@ class Terminal:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forecast:
+class SamplingForecast:
     """All that is printed.
 
     chosen: the configuration's own walk; None where its sampler has no closed form.  band: logsnr
@@ -141,7 +141,7 @@ class Forecast:
         }
 
 
-def forecast(config: Config, data: Dataset) -> Forecast:
+def forecast(config: Config, data: Dataset) -> SamplingForecast:
     """The forecast of a configuration on its data. Some seconds."""
     num_values = math.prod(data.image_shape)
     limit = _MOST_IMAGES if num_values <= _MOST_VALUES else _FEW_IMAGES
@@ -155,7 +155,7 @@ def forecast(config: Config, data: Dataset) -> Forecast:
         (one for one in walks if one.schedule == schedule.name and one.num_steps <= 50),
         key=lambda one: (one.sampler == "ddim", one.spacing == "trailing", one.num_steps),
     )
-    return Forecast(
+    return SamplingForecast(
         data=config.DATASET.NAME,
         num_images=len(ids),
         num_values=num_values,
@@ -257,7 +257,7 @@ def _grey(fit: GaussianFit, found: GaussianDraws) -> float:
     return GREY * found.distance(fit) / math.sqrt(len(fit.pixel_mean))
 
 
-def sentences(found: Forecast) -> list[str]:
+def sentences(found: SamplingForecast) -> list[str]:
     """The numbers in words, no more than they say."""
     own, name, walk = found.own, found.schedule.name, found.chosen
     low, middle, high = found.band
@@ -302,7 +302,7 @@ def sentences(found: Forecast) -> list[str]:
     return lines
 
 
-def tables(found: Forecast) -> tuple[Table, Table]:
+def tables(found: SamplingForecast) -> tuple[Table, Table]:
     """Error by sampler, spacing and steps of the own schedule; every schedule beside it."""
     one = _table(
         f"{found.schedule.name}: error of the sampler, grey levels (rms), by number of steps",
@@ -336,7 +336,7 @@ def tables(found: Forecast) -> tuple[Table, Table]:
     return one, every
 
 
-def _errors(found: Forecast, walk: Walk, steps: tuple[int, ...]) -> list[str]:
+def _errors(found: SamplingForecast, walk: Walk, steps: tuple[int, ...]) -> list[str]:
     alike = (one for one in found.walks if one.differs_in_steps_alone(walk))
     errors = {one.num_steps: f"{one.error:.2f}" for one in alike}
     return [errors.get(count, "–") for count in steps]
@@ -350,7 +350,7 @@ def _table(title: str, words: tuple[str, ...], *numbers: str) -> Table:
     return table
 
 
-def picture(found: Forecast) -> bytes:
+def picture(found: SamplingForecast) -> bytes:
     """PNG: error over network calls of the configured schedule; band and schedules over log SNR."""
     figure = new_figure(10, 4)
     left, right = figure.subplots(1, 2)

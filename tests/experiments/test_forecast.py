@@ -61,14 +61,14 @@ def test_the_suggested_shift_leaves_nothing_to_suggest() -> None:
 
 
 @pytest.fixture(scope="module")
-def of_digits(digits: Path) -> forecasts.Forecast:
+def of_digits(digits: Path) -> forecasts.SamplingForecast:
     config = load(DIGITS, ["IMAGE_GENERATION.NUM_STEPS=7"])
     return forecast(config, open_data(config, digits))
 
 
 @pytest.mark.slow
 def test_the_configured_walk_has_the_error_of_the_ideal_denoiser(
-    of_digits: forecasts.Forecast, digits: Path
+    of_digits: forecasts.SamplingForecast, digits: Path
 ) -> None:
     config = load(DIGITS)
     data = open_data(config, digits)
@@ -81,7 +81,7 @@ def test_the_configured_walk_has_the_error_of_the_ideal_denoiser(
 
 
 @pytest.mark.slow
-def test_every_schedule_spacing_and_sampler_is_there(of_digits: forecasts.Forecast) -> None:
+def test_every_schedule_spacing_and_sampler_is_there(of_digits: forecasts.SamplingForecast) -> None:
     assert {walk.spacing for walk in of_digits.walks} == set(SPACINGS)
     assert len({walk.schedule for walk in of_digits.walks}) == len(SCHEDULES) == 9
     assert all(math.isfinite(walk.error) for walk in of_digits.walks)
@@ -92,7 +92,7 @@ def test_every_schedule_spacing_and_sampler_is_there(of_digits: forecasts.Foreca
 
 
 @pytest.mark.slow
-def test_what_is_said_is_what_was_found(of_digits: forecasts.Forecast) -> None:
+def test_what_is_said_is_what_was_found(of_digits: forecasts.SamplingForecast) -> None:
     text = " ".join(sentences(of_digits))
     assert of_digits.chosen is not None
     assert f"miss the data's Gaussian by {of_digits.chosen.error:.2f} grey levels" in text
