@@ -19,7 +19,7 @@ from ddpm.cluster.workers import Workers
 from ddpm.distributed import current_group
 from ddpm.errors import DdpmError
 from ddpm.runs import RunDirectory, failure_recorded
-from ddpm.tracking import wandb_mirror
+from ddpm.tracking import wandb_tracker
 from ddpm.training import Job, work
 
 LOOK_S = 0.5
@@ -31,19 +31,19 @@ def run(
     job: Job,
     workers: Workers,
     *,
-    mirror: tuple[str | None, Mapping[str, object] | None] = (None, None),
+    tracker: tuple[str | None, Mapping[str, object] | None] = (None, None),
     max_failures: int = 3,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """The summary of a training over the workers of an initialised Ray.
 
     Raises the worker's own error (a DdpmError) at once; any other death of a worker is retried
-    `max_failures` times.  mirror: sweep and cell that it belongs to, for its tracker.  meanwhile:
+    `max_failures` times.  tracker: sweep and cell that it belongs to, for its tracker.  meanwhile:
     called in this thread every LOOK_S seconds.
     """
     run_dir = Path(job.run_dir)
     job = replace(job, wait_s=max(job.wait_s, LOCK_PATIENCE_S))
-    settings = {"job": asdict(job), "mirror": mirror}
+    settings = {"job": asdict(job), "tracker": tracker}
     with failure_recorded(run_dir):
         for attempt in range(max_failures + 1):
             error = run_loop(_loop, settings, run_dir / "ray", workers, meanwhile)
@@ -122,8 +122,8 @@ def _loop(settings: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     group = current_group(get_device())
-    mirror = wandb_mirror(*settings["mirror"])
-    work(Job(**settings["job"]), group, mirror=mirror)
+    tracker = wandb_tracker(*settings["tracker"])
+    work(Job(**settings["job"]), group, tracker=tracker)
     ray.train.report({"done": True})
 
 

@@ -21,7 +21,7 @@ from ddpm.errors import InputError, Interrupted
 from ddpm.metrics import inception_problems
 from ddpm.runs import RunClaim, RunDirectory, Tail, claimed, watch
 from ddpm.sampling import locate, open_data, start_problems
-from ddpm.tracking import wandb_mirror
+from ddpm.tracking import wandb_tracker
 from ddpm.training import Job, total_steps, work
 
 
@@ -76,7 +76,7 @@ def _train(
             work(
                 job,
                 Group(device=device),
-                mirror=wandb_mirror(None),
+                tracker=wandb_tracker(None),
                 should_stop=should_stop,
                 on_held=claim.release,
             )

@@ -156,18 +156,18 @@ def _run(
 ) -> dict[str, Any]:
     """The summary of the training.  release: lets the claim go once it holds its directory."""
     job, workers = task.job, task.workers
-    mirror = Path(task.folder).name, task.outcome.cell  # sweep and cell, for the tracker
+    tracker = Path(task.folder).name, task.outcome.cell  # sweep and cell
 
     def stops() -> bool:
         return should_stop() or (guide is not None and guide.stops())
 
     if workers.count == 1:
-        from ddpm.tracking import wandb_mirror
+        from ddpm.tracking import wandb_tracker
 
         return work(
             job,
             Group(device=best_device() if workers.gpus else CPU),
-            mirror=wandb_mirror(*mirror),
+            tracker=wandb_tracker(*tracker),
             on_report=(lambda report: guide.on_row(row_of(report))) if guide else None,
             should_stop=stops,
             on_held=release,
@@ -189,7 +189,7 @@ def _run(
             run.request_stop()
 
     try:
-        return ray_train.run(job, workers, mirror=mirror, meanwhile=meanwhile)
+        return ray_train.run(job, workers, tracker=tracker, meanwhile=meanwhile)
     finally:
         report_rows()
 

@@ -1,7 +1,7 @@
-"""Weights & Biases as a mirror of the run directory, which stays the truth.
+"""Weights & Biases as a tracker of runs; the run directory stays the truth.
 
 One W&B run for each run of ours, its id the run_id, whatever the number of attempts. Each attempt
-brings the mirror up to the run directory: offline it writes the whole history anew into one
+brings it up to the run directory: offline it writes the whole history anew into one
 fragment and removes the incomplete ones that earlier attempts left, so that any `wandb sync` of it
 gives every step once; online it goes on after the last step that the server has. (Several offline
 fragments with one id, synced one after the other, would overwrite each other's history.)
@@ -10,12 +10,11 @@ Training never waits for a server that does not answer, nor fails with it: witho
 nothing sensible answers within seconds, the attempt is logged offline and says so. The key is only
 looked for, as wandb does: in the environment, then in .netrc. It is never kept, shown or written.
 
-While a run trains, its mirror shows the rows of metrics.jsonl by `step`. Measures of the final
+While a run trains, W&B shows the rows of metrics.jsonl by `step`. Measures of the final
 network are curves with axes of their own: the x0-error over log SNR, and the quality of its samples
 over the number of sampling steps. Lower is better for all of them but the accuracies.
 """
 
-import functools
 import logging
 import netrc
 import os
@@ -24,10 +23,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from ddpm import config as configuration
@@ -35,7 +34,7 @@ from ddpm.config import Config
 from ddpm.metrics import QUALITY_MEASURES, Quality, QualityPoint, read_quality
 from ddpm.runs import RunDirectory, RunState, memory_usage, read_memory_rows, storage
 from ddpm.sweep import cell_name
-from ddpm.training import Mirror, NoMirror
+from ddpm.training import Tracker
 
 if TYPE_CHECKING:
     import wandb
@@ -161,22 +160,20 @@ LONGEST_TAG = 64  # of W&B
 log = logging.getLogger(__name__)
 
 
-def wandb_mirror(
+def wandb_tracker(
     group: str | None, cell: Mapping[str, object] | None = None
-) -> Callable[[Config, RunDirectory], Mirror]:
-    """What makes the mirror of a started run.
+) -> Callable[[Config, RunDirectory], Tracker | None]:
+    """A function that makes the tracker of a started run; None where WANDB.MODE is disabled.
 
     group: the sweep it belongs to.  cell: its place in the grid, dotted key -> value.
     """
-    return functools.partial(_mirror, group=group, cell=cell)
 
+    def make(config: Config, run: RunDirectory) -> Tracker | None:
+        if mode_of(config) == "disabled":
+            return None
+        return WandbTracker(config, run, labels(config, group, cell))
 
-def _mirror(
-    config: Config, run: RunDirectory, *, group: str | None, cell: Mapping[str, object] | None
-) -> Mirror:
-    if mode_of(config) == "disabled":
-        return NoMirror()
-    return WandbLog(config, run, labels=Labels.of(config, group, cell))
+    return make
 
 
 def mode_of(config: Config) -> str:
@@ -185,66 +182,65 @@ def mode_of(config: Config) -> str:
     return min((mode for mode in wanted if mode in MODES), key=MODES.index)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Labels:
-    """By what people find a run among others: its tags are WANDB.TAGS and the words of its cell."""
+def labels(config: Config, group: str | None, cell: Mapping[str, object] | None) -> dict[str, Any]:
+    """Arguments of wandb.init by which people find a run: name, group, job_type, tags.
 
-    name: str
-    group: str | None
-    job_type: str
-    tags: tuple[str, ...]
-
-    @classmethod
-    def of(cls, config: Config, group: str | None, cell: Mapping[str, object] | None) -> "Labels":
-        """The labels of a trial of sweep `group`, or of a training by itself."""
-        words = [cell_name({key: value}) for key, value in (cell or {}).items()]
-        tags = dict.fromkeys([*config.WANDB.TAGS, *(word[:LONGEST_TAG] for word in words)])
-        return cls(
-            name=_name(config, cell),
-            group=group,
-            job_type="training" if group is None else "trial",
-            tags=tuple(tag for tag in tags if tag),
-        )
+    Its tags are WANDB.TAGS and the words of its cell; its name is cell and seed.
+    """
+    training, network = config.TRAINING, config.TRAINING.NETWORK
+    words = f"{network.SCHEDULER} {network.TIMESTEPS} {training.PRED_TYPE} {training.LOSS_FN}"
+    tags = [cell_name({key: value})[:LONGEST_TAG] for key, value in (cell or {}).items()]
+    return {
+        "name": f"{cell_name(cell) if cell else words} seed {training.SEED}",
+        "group": group,
+        "job_type": "training" if group is None else "trial",
+        "tags": tuple(tag for tag in dict.fromkeys([*config.WANDB.TAGS, *tags]) if tag),
+    }
 
 
-class WandbLog:
+class WandbTracker:
     """The W&B run of a started run directory. No method raises: what fails is logged, once."""
 
-    def __init__(
-        self,
-        config: Config,
-        run: RunDirectory,
-        *,
-        labels: Labels,
-    ) -> None:
+    def __init__(self, config: Config, run: RunDirectory, labels: Mapping[str, Any]) -> None:
         self._directory, self._run, self._next = run, None, 0
-        try:
+        with self._no_error():
             self._run = self._start(config, labels)
             self._next = self._run.starting_step
-            self._catch_up()
-        except Exception as error:  # a mirror may fail in any way, the training must not
-            self._give_up(error)
+            memory = read_memory_rows(run.path / "memory.csv")
+            for row in run.metrics():
+                self._log(row["step"], row | _memory(memory.get(row["step"], {})))
 
     def log(self, report: RunState) -> None:
         """Shows a report that the run directory has recorded."""
-        if not report.metrics:
-            return
-        numbers = {"images": report.images, **report.metrics}
-        self._log(report.step, numbers | _memory(memory_usage()))
+        if report.metrics:
+            numbers = {"images": report.images, **report.metrics}
+            with self._no_error():
+                self._log(report.step, numbers | _memory(memory_usage()))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Adds the evaluation and the summary of a finished run and closes."""
-        try:
-            summary = {**summary, **self._log_final()}
-        except Exception as error:
-            self._give_up(error)
-        self._end(0, summary)
+        with self._no_error():
+            self._end(0, {**summary, **self._log_final()})
 
     def close(self) -> None:
         """Closes; a run that has not finished is shown as failed until it is continued."""
-        self._end(75, {})
+        with self._no_error():
+            self._end(75, {})
 
-    def _start(self, config: Config, labels: Labels) -> "wandb.Run":
+    @contextmanager
+    def _no_error(self) -> Iterator[None]:
+        """A tracker may fail in any way, the training must not."""
+        try:
+            yield
+        except Exception as error:
+            self._run = None
+            log.warning(
+                "W&B: %s; this attempt is no longer mirrored, %s has everything",
+                first_line(error),
+                self._directory.path / "metrics.jsonl",
+            )
+
+    def _start(self, config: Config, labels: Mapping[str, Any]) -> "wandb.Run":
         """The W&B run, online where that was asked for and a server answers in time."""
         folder = self._directory.path / "wandb"
         storage.make_folder(folder)
@@ -254,8 +250,10 @@ class WandbLog:
             reason = why_not_online()
             if reason is None:
                 try:
-                    left = deadline - time.monotonic()
-                    return self._init(config, labels, "online", left)
+                    run = self._init(config, labels, "online", deadline - time.monotonic())
+                    facts = {"mode": "online", "reason": None, "url": run.url}
+                    storage.write_json(folder / "mirror.json", facts)
+                    return run
                 except Exception as error:  # whatever keeps it from going online
                     reason = first_line(error)
                     _restart_service()
@@ -269,11 +267,16 @@ class WandbLog:
         storage.write_json(folder / "mirror.json", {"mode": "offline", "reason": reason})
         return self._init(config, labels, "offline", START_S)
 
-    def _init(self, config: Config, labels: Labels, mode: str, timeout_s: float) -> "wandb.Run":
+    def _init(
+        self,
+        config: Config,
+        labels: Mapping[str, Any],
+        mode: Literal["online", "offline"],
+        timeout_s: float,
+    ) -> "wandb.Run":
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        is_online = mode == "online"
         settings = wandb.Settings(
             silent=True,
             console="off",
@@ -288,18 +291,15 @@ class WandbLog:
         )
         run = wandb.init(
             dir=self._directory.path,
-            mode="online" if is_online else "offline",
+            mode=mode,
             id=self._directory.run_id,
-            resume="allow" if is_online else None,
+            resume="allow" if mode == "online" else None,
             reinit="create_new",
             entity=config.WANDB.ENTITY,
             project=config.WANDB.PROJECT,
-            group=labels.group,
-            job_type=labels.job_type,
-            name=labels.name,
-            tags=labels.tags,
             config=configuration.to_dict(config),
             settings=settings,
+            **labels,
         )
         run.define_metric(STEP, hidden=True)
         run.define_metric(LOGSNR, hidden=True, summary="none")
@@ -307,32 +307,20 @@ class WandbLog:
         run.define_metric(SAMPLING_STEPS, hidden=True, summary="none")
         run.define_metric(f"{QUALITY}*", step_metric=SAMPLING_STEPS, summary="none")
         run.define_metric("*", step_metric=STEP)
-        if is_online:
-            path = self._directory.path / "wandb" / "mirror.json"
-            storage.write_json(path, {"mode": "online", "reason": None, "url": run.url})
         return run
-
-    def _catch_up(self) -> None:
-        """Logs what the run directory has and the mirror lacks."""
-        held = read_memory_rows(self._directory.path / "memory.csv")
-        for row in self._directory.metrics():
-            self._log(row["step"], row | _memory(held.get(row["step"], {})))
 
     def _log(self, step: int, numbers: Mapping[str, Any]) -> None:
         """One step, with the sample grid drawn at it; steps that W&B has already are left out."""
         if self._run is None or step < self._next:
             return
-        try:
-            values = {key: value for key, value in numbers.items() if value is not None}
-            picture = self._directory.inline_gen / f"step-{step:08d}.png"
-            if picture.exists():
-                import wandb
+        values = {key: value for key, value in numbers.items() if value is not None}
+        picture = self._directory.inline_gen / f"step-{step:08d}.png"
+        if picture.exists():
+            import wandb
 
-                values[SAMPLES] = wandb.Image(str(picture), caption=f"step {step}")
-            self._run.log(values | {STEP: step}, step=step)
-            self._next = step + 1
-        except Exception as error:
-            self._give_up(error)
+            values[SAMPLES] = wandb.Image(str(picture), caption=f"step {step}")
+        self._run.log(values | {STEP: step}, step=step)
+        self._next = step + 1
 
     def _log_final(self) -> dict[str, float | None]:
         """The curves of the final network and its samples, behind the rows of training; returns
@@ -343,10 +331,7 @@ class WandbLog:
         folder = self._directory.path
         evaluation = storage.read_json(folder / "evaluation.json")
         quality = read_quality(folder)
-        rows: list[dict[str, Any]] = [
-            *error_rows(evaluation),
-            *quality_rows(quality),
-        ]
+        rows: list[dict[str, Any]] = [*error_rows(evaluation), *quality_rows(quality)]
         if (folder / "samples.png").exists():
             import wandb
 
@@ -354,26 +339,13 @@ class WandbLog:
         for row in rows:
             self._run.log(row, step=self._next)
             self._next += 1
-        bits = {BITS_PER_DIM: bits_per_dim(evaluation)}
-        return {**bits, **final_quality(quality)}
+        return {BITS_PER_DIM: bits_per_dim(evaluation), **final_quality(quality)}
 
     def _end(self, exit_code: int, summary: Mapping[str, Any]) -> None:
         run, self._run = self._run, None
-        if run is None:
-            return
-        try:
+        if run is not None:
             run.summary.update({key: value for key, value in summary.items() if value is not None})
             run.finish(exit_code=exit_code)
-        except Exception as error:
-            self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        self._run = None
-        log.warning(
-            "W&B: %s; this attempt is no longer mirrored, %s has everything",
-            first_line(error),
-            self._directory.path / "metrics.jsonl",
-        )
 
 
 def _restart_service() -> None:
@@ -382,14 +354,6 @@ def _restart_service() -> None:
 
     if wandb.run is None:  # else another run of this process lives on that service
         wandb.teardown()
-
-
-def _name(config: Config, cell: Mapping[str, object] | None) -> str:
-    """The cell and the seed, for people."""
-    training = config.TRAINING
-    network = training.NETWORK
-    words = f"{network.SCHEDULER} {network.TIMESTEPS} {training.PRED_TYPE} {training.LOSS_FN}"
-    return f"{cell_name(cell) if cell else words} seed {training.SEED}"
 
 
 def _memory(usage: Mapping[str, int]) -> dict[str, int]:

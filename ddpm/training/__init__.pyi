@@ -4,6 +4,5 @@ from .step import exact_parts as exact_parts
 from .trainer import steps_per_epoch as steps_per_epoch
 from .trainer import total_steps as total_steps
 from .worker import Job as Job
-from .worker import Mirror as Mirror
-from .worker import NoMirror as NoMirror
+from .worker import Tracker as Tracker
 from .worker import work as work

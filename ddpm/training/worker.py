@@ -1,7 +1,7 @@
 """The one worker function: a training from its plain description to its finished run directory.
 
 With one worker the caller's own process runs it; with several, Ray Train does. Nothing else
-differs. Rank 0 alone writes: the run directory first, then the mirror (Weights & Biases) and
+differs. Rank 0 alone writes: the run directory first, then the tracker (Weights & Biases) and
 whoever listens.
 """
 
@@ -46,8 +46,8 @@ from ddpm.training.step import TrainState, kernels, profiler
 from ddpm.training.trainer import Every, StepReport, steps_per_epoch, total_steps, train
 
 
-class Mirror(Protocol):
-    """A second place for what the run directory holds; it may lag or vanish."""
+class Tracker(Protocol):
+    """A second place where a run is shown; it may lag or vanish."""
 
     def log(self, report: StepReport) -> None:
         """Show one report."""
@@ -57,22 +57,6 @@ class Mirror(Protocol):
 
     def close(self) -> None:
         """Let go of everything; harmless when already closed."""
-
-
-class NoMirror:
-    """No second place."""
-
-    def log(self, report: StepReport) -> None:
-        """Nothing."""
-
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-MakeMirror = Callable[[Config, RunDirectory], Mirror]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +83,7 @@ def work(
     job: Job,
     group: Group,
     *,
-    mirror: MakeMirror | None = None,
+    tracker: Callable[[Config, RunDirectory], Tracker | None] | None = None,
     on_report: Callable[[StepReport], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     on_held: Callable[[], None] | None = None,
@@ -129,19 +113,19 @@ def work(
         with recorded, kernels(config.TRAINING.NUMERICS):
             staging.stage(data, config.DATASET.STAGE, group, should_stop=stops)
             window = data_window(data, group)
-            opened = mirror(config, run) if mirror and group.is_main else NoMirror()
-            with closing(opened) as mirrored:
-                listeners = [run.record, mirrored.log, *([on_report] if on_report else [])]
-                if not group.is_main:
-                    listeners = []
-                _train(job, config, data, window, run, state, group, listeners, stops)
+            tracked = tracker(config, run) if tracker and group.is_main else None
+            with closing(tracked) if tracked else nullcontext():
+                listeners = [run.record, tracked.log if tracked else None, on_report]
+                heard = [each for each in listeners if each and group.is_main]
+                _train(job, config, data, window, run, state, group, heard, stops)
                 peak = peak_bytes()  # measuring is no training
                 measure_samples(run.path, config, data, window, group, should_stop=stops)
                 began.gather(group)
                 if not group.is_main:
                     return {}
                 summary = _finish(job, config, data, window, run, peak, began)
-                mirrored.finish(summary)
+                if tracked:
+                    tracked.finish(summary)
             return summary
     finally:
         run.close()

@@ -1,4 +1,4 @@
-"""Keys of whole runs: what a run, its workers and its mirror do when they change."""
+"""Keys of whole runs: what a run, its workers and its tracker do when they change."""
 
 import json
 from dataclasses import replace
@@ -14,7 +14,7 @@ from ddpm.distributed import Group
 from ddpm.errors import InputError
 from ddpm.runs.directory import RunDirectory
 from ddpm.sampling import loading
-from ddpm.tracking.wandb_log import wandb_mirror
+from ddpm.tracking.wandb_log import wandb_tracker
 from ddpm.training import worker
 from tests.runs.test_rundir import DATA, report
 from tests.runs.test_rundir import start as start_run
@@ -146,14 +146,14 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_project_and_entity_are_where_the_mirror_goes(tmp_path: Path) -> None:
+def test_project_and_entity_are_where_the_tracker_goes(tmp_path: Path) -> None:
     keys = ("WANDB.PROJECT=elsewhere", "WANDB.ENTITY=somebody", f"TRAINING.OUTPUT_DIR={tmp_path}")
     settings = tiny(*keys)
     directory = RunDirectory.find_or_name(settings, DATA)
     start_run(directory, settings)
-    mirror = wandb_mirror(None)(settings, directory)
-    mirror.log(replace(report(1), samples=None))
-    mirror.finish({})
+    tracker = wandb_tracker(None)(settings, directory)
+    tracker.log(replace(report(1), samples=None))
+    tracker.finish({})
     directory.close()
     (sent,) = records(directory, "run")
     assert (sent["project"], sent["entity"]) == ("elsewhere", "somebody")

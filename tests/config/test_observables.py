@@ -137,8 +137,8 @@ _STARTS = dict.fromkeys(
 )
 _GRIDS = dict.fromkeys(("ENABLE", "PERIOD"), "test_enable_and_period_say_when_grids_are_drawn")
 _WANDB = {
-    "PROJECT": "test_project_and_entity_are_where_the_mirror_goes",
-    "ENTITY": "test_project_and_entity_are_where_the_mirror_goes",
+    "PROJECT": "test_project_and_entity_are_where_the_tracker_goes",
+    "ENTITY": "test_project_and_entity_are_where_the_tracker_goes",
     "MODE": "test_disabled_is_nothing_at_all",
     "TAGS": "test_offline_by_default_and_every_number_arrives",
 }

@@ -35,7 +35,7 @@ class Server:
     def add_run(
         self, project: tuple[str, str], run_id: str, group: str, summary: dict[str, Any]
     ) -> None:
-        """A run as its mirror has left it."""
+        """A run as its tracker has left it."""
         self.runs.setdefault(project, {})[run_id] = {"group": group, "summary": dict(summary)}
 
     def answer(self, query: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the mirror of a trial says beside its rows: where it belongs, and how it was judged.
+"""What the tracker of a trial says beside its rows: where it belongs, and how it was judged.
 
 Real wandb, offline; what it wrote is read back with wandb's own reader.
 """
@@ -13,7 +13,7 @@ import pytest
 from ddpm.metrics.intervals import Interval
 from ddpm.metrics.quality import Quality, QualityPoint, SamplePictures, store_quality
 from ddpm.runs.pictures import png
-from ddpm.tracking.wandb_log import Labels, wandb_mirror
+from ddpm.tracking.wandb_log import labels, wandb_tracker
 from tests.runs.test_rundir import report
 from tests.tracking.test_wandb_log import everything, feed, opened, with_wandb
 
@@ -62,15 +62,20 @@ def write_quality(folder: Path) -> None:
 
 def test_a_trial_is_found_by_its_sweep_and_by_the_words_of_its_cell(tmp_path: Path) -> None:
     settings = with_wandb(tmp_path, TAGS=["digits", "cosine"])
-    labels = Labels.of(settings, "full_grid", CELL)
-    assert (labels.group, labels.job_type) == ("full_grid", "trial")
-    assert labels.tags == ("digits", "cosine", "velocity", "T=250")
-    assert labels.name == "cosine · velocity · T=250 seed 0"
-    alone = Labels.of(settings, None, None)
-    assert (alone.group, alone.job_type, alone.tags) == (None, "training", ("digits", "cosine"))
-    assert alone.name == "cosine 1000 velocity MSE seed 0"
-    long = Labels.of(settings, "full_grid", {"DATASET.PATH": "/" + "d" * 99})
-    assert [len(tag) for tag in long.tags] == [6, 6, 64]
+    assert labels(settings, "full_grid", CELL) == {
+        "group": "full_grid",
+        "job_type": "trial",
+        "tags": ("digits", "cosine", "velocity", "T=250"),
+        "name": "cosine · velocity · T=250 seed 0",
+    }
+    assert labels(settings, None, None) == {
+        "group": None,
+        "job_type": "training",
+        "tags": ("digits", "cosine"),
+        "name": "cosine 1000 velocity MSE seed 0",
+    }
+    long = labels(settings, "full_grid", {"DATASET.PATH": "/" + "d" * 99})
+    assert [len(tag) for tag in long["tags"]] == [6, 6, 64]
 
 
 @pytest.mark.slow
@@ -79,12 +84,12 @@ def test_the_evaluation_has_an_axis_of_its_own_and_its_numbers_are_in_the_summar
 ) -> None:
     settings = with_wandb(tmp_path, TAGS=["digits"])
     run = opened(settings)
-    mirror = wandb_mirror("full_grid", CELL)(settings, run)
-    feed(mirror, run, [report(10), report(20)])
+    tracker = wandb_tracker("full_grid", CELL)(settings, run)
+    feed(tracker, run, [report(10), report(20)])
     (run.path / "evaluation.json").write_text(json.dumps(EVALUATION))
     write_quality(run.path)
     (run.path / "samples.png").write_bytes(png(np.zeros((8, 8, 1), np.uint8)))
-    mirror.finish({"val_mean_log10_mse": -1.5, "peak_memory_bytes": 7})
+    tracker.finish({"val_mean_log10_mse": -1.5, "peak_memory_bytes": 7})
     run.close()
 
     found: dict[str, list[dict[str, Any]]] = {}

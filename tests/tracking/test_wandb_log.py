@@ -1,4 +1,4 @@
-"""The mirror shows what the run directory has, each step once, and never holds training up.
+"""The tracker shows what the run directory has, each step once, and never holds training up.
 
 Real wandb throughout; the servers it meets are refusals, silences and errors on loopback.
 """
@@ -25,8 +25,7 @@ import pytest
 
 from ddpm import config
 from ddpm.runs.directory import RunDirectory
-from ddpm.tracking.wandb_log import FINAL_SAMPLES, WandbLog, mode_of, wandb_mirror
-from ddpm.training.worker import NoMirror
+from ddpm.tracking.wandb_log import FINAL_SAMPLES, WandbTracker, mode_of, wandb_tracker
 from tests.runs.test_rundir import DATA, Report, make_config, report, start, state
 
 ROOT = Path(__file__).parent.parent.parent
@@ -57,11 +56,11 @@ def opened(settings: config.Config) -> RunDirectory:
     return run
 
 
-def feed(mirror: Any, run: RunDirectory, reports: list[Report]) -> None:
+def feed(tracker: Any, run: RunDirectory, reports: list[Report]) -> None:
     """What the worker does with each report."""
     for each in reports:
         run.record(each)
-        mirror.log(each)
+        tracker.log(each)
 
 
 def fragments(run: RunDirectory) -> list[Path]:
@@ -95,11 +94,11 @@ def steps(run: RunDirectory) -> list[int]:
 @pytest.mark.slow
 def test_offline_by_default_and_every_number_arrives(settings: config.Config) -> None:
     run = opened(settings)
-    mirror = wandb_mirror("sweeps/pred_types")(settings, run)
+    tracker = wandb_tracker("sweeps/pred_types")(settings, run)
     samples = np.zeros((4, 8, 8, 1), np.uint8)
     pictured = Report(step=30, images=1920, metrics={"loss": 0.25}, samples=samples)
-    feed(mirror, run, [report(10), report(20, learning_rate=2e-4), pictured])
-    mirror.finish({"final_loss": 0.25, "best_level": -3.0, "absent": None})
+    feed(tracker, run, [report(10), report(20, learning_rate=2e-4), pictured])
+    tracker.finish({"final_loss": 0.25, "best_level": -3.0, "absent": None})
     run.close()
 
     rows = history(run)
@@ -128,16 +127,16 @@ def test_offline_by_default_and_every_number_arrives(settings: config.Config) ->
 @pytest.mark.slow
 def test_a_resumed_run_has_one_fragment_with_each_step_once(settings: config.Config) -> None:
     run = opened(settings)
-    mirror = wandb_mirror(None)(settings, run)
-    feed(mirror, run, [report(10), report(20, saved=True), report(30)])
-    mirror.close()
+    tracker = wandb_tracker(None)(settings, run)
+    feed(tracker, run, [report(10), report(20, saved=True), report(30)])
+    tracker.close()
     run.close()
     assert steps(run) == [10, 20, 30]
 
     again = opened(settings)  # from step 20: row 30 is dropped and comes again
-    mirror = wandb_mirror(None)(settings, again)
-    feed(mirror, again, [report(30), report(40, saved=True)])
-    mirror.finish({})
+    tracker = wandb_tracker(None)(settings, again)
+    feed(tracker, again, [report(30), report(40, saved=True)])
+    tracker.finish({})
     again.close()
     assert len(fragments(run)) == 1
     assert steps(run) == [10, 20, 30, 40]
@@ -149,18 +148,18 @@ def test_a_resumed_run_has_one_fragment_with_each_step_once(settings: config.Con
 
 KILLED = """
 import os, signal, sys
-from tests.tracking.test_wandb_log import feed, opened, report, wandb_mirror, with_wandb
+from tests.tracking.test_wandb_log import feed, opened, report, wandb_tracker, with_wandb
 from pathlib import Path
 settings = with_wandb(Path(sys.argv[1]).parent, TAGS=["digits", "first"])
 run = opened(settings)
-mirror = wandb_mirror(None)(settings, run)
-feed(mirror, run, [report(step, saved=step == 300) for step in range(1, 301)])
+tracker = wandb_tracker(None)(settings, run)
+feed(tracker, run, [report(step, saved=step == 300) for step in range(1, 301)])
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 @pytest.mark.long
-def test_what_a_kill_took_from_the_mirror_is_there_after_the_next_start(
+def test_what_a_kill_took_from_the_tracker_is_there_after_the_next_start(
     settings: config.Config,
 ) -> None:
     # a wandb service of its own: that of this process would outlive the killed one
@@ -168,8 +167,8 @@ def test_what_a_kill_took_from_the_mirror_is_there_after_the_next_start(
     command = [sys.executable, "-c", KILLED, settings.TRAINING.OUTPUT_DIR]
     assert subprocess.run(command, cwd=ROOT, env=own).returncode == -signal.SIGKILL
     run = opened(settings)
-    mirror = wandb_mirror(None)(settings, run)
-    mirror.close()
+    tracker = wandb_tracker(None)(settings, run)
+    tracker.close()
     run.close()
     assert steps(run) == list(range(1, 301)) == [row["step"] for row in run.metrics()]
 
@@ -235,12 +234,12 @@ def test_a_dead_server_costs_seconds_and_nothing_is_lost(
         monkeypatch.setenv("WANDB_BASE_URL", url)
         monkeypatch.setenv("WANDB_API_KEY", CANARY)
         began = time.monotonic()
-        mirror = wandb_mirror(None)(settings, run)
+        tracker = wandb_tracker(None)(settings, run)
         delay = time.monotonic() - began
         print(f"start delayed by {delay:.1f} s")
         assert delay <= 5.0
-        feed(mirror, run, [report(10), report(20)])
-        mirror.finish({"final_loss": 1.0})
+        feed(tracker, run, [report(10), report(20)])
+        tracker.finish({"final_loss": 1.0})
         run.close()
     assert steps(run) == [10, 20]
     record = json.loads((run.path / "wandb" / "mirror.json").read_text())
@@ -255,7 +254,7 @@ def test_without_a_key_it_is_offline_at_once(
     settings = with_wandb(tmp_path, MODE="online")
     run = opened(settings)
     began = time.monotonic()
-    wandb_mirror(None)(settings, run).close()
+    wandb_tracker(None)(settings, run).close()
     assert time.monotonic() - began < 4 and len(fragments(run)) == 1
     assert "no API key (set WANDB_API_KEY or run `wandb login`)" in caplog.text
     run.close()
@@ -264,58 +263,47 @@ def test_without_a_key_it_is_offline_at_once(
 def test_disabled_is_nothing_at_all(tmp_path: Path) -> None:
     settings = with_wandb(tmp_path, MODE="disabled")
     run = opened(settings)
-    mirror = wandb_mirror("group")(settings, run)
-    assert isinstance(mirror, NoMirror)
-    mirror.log(report(1))
-    mirror.finish({})
-    mirror.close()
+    assert wandb_tracker("group")(settings, run) is None
     run.close()
     assert not (run.path / "wandb").exists()
 
 
-@pytest.mark.parametrize(
-    ("wanted", "environment_says", "mode"),
-    [
+def test_the_environment_can_only_make_it_more_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for wanted, says, mode in (
         ("online", "offline", "offline"),
         ("online", "disabled", "disabled"),
         ("offline", "online", "offline"),
         ("disabled", "online", "disabled"),
         ("online", "nonsense", "online"),
         ("online", "", "online"),
-    ],
-)
-def test_the_environment_can_only_make_it_more_private(
-    wanted: str,
-    environment_says: str,
-    mode: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", environment_says)
-    assert mode_of(with_wandb(tmp_path, MODE=wanted)) == mode
+    ):
+        monkeypatch.setenv("WANDB_MODE", says)
+        assert mode_of(with_wandb(tmp_path, MODE=wanted)) == mode
 
 
-def test_a_mirror_that_cannot_start_does_not_stop_the_training(
+def test_a_tracker_that_cannot_start_does_not_stop_the_training(
     settings: config.Config, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = opened(settings)
     (run.path / "wandb").write_text("a file in the way")
-    mirror = wandb_mirror(None)(settings, run)
-    feed(mirror, run, [report(1)])
-    mirror.finish({})
+    tracker = wandb_tracker(None)(settings, run)
+    feed(tracker, run, [report(1)])
+    tracker.finish({})
     run.close()
     assert "this attempt is no longer mirrored" in caplog.text and len(run.metrics()) == 1
 
 
-def test_a_mirror_that_breaks_on_the_way_says_so_once(
+def test_a_tracker_that_breaks_on_the_way_says_so_once(
     settings: config.Config, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = opened(settings)
-    mirror = wandb_mirror(None)(settings, run)
-    assert isinstance(mirror, WandbLog) and mirror._run is not None
-    mirror._run.finish()  # as if its process were gone
-    feed(mirror, run, [report(1), report(2), report(3)])
-    mirror.close()
+    tracker = wandb_tracker(None)(settings, run)
+    assert isinstance(tracker, WandbTracker) and tracker._run is not None
+    tracker._run.finish()  # as if its process were gone
+    feed(tracker, run, [report(1), report(2), report(3)])
+    tracker.close()
     run.close()
     assert caplog.text.count("no longer mirrored") == 1 and len(run.metrics()) == 3
 
@@ -323,16 +311,16 @@ def test_a_mirror_that_breaks_on_the_way_says_so_once(
 BROKEN = """
 import psutil, sys, time
 from pathlib import Path
-from tests.tracking.test_wandb_log import feed, opened, report, wandb_mirror, with_wandb
+from tests.tracking.test_wandb_log import feed, opened, report, wandb_tracker, with_wandb
 settings = with_wandb(Path(sys.argv[1]))
 run = opened(settings)
-mirror = wandb_mirror(None)(settings, run)
-feed(mirror, run, [report(1)])
+tracker = wandb_tracker(None)(settings, run)
+feed(tracker, run, [report(1)])
 (service,) = psutil.Process().children(recursive=True)
 service.kill()
 began = time.monotonic()
-feed(mirror, run, [report(step) for step in range(2, 40)])
-mirror.finish({})
+feed(tracker, run, [report(step) for step in range(2, 40)])
+tracker.finish({})
 run.close()
 print(len(run.metrics()), time.monotonic() - began < 10)
 """
@@ -355,9 +343,11 @@ def test_the_folder_is_private_and_holds_no_secret(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-aws-1234567890")
     monkeypatch.setattr("sys.argv", ["train.py", "--token", "canary-argv-1234567890"])
     run = opened(settings)
-    mirror = wandb_mirror(None)(settings, run)
-    feed(mirror, run, [report(1, saved=True), Report(step=2, images=2, metrics={}, state=state(2))])
-    mirror.finish({})
+    tracker = wandb_tracker(None)(settings, run)
+    feed(
+        tracker, run, [report(1, saved=True), Report(step=2, images=2, metrics={}, state=state(2))]
+    )
+    tracker.finish({})
     run.close()
     assert stat.S_IMODE((run.path / "wandb").stat().st_mode) == 0o700
     files = [path for path in run.path.rglob("*") if path.is_file()]

@@ -23,7 +23,7 @@ import pytest
 
 from ddpm.runs.directory import RunDirectory
 from ddpm.runs.pictures import png
-from ddpm.tracking.wandb_log import wandb_mirror
+from ddpm.tracking.wandb_log import wandb_tracker
 from tests.runs.test_rundir import Report, report
 from tests.tracking.test_wandb_labels import CELL, EVALUATION, write_quality
 from tests.tracking.test_wandb_log import feed, opened, with_wandb
@@ -78,16 +78,16 @@ def held(database: Path, run: RunDirectory) -> tuple[dict[str, Any], list[tuple[
 
 
 def train(tmp_path: Path, mode: str) -> RunDirectory:
-    """A run of three reports, judged, in its mirror."""
+    """A run of three reports, judged, in its tracker."""
     settings = with_wandb(tmp_path, MODE=mode)
     run = opened(settings)
-    mirror = wandb_mirror("full_grid", CELL)(settings, run)
+    tracker = wandb_tracker("full_grid", CELL)(settings, run)
     pictured = Report(step=30, images=1920, metrics={"loss": 0.25}, samples=PIXELS)
-    feed(mirror, run, [report(10), report(20), pictured])
+    feed(tracker, run, [report(10), report(20), pictured])
     (run.path / "evaluation.json").write_text(json.dumps(EVALUATION))
     write_quality(run.path)
     (run.path / "samples.png").write_bytes(png(np.zeros((8, 8, 1), np.uint8)))
-    mirror.finish({"val_mean_log10_mse": -1.5})
+    tracker.finish({"val_mean_log10_mse": -1.5})
     run.close()
     return run
 
@@ -101,7 +101,7 @@ def test_all_of_a_run_arrives_each_step_once(
     monkeypatch.setenv("WANDB_BASE_URL", url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     run = train(tmp_path, mode)
-    facts = json.loads((run.path / "wandb" / "mirror.json").read_text())
+    facts = json.loads((run.path / "wandb" / "tracker.json").read_text())
     assert facts["mode"] == mode, facts
     if mode == "offline":
         (fragment,) = run.path.glob("wandb/offline-run-*")
