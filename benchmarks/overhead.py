@@ -20,7 +20,7 @@ from ddpm import config
 from ddpm.cluster import ray_train
 from ddpm.cluster.ray_cluster import running_ray
 from ddpm.cluster.workers import Workers, available_cpus
-from ddpm.data import packing
+from ddpm.data import preparing
 from ddpm.runs.directory import RunDirectory
 from ddpm.training.worker import Job
 
@@ -49,7 +49,7 @@ def make_job(root: Path, name: str, steps: int, threads: int) -> Job:
             "WANDB.MODE=disabled",
         ],
     )
-    index = packing.prepare(loaded, progress=False)
+    index = preparing.prepare(loaded, progress=False)
     return Job(
         config=config.to_dict(loaded),
         run_dir=str(root / f"{name}_00000000"),

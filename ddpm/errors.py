@@ -18,13 +18,16 @@ class DdpmError(Exception):
 
 
 class InputError(DdpmError):
-    """Bad configuration or data. Carries every problem found, one line each."""
+    """Bad configuration or data. Carries every problem found, one line each; says MOST of them."""
 
     exit_code = 2
+    MOST = 200
 
     def __init__(self, problems: Sequence[str] | str) -> None:
         self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
-        super().__init__("\n".join(self.problems))
+        more = len(self.problems) - self.MOST
+        rest = [f"... and {more} problems more"] if more > 0 else []
+        super().__init__("\n".join([*self.problems[: self.MOST], *rest]))
 
     def __reduce__(self) -> tuple[type["InputError"], tuple[tuple[str, ...]]]:
         return type(self), (self.problems,)

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from ddpm import config as configuration
 from ddpm.config import Config
-from ddpm.data import Dataset, packing
+from ddpm.data import Dataset, preparing
 from ddpm.diffusion import SCHEDULES, NoiseSchedule
 from ddpm.errors import InputError
 from ddpm.runs import storage
@@ -387,13 +387,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="check, and say what is written")
     args = parser.parse_intermixed_args(argv)
     config = configuration.load(args.config, args.overrides)
-    if problems := packing.source_problems(config):
+    if problems := preparing.source_problems(config):
         raise InputError(problems)
     folder = Path(config.TRAINING.OUTPUT_DIR) / "forecasts" / args.config.stem
     if args.dry_run:
         print(f"would write {folder / NUMBERS} and {PICTURE}")
         return 0
-    found = forecast(config, open_data(config, packing.prepare(config).folder))
+    found = forecast(config, open_data(config, preparing.prepare(config).folder))
     console = Console()
     console.print(*tables(found), sep="\n")
     for sentence in sentences(found):

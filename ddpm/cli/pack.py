@@ -51,9 +51,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Packs, indexes or verifies as the command line says."""
     asked = parser().parse_args(argv)
-    from ddpm.data import packing
+    from ddpm.data import preparing
 
-    if packing.is_shards(asked.source):
+    if preparing.is_shards(asked.source):
         if asked.out_dir is not None:
             raise InputError(f"{asked.source} holds shards already; leave OUT_DIR out")
         _use(Path(asked.source), is_dry=asked.dry_run, verify=asked.verify)
@@ -65,14 +65,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _use(folder: Path, *, is_dry: bool, verify: bool) -> None:
-    from ddpm.data import open_index, packing, scan_folder, verify_shards
+    from ddpm.data import open_index, preparing, scan_folder, verify_shards
 
     if is_dry:
         _, scans = scan_folder(folder, progress=True)
         samples = sum(len(scan.samples) for scan in scans)
         print(f"{folder}: {samples:,} images in {len(scans)} shard(s); nothing was written")
         return
-    index = open_index(folder) if verify else packing.refresh(folder)
+    index = open_index(folder) if verify else preparing.refresh(folder)
     if verify:
         verify_shards(index, progress=True)
     print(f"{index}{'; every byte is as it was indexed' if verify else ''}")

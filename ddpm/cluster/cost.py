@@ -28,7 +28,7 @@ import torch
 from ddpm import config as configuration
 from ddpm.cluster.workers import Workers
 from ddpm.config import Config
-from ddpm.data import INDEX_FILE, Dataset, is_validation, open_index, open_source, packing
+from ddpm.data import INDEX_FILE, Dataset, is_validation, open_index, open_source, preparing
 from ddpm.diffusion import NoiseSchedule, UNet, summarize
 from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import DdpmError, InputError
@@ -337,7 +337,7 @@ def notes(predictions: Iterable[Prediction], workers: Workers) -> list[str]:
 def _split(config: Config) -> tuple[int, int]:
     """(training images, validation images), without packing or indexing anything."""
     path = config.DATASET.PATH
-    if not packing.is_shards(path):
+    if not preparing.is_shards(path):
         count = open_source(path, config.DATASET.LABEL_KEY).num_samples
     elif (Path(path) / INDEX_FILE).exists():
         count = open_index(path).num_samples
@@ -396,7 +396,7 @@ def needs_classifier(config: Config) -> bool:
 
 
 def _has_classifier(config: Config) -> bool:
-    index = packing.found(config)
+    index = preparing.found(config)
     return index is not None and has_classifier(
         as_real_data(config, open_data(config, index.folder))
     )

@@ -20,7 +20,7 @@ from ddpm import report
 from ddpm.cluster.run_trial import TrialTask
 from ddpm.cluster.workers import Workers
 from ddpm.config import Config, schedule_arguments
-from ddpm.data import Dataset, packing
+from ddpm.data import Dataset, preparing
 from ddpm.diffusion import NoiseSchedule
 from ddpm.errors import InputError
 from ddpm.metrics import (
@@ -171,7 +171,7 @@ def data_key(config: Config) -> str:
 
 
 def _open(config: Config) -> Dataset:
-    return open_data(config, packing.prepare(config).folder.absolute())
+    return open_data(config, preparing.prepare(config).folder.absolute())
 
 
 def _data_of(sweep: Sweep) -> dict[str, Dataset]:
@@ -314,7 +314,7 @@ def _numbers(of: OpenSweep, racing: Collection[str]) -> dict[str, dict[str, dict
 
 def problems(sweep: Sweep) -> list[str]:
     """All that keeps any trial from starting, here or as a small job."""
-    found = [problem for t in sweep.trials for problem in packing.source_problems(t.config)]
+    found = [problem for t in sweep.trials for problem in preparing.source_problems(t.config)]
     found += [problem for t in sweep.trials for problem in start_problems(t.config)]
     measured_by = {
         (t.config.EVALUATION.FEATURES, t.config.EVALUATION.WEIGHTS): t.config for t in sweep.trials

@@ -15,7 +15,7 @@ from ddpm import config as configuration
 from ddpm.cluster.ray_cluster import running_ray
 from ddpm.cluster.workers import Workers, workers_for
 from ddpm.config import Config
-from ddpm.data import packing
+from ddpm.data import preparing
 from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import InputError, Interrupted
 from ddpm.metrics import inception_problems
@@ -37,7 +37,7 @@ def run(
     workers = checked(config)
     if resume and locate(Path(resume))[1] is not None:
         raise InputError(f"--resume {resume} is a checkpoint; give the run directory it lies in")
-    index = packing.prepare(config)
+    index = preparing.prepare(config)
     data = open_data(config, index.folder)
     if resume:
         directory = RunDirectory(Path(resume))
@@ -94,7 +94,7 @@ def _train(
 
 def checked(config: Config) -> Workers:
     """The workers of a training that can start; InputError with all that keeps it from it."""
-    workers, problems = None, [*packing.source_problems(config), *start_problems(config)]
+    workers, problems = None, [*preparing.source_problems(config), *start_problems(config)]
     problems += inception_problems(config)
     try:
         workers = workers_for(config)

@@ -5,12 +5,9 @@ from .identity import config_sha256 as config_sha256
 from .identity import difference as difference
 from .identity import explain as explain
 from .identity import flat as flat
-from .identity import from_dict as from_dict
 from .identity import generation_problems as generation_problems
 from .identity import identifying as identifying
 from .identity import image_shape as image_shape
-from .identity import load as load
-from .identity import load_generation as load_generation
 from .identity import network_arguments as network_arguments
 from .identity import run_id as run_id
 from .identity import sampling_steps as sampling_steps
@@ -25,7 +22,10 @@ from .loading import apply_overrides as apply_overrides
 from .loading import as_tree as as_tree
 from .loading import build as build
 from .loading import copy_tree as copy_tree
+from .loading import from_dict as from_dict
 from .loading import leaves as leaves
+from .loading import load as load
+from .loading import load_generation as load_generation
 from .loading import nearest_key as nearest_key
 from .loading import read_file as read_file
 from .loading import read_override as read_override

@@ -1,71 +1,27 @@
-"""The configuration: YAML and overrides in, frozen dataclasses out, and what identifies a run.
-
-    config = load("configs/digits.yaml", ["TRAINING.NETWORK.TIMESTEPS=250"])
-
-Every mistake is found at once and named with its file and line, its value, what is allowed and the
-nearest valid name. Keys are matched without regard to case. Nothing here imports torch.
-"""
+"""Identity of a configuration, and its words in those of YAML, the network and the schedule."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import reduce
-from pathlib import Path
 from typing import TypedDict, cast
 
 import yaml
 
-from ddpm.config.loading import (
-    Built,
-    apply_overrides,
-    build,
-    build_generation,
-    read_file,
-    read_plain,
-)
-from ddpm.config.rules import height_width
 from ddpm.config.schema import (
     Config,
     ImageGeneration,
     InlineGen,
     NetworkSection,
     allowed,
+    height_width,
     is_machine,
     keys_under,
     plain,
     sections_under,
     show,
 )
-from ddpm.errors import InputError
-
-
-def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """The configuration in a YAML file, `SECTION.KEY=value` overrides put over it.
-
-    Raises InputError with every problem, one line each.
-    """
-    document = read_file(Path(path))
-    apply_overrides(document, overrides)
-    return _accept(build(document))
-
-
-def load_generation(path: str | Path, overrides: Iterable[str] = ()) -> ImageGeneration:
-    """The IMAGE_GENERATION of a YAML file, whatever else it says. Raises InputError."""
-    document = read_file(Path(path))
-    apply_overrides(document, overrides)
-    return build_generation(document)
-
-
-def from_dict(plain: Mapping[str, object], *, source: str = "config") -> Config:
-    """The configuration in nested dicts, as `to_dict` gives them. Raises InputError."""
-    return _accept(build(read_plain(plain, source)))
-
-
-def _accept(built: Built) -> Config:
-    if built.config is None:
-        raise InputError(built.problems)
-    return built.config
 
 
 def to_dict(config: Config) -> dict[str, object]:

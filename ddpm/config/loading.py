@@ -1,4 +1,9 @@
-"""From YAML and `SECTION.KEY=value` overrides to a Config, or all mistakes with their places.
+"""Loading: YAML and `SECTION.KEY=value` overrides as a Config, or all mistakes with their places.
+
+    config = load("configs/digits.yaml", ["TRAINING.NETWORK.TIMESTEPS=250"])
+
+Every mistake is found at once and named with its file and line, its value, what is allowed and the
+nearest valid name. Keys are matched without regard to case.
 
 PyYAML's safe parser gives the text of each scalar, which the type of its key reads later: OmegaConf
 and YAML 1.1 turn `1:30` into 90, `on` into true and `007` into 7 before a type is known, and know
@@ -99,6 +104,34 @@ class Built:
     def is_only_impossible(self) -> bool:
         """Whether nothing but its combination of values speaks against it."""
         return bool(self.impossible) and len(self.impossible) == len(self.problems)
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """The configuration in a YAML file, `SECTION.KEY=value` overrides put over it.
+
+    Raises InputError with every problem, one line each.
+    """
+    document = read_file(Path(path))
+    apply_overrides(document, overrides)
+    return _accept(build(document))
+
+
+def load_generation(path: str | Path, overrides: Iterable[str] = ()) -> ImageGeneration:
+    """The IMAGE_GENERATION of a YAML file, whatever else it says. Raises InputError."""
+    document = read_file(Path(path))
+    apply_overrides(document, overrides)
+    return build_generation(document)
+
+
+def from_dict(plain: Mapping[str, object], *, source: str = "config") -> Config:
+    """The configuration in nested dicts, as `to_dict` gives them. Raises InputError."""
+    return _accept(build(read_plain(plain, source)))
+
+
+def _accept(built: Built) -> Config:
+    if built.config is None:
+        raise InputError(built.problems)
+    return built.config
 
 
 def read_file(path: Path) -> Document:

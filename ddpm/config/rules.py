@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import get_args
 
-from ddpm.config.schema import Augmentation, Config
+from ddpm.config.schema import Augmentation, Config, height_width
 
 Rule = object  # the line; where the rule holds, something that is false
 
@@ -30,11 +30,6 @@ def violations(config: Config, unknown: set[str]) -> Iterator[tuple[str, bool]]:
             if line and not unknown:
                 yield str(line), is_impossible
             unknown.clear()
-
-
-def height_width(size: int | tuple[int, int]) -> tuple[int, int]:
-    """INPUT_IMAGE_SIZE as (height, width)."""
-    return (size, size) if isinstance(size, int) else size
 
 
 def network(c: Config) -> Iterator[Rule]:

@@ -244,6 +244,11 @@ def _square(size: int | tuple[int, int]) -> int | tuple[int, int]:
     return size[0] if isinstance(size, tuple) and size[0] == size[1] else size
 
 
+def height_width(size: int | tuple[int, int]) -> tuple[int, int]:
+    """INPUT_IMAGE_SIZE as (height, width)."""
+    return (size, size) if isinstance(size, int) else size
+
+
 @section
 class Training:
     """What is trained, on what, how."""

@@ -1,5 +1,6 @@
 from . import images as images
 from . import packing as packing
+from . import preparing as preparing
 from . import staging as staging
 from .arrays import open_npz as open_npz
 from .dataset import Batch as Batch
@@ -9,7 +10,7 @@ from .index import open_index as open_index
 from .index import scan_folder as scan_folder
 from .index import verify_shards as verify_shards
 from .order import is_validation as is_validation
-from .packing import source_problems as source_problems
+from .preparing import source_problems as source_problems
 from .source import ImageSequence as ImageSequence
 from .source import Loaded as Loaded
 from .source import Source as Source

@@ -25,11 +25,10 @@ from torch import Tensor
 
 from ddpm.config import schema
 from ddpm.data import images
-from ddpm.data.arrays import ArraySource
-from ddpm.data.images import NUM_DRAWS, Pixels, Preprocessor
+from ddpm.data.images import Pixels
 from ddpm.data.index import Index
 from ddpm.data.order import Order, is_validation
-from ddpm.data.source import ImageSequence
+from ddpm.data.source import ArraySource, ImageSequence
 from ddpm.diffusion import Stream, philox
 from ddpm.errors import InputError, StorageError, as_typed
 
@@ -37,8 +36,68 @@ _LOG = logging.getLogger("ddpm.store")
 _OPEN_SHARDS = 256
 _FREE_SHARE = 0.25
 _AHEAD = 4
+_CORNERS = {
+    "top_left": (0.0, 0.0),
+    "top_right": (0.0, 1.0),
+    "bottom_left": (1.0, 0.0),
+    "bottom_right": (1.0, 1.0),
+}
+NUM_DRAWS = 4  # random words of an image: crop, vertical and horizontal; two for the augmentation
 
 Ints = NDArray[np.int64]
+
+
+class Preprocessor:
+    """DATASET.PREPROCESSING: crop, resize, flip or turn.
+
+    Crops CROP_SIZE (null: INPUT_IMAGE_SIZE), resizes to INPUT_IMAGE_SIZE where that differs, then
+    flips or turns. Chance comes as random words, drawn by position in the endless order.
+
+    size: (H, W) of the result.  is_random: something depends on the random words.  is_random_crop:
+    the crop does.
+    """
+
+    def __init__(self, options: schema.Preprocessing, size: tuple[int, int]) -> None:
+        crop = options.CROP_SIZE
+        self.size = size
+        self._crop_size = size if crop is None else (crop, crop)
+        self._corner = _CORNERS.get(options.CROP_POSITION)
+        self._kind = options.AUGMENT_TYPE if options.AUGMENT else None
+        self.is_random_crop = options.CROP_TYPE == "random"
+        self.is_random = self.is_random_crop or self._kind is not None
+
+    def frame(self, pixels: Pixels, draws: NDArray[np.int64] | None) -> Pixels:
+        """One image (H', W', C) cropped, resized: (H, W, C).  draws: (4,); None: CROP_POSITION."""
+        height, width = self._crop_size
+        top, left = self._place(pixels.shape[0] - height, pixels.shape[1] - width, draws)
+        return images.resize(pixels[top : top + height, left : left + width], self.size)
+
+    def augment(self, batch: Pixels, draws: NDArray[np.int64]) -> Pixels:
+        """Images (n, H, W, C), each flipped or turned as its draws (n, 4) say."""
+        if self._kind is None:
+            return batch
+        batch = batch.copy()
+        first, second = draws[:, 2] >> 31, draws[:, 3] >> 31  # fair coins
+        if self._kind == "rot90":
+            for turns in (1, 2, 3):
+                chosen = 2 * first + second == turns
+                batch[chosen] = np.rot90(batch[chosen], turns, axes=(1, 2))
+            return batch
+        if self._kind in ("horizontal_flip", "flip"):
+            batch[first == 1] = batch[first == 1, :, ::-1]
+        if self._kind in ("vertical_flip", "flip"):
+            batch[second == 1] = batch[second == 1, ::-1]
+        return batch
+
+    def _place(self, high: int, wide: int, draws: NDArray[np.int64] | None) -> tuple[int, int]:
+        """Top and left of the crop, when `high` and `wide` pixels are left over."""
+        if min(high, wide) < 0:
+            raise ValueError(f"is smaller than the crop of {self._crop_size} (height, width)")
+        if self.is_random_crop and draws is not None:
+            return int(draws[0]) * (high + 1) >> 32, int(draws[1]) * (wide + 1) >> 32
+        if self._corner is None:
+            return high // 2, wide // 2
+        return int(self._corner[0] * high), int(self._corner[1] * wide)
 
 
 class MemoryStore:

@@ -1,13 +1,9 @@
-"""Images as arrays (H, W, C), uint8 or float32 in [0, 1]: decoded, encoded, cropped, augmented.
+"""Images as arrays (H, W, C), uint8 or float32 in [0, 1]: decoded, encoded, resized.
 
 Reading is strict: what cannot become exactly such an array (16 bit, alpha, animation, CMYK, damage)
 is a ValueError with the reason, never a silently different picture. Pixels are taken as they are
 stored (no EXIF rotation, no colour profiles); palettes become RGB and bilevel images grey, which
 loses nothing.
-
-Preprocessing crops CROP_SIZE (null: INPUT_IMAGE_SIZE), resizes to INPUT_IMAGE_SIZE where that
-differs (bicubic; shrinking widens the filter, so nothing aliases), then flips or turns. Chance
-comes as random words, drawn by position in the endless order (dataset.py).
 """
 
 import io
@@ -19,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from ddpm.config import Preprocessing
-
 MAX_PIXELS = 1 << 26
+MAX_LABEL = 1_000_000
 NPY_MAGIC = b"\x93NUMPY"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_BIT_DEPTH = 24  # the byte of a PNG file that says it
@@ -32,14 +27,6 @@ _READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-
-_CORNERS = {
-    "top_left": (0.0, 0.0),
-    "top_right": (0.0, 1.0),
-    "bottom_left": (1.0, 0.0),
-    "bottom_right": (1.0, 1.0),
-}
-NUM_DRAWS = 4  # random words of an image: crop, vertical and horizontal; two for the augmentation
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
@@ -210,53 +197,3 @@ def _to_pillow(pixels: Pixels) -> Image.Image:
     return Image.fromarray(
         np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     )
-
-
-class Preprocessor:
-    """DATASET.PREPROCESSING: crop, resize, flip or turn.
-
-    size: (H, W) of the result.  is_random: something depends on the random words.  is_random_crop:
-    the crop does.
-    """
-
-    def __init__(self, options: Preprocessing, size: tuple[int, int]) -> None:
-        crop = options.CROP_SIZE
-        self.size = size
-        self._crop_size = size if crop is None else (crop, crop)
-        self._corner = _CORNERS.get(options.CROP_POSITION)
-        self._kind = options.AUGMENT_TYPE if options.AUGMENT else None
-        self.is_random_crop = options.CROP_TYPE == "random"
-        self.is_random = self.is_random_crop or self._kind is not None
-
-    def frame(self, pixels: Pixels, draws: NDArray[np.int64] | None) -> Pixels:
-        """One image (H', W', C) cropped, resized: (H, W, C).  draws: (4,); None: CROP_POSITION."""
-        height, width = self._crop_size
-        top, left = self._place(pixels.shape[0] - height, pixels.shape[1] - width, draws)
-        return resize(pixels[top : top + height, left : left + width], self.size)
-
-    def augment(self, batch: Pixels, draws: NDArray[np.int64]) -> Pixels:
-        """Images (n, H, W, C), each flipped or turned as its draws (n, 4) say."""
-        if self._kind is None:
-            return batch
-        batch = batch.copy()
-        first, second = draws[:, 2] >> 31, draws[:, 3] >> 31  # fair coins
-        if self._kind == "rot90":
-            for turns in (1, 2, 3):
-                chosen = 2 * first + second == turns
-                batch[chosen] = np.rot90(batch[chosen], turns, axes=(1, 2))
-            return batch
-        if self._kind in ("horizontal_flip", "flip"):
-            batch[first == 1] = batch[first == 1, :, ::-1]
-        if self._kind in ("vertical_flip", "flip"):
-            batch[second == 1] = batch[second == 1, ::-1]
-        return batch
-
-    def _place(self, high: int, wide: int, draws: NDArray[np.int64] | None) -> tuple[int, int]:
-        """Top and left of the crop, when `high` and `wide` pixels are left over."""
-        if min(high, wide) < 0:
-            raise ValueError(f"is smaller than the crop of {self._crop_size} (height, width)")
-        if self.is_random_crop and draws is not None:
-            return int(draws[0]) * (high + 1) >> 32, int(draws[1]) * (wide + 1) >> 32
-        if self._corner is None:
-            return high // 2, wide // 2
-        return int(self._corner[0] * high), int(self._corner[1] * wide)

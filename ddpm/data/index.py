@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.data.scan import Sample, Scan, limited, scan_tar
+from ddpm.data.scan import Sample, Scan, scan_tar
 from ddpm.errors import InputError, as_typed
 from ddpm.runs import ImageBar, storage
 
@@ -268,7 +268,7 @@ def scan_folder(folder: Path, *, progress: bool = False) -> tuple[list[Path], li
                 scans.append(scan_tar(stream, str(path)))
             bar.advance(len(scans[-1].samples))
     if problems := [problem for found in scans for problem in found.problems]:
-        raise InputError(limited(problems))
+        raise InputError(problems)
     return paths, scans
 
 

@@ -11,7 +11,7 @@ import json
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import BinaryIO, NamedTuple, NoReturn
@@ -21,8 +21,6 @@ from ddpm.data import images
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "npy")
 LABEL_EXTENSIONS = ("cls", "json")
 MAX_MEMBER_BYTES = 1 << 28
-MAX_LABEL = 1_000_000
-MAX_PROBLEMS = 200
 _MAX_LABEL_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9_./-]+")
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
@@ -111,13 +109,6 @@ def scan_tar(stream: BinaryIO, name: str) -> Scan:
     stream.seek(0)
     sha256 = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
     return Scan(samples=samples, size=stream.tell(), sha256=sha256, problems=problems)
-
-
-def limited(problems: Sequence[str]) -> list[str]:
-    """The first of many problems, and how many there are."""
-    shown = list(problems[:MAX_PROBLEMS])
-    more = len(problems) - len(shown)
-    return [*shown, f"... and {more} problems more"] if more else shown
 
 
 def _members(stream: BinaryIO, note: Callable[[object], None]) -> Iterator[_Member]:
@@ -262,6 +253,6 @@ def _label(extension: str, data: bytes) -> int | None:
         label = content.get("label") if isinstance(content, dict) else None
     if label is None:
         return None
-    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label <= MAX_LABEL:
-        raise ValueError(f"label {label!r} is not a whole number from 0 to {MAX_LABEL}")
+    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label <= images.MAX_LABEL:
+        raise ValueError(f"label {label!r} is not a whole number from 0 to {images.MAX_LABEL}")
     return label

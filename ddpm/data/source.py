@@ -1,4 +1,4 @@
-"""Source of images: the class that every kind implements, and the identity of its files."""
+"""Source of images: the class of every kind, arrays checked as one, the identity of files."""
 
 import hashlib
 import json
@@ -11,10 +11,17 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.data.images import MAX_LABEL
+from ddpm.errors import InputError
+
 DIGITS = "digits"
 # Sources up to this size are identified by their content, larger ones by names, sizes and times.
 _HASHED_BYTES = 1 << 28
 _HASHED_FILES = 1000
+
+
+Shape = tuple[int, ...]
+_IMAGES, _LABELS = 0, 1
 
 
 class ImageSequence(Protocol):
@@ -66,6 +73,142 @@ class Source(ABC):
     @abstractmethod
     def load(self, *, progress: bool = False) -> Loaded:
         """The images and labels. Raises InputError with every problem in them."""
+
+
+class ArraySource(Source):
+    """Arrays: images (N, H, W[, C]) uint8 or float in [0, 1], labels (N,) whole numbers or None."""
+
+    takes = "arrays"
+
+    def __init__(
+        self,
+        images: NDArray,
+        labels: NDArray | None = None,
+        *,
+        class_names: Sequence[str] | None = None,
+        name: str = "arrays",
+    ) -> None:
+        self.name, self.has_labels = name, labels is not None
+        self.class_names = tuple(class_names) if class_names and self.has_labels else None
+        self._arrays = [np.asarray(a) for a in (images, labels) if a is not None]
+        self._take(*((array.shape, array.dtype) for array in self._arrays))
+
+    @classmethod
+    def opened(cls, source: str, label_key: str | None) -> Source | None:
+        return None  # has no path
+
+    def identity(self) -> str:
+        digest = hashlib.sha256()
+        for array in self._arrays:
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def labels(self) -> NDArray[np.int64] | None:
+        if not self.has_labels:
+            return None
+        labels = self._read(_LABELS).reshape(-1)
+        self._refuse(_label_problems(labels))
+        return labels.astype(np.int64)
+
+    def load(self, *, progress: bool = False) -> Loaded:
+        arrays: list[NDArray] = []
+        broken: list[str] = []
+        for part in (_IMAGES, _LABELS)[: 1 + self.has_labels]:
+            try:
+                arrays.append(self._read(part))
+            except InputError as error:
+                broken += error.problems
+        if broken:
+            raise InputError(broken)
+        images, labels = arrays[0], arrays[1].reshape(-1) if self.has_labels else None
+        problems = [] if images.dtype == np.uint8 else _float_problems(images)
+        self._refuse(problems + ([] if labels is None else _label_problems(labels)))
+        if images.ndim == 3:
+            images = images[..., None]  # (N, H, W, 1)
+        pixels = images if images.dtype == np.uint8 else _Floats(images)
+        return Loaded(images=pixels, labels=None if labels is None else labels.astype(np.int64))
+
+    def _read(self, part: int) -> NDArray:
+        """The images or the labels, as they are. Raises InputError."""
+        return self._arrays[part]
+
+    def _take(self, images: tuple[Shape, np.dtype], *labels: tuple[Shape, np.dtype]) -> None:
+        """Takes the shape from what headers promise. Raises InputError when that cannot be."""
+        problems = [f"images {problem}" for problem in _image_problems(*images)]
+        for promised in labels:
+            found = _label_shape_problems(*promised, count=images[0][0] if images[0] else 0)
+            problems += [f"labels {problem}" for problem in found]
+        self._refuse(problems)
+        count, height, width, channels = (*images[0], 1)[:4]
+        self.num_samples, self.image_shape = count, (channels, height, width)
+
+    def _refuse(self, problems: Sequence[str]) -> None:
+        if problems:
+            raise InputError([f"{self.name}: {problem}" for problem in problems])
+
+
+class _Floats:
+    """Float images, each made float32 as it is taken."""
+
+    def __init__(self, images: NDArray) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, number: int) -> NDArray[np.float32]:
+        return np.asarray(self._images[number], np.float32)
+
+
+def _image_problems(shape: Shape, dtype: np.dtype) -> list[str]:
+    """Reasons why an array cannot be images (N, H, W[, C])."""
+    problems = []
+    if len(shape) not in (3, 4) or 0 in shape:
+        problems.append(f"have shape {shape}; give (N, H, W) or (N, H, W, C)")
+    if dtype != np.uint8 and dtype.kind != "f":
+        problems.append(f"are {dtype}; give uint8, or floats in [0, 1]")
+    return problems
+
+
+def _label_shape_problems(shape: Shape, dtype: np.dtype, *, count: int) -> list[str]:
+    """Reasons why an array cannot be the labels of `count` images."""
+    problems = []
+    if shape not in ((count,), (count, 1)):
+        problems.append(f"have shape {shape}; give one label an image, ({count},)")
+    if dtype.kind not in "iu":
+        problems.append(f"are {dtype}; give whole numbers from 0")
+    return problems
+
+
+def _label_problems(labels: NDArray) -> list[str]:
+    """Labels that are no class numbers."""
+    problems = []
+    for wrong, what in ((labels < 0, "below 0"), (labels > MAX_LABEL, f"above {MAX_LABEL}")):
+        if count := int(wrong.sum()):
+            first = int(wrong.argmax())
+            problems.append(
+                f"{count} labels are {what}, the first is {labels[first]} of image {first}"
+            )
+    return problems
+
+
+def _float_problems(images: NDArray) -> list[str]:
+    """Images with values outside [0, 1], read piece by piece."""
+    wrong: list[int] = []
+    step = max(1, (1 << 22) // max(1, images[0].size))
+    for start in range(0, len(images), step):
+        piece = images[start : start + step].reshape(len(images[start : start + step]), -1)
+        with np.errstate(invalid="ignore"):
+            is_wrong = ~((piece.min(axis=1) >= 0) & (piece.max(axis=1) <= 1))  # NaN is wrong too
+        wrong += (start + np.flatnonzero(is_wrong)).tolist()
+    if not wrong:
+        return []
+    low, high = float(images[wrong[0]].min()), float(images[wrong[0]].max())
+    return [
+        f"{len(wrong)} float images have values outside [0, 1], the first is image {wrong[0]} "
+        f"with {low:g} to {high:g}; scale them, or give uint8"
+    ]
 
 
 def files_identity(paths: Sequence[Path], root: Path | None = None) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ddpm import config as configuration
 from ddpm.config import Config
-from ddpm.data import INDEX_FILE, Dataset, Source, open_index, open_source, packing, scan_folder
+from ddpm.data import INDEX_FILE, Dataset, Source, open_index, open_source, preparing, scan_folder
 from ddpm.diffusion import Stream, philox
 from ddpm.distributed import ALONE, Group
 from ddpm.errors import InputError
@@ -119,7 +119,7 @@ def real_data(config: Config, data_dir: Path | None, cache: Path | None = None) 
 
     cache: where computed things are kept; None is OUTPUT_DIR/metrics. Packs what is not packed yet.
     """
-    folder = data_dir if data_dir is not None else packing.prepare(config).folder
+    folder = data_dir if data_dir is not None else preparing.prepare(config).folder
     return as_real_data(config, open_data(config, folder), cache)
 
 
@@ -180,10 +180,10 @@ def describe_without_reading(named: str | Path) -> tuple[str, bool]:
     is_run = (path / CONFIG_FILE).is_file()
     if is_run or path.suffix in (".yaml", ".yml"):
         config = load_run(path) if is_run else load_file(path)
-        if problems := packing.source_problems(config):
+        if problems := preparing.source_problems(config):
             raise InputError(problems)
         return config.DATASET.NAME, config.DATASET.LABEL_KEY is not None
-    if not packing.is_shards(path):
+    if not preparing.is_shards(path):
         return _name_of(str(named)), open_with_labels(str(named)).has_labels
     if (path / INDEX_FILE).exists():
         return _name_of(str(named)), open_index(path).num_classes is not None
@@ -193,8 +193,8 @@ def describe_without_reading(named: str | Path) -> tuple[str, bool]:
 
 def _described(against: str) -> tuple[Config, Path]:
     """The configuration of data that came without one, and its shards."""
-    if packing.is_shards(against):
-        index = packing.refresh(Path(against))
+    if preparing.is_shards(against):
+        index = preparing.refresh(Path(against))
         channels, size, has_labels = index.channels, index.smallest_size, index.num_classes
     else:
         source = open_with_labels(against)
@@ -212,7 +212,7 @@ def _described(against: str) -> tuple[Config, Path]:
         "TRAINING": {"INPUT_IMAGE_CHANNEL": channels, "INPUT_IMAGE_SIZE": list(size)},
     }
     config = configuration.from_dict(plain, source=f"--against {against}")
-    index = packing.prepare(config)
+    index = preparing.prepare(config)
     if index.image_shape is None:
         raise InputError(
             f"--against {against}: its images vary in size; name a YAML instead, whose "

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ddpm.config import DatasetSection
-from ddpm.data import Dataset, ImageSequence, Loaded, Source, open_npz, open_source, packing
+from ddpm.data import Dataset, ImageSequence, Loaded, Source, open_npz, open_source, preparing
 from ddpm.distributed import ALONE, Group
 from ddpm.errors import InputError
 from ddpm.metrics.features import Pixels
@@ -158,8 +158,8 @@ def read_samples(path: Path, real: RealData, *, is_checked: bool = False) -> Sam
     is_checked: another process has read every image of them, so their shapes are known.
     """
     images: ImageSequence
-    if packing.is_shards(path):
-        index = packing.refresh(path)
+    if preparing.is_shards(path):
+        index = preparing.refresh(path)
         if index.image_shape is None:
             raise InputError(f"{path}: its images vary in size; measured images have one size")
         options = DatasetSection(NAME="samples", PATH=str(path), LABEL_KEY=None)

@@ -22,7 +22,6 @@ from .layout import load_file as load_file
 from .layout import load_run as load_run
 from .layout import refuse_edited as refuse_edited
 from .logs import FAILED as FAILED
-from .logs import NewRows as NewRows
 from .logs import failure_recorded as failure_recorded
 from .machine import Began as Began
 from .machine import cost as cost
@@ -42,6 +41,7 @@ from .pictures import npz as npz
 from .pictures import png as png
 from .progress import LINE_EVERY_S as LINE_EVERY_S
 from .progress import ImageBar as ImageBar
+from .progress import NewRows as NewRows
 from .progress import Tail as Tail
 from .progress import duration as duration
 from .progress import shown as shown

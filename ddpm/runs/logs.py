@@ -31,28 +31,9 @@ _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 Row = dict[str, Any]
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a metrics.jsonl; a last line that a kill has cut is left out."""
-    return NewRows(path).read()
-
-
-class NewRows:
-    """The rows of a metrics.jsonl that another process writes, as they come."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._offset = path, 0
-
-    def read(self) -> list[Row]:
-        """Rows since the last call; from the first one when a resume has cut the file back."""
-        if not self._path.exists():
-            return []
-        if self._path.stat().st_size < self._offset:
-            self._offset = 0
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            whole, newline, _ = file.read().rpartition(b"\n")
-        self._offset += len(whole) + len(newline)
-        return [json.loads(line) for line in whole.splitlines()]
+def whole_rows(lines: bytes) -> list[Row]:
+    """The rows in the text of a metrics.jsonl; a last line that a kill has cut is left out."""
+    return [json.loads(line) for line in lines.rpartition(b"\n")[0].splitlines()]
 
 
 class MetricsLog:
@@ -64,7 +45,7 @@ class MetricsLog:
 
     def rows(self) -> list[Row]:
         """All rows, oldest first."""
-        return read_rows(self.path)
+        return whole_rows(self.path.read_bytes()) if self.path.exists() else []
 
     def rewind(self, step: int) -> int:
         """Drops the rows after `step` and what a kill has torn; the number of rows dropped.

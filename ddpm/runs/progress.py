@@ -4,6 +4,7 @@
 in any processes; ImageBar is for work that goes image by image.
 """
 
+import json
 import logging
 import threading
 import time
@@ -11,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from numpy.typing import NDArray
@@ -28,10 +28,27 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from ddpm.runs.logs import NewRows
-
 POLL_S = 0.5
 LINE_EVERY_S = 30.0
+
+
+class NewRows:
+    """The rows of a metrics.jsonl that another process writes, as they come."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """Rows since the last call; from the first one when a resume has cut the file back."""
+        if not self._path.exists():
+            return []
+        if self._path.stat().st_size < self._offset:
+            self._offset = 0
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._offset += len(whole) + len(newline)
+        return [json.loads(line) for line in whole.splitlines()]
 
 
 @dataclass
@@ -157,7 +174,7 @@ class _Speed(ProgressColumn):
 
 
 class ImageBar:
-    """`with ImageBar("packing", total) as bar: bar.advance(n)`."""
+    """`with ImageBar("packing", total, is_shown=True) as bar: bar.advance(n)`, on a terminal."""
 
     def __init__(self, what: str, total: int | None, *, is_shown: bool) -> None:
         console = Console(stderr=True)
@@ -179,12 +196,7 @@ class ImageBar:
         self._bars.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bars.stop()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ddpm import config as configuration
 from ddpm.config import Config
-from ddpm.data import Dataset, open_index, packing
+from ddpm.data import Dataset, open_index, preparing
 from ddpm.diffusion import NoiseSchedule, UNet, init_weights, name_of
 from ddpm.distributed import best_device
 from ddpm.errors import InputError
@@ -130,7 +130,7 @@ def open_data(config: Config, data_dir: Path) -> Dataset:
     fit.
     """
     index = open_index(data_dir)
-    problems = packing.check(config, index)
+    problems = preparing.check(config, index)
     if problems:
         raise InputError(problems)
     return Dataset(

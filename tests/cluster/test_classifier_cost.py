@@ -8,7 +8,7 @@ from ddpm import config as configuration
 from ddpm.cluster import cost
 from ddpm.cluster.workers import Workers
 from ddpm.config.schema import Config
-from ddpm.data import packing
+from ddpm.data import preparing
 from ddpm.metrics.reference import classifier_features, real_data
 from ddpm.runs import storage
 from tests.support.tree import ROOT
@@ -44,7 +44,7 @@ def test_it_costs_where_it_is_needed_and_asking_writes_nothing(tmp_path: Path) -
     at_the_end = digits(tmp_path, *UNCONDITIONAL)
     assert cost.classifier_s([config]) > 0 < cost.classifier_s([at_the_end])
     assert not list(tmp_path.iterdir())
-    packing.prepare(config, progress=False)
+    preparing.prepare(config, progress=False)
     before = sorted(tmp_path.rglob("*"))
     assert cost.classifier_s([config]) > 0
     assert sorted(tmp_path.rglob("*")) == before

@@ -103,7 +103,7 @@ def test_passes_are_those_that_the_run_makes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted, in a real run, by the network itself."""
-    from ddpm.data import packing
+    from ddpm.data import preparing
     from ddpm.diffusion.unet import UNet
     from ddpm.distributed import Group
     from ddpm.training import worker
@@ -124,7 +124,7 @@ def test_passes_are_those_that_the_run_makes(
         return forward(self, x, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(UNet, "forward", counted)
-    index = packing.prepare(cell, progress=False)
+    index = preparing.prepare(cell, progress=False)
     job = worker.Job(
         config=config.to_dict(cell),
         run_dir=str(tmp_path / "run"),

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpm.data import packing
+from ddpm.data import preparing
 from ddpm.data.dataset import Batch, Dataset
 from ddpm.data.index import Index, index_foreign, open_index
 from ddpm.diffusion import philox
@@ -52,10 +52,10 @@ def test_appended_shards_keep_the_old_split(tmp_path: Path) -> None:
     image = picture(np.zeros((4, 4), np.uint8))
     for number in range(3):
         foreign_shard(tmp_path, f"{number}", 50, number, image)
-    before = Dataset(packing.refresh(tmp_path), dataset_options(), (1, 4, 4), seed=0)
+    before = Dataset(preparing.refresh(tmp_path), dataset_options(), (1, 4, 4), seed=0)
     held = set(before.validation(1000).ids.tolist())
     foreign_shard(tmp_path, "3", 50, 3, image)
-    after = Dataset(packing.refresh(tmp_path), dataset_options(), (1, 4, 4), seed=0)
+    after = Dataset(preparing.refresh(tmp_path), dataset_options(), (1, 4, 4), seed=0)
     assert after.num_train + after.num_validation == 200
     assert {number for number in after.validation(1000).ids.tolist() if number < 150} == held
 

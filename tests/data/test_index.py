@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ddpm.data import packing
-from ddpm.data.arrays import ArraySource
+from ddpm.data import packing, preparing
 from ddpm.data.index import Index, open_index, verify_shards
+from ddpm.data.source import ArraySource
 from tests.support.shard_data import (
     COLOUR,
     LABELS,
@@ -102,9 +102,9 @@ def test_refresh_takes_new_foreign_shards_but_not_lost_packed_ones(
 ) -> None:
     folder = tmp_path / "foreign"
     sorted_shards(folder, "ab", 5)
-    assert packing.refresh(folder).num_samples == 10
+    assert preparing.refresh(folder).num_samples == 10
     sorted_shards(folder, "abc", 5)
-    assert packing.refresh(folder).num_samples == 15
+    assert preparing.refresh(folder).num_samples == 15
     assert len(list(folder.glob("samples-*.npy"))) == 1
     (packed.folder / packed.shards[0].name).unlink()
-    assert "missing" in problems_of(lambda: packing.refresh(packed.folder))[0]
+    assert "missing" in problems_of(lambda: preparing.refresh(packed.folder))[0]

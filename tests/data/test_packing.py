@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from ddpm.data import packing
-from ddpm.data.arrays import ArraySource
 from ddpm.data.index import open_index, verify_shards
+from ddpm.data.source import ArraySource
 from tests.support.shard_data import (
     COLOUR,
     GREY,
@@ -81,7 +81,7 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from ddpm.data import packing as shards
-from ddpm.data.arrays import ArraySource
+from ddpm.data.source import ArraySource
 
 class Slow(ArraySource):
     def load(self, *, progress=False):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddpm.data import packing
+from ddpm.data import packing, preparing
 from ddpm.data.index import open_index
 from tests.support.shard_data import (
     GREY,
@@ -40,14 +40,14 @@ def test_processes_that_start_together_pack_once(tmp_path: Path, digits: Path) -
     sha256, folder = answer.split()
     assert sha256 == open_index(digits).sha256
     assert [path.name for path in (tmp_path / "out/shards").iterdir()] == [Path(folder).name]
-    index = packing.prepare(make_config("digits", tmp_path / "out"), progress=False)
+    index = preparing.prepare(make_config("digits", tmp_path / "out"), progress=False)
     assert index.folder == Path(folder)
 
 
 def test_a_fitting_configuration_has_no_problems(digits: Path) -> None:
-    assert packing.check(make_config(digits), open_index(digits)) == []
+    assert preparing.check(make_config(digits), open_index(digits)) == []
     for path in (digits, "digits"):
-        assert packing.source_problems(make_config(path)) == []
+        assert preparing.source_problems(make_config(path)) == []
 
 
 @pytest.mark.parametrize(
@@ -64,15 +64,15 @@ def test_a_fitting_configuration_has_no_problems(digits: Path) -> None:
 )
 def test_data_that_does_not_fit(digits: Path, changes: dict[str, object], words: list[str]) -> None:
     index = open_index(digits)
-    (problem,) = packing.check(make_config(digits, **changes), index)
+    (problem,) = preparing.check(make_config(digits, **changes), index)
     assert problem.startswith(f"DATASET.PATH {digits}")
     assert all(word in problem for word in words), problem
-    assert problem in packing.source_problems(make_config(digits, **changes))
+    assert problem in preparing.source_problems(make_config(digits, **changes))
 
 
 def test_several_misfits_come_at_once(digits: Path) -> None:
     changes = {"TRAINING__INPUT_IMAGE_CHANNEL": 3, "TRAINING__INPUT_IMAGE_SIZE": 16}
-    found = packing.source_problems(make_config("digits", **changes))
+    found = preparing.source_problems(make_config("digits", **changes))
     assert len(found) == 2
 
 
@@ -80,7 +80,7 @@ def test_classes_without_labels_and_empty_splits(tmp_path: Path) -> None:
     pixels = np.zeros((3, 8, 8), np.uint8)
     np.savez(tmp_path / "in.npz", images=pixels)
     index = packing.pack(tmp_path / "in.npz", tmp_path / "out", label_key=None, progress=False)
-    (problem,) = packing.check(
+    (problem,) = preparing.check(
         make_config(tmp_path / "out", DATASET__VALIDATION_FRACTION=0.0), index
     )
     assert "no labels" in problem
@@ -88,40 +88,40 @@ def test_classes_without_labels_and_empty_splits(tmp_path: Path) -> None:
     draws = {0.001: "none falls to validation", 0.999: "all 3 samples fall to validation"}
     for fraction, words in draws.items():
         config = make_config(tmp_path / "out", DATASET__VALIDATION_FRACTION=fraction, **changes)
-        (problem,) = packing.check(config, index)
+        (problem,) = preparing.check(config, index)
         assert words in problem
 
 
 def test_source_problems_see_sources_without_packing(tmp_path: Path) -> None:
-    assert "does not exist" in packing.source_problems(make_config(tmp_path / "nothing"))[0]
+    assert "does not exist" in preparing.source_problems(make_config(tmp_path / "nothing"))[0]
     path = tmp_path / "in.npz"
     np.savez(path, images=np.zeros((9, 4, 4, 3), np.uint8), kind=np.zeros(9, int))
-    assert "'labels'" in packing.source_problems(make_config(path))[0]
-    found = packing.source_problems(make_config(path, DATASET__LABEL_KEY="kind"))
+    assert "'labels'" in preparing.source_problems(make_config(path))[0]
+    found = preparing.source_problems(make_config(path, DATASET__LABEL_KEY="kind"))
     assert len(found) == 2 and "3 channel" in found[0] and "4x4" in found[1]
     assert list(tmp_path.iterdir()) == [path]
     (tmp_path / "tars").mkdir()
     (tmp_path / "tars/a.tar.gz").touch()
     (tmp_path / "tars/b.tar").touch()
-    assert "compressed" in packing.source_problems(make_config(tmp_path / "tars"))[0]
+    assert "compressed" in preparing.source_problems(make_config(tmp_path / "tars"))[0]
 
 
 def test_labels_are_judged_before_anything_is_packed(tmp_path: Path) -> None:
     path = tmp_path / "in.npz"
     np.savez(path, images=GREY, labels=np.where(np.arange(40) == 7, 12, LABELS))
-    *_, problem = packing.source_problems(make_config(path))
+    *_, problem = preparing.source_problems(make_config(path))
     assert "outside 0..9" in problem and "12 of sample 7" in problem
     np.savez(path, images=GREY, labels=LABELS - 1)
-    assert "below 0" in "".join(packing.source_problems(make_config(path)))
-    (problem,) = packing.source_problems(make_config("digits", TRAINING__NETWORK__NUM_CLASSES=3))
+    assert "below 0" in "".join(preparing.source_problems(make_config(path)))
+    (problem,) = preparing.source_problems(make_config("digits", TRAINING__NETWORK__NUM_CLASSES=3))
     assert "outside 0..2" in problem
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_prepare_uses_shards_where_they_lie(tmp_path: Path, digits: Path) -> None:
-    assert packing.prepare(make_config(digits, tmp_path / "out")).folder == digits
+    assert preparing.prepare(make_config(digits, tmp_path / "out")).folder == digits
     sorted_shards(tmp_path / "foreign", "ab", 4)
-    index = packing.prepare(make_config(tmp_path / "foreign", tmp_path / "out"), progress=False)
+    index = preparing.prepare(make_config(tmp_path / "foreign", tmp_path / "out"), progress=False)
     assert index.folder == tmp_path / "foreign" and index.num_samples == 8
     assert not (tmp_path / "out").exists()
 
@@ -130,14 +130,14 @@ def test_prepare_packs_anew_when_the_source_changes(tmp_path: Path) -> None:
     path = tmp_path / "in.npz"
     np.savez(path, images=GREY, labels=LABELS)
     config = make_config(path, tmp_path / "out")
-    first = packing.prepare(config, progress=False)
+    first = preparing.prepare(config, progress=False)
     assert first.folder.parent == tmp_path / "out/shards"
-    assert packing.prepare(config, progress=False).folder == first.folder
+    assert preparing.prepare(config, progress=False).folder == first.folder
     np.savez(path, images=255 - GREY, labels=LABELS)
-    second = packing.prepare(config, progress=False)
+    second = preparing.prepare(config, progress=False)
     assert second.folder != first.folder and second.sha256 != first.sha256
     unlabelled = make_config(path, tmp_path / "out", DATASET__LABEL_KEY=None, **NO_CLASSES)
-    assert packing.prepare(unlabelled, progress=False).num_classes is None
+    assert preparing.prepare(unlabelled, progress=False).num_classes is None
 
 
 NO_CLASSES: dict[str, object] = {"TRAINING__NETWORK__NUM_CLASSES": None}
@@ -146,7 +146,7 @@ NO_CLASSES: dict[str, object] = {"TRAINING__NETWORK__NUM_CLASSES": None}
 def test_prepare_leaves_nothing_of_a_bad_source(tmp_path: Path) -> None:
     path = tmp_path / "in.npz"
     np.savez(path, images=GREY, labels=LABELS - 1)
-    problems_of(lambda: packing.prepare(make_config(path, tmp_path / "a/out"), progress=False))
+    problems_of(lambda: preparing.prepare(make_config(path, tmp_path / "a/out"), progress=False))
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ddpm.data import packing
-from ddpm.data.arrays import ArraySource
 from ddpm.data.index import open_index
+from ddpm.data.source import ArraySource
 from tests.support.shard_data import (
     COLOUR,
     GREY,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm.config.identity import load
+from ddpm.config.loading import load
 from ddpm.diffusion.schedule import SCHEDULES, NoiseSchedule
 from ddpm.errors import run_main
 from ddpm.sampling.loading import open_data

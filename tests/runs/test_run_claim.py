@@ -18,7 +18,7 @@ import pytest
 from ddpm import config as configuration
 from ddpm.cluster import open_sweep
 from ddpm.cluster.run_trial import run_trial
-from ddpm.data import packing
+from ddpm.data import preparing
 from ddpm.errors import LockedError
 from ddpm.runs import layout, storage
 from ddpm.runs.directory import RunDirectory, claimed
@@ -89,7 +89,7 @@ def training(out: Path, *more: str) -> list[str | Path]:
         *more,
     ]
     file = ROOT / "configs" / "digits.yaml"
-    packing.prepare(configuration.load(file, settings))
+    preparing.prepare(configuration.load(file, settings))
     return [file, *settings]
 
 
@@ -237,7 +237,7 @@ def test_what_others_made_before_a_sweep_had_its_lock_is_found(
     grid = "TRAINING.PRED_TYPE: [noise, image]"
     file.write_text(f"BASE: {ROOT / 'configs' / 'digits.yaml'}\nGRID: {{{grid}}}\n")
     sweep = load_sweep(file, [f"TRAINING.OUTPUT_DIR={tmp_path / 'out'}"])
-    data = open_data(sweep.base, packing.prepare(sweep.base).folder).sha256
+    data = open_data(sweep.base, preparing.prepare(sweep.base).folder).sha256
     config, other = (planned.config for planned in sweep.trials)
     made = []
 

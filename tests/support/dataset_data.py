@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ddpm.config import schema
 from ddpm.data import packing
-from ddpm.data.arrays import ArraySource
 from ddpm.data.dataset import Dataset
 from ddpm.data.index import Index
 from ddpm.data.order import Order, is_validation
+from ddpm.data.source import ArraySource
 from ddpm.diffusion import philox
 from ddpm.diffusion.philox import Stream
 from tests.support.shard_data import write_tar

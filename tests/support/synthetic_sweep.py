@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm.config.identity import from_dict, to_yaml
+from ddpm.config.identity import to_yaml
+from ddpm.config.loading import from_dict
 from ddpm.metrics.intervals import Interval
 from ddpm.metrics.quality import (
     Quality,

@@ -15,7 +15,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from ddpm.config.identity import from_dict, to_yaml
+from ddpm.config.identity import to_yaml
+from ddpm.config.loading import from_dict
 from ddpm.data.dataset import Batch, Dataset
 from ddpm.diffusion import philox
 from ddpm.diffusion.philox import Stream

@@ -1,0 +1,184 @@
+"""Preparation of DATASET.PATH: its shards, packed or indexed where needed, checked against a config.
+
+Shards are used where they lie (foreign ones are indexed in place); any other source is packed once
+into OUTPUT_DIR/shards/{digest of source and options}. Checks need no torch, webdataset or
+scikit-learn.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpm.config import Config, image_shape
+from ddpm.data.index import INDEX_FILE, Index, index_foreign, is_packed, open_index, shard_paths
+from ddpm.data.packing import pack, plan_packing
+from ddpm.data.source import DIGITS, Source
+from ddpm.data.sources import open_source
+from ddpm.errors import InputError
+
+# From so many expected samples on, a side of the split is empty with a chance below 1e-27.
+_SURELY_FILLED = 64
+
+
+def prepare(config: Config, *, progress: bool = True) -> Index:
+    """The index of the data that DATASET.PATH names, packed or indexed now if it never was.
+
+    Several processes may call it at once: one packs, the others wait. Raises InputError.
+    """
+    path = config.DATASET.PATH
+    if is_shards(path):
+        folder = Path(path)
+        has_index = (folder / INDEX_FILE).exists()
+        return open_index(folder) if has_index else index_foreign(folder, progress=progress)
+    source, folder = _place(config)
+    return pack(source, folder, progress=progress)
+
+
+def found(config: Config) -> Index | None:
+    """The index that prepare() would give; None where it has still to be made. Writes nothing."""
+    path = config.DATASET.PATH
+    folder = Path(path) if is_shards(path) else _place(config)[1]
+    return open_index(folder) if (folder / INDEX_FILE).exists() else None
+
+
+def _place(config: Config) -> tuple[Source, Path]:
+    """The source that DATASET.PATH names, and the folder that it is packed into."""
+    source = open_source(config.DATASET.PATH, config.DATASET.LABEL_KEY)
+    plan = plan_packing(source, name=None, samples_per_shard=None, seed=0)
+    return source, Path(config.TRAINING.OUTPUT_DIR) / "shards" / plan.recipe[:16]
+
+
+def refresh(folder: Path, *, progress: bool = True) -> Index:
+    """The index of a folder of shards; that of foreign ones is made anew when shards came or went.
+
+    Raises InputError where shards that we packed are not as they were.
+    """
+    if not (folder / INDEX_FILE).exists():
+        return index_foreign(folder, progress=progress)
+    try:
+        return open_index(folder)
+    except InputError:
+        if is_packed(folder):
+            raise
+        return index_foreign(folder, progress=progress)
+
+
+def is_shards(path: str | Path) -> bool:
+    """Whether a path is a folder of shards, indexed or not, rather than a source to pack."""
+    folder = Path(path)
+    if str(path) == DIGITS or not folder.is_dir():
+        return False
+    return (folder / INDEX_FILE).exists() or any(folder.glob("*.tar"))
+
+
+def check(config: Config, index: Index) -> list[str]:
+    """Problems of training on the data with this configuration, one line each."""
+    problems = [
+        *_shape_problems(config, index.channels, index.smallest_size),
+        *_class_problems(config, index.num_classes is not None),
+        *_label_problems(config, index.labels),
+        *_split_problems(config, index.num_samples),
+    ]
+    return [f"DATASET.PATH {index.folder}: {problem}" for problem in problems]
+
+
+def source_problems(config: Config) -> list[str]:
+    """Problems of the data that names, headers and sizes show; writes nothing."""
+    path = config.DATASET.PATH
+    try:
+        if not is_shards(path):
+            return _unpacked_problems(config, open_source(path, config.DATASET.LABEL_KEY))
+        if (Path(path) / INDEX_FILE).exists():
+            return check(config, open_index(path))
+        shard_paths(Path(path))
+        return []
+    except InputError as error:
+        return [f"DATASET.PATH: {problem}" for problem in error.problems]
+    except PermissionError as error:
+        return [f"DATASET.PATH: {error.filename} may not be read by you; ask its owner to share it"]
+
+
+def _unpacked_problems(config: Config, source: Source) -> list[str]:
+    problems = [
+        *_class_problems(config, source.has_labels),
+        *_split_problems(config, source.num_samples),
+    ]
+    if source.image_shape is not None:
+        channels, *size = source.image_shape
+        problems += _shape_problems(config, channels, (size[0], size[1]))
+    unreadable: tuple[str, ...] = ()
+    # Names bound the class numbers, which spares scikit-learn's digits their import.
+    classes = config.TRAINING.NETWORK.NUM_CLASSES
+    if classes is not None and len(source.class_names or ()) not in range(1, classes + 1):
+        try:
+            problems += _label_problems(config, source.labels())
+        except InputError as error:
+            unreadable = error.problems
+    return [
+        *(f"DATASET.PATH {source.name}: {problem}" for problem in problems),
+        *(f"DATASET.PATH: {problem}" for problem in unreadable),
+    ]
+
+
+def _shape_problems(config: Config, channels: int, smallest: tuple[int, int]) -> Iterator[str]:
+    """smallest: the least height and the least width of the images."""
+    own, height, width = image_shape(config)
+    if channels != own:
+        yield (
+            f"images have {channels} channel(s) but TRAINING.INPUT_IMAGE_CHANNEL is {own}; "
+            f"give {channels}"
+        )
+    crop = config.DATASET.PREPROCESSING.CROP_SIZE
+    crop_size = (height, width) if crop is None else (crop, crop)
+    if smallest[0] < crop_size[0] or smallest[1] < crop_size[1]:
+        key = "TRAINING.INPUT_IMAGE_SIZE" if crop is None else "DATASET.PREPROCESSING.CROP_SIZE"
+        yield (
+            f"images have only {smallest[0]}x{smallest[1]} pixels but {key} crops "
+            f"{crop_size[0]}x{crop_size[1]}; give a CROP_SIZE of at most {min(smallest)}, "
+            "what is cropped is resized to INPUT_IMAGE_SIZE"
+        )
+
+
+def _class_problems(config: Config, has_labels: bool) -> Iterator[str]:
+    classes = config.TRAINING.NETWORK.NUM_CLASSES
+    if classes is not None and not has_labels:
+        yield (
+            f"has no labels but TRAINING.NETWORK.NUM_CLASSES is {classes}; "
+            "give labelled data, or null for an unconditional network"
+        )
+
+
+def _label_problems(config: Config, labels: NDArray[np.int64] | None) -> Iterator[str]:
+    """Labels that are no class of the network."""
+    classes = config.TRAINING.NETWORK.NUM_CLASSES
+    if classes is None or labels is None:
+        return
+    beyond = np.flatnonzero(labels >= classes)
+    if len(beyond):
+        yield (
+            f"{len(beyond)} label(s) are outside 0..{classes - 1}, the first is "
+            f"{labels[beyond[0]]} of sample {beyond[0]}, but TRAINING.NETWORK.NUM_CLASSES is "
+            f"{classes}; give at least {int(labels.max()) + 1}"
+        )
+
+
+def _split_problems(config: Config, num_samples: int) -> Iterator[str]:
+    fraction = config.DATASET.VALIDATION_FRACTION
+    if num_samples * min(fraction, 1.0 - fraction) >= _SURELY_FILLED:
+        return
+    # Only data this small needs the split itself, and torch for it.
+    from ddpm.data.order import is_validation
+
+    count = int(is_validation(num_samples, fraction).sum())
+    if count == 0 and fraction > 0:
+        yield (
+            f"of {num_samples} samples none falls to validation with "
+            f"DATASET.VALIDATION_FRACTION {fraction}; give a larger share, 0, or more data"
+        )
+    if count == num_samples:
+        yield (
+            f"all {num_samples} samples fall to validation with DATASET.VALIDATION_FRACTION "
+            f"{fraction}; give a smaller share or more data"
+        )
