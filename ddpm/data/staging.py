@@ -69,7 +69,8 @@ def copied(
         folder = root / index.sha256[:16]
         with _lock(folder.with_suffix(".lock"), should_stop):
             try:
-                storage.call(folder, _make_private, folder)
+                with storage.explained(folder):
+                    _make_private(folder)
                 storage.clean_temporaries(folder)
                 _copy_missing(index, folder, should_stop)
             except StorageError:

@@ -22,7 +22,10 @@ from .layout import load_file as load_file
 from .layout import load_run as load_run
 from .layout import refuse_edited as refuse_edited
 from .logs import FAILED as FAILED
+from .logs import Patience as Patience
+from .logs import best_step as best_step
 from .logs import failure_recorded as failure_recorded
+from .logs import judge as judge
 from .machine import Began as Began
 from .machine import cost as cost
 from .machine import gpu_share as gpu_share
@@ -31,9 +34,6 @@ from .machine import peak_bytes as peak_bytes
 from .machine import read_memory_rows as read_memory_rows
 from .machine import reset_peak as reset_peak
 from .machine import watts as watts
-from .patience import Patience as Patience
-from .patience import best_step as best_step
-from .patience import judge as judge
 from .pictures import columns_by_class as columns_by_class
 from .pictures import gif as gif
 from .pictures import grid as grid

@@ -17,9 +17,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,11 +130,14 @@ def save(
             _set_aside(folder, error)
     size = sum(tensor.nbytes for part in tensors.values() for tensor in part.values())
     storage.require_space(folder.parent, size + (1 << 20))
-    writers: dict[str, storage.Writer] = {
-        f"{name}{TENSORS}": partial(_write_tensors, part) for name, part in tensors.items()
-    }
-    writers[STATE] = partial(_write_state, state)
-    storage.write_files(folder, writers, seal=partial(_seal, manifest, state["step"]))
+    with storage.new_folder(folder) as write:
+        files = {
+            name: {"sha256": written.sha256, "bytes": written.size}
+            for name, data in _contents(tensors, state)
+            for written in [write(name, data)]
+        }
+        facts = {**manifest, "format": FORMAT, "step": state["step"], "files": files}
+        write(MANIFEST, encode(facts))
 
 
 def verify_checkpoint(folder: Path) -> dict[str, Any]:
@@ -220,22 +222,16 @@ def _set_aside(folder: Path, error: DamagedCheckpoint) -> None:
     storage.rename(folder, target)
 
 
-def _write_tensors(tensors: Mapping[str, "Tensor"], sink: storage.Sink) -> None:
+def _contents(
+    tensors: Mapping[str, Mapping[str, "Tensor"]], state: Mapping[str, Any]
+) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of every file but the manifest, one in memory at a time."""
     import safetensors.torch
 
-    contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    sink.write(safetensors.torch.save(contiguous))
-
-
-def _write_state(state: Mapping[str, Any], sink: storage.Sink) -> None:
-    sink.write(json.dumps(state, indent=2, allow_nan=False).encode())
-
-
-def _seal(
-    extra: Mapping[str, Any], step: int, written: Mapping[str, storage.Written]
-) -> tuple[str, bytes]:
-    files = {name: {"sha256": file.sha256, "bytes": file.size} for name, file in written.items()}
-    return MANIFEST, encode({**extra, "format": FORMAT, "step": step, "files": files})
+    for name, part in tensors.items():
+        contiguous = {key: tensor.detach().contiguous().cpu() for key, tensor in part.items()}
+        yield f"{name}{TENSORS}", safetensors.torch.save(contiguous)
+    yield STATE, json.dumps(state, indent=2, allow_nan=False).encode()
 
 
 def _read(folder: Path, name: str, manifest: Mapping[str, Any]) -> bytes:

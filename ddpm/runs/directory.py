@@ -31,9 +31,8 @@ from ddpm.errors import InputError, LockedError
 from ddpm.runs import averages, checkpoint, layout, logs, pictures, provenance, storage
 from ddpm.runs.checkpoint import Checkpoint
 from ddpm.runs.layout import CONFIG, DONE, LOCK, MEMORY, PROVENANCE, STOP
-from ddpm.runs.logs import MetricsLog, Row, without_nan
+from ddpm.runs.logs import MetricsLog, Row, best_step, without_nan
 from ddpm.runs.machine import MemoryLog
-from ddpm.runs.patience import best_step
 from ddpm.runs.storage import Sign
 
 _POLL_S = 0.05

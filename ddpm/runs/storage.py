@@ -31,12 +31,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from ddpm.errors import LockedError, StorageError
-
-Result = TypeVar("Result")
-Arguments = ParamSpec("Arguments")
 
 _BUFFER = 1 << 20
 _LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{8}\.(tmp|trash)")
@@ -74,33 +71,31 @@ class SystemCalls:
 system = SystemCalls()
 
 
-def call(
-    path: Path,
-    function: Callable[Arguments, Result],
-    *arguments: Arguments.args,
-    **keywords: Arguments.kwargs,
-) -> Result:
-    """function(...), its OSError turned into a StorageError about `path`."""
+@contextmanager
+def explained(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Turns an OSError of the block into the StorageError about `path`.
+
+    Passes on that something exists, or is locked, which is for the caller to answer.
+    """
     try:
-        return function(*arguments, **keywords)
+        yield
+    except (FileExistsError, BlockingIOError):
+        raise
     except OSError as error:
-        raise failure(path, error) from error
+        raise failure(path, error, needed) from error
 
 
 def failure(path: Path, error: OSError, needed: int | None = None) -> StorageError:
     """The StorageError for `error`: what was refused, the bytes needed and free, what to do."""
-    reason = error.strerror or str(error)
     advice = _ADVICE.get(error.errno or 0, f"check the disk or file system, {_RUN_AGAIN}")
-    return StorageError(_message(path, reason, needed, free_bytes(path), advice))
+    return _refusal(path, error.strerror or str(error), advice, needed)
 
 
 def require_space(folder: Path, needed: int) -> None:
     """Raises StorageError unless `needed` bytes are free where `folder` lies."""
     free = free_bytes(folder)
     if free is not None and free < needed:
-        raise StorageError(
-            _message(folder, "not enough space", needed, free, _ADVICE[errno.ENOSPC])
-        )
+        raise _refusal(folder, "not enough space", _ADVICE[errno.ENOSPC], needed)
 
 
 def free_bytes(path: Path) -> int | None:
@@ -112,11 +107,11 @@ def free_bytes(path: Path) -> int | None:
     return None
 
 
-def _message(path: Path, reason: str, needed: int | None, free: int | None, advice: str) -> str:
-    sizes = [f"{needed} bytes needed"] if needed is not None else []
-    sizes += [f"{free} bytes free"] if free is not None else []
-    detail = f" ({', '.join(sizes)})" if sizes else ""
-    return f"{path}: {reason}{detail}; {advice}"
+def _refusal(path: Path, reason: str, advice: str, needed: int | None) -> StorageError:
+    sizes = {"needed": needed, "free": free_bytes(path)}
+    known = [f"{size} bytes {what}" for what, size in sizes.items() if size is not None]
+    detail = f" ({', '.join(known)})" if known else ""
+    return StorageError(f"{path}: {reason}{detail}; {advice}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,22 +157,17 @@ Writer = Callable[[Sink], object]
 
 def write_file(path: Path, writer: Writer) -> Written:
     """Puts what `writer` gives its sink at `path`, in one step; the old file stays until then."""
-    temporary = _sibling(path, "tmp")
-    try:
-        written = _write_synced(temporary, writer, path)
-        call(path, system.rename, temporary, path)
-    except BaseException:
-        _remove_quietly(temporary)
-        raise
-    sync_folder(path.parent)
-    return written
+    with _named_last(path) as temporary:
+        return _write_synced(temporary, writer, path)
 
 
 def write_bytes(path: Path, data: bytes) -> Written:
+    """Puts `data` at `path`, in one step."""
     return write_file(path, lambda sink: sink.write(data))
 
 
 def write_text(path: Path, text: str) -> Written:
+    """Puts `text` at `path` as UTF-8, in one step."""
     return write_bytes(path, text.encode())
 
 
@@ -195,11 +185,10 @@ def create_json(path: Path, value: object) -> bool:
     data = (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
     try:
         _write_synced(temporary, lambda sink: sink.write(data), path)
-        system.link(temporary, path)
+        with explained(path):
+            system.link(temporary, path)
     except FileExistsError:
         return False
-    except OSError as error:
-        raise failure(path, error) from error
     finally:
         _remove_quietly(temporary)
     sync_folder(path.parent)
@@ -212,49 +201,49 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_files(
-    folder: Path,
-    writers: Mapping[str, Writer],
-    *,
-    seal: Callable[[Mapping[str, Written]], tuple[str, bytes]] | None = None,
-) -> dict[str, Written]:
-    """Makes a new folder with one file for each writer: there whole or not at all.
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Callable[[str, bytes], Written]]:
+    """Makes a folder of files: there whole, when the block ends, or not at all.
 
-    seal: given what was written, it returns the name and the content of one last file.
-    Raises FileExistsError if the folder has files already.
+    Yields the function that writes a file, given its name and content.  Raises FileExistsError if
+    the folder has files already.
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} exists; a finished folder is never overwritten")
-    temporary = _sibling(folder, "tmp")
-    try:
-        call(folder, system.mkdir, temporary, 0o700)
-        written = {
-            name: _write_synced(temporary / name, writer, folder / name)
-            for name, writer in writers.items()
-        }
-        if seal is not None:
-            name, content = seal(written)
-            written[name] = _write_synced(
-                temporary / name, lambda sink: sink.write(content), folder / name
-            )
+    with _named_last(folder) as temporary:
+        with explained(folder):
+            system.mkdir(temporary, 0o700)
+        yield lambda name, data: _write_synced(
+            temporary / name, lambda sink: sink.write(data), folder / name
+        )
         sync_folder(temporary)
-        call(folder, system.rename, temporary, folder)
+
+
+@contextmanager
+def _named_last(path: Path) -> Iterator[Path]:
+    """A temporary sibling, which gets the name `path`, durably, once the block has ended well."""
+    temporary = _sibling(path, "tmp")
+    try:
+        yield temporary
+        with explained(path):
+            system.rename(temporary, path)
     except BaseException:
         _remove_quietly(temporary)
         raise
-    sync_folder(folder.parent)
-    return written
+    sync_folder(path.parent)
 
 
 def append_line(path: Path, text: str) -> None:
     """Adds `text` and a newline to the file and syncs it; when that fails the old content stays."""
     is_new = not path.exists()
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-    descriptor = call(path, system.open, path, flags, 0o666)
+    with explained(path):
+        descriptor = system.open(path, flags, 0o666)
     size = os.fstat(descriptor).st_size
     try:
         _write_all(path, descriptor, memoryview(f"{text}\n".encode()))
-        call(path, system.fsync, descriptor)
+        with explained(path):
+            system.fsync(descriptor)
     except StorageError:
         with suppress(OSError):
             system.ftruncate(descriptor, size)
@@ -269,25 +258,17 @@ def make_folder(folder: Path, mode: int = 0o700) -> None:
     """Makes `folder` and its missing parents, by default for their owner alone, durably."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     for place in reversed(missing):
-        with suppress(FileExistsError):  # another process made it meanwhile
-            _make_one(place, mode)
+        with suppress(FileExistsError), explained(place):  # another process made it meanwhile
+            system.mkdir(place, mode)
         sync_folder(place.parent)
     if not folder.is_dir():
         raise StorageError(f"{folder} is a file where a folder is needed; choose another folder")
 
 
-def _make_one(folder: Path, mode: int) -> None:
-    try:
-        system.mkdir(folder, mode)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise failure(folder, error) from error
-
-
 def rename(source: Path, target: Path) -> None:
     """Gives a file or folder another name in the same folder, durably."""
-    call(source, system.rename, source, target)
+    with explained(source):
+        system.rename(source, target)
     sync_folder(target.parent)
 
 
@@ -310,16 +291,16 @@ def clean_temporaries(folder: Path) -> list[str]:
 
 def sync_folder(folder: Path) -> None:
     """Makes the names in `folder` durable."""
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    descriptor = call(folder, system.open, folder, flags)
-    try:
-        system.fsync(descriptor)
-    except OSError as error:
-        # Some file systems cannot sync folders and say EINVAL: they order names themselves.
-        if error.errno != errno.EINVAL:
-            raise failure(folder, error) from error
-    finally:
-        os.close(descriptor)
+    with explained(folder):
+        descriptor = system.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            system.fsync(descriptor)
+        except OSError as error:
+            # Some file systems cannot sync folders and say EINVAL: they order names themselves.
+            if error.errno != errno.EINVAL:
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def _sibling(path: Path, kind: str) -> Path:
@@ -329,12 +310,14 @@ def _sibling(path: Path, kind: str) -> Path:
 def _write_synced(path: Path, writer: Writer, target: Path) -> Written:
     """Writes a new file and syncs its content; its name is not durable yet."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    descriptor = call(target, system.open, path, flags, 0o666)
+    with explained(target):
+        descriptor = system.open(path, flags, 0o666)
     try:
         sink = Sink(target, descriptor)
         writer(sink)
         sink.flush()
-        call(target, system.fsync, descriptor)
+        with explained(target):
+            system.fsync(descriptor)
     finally:
         os.close(descriptor)
     return sink.written()
@@ -343,10 +326,8 @@ def _write_synced(path: Path, writer: Writer, target: Path) -> Written:
 def _write_all(path: Path, descriptor: int, data: memoryview) -> None:
     """Writes every byte, however many calls the system takes for it."""
     while len(data):
-        try:
+        with explained(path, needed=len(data)):
             data = data[system.write(descriptor, data) :]
-        except OSError as error:
-            raise failure(path, error, needed=len(data)) from error
 
 
 def _remove_quietly(path: Path) -> None:
@@ -370,8 +351,8 @@ def lock(path: Path, what: str, *, wait_s: float = 0.0) -> Iterator[Sign]:
     When another living process still holds it after `wait_s` seconds: LockedError naming `what` and
     the holder's host, process, job and start. Yields what adds to them.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-    descriptor = call(path, system.open, path, flags, 0o600)
+    with explained(path):
+        descriptor = system.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     _close_in_children()
     _held.add(descriptor)
     try:
@@ -393,19 +374,14 @@ def is_held(path: Path) -> bool | None:
     nothing.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
         return None
-    finally:
-        os.close(descriptor)
     return False
 
 
@@ -437,12 +413,11 @@ def signature(path: Path) -> dict[str, Any]:
 def _acquire(path: Path, descriptor: int, what: str, deadline: float) -> None:
     while True:
         try:
-            return system.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with explained(path):
+                return system.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline and _is_exclusive(descriptor):
                 raise locked(what, signature(path)) from None
-        except OSError as error:
-            raise failure(path, error) from error
         time.sleep(_POLL_SECONDS)
 
 
@@ -465,11 +440,12 @@ def _sign(path: Path, descriptor: int, **more: str) -> None:
         **more,
     }
     # Only for people to read: losing it loses nothing, so it is not synced as a rule.
-    call(path, system.ftruncate, descriptor, 0)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    call(path, system.write, descriptor, json.dumps(holder).encode())
-    if more:  # which those who wait on other machines want to read: NFS shows what is synced
-        call(path, system.fsync, descriptor)
+    with explained(path):
+        system.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        system.write(descriptor, json.dumps(holder).encode())
+        if more:  # which those who wait on other machines want to read: NFS shows what is synced
+            system.fsync(descriptor)
 
 
 def _described(holder: Mapping[str, Any]) -> str:

@@ -5,9 +5,10 @@ stop. TrainState is all that survives a training's end or death.
 """
 
 import copy
+import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,19 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, schedule, supported_activities
 
-from ddpm.config import Training
+from ddpm.config import HyperParameters, Training
 from ddpm.diffusion import NoiseSchedule, beta_at, ema, gamma_of, name_of
 from ddpm.distributed import Group, share
 from ddpm.errors import NonFiniteError
 from ddpm.runs import watts
 from ddpm.training.loss import NUM_SUMS, Loss, draw, metrics_from, sample_losses, standard_loss
-from ddpm.training.optim import (
-    learning_rate,
-    load_state_by_name,
-    make_optimizer,
-    set_learning_rate,
-    state_by_name,
-)
 
 if TYPE_CHECKING:
     from ddpm.data import Batch
@@ -155,6 +149,58 @@ def exact_part_size(training: Training) -> int:
 def exact_parts(training: Training) -> int:
     """Parts of the global batch under NUMERICS exact: the most workers there can be."""
     return -(-training.HYPER_PARAMETERS.BATCH_SIZE // exact_part_size(training))
+
+
+def learning_rate(hyper: HyperParameters, step: int, total_steps: int) -> float:
+    """The learning rate of optimizer step `step` (from 0), with `total_steps` in all.
+
+    constant: LEARNING_RATE.  cosine_decay: half a cosine from LEARNING_RATE to 0 at total_steps.
+    warmup_cosine: linear over WARMUP_STEPS, then half a cosine. Clamped at the end: it never rises
+    again.
+    """
+    peak = hyper.LEARNING_RATE
+    if hyper.LR_TYPE == "constant":
+        return peak
+    warmup = (hyper.WARMUP_STEPS or 0) if hyper.LR_TYPE == "warmup_cosine" else 0
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def make_optimizer(network: nn.Module, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW over all parameters; biases and gains (one dimension) are not decayed."""
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    vectors = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, fused=True)
+
+
+def state_by_name(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
+    """{"exp_avg.NAME", "exp_avg_sq.NAME", "step.NAME": tensor} for every parameter that was
+    updated.
+    """
+    return {
+        f"{key}.{name}": value.detach()
+        for name, parameter in network.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_state_by_name(
+    optimizer: torch.optim.Optimizer, network: nn.Module, tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what state_by_name gave. An empty mapping is the state before the first step."""
+    for name, parameter in network.named_parameters():
+        if f"step.{name}" not in tensors:
+            continue
+        optimizer.state[parameter] = {
+            key: tensors[f"{key}.{name}"].to(parameter.device, copy=True)
+            for key in ("step", "exp_avg", "exp_avg_sq")
+        }
 
 
 class Stepper:
@@ -292,7 +338,8 @@ class Stepper:
         if clip is not None and not skipped and norm > clip:
             gradient *= clip / norm
         hyper = self.training.HYPER_PARAMETERS
-        set_learning_rate(self.optimizer, learning_rate(hyper, self.step, self.total))
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = learning_rate(hyper, self.step, self.total)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if not skipped:

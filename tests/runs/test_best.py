@@ -9,7 +9,7 @@ from ddpm.config.schema import Evaluation
 from ddpm.errors import InputError
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import RunDirectory
-from ddpm.runs.patience import Patience, best_step, judge
+from ddpm.runs.logs import Patience, best_step, judge
 from ddpm.training.trainer import Every, train
 from tests.config.test_effects import rows, run, tiny
 from tests.training.test_trainer import SCHEDULE, digits, network, settings

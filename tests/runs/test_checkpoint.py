@@ -1,5 +1,6 @@
 """A checkpoint is the saved state or it is nothing: damage, kills and power loss included."""
 
+import hashlib
 import json
 import logging
 import os
@@ -151,15 +152,7 @@ def detect(folder: Path, original: Path, choice: random.Random, kind: str, count
     load(folder)
 
 
-@pytest.mark.parametrize(
-    ("kind", "count"),
-    [
-        ("flip", 1000),
-        ("cut", 200),
-        pytest.param("flip", 10_000, marks=pytest.mark.slow),
-        pytest.param("cut", 1000, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("kind", "count"), [("flip", 2000), ("cut", 500)])
 def test_every_flipped_bit_and_every_cut_is_detected(
     kind: str, count: int, checkpoints: Path, tmp_path: Path
 ) -> None:
@@ -279,13 +272,14 @@ def test_pickles_are_never_executed(
     marker, folder = tmp_path / "executed", folder_of(checkpoints, 200)
     payload = pickle.dumps(Payload(marker))
     if is_listed:  # an attacker's manifest may vouch for it
-        written = {
-            entry.name: storage.write_file(entry, lambda sink, e=entry: sink.write(e.read_bytes()))
-            for entry in sorted(folder.iterdir())
-            if entry.name not in (name, "MANIFEST.json")
+        contents = {entry.name: entry.read_bytes() for entry in folder.iterdir()} | {name: payload}
+        files = {
+            file: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+            for file, data in contents.items()
+            if file != "MANIFEST.json"
         }
-        written[name] = storage.write_bytes(folder / name, payload)
-        (folder / "MANIFEST.json").write_bytes(checkpoint._seal({}, 200, written)[1])
+        facts = {"format": checkpoint.FORMAT, "step": 200, "files": files}
+        (folder / "MANIFEST.json").write_bytes(encode(facts))
     (folder / name).write_bytes(payload)
     try:
         found = latest(checkpoints)

@@ -27,11 +27,10 @@ def replace_file(folder: Path) -> None:
 
 
 def make_new_folder(folder: Path) -> None:
-    storage.write_files(
-        folder / "made",
-        {"a": lambda sink: sink.write(NEW), "b": lambda sink: sink.write(OLD)},
-        seal=lambda written: ("seal", written["a"].sha256.encode()),
-    )
+    with storage.new_folder(folder / "made") as write:
+        first = write("a", NEW)
+        write("b", OLD)
+        write("seal", first.sha256.encode())
 
 
 def remove_file(folder: Path) -> None:
@@ -185,17 +184,12 @@ def test_a_writer_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
         sink.write(b"half of it")
         raise KeyError("lost")
 
-    for write in (
-        lambda: storage.write_file(tmp_path / "file", broken),
-        lambda: storage.write_files(tmp_path / "folder", {"good": replace, "bad": broken}),
-    ):
-        with pytest.raises(KeyError):
-            write()
+    with pytest.raises(KeyError):
+        storage.write_file(tmp_path / "file", broken)
+    with pytest.raises(KeyError), storage.new_folder(tmp_path / "folder") as write:  # noqa: PT012
+        write("good", NEW)
+        raise KeyError("lost")
     assert not list(tmp_path.iterdir())
-
-
-def replace(sink: storage.Sink) -> None:
-    sink.write(NEW)
 
 
 def test_big_and_small_pieces_arrive_in_order_with_their_hash(tmp_path: Path) -> None:

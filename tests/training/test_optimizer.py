@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ddpm.config.schema import HyperParameters
-from ddpm.training.optim import learning_rate, load_state_by_name, make_optimizer, state_by_name
+from ddpm.training.step import learning_rate, load_state_by_name, make_optimizer, state_by_name
 
 
 def hyper(lr_type: str, warmup: int | None = 10) -> HyperParameters:
