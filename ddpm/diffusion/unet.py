@@ -11,8 +11,7 @@ nothing is inferred from shapes while running. The middle has attention when the
 Ho et al. 2020, App. B; Ronneberger et al. 2015.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -107,123 +106,6 @@ class DecoderLevel(nn.Module):
         return h if self.up is None else self.up(h, size)
 
 
-def _stage(
-    in_width: int,
-    out_width: int,
-    has_attention: bool,
-    *,
-    emb_dim: int,
-    norm_groups: int,
-    num_heads: int,
-    kernel_size: int,
-    dropout: float,
-    context_dim: int | None,
-    checkpoint_activations: bool,
-) -> Stage:
-    block = ResidualBlock(
-        in_width,
-        out_width,
-        emb_dim,
-        norm_groups=norm_groups,
-        kernel_size=kernel_size,
-        dropout=dropout,
-    )
-    attention = None
-    if has_attention:
-        attention = AttentionBlock(
-            out_width, norm_groups=norm_groups, num_heads=num_heads, context_dim=context_dim
-        )
-    return Stage(block, attention, checkpoint_activations)
-
-
-MakeStage = Callable[[int, int, bool], Stage]
-
-
-def _encoder(
-    stage: MakeStage,
-    width: int,
-    widths: Sequence[int],
-    has_attention: Sequence[bool],
-    num_blocks: int,
-    kernel_size: int,
-) -> tuple[nn.ModuleList, list[int]]:
-    """The levels, fine to coarse, and the widths of the skips in order, the stem's first."""
-    levels = nn.ModuleList()
-    skip_widths = [width]
-    for index, out_width in enumerate(widths):
-        in_widths = [width] + [out_width] * (num_blocks - 1)
-        stages = [stage(in_width, out_width, has_attention[index]) for in_width in in_widths]
-        is_coarsest = index == len(widths) - 1
-        levels.append(
-            EncoderLevel(stages, None if is_coarsest else Downsample(out_width, kernel_size))
-        )
-        skip_widths += [out_width] * (num_blocks if is_coarsest else num_blocks + 1)
-        width = out_width
-    return levels, skip_widths
-
-
-def _decoder(
-    stage: MakeStage,
-    skip_widths: Sequence[int],
-    widths: Sequence[int],
-    has_attention: Sequence[bool],
-    num_blocks: int,
-    kernel_size: int,
-) -> nn.ModuleList:
-    """The levels from coarse to fine; their stages take the skips last to first."""
-    levels = nn.ModuleList()
-    waiting = list(skip_widths)
-    width = widths[-1]
-    for index in reversed(range(len(widths))):
-        out_width = widths[index]
-        in_widths = [width] + [out_width] * num_blocks
-        stages = [
-            stage(in_width + waiting.pop(), out_width, has_attention[index])
-            for in_width in in_widths
-        ]
-        levels.append(DecoderLevel(stages, Upsample(out_width, kernel_size) if index else None))
-        width = out_width
-    return levels
-
-
-def _number_dropouts(network: nn.Module) -> None:
-    """Each dropout its own stream of masks, numbered in the order of the walk."""
-    dropouts = [layer for layer in network.modules() if isinstance(layer, KeyedDropout)]
-    for index, layer in enumerate(dropouts):
-        layer.index = index
-
-
-def _check_sizes(image_size: tuple[int, int], block_size: int, kernel_size: int) -> None:
-    if block_size < 1 or any(side < 1 or side % block_size for side in image_size):
-        raise ValueError(
-            f"block_size is {block_size} but the image is {image_size[0]}x{image_size[1]}; "
-            "give a block size that divides its height and width"
-        )
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(
-            f"kernel_size is {kernel_size}; give an odd number, so that sizes are kept"
-        )
-
-
-def _check_levels(channel_mult: Sequence[int], has_attention: Sequence[bool]) -> None:
-    if not channel_mult or min(channel_mult) < 1:
-        raise ValueError(
-            f"channel_mult is {list(channel_mult)}; give a positive multiplier per level"
-        )
-    if len(has_attention) != len(channel_mult):
-        raise ValueError(
-            f"has_attention has {len(has_attention)} entries but "
-            f"channel_mult has {len(channel_mult)}; "
-            "give one true/false per level"
-        )
-
-
-def _check_positive(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name} is {number}; give at least 1")
-
-
 class UNet(nn.Module):
     """network(x, time, labels) -> (N, C, H, W): the prediction for noisy x at a time in [0, 1].
 
@@ -264,10 +146,16 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        _check_sizes((height, width), block_size, kernel_size)
-        _check_levels(channel_mult, has_attention)
-        _check_positive(in_channels=in_channels, model_channels=model_channels)
-        _check_positive(num_res_blocks=num_res_blocks)
+        _check(
+            (height, width),
+            block_size,
+            kernel_size,
+            channel_mult,
+            has_attention,
+            in_channels=in_channels,
+            model_channels=model_channels,
+            num_res_blocks=num_res_blocks,
+        )
         self.image_size = (height, width)
         self.in_channels = in_channels
         self.block_size = block_size
@@ -277,17 +165,25 @@ class UNet(nn.Module):
         self.num_res_blocks = num_res_blocks
         self.use_cross_attention = use_cross_attention
 
-        stage = partial(
-            _stage,
-            emb_dim=time_emb_dim,
-            norm_groups=norm_groups,
-            num_heads=num_heads,
-            kernel_size=kernel_size,
-            dropout=dropout,
-            context_dim=time_emb_dim if use_cross_attention else None,
-            checkpoint_activations=checkpoint_activations,
-        )
+        def stage(in_width: int, out_width: int, attends: bool) -> Stage:
+            block = ResidualBlock(
+                in_width,
+                out_width,
+                time_emb_dim,
+                norm_groups=norm_groups,
+                kernel_size=kernel_size,
+                dropout=dropout,
+            )
+            attention = None
+            if attends:
+                context_dim = time_emb_dim if use_cross_attention else None
+                attention = AttentionBlock(
+                    out_width, norm_groups=norm_groups, num_heads=num_heads, context_dim=context_dim
+                )
+            return Stage(block, attention, checkpoint_activations)
+
         widths = [model_channels * multiplier for multiplier in channel_mult]
+        coarsest = len(widths) - 1
         pixel_channels = in_channels * block_size**2
         self.time_embedding = TimeEmbedding(time_emb_dim)
         self.class_embedding = None
@@ -295,18 +191,37 @@ class UNet(nn.Module):
             class_dim = time_emb_dim if class_emb_dim is None else class_emb_dim
             self.class_embedding = ClassEmbedding(num_classes, class_dim, time_emb_dim)
         self.stem = same_conv(pixel_channels, model_channels, kernel_size)
-        self.encoder, skip_widths = _encoder(
-            stage, model_channels, widths, has_attention, num_res_blocks, kernel_size
-        )
+
+        self.encoder = nn.ModuleList()
+        skips = [model_channels]  # widths of the skips in order, the stem's first
+        for level, out_width in enumerate(widths):
+            in_widths = [skips[-1]] + [out_width] * (num_res_blocks - 1)
+            stages = [stage(in_width, out_width, has_attention[level]) for in_width in in_widths]
+            down = Downsample(out_width, kernel_size) if level < coarsest else None
+            self.encoder.append(EncoderLevel(stages, down))
+            skips += [out_width] * (num_res_blocks + (level < coarsest))
+
         self.middle = nn.ModuleList(
             stage(widths[-1], widths[-1], attends) for attends in (has_attention[-1], False)
         )
-        self.decoder = _decoder(
-            stage, skip_widths, widths, has_attention, num_res_blocks, kernel_size
-        )
+        self.decoder = nn.ModuleList()  # from coarse to fine; its stages take the skips last first
+        width = widths[-1]
+        for level in reversed(range(len(widths))):
+            out_width = widths[level]
+            in_widths = [width] + [out_width] * num_res_blocks
+            stages = [
+                stage(in_width + skips.pop(), out_width, has_attention[level])
+                for in_width in in_widths
+            ]
+            up = Upsample(out_width, kernel_size) if level else None
+            self.decoder.append(DecoderLevel(stages, up))
+            width = out_width
+
         self.norm = GroupNorm(norm_groups, widths[0])
         self.head = ZeroConv2d(widths[0], pixel_channels, kernel_size, padding=kernel_size // 2)
-        _number_dropouts(self)
+        dropouts = (layer for layer in self.modules() if isinstance(layer, KeyedDropout))
+        for index, layer in enumerate(dropouts):  # each its own stream of masks
+            layer.index = index
         init_weights(self, seed=0)
 
     def forward(
@@ -381,3 +296,36 @@ class UNet(nn.Module):
                 f"label {int(wrong)} with num_classes {self.num_classes}; "
                 f"labels are 0 to {self.num_classes - 1}, or {self.num_classes} for no class"
             )
+
+
+def _check(
+    image_size: tuple[int, int],
+    block_size: int,
+    kernel_size: int,
+    channel_mult: Sequence[int],
+    has_attention: Sequence[bool],
+    **positive: int,
+) -> None:
+    """Raises ValueError where arguments of UNet contradict each other."""
+    if block_size < 1 or any(side < 1 or side % block_size for side in image_size):
+        raise ValueError(
+            f"block_size is {block_size} but the image is {image_size[0]}x{image_size[1]}; "
+            "give a block size that divides its height and width"
+        )
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(
+            f"kernel_size is {kernel_size}; give an odd number, so that sizes are kept"
+        )
+    if not channel_mult or min(channel_mult) < 1:
+        raise ValueError(
+            f"channel_mult is {list(channel_mult)}; give a positive multiplier per level"
+        )
+    if len(has_attention) != len(channel_mult):
+        raise ValueError(
+            f"has_attention has {len(has_attention)} entries but "
+            f"channel_mult has {len(channel_mult)}; "
+            "give one true/false per level"
+        )
+    for name, number in positive.items():
+        if number < 1:
+            raise ValueError(f"{name} is {number}; give at least 1")
