@@ -48,5 +48,5 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.wandb:
         from ddpm.tracking import wandb_report
 
-        wandb_report.review(made).print()
+        print("\n".join(wandb_report.review(made)))
     return 0

@@ -44,7 +44,6 @@ _LONGEST_TITLE = 128  # of a W&B report
 _WIDTH = 24  # of a grid of panels, in W&B's units
 _MOST_RUNS = 100  # that a panel draws at once
 Answer = TypeVar("Answer")
-Panels = list[Callable[["wr.Layout"], Any]]  # each makes a panel at a place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,38 +121,39 @@ def _cost(made: ReportFiles) -> str:
     return "gpu_seconds" if on_gpu else "core_seconds"
 
 
-def panels(made: ReportFiles) -> dict[str, Panels]:
-    """The panels below each section, by its title."""
+def panels(made: ReportFiles) -> dict[str, list[Any]]:
+    """The panels below each section, by its title, not placed yet."""
     import wandb_workspaces.reports.v2 as wr
 
     def curves(title: str, x: str, y: Sequence[str], is_log: bool = False) -> Any:
-        return lambda layout: wr.LinePlot(
-            title=title, x=x, y=list(y), title_x=x, log_y=is_log, max_runs_to_show=_MOST_RUNS,
-            groupby_aggfunc="mean", groupby_rangefunc="minmax", layout=layout,
-        )  # fmt: skip
-
-    def bars(title: str, name: str) -> Any:
-        return lambda layout: wr.BarPlot(
-            title=title, metrics=[name], max_runs_to_show=_MOST_RUNS, max_bars_to_show=_MOST_RUNS,
-            layout=layout,
-        )  # fmt: skip
-
-    def scatter(title: str, x: str, y: str) -> Any:
-        return lambda layout: wr.ScatterPlot(
-            title=title, x=wr.SummaryMetric(x), y=wr.SummaryMetric(y), layout=layout
+        return wr.LinePlot(
+            title=title,
+            x=x,
+            y=list(y),
+            title_x=x,
+            log_y=is_log,
+            max_runs_to_show=_MOST_RUNS,
+            groupby_aggfunc="mean",
+            groupby_rangefunc="minmax",
         )
 
-    def pictures(title: str, key: str, **axes: Any) -> Any:
-        return lambda layout: wr.MediaBrowser(title=title, media_keys=[key], layout=layout, **axes)
+    def bars(title: str, name: str) -> Any:
+        most = {"max_runs_to_show": _MOST_RUNS, "max_bars_to_show": _MOST_RUNS}
+        return wr.BarPlot(title=title, metrics=[name], **most)
 
-    sweep, numbers = made.sweep, _numbers(made)
-    factors = [wr.Config(key) for key in axes_of(sweep).values]
-    columns: list[Any] = [*factors, *map(wr.SummaryMetric, numbers)]
-    lines = [wr.ParallelCoordinatesPlotColumn(metric=key) for key in columns]
+    def pictures(title: str, key: str, **axes: Any) -> Any:
+        return wr.MediaBrowser(title=title, media_keys=[key], **axes)
+
+    sweep, cost = made.sweep, _cost(made)
+    numbers = dict(zip((NAMES[measure] for measure in MEASURES), _numbers(made), strict=True))
+    columns: list[Any] = [
+        *map(wr.Config, axes_of(sweep).values),
+        *map(wr.SummaryMetric, numbers.values()),
+    ]
+    lines = [wr.ParallelCoordinatesPlotColumn(metric=column) for column in columns]
     logged = {name for trial in sweep.trials for name in trial.metrics}
     measured = [n for n in (*(f"val_{m}" for m in MEASURES), *_LOSSES) if n in logged]
-    on_gpu = any(trial.number("gpu_seconds") is not None for trial in sweep.trials)
-    memory = ("process_rss", "process_peak", *("gpu_allocated", "gpu_peak") * on_gpu)
+    of_gpu = ("gpu_allocated", "gpu_peak") if cost == "gpu_seconds" else ()
     quality = dict.fromkeys(
         name for t in sweep.trials for row in wandb_log.quality_rows(t.quality) for name in row
     )
@@ -163,24 +163,32 @@ def panels(made: ReportFiles) -> dict[str, Panels]:
     }
     return {
         "Ranking": [
-            lambda at: wr.ParallelCoordinatesPlot(title="Factors and numbers", columns=lines,
-                                                  layout=at),
-            *(bars(NAMES[m], name) for m, name in zip(MEASURES, numbers, strict=True)),
+            wr.ParallelCoordinatesPlot(title="Factors and numbers", columns=lines),
+            *(bars(title, name) for title, name in numbers.items()),
         ],
         "x0-error over noise level": [
             curves("x0-error over log SNR", wandb_log.LOGSNR, [wandb_log.X0_ERROR], is_log=True)
         ],
         "Cost": [
-            *(scatter(f"{NAMES[m]} over {_cost(made)}", _cost(made), name)
-              for m, name in zip(MEASURES, numbers, strict=True)),
+            *(
+                wr.ScatterPlot(
+                    title=f"{title} over {cost}", x=wr.SummaryMetric(cost), y=wr.SummaryMetric(name)
+                )
+                for title, name in numbers.items()
+            ),
             bars("Peak memory, bytes", "peak_memory_bytes"),
         ],
         "Samples": [
             pictures("In the end", wandb_log.FINAL_SAMPLES, mode="gallery", gallery_axis="run")
         ],
         "Samples over training": [
-            pictures("While training", wandb_log.SAMPLES, mode="grid", grid_x_axis="step",
-                     grid_y_axis="run")
+            pictures(
+                "While training",
+                wandb_log.SAMPLES,
+                mode="grid",
+                grid_x_axis="step",
+                grid_y_axis="run",
+            )
         ],
         "Samples over sampling steps": [
             curves(measure, wandb_log.SAMPLING_STEPS, names)
@@ -189,11 +197,14 @@ def panels(made: ReportFiles) -> dict[str, Panels]:
         ],
         "Training curves": [
             curves(name, wandb_log.STEP, [name], is_log=name in _LOSSES)
-            for name in (*measured, *(f"memory/{name}" for name in memory))
+            for name in (
+                *measured,
+                *(f"memory/{name}" for name in ("process_rss", "process_peak", *of_gpu)),
+            )
         ],
-        "Configuration": [lambda at: wr.RunComparer(diff_only="split", layout=at)] * sweep.is_sweep,
+        "Configuration": [wr.RunComparer(diff_only="split")] * sweep.is_sweep,
         "Bits per dimension": [bars("bits/dim", wandb_log.BITS_PER_DIM)],
-    }  # fmt: skip
+    }
 
 
 _WIDE = ("Samples", "Samples over training", "Configuration")  # one panel a row
@@ -217,7 +228,7 @@ def build_report(made: ReportFiles, wanted: Specification, places: Sequence[Plac
             grid = wr.PanelGrid(
                 runsets=[_run_set(wanted, place, grouped) for place in places],
                 hide_run_sets=title != "Ranking",
-                panels=_placed(some, is_wide=title in _WIDE),
+                panels=_placed(some, across=1 if title in _WIDE else min(len(some), 3)),
             )
             blocks.append(grid)
     return wr.Report(
@@ -230,16 +241,14 @@ def build_report(made: ReportFiles, wanted: Specification, places: Sequence[Plac
     )
 
 
-def _placed(some: Panels, *, is_wide: bool) -> list[Any]:
-    """At most three panels a row."""
+def _placed(some: list[Any], across: int) -> list[Any]:
+    """The panels row by row, `across` of them in a row."""
     import wandb_workspaces.reports.v2 as wr
 
-    across = 1 if is_wide else min(len(some), 3)
     width = _WIDTH // across
-    return [
-        make(wr.Layout(x=width * (k % across), y=10 * (k // across), w=width, h=10))
-        for k, make in enumerate(some)
-    ]
+    for k, panel in enumerate(some):
+        panel.layout = wr.Layout(x=width * (k % across), y=10 * (k // across), w=width, h=10)
+    return some
 
 
 def _run_set(wanted: Specification, place: Place, grouped: Sequence[str]) -> "wr.Runset":
@@ -269,21 +278,8 @@ def _run_set(wanted: Specification, place: Place, grouped: Sequence[str]) -> "wr
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Review:
-    """What was made. url: of the W&B Report, None where it could not be published from here."""
-
-    path: Path
-    url: str | None
-    lines: tuple[str, ...]
-
-    def print(self) -> None:
-        """Where it is, and what is left to do."""
-        print("\n".join(self.lines))
-
-
-def review(made: ReportFiles) -> Review:
-    """Writes the specification, and publishes it where there is a login.
+def review(made: ReportFiles) -> list[str]:
+    """Writes the specification, and publishes it where there is a login; where it is, in lines.
 
     InputError, after the file was written, where a server was meant but cannot show the report.
     """
@@ -292,14 +288,12 @@ def review(made: ReportFiles) -> Review:
     known = mapping(mapping(read_json(path)).get("published"))
     storage.write_json(path, {"format": 2, **asdict(wanted), "published": known or None})
     uploads = _uploads(made)
-    reason = _why_not_published()
-    if reason:
-        lines = (
+    if reason := _why_not_published():
+        return [
             f"W&B report: not published, {reason}; {path} says what it will show",
             *([f"upload the runs with: {uploads}"] if uploads else []),
             f"then publish with: {as_typed('report')} {shown_path(folder)} --wandb",
-        )
-        return Review(path=path, url=None, lines=lines)
+        ]
     if unreachable := why_not_online():
         raise InputError(f"W&B: {unreachable}; {path} is written, run the same command again")
     return _published(made, wanted, path, known, uploads)
@@ -334,25 +328,31 @@ def _published(
     path: Path,
     known: Mapping[str, object],
     uploads: str | None,
-) -> Review:
-    """The report on the server, new or brought up to date."""
+) -> list[str]:
+    """The report on the server, new or brought up to date; where it is, and what it lacks."""
     os.environ.setdefault("WANDB_SILENT", "true")
-    api = _login()
+    import wandb
+
+    advice = f"{address()} does not take the login; run `wandb login --relogin`"
+    api = _asked(advice, wandb.Api)
     there = [replace(place, entity=_entity(api, place)) for place in wanted.places]
     places = tuple(dict.fromkeys(there))
     found = [run for place in places for run in _runs(api, place, wanted, uploads)]
     runs = [run for run in found if run.id in wanted.runs]
     if not runs:
-        raise InputError(_no_runs(places, wanted, uploads))
+        names = ", ".join(f"{place.entity}/{place.project}" for place in places) or "no project"
+        missing = f"none of the {len(wanted.runs)} runs of {wanted.title} is in {names}"
+        raise InputError(f"W&B: {missing}; {_todo(uploads)}")
     for run in runs:
         _complete(run, wanted.summaries.get(run.id, {}))
 
     report = build_report(made, wanted, places)
     report.id = _known_id(api, places[0], wanted.title, known)
-    where = _asked("the report cannot be saved", lambda: _where(report.save()))
+    saved = _asked("the report cannot be saved", report.save)
+    where = {name: getattr(saved, name) for name in ("entity", "project", "id", "url")}
+    where["server"] = address()
     storage.write_json(path, {"format": 2, **asdict(wanted), "published": where})
-    lines = (f"W&B report: {where['url']}", *_incomplete(wanted, len(runs), len(found), uploads))
-    return Review(path=path, url=where["url"], lines=lines)
+    return [f"W&B report: {saved.url}", *_incomplete(wanted, len(runs), len(found), uploads)]
 
 
 def _incomplete(wanted: Specification, ours: int, found: int, uploads: str | None) -> Iterator[str]:
@@ -365,13 +365,6 @@ def _incomplete(wanted: Specification, ours: int, found: int, uploads: str | Non
             f"runs of no trial in W&B's group {wanted.group}, of an earlier grid or another sweep "
             f"of this name: {found - ours}; panels show them, the ranking does not"
         )
-
-
-def _login() -> "wandb.Api":
-    import wandb
-
-    advice = f"{address()} does not take the login; run `wandb login --relogin`"
-    return _asked(advice, lambda: wandb.Api())
 
 
 def _entity(api: "wandb.Api", place: Place) -> str:
@@ -394,12 +387,6 @@ def _runs(api: "wandb.Api", place: Place, wanted: Specification, uploads: str | 
         f"{name} on {address()} cannot be read; {_todo(uploads)}",
         lambda: list(api.runs(name, filters=ours, per_page=200, lazy=False)),
     )
-
-
-def _no_runs(places: Sequence[Place], wanted: Specification, uploads: str | None) -> str:
-    names = ", ".join(f"{place.entity}/{place.project}" for place in places) or "no project"
-    missing = f"none of the {len(wanted.runs)} runs of {wanted.title} is in {names}"
-    return f"W&B: {missing}; {_todo(uploads)}"
 
 
 def _todo(uploads: str | None) -> str:
@@ -426,16 +413,6 @@ def _known_id(api: "wandb.Api", place: Place, title: str, known: Mapping[str, ob
     reports = _asked(f"the reports of {name} cannot be read", lambda: list(api.reports(name)))
     same = [report.id for report in reports if report.id == known.get("id")]
     return next(iter(same + [report.id for report in reports if report.display_name == title]), "")
-
-
-def _where(report: Any) -> dict[str, str]:
-    return {
-        "server": address(),
-        "entity": report.entity,
-        "project": report.project,
-        "id": report.id,
-        "url": report.url,
-    }
 
 
 def _asked(problem: str, ask: Callable[[], Answer]) -> Answer:
