@@ -138,8 +138,12 @@ def panels(made: ReportFiles) -> dict[str, list[Any]]:
         )
 
     def bars(title: str, name: str) -> Any:
-        most = {"max_runs_to_show": _MOST_RUNS, "max_bars_to_show": _MOST_RUNS}
-        return wr.BarPlot(title=title, metrics=[name], **most)
+        return wr.BarPlot(
+            title=title,
+            metrics=[name],
+            max_runs_to_show=_MOST_RUNS,
+            max_bars_to_show=_MOST_RUNS,
+        )
 
     def pictures(title: str, key: str, **axes: Any) -> Any:
         return wr.MediaBrowser(title=title, media_keys=[key], **axes)
