@@ -27,7 +27,7 @@ from ddpm.runs import storage
 from ddpm.runs.directory import RunDirectory
 from ddpm.runs.logs import failure_recorded
 from ddpm.sweep.ledger import Ledger, Outcome
-from tests.runs.test_rundir import DATA, make_config, report, start
+from tests.runs.test_directory import DATA, make_config, report, start
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORKER = Path(__file__).parent.parent / "support" / "train_process.py"

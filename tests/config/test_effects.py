@@ -16,8 +16,8 @@ from ddpm.runs.directory import RunDirectory
 from ddpm.sampling import loading
 from ddpm.tracking.wandb_log import wandb_tracker
 from ddpm.training import worker
-from tests.runs.test_rundir import DATA, report
-from tests.runs.test_rundir import start as start_run
+from tests.runs.test_directory import DATA, report
+from tests.runs.test_directory import start as start_run
 from tests.tracking.test_wandb_log import records
 
 DIGITS = Path(__file__).resolve().parents[2] / "configs" / "digits.yaml"

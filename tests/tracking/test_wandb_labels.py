@@ -14,7 +14,7 @@ from ddpm.metrics.intervals import Interval
 from ddpm.metrics.quality import Quality, QualityPoint, SamplePictures, store_quality
 from ddpm.runs.pictures import png
 from ddpm.tracking.wandb_log import labels, wandb_tracker
-from tests.runs.test_rundir import report
+from tests.runs.test_directory import report
 from tests.tracking.test_wandb_log import everything, feed, opened, with_wandb
 
 CELL = {

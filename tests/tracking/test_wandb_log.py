@@ -26,7 +26,7 @@ import pytest
 from ddpm import config
 from ddpm.runs.directory import RunDirectory
 from ddpm.tracking.wandb_log import FINAL_SAMPLES, WandbTracker, mode_of, wandb_tracker
-from tests.runs.test_rundir import DATA, Report, make_config, report, start, state
+from tests.runs.test_directory import DATA, Report, make_config, report, start, state
 
 ROOT = Path(__file__).parent.parent.parent
 CANARY = "local" + "c" * 35

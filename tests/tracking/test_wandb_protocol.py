@@ -24,7 +24,7 @@ import pytest
 from ddpm.runs.directory import RunDirectory
 from ddpm.runs.pictures import png
 from ddpm.tracking.wandb_log import wandb_tracker
-from tests.runs.test_rundir import Report, report
+from tests.runs.test_directory import Report, report
 from tests.tracking.test_wandb_labels import CELL, EVALUATION, write_quality
 from tests.tracking.test_wandb_log import feed, opened, with_wandb
 

@@ -1,6 +1,7 @@
-"""Memory is measured in bytes, the peak can be reset, the rows can be read back."""
+"""Memory is measured in bytes and can be reset; a training's cost is the sum of its windows."""
 
 import csv
+import math
 import mmap
 import platform
 import threading
@@ -10,8 +11,11 @@ import pytest
 import torch
 
 from ddpm.runs import machine
+from ddpm.runs.machine import cost, watts
 
 MIB = 1 << 20
+ROW = {"time/seconds": 2.0, "time/core_seconds": 3.0}
+GPU = ROW | {"time/gpu_seconds": 8.0, "time/energy_joules": 100.0}
 
 
 def pages(size: int) -> mmap.mmap:
@@ -92,3 +96,24 @@ def test_the_gpu_is_measured_where_there_is_one(tmp_path: Path) -> None:
     torch.cuda.empty_cache()
     machine.reset_peak()
     assert machine.peak_bytes() < 64 * MIB
+
+
+def test_a_cost_is_the_sum_of_windows_and_energy_unknown_where_one_is() -> None:
+    on_cpu = {"seconds": 4.0, "core_seconds": 6.0, "energy_joules": None}
+    assert cost([ROW, ROW], 1.0) == on_cpu and math.isnan(watts(torch.device("cpu")))
+    shared = cost([GPU, GPU], 0.25)
+    assert shared == {
+        "seconds": 4.0,
+        "core_seconds": 6.0,
+        "gpu_seconds": 4.0,
+        "energy_joules": 50.0,
+    }
+    # metrics.jsonl has null where nothing measured
+    found = cost([GPU, GPU | {"time/energy_joules": None}], 1.0)
+    assert found["gpu_seconds"] == 16.0 and found["energy_joules"] is None
+
+
+@pytest.mark.gpu
+def test_a_gpu_draws_power_or_says_nothing() -> None:
+    found = watts(torch.device("cuda", 0))
+    assert math.isnan(found) or 1 < found < 3000

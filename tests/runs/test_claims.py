@@ -26,7 +26,7 @@ from ddpm.sampling.loading import open_data
 from ddpm.sweep.plan import load_sweep
 from tests.cluster.test_run_training import ROOT, small
 from tests.cluster.test_searches import ALONE
-from tests.runs.test_rundir import DATA, make_config, start
+from tests.runs.test_directory import DATA, make_config, start
 
 # launch/train.py, its imports done before all of them are let go at once
 GATED = """
