@@ -22,7 +22,7 @@ PREPARE = """
 import sys
 from pathlib import Path
 from ddpm import config
-from ddpm.data import open_index, packing as shards
+from ddpm.data import open_index, preparing as shards
 index = shards.prepare(config.from_dict({
     "DATASET": {"NAME": "digits", "PATH": "digits"},
     "TRAINING": {"OUTPUT_DIR": sys.argv[1], "INPUT_IMAGE_SIZE": 8, "INPUT_IMAGE_CHANNEL": 1},
@@ -154,7 +154,7 @@ def test_opening_and_checking_need_nothing_heavy(digits: Path) -> None:
     code = """
 import sys
 from ddpm import config
-from ddpm.data import open_index, packing as shards
+from ddpm.data import open_index, preparing as shards
 index = open_index(sys.argv[1])
 c = config.from_dict({"DATASET": {"NAME": "d", "PATH": sys.argv[1]},
                       "TRAINING": {"INPUT_IMAGE_SIZE": 8, "INPUT_IMAGE_CHANNEL": 1}})
@@ -172,7 +172,7 @@ def test_shards_of_somebody_else_are_a_problem_not_a_traceback(tmp_path: Path) -
     code = """
 import sys
 from ddpm import config
-from ddpm.data import open_index, packing as shards
+from ddpm.data import open_index, preparing as shards
 loaded = config.load("configs/digits.yaml", [f"DATASET.PATH={sys.argv[1]}"])
 print(shards.source_problems(loaded))
 """
