@@ -14,7 +14,6 @@ import stat
 import subprocess
 import sys
 import threading
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
