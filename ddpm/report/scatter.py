@@ -22,6 +22,15 @@ the projection on T and M_T the mean square of T x seeds,
 on as many degrees of freedom as Satterthwaite (1946) gives. A main effect so is held against its
 own changes over seeds, which is the F test of a design with seeds as random blocks.
 
+Unequal scatter. One prediction type may scatter over seeds many times as much as another. Then one
+common figure is too small for the first and too large for the second, and real winners are lost.
+Levels of a factor whose mean squares differ by more than chance (F tests, Bonferroni for every way
+to part the levels) become groups. Each group has a mean square of its own, pooled over its cells
+alone and split into strata as above; a difference between groups is also held against what the
+difference of the two groups' means does from seed to seed. Satterthwaite's degrees of freedom make
+this the paired form of Games and Howell (1976), and unpaired their form itself. An inequality that
+may be chance (p >= 0.05) is used only where it widens an interval.
+
 Quantiles, in standard errors of one difference, for many comparisons at once: Tukey's of all pairs
 of k means, so also those against the best, which the data have picked; Dunnett's of k - 1 means
 against one chosen beforehand. Both are probabilities that every comparison covers its truth,
@@ -38,10 +47,10 @@ which loads faster than scipy.stats.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import combinations
-from math import exp, floor, inf, log, nan, pi, sqrt
+from math import exp, floor, inf, isfinite, log, nan, pi, sqrt
 
 import numpy as np
 from scipy import special
@@ -62,17 +71,21 @@ class Stratum:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Strata:
-    """The strata of some cells with the mean square of each times seeds, and its degrees."""
+    """The strata of some cells with the mean square of each times seeds, and its degrees.
+
+    floor: strata whose variance is taken where it is larger.
+    """
 
     strata: tuple[Stratum, ...]
     squares: np.ndarray
     dofs: np.ndarray
+    floor: "Strata | None" = None
 
     def share(self, contrast: np.ndarray) -> tuple[float, float]:
         """sum_T w_T M_T of a contrast of cells, and its degrees of freedom."""
         parts = [np.square(one.basis.T @ contrast).sum() for one in self.strata]
-        variance, dof = self._made_of(np.array(parts))
-        return float(variance), float(dof)
+        variance, dof = map(float, self._made_of(np.array(parts)))
+        return (variance, dof) if self.floor is None else max((variance, dof), self.floor.share(contrast))
 
     def of_pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """The same of all differences of two cells, (C, C) each."""
@@ -83,7 +96,12 @@ class Strata:
             for spread, product in zip(spreads, products, strict=True)
         ]
         # squares: what rounding left below zero would be the whole of a variance that is zero
-        return self._made_of(np.maximum(parts, 0.0))
+        variances, dofs = self._made_of(np.maximum(parts, 0.0))
+        if self.floor is not None:
+            others = self.floor.of_pairs()
+            wider = others[0] > variances
+            return np.where(wider, others[0], variances), np.where(wider, others[1], dofs)
+        return variances, dofs
 
     def _made_of(self, parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """parts: (T, ...) of |P_T c|^2."""
@@ -97,15 +115,21 @@ class Strata:
         return total, np.divide(total * total, below, out=dofs, where=below > 0)
 
 
-def split(codes: np.ndarray) -> tuple[Stratum, ...]:
-    """The strata of cells. codes: (C, factors), the number of each cell's level of each factor."""
+def split(codes: np.ndarray, groups: Sequence[np.ndarray] = ()) -> tuple[Stratum, ...]:
+    """The strata of cells. codes: (C, factors), the number of each cell's level of each factor.
+
+    groups: places of cells that scatter alike; strata are then within groups, and one for each
+    group against all that follow it.
+    """
     cells, factors = codes.shape
+    if groups:
+        return _split_groups(codes, groups)
     known = np.full((cells, 1), 1 / np.sqrt(cells))
     found = []
     for size in (1, 2):
         for term in combinations(range(factors), size) if factors > 1 else ():
-            _, groups = np.unique(codes[:, term], axis=0, return_inverse=True)
-            columns = np.eye(int(groups.max()) + 1)[groups.ravel()]
+            _, levels = np.unique(codes[:, term], axis=0, return_inverse=True)
+            columns = np.eye(int(levels.max()) + 1)[levels.ravel()]
             basis = _beyond(columns, known)
             if basis.shape[1]:
                 found.append(Stratum(factors=term, basis=basis))
@@ -113,6 +137,22 @@ def split(codes: np.ndarray) -> tuple[Stratum, ...]:
     rest = _beyond(np.eye(cells), known)
     if rest.shape[1]:
         found.append(Stratum(factors=() if factors != 1 else (0,), basis=rest))
+    return tuple(found)
+
+
+def _split_groups(codes: np.ndarray, groups: Sequence[np.ndarray]) -> tuple[Stratum, ...]:
+    cells = len(codes)
+    found = []
+    for place, group in enumerate(groups):
+        for one in split(codes[group]):
+            basis = np.zeros((cells, one.basis.shape[1]))
+            basis[group] = one.basis
+            found.append(Stratum(factors=(), basis=basis))
+        if later := groups[place + 1 :]:
+            rest = np.concatenate(later)
+            between = np.zeros((cells, 1))
+            between[group], between[rest] = 1 / len(group), -1 / len(rest)
+            found.append(Stratum(factors=(), basis=between / np.linalg.norm(between)))
     return tuple(found)
 
 
@@ -252,6 +292,7 @@ def _invert(probability: Callable[[float], float], confidence: float) -> float:
 # With fewer degrees of freedom, the narrower of two intervals covers noticeably less than it says.
 CHOICE_DOF = 20
 _OUTLIER = 0.02
+UNEQUAL = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +311,8 @@ class Spread:
 
     apart: cells that scatter far more than the others, and are left out of what follows.
     paired, unpaired: mean squares of e, NaN without degrees of freedom.
-    strata: the paired one by factor, where differences are paired.
+    strata: the paired one by factor, where differences are paired, or either by group.
+    groups: cells that scatter alike, the widest group first; None where all do.
     links: (C,) cells joined by a chain of shared seeds have the same number.
     """
 
@@ -285,6 +327,7 @@ class Spread:
     is_paired: bool
     apart: tuple[int, ...]
     strata: Strata | None
+    groups: "Groups | None" = None
 
     @property
     def variance(self) -> float:
@@ -357,6 +400,25 @@ class Spread:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Groups:
+    """Cells grouped by levels of the one factor whose levels scatter unequally over seeds.
+
+    factor: its number.  cells: their places, the widest group first.  deviations: the standard
+    deviation of e in each.  p: of the first cut, for all ways to cut and all factors.
+    """
+
+    factor: int
+    cells: tuple[np.ndarray, ...]
+    deviations: tuple[float, ...]
+    p: float
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether chance alone is an unlikely reason."""
+        return self.p < UNEQUAL
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Fit:
     means: np.ndarray
     covariance: np.ndarray  # of the means, in units of the variance of e; right for differences
@@ -373,7 +435,10 @@ def spread(
     is_paired: take this fit rather than choose.
     """
     links = _links(np.isfinite(values))
-    apart = _apart(values, _paired(values, links).dof > 0)
+    pairable = _paired(values, links).dof > 0
+    groups = None if codes is None else _groups(values, codes, is_paired is not False and pairable)
+    is_unequal = groups is not None and groups.is_certain
+    apart = () if is_unequal else _apart(values, pairable)
     rest = [c for c in range(len(values)) if c not in apart]
     by_seed = _paired(values[rest], _links(np.isfinite(values[rest])))
     by_cell = _unpaired(values[rest])
@@ -385,7 +450,9 @@ def spread(
         is_paired = _is_paired(paired, by_seed.dof, unpaired, by_cell.dof)
     is_paired = is_paired and by_seed.dof > 0
     by_factor = None
-    if is_paired and codes is not None and codes.shape[1] > 1:
+    if groups is not None and not apart:
+        by_factor = _strata_of_groups(groups, values, codes, is_paired)
+    elif is_paired and codes is not None and codes.shape[1] > 1:
         by_factor = strata(split(codes[rest]), values[rest])
     whole = _paired(values, links) if is_paired else _unpaired(values)
     return Spread(
@@ -400,6 +467,7 @@ def spread(
         is_paired=is_paired,
         apart=apart,
         strata=by_factor,
+        groups=groups,
     )
 
 
@@ -456,6 +524,91 @@ def _links(present: np.ndarray) -> np.ndarray:
                 links[together] = links[column].min()
         if (links == before).all():
             return links
+
+
+def _groups(values: np.ndarray, codes: np.ndarray, is_paired: bool) -> Groups | None:
+    """The factor whose levels scatter the most unequally, and its groups; None without any."""
+    found = []
+    for factor, column in enumerate(codes.T):
+        levels = [np.flatnonzero(column == level) for level in np.unique(column)]
+        p, parts = _part(values, levels, is_paired)
+        if len(parts) > 1:
+            found.append((p * codes.shape[1], factor, parts))
+    if not found:
+        return None
+    p, factor, parts = min(found, key=lambda one: one[0])
+    if p >= 1:
+        return None
+    squares = [_mean_square(values[cells], is_paired)[0] for cells in parts]
+    deviations = tuple(map(sqrt, squares))
+    return Groups(factor=factor, cells=tuple(parts), deviations=deviations, p=p)
+
+
+def _part(
+    values: np.ndarray, levels: list[np.ndarray], is_paired: bool, most: float = 1.0
+) -> tuple[float, list[np.ndarray]]:
+    """Levels of a factor parted into groups, the widest first, and the p-value of the first cut.
+
+    most: the p-value from which levels stay together.
+    """
+    found = [(*_mean_square(values[cells], is_paired), cells) for cells in levels]
+    together = [np.sort(np.concatenate(levels))]
+    if len(levels) < 2 or min(dof for _, dof, _ in found) < 1:
+        return 1.0, together
+    found.sort(key=lambda one: -one[0])
+    ways = 2 ** len(found) - 2
+    p, cut = min((ways * _p_wider(found[:k], found[k:]), k) for k in range(1, len(found)))
+    if p >= most:
+        return p, together
+    sides = [[cells for _, _, cells in part] for part in (found[:cut], found[cut:])]
+    return p, [part for side in sides for part in _part(values, side, is_paired, UNEQUAL)[1]]
+
+
+def _p_wider(
+    wide: Sequence[tuple[float, int, np.ndarray]], rest: Sequence[tuple[float, int, np.ndarray]]
+) -> float:
+    """P of so large a ratio of the pooled mean squares of two sets of levels (F test)."""
+    dofs = [sum(dof for _, dof, _ in part) for part in (wide, rest)]
+    squares = [
+        sum(square * dof for square, dof, _ in part) / total
+        for part, total in zip((wide, rest), dofs, strict=True)
+    ]
+    if squares[1] <= 0:
+        return 0.0 if squares[0] > 0 else 1.0
+    return f_survival(squares[0] / squares[1], dofs[0], dofs[1])
+
+
+def _mean_square(values: np.ndarray, is_paired: bool) -> tuple[float, int]:
+    """The mean square of e in some cells by themselves, and its degrees of freedom."""
+    fit = _paired(values, _links(np.isfinite(values))) if is_paired else _unpaired(values)
+    return (float(fit.squares.sum()) / fit.dof if fit.dof > 0 else nan), fit.dof
+
+
+def _strata_of_groups(
+    groups: Groups, values: np.ndarray, codes: np.ndarray, is_paired: bool
+) -> Strata | None:
+    """Strata by group; where the groups may be chance, the common ones with these as floor."""
+    common: Strata | None
+    if is_paired:
+        by_group = strata(split(codes, groups.cells), values)
+        common = strata(split(codes), values)
+    else:
+        by_group = _by_cells(values, groups.cells)
+        common = _by_cells(values, [np.arange(len(values))])
+    if groups.is_certain or common is None:
+        return by_group
+    return replace(common, floor=by_group)
+
+
+def _by_cells(values: np.ndarray, groups: Sequence[np.ndarray]) -> Strata:
+    """Scatter within cells, pooled over each group of them."""
+    found = [_mean_square(values[cells], False) for cells in groups]
+    own = np.eye(len(values))
+    return Strata(
+        strata=tuple(Stratum(factors=(), basis=own[:, cells]) for cells in groups),
+        squares=np.array([square for square, _ in found]),
+        dofs=np.array([dof for _, dof in found], dtype=np.float64),
+    )
 
 
 def _apart(values: np.ndarray, is_paired: bool) -> tuple[int, ...]:
