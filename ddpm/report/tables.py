@@ -20,11 +20,12 @@ from rich.table import Table as Grid
 from ddpm.metrics import MEASURES, QUALITY_MEASURES, QualityPoint
 from ddpm.report import costs as quality
 from ddpm.report.costs import cost, speed
-from ddpm.report.effects import CONFIDENCE, Analysis, Comparison, Term, against, analyse
-from ddpm.report.labels import duration, number_with_error, size, text
-from ddpm.report.ranking import Ranking, Standing
+from ddpm.report.effects import Analysis, Term, analyse
+from ddpm.report.labels import NAMES, duration, number_with_error, signed, size, text
+from ddpm.report.ranking import CONFIDENCE, Comparison, Ranking, Standing, against
 from ddpm.report.reading import SweepResults, Value
-from ddpm.report.verdict import Conclusion, pairing, sentences, spread
+from ddpm.report.scatter import Spread
+from ddpm.report.verdict import Conclusion, meaning_of_errors, pairing, sentences
 from ddpm.runs import storage
 
 if TYPE_CHECKING:
@@ -49,24 +50,29 @@ def print_table(
 
 def _print_ranking(sweep: SweepResults, ranking: Ranking, console: Console) -> None:
     wide = console.width >= 100
-    table = Grid(title=f"{sweep.name}: {len(ranking.standings)} cells by x0-error", box=SIMPLE_HEAD)
+    what = "samples" if ranking.of_samples else "x0-error"
+    title = f"{sweep.name}: {len(ranking.standings)} cells by {what}"
+    table = Grid(title=title, box=SIMPLE_HEAD)
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("cell", overflow="fold")
-    for heading in ("mean log10\nerror", "SNR-weighted\nerror", "#"):
+    headings = [NAMES[measure].replace(" error", "\nerror") for measure in ranking.measures]
+    for heading in (*headings, "#"):
         table.add_column(heading, justify="right", no_wrap=True)
     for heading in ("images/s", "compute", "memory") if wide else ("images/s",):
         table.add_column(heading, justify="right", no_wrap=True)
     for place, standing in enumerate(ranking.standings):
         costs = cost(list(standing.trials.values()))
-        both = [_with_error(standing, measure) for measure in MEASURES]
-        second = str(ranking.rank(place, MEASURES[1]))
+        both = [_with_error(standing, measure) for measure in ranking.measures]
+        second = str(ranking.rank(place, ranking.measures[1]))
         rest = [duration(costs.compute_seconds), size(costs.peak_memory_bytes)] if wide else []
         table.add_row(str(place + 1), standing.label, *both, second, speed(costs), *rest)
     console.print(table)
-    low, high = ranking.levels[0], ranking.levels[-1]
     packed = any(trial.summary.get("packed") is True for trial in sweep.trials)
     star = " *: packed, several trials shared the machine." if packed else ""
-    note = f"Log-SNR levels {low} to {high}; {spread(ranking.standings)}.{star}"
+    on = f"log SNR {signed(ranking.levels[0])} to {signed(ranking.levels[-1])}"
+    if ranking.point is not None:
+        on = f"{ranking.num_samples:,} samples each, {ranking.point.evaluations} network calls"
+    note = f"{on[:1].upper()}{on[1:]}; {meaning_of_errors(ranking.standings)}.{star}"
     console.print(note, style="dim", highlight=False)
 
 
@@ -109,18 +115,20 @@ def csv_text(sweep: SweepResults, ranking: Ranking) -> str:
 def _rows(
     sweep: SweepResults, ranking: Ranking, keys: tuple[str, ...], more: tuple[str, ...]
 ) -> Iterator[list[str]]:
-    places = {trial.key: (place, standing) for place, standing in enumerate(ranking.standings)
-              for trial in standing.trials.values()}  # fmt: skip
-    last = len(ranking.standings)
-    for trial in sorted(sweep.trials, key=lambda t: places[t.key][0] if t.key in places else last):
-        place, standing = places.get(trial.key, (None, None))
-        summary = standing.summaries.get(trial.seed) if standing else None
+    apart = () if ranking.none_learned else ranking.failed  # else they are ranked as well
+    every = [*ranking.standings, *(standing for standing, _ in apart)]
+    places = {t.key: place for place, one in enumerate(every) for t in one.trials.values()}
+    ranked, last = len(ranking.standings), len(every)
+    for trial in sorted(sweep.trials, key=lambda t: places.get(t.key, last)):
+        place = places.get(trial.key, last)
+        of_trial = {m: every[place].numbers[m].get(trial.seed) for m in MEASURES if place < last}
+        found = [one for m in MEASURES if (one := of_trial.get(m)) is not None]
         cells = [_plain(trial.cell.get(key)) for key in keys]
-        numbers = [_plain(summary.value(m)) if summary else "" for m in MEASURES]
-        errors = [_plain(summary.evaluation_error(m)) if summary else "" for m in MEASURES]
-        rank = "" if place is None or summary is None else str(place + 1)
+        numbers = [_plain(one.value) for one in found] or [""] * len(MEASURES)
+        errors = [_plain(one.error) for one in found] or [""] * len(MEASURES)
+        rank = str(place + 1) if place < ranked and trial.seed in every[place].trials else ""
         costs = [_plain(trial.summary.get(name)) for name in _COLUMNS[8:16]]
-        measured = quality.cells(trial, ranking.levels if summary else ())
+        measured = quality.cells(trial, ranking.levels if found else ())
         run_dir = "" if trial.run_dir is None else str(trial.run_dir)
         yield [*cells, rank, trial.status, trial.name, str(trial.seed), *numbers, *errors, *costs,
                trial.reason or "", run_dir,
@@ -214,33 +222,37 @@ Json = dict[str, object]
 def statistics(ranking: Ranking) -> Json:
     """statistics.json: every number of the report's statistics, for programs.
 
-    {"format": 1, "confidence": 0.95,
+    {"format": 2, "confidence": 0.95, "winner", "level": [label], "recommended", "failed": [label],
      "measures": {MEASURE: {"paired_over_unpaired_variance", "intervals", "dof", "variance",
                             "set_apart": [label], "factors": {...}, "sentences": [...]}},
-     "against_lowest": {"reference", "correction", "cells"}, "against_baseline": same | null}
+     "against_recommended": {"reference", "correction", "cells"}, "against_baseline": same | null}
 
     Numbers are log10; null where there is none.
     """
     several = len(ranking.standings) > 1
-    lowest = ranking.standings[0] if several else None
+    best = ranking.recommended if several else None
     base = None
     if several and ranking.baseline is not None:
         base = ranking.standings[ranking.baseline]
     return {
-        "format": 1,
+        "format": 2,
         "confidence": CONFIDENCE,
         "problem": ranking.problem,
-        "measures": {m: _measure(ranking, m) for m in MEASURES} if several else {},
-        "against_lowest": lowest
+        "winner": ranking.winner.label if several and ranking.winner else None,
+        "level": [one.label for one in ranking.level] if several else [],
+        "recommended": best and best.label,
+        "failed": [one.label for one, _ in ranking.failed],
+        "measures": {m: _measure(ranking, m) for m in ranking.measures} if several else {},
+        "against_recommended": best
         and {
-            "reference": lowest.label,
-            "correction": "Tukey, all pairs of cells",
-            "cells": [_comparison(one) for one in against(ranking, lowest, "pairs")],
+            "reference": best.label,
+            "correction": "Tukey, all pairs of cells, and Bonferroni over measures",
+            "cells": [_comparison(one) for one in against(ranking, best, "pairs")],
         },
         "against_baseline": base
         and {
             "reference": base.label,
-            "correction": "Dunnett",
+            "correction": "Dunnett, and Bonferroni over measures",
             "cells": [_comparison(one) for one in against(ranking, base, "baseline")],
         },
     }
@@ -255,9 +267,24 @@ def _measure(ranking: Ranking, measure: str) -> Json:
         "dof": found.dof if found else None,
         "variance": found.variance if found else None,
         "set_apart": [ranking.standings[place].label for place in found.apart] if found else [],
+        "groups": _groups(ranking, found) if found and found.groups else [],
         "factors": _factors(analysis),
         "sentences": list(sentences(analysis)),
     }
+
+
+def _groups(ranking: Ranking, found: Spread) -> list[Json]:
+    """Cells that scatter alike, the widest group first; p: of so large a difference by chance."""
+    assert found.groups is not None
+    groups = found.groups
+    return [
+        {
+            "cells": [ranking.standings[place].label for place in cells],
+            "deviation": deviation,
+            "p": groups.p,
+        }
+        for cells, deviation in zip(groups.cells, groups.deviations, strict=True)
+    ]
 
 
 def _factors(analysis: Analysis) -> Json:
