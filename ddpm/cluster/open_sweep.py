@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
-from math import log10
 from pathlib import Path
 
 from ddpm import config as configuration
@@ -297,18 +296,14 @@ def _race(of: OpenSweep) -> Iterator[Round]:
 
 def _numbers(of: OpenSweep, racing: Collection[str]) -> dict[str, dict[str, dict[int, float]]]:
     """Measure -> racing cell -> seed -> the report's number, errors as logarithms."""
-    standings = report.rank(report.read(of.folder)).standings
-    cells = {cell_name(one.cell): one.summaries for one in standings}
+    ranking = report.rank(report.read(of.folder))
+    cells = {cell_name(one.cell): one.numbers for one in ranking.standings}
     return {
         measure: {
-            name: {
-                seed: value if measure == MEASURES[0] else log10(value)
-                for seed, one in cells.get(name, {}).items()
-                if (value := one.value(measure)) > 0 or measure == MEASURES[0]
-            }
+            name: {seed: one.log10 for seed, one in cells.get(name, {}).get(measure, {}).items()}
             for name in racing
         }
-        for measure in MEASURES
+        for measure in ranking.measures
     }
 
 

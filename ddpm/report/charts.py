@@ -72,7 +72,7 @@ def intervals(ranking: Ranking) -> Spec:
     labels = [standing.label for standing in shown]
     charts: list[Spec] = []
     datasets: dict[str, list[Row]] = {}
-    for measure in MEASURES:
+    for measure in ranking.measures:
         rows: list[Row] = []
         for one in shown:
             value, error = one.value(measure), one.error(measure)
@@ -160,7 +160,7 @@ def over_cost(ranking: Ranking, axes: Axes) -> Spec | None:
     shared = {"x": x, **_told_apart(names)}
     charts: list[Spec] = []
     datasets: dict[str, list[Row]] = {}
-    for measure in MEASURES:
+    for measure in ranking.measures:
         rows = []
         for one, spent in zip(standings, seconds, strict=True):
             value, error = one.value(measure), one.error(measure)

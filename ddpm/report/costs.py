@@ -43,7 +43,7 @@ def cost(trials: Sequence[TrialResult]) -> Cost:
         images_per_s=_mean([trial.number("images_per_s") for trial in trials]),
         is_packed=any(trial.summary.get("packed") is True for trial in trials),
         peak_memory_bytes=_mean([trial.number("peak_memory_bytes") for trial in trials]),
-        seconds=_mean([trial.number("seconds") for trial in trials]),
+        seconds=_mean([waited_seconds(trial) for trial in trials]),
         energy_joules=_mean([trial.number("energy_joules") for trial in trials]),
     )
 
@@ -60,13 +60,19 @@ def is_on_gpu(trial: TrialResult) -> bool:
 
 
 def compute_seconds(trial: TrialResult) -> float | None:
-    """GPU-seconds of a trial that had GPUs, else core-seconds."""
-    if (measured := trial.number("gpu_seconds")) is not None:
-        return measured
-    seconds = trial.number("seconds")
-    if gpus(trial) and seconds is not None:
+    """GPU-seconds of a trial that had GPUs, else core-seconds, of all it did: training, evaluation
+    and samples. Of a run that was not a trial, and of old ones, those of its training alone.
+    """
+    if gpus(trial) and (seconds := waited_seconds(trial)) is not None:
         return seconds * gpus(trial)
-    return trial.number("core_seconds")
+    names = ("gpu_seconds", "trial_core_seconds", "core_seconds")
+    return next((found for name in names if (found := trial.number(name)) is not None), None)
+
+
+def waited_seconds(trial: TrialResult) -> float | None:
+    """Seconds from a trial's start to its end; of a run that was not a trial, of its training."""
+    names = ("trial_seconds", "seconds")
+    return next((found for name in names if (found := trial.number(name)) is not None), None)
 
 
 def front(costs: Sequence[float], values: Sequence[float]) -> list[int]:

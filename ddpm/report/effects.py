@@ -1,4 +1,4 @@
-"""Effects of a grid's factors and differences between its cells, with intervals.
+"""Effects of a grid's factors, with intervals.
 
 Analysis of variance by least squares, one row a trial:
 
@@ -17,47 +17,21 @@ the variance is omega^2, near zero on average where nothing is there:
 Of more than two factors, all interactions beyond pairs are one term. With one seed nothing repeats
 and the highest interaction serves as error, on the assumption that there is none; with one factor
 and one seed there is no error, and no p.
-
-Differences between cells are over seeds where a cell has two (see `scatter.spread`), corrected by
-family:
-
-    pairs     all pairs of cells at once (Tukey): whatever is compared after looking, so also
-              everything against the best cell, which the data have picked
-    baseline  every cell against one named beforehand (Dunnett)
-
-With one seed, over (image, noise) pairs: evaluation error, which supports a statement about the
-trained networks only. Both measures are compared as logarithms: a difference is a ratio of errors.
+All numbers are compared as logarithms: an effect is a ratio of errors.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import combinations
-from math import inf, isfinite, log, nan, prod, sqrt
-from typing import Literal
+from math import inf, nan, prod, sqrt
 
 import numpy as np
 
-from ddpm.errors import InputError
-from ddpm.metrics import MEASURES, X0Error, influence
-from ddpm.report.labels import listed, place_of, spoken, text, varied
-from ddpm.report.ranking import Ranking, Standing, shared_seeds
+from ddpm.report.labels import place_of, spoken, varied
+from ddpm.report.ranking import CONFIDENCE, Ranking
 from ddpm.report.reading import Value
-from ddpm.report.scatter import (
-    Difference,
-    Spread,
-    Strata,
-    dunnett_quantile,
-    f_survival,
-    rounded,
-    split,
-    spread,
-    strata,
-    tukey_quantile,
-)
-
-CONFIDENCE = 0.95
+from ddpm.report.scatter import Strata, f_survival, rounded, split, strata, tukey_quantile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,7 +275,8 @@ def analyse(ranking: Ranking, measure: str) -> Analysis:
     if not factors:
         return Analysis(measure=measure, factors=factors, reason=_why_not(ranking))
     design = design_of(ranking, measure)
-    is_one_seed = ranking.spread(measure) is None
+    found = ranking.spread(measure)
+    is_one_seed = found is None
     sets = subsets(factors, 1 if is_one_seed and len(factors) == 2 else 2)
     error = _factor_error(design, sets, is_one_seed)
     by_factor = None
@@ -316,14 +291,14 @@ def analyse(ranking: Ranking, measure: str) -> Analysis:
         term = Term(name=term_name(keys), keys=keys, dof=dof, squares=squares)
         if dof > 0:
             terms.append(_tested(term, *_noise(error, by_factor, factors, keys), total))
-    counts = {len(standing.summaries) for standing in ranking.standings}
+    counts = {len(standing.trials) for standing in ranking.standings}
     return Analysis(
         measure=measure,
         factors=factors,
         terms=tuple(terms),
         seeds=_seeds(design, error, total),
         error=error,
-        strata=by_factor,
+        strata=found.strata if found is not None and found.groups is not None else by_factor,
         total=total,
         is_complete=ranking.filled(factors) == 1 and len(counts) == 1,
         is_one_seed=is_one_seed,
@@ -409,244 +384,3 @@ def _tested(term: Term, noise: float, over: float, total: float) -> Term:
     f = term.squares / term.dof / noise
     share = max((term.squares - term.dof * noise) / (total + noise), 0.0)
     return replace(term, f=f, p=f_survival(f, term.dof, over), share=share, over=over)
-
-
-Family = Literal["pairs", "baseline"]
-Basis = Literal["paired", "unpaired", "evaluation", "none"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gap:
-    """How much higher one cell's number is than another's, in log10, and the interval of that.
-
-    basis: paired or unpaired over seeds; evaluation: one seed, over pairs; none: no interval.
-    """
-
-    mean: float
-    half_width: float
-    num_seeds: int  # the fewer of the two; 1 with evaluation error
-    basis: Basis
-    is_own: bool = False  # rests on the spread of these two cells alone
-
-    @property
-    def is_told_apart(self) -> bool:
-        """Whether the interval leaves zero out."""
-        return abs(self.mean) > self.half_width
-
-
-def gap(
-    ranking: Ranking,
-    worse: Standing,
-    better: Standing,
-    measure: str,
-    confidence: float = CONFIDENCE,
-    family: Family = "pairs",
-) -> Gap:
-    """worse - better of one number; intervals of the whole family hold at `confidence` together.
-
-    In the family "baseline", `better` is the baseline.
-    """
-    found = ranking.spread(measure)
-    if found is not None:
-        return _over_seeds(ranking, found, worse, better, confidence, family)
-    seeds = shared_seeds((worse, better))
-    if not seeds:
-        mean = ranking.number(worse, measure) - ranking.number(better, measure)
-        return Gap(mean=mean, half_width=inf, num_seeds=0, basis="none")
-    numbers = [one.summaries[seeds[0]].value(measure) for one in (worse, better)]
-    levels = worse.summaries[seeds[0]].levels
-    row = MEASURES.index(measure)
-    pairs = [influence(_error(cell, seeds[0]), levels)[row] for cell in (worse, better)]
-    if measure == MEASURES[1]:
-        # To first order, the logarithm of a mean is the mean over itself.
-        pairs = [part / (number * log(10)) for part, number in zip(pairs, numbers, strict=True)]
-        numbers = [float(np.log10(number)) for number in numbers]
-    mean = numbers[0] - numbers[1]
-    return _over_pairs(ranking, mean, pairs[0] - pairs[1], confidence, family)
-
-
-def level_gaps(
-    ranking: Ranking, a: Standing, b: Standing, confidence: float = CONFIDENCE
-) -> list[Gap]:
-    """a - b of log10 MSE at each common level, for all pairs of cells and all levels together."""
-    each = 1 - (1 - confidence) / max(len(ranking.levels), 1)
-    return [_level_gap(ranking, a, b, level, each) for level in ranking.levels]
-
-
-def _level_gap(ranking: Ranking, a: Standing, b: Standing, level: int, confidence: float) -> Gap:
-    overall = ranking.spread(MEASURES[0])
-    if overall is not None:
-        found = spread(_table(ranking, level), codes=ranking.codes, is_paired=overall.is_paired)
-        assert found is not None  # the same trials scatter at every level
-        return _over_seeds(ranking, found, a, b, confidence, "pairs")
-    seeds = shared_seeds((a, b))
-    if not seeds:
-        return Gap(mean=0.0, half_width=inf, num_seeds=0, basis="none")
-    numbers = [_log_mse(cell, seeds[0], level) for cell in (a, b)]
-    pairs = [influence(_error(cell, seeds[0]), [level])[0] for cell in (a, b)]
-    return _over_pairs(ranking, numbers[0] - numbers[1], pairs[0] - pairs[1], confidence, "pairs")
-
-
-def _over_seeds(
-    ranking: Ranking, found: Spread, a: Standing, b: Standing, confidence: float, family: Family
-) -> Gap:
-    places = ranking.place(a), ranking.place(b)
-    difference = found.difference(*places)
-    count = min(len(a.summaries), len(b.summaries))
-    if not isfinite(difference.error):
-        return Gap(mean=difference.mean, half_width=inf, num_seeds=count, basis="none")
-    loads = _loads(ranking, b, difference) if family == "baseline" else ()
-    width = _quantile(len(ranking.standings), confidence, difference.dof, loads)
-    return Gap(
-        mean=difference.mean,
-        half_width=width * difference.error,
-        num_seeds=count,
-        basis="paired" if found.is_paired else "unpaired",
-        is_own=difference.is_own,
-    )
-
-
-def _over_pairs(
-    ranking: Ranking, mean: float, differences: np.ndarray, confidence: float, family: Family
-) -> Gap:
-    count = len(differences)
-    if count < 2:
-        return Gap(mean=mean, half_width=inf, num_seeds=1, basis="none")
-    error = float(differences.std(ddof=1)) / sqrt(count)
-    cells = len(ranking.standings)
-    # Nothing is known of the correlations of such comparisons: Sidak's quantile needs none.
-    loads = (0.0,) * (cells - 1) if family == "baseline" else ()
-    width = _quantile(cells, confidence, float(count - 1), loads)
-    return Gap(mean=mean, half_width=width * error, num_seeds=1, basis="evaluation")
-
-
-def _quantile(cells: int, confidence: float, dof: float, loads: Sequence[float]) -> float:
-    if loads:
-        return dunnett_quantile(confidence, tuple(loads), rounded(dof))
-    return tukey_quantile(confidence, max(cells, 2), rounded(dof))
-
-
-def _loads(ranking: Ranking, baseline: Standing, difference: Difference) -> tuple[float, ...]:
-    """Square roots of the correlations of comparisons that share the baseline."""
-    others = [one for one in ranking.standings if one is not baseline]
-    if difference.is_own:
-        return (0.0,) * len(others)
-    base = len(baseline.summaries)
-    return tuple(sqrt(len(one.summaries) / (len(one.summaries) + base)) for one in others)
-
-
-def _table(ranking: Ranking, level: int) -> np.ndarray:
-    """log10 MSE at a level, (cells, seeds), NaN where a trial is missing."""
-    return np.array(
-        [
-            [_log_mse(one, seed, level) if seed in one.trials else nan for seed in ranking.seeds]
-            for one in ranking.standings
-        ]
-    )
-
-
-def _log_mse(standing: Standing, seed: int, level: int) -> float:
-    return float(np.log10(_error(standing, seed).at([level]).mean()))
-
-
-def _error(standing: Standing, seed: int) -> X0Error:
-    error = standing.trials[seed].error
-    assert error is not None  # `rank` keeps evaluated trials only
-    return error
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """A cell minus the one it is compared with, by both measures.
-
-    ratios: paired over unpaired variance from the seeds the two share, NaN where they share none.
-    """
-
-    standing: Standing
-    gaps: Mapping[str, Gap]
-    ratios: Mapping[str, float]
-
-    @property
-    def outcome(self) -> Literal["higher", "lower", "mixed", "level"]:
-        """higher or lower: by both measures, beyond their intervals; level: by neither.
-
-        mixed: by one of them, or one way by one and the other way by the other.
-        """
-        signs = {(g.mean > 0) - (g.mean < 0) if g.is_told_apart else 0 for g in self.gaps.values()}
-        if signs == {0}:
-            return "level"
-        return "higher" if signs == {1} else "lower" if signs == {-1} else "mixed"
-
-
-def against(ranking: Ranking, reference: Standing, family: Family) -> tuple[Comparison, ...]:
-    """All other cells minus the reference, in the order of the ranking."""
-    return tuple(
-        Comparison(
-            standing=one,
-            gaps={m: gap(ranking, one, reference, m, family=family) for m in MEASURES},
-            ratios={m: _ratio(ranking, one, reference, m) for m in MEASURES},
-        )
-        for one in ranking.standings
-        if one is not reference
-    )
-
-
-def _ratio(ranking: Ranking, a: Standing, b: Standing, measure: str) -> float:
-    found = ranking.spread(measure)
-    return nan if found is None else found.ratio_of(ranking.place(a), ranking.place(b))
-
-
-def against_baseline(ranking: Ranking) -> str:
-    """What the comparison with the baseline comes to, in a sentence; "" without a baseline."""
-    if ranking.baseline is None or len(ranking.standings) < 2:
-        return ""
-    reference = ranking.standings[ranking.baseline]
-    found = against(ranking, reference, "baseline")
-    parts = []
-    for outcome, words in (
-        ("lower", "lower by both measures"),
-        ("higher", "higher by both"),
-        ("mixed", "told apart by one measure only"),
-        ("level", "not to be told apart from it"),
-    ):
-        names = [one.standing.label for one in found if one.outcome == outcome]
-        if names:
-            parts.append(f"{words}: {listed(names)}")
-    where = "" if ranking.spread(MEASURES[0]) is not None else ", in this run"
-    return f"Against the baseline {reference.label}{where}: {'; '.join(parts)}."
-
-
-def with_baseline(ranking: Ranking, wish: str) -> Ranking:
-    """The ranking with a baseline: the one cell that has every KEY=value of a wish.
-
-    wish: `SCHEDULER=linear,PRED_TYPE=noise`; a key may be its last part, and case does not matter.
-    """
-    if ranking.problem or not ranking.standings:
-        return ranking  # nothing is ranked, and the report says why
-    wanted = [part.partition("=") for part in re.split(r",(?![^\[]*\])", wish)]
-    places = [
-        place
-        for place, standing in enumerate(ranking.standings)
-        if all(_has(standing, key.strip(), value.strip()) for key, _, value in wanted)
-    ]
-    if len(places) != 1:
-        matching = [ranking.standings[p].label for p in places] or [
-            s.label for s in ranking.standings
-        ]
-        example = ",".join(
-            f"{key.rsplit('.', 1)[-1]}={text(value)}"
-            for key, value in ranking.standings[0].cell.items()
-        )
-        raise InputError(
-            f"--baseline {wish} names {len(places) or 'none'} of the ranked cells "
-            f"({'; '.join(matching[:12])}); give keys and values of exactly one, such as {example}"
-        )
-    return replace(ranking, baseline=places[0])
-
-
-def _has(standing: Standing, key: str, value: str) -> bool:
-    return any(
-        own.upper() == key.upper() or own.upper().endswith("." + key.upper())
-        for own, has in standing.cell.items()
-        if text(has).upper() == value.upper()
-    )

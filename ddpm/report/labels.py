@@ -3,12 +3,17 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import floor, isfinite, log10
+from math import floor, inf, isfinite, log10
 
 from ddpm.metrics import MEASURES, Interval
 from ddpm.report.reading import SweepResults, Value
 
-NAMES = {MEASURES[0]: "mean log10 error", MEASURES[1]: "SNR-weighted error"}
+NAMES = {
+    MEASURES[0]: "mean log10 error",
+    MEASURES[1]: "SNR-weighted error",
+    "kid": "KID",
+    "fid": "FID\u221e",  # extrapolated to infinitely many samples
+}
 PRED_TYPE, SCHEDULER, TIMESTEPS = (
     "TRAINING.PRED_TYPE",
     "TRAINING.NETWORK.SCHEDULER",
@@ -146,6 +151,32 @@ def interval_text(one: Interval) -> str:
     digits = common_digits([width])
     value, low, high = (aligned(v, width, digits)[0] for v in (one.value, one.low, one.high))
     return f"{value} [{low}, {high}]"
+
+
+def percent(value: float) -> str:
+    """`3.1 %`, `12 %`: two digits, however small."""
+    return f"{signed_digits(value)} %"
+
+
+def signed_digits(value: float) -> str:
+    """A number in two digits, in full, with a true minus sign."""
+    digits = max(1 - floor(log10(abs(value))), 0) if value else 0
+    return signed(value, min(digits, 12))
+
+
+def above(mean: float, half_width: float = inf) -> str:
+    """A difference of log10 as a ratio: `12 % higher (5.1 to 19 %)`, `2.4 times as high`."""
+    ends = [mean] if not isfinite(half_width) else [mean, mean - half_width, mean + half_width]
+    if mean >= log10(2):
+        shown, unit, words = [signed_digits(10**end) for end in ends], "", " times as high"
+    elif mean >= 0:
+        shown, unit = [signed_digits(100 * (10**end - 1)) for end in ends], " %"
+        words = " % higher"
+    else:
+        shown, unit = [signed_digits(100 * (1 - 10**end)) for end in (ends[0], *ends[:0:-1])], " %"
+        words = " % lower"
+    inside = f" ({shown[1]} to {shown[2]}{unit})" if len(shown) > 1 else ""
+    return f"{shown[0]}{words}{inside}"
 
 
 def probability(p: float) -> str:

@@ -18,16 +18,15 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ddpm.errors import InputError, as_typed
-from ddpm.metrics import MEASURES
 from ddpm.report import charts
+from ddpm.report.cautions import flags, is_confounded
 from ddpm.report.costs import cost, speed
-from ddpm.report.effects import with_baseline
 from ddpm.report.labels import NAMES, duration, number_with_error, size
-from ddpm.report.ranking import Ranking, Standing, rank
+from ddpm.report.ranking import Ranking, Standing, rank, with_baseline
 from ddpm.report.reading import SweepResults, read
 from ddpm.report.sections import Chart, Section, Table, sections, shown_path
 from ddpm.report.tables import csv_text, print_table, statistics, write_tables
-from ddpm.report.verdict import Conclusion, allowed, flags, is_confounded, judge
+from ddpm.report.verdict import Conclusion, allowed, judge
 from ddpm.runs import load_run, storage
 from ddpm.sweep import write_best
 
@@ -232,7 +231,7 @@ def next_command(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> 
     if verdict.kind == "winner":
         what = f"Train the winner, {best.label}, ten times as long"
     elif verdict.kind != "none":
-        what += " (lowest sum of both ranks; a choice, not a claim)"
+        what += " (a choice among cells that are level, not a claim)"
     return what, f"{as_typed('train')} {shown_path(config)}{longer}"
 
 
@@ -242,24 +241,26 @@ def _facts(ranking: Ranking, verdict: Conclusion, is_sweep: bool) -> list[tuple[
     if best is None:
         return []
     costs = cost(list(best.trials.values()))
-    seconds = "" if costs.seconds is None else f"{duration(costs.seconds)} of wall time"
-    unit = f"Cost per trial, {costs.unit.removesuffix('-seconds')} time"
-    values = [(unit, duration(costs.compute_seconds), seconds)]
+    unit = costs.unit.removesuffix("-seconds")
+    waited = "" if costs.seconds is None else f"{duration(costs.seconds)} of waiting"
+    spent = (f"Cost of a training, {unit} time", duration(costs.compute_seconds), waited)
     if is_sweep:
-        title = {"winner": "Winner", "none": "Cell"}.get(verdict.kind, "Lowest sum of ranks")
-        names = {measure: NAMES[measure][0].upper() + NAMES[measure][1:] for measure in MEASURES}
-        numbers = [(names[measure], *_value(best, measure)) for measure in MEASURES]
-        values = [(title, best.label, ""), *numbers, *values]
+        title = {"winner": "Winner", "none": "Cell"}.get(verdict.kind, "Recommended")
+        names = {
+            measure: NAMES[measure][:1].upper() + NAMES[measure][1:] for measure in best.numbers
+        }
+        numbers = [(names[measure], *_value(best, measure)) for measure in ranking.measures]
+        values = [(title, best.label, ""), *numbers, spent]
     else:
         packed = "packed: others ran beside it" if costs.is_packed else ""
-        values.append(("Images per second", speed(costs).rstrip("*"), packed))
+        values = [spent, ("Images per second", speed(costs).rstrip("*"), packed)]
         values.append(("Peak memory", size(costs.peak_memory_bytes), ""))
     return [value for value in values if value[1] != "\u2013"]
 
 
 def _value(standing: Standing, measure: str) -> tuple[str, str]:
     value, error = number_with_error(standing.value(measure), standing.error(measure))
-    kind = "95 % interval over seeds" if len(standing.summaries) > 1 else "evaluation error"
+    kind = "95 % interval over seeds" if len(standing.trials) > 1 else "evaluation error"
     return value, f"\u00b1 {error} {kind}"
 
 

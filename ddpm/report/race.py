@@ -1,17 +1,17 @@
 """SEEDS: auto: which cells need another seed, decided from what all have shown so far.
 
 All cells start with a few seeds. Then, at a few looks fixed beforehand, only those cells get
-more that may still be the best by one of the two measures: those whose difference from the cell
-that leads in it has an interval that holds zero or less. The race is over when one cell is left for
-each measure, or at the most seeds.
+more that may still be the best by every measure of the headline: those whose differences from the
+cells that lead have intervals that hold zero or less. The race is over when one cell is left, when
+none is (the measures disagree), or at the most seeds.
 
 Looking again and again finds differences where there are none, so the looks share the error. A
 false winner must have been told to be better than a cell that is at least as good: of K cells, by
-any of K one-sided errors (K - 1 against one that is best, one more where two are). Of that error
-each look spends twice what the one before it did, for most races are decided late; so a two-sided
-interval at look l of L has confidence
+any of K one-sided errors (K - 1 against one that is best, one more where two are) by any of M
+measures. Of that error each look spends twice what the one before it did, for most races are
+decided late; so a two-sided interval at look l of L has confidence
 
-    1 - 2 x 0.05 / K x 2^(l - 1) / (2^L - 1)
+    1 - 2 x 0.05 / (K M) x 2^(l - 1) / (2^L - 1)
 
 and, whatever the looks have to do with each other (Bonferroni), a race names a false winner at most
 once in twenty. The report's verdict on a raced sweep uses the same intervals.
@@ -40,21 +40,27 @@ class Look:
 
     @property
     def is_decided(self) -> bool:
-        """Whether one cell is left for each measure."""
-        return all(len(cells) <= 1 for cells in self.candidates.values())
+        """Whether at most one cell is left."""
+        return len(self.racing) <= 1
 
     @property
     def racing(self) -> tuple[str, ...]:
         """The cells that are still in the race."""
-        return tuple(dict.fromkeys(name for names in self.candidates.values() for name in names))
+        return left_by(self.candidates)
 
 
-def confidence(number: int, looks: int, cells: int) -> float:
+def left_by(candidates: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The cells that every measure leaves, in the order of the first."""
+    first, *others = candidates.values()
+    return tuple(name for name in first if all(name in names for names in others))
+
+
+def confidence(number: int, looks: int, cells: int, measures: int) -> float:
     """Of one two-sided interval at look `number` (from 1), so that no false winner is named in 95 %
     of races.
     """
     spent = 2 ** (number - 1) / (2**looks - 1)
-    return 1 - 2 * ERROR / max(cells, 2) * spent
+    return 1 - 2 * ERROR / (max(cells, 2) * measures) * spent
 
 
 def look(measures: Mapping[str, Numbers], number: int, looks: int, cells: int) -> Look:
@@ -62,7 +68,7 @@ def look(measures: Mapping[str, Numbers], number: int, looks: int, cells: int) -
 
     measures: their numbers by each measure.  cells: that the race began with.
     """
-    level = confidence(number, looks, cells)
+    level = confidence(number, looks, cells, len(measures))
     return Look(candidates={m: candidates(numbers, level) for m, numbers in measures.items()})
 
 
@@ -105,11 +111,9 @@ def _is_above(differences: NDArray[np.float64], pooled: float, cells: int, level
 
 
 def decided_for(looked: Sequence[Mapping[str, object]]) -> str | None:
-    """The one cell that the last look has left for every measure; None where there is none."""
-    if not looked:
+    """The one cell that the last look has left; None where there is none, or several."""
+    found = looked[-1].get("candidates") if looked else None
+    if not isinstance(found, dict) or not found:
         return None
-    found = looked[-1].get("candidates")
-    sets = list(found.values()) if isinstance(found, dict) else []
-    is_one = bool(sets) and all(isinstance(names, list) and len(names) == 1 for names in sets)
-    left = {names[0] for names in sets} if is_one else set()
-    return left.pop() if len(left) == 1 else None
+    left = left_by({measure: names for measure, names in found.items() if isinstance(names, list)})
+    return left[0] if len(left) == 1 else None

@@ -1,67 +1,187 @@
-"""The two rankings of a sweep's cells, on the noise levels all of them share.
+"""The cells of a sweep in order, by the measures that make its headline.
 
-A cell is one point of the grid; its trials differ in their seed alone.
+A cell is one point of the grid; its trials differ in their seed alone. The headline is of samples:
+KID and FID extrapolated to infinitely many samples, of images that all networks drew by one solver
+in the most network calls that all cells share. Without samples it is the x0-error by both of its
+measures. Every number is compared as log10, lower is better.
+
+The x0-error is averaged over one window of log SNR, fixed by the data before anything is trained,
+so that no cell changes another's number. A cell that does not reach all of it has no such number.
+
+Differences between cells are over seeds where a cell has two (see `scatter.spread`), corrected by
+family, over all measures of the headline together (Bonferroni):
+
+    pairs     all pairs of cells at once (Tukey): whatever is compared after looking, so also
+              everything against the best cell, which the data have picked
+    baseline  every cell against one named beforehand (Dunnett)
+
+With one seed they are of evaluation error, over (image, noise) pairs or over samples, which
+supports a statement about the trained networks only.
+
+A cell wins that no other beats by any measure and that beats every other by at least one. Cells are
+level that no measure tells from its lowest; of them the cheapest is recommended.
+
+A cell has learned where its x0-error is below that of the best linear estimate, the Gaussian fit to
+the training data. Those that have not are set apart, never averaged into an effect.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from math import nan, prod
+from math import inf, isfinite, log, log10, nan, prod, sqrt
+from typing import Literal
 
 import numpy as np
 
-from ddpm.metrics import MEASURES, X0Error, X0Summary, common_levels, interval, summary
-from ddpm.report.labels import cell_label, varied
-from ddpm.report.reading import SweepResults, TrialResult, Value
-from ddpm.report.scatter import Spread, spread
+from ddpm.errors import InputError
+from ddpm.metrics import (
+    MEASURES,
+    QualityPoint,
+    X0Error,
+    common_levels,
+    influence,
+    interval,
+    summary,
+)
+from ddpm.report.costs import compute_seconds
+from ddpm.report.labels import TIMESTEPS, cell_label, ranges, text, varied
+from ddpm.report.reading import SweepResults, TrialResult, Value, number
+from ddpm.report.scatter import (
+    Difference,
+    Spread,
+    dunnett_quantile,
+    rounded,
+    spread,
+    tukey_quantile,
+)
 
+OF_SAMPLES = ("kid", "fid")
 # Of a grid's combinations; with fewer, what each key does cannot be separated.
 _LEAST_FILLED = 0.5
+CONFIDENCE = 0.95
+_RESOLVED = (0.01, 0.99)  # of the data's variance, by the best linear estimate
+_ALIKE = 1.1  # costs within this ratio are not told apart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    """One measure of one trained network, and its evaluation error, a standard error."""
+
+    value: float
+    error: float
+    is_log10: bool = False
+
+    @property
+    def log10(self) -> float:
+        """As it is compared. What is no larger than its own error counts as that error."""
+        return self.value if self.is_log10 else log10(max(self.value, self.error, 1e-300))
+
+    @property
+    def log10_error(self) -> float:
+        """The error of `log10`, to first order."""
+        return self.error if self.is_log10 else self.error / (10**self.log10 * log(10))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """One cell that can be ranked: its evaluated trials by seed and their two numbers."""
+    """One cell that can be ranked: its trials by seed, and their numbers by measure and seed."""
 
     cell: Mapping[str, Value]
     label: str
     trials: Mapping[int, TrialResult]
-    summaries: Mapping[int, X0Summary]
+    numbers: Mapping[str, Mapping[int, Number]]
+    levels: tuple[int, ...] = ()  # of log SNR, at which all its trials were evaluated
+    calls: float = nan  # network calls an image, of the samples compared, else its timesteps
 
     def code(self, key: str) -> str:
         """Its value of a key as text that can be compared."""
         return json.dumps(self.cell.get(key), sort_keys=True)
 
+    def has(self, measure: str) -> bool:
+        """Whether there is such a number."""
+        return bool(self.numbers.get(measure))
+
     def value(self, measure: str) -> float:
         """The number, mean over seeds."""
-        return float(np.mean([one.value(measure) for one in self.summaries.values()]))
+        return float(np.mean([one.value for one in self.numbers[measure].values()]))
+
+    def log10(self, measure: str) -> float:
+        """The number as it is compared, mean over seeds."""
+        return float(np.mean([one.log10 for one in self.numbers[measure].values()]))
 
     def error(self, measure: str) -> float:
-        """95 % half-width over seeds; for one seed the evaluation error, over pairs."""
-        if len(self.summaries) > 1:
-            return interval([one.value(measure) for one in self.summaries.values()])[1]
-        return next(iter(self.summaries.values())).evaluation_error(measure)
+        """95 % half-width over seeds; for one seed the evaluation error."""
+        found = list(self.numbers[measure].values())
+        return interval([one.value for one in found])[1] if len(found) > 1 else found[0].error
 
     def curve(self, levels: Sequence[int]) -> np.ndarray:
-        """MSE at these levels, mean over pairs and seeds."""
+        """MSE of the x0 estimate at these levels, mean over pairs and seeds."""
         return np.mean([_error(t).at(levels).mean(axis=1) for t in self.trials.values()], axis=0)
 
     @property
-    def levels(self) -> tuple[int, ...]:
-        """All levels its trials were evaluated at."""
-        return common_levels(_error(trial).levels for trial in self.trials.values())
+    def num_pairs(self) -> int:
+        """Validation images it was evaluated on."""
+        return len(_error(next(iter(self.trials.values()))).ids)
+
+    @property
+    def seconds(self) -> float | None:
+        """Core- or GPU-seconds of a training, mean over seeds; None where they are not known."""
+        found = [compute_seconds(trial) for trial in self.trials.values()]
+        known = [one for one in found if one is not None]
+        return sum(known) / len(known) if known else None
+
+
+Family = Literal["pairs", "baseline"]
+Basis = Literal["paired", "unpaired", "evaluation", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """How much higher one cell's number is than another's, in log10, and the interval of that.
+
+    basis: paired or unpaired over seeds; evaluation: one seed, over pairs or samples; none: no
+    interval.
+    """
+
+    mean: float
+    half_width: float
+    num_seeds: int  # the fewer of the two; 1 with evaluation error
+    basis: Basis
+    is_own: bool = False  # rests on the spread of these two cells alone
+
+    @property
+    def is_told_apart(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return abs(self.mean) > self.half_width
+
+    @property
+    def sign(self) -> int:
+        """1 where it is told to be higher, -1 lower, 0 where that cannot be told."""
+        return (1 if self.mean > 0 else -1) if self.is_told_apart else 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """The cells in order of mean log10 error, what they share, and what could not be ranked."""
+    """The cells in order of the first measure, what they share, and what could not be ranked.
+
+    measures: those of the headline.  levels: the window of log SNR.  is_window: whether it was
+    fixed by the data; else it is what all cells share.  point: how the samples were drawn.
+    failed: (cell, its mean log10 x0-error above the Gaussian fit's), of cells that learned nothing.
+    """
 
     levels: tuple[int, ...]
     standings: tuple[Standing, ...]
     excluded: tuple[tuple[str, str], ...]  # (cell, reason)
+    measures: tuple[str, ...] = MEASURES
+    is_window: bool = False
+    point: QualityPoint | None = None
+    num_samples: int = 0
+    failed: tuple[tuple[Standing, float], ...] = ()
+    none_learned: bool = False  # those that are ranked have learned nothing either
     problem: str | None = None  # why the cells cannot be compared at all
-    baseline: int | None = None  # the place of a cell that others are compared with by wish
+    baseline: int | None = None  # the place of a cell that others are compared with beforehand
 
     def order(self, measure: str) -> tuple[int, ...]:
         """Places in `standings` from the lowest of the measure up."""
@@ -71,55 +191,43 @@ class Ranking:
         """1 for the lowest."""
         return self._ranks[measure][place]
 
+    def lowest(self, measure: str) -> Standing:
+        """The cell with the lowest number."""
+        return self.standings[self.order(measure)[0]]
+
+    @property
+    def of_samples(self) -> bool:
+        """Whether samples are compared, not the x0-error."""
+        return self.measures != MEASURES
+
     @cached_property
     def _orders(self) -> dict[str, tuple[int, ...]]:
-        values = {m: [standing.value(m) for standing in self.standings] for m in MEASURES}
-        return {m: tuple(map(int, np.argsort(values[m], kind="stable"))) for m in MEASURES}
+        values = {m: [standing.log10(m) for standing in self.standings] for m in self.measures}
+        return {m: tuple(map(int, np.argsort(found, kind="stable"))) for m, found in values.items()}
 
     @cached_property
     def _ranks(self) -> dict[str, dict[int, int]]:
-        return {m: {place: k + 1 for k, place in enumerate(self._orders[m])} for m in MEASURES}
-
-    @cached_property
-    def recommended(self) -> Standing | None:
-        """The winner where both rankings agree, else the lowest sum of ranks. No claim."""
-        if not self.standings or self.problem:
-            return None
-        places = range(len(self.standings))
-        totals = [sum(self.rank(place, measure) for measure in MEASURES) for place in places]
-        return self.standings[int(np.argmin(totals))]
+        orders = self._orders.items()
+        return {m: {place: k + 1 for k, place in enumerate(order)} for m, order in orders}
 
     @property
     def num_seeds(self) -> int:
         """Seeds the cell with the fewest has."""
-        return min((len(standing.summaries) for standing in self.standings), default=0)
+        return min((len(standing.trials) for standing in self.standings), default=0)
 
     @property
     def seeds(self) -> list[int]:
         """All seeds that a ranked cell has."""
-        return sorted({seed for standing in self.standings for seed in standing.summaries})
+        return sorted({seed for standing in self.standings for seed in standing.trials})
 
     def place(self, standing: Standing) -> int:
         """Its place in `standings`."""
         return self._places[id(standing)]
 
-    @staticmethod
-    def number(standing: Standing, measure: str) -> float:
-        """What is compared: a number as log10, mean over seeds."""
-        return float(np.mean([_logarithm(one, measure) for one in standing.summaries.values()]))
-
     def table(self, measure: str) -> np.ndarray:
         """The numbers that are compared, (cells, seeds), NaN where a trial is missing."""
-        seeds = self.seeds
-        return np.array(
-            [
-                [
-                    _logarithm(one.summaries[k], measure) if k in one.summaries else nan
-                    for k in seeds
-                ]
-                for one in self.standings
-            ]
-        )
+        rows = [standing.numbers[measure] for standing in self.standings]
+        return np.array([[r[k].log10 if k in r else nan for k in self.seeds] for r in rows])
 
     @cached_property
     def factors(self) -> tuple[str, ...]:
@@ -143,6 +251,137 @@ class Ranking:
         """How cells scatter over seeds; None where no cell has two."""
         return self._spreads[measure]
 
+    def gap(self, worse: Standing, better: Standing, measure: str, family: Family = "pairs") -> Gap:
+        """worse - better of one number; intervals of the family, over all measures, hold together.
+
+        In the family "baseline", `better` is the baseline.
+        """
+        confidence = 1 - (1 - CONFIDENCE) / len(self.measures)
+        if (found := self.spread(measure)) is not None:
+            return self._over_seeds(found, worse, better, confidence, family)
+        seeds = [seed for seed in shared_seeds((worse, better)) if seed in worse.numbers[measure]]
+        mean = worse.log10(measure) - better.log10(measure)
+        if not seeds:
+            return Gap(mean=mean, half_width=inf, num_seeds=0, basis="none")
+        if measure in MEASURES:
+            pairs = [_influences(one, seeds[0], measure, self.levels) for one in (worse, better)]
+            return self._over_pairs(mean, pairs[0] - pairs[1], confidence, family)
+        errors = [one.numbers[measure][seeds[0]].log10_error for one in (worse, better)]
+        width = self._quantile(confidence, inf, self._no_loads(family)) * sqrt(
+            sum(np.square(errors))
+        )
+        return Gap(mean=mean, half_width=width, num_seeds=1, basis="evaluation")
+
+    def level_gap(self, a: Standing, b: Standing, level: int) -> Gap:
+        """a - b of log10 MSE at a level of log SNR, for all pairs of cells and levels together."""
+        confidence = 1 - (1 - CONFIDENCE) / max(len(self.levels), 1)
+        overall = self.spread(self.measures[0])
+        if overall is not None:
+            rows = [
+                [_log_mse(one, seed, level) if seed in one.trials else nan for seed in self.seeds]
+                for one in self.standings
+            ]
+            found = spread(np.array(rows), codes=self.codes, is_paired=overall.is_paired)
+            assert found is not None  # the same trials scatter at every level
+            return self._over_seeds(found, a, b, confidence, "pairs")
+        seeds = shared_seeds((a, b))
+        if not seeds:
+            return Gap(mean=0.0, half_width=inf, num_seeds=0, basis="none")
+        mean = _log_mse(a, seeds[0], level) - _log_mse(b, seeds[0], level)
+        pairs = [influence(_error(one.trials[seeds[0]]), [level])[0] for one in (a, b)]
+        return self._over_pairs(mean, pairs[0] - pairs[1], confidence, "pairs")
+
+    @cached_property
+    def signs(self) -> Mapping[str, np.ndarray]:
+        """By each measure (C, C): -1 where the row's cell is told to be lower, 1 higher, else 0."""
+        count = len(self.standings)
+        found = {measure: np.zeros((count, count), dtype=np.int64) for measure in self.measures}
+        for measure, signs in found.items():
+            for a, one in enumerate(self.standings):
+                for b in range(a):
+                    signs[a, b] = self.gap(one, self.standings[b], measure).sign
+            signs -= signs.T
+        return found
+
+    @cached_property
+    def winner(self) -> Standing | None:
+        """The cell that none beats by any measure and that beats each other by at least one."""
+        signs = np.stack(list(self.signs.values()))
+        beats = (signs <= 0).all(axis=0) & (signs < 0).any(axis=0)
+        wins = beats | np.eye(len(self.standings), dtype=bool)
+        places = np.flatnonzero(wins.all(axis=1))
+        return self.standings[places[0]] if len(self.standings) > 1 and len(places) else None
+
+    @cached_property
+    def level(self) -> tuple[Standing, ...]:
+        """The cells that no measure tells from its lowest, in the order of the ranking."""
+        rows = [self.signs[m][self.order(m)[0]] for m in self.measures]
+        return tuple(one for k, one in enumerate(self.standings) if not any(row[k] for row in rows))
+
+    @cached_property
+    def recommended(self) -> Standing | None:
+        """The winner, else of the cells that are level the cheapest: to train, then to draw from,
+        then the one with the least `loss`. Costs within 10 % of the lowest count as equal.
+        """
+        if not self.standings or self.problem:
+            return None
+        if self.winner is not None:
+            return self.winner
+        left = list(self.level) or [self.lowest(measure) for measure in self.measures]
+        for costs in ([s.seconds or nan for s in left], [s.calls for s in left]):
+            if all(map(isfinite, costs)):
+                least = _ALIKE * min(costs)
+                left = [one for one, spent in zip(left, costs, strict=True) if spent <= least]
+        return min(left, key=self.loss)
+
+    def loss(self, standing: Standing) -> float:
+        """By how much a cell is above the lowest, log10, by the measure by which it is the most."""
+        return max(standing.log10(m) - self.lowest(m).log10(m) for m in self.measures)
+
+    def _over_seeds(
+        self, found: Spread, a: Standing, b: Standing, confidence: float, family: Family
+    ) -> Gap:
+        difference = found.difference(self.place(a), self.place(b))
+        count = min(len(a.trials), len(b.trials))
+        if not isfinite(difference.error):
+            return Gap(mean=difference.mean, half_width=inf, num_seeds=count, basis="none")
+        loads = self._loads(b, difference) if family == "baseline" else ()
+        return Gap(
+            mean=difference.mean,
+            half_width=self._quantile(confidence, difference.dof, loads) * difference.error,
+            num_seeds=count,
+            basis="paired" if found.is_paired else "unpaired",
+            is_own=difference.is_own,
+        )
+
+    def _over_pairs(
+        self, mean: float, differences: np.ndarray, confidence: float, family: Family
+    ) -> Gap:
+        count = len(differences)
+        if count < 2:
+            return Gap(mean=mean, half_width=inf, num_seeds=1, basis="none")
+        error = float(differences.std(ddof=1)) / sqrt(count)
+        width = self._quantile(confidence, float(count - 1), self._no_loads(family))
+        return Gap(mean=mean, half_width=width * error, num_seeds=1, basis="evaluation")
+
+    def _quantile(self, confidence: float, dof: float, loads: Sequence[float]) -> float:
+        dof = rounded(dof) if isfinite(dof) else dof
+        if loads:
+            return dunnett_quantile(confidence, tuple(loads), dof)
+        return tukey_quantile(confidence, max(len(self.standings), 2), dof)
+
+    def _no_loads(self, family: Family) -> tuple[float, ...]:
+        """Nothing is known of the correlations of such comparisons: Sidak's quantile needs none."""
+        return (0.0,) * (len(self.standings) - 1) if family == "baseline" else ()
+
+    def _loads(self, baseline: Standing, difference: Difference) -> tuple[float, ...]:
+        """Square roots of the correlations of comparisons that share the baseline."""
+        others = [one for one in self.standings if one is not baseline]
+        if difference.is_own:
+            return (0.0,) * len(others)
+        base = len(baseline.trials)
+        return tuple(sqrt(len(one.trials) / (len(one.trials) + base)) for one in others)
+
     @cached_property
     def _places(self) -> dict[int, int]:
         return {id(standing): place for place, standing in enumerate(self.standings)}
@@ -150,8 +389,8 @@ class Ranking:
     @cached_property
     def _spreads(self) -> dict[str, Spread | None]:
         if not self.standings:
-            return dict.fromkeys(MEASURES)
-        return {measure: spread(self.table(measure), codes=self.codes) for measure in MEASURES}
+            return dict.fromkeys(self.measures)
+        return {measure: spread(self.table(measure), codes=self.codes) for measure in self.measures}
 
 
 def rank(sweep: SweepResults) -> Ranking:
@@ -166,21 +405,130 @@ def rank(sweep: SweepResults) -> Ranking:
         if good:
             usable.append((label, good))
         excluded += [(label, reason) for reason in sorted(filter(None, reasons.values()))]
-    problem = _not_comparable([trial for _, trials in usable for trial in trials])
-    levels = common_levels(_error(t).levels for _, trials in usable for t in trials)
+    every = [trial for _, trials in usable for trial in trials]
+    common = common_levels(_error(trial).levels for trial in every)
+    window = window_of(sweep)
+    levels = window or common
+    problem = _not_comparable(every)
     if usable and not levels:
         problem = problem or "The cells share no noise level, so no number compares them."
     if problem or not usable:
         return Ranking(levels=levels, standings=(), excluded=tuple(excluded), problem=problem)
-    standings = [_standing(label, trials, levels) for label, trials in usable]
-    standings.sort(key=lambda standing: standing.value(MEASURES[0]))
-    return Ranking(levels=levels, standings=tuple(standings), excluded=tuple(excluded))
+    point = _shared_point(usable) if sweep.is_sweep else None
+    measures = MEASURES if point is None else OF_SAMPLES
+    found = [_standing(label, trials, levels, point) for label, trials in usable]
+    standings = [one for one in found if all(map(one.has, measures))]
+    excluded += [(one.label, _lacking(one, point, levels)) for one in found if one not in standings]
+    above = {id(one): _above_gaussian(sweep, one, levels) for one in standings}
+    learned = [one for one in standings if above[id(one)] < 0]
+    failed = [(one, above[id(one)]) for one in standings if above[id(one)] >= 0]
+    none_learned = bool(failed) and len(learned) < 2
+    if not none_learned:
+        standings = learned
+    standings.sort(key=lambda standing: standing.log10(measures[0]))
+    return Ranking(
+        levels=levels,
+        standings=tuple(standings),
+        excluded=tuple(excluded),
+        measures=measures,
+        is_window=bool(window),
+        point=point,
+        num_samples=max((t.quality.num for t in every if t.quality is not None), default=0),
+        failed=tuple(failed),
+        none_learned=none_learned,
+        problem=None if standings else "No cell has every number that is compared.",
+    )
 
 
-def _logarithm(summary: X0Summary, measure: str) -> float:
+def window_of(sweep: SweepResults) -> tuple[int, ...]:
+    """The levels of log SNR at which there is something to learn, fixed by the data.
+
+    Those at which the best linear estimate resolves 1 to 99 % of the data's variance: written into
+    sweep.json before the first trial, else read off the sweep's Gaussian line; () without either.
+    """
+    if sweep.window is not None:
+        return tuple(range(sweep.window[0], sweep.window[1] + 1))
+    lines = sweep.references
+    if lines is None or lines.gaussian is None or not max(lines.gaussian) > 0:
+        return ()
+    shares = 1 - np.array(lines.gaussian) / max(lines.gaussian)
+    inside = (shares >= _RESOLVED[0]) & (shares <= _RESOLVED[1])
+    return tuple(level for level, one in zip(lines.levels, inside, strict=True) if one)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A cell minus the one it is compared with, by every measure of the headline.
+
+    ratios: paired over unpaired variance from the seeds the two share, NaN where they share none.
+    """
+
+    standing: Standing
+    gaps: Mapping[str, Gap]
+    ratios: Mapping[str, float]
+
+    @property
+    def outcome(self) -> Literal["higher", "lower", "mixed", "level"]:
+        """higher or lower: by at least one measure, beyond its interval, and by none the other way.
+
+        mixed: one way by one and the other way by another.
+        """
+        signs = {one.sign for one in self.gaps.values()} - {0}
+        if not signs:
+            return "level"
+        return "mixed" if len(signs) == 2 else "higher" if signs == {1} else "lower"
+
+
+def against(ranking: Ranking, reference: Standing, family: Family) -> tuple[Comparison, ...]:
+    """All other cells minus the reference, in the order of the ranking."""
+    return tuple(
+        Comparison(
+            standing=one,
+            gaps={m: ranking.gap(one, reference, m, family) for m in ranking.measures},
+            ratios={m: _ratio(ranking, one, reference, m) for m in ranking.measures},
+        )
+        for one in ranking.standings
+        if one is not reference
+    )
+
+
+def agreement(ranking: Ranking) -> tuple[float, float, float, int] | None:
+    """Kendall's tau of the x0-error's order of the cells and FID's, its 95 % interval, and cells.
+
+    By Fisher's transformation with variance 0.437 / (n - 4)      (Fieller, Hartley & Pearson 1957)
+
+    NaN ends for fewer than five cells; None without samples.
+    """
+    both = [s for s in ranking.standings if s.has(MEASURES[0]) and s.has(OF_SAMPLES[1])]
+    if not ranking.of_samples or len(both) < 3:
+        return None
+    a, b = (np.array([s.log10(m) for s in both]) for m in (MEASURES[0], OF_SAMPLES[1]))
+    signs = np.sign(a[:, None] - a) * np.sign(b[:, None] - b)
+    count = len(both)
+    tau = float(signs.sum() / (count * (count - 1)))
+    if count < 5 or abs(tau) == 1:
+        return tau, nan, nan, count
+    width = 1.96 * sqrt(0.437 / (count - 4))
+    low, high = (float(np.tanh(np.arctanh(tau) + end)) for end in (-width, width))
+    return tau, low, high, count
+
+
+def _ratio(ranking: Ranking, a: Standing, b: Standing, measure: str) -> float:
+    found = ranking.spread(measure)
+    return nan if found is None else found.ratio_of(ranking.place(a), ranking.place(b))
+
+
+def _influences(standing: Standing, seed: int, measure: str, levels: Sequence[int]) -> np.ndarray:
+    """What each pair contributes to log10 of a measure, to first order, (N,)."""
+    found = influence(_error(standing.trials[seed]), levels)[MEASURES.index(measure)]
     if measure == MEASURES[0]:
-        return summary.mean_log10_mse
-    return float(np.log10(summary.snr_weighted_mse))
+        return found
+    # To first order, the logarithm of a mean is the mean over itself.
+    return found / (standing.numbers[measure][seed].value * log(10))
+
+
+def _log_mse(standing: Standing, seed: int, level: int) -> float:
+    return float(np.log10(_error(standing.trials[seed]).at([level]).mean()))
 
 
 def _error(trial: TrialResult) -> X0Error:
@@ -190,7 +538,7 @@ def _error(trial: TrialResult) -> X0Error:
 
 def shared_seeds(standings: Iterable[Standing]) -> list[int]:
     """The seeds all of these cells have."""
-    sets = [set(standing.summaries) for standing in standings]
+    sets = [set(standing.trials) for standing in standings]
     return sorted(set.intersection(*sets)) if sets else []
 
 
@@ -201,13 +549,89 @@ def _by_cell(trials: Sequence[TrialResult]) -> list[list[TrialResult]]:
     return list(cells.values())
 
 
-def _standing(label: str, trials: Sequence[TrialResult], levels: Sequence[int]) -> Standing:
+def _shared_point(usable: Sequence[tuple[str, Sequence[TrialResult]]]) -> QualityPoint | None:
+    """Of the ways in which the cells with samples all drew some, the one with the most calls.
+
+    None where fewer than two cells have any, or their samples were not measured alike.
+    """
+    every = [trial for _, trials in usable for trial in trials if trial.quality is not None]
+    if len({(t.quality.protocol, t.quality.num) for t in every if t.quality is not None}) != 1:
+        return None
+    cells = [
+        set.intersection(*({_way(p) for p in _points(t)} for t in trials)) for _, trials in usable
+    ]
+    having = [ways for ways in cells if ways]
+    shared = set.intersection(*having) if len(having) > 1 else set()
+    best = max(shared, key=lambda way: (way[3], -way[2]), default=None)
+    return next((p for t in every for p in _points(t) if _way(p) == best), None)
+
+
+def _points(trial: TrialResult) -> list[QualityPoint]:
+    points = () if trial.quality is None else trial.quality.points
+    return [one for one in points if one.kid is not None and one.fid is not None]
+
+
+def _way(point: QualityPoint) -> tuple[str, int, float, int]:
+    return point.sampler, point.num_steps, point.eta, point.evaluations
+
+
+def _standing(
+    label: str, trials: Sequence[TrialResult], levels: Sequence[int], point: QualityPoint | None
+) -> Standing:
+    own = common_levels(_error(trial).levels for trial in trials)
+    numbers: dict[str, dict[int, Number]] = {measure: {} for measure in (*MEASURES, *OF_SAMPLES)}
+    for trial in trials:
+        if set(levels) <= set(own):
+            found = summary(_error(trial), levels)
+            for measure in MEASURES:
+                numbers[measure][trial.seed] = Number(
+                    value=found.value(measure),
+                    error=found.evaluation_error(measure),
+                    is_log10=measure == MEASURES[0],
+                )
+        same = [p for p in _points(trial) if point is not None and _way(p) == _way(point)]
+        for measure in OF_SAMPLES if same else ():
+            one = same[0].interval(measure)
+            assert one is not None  # of `_points`
+            error = (one.high - one.low) / (2 * 1.96)
+            numbers[measure][trial.seed] = Number(value=one.value, error=error)
+    steps = number(trials[0].config.get(TIMESTEPS))
     return Standing(
         cell=trials[0].cell,
         label=label,
         trials={trial.seed: trial for trial in trials},
-        summaries={trial.seed: summary(_error(trial), levels) for trial in trials},
+        numbers=numbers,
+        levels=own,
+        calls=steps if point is None else float(point.evaluations),
     )
+
+
+def _lacking(standing: Standing, point: QualityPoint | None, levels: Sequence[int]) -> str:
+    """Why a cell lacks a number that all are compared by."""
+    if point is None:
+        missing = [level for level in levels if level not in standing.levels]
+        return f"does not reach log SNR {ranges(missing)}, a part of the data's window"
+    reasons = [
+        left.reason
+        for trial in standing.trials.values()
+        if trial.quality is not None
+        for left in trial.quality.left_out
+    ]
+    return f"has no samples in {point.evaluations} network calls" + f": {reasons[0]}" * bool(
+        reasons
+    )
+
+
+def _above_gaussian(sweep: SweepResults, standing: Standing, levels: Sequence[int]) -> float:
+    """Mean log10 of its x0-error over the Gaussian fit's, at the levels both have; -inf unknown."""
+    lines = sweep.references
+    if lines is None or lines.gaussian is None:
+        return -np.inf
+    line = dict(zip(lines.levels, lines.gaussian, strict=True))
+    both = [one for one in levels if one in standing.levels and line.get(one, 0) > 0]
+    if not both:
+        return -np.inf
+    return float(np.log10(standing.curve(both) / np.array([line[one] for one in both])).mean())
 
 
 def _why_not(trial: TrialResult, must_be_done: bool) -> str | None:
@@ -239,3 +663,39 @@ def _not_comparable(trials: Sequence[TrialResult]) -> str | None:
             "EVALUATION.NUM differ), so they cannot be ranked."
         )
     return None
+
+
+def with_baseline(ranking: Ranking, named: str) -> Ranking:
+    """The ranking with a baseline: the one cell that has every KEY=value that is named.
+
+    named: `SCHEDULER=linear,PRED_TYPE=noise`; a key may be its last part, and case does not matter.
+    """
+    if ranking.problem or not ranking.standings:
+        return ranking  # nothing is ranked, and the report says why
+    wanted = [part.partition("=") for part in re.split(r",(?![^\[]*\])", named)]
+    places = [
+        place
+        for place, standing in enumerate(ranking.standings)
+        if all(_has(standing, key.strip(), value.strip()) for key, _, value in wanted)
+    ]
+    if len(places) != 1:
+        matching = [ranking.standings[p].label for p in places] or [
+            s.label for s in ranking.standings
+        ]
+        example = ",".join(
+            f"{key.rsplit('.', 1)[-1]}={text(value)}"
+            for key, value in ranking.standings[0].cell.items()
+        )
+        raise InputError(
+            f"--baseline {named} names {len(places) or 'none'} of the ranked cells "
+            f"({'; '.join(matching[:12])}); give keys and values of exactly one, such as {example}"
+        )
+    return replace(ranking, baseline=places[0])
+
+
+def _has(standing: Standing, key: str, value: str) -> bool:
+    return any(
+        own.upper() == key.upper() or own.upper().endswith("." + key.upper())
+        for own, has in standing.cell.items()
+        if text(has).upper() == value.upper()
+    )

@@ -50,7 +50,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import combinations
-from math import exp, floor, inf, isfinite, log, nan, pi, sqrt
+from math import exp, floor, inf, log, nan, pi, sqrt
 
 import numpy as np
 from scipy import special
@@ -73,19 +73,26 @@ class Stratum:
 class Strata:
     """The strata of some cells with the mean square of each times seeds, and its degrees.
 
-    floor: strata whose variance is taken where it is larger.
+    floor: strata by groups of cells that may scatter unequally by chance alone. Their variance is
+    taken where it is larger, on the common degrees of freedom; within the widest group on degrees
+    halfway between, which simulations found to cover.
     """
 
     strata: tuple[Stratum, ...]
     squares: np.ndarray
     dofs: np.ndarray
     floor: "Strata | None" = None
+    widest: tuple[int, ...] = ()
 
     def share(self, contrast: np.ndarray) -> tuple[float, float]:
         """sum_T w_T M_T of a contrast of cells, and its degrees of freedom."""
         parts = [np.square(one.basis.T @ contrast).sum() for one in self.strata]
         variance, dof = map(float, self._made_of(np.array(parts)))
-        return (variance, dof) if self.floor is None else max((variance, dof), self.floor.share(contrast))
+        return (
+            (variance, dof)
+            if self.floor is None
+            else max((variance, dof), self.floor.share(contrast))
+        )
 
     def of_pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """The same of all differences of two cells, (C, C) each."""
@@ -98,9 +105,13 @@ class Strata:
         # squares: what rounding left below zero would be the whole of a variance that is zero
         variances, dofs = self._made_of(np.maximum(parts, 0.0))
         if self.floor is not None:
-            others = self.floor.of_pairs()
-            wider = others[0] > variances
-            return np.where(wider, others[0], variances), np.where(wider, others[1], dofs)
+            others, other_dofs = self.floor.of_pairs()
+            inside = np.zeros(variances.shape, dtype=bool)
+            inside[np.ix_(self.widest, self.widest)] = True
+            wider = others > variances
+            halfway = (dofs + other_dofs) / 2
+            dofs = np.where(wider & inside, halfway, dofs)
+            return np.where(wider, others, variances), dofs
         return variances, dofs
 
     def _made_of(self, parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -450,7 +461,7 @@ def spread(
         is_paired = _is_paired(paired, by_seed.dof, unpaired, by_cell.dof)
     is_paired = is_paired and by_seed.dof > 0
     by_factor = None
-    if groups is not None and not apart:
+    if codes is not None and groups is not None and not apart:
         by_factor = _strata_of_groups(groups, values, codes, is_paired)
     elif is_paired and codes is not None and codes.shape[1] > 1:
         by_factor = strata(split(codes[rest]), values[rest])
@@ -515,13 +526,15 @@ def _paired(values: np.ndarray, links: np.ndarray) -> _Fit:
 def _links(present: np.ndarray) -> np.ndarray:
     """Numbers cells so that those joined by a chain of shared seeds have the same."""
     links = np.arange(len(present))
+    if present.all(axis=0).any():
+        return np.zeros_like(links)
     while True:
         before = links.copy()
         for column in present.T:
             if column.any():
                 # A seed joins all its cells, and with them whatever they were joined to.
-                together = np.isin(links, links[column])
-                links[together] = links[column].min()
+                joined = set(links[column].tolist())
+                links[[one in joined for one in links.tolist()]] = min(joined)
         if (links == before).all():
             return links
 
@@ -597,7 +610,7 @@ def _strata_of_groups(
         common = _by_cells(values, [np.arange(len(values))])
     if groups.is_certain or common is None:
         return by_group
-    return replace(common, floor=by_group)
+    return replace(common, floor=by_group, widest=tuple(map(int, groups.cells[0])))
 
 
 def _by_cells(values: np.ndarray, groups: Sequence[np.ndarray]) -> Strata:

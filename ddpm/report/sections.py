@@ -18,9 +18,10 @@ from ddpm.errors import as_typed
 from ddpm.metrics import MEASURES, QUALITY_MEASURES
 from ddpm.report import charts, strips
 from ddpm.report.best_samples import TITLES, Spot, best_front, left_out, spots_of
+from ddpm.report.cautions import commit, differences
 from ddpm.report.charts import GAUSSIAN, MEMORISATION
 from ddpm.report.costs import compute_seconds, cost, front, predicted_cost
-from ddpm.report.effects import Analysis, Comparison, Gap, Term, against, against_baseline, analyse
+from ddpm.report.effects import Analysis, Term, analyse
 from ddpm.report.labels import (
     NAMES,
     Axes,
@@ -43,17 +44,23 @@ from ddpm.report.labels import (
     text,
     varied,
 )
-from ddpm.report.ranking import Ranking
+from ddpm.report.ranking import Comparison, Gap, Ranking, Standing, against, agreement
 from ddpm.report.reading import SweepResults, TrialResult, Value, mapping, number, sequence
-from ddpm.report.verdict import apart, commit, differences, looks, pairing, race_in_words
+from ddpm.report.verdict import (
+    against_baseline,
+    looks,
+    meaning_of_errors,
+    pairing,
+    race_in_words,
+    unequal,
+)
 from ddpm.report.verdict import sentences as factor_sentences
-from ddpm.report.verdict import spread as meaning_of_errors
 from ddpm.sweep import cell_name
 
 OUTCOMES = {
-    "higher": "higher by both",
-    "lower": "lower by both",
-    "mixed": "by one measure only",
+    "higher": "worse",
+    "lower": "better",
+    "mixed": "measures disagree",
     "level": "cannot be told apart",
 }
 _PANELS, _LEVEL_ROWS, _SHOWN = 12, 30, 50
@@ -123,29 +130,36 @@ class Section:
 
     title: str
     blocks: Sequence[Block]
+    is_folded: bool = False  # statistics and records, for who looks for them
 
 
 def sections(sweep: SweepResults, ranking: Ranking) -> list[Section]:
     """All sections that have something to show, in reading order."""
     axes = axes_of(sweep)
     every: list[tuple[str, Callable[[SweepResults, Ranking, Axes], Iterable[Block]]]] = [
-        ("Ranking", ranked),
-        ("Differences", compared),
-        ("Factors", factors),
-        ("Heat maps", heat_maps),
-        ("x0-error over noise level", errors_by_level),
-        ("Cost", costs),
         ("Samples", samples),
-        ("Samples over training", samples_over_training),
+        ("Ranking", ranked),
+        ("x0-error by noise level", errors_by_level),
+        ("Cost", costs),
         ("Samples over sampling steps", samples_over_steps),
+        ("Samples over training", samples_over_training),
         ("Training curves", training_curves),
         ("Search", search),
         ("Failed, skipped and not ranked", failures),
+    ]
+    folded: list[tuple[str, Callable[[SweepResults, Ranking, Axes], Iterable[Block]]]] = [
+        ("Differences", compared),
+        ("Factors", factors),
+        ("Heat maps", heat_maps),
         ("Configuration", configuration),
         ("Provenance", provenance),
         ("Bits per dimension", bits),
     ]
-    found = [Section(title=title, blocks=list(make(sweep, ranking, axes))) for title, make in every]
+    found = [
+        Section(title=title, blocks=list(make(sweep, ranking, axes)), is_folded=is_folded)
+        for some, is_folded in ((every, False), (folded, True))
+        for title, make in some
+    ]
     return [section for section in found if section.blocks]
 
 
@@ -154,57 +168,99 @@ def _note(words: str) -> Text:
 
 
 def _title(measure: str) -> str:
-    return NAMES[measure][0].upper() + NAMES[measure][1:]
+    return _capital(NAMES[measure])
 
 
 def ranked(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
-    """Every ranked cell with both measures, their errors and its cost, the lowest first."""
+    """Every ranked cell with the measures of the headline, their errors and its cost."""
     standings = ranking.standings
     if not standings or not sweep.is_sweep:
         return
-    costs = [cost(list(standing.trials.values())) for standing in standings]
-    digits = {m: common_digits([s.error(m) for s in standings]) for m in MEASURES}
-    all_packed = all(one.is_packed for one in costs)
-    unit = " / ".join(sorted({one.unit for one in costs}))
-    head = ["#", "cell", *(NAMES[m] for m in MEASURES), "rank by it", "seeds",
-            "images/s packed" if all_packed else "images/s", unit, "peak memory"]  # fmt: skip
+    first, second = ranking.measures
+    spent = [cost(list(standing.trials.values())) for standing in standings]
+    digits = {m: common_digits([s.error(m) for s in standings]) for m in ranking.measures}
+    correct = [_accuracy(ranking, standing) for standing in standings]
+    has_classes = any(correct)
+    all_packed = all(one.is_packed for one in spent)
+    unit = " / ".join(sorted({one.unit for one in spent}))
+    head = ["#", "cell", NAMES[first], NAMES[second], "rank by it",
+            *["class accuracy"] * has_classes, "seeds", unit,
+            "images/s packed" if all_packed else "images/s", "peak memory"]  # fmt: skip
     rows = []
-    for place, (standing, spent) in enumerate(zip(standings, costs, strict=True)):
-        numbers = [aligned(standing.value(m), standing.error(m), digits[m]) for m in MEASURES]
-        speed = _NONE if spent.images_per_s is None else f"{spent.images_per_s:,.0f}"
-        seconds = spent.compute_seconds
+    for place, (standing, one) in enumerate(zip(standings, spent, strict=True)):
+        numbers = [
+            aligned(standing.value(m), standing.error(m), digits[m]) for m in ranking.measures
+        ]
+        speed = _NONE if one.images_per_s is None else f"{one.images_per_s:,.0f}"
+        seconds = one.compute_seconds
         rows.append(
             [str(place + 1), standing.label, *(" \u00b1 ".join(pair) for pair in numbers),
-             str(ranking.rank(place, MEASURES[1])), str(len(standing.summaries)),
-             speed + " packed" * (spent.is_packed and not all_packed),
+             str(ranking.rank(place, second)), *[correct[place] or _NONE] * has_classes,
+             str(len(standing.trials)),
              _NONE if seconds is None else f"{seconds:,.{0 if seconds >= 100 else 1}f}",
-             size(spent.peak_memory_bytes)]
+             speed + " packed" * (one.is_packed and not all_packed), size(one.peak_memory_bytes)]
         )  # fmt: skip
     best = None if ranking.recommended is None else ranking.place(ranking.recommended)
-    yield Table(head=head, rows=rows, right=(0, 2, 3, 4, 5, 6, 7, 8), label=1, best=best,
-                has_filter=True)  # fmt: skip
-    low, high = signed(ranking.levels[0]), signed(ranking.levels[-1])
+    right = (0, *range(2, len(head)))
+    yield Table(head=head, rows=rows, right=right, label=1, best=best, has_filter=True)
     yield _note(
-        f"Lower is better. Averages run over the {len(ranking.levels)} log-SNR levels from {low} "
-        f"to {high} that all cells share; {meaning_of_errors(standings)}. "
-        f"{_title(MEASURES[0])}: mean over levels of log10 MSE of the x0 estimate; 0.1 lower is a "
-        f"21 % smaller error at every level. {_title(MEASURES[1])}: mean over levels of SNR \u00d7 "
-        "MSE, which is the error of the noise; the nearly clean levels weigh most."
+        f"Lower is better. {_measured_on(ranking)} {_capital(meaning_of_errors(standings))}."
     )
     if len(standings) > 1:
         name = "both measures of each cell, with intervals"
         yield Chart(name=name, spec=charts.intervals(ranking))
 
 
+def _measured_on(ranking: Ranking) -> str:
+    """On what the numbers of the ranking were measured."""
+    if ranking.point is not None:
+        return (
+            f"KID and FID\u221e (FID extrapolated to infinitely many samples) of "
+            f"{ranking.num_samples:,} samples a training against the training images, drawn by "
+            f"{ranking.point.sampler} in {ranking.point.evaluations} network calls an image, the "
+            "same noise and classes for all."
+        )
+    low, high = signed(ranking.levels[0]), signed(ranking.levels[-1])
+    window = (
+        f"the data's window of log SNR, {low} to {high}"
+        if ranking.is_window
+        else f"the {len(ranking.levels)} log-SNR levels from {low} to {high} that all cells share"
+    )
+    return (
+        f"Averages run over {window}. {_title(MEASURES[0])}: mean over levels of log10 MSE of the "
+        "x0 estimate; 0.1 lower is a 21 % smaller error at every level. "
+        f"{_title(MEASURES[1])}: mean over levels of SNR \u00d7 MSE, the error of the noise; the "
+        "nearly clean levels weigh most."
+    )
+
+
+def _accuracy(ranking: Ranking, standing: Standing) -> str:
+    """Class accuracy of the compared samples, mean over seeds; "" without classes."""
+    found = [
+        point.accuracy.value
+        for trial in standing.trials.values()
+        if trial.quality is not None and ranking.point is not None
+        for point in trial.quality.points
+        if point.accuracy is not None and point.evaluations == ranking.point.evaluations
+        and (point.sampler, point.eta) == (ranking.point.sampler, ranking.point.eta)
+    ]  # fmt: skip
+    return f"{100 * sum(found) / len(found):.1f} %" if found else ""
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
 def compared(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
-    """Every cell against the lowest, and against a baseline where one was named."""
-    if len(ranking.standings) < 2 or not sweep.is_sweep:
+    """Every cell against the recommended one, and against a baseline where one was named."""
+    best = ranking.recommended
+    if len(ranking.standings) < 2 or not sweep.is_sweep or best is None:
         return
     yield from (Text(words=words) for words in _of_pairs(ranking))
-    best = ranking.standings[0]
     yield _against(
-        f"Against {best.label}, the lowest {NAMES[MEASURES[0]]}. Intervals hold at 95 % for all "
-        "pairs of cells together (Tukey), as the data have picked the cell",
+        f"Against {best.label}. Intervals hold at 95 % for all pairs of cells (Tukey) and both "
+        "measures (Bonferroni) together, as the data have picked the cell",
+        ranking,
         against(ranking, best, "pairs"),
     )
     if ranking.baseline is not None:
@@ -212,45 +268,51 @@ def compared(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Bloc
         yield Text(words=against_baseline(ranking))
         yield _against(
             f"Against {base.label}, the baseline that was named. Intervals hold at 95 % for all of "
-            "its comparisons together (Dunnett)",
+            "its comparisons (Dunnett) and both measures together",
+            ranking,
             against(ranking, base, "baseline"),
         )
     one_seed = (
-        "One seed: \u00b1 is evaluation error over validation pairs and speaks of these trained "
-        "networks only. "
-        if ranking.spread(MEASURES[0]) is None
+        "One seed: \u00b1 is evaluation error and speaks of these trained networks only. "
+        if ranking.spread(ranking.measures[0]) is None
         else ""
     )
     yield _note(
-        f"{one_seed}Differences are of log10: 0.1 is an error 26 % larger. Paired / unpaired: "
-        "variance of the difference over the seeds both cells have, as a share of what it would be "
-        "if the seeds had nothing in common; from few seeds it is rough."
+        f"{one_seed}Differences are of log10: 0.1 is 26 % more. Paired / unpaired: variance of the "
+        "difference over the seeds both cells have, as a share of what it would be if the seeds "
+        "had nothing in common; from few seeds it is rough."
     )
 
 
 def _of_pairs(ranking: Ranking) -> list[str]:
     """The effect of pairing by seed on the intervals, and cells that scatter more than others."""
-    found, second = ranking.spread(MEASURES[1]), ""
-    if found is not None and isfinite(found.ratio):
-        kind = "paired" if found.is_paired else "unpaired"
-        second = (
-            f"For the {NAMES[MEASURES[1]]} it is {found.ratio:.2f} times; intervals are {kind}."
-        )
-    return list(filter(None, [pairing(ranking), second, apart(ranking)]))
+    first, *others = ranking.measures
+    said = [f"{NAMES[first]}: {pairing(ranking, first)}"]
+    for measure in others:
+        found = ranking.spread(measure)
+        if found is not None and isfinite(found.ratio):
+            kind = "paired" if found.is_paired else "unpaired"
+            said.append(f"{NAMES[measure]}: {found.ratio:.2f} times; intervals are {kind}.")
+    return [*said, *filter(None, [unequal(ranking)])]
 
 
-def _against(caption: str, found: Sequence[Comparison]) -> Table:
-    with_ratio = any(isfinite(one.ratios[MEASURES[0]]) for one in found)
+def _against(caption: str, ranking: Ranking, found: Sequence[Comparison]) -> Table:
+    first, second = ranking.measures
+    with_ratio = any(isfinite(one.ratios[first]) for one in found)
     rows = []
     for one in found:
-        first, second = (one.gaps[measure] for measure in MEASURES)
-        ratio = one.ratios[MEASURES[0]]
+        ratio = one.ratios[first]
         shown = [signed(ratio, 2) if isfinite(ratio) else _NONE] * with_ratio
-        rows.append([one.standing.label, _difference(first), ratio_text(10**first.mean),
-                     _difference(second), *shown, OUTCOMES[one.outcome]])  # fmt: skip
-    head = ["cell", NAMES[MEASURES[0]], "x0-error", f"log10 of {NAMES[MEASURES[1]]}",
-            *["paired / unpaired"] * with_ratio, "difference"]  # fmt: skip
-    return Table(head=head, rows=rows, caption=caption, right=range(1, 4 + with_ratio))
+        rows.append([one.standing.label, _difference(one.gaps[first]),
+                     ratio_text(10 ** one.gaps[first].mean), _difference(one.gaps[second]),
+                     ratio_text(10 ** one.gaps[second].mean), *shown, OUTCOMES[one.outcome]])  # fmt: skip
+    head = ["cell", *(words for m in ranking.measures for words in (_log_name(m), "that is")),
+            *["paired / unpaired"] * with_ratio, "the cell is"]  # fmt: skip
+    return Table(head=head, rows=rows, caption=caption, right=range(1, 5 + with_ratio))
+
+
+def _log_name(measure: str) -> str:
+    return NAMES[measure] if measure == MEASURES[0] else f"log10 of {NAMES[measure]}"
 
 
 def _difference(gap: Gap) -> str:
@@ -269,14 +331,13 @@ def factors(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block
     """Each factor of the grid by both measures: sentences, analysis of variance, effects."""
     if len(ranking.standings) < 2 or not sweep.is_sweep:
         return
-    for measure in MEASURES:
+    for measure in ranking.measures:
         found = analyse(ranking, measure)
         said = [Text(words=sentence) for sentence in factor_sentences(found)]
         if found.reason is not None:
-            yield from said if measure == MEASURES[0] else ()
+            yield from said if measure == ranking.measures[0] else ()
             continue
-        first = measure == MEASURES[0]
-        yield Text(words=_title(measure) if first else f"log10 of {NAMES[measure]}", kind="heading")
+        yield Text(words=_capital(_log_name(measure)), kind="heading")
         yield from said
         yield _variance(found)
         if found.error is not None:
@@ -329,7 +390,7 @@ def heat_maps(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Blo
         return
     cells = [*(trial.cell for trial in sweep.trials), *(one.cell for one in sweep.skipped)]
     panels = charts.chosen(cells, axes.panels, axes, ranking, _PANELS)
-    for measure in MEASURES:
+    for measure in ranking.measures:
         for title, group in panels.items():
             caption = f"{_title(measure)}, {title}" if title else _title(measure)
             yield _heat_map(sweep, ranking, axes, group, measure, caption)
@@ -389,15 +450,24 @@ def _share(value: float, values: Sequence[float], *, is_log: bool) -> float:
 
 
 def errors_by_level(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
-    """The x0-error over log SNR, and by how much each cell is above the lowest at each level."""
+    """The x0-error over log SNR: at which noise levels each cell is above the lowest."""
     if not ranking.standings:
         return
-    solid = (
-        " Solid: the levels all cells share, which alone are averaged. Dashed, on grey: levels "
-        "that some schedule does not reach."
-        if sweep.is_sweep
-        else ""
-    )
+    solid = ""
+    if sweep.is_sweep:
+        solid = (
+            " Solid: the window of the data, which alone is averaged. Dashed, on grey: beyond it."
+            if ranking.is_window
+            else " Solid: the levels all cells share, which alone are averaged. Dashed, on grey: "
+            "levels that some schedule does not reach."
+        )
+    if (found := agreement(ranking)) is not None:
+        tau, low, high, cells = found
+        inside = f" (95 % interval {signed(low, 2)} to {signed(high, 2)})" if isfinite(low) else ""
+        yield Text(
+            words=f"The mean log10 x0-error orders these {cells} cells as FID\u221e does to the "
+            f"extent of Kendall's tau {signed(tau, 2)}{inside}: 1 is the same order, 0 none."
+        )
     lines = (
         f" {GAUSSIAN} is the best linear estimate from the training data's mean and covariance, on "
         "the same validation pairs: a network above it has learned less than two moments. "
@@ -420,9 +490,13 @@ def errors_by_level(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterab
 
 def _level_map(ranking: Ranking) -> Table:
     standings = ranking.standings[:_LEVEL_ROWS]
-    curves = np.stack([standing.curve(ranking.levels) for standing in ranking.standings])
-    above = 100 * (curves / curves.min(axis=0) - 1)[: len(standings)]
-    top = max(float(np.log10(1 + above).max()), log10(2))  # less than 1 %: alike
+    curves = np.full((len(ranking.standings), len(ranking.levels)), np.nan)
+    for row, standing in zip(curves, ranking.standings, strict=True):
+        here = [level in standing.levels for level in ranking.levels]
+        row[here] = standing.curve([k for k, has in zip(ranking.levels, here, strict=True) if has])
+    above = 100 * (curves / np.nanmin(curves, axis=0) - 1)[: len(standings)]
+    top = max(float(np.nanmax(np.log10(1 + above))), log10(2))  # less than 1 %: alike
+    shades = 1 - np.log10(1 + above) / top
     more = f" The {len(standings)} best cells." if len(standings) < len(curves) else ""
     return Table(
         head=("", *map(signed, ranking.levels)),
@@ -432,11 +506,13 @@ def _level_map(ranking: Ranking) -> Table:
         ],
         caption="x0-error above the lowest at each log-SNR level, in per cent (0: the lowest; "
         f"\u00d712: twelve times it). Noisy on the left, nearly clean on the right.{more}",
-        shades=(1 - np.log10(1 + above) / top).tolist(),
+        shades=[[None if np.isnan(one) else one for one in row] for row in shades.tolist()],
     )
 
 
 def _per_cent(value: float) -> str:
+    if np.isnan(value):
+        return _NONE
     if value >= 1000:
         return f"\u00d7{1 + value / 100:,.0f}"
     return f"{value:.0f}" if value >= 9.95 or value == 0 else f"{value:.1f}"
@@ -445,7 +521,11 @@ def _per_cent(value: float) -> str:
 def _reference_table(sweep: SweepResults, ranking: Ranking) -> Table | None:
     """The two reference curves at the levels of the ranking, beside the recommended cell."""
     lines, best = sweep.references, ranking.recommended
-    levels = [] if lines is None else [one for one in ranking.levels if one in lines.levels]
+    levels = [
+        one
+        for one in ranking.levels
+        if lines and one in lines.levels and best and one in best.levels
+    ]
     if lines is None or best is None or not levels:
         return None
     curves = {best.label: dict(zip(levels, best.curve(levels), strict=True))}
@@ -500,7 +580,7 @@ def _fronts(ranking: Ranking) -> str:
             f"All cells cost nearly the same (within {max(1, ceil(100 * (ratio - 1)))} %, which "
             "may be the machine's), so the front says little here."
         )
-    for measure in MEASURES:
+    for measure in ranking.measures:
         values = [standing.value(measure) for standing in standings]
         named = [
             f"{standings[k].label} ({number_with_error(values[k], standings[k].error(measure))[0]} "

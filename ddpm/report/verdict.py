@@ -1,17 +1,18 @@
-"""The answer of a sweep in words that claim no more than the numbers allow.
+"""The answer of a sweep in words that claim what its intervals show, no more and no less.
 
-A winner is named where both rankings agree and every other cell can be told apart from it;
-otherwise the sentences say which cells are level with it, or at which noise levels each of two is
-better. Intervals hold for all pairs of cells together (Tukey), since the best one was picked among
-them; those against a baseline that was named beforehand hold together too (Dunnett).
+    winner     no cell beats it by any measure of the headline, and it beats every other by one
+    level      the cells that no measure tells from its lowest; the others are beaten by one
+    disagree   one measure tells A from B, another tells B from A
+    undecided  one cell alone is level with the lowest by all measures, but does not beat the rest
+
+One error of 5 % is shared by all pairs of cells and all measures (Tukey; Bonferroni over measures),
+and the sentences repeat the very intervals that the verdict rests on.
 
 A factor's levels are compared averaged over the others where no interaction with it was found, else
-at every value of the factors it interacts with. Flags are warnings found in the trials: facts that
-are missing, or not the same for all, so that a comparison limps.
+at every value of the factors it interacts with.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import isfinite
@@ -20,68 +21,253 @@ from pathlib import Path
 import numpy as np
 
 from ddpm.metrics import MEASURES
-from ddpm.report.best_samples import best_samples
-from ddpm.report.effects import (
-    CONFIDENCE,
-    Analysis,
-    Effect,
-    Gap,
-    against_baseline,
-    analyse,
-    gap,
-    level_gaps,
-)
+from ddpm.report.effects import Analysis, Effect
 from ddpm.report.labels import (
     NAMES,
-    PRED_TYPE,
-    SCHEDULER,
-    cell_label,
+    above,
     listed,
     number_with_error,
     part,
+    percent,
     probability,
     ranges,
     signed,
     spoken,
-    text,
     varied,
 )
 from ddpm.report.race import decided_for
-from ddpm.report.ranking import Ranking, Standing
-from ddpm.report.reading import (
-    SweepResults,
-    TrialResult,
-    Value,
-    mapping,
-    number,
-    read_json,
-    sequence,
-)
+from ddpm.report.ranking import Comparison, Ranking, Standing, against
+from ddpm.report.reading import SweepResults, Value, mapping, number, read_json, sequence
 from ddpm.report.scatter import CHOICE_DOF, Spread
+
+_CHEAPER = 0.9  # a share of another cell's cost that is worth a word
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conclusion:
+    """What the first screen says."""
+
+    kind: str  # winner | level | disagree | undecided | none
+    headline: str
+    sentences: tuple[str, ...]
+
+
+def judge(sweep: SweepResults, ranking: Ranking) -> Conclusion:
+    """The verdict on a sweep's ranking."""
+    standings = ranking.standings
+    if ranking.problem:
+        return Conclusion(kind="none", headline="No comparison.", sentences=(ranking.problem,))
+    if not standings:
+        return _nothing(sweep)
+    if not sweep.is_sweep:
+        return _of_a_run(ranking)
+    learned = _learned(ranking)
+    if len(standings) == 1:
+        headline = (
+            f"Only {standings[0].label} can be compared; there is nothing to compare it with."
+        )
+        return Conclusion(
+            kind="none", headline=headline, sentences=(*learned, scope(sweep, ranking))
+        )
+    kind, headline = _verdict(ranking)
+    lead = ranking.recommended
+    assert lead is not None
+    sentences = [*learned, *(by_measure(ranking, lead, measure) for measure in ranking.measures)]
+    if kind == "disagree" and not ranking.of_samples:
+        sentences.append(_by_level(ranking, *(ranking.lowest(m) for m in ranking.measures)))
+    sentences += [
+        "" if kind == "winner" else _recommendation(ranking, lead),
+        unequal(ranking),
+        against_baseline(ranking),
+        scope(sweep, ranking),
+    ]
+    if ranking.none_learned and len(ranking.failed) == len(standings):
+        headline = "No answer: no network has learned more than the data's mean and covariance."
+        kind = "none"
+    return Conclusion(kind=kind, headline=headline, sentences=tuple(filter(None, sentences)))
+
+
+def _verdict(ranking: Ranking) -> tuple[str, str]:
+    names = _either(ranking)
+    where = "" if ranking.spread(ranking.measures[0]) is not None else " of this run"
+    what = "draws the best samples" if ranking.of_samples else "has the lowest x0-error"
+    if (best := ranking.winner) is not None:
+        rows = [ranking.signs[measure][ranking.place(best)] for measure in ranking.measures]
+        if all((row < 0).sum() == len(row) - 1 for row in rows):
+            return "winner", f"{best.label} {what}{where}, by both {_both(ranking)}."
+        return "winner", (
+            f"{best.label} {what}{where}: no cell beats it by {names}, and it beats every other by "
+            "at least one."
+        )
+    for one in ranking.measures:
+        for other in ranking.measures:
+            a, b = ranking.lowest(one), ranking.lowest(other)
+            first = ranking.signs[one][ranking.place(a), ranking.place(b)]
+            second = ranking.signs[other][ranking.place(b), ranking.place(a)]
+            if first < 0 and second < 0:
+                return "disagree", (
+                    f"No single winner{where}: the measures disagree. {a.label} beats {b.label} by "
+                    f"{NAMES[one]}, {b.label} beats {a.label} by {NAMES[other]}."
+                )
+    level = ranking.level
+    if len(level) == len(ranking.standings):
+        return "level", f"No winner{where}: no cell can be told apart from the lowest by {names}."
+    if len(level) > 1:
+        rest = len(ranking.standings) - len(level)
+        return "level", (
+            f"No winner{where}: {_group(ranking, level)} are level, none told apart from the lowest "
+            f"by {names}. The other {'cell is' if rest == 1 else f'{rest} are'} worse by at least "
+            "one."
+        )
+    (only,) = level
+    beaten = np.any([ranking.signs[m][ranking.place(only)] < 0 for m in ranking.measures], axis=0)
+    left = [s.label for s, is_beaten in zip(ranking.standings, beaten, strict=True)
+            if s is not only and not is_beaten]  # fmt: skip
+    better = [s.label for s in ranking.standings
+              if any(ranking.signs[m][ranking.place(s), ranking.place(only)] < 0
+                     for m in ranking.measures)]  # fmt: skip
+    why = f"does not itself beat {listed(left)}" if left else f"is beaten by {listed(better)}"
+    return "undecided", (
+        f"Undecided{where}: only {only.label} is level with the lowest by both {_both(ranking)}, "
+        f"but it {why}."
+    )
+
+
+def _both(ranking: Ranking) -> str:
+    return " and ".join(NAMES[measure] for measure in ranking.measures)
+
+
+def _either(ranking: Ranking) -> str:
+    return " or ".join(NAMES[measure] for measure in ranking.measures)
+
+
+def _learned(ranking: Ranking) -> list[str]:
+    """Whether anything was learned: cells no better than the Gaussian fit."""
+    if not ranking.failed:
+        return []
+    names = [f"{one.label} ({above(value)})" for one, value in ranking.failed]
+    said = f"{listed(names)} failed to learn: the x0-error is no lower than the Gaussian fit's"
+    apart = "" if ranking.none_learned else "; set apart, in no ranking and no average"
+    return [f"{said}{apart}."]
+
+
+def by_measure(ranking: Ranking, lead: Standing, measure: str) -> str:
+    """By one measure: the cells that `lead` beats, those level with it, those that beat it."""
+    found = {one.label: ranking.gap(one, lead, measure) for one in ranking.standings}
+    del found[lead.label]
+    beaten = {label: gap for label, gap in found.items() if gap.sign > 0}
+    level = [label for label, gap in found.items() if gap.sign == 0]
+    better = [
+        f"{label}, {above(gap.mean, gap.half_width)}"
+        for label, gap in found.items()
+        if gap.sign < 0
+    ]
+    where = "" if ranking.spread(measure) is not None else ", in this run,"
+    parts = []
+    if better:
+        parts.append(f"is beaten by {listed(better)}")
+    if beaten:
+        label = min(beaten, key=lambda name: beaten[name].mean)
+        near = above(beaten[label].mean, beaten[label].half_width)
+        if len(beaten) == 1:
+            parts.append(f"beats {label}, which is {near}")
+        else:
+            others = "others" if level or better else "other cells"
+            parts.append(f"beats the {len(beaten)} {others}, of which {label} is nearest, {near}")
+    if level:
+        parts.append(f"cannot be told apart from {_group(ranking, level)}")
+    lowest = " is lowest;" if lead is ranking.lowest(measure) and parts else ""
+    joined = ", and ".join(parts)
+    return f"By {NAMES[measure]}{where} {lead.label}{f'{lowest} it' if lowest else ''} {joined}."
+
+
+def _group(ranking: Ranking, some: Sequence[Standing] | Sequence[str]) -> str:
+    """Cells in words: what they, and no others, have in common, else their names."""
+    labels = [one if isinstance(one, str) else one.label for one in some]
+    if len(labels) > 2:
+        members = [s for s in ranking.standings if s.label in labels]
+        for key in varied([standing.cell for standing in ranking.standings]):
+            alike = [s.label for s in ranking.standings if s.code(key) == members[0].code(key)]
+            if set(alike) == set(labels):
+                return (
+                    f"the {len(labels)} cells with {spoken(key)} {part(key, members[0].cell[key])}"
+                )
+    return listed(labels)
+
+
+def _recommendation(ranking: Ranking, lead: Standing) -> str:
+    """Of the cells that are level the cheapest, how far from the lowest, and what it saves."""
+    much = 100 * (10 ** ranking.loss(lead) - 1)
+    said = f"Recommended: {lead.label}"
+    if much > 0:
+        said += f", at most {percent(much)} above the lowest by either measure as measured"
+    else:
+        said += ", the lowest by every measure"
+    rival = next(s for m in ranking.measures for s in [ranking.lowest(m)])
+    if rival is not lead:
+        costs = (("training cost", lead.seconds, rival.seconds),
+                 ("network calls an image", lead.calls, rival.calls))  # fmt: skip
+        for what, own, other in costs:
+            if own and other and isfinite(own / other) and own < _CHEAPER * other:
+                said += f", at {own / other:.2g} of the {what} of {rival.label}"
+                break
+    return f"{said}. A choice, not a claim."
+
+
+def unequal(ranking: Ranking) -> str:
+    """Cells that scatter over seeds more than others; "" where all scatter alike."""
+    for measure in ranking.measures:
+        found = ranking.spread(measure)
+        if found is None:
+            continue
+        if found.apart:
+            names = [ranking.standings[place].label for place in found.apart]
+            verb = "scatters" if len(names) == 1 else "scatter"
+            return (
+                f"{listed(names)} {verb} over seeds far more than the other cells (an F test at "
+                "2 %), so comparisons with it rest on the spread of the two cells compared."
+            )
+        if found.groups is not None and found.groups.is_certain:
+            key = ranking.factors[found.groups.factor]
+            wide, quiet = found.groups.cells[0], found.groups.cells[-1]
+            names = [
+                listed(list(dict.fromkeys(part(key, ranking.standings[p].cell[key]) for p in some)))
+                for some in (wide, quiet)
+            ]
+            times = found.groups.deviations[0] / max(found.groups.deviations[-1], 1e-300)
+            return (
+                f"Over seeds, {NAMES[measure]} of cells with {spoken(key)} {names[0]} scatters "
+                f"{times:.2g} times as much as with {names[1]}, so each rests on a spread of its "
+                "own; more seeds help the first most."
+            )
+    return ""
 
 
 def scope(sweep: SweepResults, ranking: Ranking) -> str:
     """Over what the intervals are, and what one or two seeds may not claim."""
     count = len(ranking.standings)
-    pairs = next(iter(ranking.standings[0].summaries.values())).num_pairs
-    most = max(len(standing.summaries) for standing in ranking.standings)
+    on = f"{ranking.standings[0].num_pairs} validation images"
+    if ranking.point is not None:
+        calls = f"{ranking.point.sampler}, {ranking.point.evaluations} network calls an image"
+        on = f"{ranking.num_samples:,} samples ({calls})"
+    most = max(len(standing.trials) for standing in ranking.standings)
     if most > 1 and (count > 1 or ranking.num_seeds > 1):
         fewer = f"{ranking.num_seeds} to " if ranking.num_seeds < most else ""
         return (
-            f"Intervals are over {fewer}{most} training seeds, each measured on {pairs} "
-            f"validation images.{_few(ranking)}"
+            f"Intervals are over {fewer}{most} training seeds, each measured on {on}, and hold at "
+            f"95 % for all pairs of cells and both measures together.{_few(ranking)}"
         )
     what = "this one trained network" if count == 1 else f"these {count} trained networks"
     more = " Give SEEDS three or more values to learn about the cells." if sweep.is_sweep else ""
     return (
-        f"One training seed: this speaks of {what} on {pairs} validation images and claims nothing "
+        f"One training seed: this speaks of {what} on {on} and claims nothing "
         f"about the cells beyond this run.{more}"
     )
 
 
 def _few(ranking: Ranking) -> str:
     """What intervals take for granted where a cell has one or two seeds."""
-    single = [one.label for one in ranking.standings if len(one.summaries) == 1]
+    single = [one.label for one in ranking.standings if len(one.trials) == 1]
     if single:
         return (
             f" {listed(single)} {'has' if len(single) == 1 else 'have'} one seed only, so that "
@@ -95,14 +281,11 @@ def _few(ranking: Ranking) -> str:
     return ""
 
 
-def pairing(ranking: Ranking, measure: str = MEASURES[0]) -> str:
+def pairing(ranking: Ranking, measure: str) -> str:
     """The ratio of paired to unpaired variance, and which interval is used for it."""
     found = ranking.spread(measure)
     if found is None:
-        return (
-            "With one seed, differences are paired by (validation image, noise) pair, and what is "
-            "paired over seeds cannot be said."
-        )
+        return "With one seed, what is paired over seeds cannot be said."
     if not isfinite(found.ratio):
         return (
             "No two cells share seeds enough to pair by them, so intervals are unpaired."
@@ -129,52 +312,6 @@ def _choice(found: Spread) -> str:
     )
 
 
-def apart(ranking: Ranking) -> str:
-    """The cells that scatter too much for a common spread; "" without any."""
-    places = {p for m in MEASURES if (s := ranking.spread(m)) is not None for p in s.apart}
-    if not places:
-        return ""
-    names = [ranking.standings[place].label for place in sorted(places)]
-    verb = "scatters" if len(names) == 1 else "scatter"
-    return (
-        f"{listed(names)} {verb} over seeds far more than the other cells (an F test at 2 %), so "
-        "comparisons with it rest on the spread of the two cells compared."
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conclusion:
-    """What the first screen says."""
-
-    kind: str  # winner | tie | split | none
-    headline: str
-    sentences: tuple[str, ...]
-
-
-def judge(sweep: SweepResults, ranking: Ranking) -> Conclusion:
-    """The verdict on a sweep's ranking."""
-    standings = ranking.standings
-    if ranking.problem:
-        return Conclusion(kind="none", headline="No comparison.", sentences=(ranking.problem,))
-    if not standings:
-        return _nothing(sweep)
-    if not sweep.is_sweep:
-        return _of_a_run(ranking)
-    if len(standings) == 1:
-        return Conclusion(
-            kind="none",
-            headline=f"Only {standings[0].label} can be measured; there is nothing to compare.",
-            sentences=(scope(sweep, ranking),),
-        )
-    first, second = (standings[ranking.order(measure)[0]] for measure in MEASURES)
-    if first is second:
-        verdict = _agreed(sweep, ranking, first)
-    else:
-        verdict = _split(sweep, ranking, first, second)
-    more = tuple(filter(None, [best_samples(ranking), against_baseline(ranking)]))
-    return replace(verdict, sentences=(*verdict.sentences, *more))
-
-
 def _of_a_run(ranking: Ranking) -> Conclusion:
     (standing,) = ranking.standings
     numbers = [
@@ -182,13 +319,14 @@ def _of_a_run(ranking: Ranking) -> Conclusion:
         for m in MEASURES
         for value, error in [number_with_error(standing.value(m), standing.error(m))]
     ]
-    pairs = next(iter(standing.summaries.values())).num_pairs
+    over = "the data's window of " if ranking.is_window else ""
     sentence = (
-        f"Averaged over log SNR {ranges(ranking.levels)}, on {pairs} validation images (evaluation "
-        "error). Runs compare by these only over the same levels: train them in one sweep."
+        f"Averaged over {over}log SNR {ranges(ranking.levels)}, on {standing.num_pairs} validation "
+        "images (evaluation error). Runs compare by these only over the same levels: train them in "
+        "one sweep."
     )
     headline = f"x0-error of this run: {numbers[0]}, {numbers[1]}."
-    return Conclusion(kind="none", headline=headline, sentences=(sentence,))
+    return Conclusion(kind="none", headline=headline, sentences=(sentence, *_learned(ranking)))
 
 
 def _nothing(sweep: SweepResults) -> Conclusion:
@@ -202,136 +340,48 @@ def _nothing(sweep: SweepResults) -> Conclusion:
     return Conclusion(kind="none", headline="No answer yet.", sentences=(why,))
 
 
-def _agreed(sweep: SweepResults, ranking: Ranking, best: Standing) -> Conclusion:
-    others = [standing for standing in ranking.standings if standing is not best]
-    level = [o.label for o in others if not _told_apart(ranking, o, best)]
-    where = "" if ranking.spread(MEASURES[0]) is not None else " of this run"
-    runner_up = others[0]
-    margin = gap(ranking, runner_up, best, MEASURES[0])
-    distance = f"Next is {runner_up.label}: {_distance(margin)}."
-    if not level:
-        headline = f"{best.label} has the lowest x0-error{where}, by both measures."
-        sentences = (distance, scope(sweep, ranking))
-        return Conclusion(kind="winner", headline=headline, sentences=sentences)
-    headline = (
-        f"No clear winner: {best.label} is lowest by both measures, but cannot be told apart from "
-        f"{_group(ranking, best, level)}."
-    )
-    return Conclusion(kind="tie", headline=headline, sentences=(distance, scope(sweep, ranking)))
-
-
-def _split(sweep: SweepResults, ranking: Ranking, first: Standing, second: Standing) -> Conclusion:
-    # Either measure alone is enough for this claim, so each has half of the error allowed.
-    each = (1 + CONFIDENCE) / 2
-    differ = (
-        gap(ranking, second, first, MEASURES[0], each).is_told_apart
-        or gap(ranking, first, second, MEASURES[1], each).is_told_apart
-    )
-    lead = (
-        f"{first.label} has the lowest {NAMES[MEASURES[0]]}, "
-        f"{second.label} the lowest {NAMES[MEASURES[1]]}"
-    )
-    if differ:
-        headline = f"No single winner: the two measures disagree. {lead}."
-        lowest = zip((first, second), MEASURES, strict=True)
-        apart = (_apart(ranking, cell, measure) for cell, measure in lowest)
-        sentences = (*apart, _by_level(ranking, first, second), scope(sweep, ranking))
-        return Conclusion(kind="split", headline=headline, sentences=sentences)
-    headline = f"No clear winner: {lead}, but the two cannot be told apart."
-    level = [
-        other.label
-        for other in ranking.standings
-        if other not in (first, second) and not _told_apart(ranking, other, first)
-    ]
-    also = (f"Neither can {listed(level)} from {first.label}.",) if level else ()
-    return Conclusion(kind="tie", headline=headline, sentences=(*also, scope(sweep, ranking)))
-
-
-def _apart(ranking: Ranking, lowest: Standing, measure: str) -> str:
-    """By one measure: the cells level with its lowest, and how far above it the others are."""
-    gaps = {
-        one.label: gap(ranking, one, lowest, measure)
-        for one in ranking.standings
-        if one is not lowest
-    }
-    level = [label for label, one in gaps.items() if not one.is_told_apart]
-    above = sorted(100 * (10**one.mean - 1) for one in gaps.values() if one.is_told_apart)
-    ends = list(dict.fromkeys(f"{end:.{int(end < 10)}f}" for end in (*above[:1], *above[-1:])))
-    parts = []
-    if level:
-        parts.append(f"cannot be told apart from {_group(ranking, lowest, level)}")
-    if len(above) == 1:
-        other = "other" if level else "other cell"
-        parts.append(f"beats the {other}, whose error is {ends[0]} % larger")
-    elif above:
-        others = f"{len(above)} {'others' if level else 'other cells'}"
-        parts.append(f"beats the {others}, whose errors are {' to '.join(ends)} % larger")
-    where = "" if ranking.spread(measure) is not None else ", in this run,"
-    return f"By {NAMES[measure]}{where} {lowest.label} {', and '.join(parts)}."
-
-
-def _group(ranking: Ranking, lowest: Standing, level: Sequence[str]) -> str:
-    """Cells in words: what they and `lowest`, and no others, have in common, else their names."""
-    for key in varied([standing.cell for standing in ranking.standings]):
-        alike = [s.label for s in ranking.standings if s.code(key) == lowest.code(key)]
-        if set(alike) == {lowest.label, *level} and len(level) > 1:
-            value = part(key, lowest.cell[key])
-            return f"the {len(level)} other cells with {spoken(key)} {value}"
-    return listed(level)
-
-
 def _by_level(ranking: Ranking, first: Standing, second: Standing) -> str:
-    gaps = level_gaps(ranking, first, second)
-    better = {
-        label: [level for level, one in zip(ranking.levels, gaps, strict=True) if test(one)]
-        for label, test in (
-            ("first", lambda one: one.is_told_apart and one.mean < 0),
-            ("second", lambda one: one.is_told_apart and one.mean > 0),
-            ("neither", lambda one: not one.is_told_apart),
-        )
-    }
+    levels = [one for one in ranking.levels if one in first.levels and one in second.levels]
+    signs = {level: ranking.level_gap(first, second, level).sign for level in levels}
     parts = [
-        f"{cell.label} is better at {ranges(better[place])}"
-        for cell, place in ((first, "first"), (second, "second"))
-        if better[place]
+        f"{cell.label} is better at {ranges(better)}"
+        for cell, sign in ((first, -1), (second, 1))
+        if (better := [level for level, one in signs.items() if one == sign])
     ]
-    if better["neither"]:
-        parts.append(f"they cannot be told apart at {ranges(better['neither'])}")
+    if neither := [level for level, one in signs.items() if one == 0]:
+        parts.append(f"they cannot be told apart at {ranges(neither)}")
     return "By log SNR (low is noisy, high nearly clean): " + "; ".join(parts) + "."
 
 
-def _told_apart(ranking: Ranking, other: Standing, best: Standing) -> bool:
-    gaps = [gap(ranking, other, best, measure) for measure in MEASURES]
-    return all(one.is_told_apart and one.mean > 0 for one in gaps)
+def against_baseline(ranking: Ranking) -> str:
+    """What the comparison with the baseline comes to, in a sentence; "" without a baseline."""
+    if ranking.baseline is None or len(ranking.standings) < 2:
+        return ""
+    reference = ranking.standings[ranking.baseline]
+    found: tuple[Comparison, ...] = against(ranking, reference, "baseline")
+    parts = []
+    for outcome, words in (
+        ("lower", "better"),
+        ("higher", "worse"),
+        ("mixed", "better by one measure and worse by the other"),
+        ("level", "not to be told apart from it"),
+    ):
+        names = [one.standing.label for one in found if one.outcome == outcome]
+        if names:
+            parts.append(f"{words}: {listed(names)}")
+    where = "" if ranking.spread(ranking.measures[0]) is not None else ", in this run"
+    return f"Against the baseline {reference.label}{where}: {'; '.join(parts)}."
 
 
-def _distance(margin: Gap) -> str:
-    if not isfinite(margin.half_width):
-        return "the two have no seed in common, so their distance has no interval"
-    value, width = number_with_error(margin.mean, margin.half_width)
-    percent = f"{100 * (10**margin.mean - 1):.1f} %"
-    over = f"over {margin.num_seeds} seeds"
-    if margin.basis == "evaluation":
-        over = "evaluation error only"
-    elif margin.num_seeds == 1:
-        over = "over seeds"
-    return (
-        f"its {NAMES[MEASURES[0]]} is {value} \u00b1 {width} higher, a typical x0-error {percent} "
-        f"larger (interval corrected for all comparisons, {over})"
-    )
-
-
-def spread(standings: Sequence[Standing]) -> str:
+def meaning_of_errors(standings: Sequence[Standing]) -> str:
     """What the errors in a table mean."""
-    if all(len(standing.summaries) > 1 for standing in standings):
+    if all(len(standing.trials) > 1 for standing in standings):
         return "\u00b1 is the half-width of the 95 % interval over training seeds"
-    if all(len(standing.summaries) == 1 for standing in standings):
-        return (
-            "\u00b1 is evaluation error: the standard error over validation pairs, not over seeds"
-        )
+    if all(len(standing.trials) == 1 for standing in standings):
+        return "\u00b1 is evaluation error, a standard error that does not speak of other seeds"
     return (
         "\u00b1 is the half-width of the 95 % interval over training seeds where a cell has two or "
-        "more, else evaluation error (standard error over validation pairs)"
+        "more, else evaluation error (a standard error)"
     )
 
 
@@ -345,8 +395,8 @@ def allowed(sweep: SweepResults, verdict: Conclusion) -> Conclusion:
     if not race:
         return verdict
     if verdict.kind == "winner" and decided_for(race) is None:
-        headline = "No clear winner: the race of seeds is undecided."
-        verdict = replace(verdict, kind="tie", headline=headline)
+        headline = "Undecided: the race of seeds names no winner."
+        verdict = replace(verdict, kind="undecided", headline=headline)
     return replace(verdict, sentences=(*verdict.sentences, race_in_words(race)))
 
 
@@ -355,9 +405,9 @@ def race_in_words(found: Sequence[Mapping[str, Value]]) -> str:
     last = found[-1]
     winner, seeds = decided_for(found), last.get("seeds")
     if winner is not None:
-        how = f"{winner} is told apart from all others by both measures after {seeds} seeds"
+        how = f"{winner} is left after {seeds} seeds, every other told to be worse by a measure"
     elif last.get("is_decided"):
-        how = f"each measure has a best cell of its own after {seeds} seeds"
+        how = f"no cell is level with the lowest by every measure after {seeds} seeds"
     else:
         left = sequence(last.get("racing"))
         how = f"after {seeds} seeds {len(left)} cells cannot be told apart"
@@ -375,18 +425,6 @@ def looks(folder: Path) -> list[Mapping[str, Value]]:
 
 _LEVEL = 0.05
 _FEW = 4  # places that are spoken of one by one
-
-
-def by_measure(ranking: Ranking) -> dict[str, tuple[str, ...]]:
-    """What the factors do, by the name of the measure; why that cannot be told is said once."""
-    if len(ranking.standings) < 2:
-        return {}
-    found = {measure: analyse(ranking, measure) for measure in MEASURES}
-    return {
-        NAMES[measure]: sentences(one)
-        for measure, one in found.items()
-        if one.reason is None or measure == MEASURES[0]
-    }
 
 
 def sentences(analysis: Analysis) -> tuple[str, ...]:
@@ -495,198 +533,3 @@ def _count(effects: Sequence[Effect], names: Sequence[str], a: int, b: int) -> s
     left = total - wins - losses
     parts += [f"they cannot be told apart at {left}"] if left else []
     return ", ".join(parts)
-
-
-# Facts of an evaluation that are the same where trials were measured alike, unless varied.
-_MEASURED = {"step": "after different numbers of optimizer steps", "weights": "different weights"}
-_VARIES_STEPS = ("EPOCHS", "STEPS_PER_EPOCH", "BATCH_SIZE", "DATASET.")
-
-
-def mixed(sweep: SweepResults) -> Iterator[str]:
-    """Sentences, one a warning."""
-    trials = [t for t in sweep.trials if t.status == "done" and t.error is not None]
-    keys = varied(trial.cell for trial in sweep.trials)
-    yield from _twice(trials, keys)
-    yield from _seeds(trials, keys)
-    yield from _not_evaluated(sweep)
-    yield from _settings(trials, keys)
-
-
-def _twice(trials: Sequence[TrialResult], keys: Sequence[str]) -> Iterator[str]:
-    counts = Counter((trial.key, trial.seed) for trial in trials)
-    names = {
-        f"{cell_label(trial.cell, keys)}, seed {trial.seed}"
-        for trial in trials
-        if counts[trial.key, trial.seed] > 1
-    }
-    if names:
-        yield (
-            f"Trained more than once: {listed(sorted(names))}. The last of them is ranked; the "
-            "others are left out."
-        )
-
-
-def _seeds(trials: Sequence[TrialResult], keys: Sequence[str]) -> Iterator[str]:
-    """Seeds that some cells have and others lack; cells with seeds of their own lack none."""
-    has: dict[str, set[int]] = {}
-    names = {trial.key: cell_label(trial.cell, keys) for trial in trials}
-    for trial in trials:
-        has.setdefault(trial.key, set()).add(trial.seed)
-    every = set().union(*has.values()) if has else set()
-    shared = Counter(seed for seeds in has.values() for seed in seeds)
-    if all(count == 1 for count in shared.values()):
-        if len(has) > 1 and len({len(seeds) for seeds in has.values()}) > 1:
-            yield "No two cells share a seed, and some have fewer than others."
-        return
-    lacking = [
-        f"{names[key]} (seed {listed([str(one) for one in sorted(every - seeds)])})"
-        for key, seeds in has.items()
-        if every - seeds
-    ]
-    if lacking:
-        yield (
-            f"Seeds are missing in {listed(lacking)}. The numbers of such a cell are means over "
-            "fewer seeds; differences allow for it by least squares."
-        )
-
-
-def _not_evaluated(sweep: SweepResults) -> Iterator[str]:
-    count = sum(trial.status == "done" and trial.error is None for trial in sweep.trials)
-    if count and sweep.is_sweep:
-        yield (
-            f"{count} finished {'trial has' if count == 1 else 'trials have'} no evaluation and "
-            "cannot be ranked; nothing is put in their place."
-        )
-
-
-def _settings(trials: Sequence[TrialResult], keys: Sequence[str]) -> Iterator[str]:
-    for name, said in _MEASURED.items():
-        values = {text(t.evaluation[name]) for t in trials if name in t.evaluation}
-        if name == "step" and any(part in key for key in keys for part in _VARIES_STEPS):
-            continue
-        if name == "weights" and any("EMA" in key for key in keys):
-            continue
-        if len(values) > 1:
-            what = said if name == "step" else f"with {said}"
-            yield f"The trials were evaluated {what}: {listed(sorted(values))}."
-
-
-LOSS_SPACE = "TRAINING.LOSS_SPACE"
-LEARNING_RATE = "TRAINING.HYPER_PARAMETERS.LEARNING_RATE"
-# Keys that differ between trials by construction or say where, not what.
-_APART = ("TRAINING.SEED", "TRAINING.OUTPUT_DIR", "DATASET.PATH")
-
-
-def flags(sweep: SweepResults) -> tuple[str, ...]:
-    """Sentences, one a warning; empty where nothing needs saying."""
-    trials = [trial for trial in sweep.trials if trial.config]
-    found = [
-        *sweep.problems,
-        *mixed(sweep),
-        _confounded(trials),
-        _learning_rate(sweep, trials),
-        _beta_defined(trials),
-        _mixed_code(trials),
-        _other_differences(trials),
-        _packed(trials),
-    ]
-    return tuple(sentence for sentence in found if sentence)
-
-
-def is_confounded(trials: Sequence[TrialResult]) -> bool:
-    """Whether the loss space changes together with the prediction type, not across it."""
-    pairs = {(t.config.get(PRED_TYPE), _loss_space(t)) for t in trials if t.config}
-    types, spaces = {pair[0] for pair in pairs}, {pair[1] for pair in pairs}
-    return len(types) > 1 and len(spaces) > 1 and len(pairs) < len(types) * len(spaces)
-
-
-def differences(trials: Sequence[TrialResult]) -> dict[str, tuple[str, ...]]:
-    """Keys whose values differ between trials, with the values in order of appearance."""
-    keys = dict.fromkeys(key for trial in trials for key in trial.config)
-    found = {}
-    for key in keys:
-        values = dict.fromkeys(text(trial.config.get(key)) for trial in trials if trial.config)
-        if len(values) > 1 and key not in _APART:
-            found[key] = tuple(values)
-    return found
-
-
-def commit(trial: TrialResult) -> str | None:
-    """The git commit a trial ran from, `+` behind it when files had been changed."""
-    value = trial.provenance.get("git")
-    if isinstance(value, str):
-        return value
-    facts: Mapping[str, Value] = mapping(value) or trial.provenance
-    name = facts.get("commit", facts.get("git_commit"))
-    if not isinstance(name, str) or not name:
-        return None
-    return name + ("+" if facts.get("dirty", facts.get("git_dirty")) else "")
-
-
-def _loss_space(trial: TrialResult) -> Value:
-    return trial.config.get(LOSS_SPACE) or trial.config.get(PRED_TYPE)
-
-
-def _confounded(trials: Sequence[TrialResult]) -> str | None:
-    if not is_confounded(trials):
-        return None
-    return (
-        "Prediction type and loss space vary together: each network was trained on the error of "
-        "what it predicts, so their effects cannot be separated here. Fix TRAINING.LOSS_SPACE to "
-        "compare prediction types alone."
-    )
-
-
-def _learning_rate(sweep: SweepResults, trials: Sequence[TrialResult]) -> str | None:
-    rates = {text(trial.config.get(LEARNING_RATE)) for trial in trials}
-    cells = {trial.key for trial in trials}
-    if len(cells) < 2 or len(rates) != 1 or LEARNING_RATE in sweep.grid:
-        return None
-    return f"One learning rate, {rates.pop()}, for all cells; it may suit some better than others."
-
-
-def _beta_defined(trials: Sequence[TrialResult]) -> str | None:
-    keys = varied(trial.cell for trial in trials)
-    names = {
-        part(SCHEDULER, t.config.get(SCHEDULER)) if SCHEDULER in keys else cell_label(t.cell, keys)
-        for t in trials
-        if t.evaluation.get("is_beta_defined") is True
-    }
-    if not names:
-        return None
-    return (
-        f"Defined by their betas, so that they change with the number of timesteps: "
-        f"{listed(sorted(names))}. Comparing such cells across T also compares noise levels."
-    )
-
-
-def _mixed_code(trials: Sequence[TrialResult]) -> str | None:
-    commits = {name for name in map(commit, trials) if name}
-    changed = sorted(name for name in commits if name.endswith("+"))
-    if len(commits) > 1:
-        short = listed(sorted(name[:8] + "+" * name.endswith("+") for name in commits))
-        return f"Mixed code versions: the trials ran from commits {short}."
-    if changed:
-        return (
-            f"The code had uncommitted changes on top of {changed[0][:8]}; the commit alone does "
-            "not reproduce these trials."
-        )
-    return None
-
-
-def _other_differences(trials: Sequence[TrialResult]) -> str | None:
-    varied_on_purpose = {key for trial in trials for key in trial.cell}
-    other = [key for key in differences(trials) if key not in varied_on_purpose]
-    other = [key for key in other if not key.startswith(("CLUSTER.", "WANDB."))]
-    if not other:
-        return None
-    return f"The configurations also differ in {listed(other)}, which the grid does not name."
-
-
-def _packed(trials: Sequence[TrialResult]) -> str | None:
-    if not any(trial.summary.get("packed") is True for trial in trials):
-        return None
-    return (
-        "Trials ran side by side on this machine: their images/s are marked packed and are lower "
-        "than a trial alone would reach; core- and GPU-seconds compare better."
-    )

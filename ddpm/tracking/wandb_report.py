@@ -88,8 +88,8 @@ def specification(made: ReportFiles) -> Specification:
     summaries = {
         trial.name: {
             f"{OF_THE_SWEEP}{measure}": value
-            for measure in MEASURES
-            if isfinite(value := standing.summaries[seed].value(measure))
+            for measure, numbers in standing.numbers.items()
+            if seed in numbers and isfinite(value := numbers[seed].value)
         }
         for standing in ranking.standings
         for seed, trial in standing.trials.items()
@@ -110,9 +110,9 @@ def specification(made: ReportFiles) -> Specification:
 
 
 def _numbers(made: ReportFiles) -> tuple[str, ...]:
-    """The two measures, over the levels all cells of a sweep share; a run's over its own."""
+    """The measures of the headline; a run's x0-error over its own levels."""
     start = OF_THE_SWEEP if made.sweep.is_sweep else "val_"
-    return tuple(f"{start}{measure}" for measure in MEASURES)
+    return tuple(f"{start}{measure}" for measure in made.ranking.measures)
 
 
 def _cost(made: ReportFiles) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ddpm.metrics.intervals import Interval
+from ddpm.metrics.quality import Quality, QualityPoint
 from ddpm.metrics.x0_error import MEASURES, X0Error
 from ddpm.report.ranking import Ranking, rank
 from ddpm.report.reading import SweepResults, TrialResult
@@ -95,6 +97,52 @@ def known_sweep(
             for s in range(values.shape[1])
             for c in range(values.shape[0])
             if np.isfinite(values[c, s])
+        ]
+    )
+
+
+def quality_of(kid: float, fid: float, error: float = 0.02, calls: int = 25) -> Quality:
+    """Samples with these numbers, each with a standard error of `error` of itself."""
+
+    def interval(value: float) -> Interval:
+        half = 1.96 * error * abs(value)
+        return Interval(value=value, low=value - half, high=value + half, n=4096)
+
+    point = QualityPoint(
+        sampler="dpmpp_2m",
+        num_steps=calls,
+        eta=0.0,
+        evaluations=calls,
+        seconds=1.0,
+        fid=interval(fid),
+        kid=interval(kid),
+        accuracy=None,
+    )
+    return Quality(
+        features="classifier",
+        num=4096,
+        protocol="p",
+        unit="core-seconds",
+        is_beta_defined=False,
+        identity={},
+        points=(point,),
+    )
+
+
+def sampled_sweep(
+    kid: np.ndarray, fid: np.ndarray, cells: Sequence[Mapping[str, object]]
+) -> SweepResults:
+    """kid, fid: (cells, seeds) of log10 of either measure of a trial's samples."""
+    return sweep_of(
+        [
+            trial_of(
+                cells[c],
+                s,
+                error_of(-1.0),
+                quality=quality_of(10 ** kid[c, s], 10 ** fid[c, s]),
+            )
+            for s in range(kid.shape[1])
+            for c in range(kid.shape[0])
         ]
     )
 
