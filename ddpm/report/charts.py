@@ -446,5 +446,5 @@ def _facets(chart: Spec, titles: Sequence[str]) -> Spec:
         return chart
     facet = _name("panel", sort=list(titles), header={"title": None})
     inner = {key: value for key, value in chart.items() if key != "data"}
-    columns = min(len(titles), 3)
+    columns = min(len(titles), 4)
     return {"facet": facet, "spec": inner, "data": chart["data"], "columns": columns}

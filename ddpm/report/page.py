@@ -15,14 +15,16 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 
 from ddpm.errors import InputError, as_typed
+from ddpm.metrics import MEASURES
 from ddpm.report import charts
 from ddpm.report.cautions import flags, is_confounded
 from ddpm.report.costs import cost, speed
-from ddpm.report.labels import NAMES, duration, number_with_error, size
-from ddpm.report.ranking import Ranking, Standing, rank, with_baseline
+from ddpm.report.labels import NAMES, duration, number_with_error, signed, size
+from ddpm.report.ranking import Ranking, Standing, kendall_tau, rank, with_baseline
 from ddpm.report.reading import SweepResults, read
 from ddpm.report.sections import Chart, Section, Table, sections, shown_path
 from ddpm.report.tables import csv_text, print_table, statistics, write_tables
@@ -33,6 +35,7 @@ from ddpm.sweep import write_best
 if TYPE_CHECKING:
     import jinja2
 
+_SETTLED = 0.8  # of Kendall's tau
 _EPOCHS = "TRAINING.HYPER_PARAMETERS.EPOCHS"
 _ROWS = {"html": 60, "md": 30}  # of a table, before it is folded or cut
 _PALE, _DEEP = (226, 234, 242), (8, 76, 140)
@@ -221,18 +224,50 @@ def next_command(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> 
     best = ranking.recommended
     if best is None:
         return "", ""
+    seeds = sorted({trial.seed for trial in sweep.trials})
+    if sweep.command and verdict.kind != "winner" and len(ranking.standings) > 1:
+        more = list(range(seeds[-1] + 1, seeds[-1] + 1 + max(2, len(seeds))))
+        why = "one seed says nothing of another" if len(seeds) == 1 else "to tell the cells apart"
+        return f"More seeds, {why}", f"{sweep.command} SEEDS={_short([*seeds, *more])}"
     trial = next(iter(best.trials.values()))
     config = sweep.best_yaml or (trial.run_dir and trial.run_dir / "training_config.yaml")
-    if config is None:
-        return "", ""
     epochs = trial.config.get(_EPOCHS)
-    longer = f" {_EPOCHS}={10 * epochs}" if isinstance(epochs, int) else ""
-    what = f"Train {best.label} ten times as long"
-    if verdict.kind == "winner":
-        what = f"Train the winner, {best.label}, ten times as long"
-    elif verdict.kind != "none":
-        what += " (a choice among cells that are level, not a claim)"
-    return what, f"{as_typed('train')} {shown_path(config)}{longer}"
+    if config is None or not isinstance(epochs, int):
+        return "", ""
+    order = settled(sweep, ranking)
+    if order is not None and order < _SETTLED and sweep.command:
+        return (
+            "The order of the cells has not settled (Kendall's tau of the last third of training "
+            f"{signed(order, 2)}), so train all of them three times as long before choosing",
+            f"{sweep.command} {_EPOCHS}={3 * epochs}",
+        )
+    unknown = "; whether the order holds then is not known" if order is None else ""
+    what = f"Train the winner, {best.label}, ten times as long{unknown}"
+    return what, f"{as_typed('train')} {shown_path(config)} {_EPOCHS}={10 * epochs}"
+
+
+def _short(seeds: Sequence[int]) -> str:
+    return "[" + ",".join(map(str, seeds)) + "]"
+
+
+def settled(sweep: SweepResults, ranking: Ranking) -> float | None:
+    """Kendall's tau of the cells' order by validation error at two thirds of training and at its
+    end; None where that was not measured, or for fewer than three cells.
+    """
+    name, rows = f"val_{MEASURES[0]}", []
+    for standing in ranking.standings:
+        ends = []
+        for trial in standing.trials.values():
+            values, steps = trial.metrics.get(name), trial.metrics.get("step")
+            if values is None or steps is None:
+                return None
+            known = np.isfinite(values)
+            early = known & (steps <= 2 / 3 * steps.max())
+            if not early.any():
+                return None
+            ends.append((values[early][-1], values[known][-1]))
+        rows.append(np.mean(ends, axis=0))
+    return kendall_tau(*np.transpose(rows)) if len(rows) > 2 else None
 
 
 def _facts(ranking: Ranking, verdict: Conclusion, is_sweep: bool) -> list[tuple[str, str, str]]:

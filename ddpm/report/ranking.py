@@ -72,11 +72,12 @@ class Number:
     value: float
     error: float
     is_log10: bool = False
+    floor: float = 1e-300  # the least that so many samples resolve
 
     @property
     def log10(self) -> float:
-        """As it is compared. What is no larger than its own error counts as that error."""
-        return self.value if self.is_log10 else log10(max(self.value, self.error, 1e-300))
+        """As it is compared; what lies below the floor, as an unbiased KID may, counts as it."""
+        return self.value if self.is_log10 else log10(max(self.value, self.floor))
 
     @property
     def log10_error(self) -> float:
@@ -202,8 +203,15 @@ class Ranking:
 
     @cached_property
     def _orders(self) -> dict[str, tuple[int, ...]]:
-        values = {m: [standing.log10(m) for standing in self.standings] for m in self.measures}
-        return {m: tuple(map(int, np.argsort(found, kind="stable"))) for m, found in values.items()}
+        places = range(len(self.standings))
+        return {
+            m: tuple(
+                sorted(
+                    places, key=lambda k: (self.standings[k].log10(m), self.standings[k].value(m))
+                )
+            )
+            for m in self.measures
+        }
 
     @cached_property
     def _ranks(self) -> dict[str, dict[int, int]]:
@@ -328,10 +336,10 @@ class Ranking:
         if self.winner is not None:
             return self.winner
         left = list(self.level) or [self.lowest(measure) for measure in self.measures]
-        for costs in ([s.seconds or nan for s in left], [s.calls for s in left]):
+        for cost_of in (lambda one: one.seconds or nan, lambda one: one.calls):
+            costs = [cost_of(one) for one in left]
             if all(map(isfinite, costs)):
-                least = _ALIKE * min(costs)
-                left = [one for one, spent in zip(left, costs, strict=True) if spent <= least]
+                left = [one for one in left if cost_of(one) <= _ALIKE * min(costs)]
         return min(left, key=self.loss)
 
     def loss(self, standing: Standing) -> float:
@@ -416,7 +424,8 @@ def rank(sweep: SweepResults) -> Ranking:
         return Ranking(levels=levels, standings=(), excluded=tuple(excluded), problem=problem)
     point = _shared_point(usable) if sweep.is_sweep else None
     measures = MEASURES if point is None else OF_SAMPLES
-    found = [_standing(label, trials, levels, point) for label, trials in usable]
+    floors = _floors(every, point)
+    found = [_standing(label, trials, levels, point, floors) for label, trials in usable]
     standings = [one for one in found if all(map(one.has, measures))]
     excluded += [(one.label, _lacking(one, point, levels)) for one in found if one not in standings]
     above = {id(one): _above_gaussian(sweep, one, levels) for one in standings}
@@ -425,7 +434,7 @@ def rank(sweep: SweepResults) -> Ranking:
     none_learned = bool(failed) and len(learned) < 2
     if not none_learned:
         standings = learned
-    standings.sort(key=lambda standing: standing.log10(measures[0]))
+    standings.sort(key=lambda one: (one.log10(measures[0]), one.value(measures[0])))
     return Ranking(
         levels=levels,
         standings=tuple(standings),
@@ -503,14 +512,18 @@ def agreement(ranking: Ranking) -> tuple[float, float, float, int] | None:
     if not ranking.of_samples or len(both) < 3:
         return None
     a, b = (np.array([s.log10(m) for s in both]) for m in (MEASURES[0], OF_SAMPLES[1]))
-    signs = np.sign(a[:, None] - a) * np.sign(b[:, None] - b)
-    count = len(both)
-    tau = float(signs.sum() / (count * (count - 1)))
+    tau, count = kendall_tau(a, b), len(both)
     if count < 5 or abs(tau) == 1:
         return tau, nan, nan, count
     width = 1.96 * sqrt(0.437 / (count - 4))
     low, high = (float(np.tanh(np.arctanh(tau) + end)) for end in (-width, width))
     return tau, low, high, count
+
+
+def kendall_tau(a: np.ndarray, b: np.ndarray) -> float:
+    """Pairs in the same order less those in opposite order, as a share of all (Kendall 1938)."""
+    signs = np.sign(a[:, None] - a) * np.sign(b[:, None] - b)
+    return float(signs.sum() / (len(a) * (len(a) - 1)))
 
 
 def _ratio(ranking: Ranking, a: Standing, b: Standing, measure: str) -> float:
@@ -571,12 +584,30 @@ def _points(trial: TrialResult) -> list[QualityPoint]:
     return [one for one in points if one.kid is not None and one.fid is not None]
 
 
+def _floors(trials: Sequence[TrialResult], point: QualityPoint | None) -> dict[str, float]:
+    """The middle evaluation error of each measure of samples: what lies below is not resolved."""
+    same = [p for t in trials for p in _points(t) if point is not None and _way(p) == _way(point)]
+    if not same:
+        return {}
+    return {m: float(np.median([_value_and_error(p, m)[1] for p in same])) for m in OF_SAMPLES}
+
+
+def _value_and_error(point: QualityPoint, measure: str) -> tuple[float, float]:
+    one = point.interval(measure)
+    assert one is not None  # of `_points`
+    return one.value, (one.high - one.low) / (2 * 1.96)
+
+
 def _way(point: QualityPoint) -> tuple[str, int, float, int]:
     return point.sampler, point.num_steps, point.eta, point.evaluations
 
 
 def _standing(
-    label: str, trials: Sequence[TrialResult], levels: Sequence[int], point: QualityPoint | None
+    label: str,
+    trials: Sequence[TrialResult],
+    levels: Sequence[int],
+    point: QualityPoint | None,
+    floors: Mapping[str, float],
 ) -> Standing:
     own = common_levels(_error(trial).levels for trial in trials)
     numbers: dict[str, dict[int, Number]] = {measure: {} for measure in (*MEASURES, *OF_SAMPLES)}
@@ -591,10 +622,8 @@ def _standing(
                 )
         same = [p for p in _points(trial) if point is not None and _way(p) == _way(point)]
         for measure in OF_SAMPLES if same else ():
-            one = same[0].interval(measure)
-            assert one is not None  # of `_points`
-            error = (one.high - one.low) / (2 * 1.96)
-            numbers[measure][trial.seed] = Number(value=one.value, error=error)
+            value, error = _value_and_error(same[0], measure)
+            numbers[measure][trial.seed] = Number(value=value, error=error, floor=floors[measure])
     steps = number(trials[0].config.get(TIMESTEPS))
     return Standing(
         cell=trials[0].cell,

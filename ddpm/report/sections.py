@@ -112,8 +112,12 @@ class Chart:
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """Sample grids side by side: (caption, URL); with `moments`, films: rows of moment -> URL."""
+    """Sample grids side by side: (caption, URL); with `moments`, films: rows of moment -> URL.
 
+    classes: of the columns of each grid.
+    """
+
+    classes: Sequence[str] = ()
     grids: Sequence[tuple[str, str]] = ()
     columns: int = 0  # 0: as many as fit
     film: Mapping[str, Mapping[str, str]] | None = None
@@ -625,14 +629,18 @@ def samples(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block
         part = f"; the {len(shown)} best cells of {cells}, best first" if cells > len(shown) else ""
         yield _note(
             "Every grid starts from the same noise and has the same class in the same column, so "
-            f"grids differ by the trained network alone{part}."
+            f"grids differ by the trained network alone{part}. Real images first."
         )
+    first = next(trial.samples for trial in shown if trial.samples)
+    classes = strips.classes_of(first)
     real = None if sweep.references is None else sweep.references.samples
     if real is not None and real.images.size:
-        yield Pictures(grids=[("real validation images", strips.sample_grid(real))])
+        picture = [("real validation images", strips.sample_grid(real))]
+        yield Pictures(grids=picture, classes=strips.classes_of(real))
     side_by_side = len({axes.style(trial.cell) for trial in shown})
     is_even = len(shown) % side_by_side == 0 and 2 <= side_by_side <= 4
-    yield Pictures(grids=grids, columns=side_by_side if is_even and len(shown) > 1 else 0)
+    columns = side_by_side if is_even and len(shown) > 1 else 0
+    yield Pictures(grids=grids, columns=columns, classes=classes)
 
 
 def samples_over_training(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:

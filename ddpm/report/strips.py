@@ -31,6 +31,12 @@ def sample_grid(samples: Samples, *, rows: int = 4, largest: int = 64) -> str:
     return grid_url(samples.images, samples.labels, rows=rows, largest=largest)
 
 
+def classes_of(samples: Samples) -> list[str]:
+    """The classes of the columns of its grid; none where it has no classes."""
+    found = np.unique(samples.labels)
+    return [str(int(one)) for one in found[:_CLASSES]] if len(found) > 1 else []
+
+
 def grid_url(
     images: np.ndarray,
     labels: np.ndarray,

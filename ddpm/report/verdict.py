@@ -175,7 +175,8 @@ def by_measure(ranking: Ranking, lead: Standing, measure: str) -> str:
             others = "others" if level or better else "other cells"
             parts.append(f"beats the {len(beaten)} {others}, of which {label} is nearest, {near}")
     if level:
-        parts.append(f"cannot be told apart from {_group(ranking, level)}")
+        names = _group(ranking, level) if len(level) < len(found) else "any other cell"
+        parts.append(f"cannot be told apart from {names}")
     lowest = " is lowest;" if lead is ranking.lowest(measure) and parts else ""
     joined = ", and ".join(parts)
     return f"By {NAMES[measure]}{where} {lead.label}{f'{lowest} it' if lowest else ''} {joined}."

@@ -109,6 +109,14 @@
     });
   }
 
+  // A link to a folded section opens it.
+  const unfold = () => {
+    const fold = location.hash && document.querySelector(`${location.hash} > details.section`);
+    if (fold) fold.open = true;
+  };
+  addEventListener("hashchange", unfold);
+  unfold();
+
   addEventListener("beforeprint", () => {
     for (const fold of all("details:not(.data)")) fold.open = true; // long tables are in the files
     for (const place of all(".chart:not([data-drawn])")) embed(place);
