@@ -172,7 +172,6 @@ class SweepResults:
     trials: tuple[TrialResult, ...]
     skipped: tuple[Skipped, ...]
     references: Lines | None
-    window: tuple[int, int] | None = None  # of log SNR, fixed by the data before the first trial
     problems: tuple[str, ...] = field(default=())
     window: tuple[int, int] | None = None
 

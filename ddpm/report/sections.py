@@ -207,9 +207,8 @@ def ranked(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]
     best = None if ranking.recommended is None else ranking.place(ranking.recommended)
     right = (0, *range(2, len(head)))
     yield Table(head=head, rows=rows, right=right, label=1, best=best, has_filter=True)
-    yield _note(
-        f"Lower is better. {_measured_on(ranking)} {_capital(meaning_of_errors(standings))}."
-    )
+    errors = _capital(meaning_of_errors(standings))
+    yield _note(f"Lower is better. {_measured_on(ranking)} {errors}.")
     if len(standings) > 1:
         name = "both measures of each cell, with intervals"
         yield Chart(name=name, spec=charts.intervals(ranking))
@@ -301,15 +300,14 @@ def _of_pairs(ranking: Ranking) -> list[str]:
 
 
 def _against(caption: str, ranking: Ranking, found: Sequence[Comparison]) -> Table:
-    first, second = ranking.measures
+    first = ranking.measures[0]
     with_ratio = any(isfinite(one.ratios[first]) for one in found)
     rows = []
     for one in found:
         ratio = one.ratios[first]
         shown = [signed(ratio, 2) if isfinite(ratio) else _NONE] * with_ratio
-        rows.append([one.standing.label, _difference(one.gaps[first]),
-                     ratio_text(10 ** one.gaps[first].mean), _difference(one.gaps[second]),
-                     ratio_text(10 ** one.gaps[second].mean), *shown, OUTCOMES[one.outcome]])  # fmt: skip
+        gaps = [w for g in one.gaps.values() for w in (_difference(g), ratio_text(10**g.mean))]
+        rows.append([one.standing.label, *gaps, *shown, OUTCOMES[one.outcome]])
     head = ["cell", *(words for m in ranking.measures for words in (_log_name(m), "that is")),
             *["paired / unpaired"] * with_ratio, "the cell is"]  # fmt: skip
     return Table(head=head, rows=rows, caption=caption, right=range(1, 5 + with_ratio))

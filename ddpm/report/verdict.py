@@ -115,9 +115,9 @@ def _verdict(ranking: Ranking) -> tuple[str, str]:
     if len(level) > 1:
         rest = len(ranking.standings) - len(level)
         return "level", (
-            f"No winner{where}: {_group(ranking, level)} are level, none told apart from the lowest "
-            f"by {names}. The other {'cell is' if rest == 1 else f'{rest} are'} worse by at least "
-            "one."
+            f"No winner{where}: {_group(ranking, level)} are level, none told apart from the "
+            f"lowest by {names}. The other {'cell is' if rest == 1 else f'{rest} are'} worse by at "
+            "least one."
         )
     (only,) = level
     beaten = np.any([ranking.signs[m][ranking.place(only)] < 0 for m in ranking.measures], axis=0)
