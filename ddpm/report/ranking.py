@@ -267,7 +267,7 @@ class Ranking:
         confidence = 1 - (1 - CONFIDENCE) / len(self.measures)
         if (found := self.spread(measure)) is not None:
             return self._over_seeds(found, worse, better, confidence, family)
-        seeds = [seed for seed in shared_seeds((worse, better)) if seed in worse.numbers[measure]]
+        seeds = sorted(worse.numbers[measure].keys() & better.numbers[measure].keys())
         mean = worse.log10(measure) - better.log10(measure)
         if not seeds:
             return Gap(mean=mean, half_width=inf, num_seeds=0, basis="none")
@@ -646,9 +646,8 @@ def _lacking(standing: Standing, point: QualityPoint | None, levels: Sequence[in
         if trial.quality is not None
         for left in trial.quality.left_out
     ]
-    return f"has no samples in {point.evaluations} network calls" + f": {reasons[0]}" * bool(
-        reasons
-    )
+    why = f": {reasons[0]}" if reasons else ""
+    return f"has no samples in {point.evaluations} network calls{why}"
 
 
 def _above_gaussian(sweep: SweepResults, standing: Standing, levels: Sequence[int]) -> float:
