@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,7 @@ from ddpm.metrics.intervals import Interval
 from ddpm.metrics.quality import LeftOut, Quality, QualityPoint, SamplePictures
 from ddpm.metrics.x0_error import X0Error, continuous_bound
 from ddpm.report import reading
-from ddpm.report.best_samples import best_samples
 from ddpm.report.costs import discrete_bound
-from ddpm.report.ranking import rank
-from tests.support import known_sweeps as known
 from tests.support.tiny_sweep import PRED_TYPE, make_sweep
 
 
@@ -132,49 +128,3 @@ def test_results_csv_has_the_bounds_and_the_energy(folder: Path) -> None:
     assert discrete.terms == (0.5, 1.0, 2.0) and np.isnan(discrete.term_errors[1])
     assert discrete_bound({"bits_per_dim": {"value": None, "reason": "no bytes"}}) is None
     assert discrete_bound({}) is None
-
-
-def trials_with_fids(fids: dict[str, list[list[QualityPoint]]]) -> list[reading.TrialResult]:
-    """A trial of every cell and seed, with its points."""
-    facts = {
-        "features": "pixels",
-        "num": 512,
-        "unit": "core-seconds",
-        "is_beta_defined": False,
-        "identity": {},
-        "left_out": (),
-    }
-    return [
-        known.trial_of(
-            {known.PRED_TYPE: name},
-            seed,
-            known.error_of(0.001 * seed),
-            quality=Quality(protocol="some samples", points=tuple(points), **facts),
-        )
-        for name, seeds in fids.items()
-        for seed, points in enumerate(seeds)
-    ]
-
-
-def test_the_best_samples_are_those_in_the_most_calls_that_all_cells_made() -> None:
-    many = [point(50, 0.0, 0.1)]  # by one cell alone
-    trials = trials_with_fids(
-        {
-            "noise": [[point(5, 0, 1), point(25, 0, f), *many] for f in (8.0, 8.1, 8.2)],
-            "image": [[point(5, 0, 9), point(25, 0, f)] for f in (4.0, 4.1, 4.2)],
-            "velocity": [[point(5, 0, 9), point(25, 0, f)] for f in (4.0, 4.2, 4.4)],
-        }
-    )
-    assert best_samples(rank(known.sweep_of(trials))) == (
-        "Samples in 25 network calls (ddim): image has the lowest FID, 4.10 [3.85, 4.35]; "
-        "the intervals of 1 of 2 other cells overlap with it (95 %, over seeds)."
-    )
-
-
-def test_samples_measured_in_two_ways_are_not_compared() -> None:
-    trials = trials_with_fids({name: [[point(5, 0, 1)]] for name in ("noise", "image")})
-    assert "over samples of one training" in best_samples(rank(known.sweep_of(trials)))
-    other = replace(trials[1], quality=replace(trials[1].quality, protocol="others"))
-    assert best_samples(rank(known.sweep_of([trials[0], other]))) == ""
-    unmeasured = replace(trials[1], quality=None)
-    assert best_samples(rank(known.sweep_of([trials[0], unmeasured]))) == ""

@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from ddpm.report.effects import gap, with_baseline
 from ddpm.report.labels import axes_of, number_with_error
 from ddpm.report.page import section_text
-from ddpm.report.ranking import Ranking
+from ddpm.report.ranking import Ranking, with_baseline
 from ddpm.report.sections import Section, Table, compared, factors
 from tests.support.known_sweeps import (
     FIRST,
@@ -39,12 +38,14 @@ def words(make, ranking: Ranking) -> str:  # type: ignore[no-untyped-def]
 def test_every_cell_stands_with_its_interval_and_outcome() -> None:
     ranking = ranking_of()
     text = words(compared, ranking)
-    assert "paired differences vary 0." in text and "For the SNR-weighted error it is 0." in text
-    for standing in ranking.standings[1:]:
-        found = gap(ranking, standing, ranking.standings[0], FIRST)
+    assert "paired differences vary 0." in text and "SNR-weighted error: 0." in text
+    assert ranking.recommended is not None
+    others = [one for one in ranking.standings if one is not ranking.recommended]
+    for standing in others:
+        found = ranking.gap(standing, ranking.recommended, FIRST)
         value, width = number_with_error(found.mean, found.half_width)
         assert f"{standing.label} {value} \u00b1 {width}" in text
-    assert text.count("higher by both") == 3 and "\u00d73." in text
+    assert text.count(" worse") == 3 and "\u00d73." in text
     assert "(Dunnett)" not in text
 
 
@@ -57,7 +58,7 @@ def test_the_baseline_has_a_table_of_its_own() -> None:
 def test_factors_have_sentences_table_and_effects_by_both_measures() -> None:
     found, text = blocks(factors, ranking_of()), words(factors, ranking_of())
     assert sum(isinstance(block, Table) for block in found) == 4
-    assert "log10 of SNR-weighted error" in text
+    assert "Log10 of SNR-weighted error" in text
     assert "schedule \u00d7 prediction type" in text and "error: seeds \u00d7 cells" in text
     assert "beats velocity by 0." in text or "beats noise by 0." in text or "beats image" in text
 

@@ -34,6 +34,12 @@ def error_of(number: float, clean: float = 0.0, pairs: np.ndarray | None = None)
     return X0Error(levels=LEVELS, mse=curve[:, None] * pairs, ids=np.arange(pairs.shape[1]))
 
 
+def error_over(levels: Sequence[int], log10: np.ndarray | float) -> X0Error:
+    """A curve with these log10 errors at these levels, the same for both pairs."""
+    curve = np.broadcast_to(10.0 ** np.asarray(log10), (len(levels),))
+    return X0Error(levels=np.array(levels), mse=curve[:, None].repeat(2, 1), ids=np.arange(2))
+
+
 def trial_of(
     cell: Mapping[str, object], seed: int, error: X0Error | None, **facts: object
 ) -> TrialResult:
@@ -101,22 +107,29 @@ def known_sweep(
     )
 
 
-def quality_of(kid: float, fid: float, error: float = 0.02, calls: int = 25) -> Quality:
-    """Samples with these numbers, each with a standard error of `error` of itself."""
+def quality_of(
+    kid: float, fid: float, error: float = 0.02, calls: Sequence[int] = (25,)
+) -> Quality:
+    """Samples with these numbers, each with a standard error of `error` of itself, and a
+    tenth of them in any other number of calls than the first.
+    """
 
     def interval(value: float) -> Interval:
         half = 1.96 * error * abs(value)
         return Interval(value=value, low=value - half, high=value + half, n=4096)
 
-    point = QualityPoint(
-        sampler="dpmpp_2m",
-        num_steps=calls,
-        eta=0.0,
-        evaluations=calls,
-        seconds=1.0,
-        fid=interval(fid),
-        kid=interval(kid),
-        accuracy=None,
+    points = tuple(
+        QualityPoint(
+            sampler="dpmpp_2m",
+            num_steps=count,
+            eta=0.0,
+            evaluations=count,
+            seconds=1.0,
+            fid=interval(fid if count == calls[0] else fid / 10),
+            kid=interval(kid if count == calls[0] else kid / 10),
+            accuracy=None,
+        )
+        for count in calls
     )
     return Quality(
         features="classifier",
@@ -125,7 +138,7 @@ def quality_of(kid: float, fid: float, error: float = 0.02, calls: int = 25) -> 
         unit="core-seconds",
         is_beta_defined=False,
         identity={},
-        points=(point,),
+        points=points,
     )
 
 

@@ -13,9 +13,11 @@ from ddpm.sweep.spec import Race
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """How a race ended: the winner by each measure (None: not told apart), and what it took."""
+    """How a race ended: the one cell that all measures leave (None: none, or several), and what it
+    took.
+    """
 
-    winners: tuple[str | None, ...]
+    winner: str | None
     seeds: int
 
 
@@ -35,11 +37,7 @@ def run(values: NDArray[np.float64], race: Race) -> Result:
         racing = list(found.racing)
         if found.is_decided:
             break
-    left = found.candidates.values()
-    return Result(
-        winners=tuple(names[0] if len(names) == 1 else None for names in left),
-        seeds=sum(seeds.values()),
-    )
+    return Result(winner=racing[0] if len(racing) == 1 else None, seeds=sum(seeds.values()))
 
 
 def draws(

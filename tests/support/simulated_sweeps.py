@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations, product
 
 import numpy as np
 
@@ -9,8 +10,19 @@ from ddpm.metrics.intervals import t_quantile
 from ddpm.metrics.x0_error import MEASURES
 from ddpm.report.effects import analyse
 from ddpm.report.ranking import Ranking, against, rank
+from ddpm.report.scatter import rounded, spread, tukey_quantile
 from ddpm.report.verdict import Conclusion, judge, sentences
-from tests.support.known_sweeps import cells_of, known_sweep
+from tests.support.known_sweeps import (
+    GRID_9,
+    PRED_TYPE,
+    SCHEDULER,
+    cells_of,
+    error_of,
+    known_sweep,
+    sampled_sweep,
+    sweep_of,
+    trial_of,
+)
 
 NAMES = {"NAME": list("abcdefghi")}
 
@@ -166,3 +178,159 @@ def _said(world: World, sweeps: int, rng: np.random.Generator) -> Iterator[dict[
             "table": any(row.outcome in ("higher", "lower") for row in rows),
             "factors": any("beats" in one for one in sentences(analyse(ranking, MEASURES[0]))),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edge:
+    """What is true of the samples of nine cells, in standard deviations over seeds.
+
+    best: the cells that are lower, by `kid` and by `fid`.  noisy: by how much cells of one level of
+    the second factor scatter more than the others.
+    """
+
+    best: tuple[int, ...] = (4,)
+    kid: float = 0.0
+    fid: float = 0.0
+    seeds: int = 3
+    noisy: float = 1.0
+    scale: float = 0.01
+
+    def draw(self, rng: np.random.Generator) -> tuple[Ranking, Conclusion]:
+        """A sweep of samples, ranked and judged."""
+        cells = cells_of(GRID_9)
+        noisy = np.array([cell[PRED_TYPE] == "noise" for cell in cells])
+        parts = self.scale * rng.normal(size=(2, 9, self.seeds))
+        parts *= np.where(noisy, self.noisy, 1.0)[:, None]
+        parts[:, self.best] -= self.scale * np.array([self.kid, self.fid])[:, None, None]
+        sweep = sampled_sweep(*parts, cells)
+        ranking = rank(sweep)
+        return ranking, judge(sweep, ranking)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdicts:
+    """Shares of sweeps by their verdict. false: a winner that is not the one best cell."""
+
+    found: float
+    false: float
+    disagree: float
+    level: float
+    undecided: float
+
+
+def verdicts(edge: Edge, sweeps: int, seed: int = 0) -> Verdicts:
+    """The verdicts on so many sweeps."""
+    rng = np.random.default_rng(seed)
+    counts = dict.fromkeys(("found", "false", "disagree", "level", "undecided"), 0)
+    cells = cells_of(GRID_9)
+    has_best = len(edge.best) == 1 and (edge.kid, edge.fid) != (0, 0)
+    for _ in range(sweeps):
+        ranking, verdict = edge.draw(rng)
+        if verdict.kind == "winner":
+            assert ranking.winner is not None
+            is_right = has_best and dict(ranking.winner.cell) == cells[edge.best[0]]
+            counts["found" if is_right else "false"] += 1
+        else:
+            counts[verdict.kind] += 1
+    return Verdicts(**{name: count / sweeps for name, count in counts.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unequal:
+    """Nine cells of a 3 x 3 grid, those with one level of a factor `times` as wide as the others.
+
+    of_seeds: what a seed does to all.  of_levels: what it does to a level, in its own deviations.
+    """
+
+    times: float
+    seeds: int = 3
+    of_seeds: float = 1.0
+    of_levels: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfPairs:
+    """Shares of single 95 % intervals that hold the truth, by the cells compared.
+
+    all: of sweeps in which all pairs hold together (Tukey).  wide: median width of the intervals of
+    two quiet cells among all pairs over what it would be, were their scatter alone pooled.  seen:
+    of sweeps in which the groups are told apart.
+    """
+
+    noisy: float
+    mixed: float
+    quiet: float
+    all: float
+    wide: float
+    seen: float
+
+
+def coverage_by_scatter(world: Unequal, sweeps: int, seed: int = 0) -> OfPairs:
+    """How often intervals hold where one level scatters more."""
+    rng = np.random.default_rng(seed)
+    codes = np.array(list(product(range(3), range(3))))
+    deviations = np.where(codes[:, 1] == 0, world.times, 1.0)[:, None]
+    right = tukey_quantile(0.95, 9, 5.0 * (world.seeds - 1)) * np.sqrt(2 / world.seeds)
+    holds: dict[str, list[bool]] = {"noisy": [], "mixed": [], "quiet": []}
+    together, widths, seen = [], [], []
+    for _ in range(sweeps):
+        values = (
+            rng.normal(size=(9, world.seeds))
+            + world.of_levels * rng.normal(size=(3, world.seeds))[codes[:, 1]]
+        )
+        found = spread(
+            deviations * values + world.of_seeds * rng.normal(size=world.seeds), codes=codes
+        )
+        assert found is not None
+        seen.append(found.groups is not None and found.groups.is_certain)
+        every = True
+        for a, b in combinations(range(9), 2):
+            one = found.difference(a, b)
+            kind = ("quiet", "mixed", "noisy")[int(codes[a, 1] == 0) + int(codes[b, 1] == 0)]
+            single = t_quantile(0.95, max(int(one.dof), 1)) * one.error
+            holds[kind].append(abs(one.mean) <= single)
+            width = tukey_quantile(0.95, 9, rounded(one.dof)) * one.error
+            every = every and abs(one.mean) <= width
+            if kind == "quiet":
+                widths.append(width)
+        together.append(every)
+    return OfPairs(
+        **{kind: float(np.mean(some)) for kind, some in holds.items()},
+        all=float(np.mean(together)),
+        wide=float(np.median(widths) / right),
+        seen=float(np.mean(seen)),
+    )
+
+
+def any_sweep(rng: np.random.Generator) -> tuple[Ranking, Conclusion]:
+    """A sweep of any kind: of samples or x0-errors, 1 to 5 seeds, equal cells or not, measures that
+    agree, know nothing of each other or disagree, scatter that is equal or not, trials missing.
+    """
+    grid = (GRID_9, {SCHEDULER: ["linear", "cosine", "cos6", "sigmoid"]})[rng.integers(2)]
+    cells, seeds = cells_of(grid), int(rng.integers(1, 6))
+    shape = (len(cells), seeds)
+    truth = rng.choice([0.0, 0.0, 3.0, 10.0]) * rng.normal(size=len(cells))
+    alike = rng.choice([1.0, 0.0, -1.0])
+    wide = np.where(rng.random(len(cells)) < 0.3, rng.choice([1.0, 1.0, 5.0, 20.0]), 1.0)
+    shared = rng.choice([0.0, 1.0]) * rng.normal(size=(2, 1, seeds))
+    parts = rng.normal(size=(2, *shape)) * wide[:, None] + shared
+    parts += np.stack([truth, alike * truth])[:, :, None]
+    first, second = 0.01 * parts
+    if rng.random() < 0.5:
+        sweep = sampled_sweep(first, second, cells)
+    else:
+        pairs = rng.gamma(4, 1 / 4, (3, 12))
+        there = rng.random(shape) >= rng.choice([0.0, 0.2])
+        there[:, 0] = True
+        sweep = sweep_of(
+            [
+                trial_of(
+                    cells[c],
+                    int(s),
+                    error_of(first[c, s], second[c, s], pairs * rng.normal(1, 0.02, pairs.shape)),
+                )
+                for c, s in zip(*np.nonzero(there), strict=True)
+            ]
+        )
+    ranking = rank(sweep)
+    return ranking, judge(sweep, ranking)

@@ -1,11 +1,12 @@
-"""Analysis of variance of a grid: textbook sums, missing trials, one seed, and its sentences."""
+"""ddpm.report.effects: textbook sums, missing trials, one seed, and its sentences."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from ddpm.report.effects import Analysis, Term, analyse
-from ddpm.report.verdict import probability, sentences
+from ddpm.report.labels import probability
+from ddpm.report.verdict import sentences
 from tests.support.known_sweeps import (
     FIRST,
     GRID_9,
@@ -79,7 +80,10 @@ def test_two_levels_are_scipys_paired_test_of_the_means() -> None:
 def test_without_shared_seeds_one_factor_is_scipys_analysis_and_tukeys_test() -> None:
     values = np.full((3, 12), np.nan)
     for cell in range(3):
-        values[cell, 4 * cell : 4 * cell + 4] = draw({SCHEDULER: [1]}, 4, number=cell) + 0.01 * cell
+        own = draw(
+            {SCHEDULER: [1]}, 4, number=cell
+        )  # all of one scatter, so that none is set apart
+        values[cell, 4 * cell : 4 * cell + 4] = 0.01 * (own / own.std() + cell)
     grid = {SCHEDULER: ["linear", "cosine", "cos6"]}
     found = analysis_of(values, grid)
     groups = [row[np.isfinite(row)] for row in values]
