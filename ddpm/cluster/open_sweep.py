@@ -33,12 +33,22 @@ from ddpm.metrics import (
 from ddpm.report import look
 from ddpm.runs import RunDirectory, Tail, lock, make_folder, read_json, write_json
 from ddpm.sampling import open_data, start_problems
-from ddpm.sweep import Budget, Ladder, Ledger, Sweep, Trial, cell_name, comparable, is_inside
+from ddpm.sweep import (
+    Budget,
+    Ladder,
+    Ledger,
+    Sweep,
+    Trial,
+    cell_name,
+    comparable,
+    is_inside,
+    tuned_trial,
+)
 from ddpm.training import Job, steps_per_epoch, total_steps
 
 # trials of a driver that was killed may take some seconds to die and let go of their locks
 PATIENCE_S = 60.0
-RACE = "race.json"
+RACE, WITHIN = "race.json", "within.json"
 
 
 @dataclass(kw_only=True)
@@ -213,6 +223,7 @@ def _facts(sweep: Sweep, trials: Sequence[Trial], window: Window) -> dict[str, o
         "seeds": list(sweep.seeds),
         "window": list(window),
         "base": configuration.to_dict(sweep.base),
+        "space": {key: [one.low, one.high] for key, one in sweep.space.items()},
         "command": sys.argv,
         "skipped": [{"cell": dict(cell.cell), "reason": cell.reason} for cell in sweep.skipped],
         "planned": [
@@ -222,6 +233,8 @@ def _facts(sweep: Sweep, trials: Sequence[Trial], window: Window) -> dict[str, o
                 "seed": trial.seed,
                 "run_dir": trial.run_dir,
                 "steps": trial.steps,
+                **({"is_tuning": True} if trial.is_tuning else {}),
+                **({"chosen": dict(trial.chosen)} if trial.chosen else {}),
             }
             for trial in trials
         ],
@@ -244,6 +257,8 @@ def rounds(of: OpenSweep) -> Iterator[Round]:
     tune = of.sweep.tune
     if of.sweep.race is not None:
         yield from _race(of)
+    elif tune.WITHIN is not None:
+        yield from _within(of)
     elif tune.SEARCH == "bayes":
         if of.todo() or len(of.trials) < tune.trials:
             yield Round(trials=[], is_search=True)
@@ -255,6 +270,28 @@ def rounds(of: OpenSweep) -> Iterator[Round]:
             yield Round(trials=[*ended, *todo], ladders=ladders)
         else:
             yield Round(trials=todo)
+
+
+def _within(of: OpenSweep) -> Iterator[Round]:
+    """The trainings that choose within each cell, then those that compare cells at their best.
+
+    What was chosen is kept in within.json: a trial that is tried again does not change it.
+    """
+    path = of.folder / WITHIN
+    if not path.exists():
+        if todo := of.todo():
+            yield Round(trials=todo)
+        write_json(path, {"cells": report.chosen_within(report.read(of.folder))})
+    planned = [
+        of.place(tuned_trial(of.sweep, one["cell"], one["chosen"], seed))
+        for seed in of.sweep.seeds
+        for one in read_json(path)["cells"]
+    ]
+    there = {trial.trial_id for trial in of.trials}
+    of.add(trial for trial in planned if trial.trial_id not in there)
+    wanted = {trial.trial_id for trial in planned}
+    if todo := [trial for trial in of.todo() if trial.trial_id in wanted]:
+        yield Round(trials=todo)
 
 
 def _ladder(trial: Trial, metric: str) -> Ladder:
@@ -333,6 +370,7 @@ def only_here(sweep: Sweep) -> list[str]:
     wanted = {
         f"TUNE.SEARCH: {sweep.tune.SEARCH}": sweep.tune.SEARCH != "grid",
         "SEEDS: auto": sweep.race is not None,
+        "TUNE.WITHIN: cell": sweep.tune.WITHIN is not None,
         "TUNE.BUDGET": sweep.tune.BUDGET != Budget(),
     }
     return [
@@ -350,6 +388,13 @@ def in_words(sweep: Sweep) -> str | None:
         return (
             f"SEEDS: auto begins with {first} of them, the first {sweep.race.START} seeds, and "
             "adds seeds only where cells cannot be told apart"
+        )
+    if sweep.tune.WITHIN is not None:
+        cells = {cell_name({key: t.cell[key] for key in sweep.grid}) for t in sweep.trials}
+        chosen = ", ".join(key.rsplit(".", 1)[-1] for key in sweep.space)
+        return (
+            f"they choose {chosen} within each cell at a third of the length; then "
+            f"{len(cells) * len(sweep.seeds)} trainings of the whole length compare the cells"
         )
     more = max(0, sweep.tune.trials - len(sweep.trials))
     words = {

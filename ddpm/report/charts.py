@@ -19,9 +19,19 @@ import numpy as np
 from ddpm.metrics import MEASURES
 from ddpm.report.best_samples import TITLES, Spot
 from ddpm.report.costs import Cost, cost, front, gpus
-from ddpm.report.labels import NAMES, Axes, Cell, cell_label, interval_text, part, with_error
+from ddpm.report.labels import (
+    NAMES,
+    Axes,
+    Cell,
+    cell_label,
+    interval_text,
+    part,
+    spoken,
+    with_error,
+)
 from ddpm.report.ranking import Ranking
 from ddpm.report.reading import SweepResults, TrialResult
+from ddpm.report.tuning import Tuning
 from ddpm.runs import storage
 
 Spec = dict[str, Any]
@@ -186,6 +196,41 @@ def over_cost(ranking: Ranking, axes: Axes) -> Spec | None:
         charts.append(_chart(layers, measure, width=400, height=260))
         datasets |= {measure: rows, f"front of {measure}": steps}
     return {"hconcat": charts, "params": [_picked(charts)], "datasets": datasets}
+
+
+def over_choice(tuning: Tuning, axes: Axes) -> Spec:
+    """Each measure of the tuning trainings over the number that was chosen, a row a measure."""
+    (key,) = tuning.keys
+    cells = [one.cell for one in tuning.cells]
+    groups = {title: some[:] for title, some in axes.grouped(cells, axes.facets).items()}
+    names = _series(cells, axes)
+    shared = {
+        "x": _number("choice", title=spoken(key), scale={"type": "log"}, axis=_SHORT),
+        "detail": _name("cell"),
+        **_told_apart(names),
+    }
+    charts: list[Spec] = []
+    datasets: dict[str, list[Row]] = {}
+    for measure in tuning.ranking.measures:
+        rows: list[Row] = [
+            {"panel": title, "series": axes.series_name(one.cell), "choice": draw.cell[key],
+             "cell": cell_label(one.cell, tuple(axes.values)), "value": draw.value(measure),
+             "is_chosen": draw is one.best,
+             "tip": with_error(draw.value(measure), draw.error(measure))}
+            for title, some in groups.items() for one in tuning.cells if one.cell in some
+            for draw in one.draws
+        ]  # fmt: skip
+        may_be_log = measure != MEASURES[0]
+        y = _y(NAMES[measure], [row["value"] for row in rows], may_be_log=may_be_log)
+        tooltip = [_name("cell"), _number("choice", title=spoken(key)), _name("tip")]
+        points = _layer(_point(30), shared, y=y("value"), shape=_shape(names), tooltip=tooltip)
+        chosen = _layer(_point(130), shared, y=y("value"), shape=_shape(names))
+        layers = [_layer({"type": "line"}, shared, y=y("value")), points]
+        layers.append(chosen | _where("datum.is_chosen"))
+        chart = _chart(layers, measure, width=290, height=190)
+        charts.append(_facets(chart, list(groups)))
+        datasets[measure] = rows
+    return {"vconcat": charts, "params": [_picked(charts)], "datasets": datasets}
 
 
 def sampling_curves(

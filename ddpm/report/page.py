@@ -225,6 +225,10 @@ def next_command(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> 
     if best is None:
         return "", ""
     seeds = sorted({trial.seed for trial in sweep.trials})
+    if ranking.none_learned and sweep.command:
+        epochs = next(iter(best.trials.values())).config.get(_EPOCHS)
+        if isinstance(epochs, int):
+            return "Train ten times as long", f"{sweep.command} {_EPOCHS}={10 * epochs}"
     if sweep.command and verdict.kind != "winner" and len(ranking.standings) > 1:
         more = list(range(seeds[-1] + 1, seeds[-1] + 1 + max(2, len(seeds))))
         why = "one seed says nothing of another" if len(seeds) == 1 else "to tell the cells apart"

@@ -173,6 +173,8 @@ class SweepResults:
     skipped: tuple[Skipped, ...]
     references: Lines | None
     problems: tuple[str, ...] = field(default=())
+    tuning: tuple[TrialResult, ...] = ()  # they chose the numbers of SPACE, and are not compared
+    space: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     window: tuple[int, int] | None = None
 
     def with_status(self, status: str) -> tuple[TrialResult, ...]:
@@ -219,6 +221,9 @@ def _read_sweep(folder: Path) -> SweepResults:
                 f"{len(stale)} trial(s) of an earlier grid are in the ledger but not in the sweep "
                 "as it is now; they are left out."
             )
+    is_tuning = {str(one.get("trial")) for one in planned if one.get("is_tuning") is True}
+    tuning = [trial for trial in trials if trial.name in is_tuning]
+    trials = [trial for trial in trials if trial.name not in is_tuning]
     return SweepResults(
         folder=folder,
         name=str(facts.get("name", folder.name)),
@@ -226,8 +231,14 @@ def _read_sweep(folder: Path) -> SweepResults:
         question=str(facts.get("question") or ""),
         command=command(facts.get("command")),
         grid={key: tuple(sequence(v)) for key, v in mapping(facts.get("grid")).items()},
-        planned=max(len(order), len(trials)),
+        planned=max(len(order) - len(is_tuning), len(trials)),
         trials=tuple(trials),
+        tuning=tuple(tuning),
+        space={
+            key: (number(ends[0]), number(ends[1]))
+            for key, value in mapping(facts.get("space")).items()
+            if len(ends := sequence(value)) == 2
+        },
         skipped=tuple(
             Skipped(cell=mapping(one.get("cell")), reason=str(one.get("reason", "no reason given")))
             for one in map(mapping, sequence(facts.get("skipped")))

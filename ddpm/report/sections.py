@@ -46,6 +46,7 @@ from ddpm.report.labels import (
 )
 from ddpm.report.ranking import Comparison, Gap, Ranking, Standing, against, agreement
 from ddpm.report.reading import SweepResults, TrialResult, Value, mapping, number, sequence
+from ddpm.report.tuning import tuning_of
 from ddpm.report.verdict import (
     against_baseline,
     looks,
@@ -145,6 +146,7 @@ def sections(sweep: SweepResults, ranking: Ranking) -> list[Section]:
         ("Ranking", ranked),
         ("x0-error by noise level", errors_by_level),
         ("Cost", costs),
+        ("Tuned within cells", tuned),
         ("Samples over sampling steps", samples_over_steps),
         ("Samples over training", samples_over_training),
         ("Training curves", training_curves),
@@ -747,6 +749,57 @@ def training_curves(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterab
             f"to rank.{'' if comparable else seeds}"
         )
         yield Chart(name="training losses", spec=losses)
+
+
+def tuned(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
+    """What was chosen within each cell, the curves it was chosen from, and what that changes."""
+    found = tuning_of(sweep)
+    if found is None or not found.cells:
+        return
+    names = [spoken(key) for key in found.keys]
+    draws = max(len(one.draws) for one in found.cells)
+    seeds = listed(sorted({str(trial.seed) for trial in sweep.tuning}))
+    spent = sum(compute_seconds(trial) or 0.0 for trial in sweep.tuning)
+    of_measures = " and ".join(NAMES[measure] for measure in found.ranking.measures)
+    yield Text(
+        words=f"{listed(names)} chosen within each cell: {draws} draws, the same for all cells, "
+        f"trained for a third of the length on seed {seeds}, {duration(spent)} of compute in all. "
+        f"Chosen is the lowest mean of log10 of {of_measures}. The ranking rests on other seeds."
+    )
+    if (kept := found.order_kept()) is not None:
+        tau, common = kept
+        at = " ".join(part(key, value) for key, value in common.items())
+        yield Text(
+            words=f"With the one choice that suits all cells best, {at}, the tuning trainings order "
+            "the cells as their own best choices do to the extent of Kendall's tau "
+            f"{signed(tau, 2)} (1: the same order)."
+        )
+    clipped = any("clipped_share" in trial.metrics for trial in sweep.tuning)
+    rows = []
+    for one in sorted(found.cells, key=lambda cell: found.score(cell.best)):
+        values = one.values(one.best, found.keys)
+        shown = [text(value) for value in values.values()]
+        rows.append([cell_label(one.cell, _keys(sweep)), *shown,
+                     *(number_with_error(one.best.value(m), one.best.error(m))[0]
+                       for m in found.ranking.measures),
+                     *[_clipped(one.best)] * clipped,
+                     "at an end of the range: widen it" if one.is_at_edge else ""])  # fmt: skip
+    head = ["cell", *names, *(NAMES[measure] for measure in found.ranking.measures),
+            *["steps clipped"] * clipped, ""]  # fmt: skip
+    yield Table(head=head, rows=rows, right=range(1, len(head) - 1))
+    if len(found.keys) == 1:
+        name = f"each cell over {names[0]}"
+        yield Chart(name=name, spec=charts.over_choice(found, axes))
+
+
+def _clipped(standing: Standing) -> str:
+    """Share of optimizer steps whose gradient was clipped, mean over seeds."""
+    shares = [
+        float(np.nanmean(trial.metrics["clipped_share"]))
+        for trial in standing.trials.values()
+        if "clipped_share" in trial.metrics
+    ]
+    return f"{100 * sum(shares) / len(shares):.0f} %" if shares else _NONE
 
 
 def search(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:

@@ -10,6 +10,7 @@ from .ledger import cell_name as cell_name
 from .plan import Sweep as Sweep
 from .plan import Trial as Trial
 from .plan import load_sweep as load_sweep
+from .plan import tuned_trial as tuned_trial
 from .plan import write_best as write_best
 from .spec import Budget as Budget
 from .spec import is_inside as is_inside

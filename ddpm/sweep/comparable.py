@@ -64,6 +64,8 @@ def problems(
     grid: the keys of GRID with several values.  space: those of SPACE.
     """
     found = [*_metric_problems(tune, {*grid, *space}, configs)]
+    if tune.WITHIN is not None:
+        found += _within_problems(tune, race, space)
     if tune.SEARCH != "grid":
         found += [*_search_problems(tune, race, configs)]
     elif race is not None and tune.METRIC not in MEASURES:
@@ -139,6 +141,21 @@ def _unmeasured(metric: str, config: Config) -> str | None:
             "is drawn of a class; give the number of classes, or METRIC kid"
         )
     return None
+
+
+def _within_problems(tune: Tune, race: Race | None, space: Collection[str]) -> Iterable[str]:
+    named = "TUNE.WITHIN is cell"
+    if not space:
+        yield (
+            f"{named} but SPACE is empty; give what is to be chosen within each cell, such as "
+            f"{_HYPER}LEARNING_RATE: {{loguniform: [1.0e-3, 1.0e-2]}}"
+        )
+    if f"{_HYPER}EPOCHS" in space:
+        yield f"{named} but SPACE has {_HYPER}EPOCHS; cells are compared at one length"
+    if tune.SEARCH != "grid":
+        yield f"{named} but TUNE.SEARCH is {tune.SEARCH}; every draw is trained alike: use grid"
+    if race is not None:
+        yield f"{named} but SEEDS is auto; give a list of SEEDS"
 
 
 def _search_problems(tune: Tune, race: Race | None, configs: Sequence[Config]) -> Iterable[str]:

@@ -16,7 +16,7 @@ fastest. Impossible cells are skipped with the reason; every other problem is re
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -55,6 +55,7 @@ from ddpm.sweep.spec import (
 
 Cell = Mapping[str, Value]
 _MOST_CELLS = 10_000
+_EPOCHS = "TRAINING.HYPER_PARAMETERS.EPOCHS"
 NAME = "NAME"  # the one key of a cell that has a name in place of values
 STARTUP = 10  # trials that bayes draws at random before it chooses
 
@@ -64,7 +65,9 @@ class Trial:
     """One training of a sweep: a cell of the grid with a seed.
 
     Known once its data are: trial_id, its run id; run_dir and data_dir, its directory and that of
-    its shards; steps, of the whole training; num_train, its training images.
+    its shards; steps, of the whole training; num_train, its training images.  is_tuning: it only
+    helps to choose the numbers of SPACE within its cell.  chosen: those of a trial whose cell is
+    of GRID alone.
     """
 
     cell: Mapping[str, object]
@@ -75,6 +78,8 @@ class Trial:
     data_dir: str = ""
     steps: int = 0
     num_train: int = 0
+    is_tuning: bool = False
+    chosen: Mapping[str, object] = field(default_factory=dict)
 
     def identified(self, data_sha256: str) -> "Trial":
         """This trial with its id, the run id of its configuration on these data."""
@@ -148,6 +153,8 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
     if not cells:
         raise InputError([f"{path}: every cell is impossible", *(one.reason for one in skipped)])
     plan, race = planned
+    if tune.WITHIN is not None:
+        return _within(path, document, base, grid, ranges, plan, race, cells, skipped)
     pairs = itertools.product(plan.SEEDS, _named(plan.NAMES) if plan.NAMES else cells)
     trials = tuple(
         _trial(base, document, cell, _own_seed(plan, cell, seed)) for seed, cell in pairs
@@ -161,9 +168,7 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
         path=path,
         question=_question(path),
         base=trials[0].config,
-        grid={NAME: plan.NAMES}
-        if plan.NAMES
-        else {key: tuple(plain(value) for value in values) for key, values in grid.items()},
+        grid={NAME: plan.NAMES} if plan.NAMES else _plain_grid(grid),
         seeds=plan.SEEDS,
         tune=tune,
         trials=trials,
@@ -172,6 +177,67 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
         race=race,
         make=partial(_trial, base, document),
     )
+
+
+def _within(
+    path: Path,
+    document: Document,
+    base: Document,
+    grid: Axes,
+    ranges: Mapping[str, Range],
+    plan: SearchPlan,
+    race: Race | None,
+    cells: Sequence[Cell],
+    skipped: Sequence[SkippedCell],
+) -> Sweep:
+    """A sweep whose trials choose the numbers of SPACE within each cell of GRID."""
+    tune = plan.TUNE
+    make = partial(_trial, base, document)
+    first = make(cells[0], plan.SEEDS[0])
+    trials = tuple(
+        _tuning(make, cell, s) for s, cell in itertools.product(tune.TUNING_SEEDS, cells)
+    )
+    varied = [key for key, values in grid.items() if len(values) > 1]
+    found = comparable.problems(tune, race, varied, ranges, [trial.config for trial in trials])
+    if shared := sorted({*tune.TUNING_SEEDS} & {*plan.SEEDS}):
+        found.append(
+            f"TUNE.TUNING_SEEDS and SEEDS share {', '.join(map(str, shared))}; what is chosen on a "
+            "seed looks better on it than it is: give others"
+        )
+    if found:
+        raise InputError([f"{path}: {problem}" for problem in found])
+    return Sweep(
+        name=path.stem,
+        path=path,
+        question=_question(path),
+        base=first.config,
+        grid=_plain_grid(grid),
+        seeds=plan.SEEDS,
+        tune=tune,
+        trials=trials,
+        skipped=tuple(skipped),
+        space=ranges,
+        race=None,
+        make=make,
+    )
+
+
+def _tuning(make: Callable[[Mapping[str, object], int], Trial], cell: Cell, seed: int) -> Trial:
+    """The training of a third of the length that a cell with numbers of SPACE is judged by."""
+    epochs = make(cell, seed).config.TRAINING.HYPER_PARAMETERS.EPOCHS
+    shorter = {**cell, _EPOCHS: max(1, round(epochs / 3))}
+    return replace(make(shorter, seed), cell=_plain_cell(cell), is_tuning=True)
+
+
+def tuned_trial(sweep: Sweep, cell: Cell, chosen: Mapping[str, object], seed: int) -> Trial:
+    """The training that compares a cell of GRID, with what was chosen within it."""
+    return replace(
+        sweep.make({**cell, **chosen}, seed), cell=_plain_cell(cell), chosen=dict(chosen)
+    )
+
+
+def _plain_grid(grid: Axes) -> dict[str, tuple[object, ...]]:
+    return {key: tuple(plain(value) for value in values) for key, values in grid.items()}
 
 
 def write_best(config: Config, path: Path) -> None:

@@ -8,6 +8,7 @@
       SEARCH: asha                   # grid | asha | bayes
       METRIC: mean_log10_mse         # what trials are compared by: ddpm/sweep/comparable.py
       BUDGET: {WALL_HOURS: 2}
+      WITHIN: cell               # SPACE is tuned within each cell of GRID, then cells are compared
 
 Problems gather in the sweep's document, so that `load_sweep` can report all at once.
 """
@@ -54,6 +55,7 @@ from ddpm.runs import load_file
 
 T = TypeVar("T")
 Axes = dict[str, tuple[Value, ...]]
+Seeds = Annotated[tuple[Annotated[Int, Field(ge=0, le=2**63 - 1)], ...], all_different]
 KEYS = ("BASE", "GRID", "NAMES", "SPACE", "SEEDS", "TUNE")
 MEASURES = ("mean_log10_mse", "snr_weighted_mse")  # of ddpm/metrics/x0_error.py, without its numpy
 Metric = Literal[
@@ -121,6 +123,15 @@ class Tune:
         le=10_000,
     )
     BUDGET: Budget = Budget()
+    WITHIN: Literal["cell"] | None = option(
+        None,
+        "cell = choose the numbers of SPACE within each cell, by trainings of a third of the "
+        "length on TUNING_SEEDS, then compare the cells, each at its own best, on SEEDS; null = "
+        "SPACE is a part of the cell",
+    )
+    TUNING_SEEDS: Annotated[
+        tuple[Annotated[Int, Field(ge=0, le=2**63 - 1)], ...], all_different
+    ] = option((1000,), "Seeds of the trainings that choose, none of them in SEEDS", min_length=1)
 
     @property
     def trials(self) -> int:
@@ -153,9 +164,7 @@ class _Auto:
 class SearchPlan:
     """The keys of a sweep file besides BASE, GRID and SPACE."""
 
-    SEEDS: Annotated[tuple[Annotated[Int, Field(ge=0, le=2**63 - 1)], ...], all_different] = option(
-        (0,), "Values of TRAINING.SEED", min_length=1
-    )
+    SEEDS: Seeds = option((0,), "Values of TRAINING.SEED", min_length=1)
     NAMES: Annotated[tuple[Text, ...], all_different] = option(
         (), "In place of GRID: names for one configuration, each with seeds of its own"
     )

@@ -42,7 +42,8 @@ def test_a_shipped_sweep_is_the_product_of_its_axes_and_seeds(path: Path) -> Non
     cells *= loaded.tune.trials if loaded.space else 1
     if loaded.tune.SEARCH == "bayes":
         cells = STARTUP
-    assert len(loaded.trials) == (cells - len(loaded.skipped)) * len(loaded.seeds)
+    seeds = loaded.tune.TUNING_SEEDS if loaded.tune.WITHIN else loaded.seeds
+    assert len(loaded.trials) == (cells - len(loaded.skipped)) * len(seeds)
     ids = {trial.identified("data").trial_id for trial in loaded.trials}
     assert len(ids) == len(loaded.trials)
     assert loaded.question.endswith("?")

@@ -1,0 +1,105 @@
+"""Numbers of SPACE chosen within each cell, and by how much that moves the cells (TUNE.WITHIN).
+
+Each cell was trained with the same draws of SPACE, on seeds of their own and for a third of the
+length. Within a cell the draw with the lowest mean of log10 over the measures of the headline is
+chosen; the comparison then rests on fresh seeds alone, so that nothing is both chosen and judged on
+the same trainings.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ddpm.report.ranking import Ranking, Standing, kendall_tau, rank
+from ddpm.report.reading import SweepResults, Value
+
+_EDGE = 0.1  # of a range, on the scale of its ratio: nearer to an end it may be too narrow
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedCell:
+    """A cell of GRID with its tuning trainings, one standing a draw of SPACE.
+
+    best: of `draws`.  is_at_edge: whether a chosen number lies at an end of its range.
+    """
+
+    cell: Mapping[str, Value]
+    draws: tuple[Standing, ...]
+    best: Standing
+    is_at_edge: bool
+
+    def values(self, standing: Standing, keys: Sequence[str]) -> dict[str, Value]:
+        """The numbers of SPACE of one of its draws."""
+        return {key: standing.cell[key] for key in keys}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """All cells that could be tuned. ranking: of all draws in all cells."""
+
+    keys: tuple[str, ...]
+    ranking: Ranking
+    cells: tuple[TunedCell, ...]
+
+    def score(self, standing: Standing) -> float:
+        """Mean of log10 over the measures, lower is better."""
+        return float(np.mean([standing.log10(measure) for measure in self.ranking.measures]))
+
+    def order_kept(self) -> tuple[float, dict[str, Value]] | None:
+        """Kendall's tau between the order of the cells at the best draw for all and each at its
+        own, and that draw; None for fewer than three cells or where no draw was trained in all.
+        """
+        by_draw: dict[str, list[Standing]] = {}
+        for one in self.cells:
+            for standing in one.draws:
+                by_draw.setdefault(str(one.values(standing, self.keys)), []).append(standing)
+        whole = [some for some in by_draw.values() if len(some) == len(self.cells)]
+        if len(self.cells) < 3 or not whole:
+            return None
+        common = min(whole, key=lambda some: sum(map(self.score, some)))
+        before = np.array([self.score(standing) for standing in common])
+        after = np.array([self.score(one.best) for one in self.cells])
+        return kendall_tau(before, after), self.cells[0].values(common[0], self.keys)
+
+
+def tuning_of(sweep: SweepResults) -> Tuning | None:
+    """What was tuned within the cells of a sweep; None where nothing was."""
+    if not sweep.tuning or not sweep.space:
+        return None
+    keys = tuple(sweep.space)
+    ranking = rank(replace(sweep, trials=sweep.tuning, tuning=()))
+    every = [*ranking.standings, *(standing for standing, _ in ranking.failed)]
+    found = Tuning(keys=keys, ranking=ranking, cells=())
+    groups: dict[str, list[Standing]] = {}
+    for standing in every:
+        groups.setdefault(str(_grid_cell(standing, sweep)), []).append(standing)
+    cells = []
+    for draws in groups.values():
+        learned = [one for one in draws if one in ranking.standings] or draws
+        best = min(learned, key=found.score)
+        draws.sort(key=lambda one: [float(one.cell[key]) for key in keys])  # type: ignore[arg-type]
+        at_edge = any(_is_at_edge(float(best.cell[k]), *sweep.space[k]) for k in keys)  # type: ignore[arg-type]
+        cell = _grid_cell(best, sweep)
+        cells.append(TunedCell(cell=cell, draws=tuple(draws), best=best, is_at_edge=at_edge))
+    return replace(found, cells=tuple(cells))
+
+
+def chosen_within(sweep: SweepResults) -> list[dict[str, dict[str, Value]]]:
+    """For each cell of GRID the numbers of SPACE that its comparison is trained with."""
+    found = tuning_of(sweep)
+    if found is None:
+        return []
+    return [
+        {"cell": dict(one.cell), "chosen": one.values(one.best, found.keys)} for one in found.cells
+    ]
+
+
+def _grid_cell(standing: Standing, sweep: SweepResults) -> dict[str, Value]:
+    return {key: value for key, value in standing.cell.items() if key not in sweep.space}
+
+
+def _is_at_edge(value: float, low: float, high: float) -> bool:
+    if low > 0 and high / low > 3:
+        value, low, high = np.log([value, low, high])
+    return not low + _EDGE * (high - low) <= value <= high - _EDGE * (high - low)

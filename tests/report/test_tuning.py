@@ -1,0 +1,53 @@
+"""What is chosen within each cell, and what one choice for all would have said."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from ddpm.report.tuning import chosen_within, tuning_of
+from tests.support.known_sweeps import PRED_TYPE, sampled_sweep
+
+RATE = "TRAINING.HYPER_PARAMETERS.LEARNING_RATE"
+RATES = (0.001, 0.003, 0.01, 0.03)
+# log10 of KID and FID alike: each prediction type is best at a rate of its own.
+CURVES = {
+    "noise": (0.0, 0.2, 0.4, 0.6),
+    "image": (0.3, 0.1, 0.3, 0.5),
+    "velocity": (0.6, 0.25, -0.2, 0.1),
+}
+
+
+def sweep_of_draws():  # type: ignore[no-untyped-def]
+    cells = [{PRED_TYPE: name, RATE: rate} for name in CURVES for rate in RATES]
+    numbers = np.array([value for curve in CURVES.values() for value in curve])[:, None]
+    drawn = sampled_sweep(numbers, numbers, cells)
+    space = {RATE: (0.001, 0.03)}
+    return replace(drawn, trials=(), tuning=drawn.trials, space=space)
+
+
+def test_each_cell_gets_the_draw_that_is_lowest_in_it() -> None:
+    chosen = {
+        one["cell"][PRED_TYPE]: one["chosen"][RATE] for one in chosen_within(sweep_of_draws())
+    }
+    assert chosen == {"noise": 0.001, "image": 0.003, "velocity": 0.01}
+
+
+def test_a_choice_at_an_end_of_its_range_is_said() -> None:
+    found = tuning_of(sweep_of_draws())
+    assert found is not None
+    assert {one.cell[PRED_TYPE] for one in found.cells if one.is_at_edge} == {"noise"}
+
+
+def test_the_order_at_one_rate_for_all_is_compared_with_that_at_each_own() -> None:
+    """At 0.003, the best for all, image < noise < velocity; at their own velocity < noise < image."""
+    found = tuning_of(sweep_of_draws())
+    assert found is not None
+    tau, common = found.order_kept() or (None, None)
+    assert common == {RATE: 0.003}
+    # pairs: noise-image swapped, noise-velocity swapped, image-velocity swapped
+    assert tau == -1.0
+
+
+def test_a_sweep_without_tuning_has_none() -> None:
+    drawn = sweep_of_draws()
+    assert tuning_of(replace(drawn, tuning=(), trials=drawn.tuning)) is None
