@@ -1,11 +1,13 @@
 """ddpm.report.verdict: the answer claims what its intervals show, no more and no less."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ddpm.metrics.x0_error import X0Error
+from ddpm.report.page import next_command
 from ddpm.report.ranking import Ranking, rank, with_baseline
 from ddpm.report.reading import Lines, SweepResults
 from ddpm.report.verdict import Conclusion, against_baseline, judge, pairing, scope, unequal
@@ -324,3 +326,26 @@ def test_without_anything_to_compare_there_is_no_answer() -> None:
         sweep = sweep_of(trials)
         verdict = judge(sweep, rank(sweep))
         assert verdict.headline == "No comparison." and "cannot be ranked" in verdict.sentences[0]
+
+
+@pytest.mark.parametrize(
+    ("kid", "seeds", "done", "what", "command"),
+    [
+        ([0, 0, 0], 1, 3, "More seeds, one seed says nothing of another", "SEEDS=[0,1,2]"),
+        ([0, 0, 0], 3, 9, "More seeds, to tell the cells apart", "SEEDS=[0,1,2,3,4,5]"),
+        ([0, 0, 0], 3, 10, "Unfinished: 1 of 10 trials are left. Continue with", "x.yaml"),
+        ([-0.5, 0, 0], 3, 9, "Train the winner, linear, ten times as long", "EPOCHS=50"),
+    ],
+)
+def test_the_next_command_is_what_the_verdict_calls_for(
+    kid: list[float], seeds: int, done: int, what: str, command: str, tmp_path: Path
+) -> None:
+    sweep = sampled(kid, kid)
+    epochs = {"TRAINING.HYPER_PARAMETERS.EPOCHS": 5}
+    trials = [
+        replace(one, config=epochs, run_dir=tmp_path) for one in sweep.trials if one.seed < seeds
+    ]
+    sweep = replace(sweep, trials=tuple(trials), planned=done, command="ddpm sweep x.yaml")
+    ranking = rank(sweep)
+    words, typed = next_command(sweep, ranking, judge(sweep, ranking))
+    assert words.startswith(what) and typed.endswith(command)
