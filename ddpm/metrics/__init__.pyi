@@ -51,7 +51,6 @@ from .window import data_window as data_window
 from .window import resolved_window as resolved_window
 from .x0_error import MEASURES as MEASURES
 from .x0_error import X0Error as X0Error
-from .x0_error import X0Summary as X0Summary
 from .x0_error import common_levels as common_levels
 from .x0_error import continuous_bound as continuous_bound
 from .x0_error import influence as influence

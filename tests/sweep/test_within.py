@@ -55,7 +55,7 @@ def test_the_comparison_is_of_the_grid_alone_at_full_length_with_what_was_chosen
         ("TUNE.TUNING_SEEDS=[1, 2]", "TUNE.TUNING_SEEDS and SEEDS share 1;"),
         ("TUNE.SEARCH=bayes", "TUNE.SEARCH is bayes; every draw is trained alike: use grid"),
         ("SEEDS=auto", "SEEDS is auto; give a list of SEEDS"),
-        (f"SPACE.{EPOCHS}={{uniform: [3, 9]}}", f"SPACE has {EPOCHS}"),
+        (f"SPACE.{EPOCHS}={{uniform: [30, 60]}}", f"SPACE has {EPOCHS}"),
     ],
 )
 def test_what_cannot_be_tuned_within_cells_is_refused(
