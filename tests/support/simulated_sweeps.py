@@ -202,7 +202,7 @@ class Edge:
         parts = self.scale * rng.normal(size=(2, 9, self.seeds))
         parts *= np.where(noisy, self.noisy, 1.0)[:, None]
         parts[:, self.best] -= self.scale * np.array([self.kid, self.fid])[:, None, None]
-        sweep = sampled_sweep(*parts, cells)
+        sweep = sampled_sweep(parts[0], parts[1], cells)
         ranking = rank(sweep)
         return ranking, judge(sweep, ranking)
 
