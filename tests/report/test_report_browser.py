@@ -82,7 +82,7 @@ ACTIONS = """
   const finish = () => {
     if (!settled()) return setTimeout(finish, 50);
     found.charts = charts.map((one) => one.querySelectorAll("svg path").length > 0);
-    found.legends = $("#x0-error-over-noise-level").querySelectorAll(".role-legend-symbol").length;
+    found.legends = $("#x0-error-by-noise-level").querySelectorAll(".role-legend-symbol").length;
     found.over = document.querySelectorAll("#training-curves input[type=radio]").length;
     found.unnamed = [...document.querySelectorAll("button, input")].filter((one) =>
       !(one.innerText || one.title || one.name || one.labels?.length)).length;
