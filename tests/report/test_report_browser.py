@@ -64,7 +64,7 @@ ACTIONS = """
   const found = {};
   const $ = (selector, root = document) => root.querySelector(selector);
   const shown = (element) => getComputedStyle(element).display !== "none";
-  const film = $(".film");
+  const film = $("#samples-over-training .film");
   const cells = [...film.querySelectorAll("td")];
   const pictures = () => cells.filter(shown).map((cell) => $("img", cell).alt);
   const slider = $("input", film);
