@@ -72,12 +72,14 @@ class Number:
     value: float
     error: float
     is_log10: bool = False
-    floor: float = 1e-300  # the least that so many samples resolve
 
     @property
     def log10(self) -> float:
-        """As it is compared; what lies below the floor, as an unbiased KID may, counts as it."""
-        return self.value if self.is_log10 else log10(max(self.value, self.floor))
+        """As it is compared. What its samples do not resolve, as a negative KID, counts as its error.
+
+        Its own error, since that of others would let one cell change another's number.
+        """
+        return self.value if self.is_log10 else log10(max(self.value, self.error, 1e-300))
 
     @property
     def log10_error(self) -> float:
@@ -424,8 +426,7 @@ def rank(sweep: SweepResults) -> Ranking:
         return Ranking(levels=levels, standings=(), excluded=tuple(excluded), problem=problem)
     point = _shared_point(usable) if sweep.is_sweep else None
     measures = MEASURES if point is None else OF_SAMPLES
-    floors = _floors(every, point)
-    found = [_standing(label, trials, levels, point, floors) for label, trials in usable]
+    found = [_standing(label, trials, levels, point) for label, trials in usable]
     standings = [one for one in found if all(map(one.has, measures))]
     excluded += [(one.label, _lacking(one, point, levels)) for one in found if one not in standings]
     above = {id(one): _above_gaussian(sweep, one, levels) for one in standings}
@@ -584,14 +585,6 @@ def _points(trial: TrialResult) -> list[QualityPoint]:
     return [one for one in points if one.kid is not None and one.fid is not None]
 
 
-def _floors(trials: Sequence[TrialResult], point: QualityPoint | None) -> dict[str, float]:
-    """The middle evaluation error of each measure of samples: what lies below is not resolved."""
-    same = [p for t in trials for p in _points(t) if point is not None and _way(p) == _way(point)]
-    if not same:
-        return {}
-    return {m: float(np.median([_value_and_error(p, m)[1] for p in same])) for m in OF_SAMPLES}
-
-
 def _value_and_error(point: QualityPoint, measure: str) -> tuple[float, float]:
     one = point.interval(measure)
     assert one is not None  # of `_points`
@@ -607,7 +600,6 @@ def _standing(
     trials: Sequence[TrialResult],
     levels: Sequence[int],
     point: QualityPoint | None,
-    floors: Mapping[str, float],
 ) -> Standing:
     own = common_levels(_error(trial).levels for trial in trials)
     numbers: dict[str, dict[int, Number]] = {measure: {} for measure in (*MEASURES, *OF_SAMPLES)}
@@ -623,7 +615,7 @@ def _standing(
         same = [p for p in _points(trial) if point is not None and _way(p) == _way(point)]
         for measure in OF_SAMPLES if same else ():
             value, error = _value_and_error(same[0], measure)
-            numbers[measure][trial.seed] = Number(value=value, error=error, floor=floors[measure])
+            numbers[measure][trial.seed] = Number(value=value, error=error)
     steps = number(trials[0].config.get(TIMESTEPS))
     return Standing(
         cell=trials[0].cell,

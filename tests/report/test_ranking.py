@@ -215,10 +215,10 @@ def test_cells_whose_samples_are_of_other_seeds_are_not_compared() -> None:
 
 
 @pytest.mark.parametrize("value", [-0.004, 0.0, 0.0004, 0.001])
-def test_what_lies_below_the_floor_counts_as_it(value: float) -> None:
-    found = Number(value=value, error=0.001, floor=0.001)
+def test_what_its_samples_do_not_resolve_counts_as_its_error(value: float) -> None:
+    found = Number(value=value, error=0.001)
     assert found.log10 == pytest.approx(-3) and found.log10_error == pytest.approx(1 / np.log(10))
-    assert Number(value=0.01, error=0.001, floor=0.001).log10 == pytest.approx(-2)
+    assert Number(value=0.01, error=0.001).log10 == pytest.approx(-2)
     assert Number(value=-0.4, error=0.1, is_log10=True).log10 == -0.4
 
 
