@@ -222,7 +222,7 @@ def test_what_its_samples_do_not_resolve_counts_as_its_error(value: float) -> No
     assert Number(value=-0.4, error=0.1, is_log10=True).log10 == -0.4
 
 
-def test_a_negative_kid_is_ranked_as_the_middle_error() -> None:
+def test_a_negative_kid_is_ranked_as_its_own_error() -> None:
     """An unbiased estimate of nearly nothing may lie below it; it has no logarithm of its own."""
     trials = [
         trial_of(cell, 0, error_of(-1.0), quality=quality_of(kid, 2.0))
@@ -231,7 +231,7 @@ def test_a_negative_kid_is_ranked_as_the_middle_error() -> None:
     ranking = rank(sweep_of(trials))
     first = ranking.lowest(KID)
     assert first.label == "cosine" and first.value(KID) == -0.001
-    assert first.log10(KID) == pytest.approx(np.log10(0.02 * 0.1))  # of errors of 2 %, the middle
+    assert first.log10(KID) == pytest.approx(np.log10(0.02 * 0.001))  # an error of 2 %
 
 
 def test_an_error_of_zero_is_not_ranked() -> None:
