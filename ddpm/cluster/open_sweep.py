@@ -23,7 +23,6 @@ from ddpm.data import Dataset, preparing
 from ddpm.diffusion import NoiseSchedule
 from ddpm.errors import InputError
 from ddpm.metrics import (
-    MEASURES,
     Window,
     data_window,
     inception_problems,
