@@ -149,7 +149,7 @@ def panels(made: ReportFiles) -> dict[str, list[Any]]:
         return wr.MediaBrowser(title=title, media_keys=[key], **axes)
 
     sweep, cost = made.sweep, _cost(made)
-    numbers = dict(zip((NAMES[measure] for measure in MEASURES), _numbers(made), strict=True))
+    numbers = dict(zip(map(NAMES.__getitem__, made.ranking.measures), _numbers(made), strict=True))
     columns: list[Any] = [
         *map(wr.Config, axes_of(sweep).values),
         *map(wr.SummaryMetric, numbers.values()),
@@ -170,7 +170,7 @@ def panels(made: ReportFiles) -> dict[str, list[Any]]:
             wr.ParallelCoordinatesPlot(title="Factors and numbers", columns=lines),
             *(bars(title, name) for title, name in numbers.items()),
         ],
-        "x0-error over noise level": [
+        "x0-error by noise level": [
             curves("x0-error over log SNR", wandb_log.LOGSNR, [wandb_log.X0_ERROR], is_log=True)
         ],
         "Cost": [
@@ -212,7 +212,7 @@ def panels(made: ReportFiles) -> dict[str, list[Any]]:
 
 
 _WIDE = ("Samples", "Samples over training", "Configuration")  # one panel a row
-_GROUPED = ("x0-error over noise level", "Samples over sampling steps", "Training curves")
+_GROUPED = ("x0-error by noise level", "Samples over sampling steps", "Training curves")
 
 
 def build_report(made: ReportFiles, wanted: Specification, places: Sequence[Place]) -> "wr.Report":

@@ -150,7 +150,7 @@ def test_every_panel_draws_what_runs_log(folder: Path) -> None:
     for name in ("x0_error", "loss", "v_loss", "memory/process_rss"):
         assert any(f"'{name}'" in one or one == name for one in drawn), (name, drawn)
     grouped = [title for title, grid in found.items() if grid.runsets[0].groupby]
-    assert grouped == ["x0-error over noise level", "Training curves"]
+    assert grouped == ["x0-error by noise level", "Training curves"]
 
 
 def test_samples_measured_over_sampling_steps_have_a_panel_and_a_column(folder: Path) -> None:
@@ -248,7 +248,7 @@ def test_the_table_of_the_server_ranks_as_the_report_does(folder: Path, server: 
         "config:TRAINING.value.PRED_TYPE",
         f"summary:sweep/{MEASURES[0]}",
     ]
-    grouped = shown["x0-error over noise level"]["runSets"][0]["grouping"]
+    grouped = shown["x0-error by noise level"]["runSets"][0]["grouping"]
     assert [key["name"] for key in grouped] == [
         "TRAINING.value.NETWORK.SCHEDULER",
         "TRAINING.value.PRED_TYPE",
