@@ -85,7 +85,7 @@ def assess(folder: Path, *, baseline: str | None = None) -> ReportFiles:
     return ReportFiles(
         sweep=sweep,
         ranking=ranking,
-        verdict=allowed(sweep, judge(sweep, ranking)),
+        verdict=allowed(sweep, ranking, judge(sweep, ranking)),
         html=folder / "report.html",
         markdown=folder / "report.md",
         csv=folder / "results.csv",

@@ -39,6 +39,7 @@ from ddpm.report.race import decided_for
 from ddpm.report.ranking import Comparison, Ranking, Standing, against
 from ddpm.report.reading import SweepResults, Value, mapping, number, read_json, sequence
 from ddpm.report.scatter import CHOICE_DOF, Spread
+from ddpm.sweep import cell_name
 
 _CHEAPER = 0.9  # a share of another cell's cost that is worth a word
 
@@ -386,18 +387,24 @@ def meaning_of_errors(standings: Sequence[Standing]) -> str:
     )
 
 
-def allowed(sweep: SweepResults, verdict: Conclusion) -> Conclusion:
+def allowed(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> Conclusion:
     """The verdict as far as a race of seeds allows it.
 
-    Seeds that are added while looking find a winner too easily: after a race only its own intervals
-    may name one.
+    Seeds that are added while looking find a winner too easily: after a race only the cell that its
+    own intervals leave may be named.
     """
     race = looks(sweep.folder)
     if not race:
         return verdict
-    if verdict.kind == "winner" and decided_for(race) is None:
-        headline = "Undecided: the race of seeds names no winner."
-        verdict = replace(verdict, kind="undecided", headline=headline)
+    left = decided_for(race)
+    if verdict.kind == "winner":
+        assert ranking.winner is not None
+        if left is None:
+            headline = "Undecided: the race of seeds names no winner."
+            verdict = replace(verdict, kind="undecided", headline=headline)
+        elif left != cell_name(ranking.winner.cell):
+            headline = f"Undecided: the race of seeds leaves {left}, all seeds together another."
+            verdict = replace(verdict, kind="undecided", headline=headline)
     return replace(verdict, sentences=(*verdict.sentences, race_in_words(race)))
 
 
