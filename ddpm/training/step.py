@@ -68,17 +68,20 @@ class Window:
     sums: list[float] = field(default_factory=lambda: [0.0] * NUM_SUMS)
     grad_norm: float = 0.0
     skipped: int = 0
+    clipped: int = 0
     started: float = field(default_factory=time.perf_counter)
     started_cpu: float = field(default_factory=time.process_time)
 
-    def add(self, sums: list[float], grad_norm: float, skipped: bool) -> None:
+    def add(self, sums: list[float], grad_norm: float, skipped: bool, most: float) -> None:
+        """most: the gradient norm above which a step is clipped."""
         self.sums = [a + b for a, b in zip(self.sums, sums, strict=True)]
         self.steps += 1
         self.skipped += skipped
         self.grad_norm += 0.0 if skipped else grad_norm
+        self.clipped += not skipped and grad_norm > most
 
     def to_json(self) -> dict[str, Any]:
-        names = ("steps", "sums", "grad_norm", "skipped")
+        names = ("steps", "sums", "grad_norm", "skipped", "clipped")
         return {name: getattr(self, name) for name in names} if self.steps else {}
 
 
@@ -295,7 +298,9 @@ class Stepper:
             self.buffer.buffer[0, -1] = 1.0
         gradient, sums = self.buffer.reduce(self.group)
         skipped, norm, numbers = self._apply(gradient, sums, seen)
-        self.window.add(numbers[:-1], norm, skipped)
+        clip = self.training.CLIP_NORM
+        most = float("inf") if clip is None else clip
+        self.window.add(numbers[:-1], norm, skipped, most)
         self.step += 1
         return numbers[-1] > 0
 
@@ -372,6 +377,8 @@ class Stepper:
         applied = max(1, window.steps - window.skipped)
         hyper = self.training.HYPER_PARAMETERS
         result["grad_norm"] = window.grad_norm / applied
+        if self.training.CLIP_NORM is not None:
+            result["clipped_share"] = window.clipped / applied
         result["learning_rate"] = learning_rate(hyper, self.step - 1, self.total)
         if self.scaler.is_enabled():
             result["loss_scale"] = self.scaler.get_scale()

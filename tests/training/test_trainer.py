@@ -168,6 +168,12 @@ def test_accumulation_equals_the_big_batch(micro: int) -> None:
     assert first[0]["grad_norm"] == pytest.approx(first[1]["grad_norm"], rel=1e-4)
 
 
+@pytest.mark.parametrize(("clip", "share"), [(1e-6, 1.0), (1e6, 0.0), (None, None)])
+def test_the_share_of_clipped_steps_is_logged(clip: float | None, share: float | None) -> None:
+    (row, *_) = train(settings(1, CLIP_NORM=clip), network(), SCHEDULE, digits())
+    assert row.metrics.get("clipped_share") == share
+
+
 def test_a_stop_request_ends_the_run_with_a_state() -> None:
     reports = list(train(settings(), network(), SCHEDULE, digits(), should_stop=lambda: True))
     assert [r.step for r in reports] == [1] and reports[0].stopped and reports[0].state is not None
