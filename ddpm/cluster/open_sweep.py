@@ -277,10 +277,12 @@ def _within(of: OpenSweep) -> Iterator[Round]:
     What was chosen is kept in within.json: a trial that is tried again does not change it.
     """
     path = of.folder / WITHIN
-    if not path.exists():
-        if todo := of.todo():
+    tuning = sorted(trial.trial_id for trial in of.trials if trial.is_tuning)
+    if read_json(path).get("tuning") != tuning:  # of another GRID or SPACE: chosen anew
+        if todo := [trial for trial in of.todo() if trial.is_tuning]:
             yield Round(trials=todo)
-        write_json(path, {"cells": report.chosen_within(report.read(of.folder))})
+        chosen = report.chosen_within(report.read(of.folder))
+        write_json(path, {"tuning": tuning, "cells": chosen})
     planned = [
         of.place(tuned_trial(of.sweep, one["cell"], one["chosen"], seed))
         for seed in of.sweep.seeds

@@ -415,6 +415,7 @@ def rank(sweep: SweepResults) -> Ranking:
         if good:
             usable.append((label, good))
         excluded += [(label, reason) for reason in sorted(filter(None, reasons.values()))]
+    excluded += _untuned(sweep, keys)
     every = [trial for _, trials in usable for trial in trials]
     common = common_levels(_error(trial).levels for trial in every)
     window = window_of(sweep)
@@ -448,6 +449,17 @@ def rank(sweep: SweepResults) -> Ranking:
         none_learned=none_learned,
         problem=None if standings else "No cell has every number that is compared.",
     )
+
+
+def _untuned(sweep: SweepResults, keys: Sequence[str]) -> list[tuple[str, str]]:
+    """Cells that are not compared since nothing could be chosen within them."""
+    compared = {trial.key for trial in sweep.trials}
+    cells = {}
+    for trial in sweep.tuning if sweep.trials else ():
+        cell = {key: value for key, value in trial.cell.items() if key not in sweep.space}
+        cells[json.dumps(cell, sort_keys=True)] = cell
+    why = "no training that would choose within it has finished"
+    return [(cell_label(cell, keys), why) for key, cell in cells.items() if key not in compared]
 
 
 def window_of(sweep: SweepResults) -> tuple[int, ...]:

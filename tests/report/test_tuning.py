@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ddpm.report.ranking import rank
 from ddpm.report.tuning import chosen_within, tuning_of
 from tests.support.known_sweeps import PRED_TYPE, sampled_sweep
 
@@ -51,3 +52,14 @@ def test_the_order_at_one_rate_for_all_is_compared_with_that_at_each_own() -> No
 def test_a_sweep_without_tuning_has_none() -> None:
     drawn = sweep_of_draws()
     assert tuning_of(replace(drawn, tuning=(), trials=drawn.tuning)) is None
+
+
+def test_a_cell_in_which_nothing_could_be_chosen_is_said_to_be_missing() -> None:
+    drawn = sweep_of_draws()
+    compared = sampled_sweep(
+        np.zeros((2, 2)), np.zeros((2, 2)), [{PRED_TYPE: name} for name in ("noise", "image")]
+    )
+    ranking = rank(replace(drawn, trials=compared.trials))
+    assert ranking.excluded == (
+        ("velocity", "no training that would choose within it has finished"),
+    )
