@@ -281,6 +281,9 @@ def _within(of: OpenSweep) -> Iterator[Round]:
     if read_json(path).get("tuning") != tuning:  # of another GRID or SPACE: chosen anew
         if todo := [trial for trial in of.todo() if trial.is_tuning]:
             yield Round(trials=todo)
+            ended = of.ledger.outcomes()
+            if any(ended[t.trial_id].status == "unrun" for t in todo if t.trial_id in ended):
+                return  # the budget is spent: nothing is chosen from a part of the draws
         chosen = report.chosen_within(report.read(of.folder))
         write_json(path, {"tuning": tuning, "cells": chosen})
     planned = [
