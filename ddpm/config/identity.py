@@ -126,6 +126,7 @@ class ScheduleArguments(TypedDict):
     num_timesteps: int
     logsnr_shift: float
     zero_terminal_snr: bool
+    time_input: str
 
 
 def network_arguments(config: Config) -> NetworkArguments:
@@ -155,11 +156,13 @@ def network_arguments(config: Config) -> NetworkArguments:
 def schedule_arguments(config: Config) -> ScheduleArguments:
     """The configuration's words as the noise schedule's."""
     network = config.TRAINING.NETWORK
+    by_density = "time" if config.TRAINING.LOGSNR_DENSITY == "schedule" else "logsnr"
     return ScheduleArguments(
         name=network.SCHEDULER,
         num_timesteps=network.TIMESTEPS,
         logsnr_shift=network.LOGSNR_SHIFT,
         zero_terminal_snr=network.ZERO_TERMINAL_SNR,
+        time_input=network.TIME_INPUT or by_density,
     )
 
 

@@ -142,6 +142,27 @@ def training(c: Config) -> Iterator[Rule]:
         and "TRAINING.IS_NEW_TRAIN is false but TRAINED_H5 is null; name the run or checkpoint to "
         "start from, or give true"
     )
+    parameters, name = t.DENSITY_PARAMETERS, t.LOGSNR_DENSITY
+    yield (
+        parameters
+        and name == "schedule"
+        and f"TRAINING.DENSITY_PARAMETERS is {list(parameters)} but LOGSNR_DENSITY is schedule, "
+        "which has none; give null, or a density such as edm"
+    )
+    yield (
+        parameters
+        and name == "uniform"
+        and parameters[0] >= parameters[1]
+        and f"TRAINING.DENSITY_PARAMETERS is {list(parameters)} but LOGSNR_DENSITY is uniform; "
+        "give the lower log SNR first"
+    )
+    yield (
+        parameters
+        and name not in ("schedule", "uniform")
+        and parameters[1] <= 0
+        and f"TRAINING.DENSITY_PARAMETERS is {list(parameters)} but LOGSNR_DENSITY is {name}, "
+        "whose second one is a width; give a positive number"
+    )
     keras = (".h5", ".hdf5", ".keras")
     yield (
         not t.IS_NEW_TRAIN
@@ -360,6 +381,18 @@ def impossible(c: Config) -> Iterator[Rule]:
         and n.TIMESTEPS == 1
         and f"{_NET}.ZERO_TERMINAL_SNR is true but TIMESTEPS is 1: the only timestep would carry "
         "no image; give at least 2"
+    )
+    yield (
+        n.ZERO_TERMINAL_SNR
+        and t.LOGSNR_DENSITY != "schedule"
+        and f"TRAINING.LOGSNR_DENSITY is {t.LOGSNR_DENSITY} but {_NET}.ZERO_TERMINAL_SNR is true: "
+        "no density reaches the pure noise that images begin from; give schedule, or false"
+    )
+    yield (
+        n.TIME_INPUT == "time"
+        and t.LOGSNR_DENSITY != "schedule"
+        and f"{_NET}.TIME_INPUT is time but TRAINING.LOGSNR_DENSITY is {t.LOGSNR_DENSITY}, whose "
+        "noise levels have no timesteps; give TIME_INPUT logsnr or null"
     )
     for key, s in (("TRAINING.INLINE_GEN", t.INLINE_GEN), (_GEN, g)):
         yield (

@@ -129,6 +129,7 @@ Scheduler = Literal[
 PredType = Literal["noise", "image", "velocity"]
 LossFn = Literal["MSE", "MAE", "HUBER"]
 LossWeighting = Literal["uniform", "snr", "truncated_snr", "min_snr", "p2"]
+Density = Literal["schedule", "uniform", "logit_normal", "edm", "laplace"]
 Augmentation = Literal["horizontal_flip", "vertical_flip", "flip", "rot90"]
 Sampler = Literal["ddim", "ddpm", "heun", "dpmpp_2m", "dpmpp_2m_sde"]
 Spacing = Literal["trailing", "linspace", "logsnr", "karras"]
@@ -210,6 +211,11 @@ class NetworkSection:
     LOGSNR_SHIFT: Number = option(
         0.0, "Added to the log signal-to-noise ratio of the schedule", ge=-20, le=20
     )
+    TIME_INPUT: Literal["time", "logsnr"] | None = option(
+        None,
+        "What the network sees of the noise level; null = the time t / TIMESTEPS where "
+        "LOGSNR_DENSITY is schedule, else log SNR",
+    )
     NUM_RES_BLOCKS: Int = option(2, "Residual blocks per level", ge=1, le=64)
     BLOCK_SIZE: Int = option(1, "Space-to-depth factor; must divide the image size", ge=1, le=1024)
     NORM_GROUPS: Count = option(8, "Groups of the group normalisation; must divide every width")
@@ -236,6 +242,7 @@ class NetworkSection:
     )
 
 
+_DensityParameter = Annotated[float, Strict(), Field(ge=-20, le=20)]
 _Side = Annotated[int, Strict(), Field(ge=1, le=8192)]
 
 
@@ -265,6 +272,17 @@ class Training:
     LOSS_SPACE: PredType | None = option(None, "What the loss compares; null = PRED_TYPE")
     LOSS_WEIGHTING: LossWeighting = option("uniform", "Weight of the loss by noise level")
     MIN_SNR_GAMMA: Number = option(5.0, "Gamma of LOSS_WEIGHTING min_snr", gt=0, le=1e6)
+    LOGSNR_DENSITY: Density = option(
+        "schedule",
+        "Density of log SNR in training; schedule = uniform timesteps of SCHEDULER, which images "
+        "are drawn by all the same",
+    )
+    DENSITY_PARAMETERS: tuple[_DensityParameter, _DensityParameter] | None = option(
+        None,
+        "Of LOGSNR_DENSITY: uniform [lowest, highest] log SNR, null = [-10, 10]; logit_normal "
+        "[mean, deviation] of the logit of flow time, [0, 1]; edm of ln sigma, [-1.2, 1.2]; "
+        "laplace [centre, scale] of log SNR, [0, 0.5]",
+    )
     STRATIFIED_TIME: Flag = option(False, "Spread a batch's timesteps evenly over 1..T")
     LABEL_DROP: Share = option(0.1, "Share of labels replaced by the null class in training")
     SEED: Int = option(

@@ -1,5 +1,7 @@
 from . import ema as ema
 from . import philox as philox
+from .density import DENSITIES as DENSITIES
+from .density import LogSnrDensity as LogSnrDensity
 from .ema import reconstruct as reconstruct
 from .layers import DropoutKey as DropoutKey
 from .layers import init_weights as init_weights

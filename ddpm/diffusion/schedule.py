@@ -30,14 +30,17 @@ import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 AlphaSigma = tuple[Tensor, Tensor]
+T = TypeVar("T", float, Tensor)
 
+TIME_INPUTS: tuple[str, ...] = ("time", "logsnr")
+LOGSNR_LIMIT = 20.0  # beyond it, alpha or sigma is below 5e-5
 _MIN_LOGSNR = -15.0
 _MAX_BETA = 0.999
 
@@ -248,6 +251,7 @@ class NoiseSchedule:
         a pixels a side over to images of b pixels a side (Hoogeboom et al. 2023, section 3.1).
     zero_terminal_snr: move and scale alpha so that alpha_T is 0 and alpha_1 stays (Lin et al. 2023,
         Algorithm 1). Noise prediction is then undefined at t = T.
+    time_input: what a network sees of the noise level, one of TIME_INPUTS; network_time().
 
     alphas_cumprod: abar, float64 (T + 1,) on the CPU, falling from 1 at t = 0.
     Raises ValueError for an unknown name or impossible numbers.
@@ -258,6 +262,7 @@ class NoiseSchedule:
     _: KW_ONLY
     logsnr_shift: float = 0.0
     zero_terminal_snr: bool = False
+    time_input: str = "time"
     alphas_cumprod: Tensor = field(init=False, repr=False, compare=False)
     _family: Family = field(init=False, repr=False, compare=False)
     _table: AlphaSigma = field(init=False, repr=False, compare=False)
@@ -289,6 +294,8 @@ class NoiseSchedule:
     def _check(self) -> None:
         if self.name not in SCHEDULES:
             raise ValueError(f"schedule is {self.name!r}; give one of {', '.join(SCHEDULES)}")
+        if self.time_input not in TIME_INPUTS:
+            raise ValueError(f"time_input is {self.time_input!r}; give one of time, logsnr")
         if self.num_timesteps < 1:
             raise ValueError(f"num_timesteps is {self.num_timesteps}; give at least 1")
         if self.name == "iddpm_linear" and self.num_timesteps <= 20:
@@ -354,6 +361,29 @@ class NoiseSchedule:
                 f" {self.num_timesteps} timesteps goes from {low:.4f} to {high:.4f}"
             )
         return self._family.time(logsnr).clamp(0.0, 1.0)
+
+    def at_logsnr(self, logsnr: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        """Time, alpha and sigma at this logsnr: float64, shape of logsnr.
+
+        Where the network sees logsnr, alpha and sigma are functions of it alone, so that they have
+        the same bits under every schedule. Raises ValueError as time_from_logsnr().
+        """
+        time = self.time_from_logsnr(logsnr)
+        if self.time_input == "logsnr":
+            return time, *pair_from_logsnr(torch.as_tensor(logsnr, dtype=torch.float64))
+        return time, *self.alpha_sigma(time)
+
+    def network_time(self, time: T, logsnr: Tensor) -> T | Tensor:
+        """The network's input for the noise level, in [0, 1], 0 at clean data.
+
+            time_input time      the time itself
+            time_input logsnr    (20 - logsnr) / 40, cut off at 0 and 1
+
+        The second does not depend on the schedule.  time, logsnr: of one level, or one a sample.
+        """
+        if self.time_input == "time":
+            return time
+        return ((LOGSNR_LIMIT - logsnr) / (2 * LOGSNR_LIMIT)).clamp(0.0, 1.0)
 
     def _check_timesteps(self, t: Tensor) -> None:
         if t.dtype != torch.int64:

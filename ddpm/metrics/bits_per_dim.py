@@ -150,7 +150,7 @@ def variational_bound(
         given_labels = None if wanted is None else wanted[part]
         rows = [_prior(x0, levels[0])]
         for now, then in zip(levels[:-1], levels[1:], strict=True):
-            time = x0.new_full((len(x0),), now.time)
+            time = x0.new_full((len(x0),), now.network_time)
             x0_hat = denoised(
                 network, x0, epsilon, now.alpha, now.sigma, time, given_labels, pred_type
             )

@@ -96,8 +96,10 @@ def measure_x0_error(
     wanted = batch.labels if labels else None
     rows = []
     for level in levels:
-        time = schedule.time_from_logsnr(torch.full_like(batch.ids, level, dtype=torch.float64))
-        alpha, sigma = (one[0] for one in schedule.alpha_sigma(time))  # all alike
+        logsnr = torch.full_like(batch.ids, level, dtype=torch.float64)
+        time, *coefficients = schedule.at_logsnr(logsnr)
+        alpha, sigma = (one[0] for one in coefficients)  # all alike
+        time = schedule.network_time(time, logsnr)
         errors = []
         for start in range(0, len(batch.ids), batch_size):
             part = slice(start, start + batch_size)

@@ -49,7 +49,7 @@ def denoiser(predict: Predict, pred_type: str, *, clips: bool, recomputes_noise:
     """
 
     def denoise(x_t: Tensor, level: Level) -> Denoised:
-        time = x_t.new_full((len(x_t),), level.time)
+        time = x_t.new_full((len(x_t),), level.network_time)
         pred = predict(x_t, time, float(level.logsnr)).to(x_t.dtype)
         if pred.shape != x_t.shape:
             raise ValueError(

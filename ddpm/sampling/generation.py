@@ -21,7 +21,7 @@ from torch import Tensor
 from ddpm import config as configuration
 from ddpm.diffusion import NoiseSchedule
 from ddpm.distributed import ALONE, Group, device_of, whole_batches
-from ddpm.errors import NonFiniteError
+from ddpm.errors import InputError, NonFiniteError
 from ddpm.runs import ImageBar, RunDirectory, grid, npz, png, storage
 from ddpm.sampling import tasks
 from ddpm.sampling.denoise import Network
@@ -167,6 +167,13 @@ class ImageGenerator:
         if request.options.GUIDE is not None:
             source, ema = guide_weights(request.options.GUIDE, request.ema)
             self.guide = load_network(source or self.model.folder, ema, device=device)
+            seen = self.model.schedule.time_input
+            if self.guide.schedule.time_input != seen:
+                raise InputError(
+                    f"IMAGE_GENERATION.GUIDE is {request.options.GUIDE!r}, whose network sees "
+                    f"{self.guide.schedule.time_input} and the one it guides sees {seen} "
+                    "(TRAINING.NETWORK.TIME_INPUT); name a run that sees the same"
+                )
         self.sampler = sampler_options(request, self.model)
         self._constrain = tasks.constraint_of(request)
 

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from ddpm import config as configuration
 from ddpm.config import Config
 from ddpm.data import Dataset, open_index, preparing
-from ddpm.diffusion import NoiseSchedule, UNet, init_weights, name_of
+from ddpm.diffusion import LogSnrDensity, NoiseSchedule, UNet, init_weights, name_of
 from ddpm.distributed import best_device
 from ddpm.errors import InputError
 from ddpm.runs import averages, checkpoint, load_run, refuse_edited
 from ddpm.sampling.request import CONFIG_FILE, RAW, Ema, PowerEma, locate, weights_name
 
 T = TypeVar("T", bound=nn.Module)
+LEAST_INSIDE = 0.5  # of a training's noise levels, between the ends of its schedule
 _EMA = re.compile(r"ema-(.+)\.safetensors")
 
 
@@ -148,33 +149,65 @@ def build(config: Config) -> tuple[UNet, NoiseSchedule]:
     """
     network = UNet(**configuration.network_arguments(config))
     init_weights(network, config.TRAINING.SEED)
+    schedule = NoiseSchedule(**configuration.schedule_arguments(config))
     if not config.TRAINING.IS_NEW_TRAIN:
-        _start_from(network, config.TRAINING.TRAINED_H5 or "")
-    return network, NoiseSchedule(**configuration.schedule_arguments(config))
+        _start_from(network, schedule, config.TRAINING.TRAINED_H5 or "")
+    return network, schedule
 
 
 def start_problems(config: Config) -> list[str]:
-    """Reasons why TRAINED_H5 cannot be started from; loads its weights where they are wanted.
+    """Reasons why a training cannot start: its density, and TRAINED_H5, whose weights are loaded
+    where they are wanted.
 
     Raises StorageError where they are damaged, or the configuration they go with was edited.
     """
+    found = density_problems(config)
     if config.TRAINING.IS_NEW_TRAIN:
-        return []
+        return found
     try:
         build(config)
     except InputError as error:
-        return list(error.problems)
-    return []
+        found += error.problems
+    return found
 
 
-def _start_from(network: nn.Module, source: str) -> None:
+def density_problems(config: Config) -> list[str]:
+    """A line where most of LOGSNR_DENSITY lies beyond the ends of the schedule, where no image is
+    drawn.
+    """
+    training = config.TRAINING
+    if training.LOGSNR_DENSITY == "schedule":
+        return []
+    low, high = NoiseSchedule(**configuration.schedule_arguments(config)).logsnr_range
+    named = f"TRAINING.LOGSNR_DENSITY is {training.LOGSNR_DENSITY}"
+    try:
+        inside = LogSnrDensity(training.LOGSNR_DENSITY, training.DENSITY_PARAMETERS).mass(low, high)
+    except ValueError as reason:
+        return [f"{named} but {reason}; give other TRAINING.DENSITY_PARAMETERS"]
+    if inside >= LEAST_INSIDE:
+        return []
+    return [
+        f"{named} but only {inside:.0%} of it lies between log SNR {low:.1f} and {high:.1f}, all "
+        f"that TRAINING.NETWORK.SCHEDULER {training.NETWORK.SCHEDULER} passes through; give other "
+        "TRAINING.DENSITY_PARAMETERS, or another SCHEDULER or LOGSNR_SHIFT"
+    ]
+
+
+def _start_from(network: nn.Module, schedule: NoiseSchedule, source: str) -> None:
     """Weights of the run or checkpoint `source` put into the network; InputError when they do not
     fit.
     """
     try:
-        weights = load_network(Path(source)).network.state_dict()
+        model = load_network(Path(source))
     except InputError as error:
         raise InputError([f"TRAINING.TRAINED_H5: {line}" for line in error.problems]) from error
+    if model.schedule.time_input != schedule.time_input:
+        raise InputError(
+            f"TRAINING.TRAINED_H5 is {source!r}, whose network sees {model.schedule.time_input}, "
+            f"but here it is {schedule.time_input}; give TRAINING.NETWORK.TIME_INPUT "
+            f"{model.schedule.time_input}"
+        )
+    weights = model.network.state_dict()
     if unlike := misfits(network, weights):
         raise InputError(
             f"TRAINING.TRAINED_H5 is {source!r}, a network of another architecture: "

@@ -400,7 +400,8 @@ def ddim_step(
 def _level_at(schedule: NoiseSchedule, t: Tensor) -> Level:
     """Timesteps t, (N,) or one, as levels of a single step."""
     alpha, sigma = schedule.alpha_sigma_at(t)
-    return Level(time=0, t=0, alpha=alpha, sigma=sigma, logsnr=schedule.logsnr_at(t), key=0)
+    logsnr = schedule.logsnr_at(t)
+    return Level(time=0, t=0, alpha=alpha, sigma=sigma, logsnr=logsnr, network_time=0, key=0)
 
 
 def _check_eta(eta: float) -> None:

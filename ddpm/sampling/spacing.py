@@ -34,6 +34,7 @@ class Level:
 
     time: in [0, 1].  t: T time, an int where it is a whole timestep.
     alpha, sigma, logsnr: float64, of no dimension (or (N,), a level for each of a batch).
+    network_time: what the network sees of the level, as NoiseSchedule.network_time().
     key: of the noise drawn on the way here: t on whole timesteps, else the number of steps left;
         at the k-th return, k << 20 more.
     """
@@ -43,6 +44,7 @@ class Level:
     alpha: Tensor
     sigma: Tensor
     logsnr: Tensor
+    network_time: float
     key: int
 
     @property
@@ -192,25 +194,28 @@ def _grid(spacing: str, low: float, high: float, count: int) -> list[float]:
 
 def _whole(schedule: NoiseSchedule, t: int, key: int) -> Level:
     alpha, sigma = schedule.alpha_sigma_at(torch.tensor(t))
+    time, logsnr = t / schedule.num_timesteps, schedule.logsnr_at(torch.tensor(t))
     return Level(
-        time=t / schedule.num_timesteps,
+        time=time,
         t=t,
         alpha=alpha,
         sigma=sigma,
-        logsnr=schedule.logsnr_at(torch.tensor(t)),
+        logsnr=logsnr,
+        network_time=float(schedule.network_time(time, logsnr)),
         key=key,
     )
 
 
 def _between(schedule: NoiseSchedule, logsnr: float, key: int) -> Level:
-    time = schedule.time_from_logsnr(logsnr)
-    alpha, sigma = schedule.alpha_sigma(time)
+    time, alpha, sigma = schedule.at_logsnr(logsnr)
+    reached = 2 * (torch.log(alpha) - torch.log(sigma))
     return Level(
         time=float(time),
         t=float(time) * schedule.num_timesteps,
         alpha=alpha,
         sigma=sigma,
-        logsnr=2 * (torch.log(alpha) - torch.log(sigma)),
+        logsnr=reached,
+        network_time=float(schedule.network_time(time, reached)),
         key=key,
     )
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ddpm.config import Training
 from ddpm.diffusion import (
     DropoutKey,
+    LogSnrDensity,
     NoiseSchedule,
     Stream,
     convert,
@@ -47,7 +48,10 @@ def bin_names() -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Randomness:
-    """The draws of a batch: timesteps t (N,), noise (N, C, H, W), labels after dropping."""
+    """The draws of a batch: timesteps t (N,), noise (N, C, H, W), labels after dropping.
+
+    t: of the schedule, or the level of a density.
+    """
 
     t: Tensor
     noise: Tensor
@@ -98,16 +102,33 @@ def standard_loss(training: Training) -> Loss:
     return loss
 
 
+def levels_trained(training: Training, schedule: NoiseSchedule) -> NoiseSchedule | LogSnrDensity:
+    """The equally likely noise levels t = 1, 2, ... of a training: timesteps, or of a density.
+
+    Raises ValueError for a density whose levels the network would see as times of the schedule.
+    """
+    name = training.LOGSNR_DENSITY
+    if name == "schedule":
+        return schedule
+    if schedule.time_input != "logsnr":
+        raise ValueError(
+            f"the density is {name} but the schedule's time_input is {schedule.time_input}; "
+            "give NoiseSchedule time_input='logsnr'"
+        )
+    return LogSnrDensity(name, training.DENSITY_PARAMETERS)
+
+
 def draw(
     training: Training, network: nn.Module, schedule: NoiseSchedule, batch: "Batch", step: int
 ) -> Randomness:
     """The draws of the samples of this batch: functions of (SEED, position) alone."""
     seed, positions = training.SEED, positions_of(batch)
+    count = levels_trained(training, schedule).num_timesteps
     if training.STRATIFIED_TIME:
         size = training.HYPER_PARAMETERS.BATCH_SIZE
-        t = stratified_timesteps(seed, step, positions - step * size, size, schedule.num_timesteps)
+        t = stratified_timesteps(seed, step, positions - step * size, size, count)
     else:
-        t = timesteps(seed, positions, schedule.num_timesteps)
+        t = timesteps(seed, positions, count)
     drops = getattr(network, "dropout", 0.0) > 0
     return Randomness(
         t=t,
@@ -146,10 +167,11 @@ def sample_losses(
     autocast: AbstractContextManager[object] | None = None,
 ) -> SampleLosses:
     """One network call and its losses. Only the call itself runs under `autocast`."""
-    alpha, sigma = schedule.alpha_sigma_at(draws.t)
-    x0, logsnr = batch.images, schedule.logsnr_at(draws.t)
+    levels = levels_trained(training, schedule)
+    alpha, sigma = levels.alpha_sigma_at(draws.t)
+    x0, logsnr = batch.images, levels.logsnr_at(draws.t)
     x_t = diffuse(x0, draws.noise, alpha, sigma)
-    time = draws.t.double() / schedule.num_timesteps
+    time = schedule.network_time(draws.t.double() / levels.num_timesteps, logsnr)
     extra = {} if draws.dropout_key is None else {"dropout_key": draws.dropout_key}
     with autocast or nullcontext():
         pred = network(x_t, time, draws.labels, **extra)

@@ -35,6 +35,7 @@ _DATASET = {
 }
 _WEIGHTS = "test_every_training_key_changes_the_weights"
 _WEIGHTS_TOO = "test_min_snr_gamma_and_warmup_change_the_weights"
+_DENSITY = "test_density_and_its_parameters_change_the_weights"
 _REPORTS = "test_reports_come_every_epoch_and_carry_a_state_every_save_period"
 _TRAINING = {
     "INPUT_IMAGE_SIZE": "test_an_accepted_network_can_be_built",
@@ -49,6 +50,7 @@ _TRAINING = {
         _WEIGHTS,
     ),
     "MIN_SNR_GAMMA": _WEIGHTS_TOO,
+    **dict.fromkeys(("LOGSNR_DENSITY", "DENSITY_PARAMETERS"), _DENSITY),
     "HYPER_PARAMETERS.WARMUP_STEPS": _WEIGHTS_TOO,
     "HYPER_PARAMETERS.EPOCHS": _REPORTS,
     "HYPER_PARAMETERS.SAVE_PERIOD": _REPORTS,
@@ -75,6 +77,7 @@ _NETWORK = {
         _CHANGED,
     ),
     **dict.fromkeys(("SCHEDULER", "TIMESTEPS", "ZERO_TERMINAL_SNR", "LOGSNR_SHIFT"), _SCHEDULED),
+    "TIME_INPUT": "test_the_networks_input_is_time_unless_a_density_or_the_key_says_log_snr",
     "CHECKPOINT_ACTIVATIONS": "test_checkpointing_keeps_less",
 }
 _OPTION = "test_every_option_changes_the_images"

@@ -11,6 +11,7 @@ from ddpm.config import rules, schema
 from ddpm.config.loading import apply_overrides, read_file, validate
 from ddpm.config.schema import Config
 from ddpm.diffusion import process
+from ddpm.diffusion.density import DENSITIES
 from ddpm.diffusion.schedule import SCHEDULES, NoiseSchedule
 from ddpm.diffusion.unet import UNet
 from ddpm.errors import InputError
@@ -69,6 +70,26 @@ BROKEN = [
     (
         "N.ZERO_TERMINAL_SNR=true N.TIMESTEPS=1 G.NUM_STEPS=null",
         "ZERO_TERMINAL_SNR is true but TIMESTEPS is 1",
+    ),
+    (
+        "T.DENSITY_PARAMETERS=[0,1]",
+        "DENSITY_PARAMETERS is [0.0, 1.0] but LOGSNR_DENSITY is schedule, which has none",
+    ),
+    (
+        "T.LOGSNR_DENSITY=uniform T.DENSITY_PARAMETERS=[3,3]",
+        "DENSITY_PARAMETERS is [3.0, 3.0] but LOGSNR_DENSITY is uniform; give the lower log SNR",
+    ),
+    (
+        "T.LOGSNR_DENSITY=laplace T.DENSITY_PARAMETERS=[0,0]",
+        "DENSITY_PARAMETERS is [0.0, 0.0] but LOGSNR_DENSITY is laplace, whose second one is",
+    ),
+    (
+        "T.LOGSNR_DENSITY=edm N.ZERO_TERMINAL_SNR=true",
+        "LOGSNR_DENSITY is edm but TRAINING.NETWORK.ZERO_TERMINAL_SNR is true: no density",
+    ),
+    (
+        "T.LOGSNR_DENSITY=edm N.TIME_INPUT=time",
+        "TIME_INPUT is time but TRAINING.LOGSNR_DENSITY is edm, whose noise levels have no",
     ),
     (
         "H.WARMUP_STEPS=601",
@@ -294,6 +315,7 @@ def test_what_lies_just_inside_a_rule_is_accepted(overrides: str) -> None:
 
 def test_the_words_are_those_of_the_mathematics() -> None:
     assert schema.SCHEDULERS == tuple(SCHEDULES)
+    assert set(get_args(schema.Density)) == {"schedule", *DENSITIES}
     assert get_args(schema.PredType) == process.PRED_TYPES
     assert get_args(schema.LossFn) == process.LOSS_FNS
     assert get_args(schema.LossWeighting) == process.LOSS_WEIGHTINGS

@@ -44,7 +44,15 @@ def never() -> Tensor:
 def at(schedule: NoiseSchedule, t: Tensor) -> Level:
     """Timesteps of a batch as one level."""
     alpha, sigma = schedule.alpha_sigma_at(t)
-    return Level(time=0.5, t=0, alpha=alpha, sigma=sigma, logsnr=schedule.logsnr_at(t), key=0)
+    return Level(
+        time=0.5,
+        t=0,
+        alpha=alpha,
+        sigma=sigma,
+        logsnr=schedule.logsnr_at(t),
+        network_time=0.5,
+        key=0,
+    )
 
 
 def step(
@@ -327,7 +335,13 @@ def network_of(schedule: NoiseSchedule, pred_type: str, calls: list[float] | Non
             calls.append(float(time[0]))
         alpha, sigma = schedule.alpha_sigma(time[0].double())
         level = Level(
-            time=0.5, t=0, alpha=alpha, sigma=sigma, logsnr=2 * torch.log(alpha / sigma), key=0
+            time=0.5,
+            t=0,
+            alpha=alpha,
+            sigma=sigma,
+            logsnr=2 * torch.log(alpha / sigma),
+            network_time=0.5,
+            key=0,
         )
         estimate = believe(x_t.double(), level)
         return convert(estimate.x0_hat, x_t.double(), alpha, sigma, "image", pred_type).float()

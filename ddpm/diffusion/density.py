@@ -1,0 +1,121 @@
+"""Densities of log SNR in training, apart from the schedule by which images are drawn.
+
+A loss is an expectation over noise levels, E over l ~ p of w(l) mse(l), with l = logsnr: only the
+product p(l) w(l) matters to it, p alone to its variance (Kingma et al. 2021, section 5). A schedule
+is such a density too, that of logsnr(time) at uniform times.
+
+    uniform       l ~ U(a, b)                                                  Kingma et al. 2021
+    logit_normal  flow time sigmoid(a + b z), where snr = ((1 - time) / time)^2:
+                  l ~ N(-2 a, (2 b)^2)                                         Esser et al. 2024
+    edm           ln(sigma / alpha) ~ N(a, b^2), images in [-1, 1]:
+                  l ~ N(-2 a, (2 b)^2)                                         Karras et al. 2022
+    laplace       l ~ Laplace(a, b)                                            Hang et al. 2024
+
+with z standard normal and (a, b) the parameters; logit_normal and edm are one family in the words
+of two papers. All are truncated to logsnr in [-20, 20], beyond which a state is all image or all
+noise.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Laplace, Normal, Uniform
+
+from ddpm.diffusion.schedule import LOGSNR_LIMIT, AlphaSigma, pair_from_logsnr
+
+# The parameters of the papers; those of uniform hold most of what the schedules pass through.
+DENSITIES: dict[str, tuple[float, float]] = {
+    "uniform": (-10.0, 10.0),
+    "logit_normal": (0.0, 1.0),
+    "edm": (-1.2, 1.2),
+    "laplace": (0.0, 0.5),
+}
+NUM_LEVELS = 1 << 16
+
+
+@dataclass(frozen=True)
+class LogSnrDensity:
+    """A density of log SNR, and the noise levels of a training that draws from it.
+
+    name: one of DENSITIES.  parameters: (a, b); None is the paper's.
+
+    The levels are t = 1, ..., 65536, all equally likely: level t is the quantile of
+    1 - (t - 1/2) / 65536, so logsnr falls with t, as on a schedule. A draw is exact integer
+    arithmetic and a look-up, the same bits on every device and at every place of a batch, which
+    the logarithms of libraries are not.
+
+    Raises ValueError for an unknown name, impossible parameters, and where nothing lies in
+    [-20, 20].
+    """
+
+    name: str
+    parameters: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in DENSITIES:
+            raise ValueError(f"density is {self.name!r}; give one of {', '.join(DENSITIES)}")
+        first, second = self._parameters
+        if self.name == "uniform" and not first < second:
+            raise ValueError(f"uniform is from {first} to {second}; give the lower end first")
+        if self.name != "uniform" and not second > 0:
+            raise ValueError(f"{self.name} has the width {second}; give a positive number")
+        if not self._mass_inside > 1e-6:
+            raise ValueError(f"{self.name} [{first}, {second}] has no log SNR from -20 to 20")
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of levels."""
+        return NUM_LEVELS
+
+    @property
+    def _parameters(self) -> tuple[float, float]:
+        return self.parameters or DENSITIES[self.name]
+
+    @property
+    def _distribution(self) -> Distribution:
+        """The density before it is truncated."""
+        first, second = torch.tensor(self._parameters, dtype=torch.float64)
+        if self.name == "uniform":
+            return Uniform(first, second, validate_args=False)
+        if self.name == "laplace":
+            return Laplace(first, second)
+        return Normal(-2 * first, 2 * second)
+
+    def _cdf(self, logsnr: float) -> Tensor:
+        return self._distribution.cdf(torch.tensor(logsnr, dtype=torch.float64))
+
+    @property
+    def _mass_inside(self) -> float:
+        return float(self._cdf(LOGSNR_LIMIT) - self._cdf(-LOGSNR_LIMIT))
+
+    def quantile(self, share: Tensor) -> Tensor:
+        """The log SNR below which this share of the density lies, float64; share in (0, 1)."""
+        low = self._cdf(-LOGSNR_LIMIT)
+        logsnr = self._distribution.icdf(low + share.double() * self._mass_inside)
+        return logsnr.clamp(-LOGSNR_LIMIT, LOGSNR_LIMIT)
+
+    def mass(self, low: float, high: float) -> float:
+        """The share of the density between two log SNRs; either may be infinite."""
+        ends = (min(max(end, -LOGSNR_LIMIT), LOGSNR_LIMIT) for end in (low, high))
+        below, above = map(self._cdf, ends)
+        return max(0.0, float(above - below)) / self._mass_inside
+
+    def logsnr_at(self, t: Tensor) -> Tensor:
+        """logsnr at levels t, int64 in [1, 65536]: float64, shape and device of t."""
+        return _table_on(t.device, self)[0][t - 1]
+
+    def alpha_sigma_at(self, t: Tensor) -> AlphaSigma:
+        """sqrt(sigmoid(logsnr)) and sqrt(sigmoid(-logsnr)) there, as logsnr_at()."""
+        _, alpha, sigma = _table_on(t.device, self)
+        return alpha[t - 1], sigma[t - 1]
+
+
+@lru_cache(maxsize=16)
+def _table_on(device: torch.device, density: LogSnrDensity) -> tuple[Tensor, Tensor, Tensor]:
+    """logsnr, alpha and sigma of all levels, computed on the CPU and copied once."""
+    share = 1 - (torch.arange(NUM_LEVELS, dtype=torch.float64) + 0.5) / NUM_LEVELS
+    logsnr = density.quantile(share)
+    alpha, sigma = pair_from_logsnr(logsnr)
+    return logsnr.to(device), alpha.to(device), sigma.to(device)
