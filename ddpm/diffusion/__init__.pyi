@@ -1,6 +1,5 @@
 from . import ema as ema
 from . import philox as philox
-from .density import DENSITIES as DENSITIES
 from .density import LogSnrDensity as LogSnrDensity
 from .ema import reconstruct as reconstruct
 from .layers import DropoutKey as DropoutKey
