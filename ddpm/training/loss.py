@@ -7,6 +7,7 @@ conversion and compared there.
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -115,7 +116,10 @@ def levels_trained(training: Training, schedule: NoiseSchedule) -> NoiseSchedule
             f"the density is {name} but the schedule's time_input is {schedule.time_input}; "
             "give NoiseSchedule time_input='logsnr'"
         )
-    return LogSnrDensity(name, training.DENSITY_PARAMETERS)
+    return _density(name, training.DENSITY_PARAMETERS)
+
+
+_density = lru_cache(maxsize=16)(LogSnrDensity)  # a step asks for it twice
 
 
 def draw(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddpm import config as configuration
 from ddpm.config.schema import Config
-from ddpm.errors import NonFiniteError
+from ddpm.errors import InputError, NonFiniteError
 from ddpm.runs.checkpoint import folder_of
 from ddpm.sampling import generation, grids
 from ddpm.sampling.film import Film, to_uint8
@@ -218,6 +218,12 @@ def test_a_guide_may_be_another_run_or_a_checkpoint(draw: Draw, tmp_path: Path) 
     for generated in (of_run, of_checkpoint):
         assert (images_of(generated) == images_of(draw(**CLASSES))).all()
     assert of_run.images == of_checkpoint.images
+
+
+def test_a_guide_that_sees_log_snr_guides_none_that_sees_time(draw: Draw, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", {"LOGSNR_DENSITY": "edm"})
+    with pytest.raises(InputError, match="sees logsnr and the one it guides sees time"):
+        draw(**GUIDED, GUIDE=other)
 
 
 def test_draw_begins_where_each_batch_is_told_to(run: Path) -> None:
