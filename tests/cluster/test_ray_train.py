@@ -49,7 +49,7 @@ def test_a_killed_ray_worker_changes_no_bit(ray: None, tmp_path: Path, digits: P
     assert not Path(job.run_dir, "ray").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_the_workers_own_error_ends_the_training_with_its_code(

@@ -64,15 +64,20 @@ def names(trials: list[Trial]) -> list[str]:
     return [trial.outcome.name for trial in trials]
 
 
-def test_a_race_adds_seeds_where_cells_are_close_and_remembers_its_looks(tmp_path: Path) -> None:
-    """A network that hardly learns is far behind; two learning rates that hardly differ are not
-    told apart. The looks are taken once."""
-    text = f"GRID: {{{RATE}: [0.004, 0.00401, 1.0e-8]}}\nSEEDS: {{auto: {{start: 3, max: 4}}}}\n"
+@pytest.mark.long
+def test_a_race_adds_seeds_where_cells_are_equal_and_remembers_its_looks(tmp_path: Path) -> None:
+    """Networks that hardly learn are far behind; cells that differ in their sample grids alone are
+    trained to the same numbers, and are not told apart. The looks are taken once."""
+    grids = "TRAINING.INLINE_GEN.NUMS"
+    text = (
+        f"GRID: {{{RATE}: [0.004, 1.0e-8], {grids}: [10, 20]}}\n"
+        "SEEDS: {auto: {start: 3, max: 4}}\n"
+    )
     with opened(tmp_path, text, "EVALUATION.EVERY=null") as of:
         first, second = run_here(of)
-        assert len(first.trials) == 9 and {t.seed for t in first.trials} == {0, 1, 2}
-        racing = {trial.cell[RATE] for trial in second.trials}
-        assert racing == {0.004, 0.00401} and {t.seed for t in second.trials} == {3}
+        assert len(first.trials) == 12 and {t.seed for t in first.trials} == {0, 1, 2}
+        racing = {(trial.cell[RATE], trial.cell[grids]) for trial in second.trials}
+        assert racing == {(0.004, 10), (0.004, 20)} and {t.seed for t in second.trials} == {3}
         looks = json.loads((of.folder / "race.json").read_text())
         assert looks["of"] == 2 and [one["seeds"] for one in looks["looks"]] == [3, 4]
         assert not looks["looks"][1]["is_decided"] and len(looks["looks"][1]["racing"]) == 2
@@ -81,7 +86,7 @@ def test_a_race_adds_seeds_where_cells_are_close_and_remembers_its_looks(tmp_pat
         assert words in built.html.read_text()
         assert built.verdict.kind != "winner"
     with opened(tmp_path, text, "EVALUATION.EVERY=null") as of:
-        assert run_here(of) == [] and len(of.trials) == 11
+        assert run_here(of) == [] and len(of.trials) == 14
         assert json.loads((of.folder / "race.json").read_text()) == looks
 
 

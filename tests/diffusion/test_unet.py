@@ -291,7 +291,7 @@ def test_traces_as_one_graph(dropout: float, checkpoints: bool) -> None:
     assert_compiled_agrees(network, "aot_eager")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiles_as_one_graph() -> None:
     network = small(dropout=0.4, num_classes=3, channel_mult=[1], has_attention=[True])
     assert_compiled_agrees(network, "inductor")

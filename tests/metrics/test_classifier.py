@@ -26,7 +26,7 @@ print(hashlib.sha256(safetensors.torch.save(network.state_dict())).hexdigest())
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_process_trains_the_same_bits_whatever_its_threads() -> None:
     environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS",)}
     done = [

@@ -136,7 +136,7 @@ def test_one_of_five_at_once_trains_and_the_others_name_it(tmp_path: Path) -> No
     assert [path.name for path in (out / ".locks").iterdir()] == [layout.id_of(place)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.ray
 def test_one_of_three_with_several_workers_starts_them(tmp_path: Path) -> None:
     """The others leave before Ray is there, while the directory has still to be made."""

@@ -282,7 +282,7 @@ def result(run: RunDirectory) -> tuple[Any, ...]:
     return run.metrics(), (run.path / "log.csv").read_text(), newest.step, run.summary
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_call_of_a_whole_session_under_every_fault_ends_the_same(tmp_path: Path) -> None:
     clean = make_config(tmp_path / "clean")
     calls = faults.calls_of(lambda: session(RunDirectory.find_or_name(clean, DATA), clean, 3))

@@ -353,7 +353,7 @@ def test_fp16_skips_an_overflown_step_and_keeps_its_scale() -> None:
     assert reports[-1].metrics["loss"] < reports[0].metrics["loss"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compile_follows_the_eager_run() -> None:
     eager, compiled = (
         list(train(settings(1, COMPILE=c), network(), SCHEDULE, digits())) for c in (False, True)
