@@ -151,6 +151,8 @@ def opened(sweep: Sweep, *, workers: Workers, packed: bool) -> Iterator[OpenSwee
         of.pool = [of.place(one) for one in sweep.trials]
         there = {trial.trial_id for trial in of.pool}
         of.pool += [of.place(one) for one in _chosen_before(folder, sweep, there)]
+        if sweep.race is None:  # SEEDS have become a list: what an earlier race left holds no more
+            (folder / RACE).unlink(missing_ok=True)
         start = sweep.race.START if sweep.race else None
         of.add(t for t in of.pool if start is None or t.seed < start)
         evaluation, dataset = sweep.base.EVALUATION, next(iter(of.data.values()))

@@ -94,7 +94,7 @@ def _train(
 
     def stops() -> bool:
         tails.extend(map(tail_of, of.trials[len(tails) :]))  # a search has added them
-        return should_stop() or allowance.is_spent()
+        return should_stop() or allowance.is_over()
 
     with (
         watch(tails, Console(), should_stop=stops, on_stop=of.stop_file.touch),
@@ -102,7 +102,12 @@ def _train(
     ):
         from ddpm.cluster import ray_tune  # Ray is imported once it has its secret
 
-        while one is not None and not allowance.is_spent() and not of.stop_file.exists():
+        while (
+            one is not None
+            and not allowance.is_over()
+            and allowance.spent is None
+            and not of.stop_file.exists()
+        ):
             trials = allowance.allowed(one.trials)
             if trials or one.is_search:
                 ray_tune.run_round(of, replace(one, trials=trials), concurrent)
@@ -146,19 +151,24 @@ class Allowance:
     def __init__(self, of: OpenSweep) -> None:
         self._of, self._limits = of, of.sweep.tune.BUDGET
         self._started = self._next = time.monotonic()
+        self._is_over = False
         self.spent: str | None = None
 
-    def is_spent(self) -> bool:
-        """Whether nothing more may run; the clock is looked at every LOOK_S seconds."""
+    def is_over(self) -> bool:
+        """Whether what runs must stop: the time is over, looked at every LOOK_S seconds.
+
+        Trials that TUNE.BUDGET.TRIALS has let begin run to their end.
+        """
         now, most = time.monotonic(), self._limits.WALL_HOURS
-        if self.spent is None and most is not None and now >= self._next:
+        if not self._is_over and most is not None and now >= self._next:
             self._next = now + LOOK_S
             hours = (now - self._started) / 3600
             if hours >= most:
+                self._is_over = True
                 self.spent = (
                     f"budget: {hours:.3g} of TUNE.BUDGET.WALL_HOURS's {most:g} wall-hours are spent"
                 )
-        return self.spent is not None
+        return self._is_over
 
     def allowed(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trials of a round that TUNE.BUDGET.TRIALS allows: those begun, then new ones."""

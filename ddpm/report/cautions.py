@@ -99,7 +99,7 @@ def flags(sweep: SweepResults) -> tuple[str, ...]:
         _learning_rate(sweep, trials),
         _beta_defined(trials),
         _mixed_code(trials),
-        _other_differences(trials),
+        _other_differences(sweep, trials),
         _packed(trials),
     ]
     return tuple(sentence for sentence in found if sentence)
@@ -152,7 +152,8 @@ def _confounded(trials: Sequence[TrialResult]) -> str | None:
 def _learning_rate(sweep: SweepResults, trials: Sequence[TrialResult]) -> str | None:
     rates = {text(trial.config.get(LEARNING_RATE)) for trial in trials}
     cells = {trial.key for trial in trials}
-    if len(cells) < 2 or len(rates) != 1 or LEARNING_RATE in sweep.grid:
+    is_varied = LEARNING_RATE in sweep.grid or LEARNING_RATE in sweep.space
+    if len(cells) < 2 or len(rates) != 1 or is_varied:
         return None
     return f"One learning rate, {rates.pop()}, for all cells; it may suit some better than others."
 
@@ -186,8 +187,8 @@ def _mixed_code(trials: Sequence[TrialResult]) -> str | None:
     return None
 
 
-def _other_differences(trials: Sequence[TrialResult]) -> str | None:
-    varied_on_purpose = {key for trial in trials for key in trial.cell}
+def _other_differences(sweep: SweepResults, trials: Sequence[TrialResult]) -> str | None:
+    varied_on_purpose = {*sweep.space, *(key for trial in trials for key in trial.cell)}
     other = [key for key in differences(trials) if key not in varied_on_purpose]
     other = [key for key in other if not key.startswith(("CLUSTER.", "WANDB."))]
     if not other:

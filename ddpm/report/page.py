@@ -9,6 +9,7 @@ No torch is imported, so that a report is made in seconds on a login node.
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -224,18 +225,18 @@ def next_command(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> 
     best = ranking.recommended
     if best is None:
         return "", ""
-    seeds = sorted({trial.seed for trial in sweep.trials})
-    if ranking.none_learned and sweep.command:
-        epochs = next(iter(best.trials.values())).config.get(_EPOCHS)
-        if isinstance(epochs, int):
-            return "Train ten times as long", f"{sweep.command} {_EPOCHS}={10 * epochs}"
-    if sweep.command and verdict.kind != "winner" and len(ranking.standings) > 1:
-        more = list(range(seeds[-1] + 1, seeds[-1] + 1 + max(2, len(seeds))))
+    epochs = next(iter(best.trials.values())).config.get(_EPOCHS)
+    if ranking.none_learned and sweep.command and isinstance(epochs, int):
+        return "Train ten times as long", _again(sweep.command, _EPOCHS, 10 * epochs)
+    seeds = list(sweep.seeds) or sorted({trial.seed for trial in sweep.trials})
+    has_names = any("NAME" in trial.cell for trial in sweep.trials)  # each has seeds of its own
+    is_open = verdict.kind != "winner" or len(seeds) == 1
+    if sweep.command and is_open and len(ranking.standings) > 1 and not has_names:
+        more = list(range(max(seeds) + 1, max(seeds) + 1 + max(2, len(seeds))))
         why = "one seed says nothing of another" if len(seeds) == 1 else "to tell the cells apart"
-        return f"More seeds, {why}", f"{sweep.command} SEEDS={_short([*seeds, *more])}"
+        return f"More seeds, {why}", _again(sweep.command, "SEEDS", _short([*seeds, *more]))
     trial = next(iter(best.trials.values()))
     config = sweep.best_yaml or (trial.run_dir and trial.run_dir / "training_config.yaml")
-    epochs = trial.config.get(_EPOCHS)
     if config is None or not isinstance(epochs, int):
         return "", ""
     order = settled(sweep, ranking)
@@ -243,11 +244,18 @@ def next_command(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> 
         return (
             "The order of the cells has not settled (Kendall's tau of the last third of training "
             f"{signed(order, 2)}), so train all of them three times as long before choosing",
-            f"{sweep.command} {_EPOCHS}={3 * epochs}",
+            _again(sweep.command, _EPOCHS, 3 * epochs),
         )
     unknown = "; whether the order holds then is not known" if order is None else ""
-    what = f"Train the winner, {best.label}, ten times as long{unknown}"
+    name = f"the winner, {best.label}," if verdict.kind == "winner" else best.label
+    what = f"Train {name} ten times as long{unknown}"
     return what, f"{as_typed('train')} {shown_path(config)} {_EPOCHS}={10 * epochs}"
+
+
+def _again(command: str, key: str, value: object) -> str:
+    """The command with this value of a key, in place of one that it gives."""
+    words = [word for word in shlex.split(command) if not word.startswith(f"{key}=")]
+    return f"{shlex.join(words)} {key}={value}"
 
 
 def _short(seeds: Sequence[int]) -> str:

@@ -175,6 +175,7 @@ class SweepResults:
     problems: tuple[str, ...] = field(default=())
     tuning: tuple[TrialResult, ...] = ()  # they chose the numbers of SPACE, and are not compared
     space: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()  # as the sweep names them; () where that is not known
     window: tuple[int, int] | None = None
 
     def with_status(self, status: str) -> tuple[TrialResult, ...]:
@@ -234,6 +235,7 @@ def _read_sweep(folder: Path) -> SweepResults:
         planned=max(len(order) - len(is_tuning), len(trials)),
         trials=tuple(trials),
         tuning=tuple(tuning),
+        seeds=tuple(one for one in sequence(facts.get("seeds")) if isinstance(one, int)),
         space={
             key: (number(ends[0]), number(ends[1]))
             for key, value in mapping(facts.get("space")).items()

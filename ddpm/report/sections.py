@@ -189,7 +189,7 @@ def ranked(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]
     has_classes = any(correct)
     all_packed = all(one.is_packed for one in spent)
     unit = " / ".join(sorted({one.unit for one in spent}))
-    head = ["#", "cell", NAMES[first], NAMES[second], "rank by it",
+    head = ["#", "cell", NAMES[first], NAMES[second], f"rank by {NAMES[second]}",
             *["class accuracy"] * has_classes, "seeds", unit,
             "images/s packed" if all_packed else "images/s", "peak memory"]  # fmt: skip
     rows = []
@@ -501,7 +501,7 @@ def _level_map(ranking: Ranking) -> Table:
     above = 100 * (curves / np.nanmin(curves, axis=0) - 1)[: len(standings)]
     top = max(float(np.nanmax(np.log10(1 + above))), log10(2))  # less than 1 %: alike
     shades = 1 - np.log10(1 + above) / top
-    more = f" The {len(standings)} best cells." if len(standings) < len(curves) else ""
+    more = f". The {len(standings)} best cells" if len(standings) < len(curves) else ""
     return Table(
         head=("", *map(signed, ranking.levels)),
         rows=[
@@ -509,7 +509,7 @@ def _level_map(ranking: Ranking) -> Table:
             for standing, row in zip(standings, above, strict=True)
         ],
         caption="x0-error above the lowest at each log-SNR level, in per cent (0: the lowest; "
-        f"\u00d712: twelve times it). Noisy on the left, nearly clean on the right.{more}",
+        f"\u00d712: twelve times it). Noisy on the left, nearly clean on the right{more}",
         shades=[[None if np.isnan(one) else one for one in row] for row in shades.tolist()],
     )
 

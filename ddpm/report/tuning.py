@@ -69,7 +69,8 @@ def tuning_of(sweep: SweepResults) -> Tuning | None:
         return None
     keys = tuple(sweep.space)
     ranking = rank(replace(sweep, trials=sweep.tuning, tuning=()))
-    every = [*ranking.standings, *(standing for standing, _ in ranking.failed)]
+    failed = [] if ranking.none_learned else [standing for standing, _ in ranking.failed]
+    every = [*ranking.standings, *failed]
     found = Tuning(keys=keys, ranking=ranking, cells=())
     groups: dict[str, list[Standing]] = {}
     for standing in every:

@@ -70,6 +70,11 @@ def judge(sweep: SweepResults, ranking: Ranking) -> Conclusion:
         return Conclusion(
             kind="none", headline=headline, sentences=(*learned, scope(sweep, ranking))
         )
+    if ranking.none_learned and len(ranking.failed) == len(standings):
+        headline = "No answer: no network has learned more than the data's mean and covariance."
+        return Conclusion(
+            kind="none", headline=headline, sentences=(*learned, scope(sweep, ranking))
+        )
     kind, headline = _verdict(ranking)
     lead = ranking.recommended
     assert lead is not None
@@ -82,9 +87,6 @@ def judge(sweep: SweepResults, ranking: Ranking) -> Conclusion:
         against_baseline(ranking),
         scope(sweep, ranking),
     ]
-    if ranking.none_learned and len(ranking.failed) == len(standings):
-        headline = "No answer: no network has learned more than the data's mean and covariance."
-        kind = "none"
     return Conclusion(kind=kind, headline=headline, sentences=tuple(filter(None, sentences)))
 
 
@@ -205,7 +207,7 @@ def _recommendation(ranking: Ranking, lead: Standing) -> str:
         said += f", at most {percent(much)} above the lowest by either measure as measured"
     else:
         said += ", the lowest by every measure"
-    rival = next(s for m in ranking.measures for s in [ranking.lowest(m)])
+    rival = ranking.lowest(ranking.measures[0])
     if rival is not lead:
         costs = (("training cost", lead.seconds, rival.seconds),
                  ("network calls an image", lead.calls, rival.calls))  # fmt: skip

@@ -68,6 +68,7 @@ Metric = Literal[
     "bits_per_dim",
 ]
 _USUAL_TRIALS = {"grid": 8, "asha": 8, "bayes": 24}
+_BITS = 32  # of a draw
 _DIGITS = 4  # of a drawn number: it names a trial
 
 # Keys that say what trials are compared on; cells that differ in them are not comparable.
@@ -108,7 +109,7 @@ class Tune:
         "grid = every trial to its end; asha = the worse end early; bayes = each trial is chosen "
         "from what the others found",
     )
-    METRIC: Metric = option("mean_log10_mse", "What a search and SEEDS: auto compare trials by")
+    METRIC: Metric = option("mean_log10_mse", "What a search compares trials by")
     TRIALS: Int | None = option(
         None,
         "Draws of SPACE: for each cell of GRID, in bayes in all; null = 8, in bayes 24",
@@ -195,13 +196,19 @@ class Range:
 
 
 def share(key: str, number: int) -> float:
-    """Uniform in [0, 1): draw `number` of a key.
+    """Uniform in [0, 1): draw `number` of a key, evenly spread: each of the first 2^m draws lies in
+    another of 2^m equal parts (van der Corput's sequence, scrambled for each key as Owen 1995).
 
     A function of (key, number) alone: every cell of the grid sees the same draws, and more TRIALS
     add draws to those that are there.
     """
-    digest = hashlib.sha256(f"{key}/{number}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    found, above = 0.0, ""
+    for place in range(_BITS):
+        bit = number >> place & 1
+        flip = hashlib.sha256(f"{key}/{above}".encode()).digest()[0] & 1
+        found += (bit ^ flip) / 2 ** (place + 1)
+        above += str(bit)
+    return found
 
 
 def draw(space: Mapping[str, Range], number: int) -> dict[str, Value]:
@@ -317,6 +324,10 @@ def read_plan(document: Document) -> tuple[SearchPlan, Race | None] | None:
 def read_grid(document: Document, base: Document) -> Axes:
     """The grid's valid keys and values; keys whose values are not known are spoilt in the base."""
     given = document.tree.get("GRID")
+    if document.tree.get("NAMES") and document.tree.get("SPACE"):
+        document.refuse(
+            "NAMES", "NAMES and SPACE exclude each other; names stand for one configuration"
+        )
     if given is None and (document.tree.get("NAMES") or document.tree.get("SPACE")):
         return {}
     if given is not None and "NAMES" in document.tree:

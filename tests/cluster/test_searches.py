@@ -96,6 +96,7 @@ def test_a_budget_of_trials_leaves_the_rest_and_a_larger_one_continues(tmp_path:
         allowance = Allowance(of)
         (one,) = rounds(of)
         (allowed,) = allowance.allowed(one.trials)
+        assert allowance.spent is not None and not allowance.is_over()  # what began goes on
         assert run_one(of, allowed) == "done"
         allowance.record_unrun()
         statuses = [of.ledger.outcomes()[t.trial_id].status for t in of.trials]
@@ -111,12 +112,12 @@ def test_a_budget_of_trials_leaves_the_rest_and_a_larger_one_continues(tmp_path:
 def test_wall_hours_are_spent_at_their_limit(tmp_path: Path) -> None:
     with opened(tmp_path, GRID + "TUNE: {BUDGET: {WALL_HOURS: 1.0e-12}}\n") as of:
         allowance = Allowance(of)
-        assert allowance.is_spent()
+        assert allowance.is_over()
         words = "of TUNE.BUDGET.WALL_HOURS's 1e-12 wall-hours are spent"
         assert allowance.spent is not None and words in allowance.spent
         later = replace(of.sweep.tune.BUDGET, WALL_HOURS=1.0)
         of.sweep = replace(of.sweep, tune=replace(of.sweep.tune, BUDGET=later))
-        assert not Allowance(of).is_spent()
+        assert not Allowance(of).is_over()
 
 
 def run_one(of: OpenSweep, trial: Trial) -> str:
