@@ -103,8 +103,12 @@ class Standing:
         return json.dumps(self.cell.get(key), sort_keys=True)
 
     def has(self, measure: str) -> bool:
-        """Whether there is such a number."""
-        return bool(self.numbers.get(measure))
+        """Whether every one of its trials has such a number."""
+        return len(self.numbers[measure]) == len(self.trials)
+
+    def is_resolved(self, measure: str) -> bool:
+        """Whether the number of any seed lies above its own evaluation error."""
+        return any(one.is_log10 or one.value > one.error for one in self.numbers[measure].values())
 
     def value(self, measure: str) -> float:
         """The number, mean over seeds."""
@@ -203,17 +207,29 @@ class Ranking:
         """Whether samples are compared, not the x0-error."""
         return self.measures != MEASURES
 
+    def estimate(self, standing: Standing, measure: str) -> float:
+        """The number that is compared: where trials are missing, least squares on cells and seeds.
+
+        A cell that lacks a bad seed is so no better for it.
+        """
+        found = self.spread(measure)
+        if (
+            found is None
+            or np.isfinite(found.values).all()
+            or not found.is_paired
+            or len(set(found.links.tolist())) > 1
+        ):
+            return standing.log10(measure)
+        return float(found.means[self.place(standing)])
+
     @cached_property
     def _orders(self) -> dict[str, tuple[int, ...]]:
+        def place(k: int, measure: str) -> tuple[float, float]:
+            standing = self.standings[k]
+            return self.estimate(standing, measure), standing.value(measure)
+
         places = range(len(self.standings))
-        return {
-            m: tuple(
-                sorted(
-                    places, key=lambda k: (self.standings[k].log10(m), self.standings[k].value(m))
-                )
-            )
-            for m in self.measures
-        }
+        return {m: tuple(sorted(places, key=lambda k: place(k, m))) for m in self.measures}
 
     @cached_property
     def _ranks(self) -> dict[str, dict[int, int]]:
@@ -267,6 +283,9 @@ class Ranking:
         In the family "baseline", `better` is the baseline.
         """
         confidence = 1 - (1 - CONFIDENCE) / len(self.measures)
+        if not worse.is_resolved(measure) and not better.is_resolved(measure):
+            # Both count as their evaluation errors, and the ratio of those says nothing.
+            return Gap(mean=0.0, half_width=inf, num_seeds=0, basis="none")
         if (found := self.spread(measure)) is not None:
             return self._over_seeds(found, worse, better, confidence, family)
         seeds = sorted(worse.numbers[measure].keys() & better.numbers[measure].keys())
@@ -346,7 +365,9 @@ class Ranking:
 
     def loss(self, standing: Standing) -> float:
         """By how much a cell is above the lowest, log10, by the measure by which it is the most."""
-        return max(standing.log10(m) - self.lowest(m).log10(m) for m in self.measures)
+        return max(
+            self.estimate(standing, m) - self.estimate(self.lowest(m), m) for m in self.measures
+        )
 
     def _over_seeds(
         self, found: Spread, a: Standing, b: Standing, confidence: float, family: Family
@@ -436,8 +457,7 @@ def rank(sweep: SweepResults) -> Ranking:
     none_learned = bool(failed) and len(learned) < 2
     if not none_learned:
         standings = learned
-    standings.sort(key=lambda one: (one.log10(measures[0]), one.value(measures[0])))
-    return Ranking(
+    ranking = Ranking(
         levels=levels,
         standings=tuple(standings),
         excluded=tuple(excluded),
@@ -449,6 +469,8 @@ def rank(sweep: SweepResults) -> Ranking:
         none_learned=none_learned,
         problem=None if standings else "No cell has every number that is compared.",
     )
+    order = ranking.order(measures[0]) if standings else ()
+    return replace(ranking, standings=tuple(standings[place] for place in order))
 
 
 def _untuned(sweep: SweepResults, keys: Sequence[str]) -> list[tuple[str, str]]:

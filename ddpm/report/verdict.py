@@ -73,7 +73,9 @@ def judge(sweep: SweepResults, ranking: Ranking) -> Conclusion:
     if ranking.none_learned and len(ranking.failed) == len(standings):
         headline = "No answer: no network has learned more than the data's mean and covariance."
         return Conclusion(
-            kind="none", headline=headline, sentences=(*learned, scope(sweep, ranking))
+            kind="none",
+            headline=headline,
+            sentences=(*learned, *filter(None, [against_baseline(ranking)]), scope(sweep, ranking)),
         )
     kind, headline = _verdict(ranking)
     lead = ranking.recommended

@@ -68,7 +68,7 @@ Metric = Literal[
     "bits_per_dim",
 ]
 _USUAL_TRIALS = {"grid": 8, "asha": 8, "bayes": 24}
-_BITS = 32  # of a draw
+_STRATA = 8
 _DIGITS = 4  # of a drawn number: it names a trial
 
 # Keys that say what trials are compared on; cells that differ in them are not comparable.
@@ -196,19 +196,20 @@ class Range:
 
 
 def share(key: str, number: int) -> float:
-    """Uniform in [0, 1): draw `number` of a key, evenly spread: each of the first 2^m draws lies in
-    another of 2^m equal parts (van der Corput's sequence, scrambled for each key as Owen 1995).
+    """Uniform in [0, 1): draw `number` of a key, evenly spread.
 
-    A function of (key, number) alone: every cell of the grid sees the same draws, and more TRIALS
-    add draws to those that are there.
+    Of every eight draws one lies in each eighth, in an order of the key's own (Latin hypercube
+    sampling, McKay et al. 1979). A function of (key, number) alone: every cell of the grid sees the
+    same draws, and more TRIALS add draws to those that are there.
     """
-    found, above = 0.0, ""
-    for place in range(_BITS):
-        bit = number >> place & 1
-        flip = hashlib.sha256(f"{key}/{above}".encode()).digest()[0] & 1
-        found += (bit ^ flip) / 2 ** (place + 1)
-        above += str(bit)
-    return found
+    block, place = divmod(number, _STRATA)
+    order = sorted(range(_STRATA), key=lambda part: _hashed(f"{key}/{block}/{part}"))
+    return (order[place] + _hashed(f"{key}/{number}")) / _STRATA
+
+
+def _hashed(words: str) -> float:
+    digest = hashlib.sha256(words.encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def draw(space: Mapping[str, Range], number: int) -> dict[str, Value]:

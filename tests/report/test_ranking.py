@@ -196,7 +196,8 @@ def test_the_samples_compared_are_of_the_most_calls_that_all_cells_made() -> Non
         assert rank(sweep_of(some)).measures == MEASURES
 
 
-def test_cells_whose_samples_are_of_other_seeds_are_not_compared() -> None:
+def test_a_cell_of_which_a_seed_has_no_samples_is_not_compared() -> None:
+    """The worst end of a training must not improve its cell."""
     has = {"linear": (0,), "cosine": (1,), "cos6": (0, 1), "sigmoid": (0,)}
     trials = [
         trial_of(
@@ -209,9 +210,30 @@ def test_cells_whose_samples_are_of_other_seeds_are_not_compared() -> None:
         for seed in ((0,) if name in ("cos6", "sigmoid") else (0, 1))
     ]
     ranking = rank(sweep_of(trials))
-    a, b = of(ranking, "linear"), of(ranking, "cosine")
-    assert {ranking.gap(*both, KID).basis for both in ((a, b), (b, a))} == {"none"}
-    assert ranking.gap(a, of(ranking, "sigmoid"), KID).basis == "evaluation"
+    assert [one.label for one in ranking.standings] == ["cos6", "sigmoid"]
+    assert {label for label, _ in ranking.excluded} == {"linear", "cosine"}
+
+
+def test_numbers_that_their_samples_do_not_resolve_are_not_told_apart() -> None:
+    """They count as their evaluation errors, whose ratio says nothing of the cells."""
+    trials = [
+        trial_of({SCHEDULER: name}, seed, error_of(-1.0), quality=quality_of(kid, 2.0, error))
+        for name, kid, error in (("linear", 1e-5, 10.0), ("cosine", 1e-5, 13.0), ("cos6", 1, 0.01))
+        for seed in range(3)
+    ]
+    ranking = rank(sweep_of(trials))
+    a, b, c = (of(ranking, name) for name in ("linear", "cosine", "cos6"))
+    assert ranking.gap(b, a, KID).sign == 0 and ranking.gap(c, a, KID).sign == 1
+
+
+def test_a_missing_bad_seed_improves_no_cell() -> None:
+    """d lacks seed 0, which was bad for all; by least squares it is the worst, not the best."""
+    values = np.array([[1.18, 0.52, -0.14], [1.17, 0.49, -0.21], [1.21, 0.51, -0.22],
+                       [np.nan, 0.68, -0.02]])  # fmt: skip
+    cells = [{SCHEDULER: name} for name in "abcd"]
+    ranking = rank(known_sweep(values, cells))
+    assert ranking.standings[-1].label == "d"
+    assert ranking.recommended is not None and ranking.recommended.label != "d"
 
 
 @pytest.mark.parametrize("value", [-0.004, 0.0, 0.0004, 0.001])

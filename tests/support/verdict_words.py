@@ -45,7 +45,7 @@ def _by_measure(
     if not sentence.startswith(start):
         yield "a sentence on another cell"
         return
-    lowest = min(ranking.standings, key=lambda one: one.log10(measure))
+    lowest = min(ranking.standings, key=lambda one: ranking.estimate(one, measure))
     if ("is lowest; it " in sentence) != (lowest is lead):
         yield "the lowest"
     if "is lowest; it is beaten" in sentence:
@@ -95,8 +95,10 @@ def _by_measure(
 def _recommended(ranking: Ranking, lead: Standing, sentence: str) -> Iterator[str]:
     if not sentence.startswith(f"Recommended: {lead.label}, "):
         yield "another cell is recommended"
-    least = [min(one.log10(m) for one in ranking.standings) for m in ranking.measures]
-    above = [lead.log10(m) - low for m, low in zip(ranking.measures, least, strict=True)]
+    least = [min(ranking.estimate(one, m) for one in ranking.standings) for m in ranking.measures]
+    above = [
+        ranking.estimate(lead, m) - low for m, low in zip(ranking.measures, least, strict=True)
+    ]
     percent = 100 * (10 ** max(above) - 1)
     if "the lowest by every measure" in sentence:
         right = max(above) == 0
@@ -115,7 +117,9 @@ def _headline(
     def signs(a: Standing, b: Standing) -> set[int]:
         return {sign(ranking, a, b, m) for m in ranking.measures}
 
-    lowest = [min(ranking.standings, key=lambda one: one.log10(m)) for m in ranking.measures]
+    lowest = [
+        min(ranking.standings, key=lambda one: ranking.estimate(one, m)) for m in ranking.measures
+    ]
     level = {
         name
         for name, one in cells.items()

@@ -41,6 +41,12 @@ def test_a_draw_lies_uniformly_by_ratio_or_by_difference() -> None:
     assert abs(np.corrcoef(places["a"], places["b"])[0, 1]) < 4 / np.sqrt(1000)
 
 
+def test_of_every_eight_draws_one_lies_in_each_eighth() -> None:
+    for first in (0, 8, 800):
+        shares = [share("a", number) for number in range(first, first + 8)]
+        assert sorted(int(8 * one) for one in shares) == list(range(8))
+
+
 def test_a_range_of_integers_gives_each_of_them() -> None:
     one = Range(low=1, high=3, is_log=False, is_integer=True)
     drawn = Counter(one.at(share("key", number)) for number in range(400))

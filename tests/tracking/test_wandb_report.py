@@ -228,7 +228,7 @@ def test_the_table_of_the_server_ranks_as_the_report_does(folder: Path, server: 
         for seed, trial in standing.trials.items():
             for measure in MEASURES:
                 number = runs[trial.name]["summary"][f"sweep/{measure}"]
-                assert number == standing.summaries[seed].value(measure)
+                assert number == standing.numbers[measure][seed].value
     assert all(run["summary"]["loss"] == 0.5 for run in runs.values())
 
     shown = grids(spec(server)["blocks"])
