@@ -164,11 +164,19 @@ def signed_digits(value: float) -> str:
     return signed(value, min(digits, 12))
 
 
+def _ratio(value: float) -> str:
+    """Two digits, and as many more as tell it from 1."""
+    digits = max(1 - floor(log10(value)), 0)
+    while digits < 12 and value != 1 and round(value, digits) == 1:
+        digits += 1
+    return signed(value, digits)
+
+
 def above(mean: float, half_width: float = inf) -> str:
     """A difference of log10 as a ratio: `12 % higher (5.1 to 19 %)`, `2.4 times as high`."""
     ends = [mean] if not isfinite(half_width) else [mean, mean - half_width, mean + half_width]
     if mean >= log10(2):
-        shown, unit, words = [signed_digits(10**end) for end in ends], "", " times as high"
+        shown, unit, words = [_ratio(10**end) for end in ends], "", " times as high"
     elif mean >= 0:
         shown, unit = [signed_digits(100 * (10**end - 1)) for end in ends], " %"
         words = " % higher"
