@@ -312,7 +312,8 @@ def _race(of: OpenSweep) -> Iterator[Round]:
     race = of.sweep.race
     assert race is not None
     path, cells = of.folder / RACE, {cell_name(t.cell) for t in of.pool}
-    taken = read_json(path).get("looks", [])
+    kept = read_json(path)
+    taken = kept.get("looks", []) if kept.get("cells") == sorted(cells) else []
     if [one["seeds"] for one in taken] != list(race.looks[: len(taken)]):
         taken = []  # of another START or MAX: what was trained stays, the looks begin anew
     racing: Collection[str] = cells
@@ -331,7 +332,7 @@ def _race(of: OpenSweep) -> Iterator[Round]:
             found = look(_numbers(of, racing), number, len(race.looks), len(cells))
             facts = {"candidates": found.candidates, "racing": found.racing}
             taken.append({"seeds": count, "is_decided": found.is_decided, **facts})
-            write_json(path, {"of": len(race.looks), "looks": taken})
+            write_json(path, {"of": len(race.looks), "cells": sorted(cells), "looks": taken})
         racing = taken[number - 1]["racing"]
         if taken[number - 1]["is_decided"]:
             return

@@ -82,7 +82,7 @@ def candidates(numbers: Numbers, level: float) -> tuple[str, ...]:
     shared = sorted(set.intersection(*(set(seeds) for seeds in there.values()))) if there else []
     names = list(there)
     if len(names) < 2 or len(shared) < 2:
-        return tuple(names)
+        return tuple(numbers)  # nothing can be told: all stay in the race
     block = np.array([[there[name][seed] for seed in shared] for name in names])
     order = np.argsort(block.mean(axis=1), kind="stable")
     first = block[order[0]]

@@ -463,6 +463,7 @@ def spread(
     by_factor = None
     if codes is not None and groups is not None and not apart:
         by_factor = _strata_of_groups(groups, values, codes, is_paired)
+        groups = groups if by_factor is not None else None  # too few seeds that all cells have
     elif is_paired and codes is not None and codes.shape[1] > 1:
         by_factor = strata(split(codes[rest]), values[rest])
     whole = _paired(values, links) if is_paired else _unpaired(values)

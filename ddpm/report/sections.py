@@ -210,7 +210,10 @@ def ranked(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]
     right = (0, *range(2, len(head)))
     yield Table(head=head, rows=rows, right=right, label=1, best=best, has_filter=True)
     errors = _capital(meaning_of_errors(standings))
-    yield _note(f"Lower is better. {_measured_on(ranking)} {errors}.")
+    yield _note(
+        f"Lower is better; cells stand in the order of the mean of log10. {_measured_on(ranking)} "
+        f"{errors}."
+    )
     if len(standings) > 1:
         name = "both measures of each cell, with intervals"
         yield Chart(name=name, spec=charts.intervals(ranking))
@@ -423,9 +426,10 @@ def _heat_map(
         if cell in group
     }
     shades: dict[tuple[int, int], float] = {}
+    logs = [standing.log10(measure) for standing in ranking.standings]
     numbers = [standing.value(measure) for standing in ranking.standings]
     digits = common_digits([standing.error(measure) for standing in ranking.standings])
-    for standing, value in zip(ranking.standings, numbers, strict=True):
+    for standing, value, log in zip(ranking.standings, numbers, logs, strict=True):
         if standing.cell in group:
             place = (
                 place_of(rows, standing.cell.get(axes.rows)),
@@ -433,7 +437,9 @@ def _heat_map(
             )
             many = number_with_error(value, standing.error(measure))[0]
             words[place] = many if digits is None else signed(value, digits)
-            shades[place] = _share(value, numbers, is_log=measure == MEASURES[0])
+            shades[place] = (
+                1.0 if max(logs) == min(logs) else ((max(logs) - log) / (max(logs) - min(logs)))
+            )
     shown = {place: words.get(place, "not trained") for place in places}
     return Table(
         head=("", *(part(axes.series, value) for value in columns)),
@@ -444,13 +450,6 @@ def _heat_map(
         caption=caption,
         shades=[[shades.get((i, j)) for j in range(len(columns))] for i in range(len(rows))],
     )
-
-
-def _share(value: float, values: Sequence[float], *, is_log: bool) -> float:
-    """1 for the lowest of the values, 0 for the highest."""
-    numbers = [v if is_log else log10(max(v, 1e-300)) for v in (value, *values)]
-    low, high = min(numbers), max(numbers)
-    return 1.0 if high == low else (high - numbers[0]) / (high - low)
 
 
 def errors_by_level(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
@@ -783,7 +782,7 @@ def tuned(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
                      *(number_with_error(one.best.value(m), one.best.error(m))[0]
                        for m in found.ranking.measures),
                      *[_clipped(one.best)] * clipped,
-                     "at an end of the range: widen it" if one.is_at_edge else ""])  # fmt: skip
+                     "the end of what was tried: widen the range" if one.is_at_edge else ""])  # fmt: skip
     head = ["cell", *names, *(NAMES[measure] for measure in found.ranking.measures),
             *["steps clipped"] * clipped, ""]  # fmt: skip
     yield Table(head=head, rows=rows, right=range(1, len(head) - 1))

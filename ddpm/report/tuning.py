@@ -14,14 +14,12 @@ import numpy as np
 from ddpm.report.ranking import Ranking, Standing, kendall_tau, rank
 from ddpm.report.reading import SweepResults, Value
 
-_EDGE = 0.1  # of a range, on the scale of its ratio: nearer to an end it may be too narrow
-
 
 @dataclass(frozen=True, kw_only=True)
 class TunedCell:
     """A cell of GRID with its tuning trainings, one standing a draw of SPACE.
 
-    best: of `draws`.  is_at_edge: whether a chosen number lies at an end of its range.
+    best: of `draws`.  is_at_edge: whether a chosen number is the lowest or highest that was tried.
     """
 
     cell: Mapping[str, Value]
@@ -80,7 +78,7 @@ def tuning_of(sweep: SweepResults) -> Tuning | None:
         learned = [one for one in draws if one in ranking.standings] or draws
         best = min(learned, key=found.score)
         draws.sort(key=lambda one: [float(one.cell[key]) for key in keys])  # type: ignore[arg-type]
-        at_edge = any(_is_at_edge(float(best.cell[k]), *sweep.space[k]) for k in keys)  # type: ignore[arg-type]
+        at_edge = any(_is_extreme(best, draws, key) for key in keys)
         cell = _grid_cell(best, sweep)
         cells.append(TunedCell(cell=cell, draws=tuple(draws), best=best, is_at_edge=at_edge))
     return replace(found, cells=tuple(cells))
@@ -100,7 +98,7 @@ def _grid_cell(standing: Standing, sweep: SweepResults) -> dict[str, Value]:
     return {key: value for key, value in standing.cell.items() if key not in sweep.space}
 
 
-def _is_at_edge(value: float, low: float, high: float) -> bool:
-    if low > 0 and high / low > 3:
-        value, low, high = np.log([value, low, high])
-    return not low + _EDGE * (high - low) <= value <= high - _EDGE * (high - low)
+def _is_extreme(best: Standing, draws: Sequence[Standing], key: str) -> bool:
+    """Whether no draw that was tried lies beyond the best one on one of its sides."""
+    values = [float(one.cell[key]) for one in draws]  # type: ignore[arg-type]
+    return float(best.cell[key]) in (min(values), max(values))  # type: ignore[arg-type]

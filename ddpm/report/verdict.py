@@ -85,6 +85,7 @@ def judge(sweep: SweepResults, ranking: Ranking) -> Conclusion:
         sentences.append(_by_level(ranking, *(ranking.lowest(m) for m in ranking.measures)))
     sentences += [
         "" if kind == "winner" else _recommendation(ranking, lead),
+        _why_no_samples(sweep, ranking),
         unequal(ranking),
         against_baseline(ranking),
         scope(sweep, ranking),
@@ -136,6 +137,16 @@ def _verdict(ranking: Ranking) -> tuple[str, str]:
         f"Undecided{where}: only {only.label} is level with the lowest by both {_both(ranking)}, "
         f"but it {why}."
     )
+
+
+def _why_no_samples(sweep: SweepResults, ranking: Ranking) -> str:
+    """Why samples that were drawn are not the headline; "" where they are, or none were."""
+    points = [p for t in sweep.trials if t.quality is not None for p in t.quality.points]
+    if ranking.of_samples or not points:
+        return ""
+    reasons = [p.reasons[name] for p in points for name in ("fid", "kid") if name in p.reasons]
+    why = reasons[0] if reasons else "the cells were not all drawn and measured alike"
+    return f"Samples were drawn but are not compared: {why.rstrip('.')}."
 
 
 def _both(ranking: Ranking) -> str:
