@@ -15,8 +15,8 @@ HEAD = """# Configuration
 
 Every key of a YAML file, generated from the code by `make docs`. The keys are DDPM v3's, so its
 files run as they are; keys that v3 lacks default to its behaviour or to "off", but for two of
-inpainting, KNOWN_NOISE and RESAMPLES ([why](sampling.md#tasks)). Case does not matter in keys and in
-named choices. On the command line `SECTION.KEY=value` after the file changes a key:
+inpainting, KNOWN_NOISE and RESAMPLES ([why](sampling.md#tasks)). Case does not matter in keys and
+in named choices. On the command line `SECTION.KEY=value` after the file changes a key:
 `TRAINING.NETWORK.TIMESTEPS=250`, `TRAINING.EMA_DECAYS=[0.99,0.999]`, `DATASET.LABEL_KEY=null`.
 
 Every mistake in a file is reported at once, one line each, before anything is written (exit code

@@ -209,6 +209,7 @@ def _plan(options: EvaluationOptions, request: SampleRequest | None, workers: Wo
         raise InputError(f"classifier features need labels, {name} has none: use pixels")
     what = request.describe() if request else f"the images of {options.source}"
     return (
-        f"would measure {what} against the {options.split} images of {name} by {features} features, "
+        f"would measure {what} against the {options.split} images of {name} by {features} "
+        "features, "
         f"with {workers.count} worker(s); nothing was written"
     )

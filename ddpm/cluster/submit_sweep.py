@@ -184,7 +184,7 @@ def run_array(
 
 
 def _expected_s(of: OpenSweep) -> float | None:
-    """Seconds of a trial; None where it is too large for this machine, which is none of the nodes."""
+    """Seconds of a trial; None where it is too large for this machine, no node of the cluster."""
     from ddpm.cluster import cost
 
     try:

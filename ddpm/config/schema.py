@@ -428,7 +428,8 @@ class Evaluation:
     SAMPLING_LOGSNR: Annotated[tuple[LogSnr, LogSnr], all_different] | Literal["data"] | None = (
         option(
             None,
-            "[lowest, highest] log SNR of these walks, evenly spaced between, the same for every noise "
+            "[lowest, highest] log SNR of these walks, evenly spaced between, the same for every "
+            "noise "
             "schedule; data = the window over which errors are averaged (docs/metrics.md); null = "
             "evenly spaced timesteps of the run's own",
         )

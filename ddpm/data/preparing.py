@@ -1,4 +1,4 @@
-"""Preparation of DATASET.PATH: its shards, packed or indexed where needed, checked against a config.
+"""Preparation of DATASET.PATH: its shards, packed or indexed where needed, and checked.
 
 Shards are used where they lie (foreign ones are indexed in place); any other source is packed once
 into OUTPUT_DIR/shards/{digest of source and options}. Checks need no torch, webdataset or

@@ -179,7 +179,7 @@ def denoised(
 ) -> Tensor:
     """x0_hat of clean images diffused to one level, float64 (N, C, H, W); never under autocast.
 
-    x0, noise: float64.  alpha, sigma: of no dimension, float64.  time: (N,), as the network sees it.
+    x0, noise: float64.  alpha, sigma: of no dimension, float64.  time: (N,), the network's.
     """
     alpha, sigma = (one.expand(len(x0)).to(x0.device) for one in (alpha, sigma))
     # The estimate is of what the network was given: x_t rounded to float32.

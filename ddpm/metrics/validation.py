@@ -137,7 +137,8 @@ def validation_metrics(
 ) -> dict[str, float]:
     """metrics_of() the first EVALUATION.NUM validation images; empty where there are none.
 
-    window: data_window().  group: workers that all call this; each measures its share and all get the numbers of all.
+    window: data_window().  group: workers that all call this; each measures its
+    share and all get the numbers of all.
     """
     ids, levels = data.validation_ids(config.EVALUATION.NUM), levels_of(schedule)
     if not len(ids):
@@ -188,7 +189,8 @@ def evaluate_run(
 ) -> dict[str, float]:
     """Measures a run's EMA network; writes evaluation.json and evaluation.npz into the run.
 
-    window: data_window().  Returns metrics_of()'s numbers, for the run's summary; none without validation images.
+    window: data_window().  Returns metrics_of()'s numbers, for the run's summary; none
+    without validation images.
     """
     if not data.num_validation:
         return {}
@@ -237,7 +239,8 @@ def write_evaluation(
 ) -> None:
     """evaluation.npz (every pair), then evaluation.json (the curve and its conditions).
 
-    window: that the data fix.  bound: on bits/dim; None says that the images have none. A diverged network's error is null.
+    window: that the data fix.  bound: on bits/dim; None says that the images have none. A
+    diverged network's error is null.
     """
     mean, spread = error.curve()
     buffer = io.BytesIO()

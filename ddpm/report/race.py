@@ -14,7 +14,8 @@ decided late; so a two-sided interval at look l of L has confidence
     1 - 2 x 0.05 / (K M) x 2^(l - 1) / (2^L - 1)
 
 and, whatever the looks have to do with each other (Bonferroni), a race names a false winner at most
-once in twenty. The report names a winner of a raced sweep only where it is the cell that the race leaves.
+once in twenty. The report names a winner of a raced sweep only where it is the cell that the
+race leaves.
 """
 
 from collections.abc import Mapping, Sequence

@@ -75,7 +75,7 @@ class Number:
 
     @property
     def log10(self) -> float:
-        """As it is compared. What its samples do not resolve, as a negative KID, counts as its error.
+        """As it is compared. What samples do not resolve, as a negative KID, counts as its error.
 
         Its own error, since that of others would let one cell change another's number.
         """

@@ -769,7 +769,8 @@ def tuned(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
         tau, common = kept
         at = " ".join(part(key, value) for key, value in common.items())
         yield Text(
-            words=f"With the one choice that suits all cells best, {at}, the tuning trainings order "
+            words=f"With the one choice that suits all cells best, {at}, the tuning trainings "
+            "order "
             "the cells as their own best choices do to the extent of Kendall's tau "
             f"{signed(tau, 2)} (1: the same order)."
         )
@@ -782,7 +783,7 @@ def tuned(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
                      *(number_with_error(one.best.value(m), one.best.error(m))[0]
                        for m in found.ranking.measures),
                      *[_clipped(one.best)] * clipped,
-                     "the end of what was tried: widen the range" if one.is_at_edge else ""])  # fmt: skip
+                     "the end of what was tried" if one.is_at_edge else ""])  # fmt: skip
     head = ["cell", *names, *(NAMES[measure] for measure in found.ranking.measures),
             *["steps clipped"] * clipped, ""]  # fmt: skip
     yield Table(head=head, rows=rows, right=range(1, len(head) - 1))

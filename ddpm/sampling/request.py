@@ -188,7 +188,7 @@ class SampleRequest:
 
     @property
     def resamples(self) -> int:
-        """How often each step is taken again: RESAMPLES, or what the task needs (docs/sampling.md)."""
+        """How often each step is taken again: RESAMPLES, or what the task needs."""
         if self.options.RESAMPLES is not None:
             return self.options.RESAMPLES
         return INPAINTING_RESAMPLES if self.options.GEN_TASK in INPAINTING else 0

@@ -8,8 +8,8 @@
 
 Image i takes base image and mask i, in turn where there are fewer. What is known is put into every
 state x_s as alpha_s known + sigma_s noise, so that the network sees it at the level it expects, and
-clean at s = 0. RESAMPLES walks each step again (8 times unless given), so that known and drawn come to
-agree (RePaint, Lugmayr et al. 2022).
+clean at s = 0. RESAMPLES walks each step again (8 times unless given), so that known and drawn
+come to agree (RePaint, Lugmayr et al. 2022).
 """
 
 import numpy as np

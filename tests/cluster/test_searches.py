@@ -198,7 +198,7 @@ def check_halving(of: OpenSweep) -> None:
 
 
 def test_a_cell_that_is_added_changes_neither_window_nor_numbers(tmp_path: Path) -> None:
-    """One that is shifted by 9 misses half of the window, which levels that all share would lack."""
+    """One that is shifted by 9 misses half of the window, which shared levels would lack."""
     text = "GRID: {TRAINING.NETWORK.LOGSNR_SHIFT: [0.0, 1.0]}\n"
     with opened(tmp_path, text) as of:
         run_here(of)

@@ -1,4 +1,4 @@
-"""TUNE.WITHIN as a user runs it: tuned within each cell, then compared; run again, nothing is done."""
+"""TUNE.WITHIN as a user runs it: tuned within each cell, then compared; again: nothing is done."""
 
 import json
 import subprocess

@@ -40,7 +40,7 @@ def test_a_choice_at_an_end_of_its_range_is_said() -> None:
 
 
 def test_the_order_at_one_rate_for_all_is_compared_with_that_at_each_own() -> None:
-    """At 0.003, the best for all, image < noise < velocity; at their own velocity < noise < image."""
+    """At 0.003, best for all, image < noise < velocity; at their own velocity < noise < image."""
     found = tuning_of(sweep_of_draws())
     assert found is not None
     tau, common = found.order_kept() or (None, None)
