@@ -303,8 +303,10 @@ def test_schedules_compare_and_hash_by_their_definition_and_survive_pickling() -
     again = pickle.loads(pickle.dumps(one))
     assert again == one and torch.equal(again.alphas_cumprod, one.alphas_cumprod)
     assert repr(one) == (
-        "NoiseSchedule(name='cos6', num_timesteps=10, logsnr_shift=0.0, zero_terminal_snr=False)"
+        "NoiseSchedule(name='cos6', num_timesteps=10, logsnr_shift=0.0, zero_terminal_snr=False, "
+        "time_input='time')"
     )
+    assert one != NoiseSchedule("cos6", 10, time_input="logsnr")
 
 
 @pytest.mark.parametrize(
