@@ -34,10 +34,10 @@ report: $(STAMP)   ## report.html, report.md and tables of REPORT, a sweep or a 
 results: $(STAMP)  ## published results, made again: RESULTS="few_steps ..."; ARGS=--short for less
 	for name in $(RESULTS); do $(BIN)/python -m experiments $$name $(ARGS) || exit; done
 
-test: $(STAMP)     ## the tests of every guarantee that take seconds each; under 8 minutes on two cores
+test: $(STAMP)     ## the tests of every guarantee but the longest
 	$(BIN)/python -m pytest -q -m "$(PLAIN) and not long" -n $(JOBS) --durations=15 $(ARGS)
 
-test-fast: $(STAMP) ## those under two seconds each; a minute
+test-fast: $(STAMP) ## those of about two seconds at most each
 	$(BIN)/python -m pytest -q -m "$(PLAIN) and not slow and not long and not ray" -n $(JOBS) --durations=15 $(ARGS)
 
 test-all: $(STAMP) ## every test that needs no GPU and no SLURM

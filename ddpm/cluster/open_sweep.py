@@ -29,7 +29,7 @@ from ddpm.metrics import (
     levels_of,
     write_references,
 )
-from ddpm.report import look
+from ddpm.report import RACE, look
 from ddpm.runs import RunDirectory, Tail, lock, make_folder, read_json, write_json
 from ddpm.sampling import open_data, start_problems
 from ddpm.sweep import (
@@ -47,7 +47,7 @@ from ddpm.training import Job, steps_per_epoch, total_steps
 
 # trials of a driver that was killed may take some seconds to die and let go of their locks
 PATIENCE_S = 60.0
-RACE, WITHIN = "race.json", "within.json"
+WITHIN = "within.json"
 
 
 @dataclass(kw_only=True)

@@ -50,6 +50,7 @@ from .window import Window as Window
 from .window import data_window as data_window
 from .window import resolved_window as resolved_window
 from .x0_error import MEASURES as MEASURES
+from .x0_error import RESOLVED as RESOLVED
 from .x0_error import X0Error as X0Error
 from .x0_error import common_levels as common_levels
 from .x0_error import continuous_bound as continuous_bound

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ddpm.data import Dataset
 from ddpm.distributed import ALONE, Group
+from ddpm.metrics.x0_error import RESOLVED
 
 # Of images of more than so many values a few are enough: the smaller of the two Gram matrices is
 # diagonalised.
 _MANY_VALUES = 4096
 _MOST_FITTED, _FEW_FITTED = 10_000, 2048
-RESOLVED = (0.01, 0.99)
 
 Window = tuple[int, int]
 

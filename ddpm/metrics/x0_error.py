@@ -23,6 +23,7 @@ import numpy as np
 from ddpm.metrics.intervals import standard_error
 
 MEASURES = ("mean_log10_mse", "snr_weighted_mse")
+RESOLVED = (0.01, 0.99)  # shares of the data's variance between which levels are averaged over
 
 
 @dataclass(frozen=True, kw_only=True)

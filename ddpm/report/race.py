@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from ddpm.metrics import t_quantile
 
 ERROR = 0.05
+RACE = "race.json"  # of a sweep's folder: the looks that were taken
 
 # cell -> what each of its seeds gave by one measure, lower is better
 Numbers = Mapping[str, Mapping[int, float]]

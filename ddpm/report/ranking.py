@@ -38,6 +38,7 @@ import numpy as np
 from ddpm.errors import InputError
 from ddpm.metrics import (
     MEASURES,
+    RESOLVED,
     QualityPoint,
     X0Error,
     common_levels,
@@ -61,8 +62,7 @@ OF_SAMPLES = ("kid", "fid")
 # Of a grid's combinations; with fewer, what each key does cannot be separated.
 _LEAST_FILLED = 0.5
 CONFIDENCE = 0.95
-_RESOLVED = (0.01, 0.99)  # of the data's variance, by the best linear estimate
-_ALIKE = 1.1  # costs within this ratio are not told apart
+ALIKE = 1.1  # costs within this ratio are not told apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,7 +360,7 @@ class Ranking:
         for cost_of in (lambda one: one.seconds or nan, lambda one: one.calls):
             costs = [cost_of(one) for one in left]
             if all(map(isfinite, costs)):
-                left = [one for one in left if cost_of(one) <= _ALIKE * min(costs)]
+                left = [one for one in left if cost_of(one) <= ALIKE * min(costs)]
         return min(left, key=self.loss)
 
     def loss(self, standing: Standing) -> float:
@@ -496,7 +496,7 @@ def window_of(sweep: SweepResults) -> tuple[int, ...]:
     if lines is None or lines.gaussian is None or not max(lines.gaussian) > 0:
         return ()
     shares = 1 - np.array(lines.gaussian) / max(lines.gaussian)
-    inside = (shares >= _RESOLVED[0]) & (shares <= _RESOLVED[1])
+    inside = (shares >= RESOLVED[0]) & (shares <= RESOLVED[1])
     return tuple(level for level, one in zip(lines.levels, inside, strict=True) if one)
 
 

@@ -44,7 +44,7 @@ from ddpm.report.labels import (
     text,
     varied,
 )
-from ddpm.report.ranking import Comparison, Gap, Ranking, Standing, against, agreement
+from ddpm.report.ranking import ALIKE, Comparison, Gap, Ranking, Standing, against, agreement
 from ddpm.report.reading import SweepResults, TrialResult, Value, mapping, number, sequence
 from ddpm.report.tuning import tuning_of
 from ddpm.report.verdict import (
@@ -65,7 +65,6 @@ OUTCOMES = {
     "level": "cannot be told apart",
 }
 _PANELS, _LEVEL_ROWS, _SHOWN = 12, 30, 50
-_ALIKE = 1.1  # costs within this ratio are not told apart
 _NONE = "\u2013"
 # Facts of provenance.json that differ from trial to trial by their nature, or repeat others.
 _OF_ONE_TRIAL = ("attempts", "command", "config_sha256", "job", "run_id", "sequence", "started")
@@ -578,7 +577,7 @@ def _fronts(ranking: Ranking) -> str:
     said = ["A cell is on the front when no other is both cheaper and better."]
     if len(standings) <= 60:
         said.append("Bars: the intervals of the ranking.")
-    if ratio < _ALIKE:
+    if ratio < ALIKE:
         said.append(
             f"All cells cost nearly the same (within {max(1, ceil(100 * (ratio - 1)))} %, which "
             "may be the machine's), so the front says little here."

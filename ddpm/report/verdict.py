@@ -35,7 +35,7 @@ from ddpm.report.labels import (
     spoken,
     varied,
 )
-from ddpm.report.race import decided_for
+from ddpm.report.race import RACE, decided_for
 from ddpm.report.ranking import Comparison, Ranking, Standing, against
 from ddpm.report.reading import SweepResults, Value, mapping, number, read_json, sequence
 from ddpm.report.scatter import CHOICE_DOF, Spread
@@ -442,7 +442,7 @@ def race_in_words(found: Sequence[Mapping[str, Value]]) -> str:
 
 def looks(folder: Path) -> list[Mapping[str, Value]]:
     """The looks of a race of seeds, the first one first; none without a race."""
-    facts = mapping(read_json(folder / "race.json"))
+    facts = mapping(read_json(folder / RACE))
     return [mapping(one) for one in sequence(facts.get("looks")) if number(facts.get("of", 0))]
 
 

@@ -153,71 +153,38 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
     if not cells:
         raise InputError([f"{path}: every cell is impossible", *(one.reason for one in skipped)])
     plan, race = planned
-    if tune.WITHIN is not None:
-        return _within(path, document, base, grid, ranges, plan, race, cells, skipped)
-    pairs = itertools.product(plan.SEEDS, _named(plan.NAMES) if plan.NAMES else cells)
-    trials = tuple(
-        _trial(base, document, cell, _own_seed(plan, cell, seed)) for seed, cell in pairs
-    )
+    make = partial(_trial, base, document)
+    if tune.WITHIN is None:
+        pairs = itertools.product(plan.SEEDS, _named(plan.NAMES) if plan.NAMES else cells)
+        trials = tuple(make(cell, _own_seed(plan, cell, seed)) for seed, cell in pairs)
+        first = trials[0]
+    else:
+        pairs = itertools.product(tune.TUNING_SEEDS, cells)
+        trials = tuple(_tuning(make, cell, seed) for seed, cell in pairs)
+        first = make(cells[0], plan.SEEDS[0])
     varied = [key for key, values in grid.items() if len(values) > 1]
     configs = [trial.config for trial in trials]
-    if found := comparable.problems(tune, race, varied, ranges, configs):
-        raise InputError([f"{path}: {problem}" for problem in found])
-    return Sweep(
-        name=path.stem,
-        path=path,
-        question=_question(path),
-        base=trials[0].config,
-        grid={NAME: plan.NAMES} if plan.NAMES else _plain_grid(grid),
-        seeds=plan.SEEDS,
-        tune=tune,
-        trials=trials,
-        skipped=tuple(skipped),
-        space=ranges,
-        race=race,
-        make=partial(_trial, base, document),
-    )
-
-
-def _within(
-    path: Path,
-    document: Document,
-    base: Document,
-    grid: Axes,
-    ranges: Mapping[str, Range],
-    plan: SearchPlan,
-    race: Race | None,
-    cells: Sequence[Cell],
-    skipped: Sequence[SkippedCell],
-) -> Sweep:
-    """A sweep whose trials choose the numbers of SPACE within each cell of GRID."""
-    tune = plan.TUNE
-    make = partial(_trial, base, document)
-    first = make(cells[0], plan.SEEDS[0])
-    trials = tuple(
-        _tuning(make, cell, s) for s, cell in itertools.product(tune.TUNING_SEEDS, cells)
-    )
-    varied = [key for key, values in grid.items() if len(values) > 1]
-    found = comparable.problems(tune, race, varied, ranges, [trial.config for trial in trials])
-    if shared := sorted({*tune.TUNING_SEEDS} & {*plan.SEEDS}):
+    found = comparable.problems(tune, race, varied, ranges, configs)
+    if tune.WITHIN is not None and (shared := sorted({*tune.TUNING_SEEDS} & {*plan.SEEDS})):
         found.append(
             f"TUNE.TUNING_SEEDS and SEEDS share {', '.join(map(str, shared))}; what is chosen on a "
             "seed looks better on it than it is: give others"
         )
     if found:
         raise InputError([f"{path}: {problem}" for problem in found])
+    names = {key: tuple(plain(value) for value in values) for key, values in grid.items()}
     return Sweep(
         name=path.stem,
         path=path,
         question=_question(path),
         base=first.config,
-        grid=_plain_grid(grid),
+        grid={NAME: plan.NAMES} if plan.NAMES else names,
         seeds=plan.SEEDS,
         tune=tune,
         trials=trials,
         skipped=tuple(skipped),
         space=ranges,
-        race=None,
+        race=race,
         make=make,
     )
 
@@ -234,10 +201,6 @@ def tuned_trial(sweep: Sweep, cell: Cell, chosen: Mapping[str, object], seed: in
     return replace(
         sweep.make({**cell, **chosen}, seed), cell=_plain_cell(cell), chosen=dict(chosen)
     )
-
-
-def _plain_grid(grid: Axes) -> dict[str, tuple[object, ...]]:
-    return {key: tuple(plain(value) for value in values) for key, values in grid.items()}
 
 
 def write_best(config: Config, path: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from ddpm.report.ranking import rank
+from ddpm.report.reading import SweepResults
 from ddpm.report.tuning import chosen_within, tuning_of
 from tests.support.known_sweeps import PRED_TYPE, sampled_sweep
 
@@ -18,7 +19,7 @@ CURVES = {
 }
 
 
-def sweep_of_draws():  # type: ignore[no-untyped-def]
+def sweep_of_draws() -> SweepResults:
     cells = [{PRED_TYPE: name, RATE: rate} for name in CURVES for rate in RATES]
     numbers = np.array([value for curve in CURVES.values() for value in curve])[:, None]
     drawn = sampled_sweep(numbers, numbers, cells)
