@@ -26,7 +26,7 @@ from ddpm.cluster.workers import Workers, workers_of_trials
 from ddpm.errors import BudgetSpent, DdpmError, InputError, Interrupted, LockedError
 from ddpm.report import predicted_cost
 from ddpm.runs import remove, watch
-from ddpm.sweep import Sweep, Trial, comparable, write_best
+from ddpm.sweep import Sweep, Trial, comparable
 
 LOOK_S = 2.0  # between looks at the budget
 
@@ -218,7 +218,7 @@ def print_skipped(sweep: Sweep, console: Console) -> None:
 
 
 def conclude(of: OpenSweep, console: Console) -> int:
-    """Table, report, best.yaml and the last lines; 1 when trials failed.
+    """Table, report with best.yaml, and the last lines; 1 when trials failed.
 
     Interrupted when trials have not ended: another process trains them, or did.
     """
@@ -230,10 +230,6 @@ def conclude(of: OpenSweep, console: Console) -> int:
             "first; run the same command again to continue"
         )
     failed = [o for t in of.trials if (o := outcomes[t.trial_id]).status == "failed"]
-    best = report.assess(folder).ranking.recommended
-    if best:
-        chosen = next(t for t in of.trials if dict(t.cell) == dict(best.cell))
-        write_best(chosen.config, folder / "best.yaml")
     built = report.build(folder)
     built.print(console)
     for outcome in failed:
