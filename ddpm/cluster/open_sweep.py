@@ -16,7 +16,6 @@ from pathlib import Path
 
 from ddpm import config as configuration
 from ddpm import report
-from ddpm.cluster.run_trial import TrialTask
 from ddpm.cluster.workers import Workers
 from ddpm.config import Config, schedule_arguments
 from ddpm.data import Dataset, preparing
@@ -43,10 +42,8 @@ from ddpm.sweep import (
     is_inside,
     tuned_trial,
 )
-from ddpm.training import Job, steps_per_epoch, total_steps
+from ddpm.training import steps_per_epoch, total_steps
 
-# trials of a driver that was killed may take some seconds to die and let go of their locks
-PATIENCE_S = 60.0
 WITHIN = "within.json"
 
 
@@ -103,21 +100,6 @@ class OpenSweep:
             data_dir=str(data.index.folder.absolute()),
             steps=total_steps(config.TRAINING, data.num_train),
             num_train=data.num_train,
-        )
-
-    def task(self, trial: Trial) -> TrialTask:
-        """A trial for the process that trains it."""
-        job = Job(
-            config=configuration.to_dict(trial.config),
-            run_dir=trial.run_dir,
-            data_dir=trial.data_dir,
-            threads=self.workers.cpus,
-            command=tuple(sys.argv),
-            wait_s=PATIENCE_S,
-            packed=self.packed,
-        )
-        return TrialTask(
-            folder=str(self.folder), outcome=trial.outcome, job=job, workers=self.workers
         )
 
     def tails(self) -> list[Tail]:

@@ -85,7 +85,7 @@ def run_round(of: OpenSweep, one: Round, max_concurrent: int) -> None:
 
 def _as_text(of: OpenSweep, trial: Trial) -> str:
     """A trial's task as text, in which Tune looks for no parameters."""
-    return json.dumps(asdict(of.task(trial)))
+    return json.dumps(asdict(TrialTask.of(of, trial)))
 
 
 def _as_task(params: Mapping[str, Any], tasks: Mapping[str, str]) -> TrialTask:

@@ -6,22 +6,29 @@ nothing depends on a driver living to see it.
 """
 
 import logging
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from ddpm import config as configuration
 from ddpm.cluster.workers import Workers
 from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import DdpmError, Interrupted, LockedError
 from ddpm.runs import NewRows, RunDirectory, claimed, storage
-from ddpm.sweep import Ladder, Ledger, Outcome, Rung, comparable, row_of
+from ddpm.sweep import Ladder, Ledger, Outcome, Rung, Trial, comparable, row_of
 from ddpm.training import Job, work
+
+if TYPE_CHECKING:
+    from ddpm.cluster.open_sweep import OpenSweep
 
 log = logging.getLogger(__name__)
 STOP_POLL_S = 0.5
+# trials of a driver that was killed may take some seconds to die and let go of their locks
+PATIENCE_S = 60.0
 Ended = Literal["done", "failed", "early", "stopped", "held"]
 
 
@@ -36,6 +43,20 @@ class TrialTask:
     outcome: Outcome
     job: Job
     workers: Workers
+
+    @classmethod
+    def of(cls, sweep: "OpenSweep", trial: Trial) -> "TrialTask":
+        """A trial of a sweep that this process holds."""
+        job = Job(
+            config=configuration.to_dict(trial.config),
+            run_dir=trial.run_dir,
+            data_dir=trial.data_dir,
+            threads=sweep.workers.cpus,
+            command=tuple(sys.argv),
+            wait_s=PATIENCE_S,
+            packed=sweep.packed,
+        )
+        return cls(folder=str(sweep.folder), outcome=trial.outcome, job=job, workers=sweep.workers)
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "TrialTask":

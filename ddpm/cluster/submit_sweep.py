@@ -162,10 +162,8 @@ def run_array(
         by_number = options.cluster != "slurm" or options.group_size or not probe or not todo
         seconds = None if by_number else _expected_s(of)
         size = group_size(len(todo), options, resources.jobs, seconds) if todo else 1
-        parts = (
-            {trial.trial_id: asdict(of.task(trial)) for trial in todo[start : start + size]}
-            for start in range(0, len(todo), size)
-        )
+        items = [(trial.trial_id, asdict(TrialTask.of(of, trial))) for trial in todo]
+        parts = (dict(items[start : start + size]) for start in range(0, len(items), size))
         tasks = write_tasks(folder, parts)
         if options.cluster == "debug":
             stop = of.stop_file.touch

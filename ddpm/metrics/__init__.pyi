@@ -5,10 +5,6 @@ from .classifier import ClassifierFeatures as ClassifierFeatures
 from .classifier import train as train
 from .evaluation import Images as Images
 from .evaluation import evaluate as evaluate
-from .evaluation import evaluate_samples as evaluate_samples
-from .evaluation import require_measurable as require_measurable
-from .evaluation import show as show
-from .evaluation import write_record as write_record
 from .features import Extractor as Extractor
 from .features import collect as collect
 from .features import deal as deal
@@ -38,9 +34,13 @@ from .reference import open_extractor as open_extractor
 from .reference import reference_of as reference_of
 from .samples import SampleSet as SampleSet
 from .samples import drawn as drawn
+from .samples import evaluate_samples as evaluate_samples
 from .samples import is_trained as is_trained
 from .samples import read_samples as read_samples
 from .samples import request_of as request_of
+from .samples import require_measurable as require_measurable
+from .samples import show as show
+from .samples import write_record as write_record
 from .validation import ema_curve as ema_curve
 from .validation import evaluate_run as evaluate_run
 from .validation import levels_of as levels_of

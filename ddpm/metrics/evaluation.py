@@ -8,29 +8,19 @@ A floor is the number that held-out real images get: samples as good as real one
 number that depends on how many images it is of has a floor at equal numbers only.
 """
 
-import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
-from ddpm.distributed import ALONE, Group, whole_batches
-from ddpm.errors import InputError
 from ddpm.metrics import intervals, manifold
 from ddpm.metrics.distances import BLOCK_LEAST, IMAGES_PER_DIMENSION
 from ddpm.metrics.features import (
     GROUPS,
-    Extractor,
     Judged,
     Pixels,
     Statistics,
@@ -38,14 +28,11 @@ from ddpm.metrics.features import (
     deal,
 )
 from ddpm.metrics.intervals import Interval
-from ddpm.metrics.manifold import MOST_LOOKED_UP, Manifold
-from ddpm.metrics.reference import READ, RealData, Reference, reference_of, subset
-from ddpm.metrics.samples import SampleSet
-from ddpm.runs import provenance, shown, storage
+from ddpm.metrics.manifold import Manifold
+from ddpm.metrics.reference import Reference
 
 # Each of the 16 groups needs a block for KID: fewer images give no distance at all.
 LEAST = GROUPS * BLOCK_LEAST
-FORMAT = 1
 
 Distances = NDArray[np.float64]
 
@@ -244,185 +231,3 @@ def evaluate(
         except Unmeasured as reason:
             reasons[name] = str(reason)
     return found, reasons
-
-
-def evaluate_samples(
-    samples: SampleSet,
-    real: RealData,
-    split: str,
-    extractor: Extractor,
-    group: Group = ALONE,
-    command: Sequence[str] = (),
-) -> dict[str, Any]:
-    """The record of `ddpm evaluate`: every metric with its floor, and all it depends on.
-
-    group: workers that all call this.  command: which asked for it.  Raises InputError where no
-    number would mean anything.
-    """
-    require_measurable(samples, real, split)
-
-    def batches(places: range) -> Iterator[Pixels]:
-        return shown("features of the samples", len(places), samples.batches(places))
-
-    reference = reference_of(real, split, extractor, group)
-    found, reasons = evaluate(
-        Images(count=len(samples), batches=batches, labels=samples.labels, in_turn=samples.in_turn),
-        reference,
-        nearest=_nearest(samples, real, group),
-    )
-    floors, floor_images = _floors(found, len(samples), real, split, reference)
-    measures: dict[str, Any] = {}
-    for name, metric in METRICS.items():
-        if name in reasons:
-            measures[name] = {"value": None, "reason": reasons[name]}
-            continue
-        floor = vars(floors[name]) if name in floors else metric.fresh
-        measures[name] = {**vars(found[name]), "better": metric.better, "floor": floor}
-    return {
-        "format": FORMAT,
-        "protocol": _protocol(samples, real, split, extractor),
-        "samples": {"name": samples.name, "n": len(samples), **samples.facts},
-        "reference": {"name": real.name, "split": split, "n": len(real.ids(split)), **real.facts},
-        "floor_images": floor_images,
-        "features": {
-            "name": extractor.name,
-            "sha256": extractor.sha256,
-            "dimension": extractor.dimension,
-            "description": extractor.description,
-        },
-        "measures": measures,
-        "made": provenance.attempt(command or sys.argv),
-    }
-
-
-def write_record(record: Mapping[str, Any], samples: SampleSet, real: RealData) -> Path:
-    """Keeps a record durably, beside the samples, or by the statistics where none may write."""
-    beside = samples.beside
-    folder = beside.parent if os.access(beside.parent, os.W_OK) else real.folder
-    path = folder / f"{beside.name}_{record['features']['name']}.json"
-    storage.write_json(path, record)
-    return path
-
-
-def _protocol(samples: SampleSet, real: RealData, split: str, extractor: Extractor) -> str:
-    """The line to paste into a paper: all that the numbers depend on."""
-    return (
-        f"{len(samples):,} samples ({samples.protocol}) against {len(real.ids(split)):,} "
-        f"{split} images of {real.name} ({real.data.sha256[:8]}), uint8, not "
-        f"resized; {extractor.description} ({extractor.sha256[:8]}); FID "
-        "extrapolated to infinitely many samples by the jackknife over 16 groups, KID "
-        "unbiased over pairs of 16 groups, k = 3 (precision, recall) and 5 (density, "
-        "coverage); 95 % intervals"
-    )
-
-
-def require_measurable(samples: SampleSet, real: RealData, split: str) -> None:
-    """Raises InputError with all that keeps samples from being measured."""
-    problems = []
-    if len(samples) < LEAST:
-        problems.append(
-            f"{samples.name}: {len(samples)} images are too few for any measure; give {LEAST} at "
-            "least, some thousands for narrow intervals"
-        )
-    if (count := len(real.ids(split))) < LEAST:
-        problems.append(
-            f"--split {split}: {real.name} has {count} images there, {LEAST} are needed; give "
-            "another split, or a larger DATASET.VALIDATION_FRACTION"
-        )
-    if not problems:
-        first = samples.at([0])
-        if all(bool((batch == first).all()) for batch in samples.batches(range(len(samples)))):
-            problems.append(f"{samples.name}: all {len(samples)} images are the same one")
-    if problems:
-        raise InputError(problems)
-
-
-def _floors(
-    found: Mapping[str, Interval], count: int, real: RealData, split: str, reference: Reference
-) -> tuple[dict[str, Interval], int]:
-    """The floors of the numbers found, and how many real images they are of, of the other split."""
-    others = real.ids("validation" if split == "train" else "train")
-    ids = others[subset(len(others), count)]
-    if len(ids) < LEAST:
-        return {}, 0
-    images = Images(
-        count=len(ids),
-        batches=lambda places: real.batches(ids[places.start : places.stop]),
-        labels=real.labels(ids),
-    )
-    wanted = [name for name in found if METRICS[name].fresh is None]
-    floors, _ = evaluate(images, reference, wanted)
-    comparable = {
-        name: floor
-        for name, floor in floors.items()
-        if found[name].unbiased or floor.n == found[name].n
-    }
-    return comparable, len(ids)
-
-
-def _nearest(
-    samples: SampleSet, real: RealData, group: Group
-) -> tuple[Distances, Distances] | None:
-    """Distances to the nearest training image, of samples and of held-out images.
-
-    Every worker looks up all of these in its share of the training images.
-    """
-    held_out = real.validation_ids[subset(len(real.validation_ids), MOST_LOOKED_UP)]
-    if len(held_out) < LEAST:
-        return None
-    chosen = samples.at(subset(len(samples), MOST_LOOKED_UP))
-    queries = np.concatenate([real.images(held_out), chosen])
-    own = whole_batches(len(real.train_ids), READ, group)
-    batches = real.batches(real.train_ids[own.start : own.stop])
-    nearest = manifold.nearest_distances(
-        queries, shown("nearest training images", len(own), batches), group.device
-    )
-    found = group.least_(torch.from_numpy(nearest).to(group.device)).cpu().numpy()
-    return found[len(held_out) :], found[: len(held_out)]
-
-
-def show(record: Mapping[str, Any], console: Console) -> None:
-    """Prints a record: its table, the reasons for missing numbers, the protocol line to paste."""
-    table = Table(title=record["samples"]["name"], title_justify="left", box=box.SIMPLE)
-    for heading in ("measure", "value", "95 % interval", "n", "floor", "better"):
-        is_number = heading in ("value", "n", "floor")
-        side: Literal["left", "right"] = "right" if is_number else "left"
-        table.add_column(heading, justify=side, no_wrap=heading != "measure")
-    for name, metric in METRICS.items():
-        table.add_row(*cells(metric, record["measures"][name]))
-    console.print(table)
-    for name, metric in METRICS.items():
-        if reason := record["measures"][name].get("reason"):
-            console.print(f"{metric.title}: not measured, {reason}", soft_wrap=True)
-    if record["floor_images"]:
-        other = "validation" if record["reference"]["split"] == "train" else "train"
-        console.print(
-            f"floor: {record['floor_images']:,} real images of the {other} split, measured as the "
-            "samples are",
-            soft_wrap=True,
-        )
-    console.print(f"protocol: {record['protocol']}", soft_wrap=True, highlight=False)
-
-
-def cells(metric: Metric, found: Mapping[str, Any]) -> list[str]:
-    """One line of the table, from a metric's entry in a record."""
-    if found["value"] is None:
-        return [metric.title, "–", "", "", "", metric.better]
-
-    def number(value: float, of: Mapping[str, Any]) -> str:
-        """With as many decimals as the interval bears."""
-        width = (of["high"] - of["low"]) * metric.scale
-        decimals = 1 if width >= 10 else 2 if width >= 1 else 3 if width >= 0.1 else 4
-        return f"{value * metric.scale:.{decimals}f}"
-
-    floor = f"{metric.fresh:g}" if metric.fresh is not None else "–"
-    if isinstance(found["floor"], Mapping):
-        floor = number(found["floor"]["value"], found["floor"])
-    return [
-        metric.title,
-        number(found["value"], found),
-        f"{number(found['low'], found)} to {number(found['high'], found)}",
-        f"{found['n']:,}",
-        floor,
-        metric.better,
-    ]

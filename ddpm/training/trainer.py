@@ -9,9 +9,9 @@ number of workers and threads.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from torch import nn
@@ -39,6 +39,19 @@ class StepReport:
     samples: np.ndarray | None = None  # uint8 (N, H, W, C)
     state: TrainState | None = None
     stopped: bool = False  # the run was asked to stop: this is the last report
+
+
+class Tracker(Protocol):
+    """A second place where a run is shown; it may lag or vanish."""
+
+    def log(self, report: StepReport) -> None:
+        """Show one report."""
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """The last word on a run that ended well; closes."""
+
+    def close(self) -> None:
+        """Let go of everything; harmless when already closed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,11 @@ whoever listens.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,20 +43,14 @@ from ddpm.runs import (
 )
 from ddpm.sampling import build, grids, open_data
 from ddpm.training.step import TrainState, kernels, profiler
-from ddpm.training.trainer import Every, StepReport, steps_per_epoch, total_steps, train
-
-
-class Tracker(Protocol):
-    """A second place where a run is shown; it may lag or vanish."""
-
-    def log(self, report: StepReport) -> None:
-        """Show one report."""
-
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """The last word on a run that ended well; closes."""
-
-    def close(self) -> None:
-        """Let go of everything; harmless when already closed."""
+from ddpm.training.trainer import (
+    Every,
+    StepReport,
+    Tracker,
+    steps_per_epoch,
+    total_steps,
+    train,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from ddpm.cluster import open_sweep
 from ddpm.cluster.open_sweep import OpenSweep, Round, rounds
 from ddpm.cluster.ray_cluster import running_ray
 from ddpm.cluster.run_sweep import Allowance
-from ddpm.cluster.run_trial import run_trial
+from ddpm.cluster.run_trial import TrialTask, run_trial
 from ddpm.cluster.workers import Workers
 from ddpm.errors import InputError
 from ddpm.runs import checkpoint
@@ -121,7 +121,7 @@ def test_wall_hours_are_spent_at_their_limit(tmp_path: Path) -> None:
 
 
 def run_one(of: OpenSweep, trial: Trial) -> str:
-    return run_trial(replace(of.task(trial), workers=ALONE), should_stop=lambda: False)
+    return run_trial(replace(TrialTask.of(of, trial), workers=ALONE), should_stop=lambda: False)
 
 
 @pytest.fixture(scope="module")

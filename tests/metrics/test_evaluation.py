@@ -14,10 +14,10 @@ from ddpm.cli import evaluate as command
 from ddpm.data import packing
 from ddpm.data.index import open_index
 from ddpm.errors import InputError
-from ddpm.metrics.evaluation import METRICS, cells, class_score, evaluate_samples
+from ddpm.metrics.evaluation import METRICS, class_score
 from ddpm.metrics.features import Judged
 from ddpm.metrics.reference import RealData, pixel_features
-from ddpm.metrics.samples import drawn, read_samples, request_of
+from ddpm.metrics.samples import cells, drawn, evaluate_samples, read_samples, request_of
 from tests.support.digits_runs import digit_images, digits_run, real_digits
 
 

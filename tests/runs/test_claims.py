@@ -17,7 +17,7 @@ import pytest
 
 from ddpm import config as configuration
 from ddpm.cluster import open_sweep
-from ddpm.cluster.run_trial import run_trial
+from ddpm.cluster.run_trial import TrialTask, run_trial
 from ddpm.data import preparing
 from ddpm.errors import LockedError
 from ddpm.runs import layout, storage
@@ -254,7 +254,7 @@ def test_what_others_made_before_a_sweep_had_its_lock_is_found(
         meanwhile = RunDirectory.find_or_name(other, data).path
         assert str(meanwhile.absolute()) != trial.run_dir
         meanwhile.mkdir(parents=True)
-        task = opened.task(trial)
+        task = TrialTask.of(opened, trial)
         task = replace(task, job=replace(task.job, wait_s=0.0))
         assert run_trial(task, should_stop=lambda: False) == "held"
         assert not Path(task.job.run_dir).exists()
