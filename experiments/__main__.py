@@ -51,6 +51,10 @@ STUDIES: dict[str, Study] = {
         question="linear against cosine in few steps, and with a part of the chain skipped",
         time="about 12 minutes; 5",
     ),
+    "schedule_shift": Study(
+        question="does the best shift of the schedule grow with the resolution?",
+        time="about 20 minutes; 4",
+    ),
     "terminal_snr": Study(
         question="does the signal left at t = T shift the brightness of samples as predicted?",
         time="about 12 minutes; 3",

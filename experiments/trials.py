@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import log
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from ddpm.sweep import plan
 
 T = TypeVar("T")
 Cell = tuple[object, ...]
+LEAST_FID = 1e-6  # an estimate at infinity may be negative
 SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
 
 
@@ -86,6 +88,17 @@ def run_of(trial: TrialResult) -> Path:
     """The run directory of a trial that is done."""
     assert trial.run_dir is not None
     return trial.run_dir
+
+
+def log_fid(trial: TrialResult) -> float:
+    """ln FID of the samples that the training drew at its end, of infinitely many.
+
+    InputError where they were not measured.
+    """
+    fid = trial.quality.points[0].fid if trial.quality and trial.quality.points else None
+    if fid is None:
+        raise InputError(f"{trial.run_dir}: its samples have no FID; give EVALUATION.SAMPLING_NUM")
+    return log(max(fid.value, LEAST_FID))
 
 
 def failures(found: SweepResults) -> tuple[str, ...]:
