@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddpm.diffusion.process import per_sample
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.sampling.denoise import Denoised
 from ddpm.sampling.samplers import SAMPLERS, Move
@@ -21,9 +22,15 @@ MEAN, VARIANCE = 0.5, 0.25
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 
 
+def level_of(alpha: Tensor, sigma: Tensor) -> Level:
+    """A level where samplers need no time; of a batch where alpha and sigma are (N,)."""
+    logsnr = 2 * torch.log(alpha / sigma)
+    return Level(time=0.5, t=0, alpha=alpha, sigma=sigma, logsnr=logsnr, network_time=0.5, key=0)
+
+
 def believe(x_t: Tensor, level: Level) -> Denoised:
     """E[x0 | x_t] of data N(MEAN, VARIANCE), and the noise that goes with it."""
-    alpha, sigma = level.alpha, level.sigma
+    alpha, sigma = per_sample(level.alpha, x_t), per_sample(level.sigma, x_t)
     marginal = alpha**2 * VARIANCE + sigma**2
     return Denoised(
         x0_hat=(alpha * VARIANCE * x_t + sigma**2 * MEAN) / marginal,
@@ -73,7 +80,10 @@ def moments(sampler: str, path: Sequence[Level], eta: float = 0.0) -> tuple[floa
 def flowed(x_t: Tensor, now: Level, then: Level) -> Tensor:
     """Where the probability flow carries x_t to: it keeps the number of standard deviations."""
     stds = [(level.alpha**2 * VARIANCE + level.sigma**2).sqrt() for level in (now, then)]
-    return then.alpha * MEAN + stds[1] / stds[0] * (x_t - now.alpha * MEAN)
+    alpha, then_alpha, ratio = (
+        per_sample(factor, x_t) for factor in (now.alpha, then.alpha, stds[1] / stds[0])
+    )
+    return then_alpha * MEAN + ratio * (x_t - alpha * MEAN)
 
 
 def marginal(level: Level) -> tuple[float, float]:
