@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from ddpm.cli import sweep
+from ddpm.cli.main import launch
 from ddpm.cluster import submit
 from ddpm.cluster.run_trial import TrialTask
 from ddpm.cluster.submit import JobOptions
@@ -309,25 +310,31 @@ while not asked():
 
 
 def test_sbatch_gets_what_the_dry_run_has_shown(
-    small: Small, slurm: dict[str, str], tmp_path: Path
+    small: Small,
+    slurm: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The script, the arrays that the site allows, the folder that is its owner's alone, and the
     command line above the environment.
     """
     options = ("--cluster", "slurm", "--group-size", "1", "--time", "0:30:00", "--sbatch", "mem=4G")
     env = slurm | {"SBATCH_TIMELIMIT": "1-00", "SBATCH_PARTITION": "gpu", "SBATCH_WAIT": "1"}
-    shown = small.run(*options, "--dry-run", "--no-probe", env=env)
-    assert shown.returncode == 0, shown.stderr
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert small.main(*options, "--dry-run", "--no-probe") == 0
+    shown = capsys.readouterr().out
     assert not small.out.exists()
-    done = small.run(*options, env=env)
-    assert done.returncode == 75 and "4 of 4 trials have not ended" in done.stderr, done.stderr
+    assert launch("sweep", small.argv(*options)[2:]) == 75
+    assert "4 of 4 trials have not ended" in capsys.readouterr().err
     first, second = (tmp_path / "tools" / f"kept-{n}" for n in (0, 1))
-    assert first.read_text().rstrip() in shown.stdout
+    assert first.read_text().rstrip() in shown
     assert "#SBATCH --array=0-2%3" in first.read_text() and "--array" not in second.read_text()
     for line in ("--time=30", "--mem=4G", "--signal=USR2@120", "--requeue", "--cpus-per-task=1"):
         assert f"#SBATCH {line}\n" in first.read_text()
     assert (tmp_path / "tools" / "env-0").read_text() == "SBATCH_PARTITION=gpu\n"
-    assert "from the environment: --partition=gpu" in shown.stdout
+    assert "from the environment: --partition=gpu" in shown
     folder = small.folder / "submitit"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     for path in folder.glob("*.pkl"):
