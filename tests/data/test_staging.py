@@ -263,19 +263,19 @@ def test_every_failing_call_leaves_whole_copies_or_none(tmp_path: Path) -> None:
         if folder := staging.copied(index, str(place)):
             assert_whole(folder, index)
 
-    calls = faults.calls_of(lambda: stage(tmp_path / "clean"))
-    assert calls > 20
-    for target in range(calls):
-        for fault in ("ENOSPC", "EIO", "kill halfway", "kill after"):
-            place = tmp_path / f"{target}-{fault.replace(' ', '-')}"
-            became = faults.strike(lambda place=place: stage(place), target, fault)
-            if fault in ("ENOSPC", "EIO"):
-                assert became == "done", (target, fault, became)
-                held = [p.name for p in place.rglob("*.tar")]
-                assert len(held) in (0, 3), (target, fault, held)
-                assert not list(place.rglob("*.tmp")), (target, fault)
-            else:
-                assert_whole(copy(index, place), index)
+    chosen = ("ENOSPC", "EIO", "kill halfway", "kill after")
+    strikes = faults.strikes(lambda: stage(tmp_path / "clean"), chosen)
+    assert len(strikes) > 60
+    for target, fault in strikes:
+        place = tmp_path / f"{target}-{fault.replace(' ', '-')}"
+        became = faults.strike(lambda place=place: stage(place), target, fault)
+        if fault in ("ENOSPC", "EIO"):
+            assert became == "done", (target, fault, became)
+            held = [p.name for p in place.rglob("*.tar")]
+            assert len(held) in (0, 3), (target, fault, held)
+            assert not list(place.rglob("*.tmp")), (target, fault)
+        else:
+            assert_whole(copy(index, place), index)
 
 
 @pytest.mark.parametrize("where", ["nowhere/below", "file/below", "file"])

@@ -285,23 +285,25 @@ def result(run: RunDirectory) -> tuple[Any, ...]:
 @pytest.mark.long
 def test_every_call_of_a_whole_session_under_every_fault_ends_the_same(tmp_path: Path) -> None:
     clean = make_config(tmp_path / "clean")
-    calls = faults.calls_of(lambda: session(RunDirectory.find_or_name(clean, DATA), clean, 3))
+    strikes = faults.strikes(
+        lambda: session(RunDirectory.find_or_name(clean, DATA), clean, 3),
+        ("kill halfway", "kill after", "EIO"),
+    )
     expected = result(RunDirectory.find_or_name(clean, DATA))
     killed = 0
-    for target in range(calls):
-        for fault in ("kill halfway", "kill after", "EIO"):
-            settings = make_config(tmp_path / f"{target}-{fault.replace(' ', '-')}")
+    for target, fault in strikes:
+        settings = make_config(tmp_path / f"{target}-{fault.replace(' ', '-')}")
 
-            def one(settings: config.Config = settings) -> None:
-                session(RunDirectory.find_or_name(settings, DATA), settings, 3)
+        def one(settings: config.Config = settings) -> None:
+            session(RunDirectory.find_or_name(settings, DATA), settings, 3)
 
-            killed += faults.strike(one, target, fault) == "killed"
-            one()
-            runs = list(Path(settings.TRAINING.OUTPUT_DIR).glob("*/*/*"))
-            assert len(runs) == 1, (target, fault)
-            assert result(RunDirectory(runs[0])) == expected, (target, fault)
-            assert not [p for p in runs[0].rglob(".*") if p.name != ".lock"]
-    assert calls > 80 and killed == 2 * calls
+        killed += faults.strike(one, target, fault) == "killed"
+        one()
+        runs = list(Path(settings.TRAINING.OUTPUT_DIR).glob("*/*/*"))
+        assert len(runs) == 1, (target, fault)
+        assert result(RunDirectory(runs[0])) == expected, (target, fault)
+        assert not [p for p in runs[0].rglob(".*") if p.name != ".lock"]
+    assert len(strikes) > 160 and killed == sum("kill" in fault for _, fault in strikes)
 
 
 def test_of_twenty_launches_one_runs_and_the_others_are_told_who(

@@ -9,7 +9,7 @@ import errno
 import itertools
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ from typing import Any
 from ddpm.errors import StorageError
 from ddpm.runs import storage
 
-FAULTS = ("kill before", "kill halfway", "kill after", "ENOSPC", "EIO", "short write")
+# Between two calls nothing reaches the disk: a kill before one is a kill after the last one.
+FAULTS = ("kill after", "ENOSPC", "EIO")
+# Other calls are whole or not at all.
+FAULTS_OF_WRITES = ("kill halfway", "short write")
 CALLS = ("open", "write", "fsync", "ftruncate", "rename", "mkdir", "unlink", "rmdir", "flock")
 
 
@@ -25,14 +28,15 @@ class Faulty(storage.SystemCalls):
     """The real calls, but number `target` (from 0) meets `fault`; all are counted."""
 
     def __init__(self, target: int = -1, fault: str = "") -> None:
-        self.count, self.target, self.fault = 0, target, fault
+        self.made: list[str] = []
+        self.target, self.fault = target, fault
         for name in CALLS:
             setattr(self, name, self._wrapped(name, getattr(storage.SystemCalls, name)))
 
     def _wrapped(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **keywords: Any) -> Any:
-            is_target = self.count == self.target
-            self.count += 1
+            is_target = len(self.made) == self.target
+            self.made.append(name)
             if not is_target:
                 return real(*arguments, **keywords)
             return self._strike(name, real, *arguments, **keywords)
@@ -40,33 +44,38 @@ class Faulty(storage.SystemCalls):
         return call
 
     def _strike(self, name: str, real: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-        if name == "write" and self.fault not in ("kill before", "kill after"):
+        if name == "write" and self.fault != "kill after":
             descriptor, data = arguments
             arguments = (descriptor, data[: (len(data) + 1) // 2])
-        if self.fault in ("kill halfway", "ENOSPC", "EIO") and name == "write":
-            real(*arguments)
         if self.fault in ("ENOSPC", "EIO"):
+            if name == "write":
+                real(*arguments)
             code = getattr(errno, self.fault)
             raise OSError(code, os.strerror(code))
-        if self.fault == "kill before" or (self.fault == "kill halfway" and name != "write"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = None
-        if not (self.fault == "kill halfway" and name == "write"):
-            result = real(*arguments, **keywords)
-        if self.fault in ("kill after", "kill halfway"):
+        result = real(*arguments, **keywords)
+        if self.fault.startswith("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
 
-def calls_of(action: Callable[[], object]) -> int:
-    """How many durable system calls the action makes; it is carried out."""
+def strikes(
+    action: Callable[[], object], faults: Sequence[str] = (*FAULTS, *FAULTS_OF_WRITES)
+) -> list[tuple[int, str]]:
+    """Every durable system call of the action, by its number, with each of the faults that it can
+    meet; the action is carried out.
+    """
     table = Faulty()
     original, storage.system = storage.system, table
     try:
         action()
     finally:
         storage.system = original
-    return table.count
+    return [
+        (number, fault)
+        for number, name in enumerate(table.made)
+        for fault in faults
+        if name == "write" or fault not in FAULTS_OF_WRITES
+    ]
 
 
 def strike(action: Callable[[], object], target: int, fault: str) -> str:
