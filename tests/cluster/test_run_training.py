@@ -38,6 +38,7 @@ def small(out: Path, *overrides: str, wandb: str = "disabled") -> Config:
             "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS=0",
             "TRAINING.INLINE_GEN.ENABLE=false",
             "EVALUATION.NUM=8",
+            "IMAGE_GENERATION.NUM_STEPS=2",
             f"WANDB.MODE={wandb}",
             *overrides,
         ],

@@ -7,15 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ddpm import config as configuration
+from ddpm.cli.main import launch
 from ddpm.cluster import open_sweep
 from ddpm.cluster.run_trial import TrialTask, run_trial
 from ddpm.data import preparing
@@ -27,18 +29,7 @@ from ddpm.sweep.plan import load_sweep
 from tests.cluster.test_run_training import ROOT, small
 from tests.cluster.test_searches import ALONE
 from tests.runs.test_directory import DATA, make_config, start
-
-# launch/train.py, its imports done before all of them are let go at once
-GATED = """
-import sys
-from ddpm.errors import run_main
-from ddpm.cli import train
-from ddpm.cluster import run_training
-print("ready", flush=True)
-sys.stdin.readline()
-sys.exit(run_main(train.main))
-"""
-Process = subprocess.Popen[str]
+from tests.support.processes import at_once, exit_codes
 
 
 def until(condition: Callable[[], Any]) -> Any:
@@ -50,30 +41,7 @@ def until(condition: Callable[[], Any]) -> Any:
     return found
 
 
-@contextmanager
-def at_once(count: int, *arguments: str | Path) -> Iterator[list[Process]]:
-    """The same command in so many processes, let go together; none outlives the block."""
-    command = [sys.executable, "-c", GATED, *map(str, arguments)]
-    pipe = subprocess.PIPE
-    all_ = [
-        subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-        for _ in range(count)
-    ]
-    try:
-        for one in all_:
-            assert one.stdout is not None and one.stdout.readline() == "ready\n"
-        for one in all_:
-            assert one.stdin is not None
-            one.stdin.write("go\n")
-            one.stdin.flush()
-        yield all_
-    finally:
-        for one in all_:
-            one.kill()
-            one.communicate()
-
-
-def training(out: Path, *more: str) -> list[str | Path]:
+def training(out: Path, *more: str) -> list[str]:
     """The arguments of a short training whose data are packed already."""
     settings = [
         f"TRAINING.OUTPUT_DIR={out}",
@@ -84,13 +52,14 @@ def training(out: Path, *more: str) -> list[str | Path]:
         "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS=0",
         "TRAINING.INLINE_GEN.ENABLE=false",
         "EVALUATION.NUM=8",
+        "IMAGE_GENERATION.NUM_STEPS=2",
         "WANDB.MODE=disabled",
         "CLUSTER.CPUS_PER_WORKER=1",
         *more,
     ]
     file = ROOT / "configs" / "digits.yaml"
     preparing.prepare(configuration.load(file, settings))
-    return [file, *settings]
+    return [str(file), *settings]
 
 
 def runs(out: Path) -> list[Path]:
@@ -104,34 +73,39 @@ def held_by(out: Path) -> int | None:
     return next((pid for pid in holders if pid), None)
 
 
-def assert_lost(process: Process, out: Path) -> None:
+def launched(
+    count: int, folder: Path, *arguments: str
+) -> AbstractContextManager[dict[BaseProcess, Path]]:
+    """`launch/train.py` so many times at once, and what each prints."""
+    return at_once(count, launch, "train", [*arguments], folder=folder)
+
+
+def assert_lost(process: BaseProcess, said: Path, out: Path) -> None:
     """It left promptly with exit code 3, naming the one run directory and who holds it."""
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 3, errors
+    assert exit_codes([process], 200) == [3], said.read_text()
     (place,) = until(lambda: runs(out))
-    assert f"run directory {place} is in use by process " in errors
+    assert f"run directory {place} is in use by process " in said.read_text()
 
 
 @pytest.mark.slow
 def test_one_of_five_at_once_trains_and_the_others_name_it(tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = training(out)
-    with at_once(5, *arguments) as all_:
+    with launched(5, tmp_path, *arguments) as all_:
         winner = until(lambda: held_by(out))
         # so that it has not ended before the slowest of the others has looked
         os.kill(winner, signal.SIGSTOP)
-        losers = [one for one in all_ if one.pid != winner]
+        losers = {one: said for one, said in all_.items() if one.pid != winner}
         assert len(losers) == 4
-        for one in losers:
-            assert_lost(one, out)
+        for one, said in losers.items():
+            assert_lost(one, said, out)
         os.kill(winner, signal.SIGCONT)
-        (first,) = (one for one in all_ if one.pid == winner)
-        _, errors = first.communicate(timeout=200)
-        assert first.returncode == 0, errors
+        ((first, said),) = ((one, said) for one, said in all_.items() if one.pid == winner)
+        assert exit_codes([first], 200) == [0], said.read_text()
     (place,) = runs(out)
-    with at_once(1, *arguments) as (again,):
-        shown, errors = again.communicate(timeout=200)
-    assert again.returncode == 0 and str(place) in shown, errors
+    with launched(1, tmp_path, *arguments) as again:
+        assert exit_codes([*again], 200) == [0]
+    assert str(place) in (tmp_path / "said-0").read_text()
     assert runs(out) == [place] and len(RunDirectory(place).provenance["attempts"]) == 1
     assert [path.name for path in (out / ".locks").iterdir()] == [layout.id_of(place)]
 
@@ -141,19 +115,19 @@ def test_one_of_five_at_once_trains_and_the_others_name_it(tmp_path: Path) -> No
 def test_one_of_three_with_several_workers_starts_them(tmp_path: Path) -> None:
     """The others leave before Ray is there, while the directory has still to be made."""
     out = tmp_path / "out"
-    with at_once(3, *training(out, "CLUSTER.NUM_WORKERS=2")) as all_:
-        until(lambda: sum(one.poll() is not None for one in all_) == 2)
+    with launched(3, tmp_path, *training(out, "CLUSTER.NUM_WORKERS=2")) as all_:
+        until(lambda: sum(one.exitcode is not None for one in all_) == 2)
         assert not runs(out)
-        for one in [one for one in all_ if one.poll() is not None]:
-            assert_lost(one, out)
-        (first,) = (one for one in all_ if one.poll() is None)
+        for one, said in all_.items():
+            if one.exitcode is not None:
+                assert_lost(one, said, out)
+        ((first, said),) = ((one, said) for one, said in all_.items() if one.exitcode is None)
         (place,) = runs(out)
         id_lock = layout.id_lock(place)
         until(
             lambda: not storage.is_held(id_lock)
         )  # the worker holds the directory, or it has ended
-        _, errors = first.communicate(timeout=200)
-        assert first.returncode == 0, errors
+        assert exit_codes([first], 200) == [0], said.read_text()
     assert runs(out) == [place] and RunDirectory(place).is_finished
 
 

@@ -7,13 +7,20 @@ Python that imports torch and ddpm takes seconds.
 import multiprocessing
 import os
 import socket
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 FORKS = multiprocessing.get_context("forkserver")
+# The optimizer imports torch._dynamo when it is made; the command, what it needs when it runs.
 FORKS.set_forkserver_preload(
-    [f"tests.support.{name}" for name in ("processes", "train_process", "moments_process")]
+    [
+        *(f"tests.support.{name}" for name in ("processes", "train_process", "moments_process")),
+        *("torch._dynamo", "ddpm.cli.train", "ddpm.cluster.run_training", "ddpm.data.packing"),
+    ]
 )
 
 
@@ -21,13 +28,13 @@ def forked(
     target: Callable[..., int],
     *arguments: object,
     env: Mapping[str, str] | None = None,
-    errors: Path | None = None,
+    said: Path | None = None,
 ) -> BaseProcess:
     """A started process whose exit code is what target(*arguments) returns.
 
-    env: its whole environment, else this process's.  errors: the file of its standard error.
+    env: its whole environment, else this process's.  said: the file of all that it prints.
     """
-    given = (target, arguments, dict(env or os.environ), errors)
+    given = (target, arguments, dict(env or os.environ), said)
     process = FORKS.Process(target=_run, args=given)
     process.start()
     return process
@@ -37,14 +44,45 @@ def _run(
     target: Callable[..., int],
     arguments: tuple[object, ...],
     env: dict[str, str],
-    errors: Path | None,
+    said: Path | None,
 ) -> None:
     os.environ.clear()
     os.environ.update(env)
-    if errors is not None:
-        with errors.open("wb") as file:
+    if said is not None:
+        with said.open("wb") as file:
+            os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     raise SystemExit(target(*arguments))
+
+
+@contextmanager
+def at_once(
+    count: int, target: Callable[..., int], *arguments: object, folder: Path
+) -> Iterator[dict[BaseProcess, Path]]:
+    """So many forked processes, let go together, with the files in `folder` of what they print;
+    none outlives the block.
+    """
+    ready, go = FORKS.Semaphore(0), FORKS.Event()
+    all_ = {}
+    try:
+        for number in range(count):
+            said = folder / f"said-{number}"
+            all_[forked(_released, ready, go, target, arguments, said=said)] = said
+        for _ in all_:
+            assert ready.acquire(timeout=200)
+        go.set()
+        yield all_
+    finally:
+        for process in all_:
+            process.kill()
+            process.join()
+
+
+def _released(ready: Any, go: Any, target: Callable[..., int], arguments: tuple[Any, ...]) -> int:
+    ready.release()
+    go.wait()
+    return target(*arguments)
 
 
 def workers(count: int) -> list[dict[str, str]]:

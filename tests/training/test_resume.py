@@ -36,6 +36,7 @@ SETTINGS = {
     "TRAINING.HYPER_PARAMETERS.SAVE_PERIOD": 1,
     "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS": 10,
     "EVALUATION.NUM": 16,
+    "IMAGE_GENERATION.NUM_STEPS": 2,
     "DATASET.VALIDATION_FRACTION": 0.5,
 }
 
@@ -59,13 +60,13 @@ def start(job: Job, root: Path, workers: int) -> list[BaseProcess]:
     path = root / "job.json"
     path.write_text(json.dumps(asdict(job)))
     return [
-        forked(train_process.run, str(path), env=env, errors=said(root, rank))
+        forked(train_process.run, str(path), env=env, said=said(root, rank))
         for rank, env in enumerate(processes.workers(workers))
     ]
 
 
 def said(root: Path, rank: int) -> Path:
-    """What a worker says on standard error."""
+    """What a worker prints."""
     return root / f"worker-{rank}.log"
 
 
