@@ -112,6 +112,7 @@ def test_one_of_five_at_once_trains_and_the_others_name_it(tmp_path: Path) -> No
 
 @pytest.mark.long
 @pytest.mark.ray
+@pytest.mark.timeout(900)
 def test_one_of_three_with_several_workers_starts_them(tmp_path: Path) -> None:
     """The others leave before Ray is there, while the directory has still to be made."""
     out = tmp_path / "out"
@@ -127,7 +128,7 @@ def test_one_of_three_with_several_workers_starts_them(tmp_path: Path) -> None:
         until(
             lambda: not storage.is_held(id_lock)
         )  # the worker holds the directory, or it has ended
-        assert exit_codes([first], 200) == [0], said.read_text()
+        assert exit_codes([first], 600) == [0], said.read_text()
     assert runs(out) == [place] and RunDirectory(place).is_finished
 
 
