@@ -86,7 +86,9 @@ def _pack(asked: argparse.Namespace) -> None:
     count = asked.samples_per_shard
     if asked.dry_run:
         plan = packing.plan_packing(source, name=None, samples_per_shard=count, seed=0)
-        source.load(progress=True)
+        loaded = source.load(progress=True)
+        for line in (*source.notes, *loaded.notes):
+            print(line)
         print(
             f"would pack {source.num_samples:,} images of {source.name} into "
             f"{len(plan.shard_names)} shard(s) in {asked.out_dir}; nothing was written"

@@ -335,7 +335,7 @@ def _numbers(of: OpenSweep, racing: Collection[str]) -> dict[str, dict[str, dict
 
 def problems(sweep: Sweep) -> list[str]:
     """All that keeps any trial from starting, here or as a small job."""
-    found = [problem for t in sweep.trials for problem in preparing.source_problems(t.config)]
+    found = preparing.source_problems(*(t.config for t in sweep.trials))
     found += [problem for t in sweep.trials for problem in start_problems(t.config)]
     measured_by = {
         (t.config.EVALUATION.FEATURES, t.config.EVALUATION.WEIGHTS): t.config for t in sweep.trials

@@ -206,7 +206,7 @@ def plan(configs: list[Config], *, uses_ray: bool | None, output: Path) -> int:
     job = slurm_job()
     if job is None:
         raise InputError(_NO_JOB)
-    problems = [problem for config in configs for problem in source_problems(config)]
+    problems = source_problems(*configs)
     count = 0
     for config in configs:
         try:

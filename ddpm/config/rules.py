@@ -171,6 +171,12 @@ def training(c: Config) -> Iterator[Rule]:
         "run or a checkpoint of this project"
     )
     yield (
+        crop.RESIZE
+        and crop.CROP_SIZE
+        and f"{_CROP}.RESIZE is true but CROP_SIZE is {crop.CROP_SIZE}; give one of them: RESIZE "
+        "crops the largest part that an image has"
+    )
+    yield (
         crop.AUGMENT
         and crop.AUGMENT_TYPE is None
         and f"{_CROP}.AUGMENT is true but AUGMENT_TYPE is null; give one of "

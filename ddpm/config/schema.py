@@ -143,6 +143,11 @@ class Preprocessing:
     CROP_SIZE: Count | None = option(
         None, "Side of the square cropped before resizing, pixels; null = INPUT_IMAGE_SIZE"
     )
+    RESIZE: Flag = option(
+        False,
+        "Crop the largest part that an image has of INPUT_IMAGE_SIZE's shape, of whatever size, "
+        "and resize it; not with CROP_SIZE",
+    )
     CROP_TYPE: Literal["center", "random"] = option("center", "Where the crop lies")
     CROP_POSITION: Literal["center", "top_left", "top_right", "bottom_left", "bottom_right"] = (
         option("center", "Corner or centre the crop is taken from when CROP_TYPE is center")

@@ -50,8 +50,9 @@ Ints = NDArray[np.int64]
 class Preprocessor:
     """DATASET.PREPROCESSING: crop, resize, flip or turn.
 
-    Crops CROP_SIZE (null: INPUT_IMAGE_SIZE), resizes to INPUT_IMAGE_SIZE where that differs, then
-    flips or turns. Chance comes as random words, drawn by position in the endless order.
+    Crops CROP_SIZE (null: INPUT_IMAGE_SIZE; RESIZE: the largest part of its shape), resizes to
+    INPUT_IMAGE_SIZE where that differs, then flips or turns. Chance comes as random words, drawn by
+    position in the endless order.
 
     size: (H, W) of the result.  is_random: something depends on the random words.  is_random_crop:
     the crop does.
@@ -61,6 +62,7 @@ class Preprocessor:
         crop = options.CROP_SIZE
         self.size = size
         self._crop_size = size if crop is None else (crop, crop)
+        self._takes_largest = options.RESIZE
         self._corner = _CORNERS.get(options.CROP_POSITION)
         self._kind = options.AUGMENT_TYPE if options.AUGMENT else None
         self.is_random_crop = options.CROP_TYPE == "random"
@@ -69,6 +71,9 @@ class Preprocessor:
     def frame(self, pixels: Pixels, draws: NDArray[np.int64] | None) -> Pixels:
         """One image (H', W', C) cropped, resized: (H, W, C).  draws: (4,); None: CROP_POSITION."""
         height, width = self._crop_size
+        if self._takes_largest:
+            scale = min(pixels.shape[0] / height, pixels.shape[1] / width)
+            height, width = max(1, round(height * scale)), max(1, round(width * scale))
         top, left = self._place(pixels.shape[0] - height, pixels.shape[1] - width, draws)
         return images.resize(pixels[top : top + height, left : left + width], self.size)
 

@@ -1,9 +1,9 @@
 """Images as arrays (H, W, C), uint8 or float32 in [0, 1]: decoded, encoded, resized.
 
 Reading is strict: what cannot become exactly such an array (16 bit, alpha, animation, CMYK, damage)
-is a ValueError with the reason, never a silently different picture. Pixels are taken as they are
-stored (no EXIF rotation, no colour profiles); palettes become RGB and bilevel images grey, which
-loses nothing.
+is a ValueError with the reason, never a silently different picture. A photograph is turned upright
+as its EXIF says, and of several in a file (MPO) the first is read; colour profiles are left out;
+palettes become RGB and bilevel images grey, which loses nothing.
 """
 
 import io
@@ -13,14 +13,17 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ExifTags import Base
 
 MAX_PIXELS = 1 << 26
 MAX_LABEL = 1_000_000
 NPY_MAGIC = b"\x93NUMPY"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_BIT_DEPTH = 24  # the byte of a PNG file that says it
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM")
+_SEVERAL = "MPO"  # JPEGs of phones and stereo cameras: the picture, then previews or another view
+_SIDEWAYS = range(5, 9)  # EXIF orientations that swap height and width
 _CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3}
 _REASONS = {"I": "16 or 32 bit", "I;16": "16 bit", "I;16B": "16 bit", "F": "32-bit float"}
 _READERS = {
@@ -53,6 +56,7 @@ class ImageHeader:
     width: int
     channels: int
     dtype: str  # "uint8" or "float32"
+    is_turned: bool = False  # upright only once it is turned as its EXIF says
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -92,7 +96,7 @@ def header(data: bytes) -> ImageHeader:
     with _open(data) as image:
         if data.startswith(_PNG_MAGIC) and data[_PNG_BIT_DEPTH] == 16:
             raise ValueError("16 bit; save 8-bit images, or NPY arrays for more precision")
-        if getattr(image, "is_animated", False):
+        if getattr(image, "is_animated", False) and image.format != _SEVERAL:
             raise ValueError("animated; save one frame")
         if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
             raise ValueError("has an alpha channel; save it without transparency")
@@ -101,18 +105,21 @@ def header(data: bytes) -> ImageHeader:
             raise ValueError(f"{reason}; save 8-bit grey or RGB images")
         if image.width * image.height > min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS):
             raise ValueError(f"{image.width}x{image.height} pixels; at most {MAX_PIXELS} are read")
+        orientation = _orientation(image)
+        width, height = image.size[::-1] if orientation in _SIDEWAYS else image.size
         return ImageHeader(
-            height=image.height,
-            width=image.width,
+            height=height,
+            width=width,
             channels=_CHANNELS[image.mode],
             dtype="uint8",
+            is_turned=orientation != 1,
         )
 
 
 def decode(data: bytes) -> Pixels:
     """The pixels (H, W, C) of an encoded image: uint8, or float32 in [0, 1] from a float NPY.
 
-    data: PNG, JPEG, WebP, BMP or NPY. Raises ValueError with the reason it cannot be used.
+    data: PNG, JPEG, WebP, BMP, PPM or NPY. Raises ValueError with the reason it cannot be used.
     """
     found = header(data)
     if data.startswith(NPY_MAGIC):
@@ -126,6 +133,8 @@ def decode(data: bytes) -> Pixels:
             raise ValueError(f"cannot be decoded: {error}") from error
         if image.mode in ("1", "P"):
             image = image.convert("L" if image.mode == "1" else "RGB")
+        if found.is_turned:
+            image = ImageOps.exif_transpose(image)
         return np.array(image).reshape(found.height, found.width, found.channels)
 
 
@@ -184,11 +193,22 @@ def _npy_image_header(found: ArrayHeader, length: int) -> ImageHeader:
     return ImageHeader(height=height, width=width, channels=channels, dtype=kind)
 
 
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation of a picture, 1 to 8; 1, as it is stored, where there is none."""
+    if "exif" not in image.info:  # else Pillow decodes a PNG to look behind its pixels
+        return 1
+    try:
+        orientation = image.getexif().get(Base.Orientation, 1)
+    except Exception:  # a broken note about a whole picture
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
 def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:
-        raise ValueError("not a readable PNG, JPEG, WebP or BMP image") from None
+        raise ValueError("not a readable PNG, JPEG, WebP, BMP or PPM image") from None
     except Exception as error:  # parsers of hostile headers raise whatever they trip over
         raise ValueError(f"cannot be read: {error}") from error
 

@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.data.images import array_header
 from ddpm.data.scan import Sample, Scan, scan_tar
+from ddpm.data.source import examples, note
 from ddpm.errors import InputError, as_typed
 from ddpm.runs import ImageBar, storage
 
@@ -36,6 +38,8 @@ _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 # Fewer label changes than this share of what random order would have: the shards are sorted.
 _SORTED_BELOW = 0.5
 AGAIN = f"pack it again, or index it again with `{as_typed('pack')} FOLDER`"
+_BEGINNING = re.compile(r'\{\s*"format":\s*[0-9]+,\s*"num_samples"')
+_FOREIGN = "it is another program's file: move it out of the folder"
 _log = logging.getLogger(__name__)
 
 
@@ -132,10 +136,20 @@ def open_index(folder: Path | str) -> Index:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} is not an index of shards ({error}); {AGAIN}") from error
+        again = AGAIN if is_index(path) else _FOREIGN
+        raise InputError(f"{path} is not an index of shards ({error}); {again}") from error
     if problems := list(_file_problems(index)):
         raise InputError(problems)
     return index
+
+
+def is_index(path: Path) -> bool:
+    """Whether a file begins as the indexes that we write do, be it whole or damaged."""
+    try:
+        with path.open(encoding="utf-8") as stream:
+            return _BEGINNING.match(stream.read(64)) is not None
+    except (OSError, ValueError):
+        return False
 
 
 def is_packed(folder: Path) -> bool:
@@ -240,6 +254,8 @@ def index_foreign(folder: Path | str, *, progress: bool = False) -> Index:
     Raises InputError with all problems of all shards, naming shard and member.
     """
     folder = Path(folder)
+    if (folder / INDEX_FILE).exists() and not is_index(folder / INDEX_FILE):
+        raise InputError(f"{folder / INDEX_FILE} is no index of shards; {_FOREIGN}")
     paths, scans = scan_folder(folder, progress=progress)
     if not os.access(folder, os.W_OK):
         raise InputError(
@@ -261,6 +277,7 @@ def index_foreign(folder: Path | str, *, progress: bool = False) -> Index:
 def scan_folder(folder: Path, *, progress: bool = False) -> tuple[list[Path], list[Scan]]:
     """The foreign shards in `folder` and what each holds. Raises InputError with all problems."""
     paths = shard_paths(folder)
+    note(_unread(folder, paths))
     scans = []
     with ImageBar("indexing", None, is_shown=progress) as bar:
         for path in paths:
@@ -269,7 +286,28 @@ def scan_folder(folder: Path, *, progress: bool = False) -> tuple[list[Path], li
             bar.advance(len(scans[-1].samples))
     if problems := [problem for found in scans for problem in found.problems]:
         raise InputError(problems)
+    note(
+        f'{path}: {len(scan.unlabelled):,} JSON member(s) without a "label", so without a class: '
+        f"{examples(scan.unlabelled)}"
+        for path, scan in zip(paths, scans, strict=True)
+        if scan.unlabelled
+    )
     return paths, scans
+
+
+def _unread(folder: Path, shards: Sequence[Path]) -> Iterator[str]:
+    """What lies beside foreign shards and is not read."""
+    ours = (INDEX_FILE, LOCK_FILE)
+    others = [
+        path.name
+        for path in sorted(folder.iterdir())
+        if path not in shards
+        and not path.name.startswith(".")
+        and path.name not in ours
+        and not _is_table(path)
+    ]
+    if others:
+        yield f"{folder}: {len(others):,} not read beside the shards: {examples(others)}"
 
 
 def shard_paths(folder: Path) -> list[Path]:
@@ -309,7 +347,7 @@ def write_index(
     )
     shapes = {sample.header.shape for sample in samples}
     table = _table(samples)
-    before = set(folder.glob("samples-*.npy"))
+    before = {path for path in folder.glob("samples-*.npy") if _is_table(path)}
     table_file, table_sha256 = _write_table(folder, table)
     has_labels = samples[0].label is not None
     highest = int(table["label"].max()) + 1
@@ -355,6 +393,15 @@ def _write_table(folder: Path, table: NDArray[np.void]) -> tuple[str, str]:
         folder / name, lambda sink: np.lib.format.write_array(sink, table, allow_pickle=False)
     )
     return name, written.sha256
+
+
+def _is_table(path: Path) -> bool:
+    """Whether a file is a table of ours, by name and type, and no array of somebody else."""
+    try:
+        with path.open("rb") as stream:
+            return bool(_TABLE_NAME.fullmatch(path.name)) and array_header(stream).dtype == TABLE
+    except (OSError, ValueError):
+        return False
 
 
 def _contradictions(folder: Path, names: Sequence[str], scans: Sequence[Scan]) -> list[str]:

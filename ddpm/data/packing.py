@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ddpm.data import images
 from ddpm.data.index import INDEX_FILE, LOCK_FILE, Index, open_index, write_index
 from ddpm.data.scan import Scan, scan_tar
-from ddpm.data.source import Loaded, Source
+from ddpm.data.source import Loaded, Source, note
 from ddpm.data.sources import open_source
 from ddpm.errors import InputError, LockedError
 from ddpm.runs import ImageBar, storage
@@ -66,6 +66,7 @@ def pack(
     if index := _finished(folder, plan):
         return index
     _require_place(folder, opened)
+    note(opened.notes)
     with _folder(folder):
         if index := _finished(folder, plan):  # another process packed it while this one waited
             return index
@@ -172,6 +173,7 @@ def _folder(folder: Path) -> Iterator[None]:
 
 def _pack_into(folder: Path, plan: PackPlan, progress: bool) -> Index:
     loaded = plan.source.load(progress=progress)
+    note(loaded.notes)
     storage.clean_temporaries(folder)
     kept = _resume(folder, plan)
     order = _order(plan)

@@ -5,21 +5,33 @@ into OUTPUT_DIR/shards/{digest of source and options}. Checks need no torch, web
 scikit-learn.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.config import Config, image_shape
-from ddpm.data.index import INDEX_FILE, Index, index_foreign, is_packed, open_index, shard_paths
+from ddpm.data.images import ImageHeader
+from ddpm.data.index import (
+    INDEX_FILE,
+    Index,
+    index_foreign,
+    is_index,
+    is_packed,
+    open_index,
+    scan_folder,
+    shard_paths,
+)
 from ddpm.data.packing import pack, plan_packing
-from ddpm.data.source import DIGITS, Source
-from ddpm.data.sources import open_source
-from ddpm.errors import InputError
+from ddpm.data.source import DIGITS, Source, note
+from ddpm.data.sources import FolderSource, open_source
+from ddpm.errors import InputError, as_typed
 
 # From so many expected samples on, a side of the split is empty with a chance below 1e-27.
 _SURELY_FILLED = 64
+_MOST_HEADERS, _MOST_SCANNED = 20_000, 1 << 29
 
 
 def prepare(config: Config, *, progress: bool = True) -> Index:
@@ -70,13 +82,13 @@ def is_shards(path: str | Path) -> bool:
     folder = Path(path)
     if str(path) == DIGITS or not folder.is_dir():
         return False
-    return (folder / INDEX_FILE).exists() or any(folder.glob("*.tar"))
+    return is_index(folder / INDEX_FILE) or any(folder.glob("*.tar"))
 
 
 def check(config: Config, index: Index) -> list[str]:
     """Problems of training on the data with this configuration, one line each."""
     problems = [
-        *_shape_problems(config, index.channels, index.smallest_size),
+        *_shape_problems(config, index.channels, [index.smallest_size]),
         *_class_problems(config, index.num_classes is not None),
         *_label_problems(config, index.labels),
         *_split_problems(config, index.num_samples),
@@ -84,30 +96,66 @@ def check(config: Config, index: Index) -> list[str]:
     return [f"DATASET.PATH {index.folder}: {problem}" for problem in problems]
 
 
-def source_problems(config: Config) -> list[str]:
-    """Problems of the data that names, headers and sizes show; writes nothing."""
+def source_problems(*configs: Config) -> list[str]:
+    """Problems of the data that names, headers and sizes show, each once; writes nothing.
+
+    What is not read, and crops that keep little, are noted. Pictures and foreign shards are looked
+    into as far as that takes seconds.
+    """
+    found: dict[str, None] = {}
+    for config in configs:
+        found |= dict.fromkeys(_problems(config))
+    _opened.cache_clear()  # what is there may be another thing the next time
+    return list(found)
+
+
+def _problems(config: Config) -> list[str]:
     path = config.DATASET.PATH
     try:
-        if not is_shards(path):
-            return _unpacked_problems(config, open_source(path, config.DATASET.LABEL_KEY))
-        if (Path(path) / INDEX_FILE).exists():
-            return check(config, open_index(path))
-        shard_paths(Path(path))
-        return []
+        if is_shards(path):
+            index = found(config)
+            return _shards_problems(Path(path)) if index is None else check(config, index)
+        source, seen = _opened(path, config.DATASET.LABEL_KEY)
+        return _unpacked_problems(config, source, seen)
     except InputError as error:
         return [f"DATASET.PATH: {problem}" for problem in error.problems]
     except PermissionError as error:
         return [f"DATASET.PATH: {error.filename} may not be read by you; ask its owner to share it"]
 
 
-def _unpacked_problems(config: Config, source: Source) -> list[str]:
+@cache
+def _opened(path: str, label_key: str | None) -> tuple[Source, list[ImageHeader]]:
+    """A source, and what the headers of its pictures say."""
+    source = open_source(path, label_key)
+    note(source.notes)
+    if not isinstance(source, FolderSource):
+        return source, []
+    if source.num_samples > _MOST_HEADERS:
+        note([f"{path}: looked at {_MOST_HEADERS:,} of {source.num_samples:,} pictures only"])
+    return source, source.headers(_MOST_HEADERS)
+
+
+def _shards_problems(folder: Path) -> list[str]:
+    """Problems of foreign shards without an index."""
+    paths = shard_paths(folder)
+    if sum(path.stat().st_size for path in paths) > _MOST_SCANNED:
+        note([f"{folder}: these shards have no index yet; `{as_typed('pack')} {folder}` makes it"])
+    else:
+        scan_folder(folder)
+    return []
+
+
+def _unpacked_problems(config: Config, source: Source, seen: list[ImageHeader]) -> list[str]:
     problems = [
         *_class_problems(config, source.has_labels),
         *_split_problems(config, source.num_samples),
     ]
     if source.image_shape is not None:
         channels, *size = source.image_shape
-        problems += _shape_problems(config, channels, (size[0], size[1]))
+        problems += _shape_problems(config, channels, [(size[0], size[1])])
+    elif seen:
+        sizes = [(one.height, one.width) for one in seen]
+        problems += _shape_problems(config, seen[0].channels, sizes)
     unreadable: tuple[str, ...] = ()
     # Names bound the class numbers, which spares scikit-learn's digits their import.
     classes = config.TRAINING.NETWORK.NUM_CLASSES
@@ -122,22 +170,43 @@ def _unpacked_problems(config: Config, source: Source) -> list[str]:
     ]
 
 
-def _shape_problems(config: Config, channels: int, smallest: tuple[int, int]) -> Iterator[str]:
-    """smallest: the least height and the least width of the images."""
+def _shape_problems(
+    config: Config, channels: int, sizes: Sequence[tuple[int, int]]
+) -> Iterator[str]:
+    """sizes: (height, width) of the images, or their least height and least width alone."""
     own, height, width = image_shape(config)
     if channels != own:
         yield (
             f"images have {channels} channel(s) but TRAINING.INPUT_IMAGE_CHANNEL is {own}; "
             f"give {channels}"
         )
-    crop = config.DATASET.PREPROCESSING.CROP_SIZE
+    preprocessing = config.DATASET.PREPROCESSING
+    if preprocessing.RESIZE:
+        return
+    crop = preprocessing.CROP_SIZE
     crop_size = (height, width) if crop is None else (crop, crop)
+    key = "TRAINING.INPUT_IMAGE_SIZE" if crop is None else "DATASET.PREPROCESSING.CROP_SIZE"
+    smallest = min(high for high, _ in sizes), min(wide for _, wide in sizes)
     if smallest[0] < crop_size[0] or smallest[1] < crop_size[1]:
-        key = "TRAINING.INPUT_IMAGE_SIZE" if crop is None else "DATASET.PREPROCESSING.CROP_SIZE"
+        small = sum(high < crop_size[0] or wide < crop_size[1] for high, wide in sizes)
+        some = f"{small:,} of {len(sizes):,} images are smaller; " if len(sizes) > 1 else ""
         yield (
             f"images have only {smallest[0]}x{smallest[1]} pixels but {key} crops "
-            f"{crop_size[0]}x{crop_size[1]}; give a CROP_SIZE of at most {min(smallest)}, "
-            "what is cropped is resized to INPUT_IMAGE_SIZE"
+            f"{crop_size[0]}x{crop_size[1]}; {some}give a CROP_SIZE of at most {min(smallest)}, "
+            "what is cropped is resized to INPUT_IMAGE_SIZE, or DATASET.PREPROCESSING.RESIZE=true "
+            "to resize all that fits"
+        )
+        return
+    kept = crop_size[0] * crop_size[1]
+    if little := sum(2 * kept < high * wide for high, wide in sizes):
+        largest = max(sizes, key=lambda size: size[0] * size[1])
+        note(
+            [
+                f"{config.DATASET.PATH}: a crop of {crop_size[0]}x{crop_size[1]} keeps less than "
+                f"half of {little:,} image(s) (found: {smallest[0]}x{smallest[1]} to "
+                f"{largest[0]}x{largest[1]}); DATASET.PREPROCESSING.RESIZE=true resizes all that "
+                "fits, CROP_SIZE a part of it"
+            ]
         )
 
 

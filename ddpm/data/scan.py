@@ -47,12 +47,16 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """A shard's samples in order, its size and SHA-256, and every reason not to use it."""
+    """A shard's samples in order, its size and SHA-256, and every reason not to use it.
+
+    unlabelled: JSON members that name no class.
+    """
 
     samples: list[Sample]
     size: int
     sha256: str
     problems: list[str]
+    unlabelled: list[str]
 
 
 class _Broken(tarfile.TarError):
@@ -89,6 +93,7 @@ def scan_tar(stream: BinaryIO, name: str) -> Scan:
     """The samples of the tar shard in `stream`, a file; `name` stands in the problems."""
     samples: list[Sample] = []
     problems: list[str] = []
+    unlabelled: list[str] = []
     keys: set[str] = set()
 
     def note(text: object) -> None:
@@ -96,7 +101,7 @@ def scan_tar(stream: BinaryIO, name: str) -> Scan:
 
     try:
         for key, members in groupby(_members(stream, note), key=lambda member: member.key):
-            sample = _sample(stream, key, members, note)
+            sample = _sample(stream, key, members, note, unlabelled)
             if key in keys:
                 note(f"sample {key} is there twice")
             elif sample is not None:
@@ -108,7 +113,13 @@ def scan_tar(stream: BinaryIO, name: str) -> Scan:
         note(error)
     stream.seek(0)
     sha256 = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
-    return Scan(samples=samples, size=stream.tell(), sha256=sha256, problems=problems)
+    return Scan(
+        samples=samples,
+        size=stream.tell(),
+        sha256=sha256,
+        problems=problems,
+        unlabelled=unlabelled,
+    )
 
 
 def _members(stream: BinaryIO, note: Callable[[object], None]) -> Iterator[_Member]:
@@ -191,10 +202,15 @@ def _too_large(member: tarfile.TarInfo) -> str:
 
 
 def _sample(
-    stream: BinaryIO, key: str, members: Iterator[_Member], note: Callable[[object], None]
+    stream: BinaryIO,
+    key: str,
+    members: Iterator[_Member],
+    note: Callable[[object], None],
+    unlabelled: list[str],
 ) -> Sample | None:
     """The sample of consecutive members with one key; None where it has a problem."""
     seen: set[str] = set()
+    silent: list[str] = []
     labels: dict[str, int] = {}
     sample: Sample | None = None
     for member in members:
@@ -214,6 +230,8 @@ def _sample(
             elif extension in LABEL_EXTENSIONS:
                 if (label := _label(extension, data)) is not None:
                     labels[extension] = label
+                else:
+                    silent.append(member.name)
             else:
                 allowed = ", ".join((*IMAGE_EXTENSIONS, *LABEL_EXTENSIONS))
                 raise ValueError(f"has an extension that is not read; allowed are {allowed}")
@@ -224,6 +242,7 @@ def _sample(
         return None
     if not seen.intersection(IMAGE_EXTENSIONS):
         note(f"sample {key} has no image")
+    unlabelled += [] if labels else silent
     return sample and sample._replace(label=next(iter(labels.values()), None))
 
 

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -18,6 +20,9 @@ DIGITS = "digits"
 # Sources up to this size are identified by their content, larger ones by names, sizes and times.
 _HASHED_BYTES = 1 << 28
 _HASHED_FILES = 1000
+_EXAMPLES = 3
+_log = logging.getLogger(__name__)
+_noted: set[str] = set()
 
 
 Shape = tuple[int, ...]
@@ -33,10 +38,14 @@ class ImageSequence(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """Checked images, and labels from 0, int64 (N,), or None."""
+    """Checked images, and labels from 0, int64 (N,), or None.
+
+    notes: pictures that were not taken as they are stored, one line each.
+    """
 
     images: ImageSequence
     labels: NDArray[np.int64] | None
+    notes: tuple[str, ...] = ()
 
 
 class Source(ABC):
@@ -44,7 +53,7 @@ class Source(ABC):
 
     takes: what a path must be, in words.  name: for messages.  num_samples.  image_shape:
     (C, H, W), None when only the pixels tell.  has_labels.  class_names: by class number, where
-    there are names.
+    there are names.  notes: files and arrays that are there and not read, one line each.
     """
 
     name: str
@@ -52,6 +61,7 @@ class Source(ABC):
     image_shape: tuple[int, int, int] | None = None
     has_labels: bool = False
     class_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
     takes: ClassVar[str]
 
     @classmethod
@@ -73,6 +83,37 @@ class Source(ABC):
     @abstractmethod
     def load(self, *, progress: bool = False) -> Loaded:
         """The images and labels. Raises InputError with every problem in them."""
+
+
+def note(lines: Iterable[str]) -> None:
+    """Says what a user should know, each line once in a process."""
+    for line in lines:
+        if line not in _noted:
+            _noted.add(line)
+            _log.warning("%s", line)
+
+
+def examples(names: Sequence[object]) -> str:
+    """At most three names, and how many more there are."""
+    more = len(names) - _EXAMPLES
+    shown = ", ".join(map(str, names[:_EXAMPLES]))
+    return f"{shown} and {more:,} more" if more > 0 else shown
+
+
+def by_reason(found: Iterable[tuple[Path, str]], what: str = "pictures") -> list[str]:
+    """A line for each reason, with its number of files and three of them; `PATH: REASON` of one.
+
+    Reasons are the same up to their first colon.
+    """
+    groups: dict[str, list[tuple[Path, str]]] = defaultdict(list)
+    for path, reason in found:
+        groups[reason.partition(":")[0]].append((path, reason))
+    return [
+        f"{ones[0][0]}: {ones[0][1]}"
+        if len(ones) == 1
+        else f"{len(ones):,} {what}: {ones[0][1]}: {examples([path for path, _ in ones])}"
+        for ones in groups.values()
+    ]
 
 
 class ArraySource(Source):

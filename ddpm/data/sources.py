@@ -3,17 +3,20 @@
     digits            scikit-learn's 1,797 handwritten digits of 8x8, v of 16 as round(255 v / 16)
     FILE.npz          `images` (N, H, W[, C]) uint8 or float in [0, 1]; LABEL_KEY: whole numbers
     *idx3-ubyte[.gz]  IDX images, their labels beside them; a folder of IDX: its training pair
-    FOLDER            png, jpg, jpeg, webp, bmp; sub-folders are classes, numbered by name; a flat
+    FOLDER            png, jpg, webp, bmp, ppm; sub-folders are classes, numbered by name; a flat
                       one has no labels
 
 Opening a source looks at names, headers and sizes only, loading it reads and checks the pixels;
-both report all problems at once. Pixels are (H, W, C), uint8, or float32 in [0, 1].
+both report all problems at once, and in notes what is there and not read: nothing is left out in
+silence. Pixels are (H, W, C), uint8, or float32 in [0, 1].
 """
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,12 +26,27 @@ from numpy.typing import NDArray
 
 from ddpm.data import images
 from ddpm.data.arrays import idx_shape, open_npz, read_idx
-from ddpm.data.source import DIGITS, ArraySource, Loaded, Source, files_identity
+from ddpm.data.source import (
+    DIGITS,
+    ArraySource,
+    Loaded,
+    Source,
+    by_reason,
+    examples,
+    files_identity,
+)
 from ddpm.errors import InputError
 from ddpm.runs import ImageBar
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_UNREAD = (".avif", ".gif", ".heic", ".jp2", ".tif", ".tiff")
+_JPEG, _PPM = (".jpg", ".jpeg", ".jpe", ".jfif"), (".ppm", ".pgm", ".pbm", ".pnm")
+EXTENSIONS = (".png", *_JPEG, ".webp", ".bmp", *_PPM)
+# Pictures that are not read, so that none is left out with a note alone.
+_UNREAD = (
+    *(".apng", ".avif", ".dcm", ".dng", ".exr", ".gif", ".heic", ".heif", ".hif", ".jp2", ".jxl"),
+    *(".cr2", ".cr3", ".arw", ".nef", ".psd", ".svg", ".tga", ".tif", ".tiff"),
+)
+_LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "lost+found")
+_PARTS = ("train", "training", "val", "valid", "validation", "test", "testing")
 _IDX_TRAINING = ("train-images-idx3-ubyte", "train-images.idx3-ubyte")
 _THREADS = 4
 _BATCH = 1024
@@ -54,6 +72,8 @@ class NpzSource(ArraySource):
             ]
             raise InputError(lines)
         self._members = [members[key] for key in keys]
+        if others := [key for key in members if key not in keys]:
+            self.notes = (f"{path}: {len(others)} array(s) not read: {examples(others)}",)
         self._take(*((member.header.shape, member.header.dtype) for member in self._members))
 
     @classmethod
@@ -107,7 +127,15 @@ class IdxSource(ArraySource):
         path = Path(source)
         if path.is_dir():
             pair = next((found for name in _IDX_TRAINING if (found := _idx_file(path, name))), None)
-            return cls(pair, label_key) if pair else None
+            if pair is None:
+                return None
+            opened = cls(pair, label_key)
+            if others := [e.name for e in _entries(path) if e not in opened._paths]:
+                opened.notes = (
+                    f"{path}: {len(others)} file(s) not read: {examples(others)}; name another "
+                    "file of images to pack that",
+                )
+            return opened
         return cls(path, label_key) if "idx" in path.name else None
 
     def identity(self) -> str:
@@ -161,26 +189,28 @@ class FolderSource(Source):
 
     def __init__(self, path: Path, label_key: str | None) -> None:
         self.name, self._root = str(path), path
-        files = list(_files(path))
-        if unread := [file for file in files if file.suffix.lower() in _UNREAD]:
-            raise InputError(
-                [f"{file}: {file.suffix} is not read; save it as PNG" for file in unread]
-            )
-        self._paths = [file for file in files if file.suffix.lower() in EXTENSIONS]
-        folders = sorted({file.relative_to(path).parts[0] for file in self._in_folders()})
-        self.has_labels = label_key is not None and bool(folders)
-        self.class_names = tuple(folders) if self.has_labels else None
-        self.num_samples = len(self._paths)
+        files = _sorted_out(path)
+        self._paths = files.pictures
         if not self._paths:
-            raise InputError(
-                f"{path} holds no images ({', '.join(EXTENSIONS)}), no shards and no IDX files"
+            self._refuse(
+                [
+                    *files.problems,
+                    f"{path} holds no images ({', '.join(EXTENSIONS)}), no shards and no IDX "
+                    f"files{'; ' if files.unread else ''}{_by_extension(path, files.unread)}",
+                ]
             )
-        flat = self.num_samples - len(self._in_folders())
-        if self.has_labels and flat:
-            raise InputError(
-                f"{path} holds {flat} images beside its class folders; move them into one, or set "
-                "LABEL_KEY to null for images without labels"
-            )
+        self.num_samples = len(self._paths)
+        parts = [file.relative_to(path).parts for file in self._paths]
+        found = {names[0] for names in parts if len(names) > 1}
+        folders = sorted({entry.name for entry in _entries(path) if entry.is_dir()})
+        self.has_labels = label_key is not None and bool(found)
+        self.class_names = tuple(folders) if self.has_labels else None
+        problems = list(files.problems)
+        if self.has_labels:
+            problems += self._class_problems(folders, found, sum(len(n) == 1 for n in parts))
+        self._refuse(problems)
+        if files.unread:
+            self.notes = (f"{path}: {_by_extension(path, files.unread)}",)
 
     @classmethod
     def opened(cls, source: str, label_key: str | None) -> Source | None:
@@ -194,20 +224,37 @@ class FolderSource(Source):
 
     def load(self, *, progress: bool = False) -> Loaded:
         """Decodes every picture once: all broken ones are known before anything is written."""
-        problems: list[str] = []
-        shapes: list[tuple[int, ...]] = []
         with ImageBar("checking", self.num_samples, is_shown=progress) as bar:
-            for path, outcome in zip(self._paths, _outcomes(self._paths), strict=True):
-                if isinstance(outcome, str):
-                    problems.append(f"{path}: {outcome}")
-                else:
-                    shapes.append(outcome)
+            outcomes = []
+            for outcome in _outcomes(self._paths, _decoded):
+                outcomes.append(outcome)
                 bar.advance()
-        if not problems:
-            problems = self._channel_problems(shapes)
-        if problems:
-            raise InputError(problems)
-        return Loaded(images=_Pictures(self._paths), labels=self._labels)
+        headers = self._usable(outcomes)
+        turned = [p for p, one in zip(self._paths, headers, strict=True) if one.is_turned]
+        notes = [f"{self.name}: {len(turned):,} pictures turned upright, as their EXIF says: "]
+        return Loaded(
+            images=_Pictures(self._paths),
+            labels=self._labels,
+            notes=(notes[0] + examples(turned),) if turned else (),
+        )
+
+    def headers(self, most: int) -> list[images.ImageHeader]:
+        """Size and type of at most so many pictures, evenly spaced. Raises InputError with the
+        problems that these show, before any is decoded.
+        """
+        step = max(1, -(-self.num_samples // most))
+        return self._usable(list(_outcomes(self._paths[::step], images.header)), step)
+
+    def _usable(
+        self, outcomes: list[images.ImageHeader | str], step: int = 1
+    ) -> list[images.ImageHeader]:
+        """The headers of every step-th picture. Raises InputError with what cannot be used."""
+        paths = self._paths[::step]
+        broken = [(p, one) for p, one in zip(paths, outcomes, strict=True) if isinstance(one, str)]
+        self._refuse(by_reason(broken))
+        headers = [one for one in outcomes if not isinstance(one, str)]
+        self._refuse(_channel_problems(paths, [one.channels for one in headers]))
+        return headers
 
     @cached_property
     def _labels(self) -> NDArray[np.int64] | None:
@@ -217,19 +264,83 @@ class FolderSource(Source):
         names = (path.relative_to(self._root).parts[0] for path in self._paths)
         return np.array([numbers[name] for name in names], np.int64)
 
-    def _in_folders(self) -> list[Path]:
-        return [path for path in self._paths if path.parent != self._root]
+    def _class_problems(self, folders: list[str], found: set[str], flat: int) -> Iterator[str]:
+        """Reasons why the folders below are no classes."""
+        if flat:
+            yield (
+                f"{self.name} holds {flat} images beside its class folders; move them into one, or "
+                "set LABEL_KEY to null for images without labels"
+            )
+        if all(name.lower() in _PARTS for name in folders):
+            yield (
+                f"{self.name} holds {', '.join(folders)}, which are parts of a data set and no "
+                f"classes; name one of them, such as {self._root / folders[-1]}, or set LABEL_KEY "
+                "to null for the images of all without labels"
+            )
+        elif empty := [name for name in folders if name not in found]:
+            yield (
+                f"{self.name}: {len(empty)} class folder(s) without an image that is read: "
+                f"{examples(empty)}; remove them, or give them images, so that classes keep their "
+                "numbers"
+            )
 
-    def _channel_problems(self, shapes: list[tuple[int, ...]]) -> list[str]:
-        """The odd ones, when some pictures are grey and some in colour."""
-        channels = np.array([shape[2] for shape in shapes])
-        usual = 3 if 2 * int((channels == 3).sum()) >= len(channels) else 1
-        kinds = {1: "grey", 3: "RGB"}
-        return [
-            f"{self._paths[row]} is {kinds[int(channels[row])]}, most images are {kinds[usual]}; "
-            "convert it"
-            for row in np.flatnonzero(channels != usual)
-        ]
+    def _refuse(self, problems: Sequence[str]) -> None:
+        if problems:
+            raise InputError(problems)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The files of a folder: pictures, what else lies there, and reasons not to use the folder."""
+
+    pictures: list[Path]
+    unread: list[Path]
+    problems: list[str]
+
+
+def _sorted_out(folder: Path) -> _Files:
+    """Every file below a folder by what becomes of it; litter of systems is none of these."""
+    pictures, unread, refused = [], [], []
+    for path in _files(folder):
+        kind = path.suffix.lower()
+        if not path.is_file():
+            refused.append((path, "no regular file, or a link that leads nowhere; remove it"))
+        elif kind in _UNREAD:
+            refused.append((path, f"{kind} is not read; save it as PNG"))
+        elif kind in EXTENSIONS or (not kind and _is_picture(path)):
+            pictures.append(path)
+        else:
+            unread.append(path)
+    return _Files(pictures, unread, by_reason(refused, "files"))
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a file without an extension begins as a PNG, JPEG, WebP or BMP does."""
+    with path.open("rb") as stream:
+        start = stream.read(12)
+    return start.startswith((b"\x89PNG", b"\xff\xd8\xff", b"BM")) or start[8:] == b"WEBP"
+
+
+def _by_extension(folder: Path, unread: Sequence[Path]) -> str:
+    """Files that are not read: their number, and of each extension how many and three of them."""
+    kinds: dict[str, list[Path]] = defaultdict(list)
+    for path in unread:
+        kinds[path.suffix.lower() or "without extension"].append(path.relative_to(folder))
+    parts = [f"{len(ones):,} {kind} ({examples(ones)})" for kind, ones in sorted(kinds.items())]
+    return f"{len(unread):,} file(s) not read: {', '.join(parts)}" if unread else ""
+
+
+def _channel_problems(paths: Sequence[Path], channels: Sequence[int]) -> list[str]:
+    """The odd ones, when some pictures are grey and some in colour."""
+    usual = 3 if 2 * sum(one == 3 for one in channels) >= len(channels) else 1
+    odd = [path for path, one in zip(paths, channels, strict=True) if one != usual]
+    own, others = ("grey", "RGB") if usual == 3 else ("RGB", "grey")
+    if len(odd) < 2:
+        return [f"{path} is {own}, most images are {others}; convert it" for path in odd]
+    return [
+        f"{len(odd):,} of {len(paths):,} pictures are {own}, most images are {others}; convert "
+        f"them: {examples(odd)}"
+    ]
 
 
 class _Pictures:
@@ -249,30 +360,46 @@ class _Pictures:
             raise InputError(f"{path}: {error}") from error
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """The files below `folder` in an order that does not depend on the file system."""
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            yield from _files(path)
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder, by name, without the litter of systems."""
+    entries = sorted(folder.iterdir())
+    return [e for e in entries if not e.name.startswith(".") and e.name.lower() not in _LITTER]
+
+
+def _files(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
+    """The files below `folder`, through links too, in an order that no file system changes."""
+    state = folder.stat()
+    here = (state.st_dev, state.st_ino)
+    if here in above:
+        raise InputError(f"{folder} is a link to a folder that it lies in; remove it")
+    for path in _entries(folder):
+        if path.is_dir():
+            yield from _files(path, (*above, here))
         else:
             yield path
 
 
-def _outcomes(paths: list[Path]) -> Iterator[tuple[int, ...] | str]:
-    """_shape_or_reason of each path; decoders release the interpreter, so threads help."""
+def _outcomes(
+    paths: Sequence[Path], look: Callable[[bytes], images.ImageHeader]
+) -> Iterator[images.ImageHeader | str]:
+    """The header of each picture, or why it cannot be used; decoders release the interpreter, so
+    threads help.
+    """
+
+    def outcome(path: Path) -> images.ImageHeader | str:
+        try:
+            return look(path.read_bytes())
+        except (ValueError, OSError) as error:
+            return str(error)
+
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(paths), _BATCH):
-            yield from pool.map(_shape_or_reason, paths[start : start + _BATCH])
+            yield from pool.map(outcome, paths[start : start + _BATCH])
 
 
-def _shape_or_reason(path: Path) -> tuple[int, ...] | str:
-    """The shape of a picture (H, W, C), or why it cannot be used."""
-    try:
-        return images.decode(path.read_bytes()).shape
-    except (ValueError, OSError) as error:
-        return str(error)
+def _decoded(data: bytes) -> images.ImageHeader:
+    images.decode(data)
+    return images.header(data)
 
 
 # In the order in which they are tried.
@@ -285,6 +412,8 @@ def open_source(source: str | os.PathLike[str], label_key: str | None = "labels"
     known = f"give {', '.join(kind.takes for kind in KINDS)}, or a folder of shards"
     if str(source) != DIGITS and not path.exists():
         raise InputError(f"{path} does not exist; {known}")
+    if str(source) != DIGITS and not path.is_dir() and not path.is_file():
+        raise InputError(f"{path} is neither a file nor a folder; {known}")
     for kind in KINDS:
         if (opened := kind.opened(str(source), label_key)) is not None:
             return opened

@@ -131,7 +131,7 @@ def as_real_data(config: Config, data: Dataset, cache: Path | None = None) -> Re
         "image_shape": list(data.image_shape),
         "validation_fraction": config.DATASET.VALIDATION_FRACTION,
         "labels": config.DATASET.LABEL_KEY is not None,
-        "crop": [options["CROP_SIZE"], options["CROP_POSITION"]],
+        "crop": ["RESIZE" if options["RESIZE"] else options["CROP_SIZE"], options["CROP_POSITION"]],
     }
     train = np.sort(data.order(torch.arange(data.num_train)).numpy())
     everything = np.arange(data.num_train + data.num_validation)

@@ -88,14 +88,14 @@ def test_bad_input_is_exit_code_2_with_one_line_a_problem(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in").mkdir()
-    for name in "ab":
-        (tmp_path / "in" / f"{name}.png").write_bytes(b"")
+    (tmp_path / "in" / "a.png").write_bytes(b"")
+    (tmp_path / "in" / "b.png").write_bytes(b"no picture")
     assert command(tmp_path / "in", tmp_path / "out") == 2
     shown = capsys.readouterr()
     lines = shown.err.splitlines()
     assert shown.out == ""
     assert len(lines) == 2 and all(line.startswith("error: ") for line in lines)
-    assert "a.png: empty file" in lines[0] and "b.png: empty file" in lines[1]
+    assert "a.png: empty file" in lines[0] and "b.png: not a readable" in lines[1]
     assert not (tmp_path / "out").exists()
     assert command(tmp_path / "in") == 2
     with pytest.raises(SystemExit, match="^2$"):

@@ -28,6 +28,7 @@ _DATASET = {
     "CACHE": "test_cache_reads_an_image_once",
     "STAGE": "test_stage_says_where_the_bytes_of_the_images_are_read",
     "PREPROCESSING.CROP_SIZE": "test_a_crop_of_another_size_is_resized",
+    "PREPROCESSING.RESIZE": "test_resize_takes_the_largest_part_of_every_size",
     "PREPROCESSING.CROP_TYPE": "test_random_crops_are_not_frozen_by_the_cache",
     "PREPROCESSING.CROP_POSITION": "test_crop_positions",
     "PREPROCESSING.AUGMENT": "test_augmentations_are_equally_likely_and_drawn_by_position",

@@ -108,6 +108,10 @@ BROKEN = [
         "IS_NEW_TRAIN is false but TRAINED_H5 is null; name the run or checkpoint to start from",
     ),
     (
+        "C.RESIZE=true C.CROP_SIZE=4",
+        "RESIZE is true but CROP_SIZE is 4; give one of them",
+    ),
+    (
         "C.AUGMENT=true",
         "AUGMENT is true but AUGMENT_TYPE is null; give one of horizontal_flip, vertical_flip",
     ),

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ddpm.data import packing, preparing
@@ -13,9 +14,11 @@ from ddpm.data.source import ArraySource
 from tests.support.shard_data import (
     COLOUR,
     LABELS,
+    PNG,
     flip,
     problems_of,
     sorted_shards,
+    write_tar,
 )
 
 
@@ -108,3 +111,38 @@ def test_refresh_takes_new_foreign_shards_but_not_lost_packed_ones(
     assert len(list(folder.glob("samples-*.npy"))) == 1
     (packed.folder / packed.shards[0].name).unlink()
     assert "missing" in problems_of(lambda: preparing.refresh(packed.folder))[0]
+
+
+def test_a_file_of_somebody_else_is_never_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sorted_shards(tmp_path, "ab", 20)
+    own = np.zeros(3)
+    np.save(tmp_path / "samples-1.npy", own)
+    np.save(tmp_path / "samples-0123abcd.npy", own)
+    (tmp_path / "index.json").write_text('{"format": "webdataset", "shards": 3}')
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for act in (preparing.refresh, open_index):
+        assert "another program" in problems_of(lambda: act(tmp_path))[0]  # noqa: B023
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "index.json").unlink()
+    (tmp_path / "more").mkdir()
+    index = preparing.refresh(tmp_path)
+    assert all((tmp_path / f"samples-{name}.npy").exists() for name in ("1", "0123abcd"))
+    beside = "3 not read beside the shards: more, samples-0123abcd.npy, samples-1.npy"
+    assert f"{tmp_path}: {beside}" in caplog.messages
+    (tmp_path / "index.json").write_text((tmp_path / "index.json").read_text()[:99])
+    assert preparing.refresh(tmp_path).sha256 == index.sha256  # a damaged one of ours is made anew
+
+
+def test_json_members_without_a_label_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    members = [
+        (f"{n}.{kind}", PNG if kind == "png" else b'{"class": 3}')
+        for n in range(5)
+        for kind in ("png", "json")
+    ]
+    write_tar(tmp_path / "a.tar", members)
+    assert preparing.refresh(tmp_path).num_classes is None
+    assert '5 JSON member(s) without a "label"' in caplog.text and "and 2 more" in caplog.text

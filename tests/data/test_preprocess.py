@@ -99,6 +99,19 @@ def test_shrinking_does_not_alias(tmp_path: Path) -> None:
     assert data.read(torch.tensor([0])).images.abs().max() < 0.2  # grey, not black or white
 
 
+@pytest.mark.parametrize(("height", "width"), [(8, 20), (20, 8), (3, 3), (50, 40)])
+def test_resize_takes_the_largest_part_of_every_size(
+    tmp_path: Path, height: int, width: int
+) -> None:
+    pixels = np.zeros((1, height, width), np.uint8)
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    pixels[0, top : top + side, left : left + side] = 200
+    data = Dataset(pack(tmp_path, pixels), dataset_options(RESIZE=True), (1, 8, 8), seed=0)
+    (image,) = bytes_of(data.read(torch.tensor([0])).images)
+    assert image.shape == (8, 8, 1) and (image == 200).all()
+
+
 FLIPS: dict[str, list[Callable[[NDArray], NDArray]]] = {
     "horizontal_flip": [lambda a: a, lambda a: a[:, ::-1]],
     "vertical_flip": [lambda a: a, lambda a: a[::-1]],

@@ -12,6 +12,7 @@ from tests.support.shard_data import (
     GREY,
     LABELS,
     make_config,
+    picture,
     problems_of,
     run_python,
     sorted_shards,
@@ -181,3 +182,30 @@ print(shards.source_problems(loaded))
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     folder.chmod(0o700)
     assert "may not be read by you" in done.stdout, done.stderr
+
+
+def test_what_training_would_refuse_is_refused_before_anything_is_packed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pictures of 20 to 90 pixels, by their headers."""
+    folder = tmp_path / "in"
+    for side in (20, 50, 90):
+        (folder / "ant").mkdir(parents=True, exist_ok=True)
+        (folder / "ant" / f"{side}.png").write_bytes(picture(np.zeros((side, side), np.uint8)))
+    whole: dict[str, object] = {"DATASET__VALIDATION_FRACTION": 0.0}
+    wide = make_config(folder, TRAINING__INPUT_IMAGE_SIZE=128, **whole)
+    (problem,) = preparing.source_problems(wide)
+    assert problem.startswith(f"DATASET.PATH {folder}: images have only 20x20 pixels")
+    assert "3 of 3 images are smaller" in problem and "RESIZE=true" in problem
+    resized = whole | {"DATASET__PREPROCESSING__RESIZE": True}
+    large = make_config(folder, TRAINING__INPUT_IMAGE_SIZE=128, **resized)
+    assert preparing.source_problems(large) == [] and not caplog.messages
+    assert (
+        preparing.source_problems(make_config(folder, TRAINING__INPUT_IMAGE_SIZE=16, **whole)) == []
+    )
+    (warned,) = caplog.messages
+    assert "16x16 keeps less than half of 2 image(s) (found: 20x20 to 90x90)" in warned
+    (folder / "ant" / "odd.png").write_bytes(picture(np.zeros((20, 20, 4), np.uint8)))
+    two = [make_config(folder, TRAINING__SEED=seed, **resized) for seed in range(2)]
+    (problem,) = preparing.source_problems(*two)
+    assert "odd.png: has an alpha channel" in problem
