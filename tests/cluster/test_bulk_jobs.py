@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ddpm.cli.main import launch
 from ddpm.cluster import submit, submit_images
 from ddpm.cluster.submit import JobOptions
 from ddpm.cluster.submit_images import checked
@@ -91,6 +92,7 @@ def test_term_ends_a_task_for_good_and_the_next_command_draws_the_rest(
     assert files_of(bulk.series) == files_of(undisturbed)
 
 
+@pytest.mark.long
 def test_a_process_that_dies_has_another_go_on(bulk: Bulk, undisturbed: BulkFolder) -> None:
     driver = bulk.start(*IN_UNITS, "--cluster", "local", "--jobs", 1)
     wait_for("a job draws", lambda: bulk.runners() and drawn(bulk) > 8)
@@ -102,10 +104,11 @@ def test_a_process_that_dies_has_another_go_on(bulk: Bulk, undisturbed: BulkFold
     assert files_of(bulk.series) == files_of(undisturbed)
 
 
-def test_debug_draws_one_part_after_the_other(bulk: Bulk) -> None:
-    done = bulk.command("--num", 30, "--unit", 8, "--cluster", "debug")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1].startswith("done: 30 images in ")
+def test_debug_draws_one_part_after_the_other(
+    bulk: Bulk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch("sample", bulk.argv("--num", 30, "--unit", 8, "--cluster", "debug")[2:]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("done: 30 images in ")
 
 
 def test_debug_ends_with_the_error_of_its_part(bulk: Bulk) -> None:

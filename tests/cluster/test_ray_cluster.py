@@ -67,7 +67,7 @@ def test_a_second_cluster_of_a_process_starts_as_the_first() -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_writes_no_credentials_and_its_session_goes_with_it(
     tmp_path: Path, temporary: Path
 ) -> None:

@@ -110,6 +110,16 @@ def test_a_budget_of_trials_leaves_the_rest_and_a_larger_one_continues(tmp_path:
         assert len(one.trials) == 3 and len(Allowance(of).allowed(one.trials)) == 2
 
 
+def test_a_trial_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
+    text = f"GRID: {{{RATE}: [1.0e+4, 1.0e-3]}}\n"
+    with opened(tmp_path, text, "TRAINING.CLIP_NORM=null") as of:
+        run_here(of)
+        bad, good = (of.ledger.outcomes()[trial.trial_id] for trial in of.trials)
+        assert (bad.status, good.status) == ("failed", "done") and "non-finite" in str(bad.reason)
+        assert "non-finite" in report.build(of.folder).html.read_text()
+        assert of.todo() == of.trials[:1]
+
+
 def test_wall_hours_are_spent_at_their_limit(tmp_path: Path) -> None:
     with opened(tmp_path, GRID + "TUNE: {BUDGET: {WALL_HOURS: 1.0e-12}}\n") as of:
         allowance = Allowance(of)

@@ -28,9 +28,10 @@ from ddpm.runs.directory import RunDirectory
 from ddpm.runs.logs import failure_recorded
 from ddpm.sweep.ledger import Ledger, Outcome
 from tests.runs.test_directory import DATA, make_config, report, start
+from tests.support import train_process
+from tests.support.processes import forked
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-WORKER = Path(__file__).parent.parent / "support" / "train_process.py"
 FACTS = {"total_steps": 40, "workers": 2, "cpus_per_worker": 3, "gpus_per_worker": 0}
 
 
@@ -109,19 +110,17 @@ def test_a_killed_run_is_stopped_the_moment_it_dies(tmp_path: Path, digits: Path
 
     job = make_job(tmp_path, digits, {"TRAINING.HYPER_PARAMETERS.EPOCHS": 2000})
     (tmp_path / "job.json").write_text(json.dumps(asdict(job)))
-    process = subprocess.Popen(
-        [sys.executable, str(WORKER), str(tmp_path / "job.json")], stderr=subprocess.DEVNULL
-    )
+    process = forked(train_process.run, str(tmp_path / "job.json"), said=tmp_path / "said")
     try:
         run_dir, deadline = Path(job.run_dir), time.monotonic() + 300
         while not (run_dir / "metrics.jsonl").exists():
-            assert process.poll() is None and time.monotonic() < deadline
+            assert process.exitcode is None and time.monotonic() < deadline
             time.sleep(0.05)
         alive = only(run_dir)
         assert alive.state == "running" and alive.total == 10_000 and alive.step > 0
     finally:
         process.kill()
-        process.wait()
+        process.join()
     dead = only(run_dir)
     assert dead.state == "stopped" and dead.note.startswith("since 20")
 

@@ -174,13 +174,14 @@ def test_local_jobs_a_killed_process_fails_its_trial_alone(small: Small) -> None
 def test_debug_jobs_run_a_sweep_to_its_report(
     small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert small.main("--cluster", "debug", "--group-size", "3") == 0
+    short = {"TRAINING.HYPER_PARAMETERS.EPOCHS": 1}
+    assert small.main("--cluster", "debug", "--group-size", "3", **short) == 0
     assert small.statuses() == ["done"] * 4
     assert (small.folder / "report.html").exists() and (small.folder / "best.yaml").exists()
     assert len(list((small.folder / "jobs").glob("*.json"))) == 2
     before = small.attempts()
     assert "4 to submit" in capsys.readouterr().out
-    assert small.main("--cluster", "debug") == 0
+    assert small.main("--cluster", "debug", **short) == 0
     assert "0 to submit" in capsys.readouterr().out
     assert small.attempts() == before == dict.fromkeys(before, 1)
 

@@ -126,6 +126,7 @@ def test_sigterm_saves_trials_of_several_workers_and_asks_to_run_again(tmp_path:
     assert started and all(list(p.parent.glob("checkpoints/step-*")) for p in started)
 
 
+@pytest.mark.long
 def test_a_failing_trial_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
     """One cell's learning rate ends in NaN: recorded with its reason, the other cell finishes."""
     argv = command(tmp_path, "[linear]", **{"TRAINING.CLIP_NORM": "null"})

@@ -1,6 +1,5 @@
 import io
 import json
-import signal
 import time
 from pathlib import Path
 
@@ -11,14 +10,15 @@ from PIL import Image
 from ddpm.data import packing
 from ddpm.data.index import open_index, verify_shards
 from ddpm.data.source import ArraySource
+from tests.support.processes import forked
 from tests.support.shard_data import (
     COLOUR,
     GREY,
     LABELS,
     as_multiset,
     flip,
+    pack_many,
     problems_of,
-    run_python,
 )
 
 
@@ -76,37 +76,17 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     assert len(bad) == 2 and not (tmp_path / "x").exists()
 
 
-PACK_SLOWLY = """
-import sys, time
-from pathlib import Path
-import numpy as np
-from ddpm.data import packing as shards
-from ddpm.data.source import ArraySource
-
-class Slow(ArraySource):
-    def load(self, *, progress=False):
-        loaded = super().load()
-        print("loaded", flush=True)
-        return loaded
-
-out = Path(sys.argv[1])
-images = np.random.default_rng(0).integers(0, 256, (3000, 16, 16, 3), np.uint8)
-index = shards.pack(Slow(images, np.arange(3000) % 7), out, samples_per_shard=100, progress=False)
-print(index.sha256)
-"""
-
-
 @pytest.mark.slow
 def test_packing_killed_and_run_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    whole = run_python(PACK_SLOWLY, tmp_path / "whole").communicate(timeout=120)[0].split()[-1]
+    assert pack_many(tmp_path / "whole") == 0
     out = tmp_path / "killed"
     kept: dict[str, int] = {}
     for wanted in (3, 11):
-        process = run_python(PACK_SLOWLY, out)
-        while len(list(out.glob("*.tar"))) < wanted and process.poll() is None:
+        process = forked(pack_many, out)
+        while len(list(out.glob("*.tar"))) < wanted and process.exitcode is None:
             time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.join()
         assert not (out / "index.json").exists(), "killed too late to show anything"
         assert "index.json" in problems_of(lambda: open_index(out))[0]
         # Shards that the journal knows are not written again.
@@ -117,7 +97,8 @@ def test_packing_killed_and_run_again_gives_the_same_bytes(tmp_path: Path) -> No
         inodes = {name: (out / name).stat().st_ino for name in finished}
         assert kept.items() <= inodes.items() and len(finished) >= wanted - 1
         kept = inodes
-    assert run_python(PACK_SLOWLY, out).communicate(timeout=120)[0].split()[-1] == whole
+    assert pack_many(out) == 0
+    assert open_index(out).sha256 == open_index(tmp_path / "whole").sha256
     assert kept.items() <= {path.name: path.stat().st_ino for path in out.iterdir()}.items()
     verify_shards(open_index(out))
     assert sorted(path.name for path in out.glob(".*")) == []

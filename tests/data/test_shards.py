@@ -8,36 +8,25 @@ import pytest
 
 from ddpm.data import packing, preparing
 from ddpm.data.index import open_index
+from tests.support.processes import at_once, exit_codes
 from tests.support.shard_data import (
     GREY,
     LABELS,
     make_config,
     picture,
+    prepare_digits,
     problems_of,
     run_python,
     sorted_shards,
 )
 from tests.support.tree import ROOT
 
-PREPARE = """
-import sys
-from pathlib import Path
-from ddpm import config
-from ddpm.data import open_index, preparing as shards
-index = shards.prepare(config.from_dict({
-    "DATASET": {"NAME": "digits", "PATH": "digits"},
-    "TRAINING": {"OUTPUT_DIR": sys.argv[1], "INPUT_IMAGE_SIZE": 8, "INPUT_IMAGE_CHANNEL": 1},
-}), progress=False)
-print(index.sha256, index.folder)
-"""
-
 
 @pytest.mark.slow
 def test_processes_that_start_together_pack_once(tmp_path: Path, digits: Path) -> None:
-    started = [run_python(PREPARE, tmp_path / "out") for _ in range(3)]
-    answers = {process.communicate(timeout=120)[0] for process in started}
-    assert [process.returncode for process in started] == [0, 0, 0]
-    (answer,) = answers
+    with at_once(3, prepare_digits, tmp_path / "out", folder=tmp_path) as started:
+        assert exit_codes([*started]) == [0, 0, 0]
+    (answer,) = {said.read_text() for said in started.values()}
     sha256, folder = answer.split()
     assert sha256 == open_index(digits).sha256
     assert [path.name for path in (tmp_path / "out/shards").iterdir()] == [Path(folder).name]

@@ -234,7 +234,7 @@ def test_philox_refuses_a_malformed_counter(counter: torch.Tensor, key: int, mes
         philox(counter, key)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_callers_get_the_same_bits() -> None:
     def draw(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return words(3, Stream.DROPOUT, ids, 21), normal(3, Stream.NOISE, ids, (3, 7))

@@ -283,8 +283,7 @@ def test_channels_last_agrees() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-@pytest.mark.parametrize("checkpoints", [False, True])
+@pytest.mark.parametrize(("dropout", "checkpoints"), [(0.0, False), (0.4, True)])
 def test_traces_as_one_graph(dropout: float, checkpoints: bool) -> None:
     options = {"num_classes": 3, "use_cross_attention": True, "block_size": 2}
     network = small(dropout=dropout, checkpoint_activations=checkpoints, **options)

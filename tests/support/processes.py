@@ -18,8 +18,10 @@ FORKS = multiprocessing.get_context("forkserver")
 # The optimizer imports torch._dynamo when it is made; the command, what it needs when it runs.
 FORKS.set_forkserver_preload(
     [
-        *(f"tests.support.{name}" for name in ("processes", "train_process", "moments_process")),
-        *("torch._dynamo", "ddpm.cli.train", "ddpm.cluster.run_training", "ddpm.data.packing"),
+        "torch._dynamo",
+        *("ddpm.cli.train", "ddpm.cluster.run_training"),
+        *(f"tests.support.{name}_process" for name in ("moments", "train")),
+        *("tests.support.processes", "tests.support.shard_data"),
     ]
 )
 

@@ -16,8 +16,9 @@ from PIL import Image
 
 from ddpm import config as configuration
 from ddpm.config.schema import Config
-from ddpm.data import images
+from ddpm.data import images, packing, preparing
 from ddpm.data.index import Index
+from ddpm.data.source import ArraySource
 from ddpm.errors import InputError
 
 RANDOM = np.random.default_rng(0)
@@ -159,3 +160,18 @@ def sorted_shards(folder: Path, names: str, samples: int) -> None:
         for row in range(samples):
             members += [(f"{row:03d}.png", PNG), (f"{row:03d}.cls", str(number).encode())]
         write_tar(folder / f"{name}.tar", members)
+
+
+def pack_many(out: Path) -> int:
+    """The exit code of a process that packs thirty shards."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3000, 16, 16, 3), np.uint8)
+    source = ArraySource(pixels, np.arange(3000) % 7)
+    packing.pack(source, out, samples_per_shard=100, progress=False)
+    return 0
+
+
+def prepare_digits(out: Path) -> int:
+    """The exit code of a process that packs the digits for a run and says what it has found."""
+    index = preparing.prepare(make_config("digits", out), progress=False)
+    print(index.sha256, index.folder)
+    return 0
