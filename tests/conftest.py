@@ -34,14 +34,14 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 HOME = Path(tempfile.mkdtemp(prefix="ddpm-home-"))
-# The font cache of matplotlib takes seconds to build: kept between sessions, beside pytest's own.
-FONTS = Path(__file__).resolve().parent.parent / ".pytest_cache" / "matplotlib"
+# Matplotlib's fonts and the script of charts take seconds to make: kept, beside pytest's own cache.
+CACHE = Path(__file__).resolve().parent.parent / ".pytest_cache" / "xdg"
 
 
 def pytest_configure() -> None:
     """A home of this session's own, and the umask of a stock login."""
-    FONTS.mkdir(parents=True, exist_ok=True)
-    os.environ |= {"HOME": str(HOME), "MPLCONFIGDIR": str(FONTS)}
+    CACHE.mkdir(parents=True, exist_ok=True)
+    os.environ |= {"HOME": str(HOME), "XDG_CACHE_HOME": str(CACHE)}
     os.umask(0o022)
 
 

@@ -44,7 +44,3 @@ def slow_down(seconds: float) -> None:
             os.fsync(descriptor)
 
     storage.system = Slow()
-
-
-if __name__ == "__main__":
-    sys.exit(run(sys.argv[1]))
