@@ -2,6 +2,8 @@
 
 import math
 import pickle
+from collections.abc import Iterator, Sequence
+from itertools import product
 
 import pytest
 import torch
@@ -13,60 +15,57 @@ VARIANTS = [{}, {"logsnr_shift": -1.3}, {"zero_terminal_snr": True}]
 BETAS = {name: family for name, family in SCHEDULES.items() if callable(family)}
 CONTINUOUS = SCHEDULES.keys() - BETAS.keys()
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
-every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=["plain", "shifted", "rescaled"])
-every_length = pytest.mark.parametrize("num_timesteps", [21, 50, 1000, 4000])
+LENGTHS = (21, 50, 1000, 4000)
 
 
 def grid(num_timesteps: int) -> torch.Tensor:
     return torch.arange(num_timesteps + 1)
 
 
-@every_schedule
-@every_variant
-@every_length
-def test_tables_fall_from_one_by_betas_between_zero_and_one(
-    name: str, variant: dict, num_timesteps: int
-) -> None:
-    schedule = NoiseSchedule(name, num_timesteps, **variant)
-    abar = schedule.alphas_cumprod
-    assert abar.dtype == torch.float64 and abar.shape == (num_timesteps + 1,)
-    assert abar[0] == 1
-    betas = 1 - abar[1:] / abar[:-1]
-    assert (betas > 0).all()
-    assert (betas[:-1] < 1).all()
-    assert (betas[-1] == 1) if schedule.zero_terminal_snr else (betas[-1] < 1)
+def variants(name: str, lengths: Sequence[int] = LENGTHS) -> Iterator[NoiseSchedule]:
+    """The schedule of this name plain, shifted and rescaled, at each length; the last one that
+    pytest prints is the one that fails.
+    """
+    for variant, length in product(VARIANTS, lengths):
+        schedule = NoiseSchedule(name, length, **variant)
+        print(schedule)
+        yield schedule
 
 
 @every_schedule
-@every_variant
-@every_length
-def test_alpha_and_sigma_lie_on_the_unit_circle(
-    name: str, variant: dict, num_timesteps: int
-) -> None:
-    schedule = NoiseSchedule(name, num_timesteps, **variant)
-    alpha, sigma = schedule.alpha_sigma_at(grid(num_timesteps))
-    assert_close(alpha**2 + sigma**2, torch.ones_like(alpha), rtol=0, atol=7e-16)
-    assert_close(alpha**2, schedule.alphas_cumprod, rtol=0, atol=0)
-    logsnr = schedule.logsnr_at(grid(num_timesteps))
-    assert_close(logsnr[1:-1], 2 * (alpha / sigma).log()[1:-1], rtol=0, atol=1e-12)
-    assert sigma[0] == 0 and logsnr[0] == math.inf
+def test_tables_fall_from_one_by_betas_between_zero_and_one(name: str) -> None:
+    for schedule in variants(name):
+        abar = schedule.alphas_cumprod
+        assert abar.dtype == torch.float64 and abar.shape == (schedule.num_timesteps + 1,)
+        assert abar[0] == 1
+        betas = 1 - abar[1:] / abar[:-1]
+        assert (betas > 0).all()
+        assert (betas[:-1] < 1).all()
+        assert (betas[-1] == 1) if schedule.zero_terminal_snr else (betas[-1] < 1)
 
 
 @every_schedule
-@every_variant
-@every_length
-def test_the_table_is_the_function_read_at_t_over_T(
-    name: str, variant: dict, num_timesteps: int
-) -> None:
-    schedule = NoiseSchedule(name, num_timesteps, **variant)
-    t = grid(num_timesteps)
-    alpha, sigma = schedule.alpha_sigma(t.double() / num_timesteps)
-    table_alpha, table_sigma = schedule.alpha_sigma_at(t)
-    assert_close(alpha, table_alpha, rtol=1e-9, atol=1e-15)
-    assert_close(sigma, table_sigma, rtol=1e-9, atol=0)
-    time = torch.tensor([[0.0, 0.25], [0.5, 1.0]], dtype=torch.float64)
-    assert_close(schedule.alpha_bar(time), schedule.alpha_sigma(time)[0] ** 2, rtol=0, atol=0)
-    assert schedule.logsnr(time).shape == (2, 2) and schedule.logsnr(time)[0, 0] == math.inf
+def test_alpha_and_sigma_lie_on_the_unit_circle(name: str) -> None:
+    for schedule in variants(name):
+        alpha, sigma = schedule.alpha_sigma_at(grid(schedule.num_timesteps))
+        assert_close(alpha**2 + sigma**2, torch.ones_like(alpha), rtol=0, atol=7e-16)
+        assert_close(alpha**2, schedule.alphas_cumprod, rtol=0, atol=0)
+        logsnr = schedule.logsnr_at(grid(schedule.num_timesteps))
+        assert_close(logsnr[1:-1], 2 * (alpha / sigma).log()[1:-1], rtol=0, atol=1e-12)
+        assert sigma[0] == 0 and logsnr[0] == math.inf
+
+
+@every_schedule
+def test_the_table_is_the_function_read_at_t_over_T(name: str) -> None:
+    for schedule in variants(name):
+        t = grid(schedule.num_timesteps)
+        alpha, sigma = schedule.alpha_sigma(t.double() / schedule.num_timesteps)
+        table_alpha, table_sigma = schedule.alpha_sigma_at(t)
+        assert_close(alpha, table_alpha, rtol=1e-9, atol=1e-15)
+        assert_close(sigma, table_sigma, rtol=1e-9, atol=0)
+        time = torch.tensor([[0.0, 0.25], [0.5, 1.0]], dtype=torch.float64)
+        assert_close(schedule.alpha_bar(time), schedule.alpha_sigma(time)[0] ** 2, rtol=0, atol=0)
+        assert schedule.logsnr(time).shape == (2, 2) and schedule.logsnr(time)[0, 0] == math.inf
 
 
 @pytest.mark.parametrize("name", sorted(CONTINUOUS))
@@ -85,25 +84,24 @@ def test_schedules_of_betas_say_that_they_depend_on_the_number_of_timesteps(name
 
 
 @every_schedule
-@every_variant
-def test_logsnr_falls_over_all_of_time(name: str, variant: dict) -> None:
-    schedule = NoiseSchedule(name, 100, **variant)
-    logsnr = schedule.logsnr(torch.linspace(0, 1, 4001, dtype=torch.float64))
-    assert (logsnr.diff() < 0).all()
+def test_logsnr_falls_over_all_of_time(name: str) -> None:
+    for schedule in variants(name, (100,)):
+        logsnr = schedule.logsnr(torch.linspace(0, 1, 4001, dtype=torch.float64))
+        assert (logsnr.diff() < 0).all()
 
 
 @every_schedule
-@every_variant
-@every_length
-def test_time_from_logsnr_inverts_logsnr(name: str, variant: dict, num_timesteps: int) -> None:
-    schedule = NoiseSchedule(name, num_timesteps, **variant)
-    time = torch.linspace(1 / num_timesteps, 1, 3000, dtype=torch.float64).view(3, -1)
-    assert_close(schedule.time_from_logsnr(schedule.logsnr(time)), time, rtol=0, atol=1e-12)
-    low, high = schedule.logsnr_range
-    levels = torch.linspace(max(low, -8.0), high, 500, dtype=torch.float64)
-    assert_close(schedule.logsnr(schedule.time_from_logsnr(levels)), levels, rtol=0, atol=1e-8)
-    assert float(schedule.time_from_logsnr(high)) == pytest.approx(1 / num_timesteps, abs=1e-12)
-    assert float(schedule.time_from_logsnr(low)) == pytest.approx(1, abs=1e-12)
+def test_time_from_logsnr_inverts_logsnr(name: str) -> None:
+    for schedule in variants(name):
+        time = torch.linspace(1 / schedule.num_timesteps, 1, 3000, dtype=torch.float64).view(3, -1)
+        assert_close(schedule.time_from_logsnr(schedule.logsnr(time)), time, rtol=0, atol=1e-12)
+        low, high = schedule.logsnr_range
+        levels = torch.linspace(max(low, -8.0), high, 500, dtype=torch.float64)
+        assert_close(schedule.logsnr(schedule.time_from_logsnr(levels)), levels, rtol=0, atol=1e-8)
+        assert float(schedule.time_from_logsnr(high)) == pytest.approx(
+            1 / schedule.num_timesteps, abs=1e-12
+        )
+        assert float(schedule.time_from_logsnr(low)) == pytest.approx(1, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", sorted(BETAS))
@@ -220,13 +218,13 @@ def reference_betas(name: str, num_timesteps: int) -> list[float]:
 
 
 @pytest.mark.parametrize("name", sorted(BETAS))
-@every_length
-def test_schedules_of_betas_are_their_formulas(name: str, num_timesteps: int) -> None:
-    betas = torch.tensor(reference_betas(name, num_timesteps), dtype=torch.float64)
-    assert_close(BETAS[name](num_timesteps), betas, rtol=1e-9, atol=0)
-    expected = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - betas, 0)])
-    # The last factor of the clipped ones is the difference of two nearly equal numbers.
-    assert_close(NoiseSchedule(name, num_timesteps).alphas_cumprod, expected, rtol=1e-9, atol=0)
+def test_schedules_of_betas_are_their_formulas(name: str) -> None:
+    for length in LENGTHS:
+        betas = torch.tensor(reference_betas(name, length), dtype=torch.float64)
+        assert_close(BETAS[name](length), betas, rtol=1e-9, atol=0)
+        expected = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - betas, 0)])
+        # The last factor of the clipped ones is the difference of two nearly equal numbers.
+        assert_close(NoiseSchedule(name, length).alphas_cumprod, expected, rtol=1e-9, atol=0)
 
 
 def test_laplace_has_laplace_distributed_logsnr() -> None:
@@ -257,26 +255,20 @@ def test_a_shift_adds_to_logsnr_everywhere(name: str) -> None:
 
 
 @every_schedule
-@every_length
-def test_rescaling_reaches_zero_snr_and_keeps_the_first_timestep(
-    name: str, num_timesteps: int
-) -> None:
-    plain = NoiseSchedule(name, num_timesteps)
-    rescaled = NoiseSchedule(name, num_timesteps, zero_terminal_snr=True)
-    alpha, sigma = rescaled.alpha_sigma_at(grid(num_timesteps))
-    old, _ = plain.alpha_sigma_at(grid(num_timesteps))
-    assert alpha[-1] == 0 and sigma[-1] == 1 and rescaled.logsnr_range[0] == -math.inf
-    assert_close(alpha[1], old[1], rtol=1e-14, atol=0)
-    expected = (old - old[-1]) * old[1] / (old[1] - old[-1])
-    assert_close(alpha[1:], expected[1:], rtol=1e-14, atol=0)
+def test_rescaling_reaches_zero_snr_and_keeps_the_first_timestep(name: str) -> None:
+    for length in LENGTHS:
+        plain, rescaled = (NoiseSchedule(name, length, zero_terminal_snr=z) for z in (False, True))
+        alpha, sigma = rescaled.alpha_sigma_at(grid(length))
+        old, _ = plain.alpha_sigma_at(grid(length))
+        assert alpha[-1] == 0 and sigma[-1] == 1 and rescaled.logsnr_range[0] == -math.inf
+        assert_close(alpha[1], old[1], rtol=1e-14, atol=0)
+        expected = (old - old[-1]) * old[1] / (old[1] - old[-1])
+        assert_close(alpha[1:], expected[1:], rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "cos6", "cos6_85"])
-@every_variant
-def test_sigma_keeps_its_digits_near_clean_data(name: str, variant: dict) -> None:
+def test_sigma_keeps_its_digits_near_clean_data(name: str) -> None:
     """At T = 10^6 the first 1 - abar is about 1e-12: a subtraction would leave four digits."""
-    schedule = NoiseSchedule(name, 10**6, **variant)
-    sigma = float(schedule.alpha_sigma_at(torch.tensor(1))[1])
     if name == "linear":
         exponent = 0.1e-6 + 9.95e-12
         variance = exponent - exponent**2 / 2 + exponent**3 / 6
@@ -284,8 +276,10 @@ def test_sigma_keeps_its_digits_near_clean_data(name: str, variant: dict) -> Non
         degrees = {"cosine": 89, "cos6": 80, "cos6_85": 85}[name]
         s2 = math.sin(math.radians(degrees) * 1e-6) ** 2
         variance = s2 if name == "cosine" else 3 * s2 - 3 * s2**2 + s2**3
-    odds = variance / (1 - variance) * math.exp(-schedule.logsnr_shift)
-    assert sigma == pytest.approx(math.sqrt(odds / (1 + odds)), rel=1e-12, abs=0)
+    for schedule in variants(name, (10**6,)):
+        sigma = float(schedule.alpha_sigma_at(torch.tensor(1))[1])
+        odds = variance / (1 - variance) * math.exp(-schedule.logsnr_shift)
+        assert sigma == pytest.approx(math.sqrt(odds / (1 + odds)), rel=1e-12, abs=0)
 
 
 def test_timesteps_may_have_any_shape() -> None:
