@@ -102,6 +102,7 @@ def test_bad_input_is_exit_code_2_with_one_line_a_problem(
         command()
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_exit_code_5(tmp_path: Path, npz: Path) -> None:
     # Root may write anywhere, unless it gives up just that.
     humble = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]

@@ -53,6 +53,7 @@ def test_time_limits_read_as_slurm_reads_them(text: str, expected: int) -> None:
             minutes(wrong)
 
 
+@pytest.mark.slow
 def test_a_training_shows_its_script_and_command_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,6 +173,7 @@ def test_a_network_that_does_not_fit_is_told() -> None:
         cost.measure(cell, threads=1, uses_gpu=False)
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "BUDGET_S", 0.3)  # seconds of a probe
     large = small_config(**{"TRAINING.HYPER_PARAMETERS.BATCH_SIZE": 1_000_000})

@@ -84,6 +84,7 @@ def test_two_workers_draw_the_images_and_find_the_numbers_of_one(
     assert left_over(metrics) == [] and not list(metrics.rglob("evaluation-*"))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_measured_is_refused_before_ray_starts(digits: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     np.savez(path, images=digit_images(63)[0])

@@ -112,6 +112,7 @@ def test_a_sweep_finds_the_cell_that_does_not_fit_the_data(tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_dry_run_prints_the_configuration_and_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

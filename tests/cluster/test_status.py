@@ -376,6 +376,7 @@ def test_the_command_prints_plain_lines_and_ends_with_the_totals(
     run.close()
 
 
+@pytest.mark.slow
 def test_watch_ends_when_all_has_ended_and_ctrl_c_ends_it_before(tmp_path: Path) -> None:
     run = began(tmp_path / "out", step=40)
     watch = [sys.executable, str(ROOT / "launch" / "status.py"), str(run.path)]
@@ -435,6 +436,7 @@ def test_on_a_low_screen_the_totals_and_what_needs_a_look_come_first(tmp_path: P
     assert words[-1] == "33" and words[-4:-2] == ["planned", "failed"]
 
 
+@pytest.mark.slow
 def test_a_glance_at_the_lock_refuses_nobody(tmp_path: Path) -> None:
     """Two look without a pause while the lock is taken three hundred times."""
     path = tmp_path / ".lock"

@@ -310,6 +310,7 @@ while not asked():
     assert runner.wait(timeout=30) == 0
 
 
+@pytest.mark.slow
 def test_sbatch_gets_what_the_dry_run_has_shown(
     small: Small,
     slurm: dict[str, str],

@@ -120,6 +120,7 @@ def test_v3_in_lower_case_is_the_same_configuration(tmp_path: Path) -> None:
     assert c.load(lower) == c.load(write(tmp_path, V3))
 
 
+@pytest.mark.slow
 @given(
     st.floats(min_value=1e-12, max_value=1.0, exclude_min=True),
     st.integers(min_value=0, max_value=2**63 - 1),
@@ -260,6 +261,7 @@ def test_an_alias_of_itself_and_deep_nesting_are_refused(tmp_path: Path) -> None
         assert "nested" in line or "not YAML" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opening", ["[", "{a: ", "- "])
 def test_nesting_that_would_end_the_interpreter_is_refused(tmp_path: Path, opening: str) -> None:
     """libyaml composes recursively: 30,000 levels overflow the stack of the process."""

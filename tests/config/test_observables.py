@@ -177,6 +177,7 @@ def test_every_key_has_an_observable() -> None:
     assert sorted(set(keys_under(Config)) - set(OBSERVED)) == []
 
 
+@pytest.mark.slow
 def test_every_entry_names_a_key_and_a_test_whose_file_speaks_of_it() -> None:
     for key, name in OBSERVED.items():
         assert key in keys_under(Config)

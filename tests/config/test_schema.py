@@ -215,6 +215,7 @@ BESIDE = {
 }
 
 
+@pytest.mark.slow
 def test_no_valid_value_is_refused() -> None:
     count, refused = 0, []
     for key, schema in ITEMS.items():

@@ -120,6 +120,7 @@ FLIPS: dict[str, list[Callable[[NDArray], NDArray]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FLIPS)
 def test_augmentations_are_equally_likely_and_drawn_by_position(colour: Colour, kind: str) -> None:
     data = open_colour(colour, AUGMENT=True, AUGMENT_TYPE=kind, cache=True)

@@ -130,6 +130,7 @@ HOSTILE: dict[str, tuple[list[tuple[str | tarfile.TarInfo, bytes]], str, str]] =
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_shards_are_refused_and_do_nothing(tmp_path: Path, case: str) -> None:

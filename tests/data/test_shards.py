@@ -140,6 +140,7 @@ def test_prepare_leaves_nothing_of_a_bad_source(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_opening_and_checking_need_nothing_heavy(digits: Path) -> None:
     code = """
 import sys
@@ -154,6 +155,7 @@ print(sorted({"torch", "webdataset", "sklearn", "ray", "pandas"} & set(sys.modul
     assert run_python(code, digits).communicate(timeout=60)[0].strip() == "[]"
 
 
+@pytest.mark.slow
 def test_shards_of_somebody_else_are_a_problem_not_a_traceback(tmp_path: Path) -> None:
     """Root may read anything, unless it gives up just that."""
     folder = tmp_path / "shards"

@@ -128,6 +128,7 @@ def test_only_a_copy_that_is_not_whole_is_made_anew(index: Index, place: Path, c
     assert {name for name in after if after[name] != before[name]} == {hit.name}
 
 
+@pytest.mark.slow
 def test_copies_that_rot_or_vanish_are_read_in_place(
     tmp_path: Path, place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -242,6 +243,7 @@ class Filling(storage.SystemCalls):
             os.rename(source, target)
 
 
+@pytest.mark.slow
 def test_a_disk_that_others_fill_meanwhile_is_left_to_them(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

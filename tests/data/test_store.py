@@ -27,6 +27,7 @@ def colour(tmp_path_factory: pytest.TempPathFactory) -> Colour:
     return make_colour(tmp_path_factory.mktemp("colour"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["png", "npy", "jpg"])
 def test_no_damaged_byte_of_an_image_is_ever_trained_on(tmp_path: Path, kind: str) -> None:
     pixels = numbered(1, 16)[0]
@@ -74,6 +75,7 @@ def test_more_shards_than_may_be_open(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"AUGMENT": True, "AUGMENT_TYPE": "flip"}])
 def test_the_cache_changes_nothing_but_what_is_read(
     colour: Colour, options: dict[str, object]

@@ -261,6 +261,7 @@ def test_dropout_rate_has_limits(rate: float) -> None:
         KeyedDropout(rate)
 
 
+@pytest.mark.slow
 def test_dropout_mask_is_a_sound_operation() -> None:
     """Its shape function, used when compiling and summarising, agrees with what it computes."""
     arguments = (1, torch.tensor([4, 5]), 2, 1000, [3, 5])

@@ -176,6 +176,7 @@ def test_a_permutation_is_keyed_by_everything_it_is_given() -> None:
     assert not any(torch.equal(base, other) for other in others)
 
 
+@pytest.mark.slow
 def test_every_permutation_is_as_likely_as_any_other() -> None:
     counts = dict.fromkeys([(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)], 0)
     for id in range(1200):

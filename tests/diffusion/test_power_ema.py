@@ -137,6 +137,7 @@ def snapshots() -> list[Snapshot]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sigma_rel", "tolerance"), [(0.03, 0.03), (0.07, 1e-3), (0.15, 1e-3)])
 @pytest.mark.parametrize("step", [2000, 1300])
 def test_a_length_that_was_not_tracked_is_what_tracking_it_would_have_given(
@@ -158,6 +159,7 @@ def test_a_tracked_length_is_its_own_last_snapshot(snapshots: list[Snapshot]) ->
         assert fit(snapshots, sigma_rel, 2000).error < 1e-6
 
 
+@pytest.mark.slow
 def test_a_tracked_length_can_be_made_from_snapshots_of_the_others() -> None:
     others = [
         each for length in (0.05, 0.2) for each in tracked(wandering, 2000, length, tuple(KEPT))[1]

@@ -12,6 +12,7 @@ from ddpm.diffusion.unet import UNet
 from tests.diffusion.test_unet import batch, small
 
 
+@pytest.mark.slow
 def test_flops_of_a_small_network_by_hand() -> None:
     """One level of 8 channels at 4x4: 1 + 2 + 2 blocks, all but the second middle one attend."""
     network = small(
@@ -31,6 +32,7 @@ def test_flops_of_a_small_network_by_hand() -> None:
     assert summarize(network, (2, 4, 4)).flops_per_image == expected
 
 
+@pytest.mark.slow
 def test_summary_adds_up_and_touches_nothing() -> None:
     network = small(num_classes=3, dropout=0.2).eval()
     network.encoder[0].train()
@@ -48,6 +50,7 @@ def test_summary_adds_up_and_touches_nothing() -> None:
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.3}, {"use_cross_attention": True}])
 def test_activation_bytes_are_what_autograd_keeps(options: dict[str, object]) -> None:
     network = small(**options)
@@ -96,6 +99,7 @@ def test_activation_bytes_of_mixed_precision_leave_out_copies_of_weights() -> No
     assert 0.4 * size < half < 0.8 * size
 
 
+@pytest.mark.slow
 def test_summary_is_a_table_of_parts() -> None:
     lines = str(summarize(small(), (1, 8, 8))).splitlines()
     assert lines[0] == "one image of 1x8x8"

@@ -70,6 +70,7 @@ def test_a_new_network_predicts_zero(options: dict[str, object]) -> None:
     assert torch.equal(small(**options)(x, time), torch.zeros_like(x))
 
 
+@pytest.mark.slow
 @every_way
 def test_every_parameter_has_a_gradient(options: dict[str, object]) -> None:
     network = awake(small(**options))

@@ -245,6 +245,7 @@ def test_the_ideal_denoiser_has_the_terminal_bias_of_the_closed_form() -> None:
     assert found.predicted == pytest.approx(limit, rel=0.08)
 
 
+@pytest.mark.slow
 def test_cells_that_are_missing_are_named(tmp_path: Path) -> None:
     folder = swept(tmp_path, {SPACE: KINDS[:2], PRED_TYPE: KINDS}, (0,))
     with pytest.raises(InputError, match="no training of velocity · noise, .* has ended well"):

@@ -62,6 +62,7 @@ def test_the_command_prints_and_keeps_the_curve(
     assert "1.00 x" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main(lambda: skip_prefix.main([str(tmp_path / "none")])) == 2
     assert "is no folder" in capsys.readouterr().err

@@ -224,6 +224,7 @@ def test_other_walks_are_refused(walk: list[int]) -> None:
         bound_of(NoiseSchedule("cosine", 40), walk, byte_batch(), grid=BYTES)
 
 
+@pytest.mark.slow
 def test_images_that_are_no_bytes_have_no_bound(tmp_path: Path) -> None:
     batch = byte_batch()
     assert BYTES.holds(batch.images)
@@ -240,6 +241,7 @@ def test_images_that_are_no_bytes_have_no_bound(tmp_path: Path) -> None:
     assert found["value"] is None and "not bytes" in found["reason"]
 
 
+@pytest.mark.slow
 def test_a_run_has_its_bound_in_its_evaluation(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     images = (philox.uniform(0, Stream.INIT, torch.arange(60), (8, 8, 3)) * 255).round()

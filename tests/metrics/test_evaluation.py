@@ -54,6 +54,7 @@ def held_out(real: RealData, tmp_path_factory: pytest.TempPathFactory) -> Record
     return measured(real, path)
 
 
+@pytest.mark.slow
 def test_held_out_images_are_at_the_floor_of_every_measure(held_out: Record) -> None:
     assert held_out["floor_images"] == 191
     found = values(held_out)
@@ -65,6 +66,7 @@ def test_held_out_images_are_at_the_floor_of_every_measure(held_out: Record) -> 
         assert one["low"] <= fresh <= one["high"], name
 
 
+@pytest.mark.slow
 def test_training_images_are_told_as_copies_and_noise_is_told_as_noise(
     real: RealData, held_out: Record, tmp_path: Path
 ) -> None:
@@ -87,6 +89,7 @@ def test_more_noise_is_farther(real: RealData, tmp_path: Path) -> None:
         assert found[0][key] < found[1][key] < found[2][key], key
 
 
+@pytest.mark.slow
 def test_what_cannot_be_measured_is_left_out_with_its_reason(
     real: RealData, tmp_path: Path
 ) -> None:
@@ -102,6 +105,7 @@ def test_what_cannot_be_measured_is_left_out_with_its_reason(
     assert "–" in cells(METRICS["fid"], record["fid"])
 
 
+@pytest.mark.slow
 def test_a_number_that_depends_on_n_has_a_floor_at_the_same_n_only(
     real: RealData, held_out: Record, tmp_path: Path
 ) -> None:
@@ -112,6 +116,7 @@ def test_a_number_that_depends_on_n_has_a_floor_at_the_same_n_only(
     assert floors(held_out)["recall"] is not None
 
 
+@pytest.mark.slow
 def test_the_order_of_the_samples_does_not_matter_to_moments(
     real: RealData, tmp_path: Path
 ) -> None:

@@ -34,6 +34,7 @@ def test_the_jackknife_takes_the_bias_out_of_a_square() -> None:
     assert abs(np.mean(values) - 8 * 0.04) < 0.25 * 8 / 64  # the plain square is 8/64 too large
 
 
+@pytest.mark.slow
 def test_the_jackknife_covers_the_truth() -> None:
     rng = np.random.default_rng(2)
     hits = [jackknifed_square(rng.normal(0.5, 1, (160, 8))).covers(2.0) for _ in range(1000)]

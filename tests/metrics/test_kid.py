@@ -35,12 +35,14 @@ def test_it_is_the_mean_over_all_pairs_of_different_groups() -> None:
     assert kid(blocks(x), blocks(y)).value == pytest.approx(wanted, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_it_has_no_bias_whatever_the_number_of_images() -> None:
     for n in (64, 256):
         values = [kid(blocks(draw(n, 2 * s)), blocks(draw(n, 2 * s + 1))).value for s in range(100)]
         assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))
 
 
+@pytest.mark.slow
 def test_more_images_make_it_sharper_where_sets_are_alike() -> None:
     few, many = (
         np.std([kid(blocks(draw(n, 2 * s)), blocks(draw(n, 2 * s + 1))).value for s in range(60)])

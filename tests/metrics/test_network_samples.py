@@ -110,6 +110,7 @@ def test_every_sampling_key_changes_what_is_measured(folder: Path) -> None:
     assert of_the_data.protocol == between.protocol
 
 
+@pytest.mark.slow
 def test_the_method_is_that_of_the_images_and_of_their_cost(folder: Path) -> None:
     found = {
         method: measured(folder, SAMPLING_METHOD=method, SAMPLING_ETAS=(0.0,), SAMPLING_STEPS=(3,))
@@ -131,6 +132,7 @@ def test_a_point_does_not_depend_on_which_others_are_asked_for(folder: Path) -> 
     assert (pictures(folder).images == images[2:]).all()
 
 
+@pytest.mark.slow
 def test_what_a_schedule_cannot_walk_is_left_out_with_the_reason(folder: Path) -> None:
     quality = measured(folder, SAMPLING_STEPS=(2, 5), SAMPLING_ETAS=(0.0,))
     assert [p.num_steps for p in quality.points] == [2]
@@ -174,6 +176,7 @@ def test_stopped_at_any_instant_it_goes_on_and_measures_nothing_twice(
     assert again == quality
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["arrays", "facts", "weights", "foreign"])
 def test_what_does_not_fit_is_measured_again(folder: Path, damage: str) -> None:
     changed: dict[str, object] = {"SAMPLING_STEPS": (1,), "SAMPLING_ETAS": (0.0,)}
@@ -197,6 +200,7 @@ def test_what_does_not_fit_is_measured_again(folder: Path, damage: str) -> None:
     assert len(pictures(folder).images) == 1
 
 
+@pytest.mark.slow
 def test_a_network_that_draws_no_images_is_left_out(folder: Path) -> None:
     """Weights that overflow are a number of the trial, not its end."""
     place = checkpoint.folder_of(folder / "checkpoints", 3)

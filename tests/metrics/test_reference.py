@@ -39,6 +39,7 @@ def test_images_come_as_the_bytes_they_were_packed_from(real: RealData) -> None:
     assert sorted(image.tobytes() for image in packed) == sorted(i.tobytes() for i in known)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_moments_are_those_of_every_image_of_the_split(real: RealData, split: str) -> None:
     extractor = pixel_features(real)
@@ -52,6 +53,7 @@ def test_moments_are_those_of_every_image_of_the_split(real: RealData, split: st
     assert {len(block) for block in found.blocks()} <= {len(vectors) // 16, len(vectors) // 16 + 1}
 
 
+@pytest.mark.slow
 def test_they_are_computed_once(real: RealData) -> None:
     extractor = pixel_features(real)
     first = reference_of(real, "train", extractor)
@@ -69,6 +71,7 @@ def replaced(real: RealData, one: Path, other: Path) -> None:
         shutil.copy(one.with_suffix(end), other.with_suffix(end))
 
 
+@pytest.mark.slow
 def test_statistics_of_another_split_are_refused(real: RealData) -> None:
     extractor = pixel_features(real)
     for split in ("train", "validation"):
@@ -79,6 +82,7 @@ def test_statistics_of_another_split_are_refused(real: RealData) -> None:
         reference_of(real, "validation", extractor)
 
 
+@pytest.mark.slow
 def test_statistics_of_another_extractor_or_data_set_are_refused(real: RealData) -> None:
     extractor = pixel_features(real)
     reference_of(real, "train", extractor)

@@ -353,6 +353,7 @@ def test_an_evaluation_with_infinities_is_written_as_json_without_them(tmp_path:
     assert "NaN" not in text and '"is_beta_defined": true' in text
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_by_its_ema_and_a_report_reads_it(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     draws = philox.uniform(0, Stream.INIT, torch.arange(60), (8, 8, 3))
@@ -386,6 +387,7 @@ def test_a_run_is_measured_by_its_ema_and_a_report_reads_it(tmp_path: Path) -> N
     assert again == pytest.approx(numbers, rel=1e-3) and model.network.training
 
 
+@pytest.mark.slow
 def test_an_unconditional_run_is_measured_on_labelled_images(tmp_path: Path) -> None:
     run = make_run(tmp_path, NUM_CLASSES=None)
     images = np.arange(60 * 8 * 8 * 3, dtype=np.uint8).reshape(60, 8, 8, 3)

@@ -175,6 +175,7 @@ def test_scattered_points_are_no_grid() -> None:
     assert sentences(found) == (found.reason,)
 
 
+@pytest.mark.slow
 def test_the_share_of_variance_is_near_zero_where_nothing_is_there() -> None:
     shares = [
         (one.squares - one.dof * one.squares / one.dof / one.f) / found.total

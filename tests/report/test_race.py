@@ -18,6 +18,7 @@ HEAD = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spread", [[1, 1], [1, 1, 1, 1], [3, 0.5, 0.5]], ids=["two", "four", "unequal"]
 )

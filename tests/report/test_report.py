@@ -77,6 +77,7 @@ def test_the_numbers_are_those_of_the_evaluation_files(folder: Path) -> None:
         assert ordered == sorted(ordered)
 
 
+@pytest.mark.slow
 def test_the_first_screen_has_question_answer_and_next_command(folder: Path) -> None:
     made = report.build(folder)
     text = made.html.read_text()
@@ -89,6 +90,7 @@ def test_the_first_screen_has_question_answer_and_next_command(folder: Path) -> 
     assert f"{made.sweep.command} TRAINING.HYPER_PARAMETERS.EPOCHS=10" in screen
 
 
+@pytest.mark.slow
 def test_best_yaml_is_the_recommended_configuration(folder: Path) -> None:
     made = report.build(folder)
     assert made.best == folder / "best.yaml" and made.ranking.recommended is not None
@@ -103,6 +105,7 @@ def page_without_vega(text: str) -> str:
     return text.replace(vega(), "")
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_but_itself(folder: Path) -> None:
     text = page_without_vega(html(folder))
     assert "://" not in re.sub(r"data:image/png;base64,[\w+/=]+", "", text)
@@ -138,6 +141,7 @@ def test_texts_are_escaped(folder: Path) -> None:
     assert text.count("<script>") == 2 and text.count("</script>") == 3
 
 
+@pytest.mark.slow
 def test_failed_and_skipped_are_shown_with_their_reasons(folder: Path) -> None:
     change(outcome(folder, 0), status="failed", reason="loss is nan at step 12, sample 17")
     skipped = {"cell": {PRED_TYPE: "noise", SCHEDULER: "zero"}, "reason": "undefined at T"}
@@ -188,6 +192,7 @@ def test_the_window_of_a_sweep_is_read(tmp_path: Path, saved: object, window: ob
     assert reading.read(tmp_path).window == window
 
 
+@pytest.mark.slow
 def test_a_diverged_trial_is_not_ranked(folder: Path) -> None:
     path = run_dir(folder, 0) / "evaluation.npz"
     with np.load(path) as saved:
@@ -213,6 +218,7 @@ def test_what_was_not_measured_alike_is_not_ranked(folder: Path, facts: dict, sa
     assert not made.ranking.standings and made.best is None
 
 
+@pytest.mark.slow
 def test_bits_stand_beside_the_ranking_and_never_decide_it(folder: Path) -> None:
     before = report.build(folder)
     assert "Bits per dimension" not in before.html.read_text()
@@ -259,6 +265,7 @@ def test_a_folder_that_is_neither_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_results_csv_has_a_row_a_trial(folder: Path) -> None:
     change(outcome(folder, 0), status="failed", reason="no, really\nnot")
     skipped = {"cell": {PRED_TYPE: "noise", SCHEDULER: "zero"}, "reason": "undefined at T"}
@@ -274,6 +281,7 @@ def test_results_csv_has_a_row_a_trial(folder: Path) -> None:
     assert rows[9][SCHEDULER] == "zero"
 
 
+@pytest.mark.slow
 def test_the_printed_table_has_every_cell_and_the_answer(folder: Path) -> None:
     for width in (80, 120):
         out = io.StringIO()
@@ -286,6 +294,7 @@ def test_the_printed_table_has_every_cell_and_the_answer(folder: Path) -> None:
     assert "384 MiB" in text
 
 
+@pytest.mark.slow
 def test_the_report_is_the_same_each_time(folder: Path) -> None:
     assert html(folder) == html(folder)
 
@@ -296,6 +305,7 @@ def test_no_torch_is_imported() -> None:
     assert done.stdout.split() == ["False", "False"]
 
 
+@pytest.mark.slow
 def test_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(folder), "--dry-run"]) == 0
     assert "would write" in capsys.readouterr().out and not (folder / "report.html").exists()
@@ -304,6 +314,7 @@ def test_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert last == f"report: {folder / 'report.html'}" and (folder / "results.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_baseline_stands_in_page_answer_and_statistics(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -323,6 +334,7 @@ def test_a_baseline_stands_in_page_answer_and_statistics(
         main([str(run_dir(folder, 0)), "--baseline", wish])
 
 
+@pytest.mark.slow
 def test_statistics_json_has_the_numbers_of_the_page(folder: Path) -> None:
     text = html(folder)
     said = json.loads((folder / "statistics.json").read_text())
@@ -363,6 +375,7 @@ def test_a_thousand_trials_make_a_report_that_still_opens(folder: Path) -> None:
     assert made.html.stat().st_size < 25e6
 
 
+@pytest.mark.slow
 def test_the_page_of_an_assessed_sweep_is_the_built_one(folder: Path) -> None:
     made = report.build(folder)
     assert as_html(report.assess(folder)) == made.html.read_text()

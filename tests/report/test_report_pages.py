@@ -50,6 +50,7 @@ def section(made: report.ReportFiles, anchor: str) -> str:
     return text[start : text.index("</section>", start)]
 
 
+@pytest.mark.slow
 def test_the_known_best_cell_is_first(made: report.ReportFiles) -> None:
     assert made.ranking.standings[0].cell == {SCHEDULER: "cosine", PRED_TYPE: "velocity"}
 
@@ -78,6 +79,7 @@ def test_gpu_time_is_the_trials_time_times_gpus(made: report.ReportFiles) -> Non
     assert compute_seconds(replace(trial, summary=whole | {"gpu_seconds": None})) == 9.0
 
 
+@pytest.mark.slow
 def test_the_cost_section_adds_up_and_counts_what_was_lost(folder: Path) -> None:
     ledger = sorted((folder / "ledger").glob("*.json"))[-1]
     outcome = json.loads(ledger.read_text())
@@ -227,6 +229,7 @@ def test_a_training_curve_is_over_steps_time_or_compute(made: report.ReportFiles
         assert axis["bind"]["options"] == ["optimizer steps", "wall time (s)", "core time (s)"]
 
 
+@pytest.mark.slow
 def test_the_charts_of_a_large_grid_hold_the_best_cells(tmp_path: Path) -> None:
     grid = {**GRID, TIMESTEPS: [50, 100, 250, 500, 1000]}
     folder = make_sweep(tmp_path, grid, (0,), rows=5, has_quality=False, inline=0)
@@ -298,6 +301,7 @@ def test_report_md_has_the_answer_the_table_and_the_commands(made: report.Report
     assert "Read with this in mind:\n" in text
 
 
+@pytest.mark.slow
 def test_report_md_says_what_the_factors_do(made: report.ReportFiles) -> None:
     text = made.markdown.read_text()
     for measure in made.ranking.measures:
@@ -340,6 +344,7 @@ def test_parquet_and_csv_hold_the_same_and_everything(made: report.ReportFiles) 
     assert config[PRED_TYPE] == [trial.cell[PRED_TYPE] for trial in made.sweep.trials]
 
 
+@pytest.mark.slow
 def test_the_command_says_where_everything_lies(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,6 +74,7 @@ def rows(folder: Path) -> dict[str, dict[str, str]]:
     return {row[PRED_TYPE]: row for row in csv.DictReader(io.StringIO(text))}
 
 
+@pytest.mark.slow
 def test_a_trial_reads_its_quality_and_its_pictures(folder: Path) -> None:
     quality, pictures = written(run_dir(folder, 0), point(5, 0.0, 2.0), point(10, 1.0, 1.5))
     (run_dir(folder, 1) / quality_file.FACTS).write_text('{"format": 1, "points": [3]}')

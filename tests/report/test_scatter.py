@@ -360,6 +360,7 @@ def test_an_inequality_that_may_be_chance_narrows_no_interval() -> None:
         assert (found.strata.of_pairs()[0] >= common.of_pairs()[0] - 1e-12).all()
 
 
+@pytest.mark.slow
 def test_equal_levels_are_seldom_called_unequal() -> None:
     found = [spread(unequal(1, number)[0], codes=unequal(1)[1]) for number in range(200)]
     certain = [one for one in found if one and one.groups and one.groups.is_certain]

@@ -47,6 +47,7 @@ def test_every_module_imports() -> None:
         importlib.import_module(module)
 
 
+@pytest.mark.slow
 def test_checking_input_loads_no_heavy_package() -> None:
     config, sweep = (str(ROOT / name) for name in ("configs/digits.yaml", "sweeps/pred_types.yaml"))
     steps = (
@@ -62,6 +63,7 @@ def test_checking_input_loads_no_heavy_package() -> None:
     assert dict(zip(steps, done.stdout.split("\n"), strict=False)) == dict.fromkeys(steps, "")
 
 
+@pytest.mark.slow
 def test_the_mathematics_loads_nothing_of_ours_but_errors() -> None:
     code = "import sys, ddpm.diffusion as room; [getattr(room, name) for name in dir(room)]"
     done = run_python("-c", f"{code}; print(*(n for n in sys.modules if n.startswith('ddpm')))")
@@ -69,6 +71,7 @@ def test_the_mathematics_loads_nothing_of_ours_but_errors() -> None:
     assert done.returncode == 0 and loaded <= {"ddpm", "ddpm.errors"}, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "shown"),
     [
@@ -132,6 +135,7 @@ def is_dataset(call: ast.Call) -> bool:
     return any(dotted(n).endswith("WebDataset") for n in ast.walk(call.func))
 
 
+@pytest.mark.slow
 def test_nothing_runs_code_that_came_as_data() -> None:
     ours = [p for p in tracked() if p.suffix == ".py" and ROOT / "tests" not in p.parents]
     assert len(ours) > 50

@@ -223,6 +223,7 @@ def test_the_page_of_keys_is_the_codes_own(build: ModuleType) -> None:
     assert page == build.configuration_page(), "run `make docs`"
 
 
+@pytest.mark.slow
 def test_the_file_map_is_the_codes_own(build: ModuleType) -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     assert page == build.architecture_page(), "run `make docs`"
@@ -235,6 +236,7 @@ def test_the_readme_is_short_and_names_every_room_and_every_page() -> None:
     assert not [page.name for page in PAGES[1:] if str(page.relative_to(ROOT)) not in README]
 
 
+@pytest.mark.slow
 def test_every_module_says_what_it_is(build: ModuleType) -> None:
     silent = [str(path) for path in build.sources() if len(build.first_sentence(path)) < 10]
     assert not silent

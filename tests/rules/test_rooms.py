@@ -46,6 +46,7 @@ def trespasses(module: str, source: str) -> list[str]:
     return bad
 
 
+@pytest.mark.slow
 def test_imports_go_down_and_through_the_face_of_a_room() -> None:
     assert not [bad for module in MODULES for bad in trespasses(module, source_of(module))]
 
@@ -77,6 +78,7 @@ def test_a_room_holds_about_a_dozen_files() -> None:
     assert not [room for room in ROOMS if files[room] > MOST_FILES]
 
 
+@pytest.mark.slow
 def test_no_class_name_is_defined_twice() -> None:
     trees = [ast.parse(source_of(module)) for module in MODULES]
     names = Counter(n.name for tree in trees for n in tree.body if isinstance(n, ast.ClassDef))

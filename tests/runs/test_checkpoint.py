@@ -152,6 +152,7 @@ def detect(folder: Path, original: Path, choice: random.Random, kind: str, count
     load(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "count"), [("flip", 2000), ("cut", 500)])
 def test_every_flipped_bit_and_every_cut_is_detected(
     kind: str, count: int, checkpoints: Path, tmp_path: Path

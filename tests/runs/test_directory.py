@@ -306,6 +306,7 @@ def test_every_call_of_a_whole_session_under_every_fault_ends_the_same(tmp_path:
     assert len(strikes) > 160 and killed == sum("kill" in fault for _, fault in strikes)
 
 
+@pytest.mark.slow
 def test_of_twenty_launches_one_runs_and_the_others_are_told_who(
     run: RunDirectory, settings: config.Config
 ) -> None:

@@ -36,6 +36,7 @@ def test_usage_sees_what_is_allocated() -> None:
     block.close()
 
 
+@pytest.mark.slow
 def test_the_peak_remembers_and_can_be_reset() -> None:
     machine.reset_peak()
     start = machine.peak_bytes()
@@ -45,6 +46,7 @@ def test_the_peak_remembers_and_can_be_reset() -> None:
     assert machine.peak_bytes() - start < 40 * MIB
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives back when asked")
 def test_what_an_earlier_thread_freed_is_not_counted() -> None:
     kept = []

@@ -93,6 +93,7 @@ def test_every_call_under_every_fault_leaves_the_old_or_the_new(
         assert not [entry for entry in folder.iterdir() if entry.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_every_call_of_an_append_under_every_fault_keeps_the_lines_before(tmp_path: Path) -> None:
     clean = start(tmp_path / "clean")
     for target, fault in faults.strikes(lambda: append(clean)):

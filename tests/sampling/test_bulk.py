@@ -60,6 +60,7 @@ def test_ranges_are_told_with_their_last_number() -> None:
 # Exactly once, the same bytes
 
 
+@pytest.mark.slow
 def test_images_in_bulk_are_those_of_the_small_way(bulk: Bulk, undisturbed: BulkFolder) -> None:
     request = read_request(bulk.run, [*bulk.overrides, "IMAGE_GENERATION.NUM_GEN_IMAGES=30"])
     small = ImageGenerator(request)
@@ -71,6 +72,7 @@ def test_images_in_bulk_are_those_of_the_small_way(bulk: Bulk, undisturbed: Bulk
     assert [drawn[index][1] for index in range(30)] == [index % 3 for index in range(30)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [13, 16])
 def test_more_images_draw_the_rest_only_and_are_the_same(
     bulk: Bulk, undisturbed: BulkFolder, first: int
@@ -102,6 +104,7 @@ class Recording(ImageGenerator):
         return super().batch(first, size, **more)
 
 
+@pytest.mark.slow
 def test_image_i_sits_in_slot_i_mod_b_of_batch_i_div_b(bulk: Bulk) -> None:
     """Wherever a unit begins and ends: bits may depend on the slot, on other machines than this."""
     series = bulk.draw(5)
@@ -112,12 +115,14 @@ def test_image_i_sits_in_slot_i_mod_b_of_batch_i_div_b(bulk: Bulk) -> None:
     assert generator.asked == [(first, 4) for first in (0, 4, 8, 12, 16, 20)]
 
 
+@pytest.mark.slow
 def test_fewer_images_than_there_are_draw_nothing(bulk: Bulk) -> None:
     bulk.draw(20)
     before = files_of(bulk.series)
     assert files_of(bulk.draw(6)) == before and bulk.series.asked == 20
 
 
+@pytest.mark.slow
 def test_units_may_come_in_any_order_from_anybody(bulk: Bulk, undisturbed: BulkFolder) -> None:
     bulk.draw(1)
     missing = bulk.series.missing(30)
@@ -127,6 +132,7 @@ def test_units_may_come_in_any_order_from_anybody(bulk: Bulk, undisturbed: BulkF
     assert files_of(bulk.series) == files_of(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_stop_loses_the_unit_it_comes_in_and_no_other(
     bulk: Bulk, undisturbed: BulkFolder
 ) -> None:
@@ -143,6 +149,7 @@ def test_a_stop_loses_the_unit_it_comes_in_and_no_other(
     assert files_of(bulk.draw(30)) == files_of(undisturbed)
 
 
+@pytest.mark.slow
 def test_other_recipes_have_folders_of_their_own_and_the_same_laws(
     run: Path, tmp_path: Path, undisturbed: BulkFolder
 ) -> None:
@@ -170,6 +177,7 @@ def test_inpainting_keeps_its_folder_when_more_known_images_are_needed(
         assert np.abs(images.decode(data)[..., 1] - wanted).max() <= 1
 
 
+@pytest.mark.slow
 def test_two_who_draw_at_once_do_no_harm(bulk: Bulk, undisturbed: BulkFolder) -> None:
     series = bulk.draw(1)
     threads = [
@@ -246,6 +254,7 @@ DAMAGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_holes_are_found_and_they_alone_are_drawn_again(
     bulk: Bulk, undisturbed: BulkFolder, damage: Callable[[BulkFolder, range], None]
@@ -277,6 +286,7 @@ def test_labels_that_are_not_the_shards_own_are_seen(bulk: Bulk) -> None:
     assert line.startswith("images 0-7: ") and "other images or labels" in line
 
 
+@pytest.mark.slow
 def test_images_that_two_units_hold_are_told_and_one_of_them_goes(
     bulk: Bulk, undisturbed: BulkFolder
 ) -> None:
@@ -328,6 +338,7 @@ def test_a_device_too_small_for_the_batch_that_was_settled_says_so(bulk: Bulk) -
         sampler.draw(series, [range(8, 16)], should_stop=lambda: False)
 
 
+@pytest.mark.slow
 def test_the_batch_size_is_settled_by_the_first_who_draws(bulk: Bulk) -> None:
     series = bulk.draw(30, batch_size=None)
     assert series.batch_size == 8, "the largest of at most 64 that divides the unit"
@@ -341,6 +352,7 @@ def test_the_batch_size_is_settled_by_the_first_who_draws(bulk: Bulk) -> None:
     assert len(files_of(bulk.draw(40, batch_size=8))) == 40
 
 
+@pytest.mark.slow
 def test_other_weights_are_not_drawn_into_the_same_folder(tmp_path: Path) -> None:
     """A checkpoint that has changed since the series was begun is refused by who draws for it."""
     run = make_run(tmp_path)
@@ -366,6 +378,7 @@ def test_jobs_draw_what_the_folder_says(bulk: Bulk) -> None:
     assert request.options.GEN_TASK == "class_cond" and request.seed == 0
 
 
+@pytest.mark.slow
 def test_a_series_goes_on_from_its_own_folder(bulk: Bulk, undisturbed: BulkFolder) -> None:
     """Also where that was moved."""
     series = bulk.draw(10)
@@ -410,6 +423,7 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_written(tmp_path: Pa
     assert not bulk.out.exists()
 
 
+@pytest.mark.slow
 def test_no_room_is_told_before_anything_is_written(
     bulk: Bulk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -425,6 +439,7 @@ def test_no_room_is_told_before_anything_is_written(
     bulk.draw(30)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_ends_the_drawing_and_leaves_holes_only(
     bulk: Bulk, undisturbed: BulkFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -452,6 +467,7 @@ def test_a_disk_that_is_full_ends_the_drawing_and_leaves_holes_only(
 # What is made of them
 
 
+@pytest.mark.slow
 def test_npz_and_png_are_the_images_of_the_shards(bulk: Bulk) -> None:
     series = bulk.draw(11, format="npz")
     pixels = {i: images.decode(data) for i, (data, _) in files_of(series).items()}
@@ -473,6 +489,7 @@ def test_npz_and_png_are_the_images_of_the_shards(bulk: Bulk) -> None:
     assert not list(series.folder.glob(".*.tmp"))
 
 
+@pytest.mark.slow
 def test_the_shards_are_a_data_set(bulk: Bulk) -> None:
     """Any WebDataset reader reads them, ours too; labels and order are the images' own."""
     import webdataset

@@ -48,6 +48,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
         signal.signal(number, handler)
 
 
+@pytest.mark.slow
 def test_from_a_dry_run_to_a_repaired_folder(bulk: Bulk, command: Command) -> None:
     source = (bulk.run, *bulk.overrides)
     code, shown, _ = command(*source, "--num", 20, "--unit", 8, "--dry-run")

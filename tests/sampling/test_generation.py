@@ -112,6 +112,7 @@ def test_random_uncond_is_the_null_class(run: Path, draw: Draw) -> None:
         assert arrays.files == ["images"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -131,6 +132,7 @@ def test_every_option_changes_the_images(draw: Draw, change: dict[str, object]) 
     assert before.shape == after.shape and (before != after).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("beside", "change"),
     [
@@ -154,12 +156,14 @@ def test_every_sampling_option_changes_the_images(
     assert before.recipe.read_text() != after.recipe.read_text()
 
 
+@pytest.mark.slow
 def test_other_averages_draw_other_images_and_null_is_seed_0(draw: Draw) -> None:
     drawn = [images_of(draw(ema=ema)) for ema in (None, 0.99, 0)]
     assert (drawn[0] != drawn[1]).any() and (drawn[0] != drawn[2]).any()
     assert draw(RANDOM_SEED="null").images == draw(RANDOM_SEED=0).images
 
 
+@pytest.mark.slow
 def test_ddpm_is_ddim_with_eta_one_and_an_eta_not_used_is_no_part_of_the_recipe(draw: Draw) -> None:
     ddpm, ddim = draw(SAMPLER="ddpm", **ANCESTRAL), draw(SAMPLER="ddim", **ANCESTRAL)
     assert (images_of(ddpm) == images_of(ddim)).all()
@@ -172,6 +176,7 @@ def test_a_new_image_size_is_drawn_by_the_same_network(draw: Draw) -> None:
     assert generated.images.stem.endswith("gen_2x16x16x3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["float32", "uint8"])
 def test_inpainting_keeps_the_known_channel_to_the_last_bit(
     draw: Draw, tmp_path: Path, kind: str
@@ -210,6 +215,7 @@ def test_a_guide_is_asked_in_place_of_the_null_class(run: Path, draw: Draw) -> N
     assert json.loads(generated.recipe.read_text())["sampler"]["guide_sha256"] == guide.sha256
 
 
+@pytest.mark.slow
 def test_a_guide_may_be_another_run_or_a_checkpoint(draw: Draw, tmp_path: Path) -> None:
     other = make_run(tmp_path / "other", DROPOUT_RATE=0.5)
     of_run = draw(**GUIDED, GUIDE=other)
@@ -311,6 +317,7 @@ def test_images_go_into_the_run_by_default(tmp_path: Path) -> None:
     assert generated.picture.is_file() and generated.recipe.is_file()
 
 
+@pytest.mark.slow
 def test_the_same_recipe_is_drawn_once_and_another_overwrites_nothing(draw: Draw) -> None:
     first = draw(RANDOM_SEED=1)
     data, written = first.images.read_bytes(), first.images.stat().st_mtime_ns
@@ -359,6 +366,7 @@ def test_every_kth_state_is_shown_and_always_the_last(
     np.testing.assert_allclose(strip[18 + 34, 18::34], [255 - grey for grey in greys], atol=1)
 
 
+@pytest.mark.slow
 def test_export_interm_shows_the_way_from_noise_to_image(draw: Draw) -> None:
     plain = draw(NUM_STEPS=12, batch_size=5)
     generated = draw(EXPORT_INTERM="true", NUM_STEPS=12, batch_size=5)
@@ -374,6 +382,7 @@ def test_export_interm_shows_the_way_from_noise_to_image(draw: Draw) -> None:
         assert (film[top : top + 32 : 4, 2:34:4] != image).any()
 
 
+@pytest.mark.slow
 def test_films_are_exported_as_asked(draw: Draw) -> None:
     keys = {"EXPORT_INTERM": "true", "NUM_STEPS": 12, "EXPORT_EVERY": 5}
     strip, film = draw(**keys).film, draw(**keys, EXPORT_FORMAT="gif").film
@@ -386,6 +395,7 @@ def test_films_are_exported_as_asked(draw: Draw) -> None:
 # Grids and the library's own face
 
 
+@pytest.mark.slow
 def test_sample_images_draws_what_it_is_asked_and_leaves_the_network_as_it_was(run: Path) -> None:
     model = load_network(run)
     model.network.train()
@@ -408,6 +418,7 @@ def with_keys(run: Path, *overrides: str) -> Config:
     return configuration.load(run / "training_config.yaml", overrides)
 
 
+@pytest.mark.slow
 def test_the_sample_grid_is_the_same_for_every_training_seed(run: Path) -> None:
     model = load_network(run)
     grid = grids.sample_grid(model.network, model.schedule, model.config)
@@ -438,6 +449,7 @@ def test_images_that_are_not_finite_are_refused(run: Path) -> None:
         grids.sample_grid(network, model.schedule, model.config)
 
 
+@pytest.mark.slow
 def test_save_samples_leaves_the_grid_of_the_averaged_network(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     model = load_network(run)

@@ -32,6 +32,7 @@ def test_the_weights_asked_for_are_loaded(
             assert torch.equal(tensor.cpu(), expected[key]), key
 
 
+@pytest.mark.slow
 def test_a_network_is_loaded_in_the_order_that_is_fastest_to_draw_with(run: Path) -> None:
     """The channels of a pixel side by side; what it predicts is the same up to rounding."""
     model = load_network(run)
@@ -44,6 +45,7 @@ def test_a_network_is_loaded_in_the_order_that_is_fastest_to_draw_with(run: Path
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_and_left_as_it_is(tmp_path: Path) -> None:
     path = make_run(tmp_path)
     run = RunDirectory(path)

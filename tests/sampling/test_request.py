@@ -63,6 +63,7 @@ def test_options_are_checked_against_the_trained_network(
     assert words in problems(run, f"IMAGE_GENERATION.{override}")
 
 
+@pytest.mark.slow
 def test_a_network_without_classes_draws_none_and_is_guided_by_a_guide_alone(
     tmp_path: Path,
 ) -> None:
@@ -151,6 +152,7 @@ IMAGE_GENERATION:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["random_uncond", "class_cond", "channel_inpaint"])
 def test_the_tasks_of_v3_run_from_its_section_unchanged(
     run: Path, tmp_path: Path, task: str

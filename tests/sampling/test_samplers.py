@@ -239,6 +239,7 @@ VARIANCES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, stride", VARIANCES)
 def test_gaussian_data_is_drawn_with_the_known_variance(name: str, stride: int) -> None:
     path = levels(NoiseSchedule(name, 1000), reverse_stride=stride)
@@ -259,6 +260,7 @@ def test_second_order_reaches_the_limit_of_the_flow_in_few_steps(name: str, samp
     assert drawn == pytest.approx(exact, abs=1.2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear", "cosine", "shifted_cosine"])
 @pytest.mark.parametrize("sampler, order", [("ddpm", 1), ("dpmpp_2m_sde", 2)])
 def test_orders_of_the_variance_of_noisy_samplers(name: str, sampler: str, order: int) -> None:
@@ -279,6 +281,7 @@ def test_zero_terminal_snr_draws_the_right_mean(name: str, sampler: str) -> None
         assert mean == pytest.approx(0.5, abs=1e-9) and 0 < variance < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
 @pytest.mark.parametrize(
     "sampler, order, within, num_steps",
@@ -384,6 +387,7 @@ def test_the_loop_yields_every_step() -> None:
     assert torch.equal(states[-1].x_t, sample(affine_network, schedule, ids, SHAPE, **arguments))
 
 
+@pytest.mark.slow
 @every_sampler
 @pytest.mark.parametrize("spacing", ["trailing", "linspace", *CONTINUOUS])
 def test_an_image_is_bitwise_the_same_in_any_batch_and_order(sampler: str, spacing: str) -> None:

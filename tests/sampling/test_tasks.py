@@ -63,6 +63,7 @@ def states(
 # Inpainting
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "kind"), [((8, 8), bool), ((2, 8, 8), np.uint8)])
 def test_a_mask_keeps_its_pixels_to_the_last_bit(
     draw: Draw, base: np.ndarray, tmp_path: Path, shape: tuple[int, ...], kind: type
@@ -113,6 +114,7 @@ def test_resampling_walks_every_step_but_the_last_again(
     assert torch.equal(seen[-1].x_t.where(known, clean), clean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", [{"KNOWN_NOISE": "fresh"}, {"KNOWN_NOISE": "none"}, {"RESAMPLES": 2}]
 )
@@ -144,6 +146,7 @@ def test_sdedit_begins_in_the_noised_image_at_its_strength(
     )
 
 
+@pytest.mark.slow
 def test_the_less_strength_the_nearer_to_the_input(
     draw: Draw, base: np.ndarray, tmp_path: Path
 ) -> None:

@@ -248,6 +248,7 @@ def test_a_dead_server_costs_seconds_and_nothing_is_lost(
     assert "logging offline, upload later with `wandb sync" in caplog.text
 
 
+@pytest.mark.slow
 def test_without_a_key_it_is_offline_and_asks_no_server(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,7 @@ def panels_of(built: report.ReportFiles) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["all there is", "nothing measured", "one run", "a bare run"])
 def test_its_sections_are_those_of_the_page_whatever_there_is(kind: str, tmp_path: Path) -> None:
     is_full = kind in ("all there is", "one run")
@@ -136,6 +137,7 @@ def test_its_sections_are_those_of_the_page_whatever_there_is(kind: str, tmp_pat
     assert len(on_the_page) == {"all there is": 15, "one run": 8}.get(kind, len(on_the_page))
 
 
+@pytest.mark.slow
 def test_every_panel_draws_what_runs_log(folder: Path) -> None:
     found = panels_of(report.assess(folder))
     panels = [panel for grid in found.values() for panel in grid.panels]
@@ -165,6 +167,7 @@ def test_samples_measured_over_sampling_steps_have_a_panel_and_a_column(folder: 
     assert "quality/fid" in columns and columns[0].startswith("sweep/")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("why", ["no login", "offline", "disabled"])
 def test_without_a_server_the_specification_is_written_and_it_says_how_to_publish(
     why: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -48,6 +48,7 @@ def images_of(unet: nn.Module, schedule: NoiseSchedule) -> Tensor:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density, stratified", [("edm", True), ("laplace", False)])
 def test_two_schedules_train_one_network_under_one_density(density: str, stratified: bool) -> None:
     """To the bit; and on one grid of log SNR they draw the same images and make the same errors."""
@@ -69,6 +70,7 @@ def test_two_schedules_train_one_network_under_one_density(density: str, stratif
     assert not same(*by_schedule) and not same(by_schedule[0], states[0])
 
 
+@pytest.mark.slow
 def test_density_and_its_parameters_change_the_weights() -> None:
     states = [
         trained(settings(1, **changed), COSINE, network())
@@ -84,6 +86,7 @@ def test_density_and_its_parameters_change_the_weights() -> None:
     assert same(states[2], states[3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stratified", [False, True])
 def test_a_training_by_a_density_resumes_to_the_bit(stratified: bool) -> None:
     def options(epochs: int) -> Training:
@@ -133,6 +136,7 @@ def test_training_sampling_and_measuring_agree_on_what_the_network_sees() -> Non
     assert len(drawn) == 160 and -3 < drawn.min() < -2 and 4 < drawn.max() < 5
 
 
+@pytest.mark.slow
 def test_the_networks_input_is_time_unless_a_density_or_the_key_says_log_snr() -> None:
     for overrides, seen in (
         ([], "time"),
@@ -160,6 +164,7 @@ def test_a_density_beyond_the_schedule_is_refused(parameters: str, words: str) -
     assert start_problems(c.load(DIGITS, density[:1])) == []
 
 
+@pytest.mark.slow
 def test_weights_of_a_network_that_sees_something_else_are_no_start(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     overrides = (f"TRAINING.TRAINED_H5={run}", "TRAINING.IS_NEW_TRAIN=false")

@@ -17,11 +17,13 @@ def ours(module: str) -> set[str]:
     return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
 
 
+@pytest.mark.slow
 def test_the_trainer_loads_at_most_25_modules_of_ours() -> None:
     loaded = ours("ddpm.training.trainer")
     assert "ddpm.training.step" in loaded and len(loaded) <= 25, sorted(loaded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["ddpm.diffusion", "ddpm.diffusion.unet, ddpm.diffusion.ema"])
 def test_diffusion_loads_nothing_of_ours_but_itself(module: str) -> None:
     others = {name for name in ours(module) if not name.startswith("ddpm.diffusion")}

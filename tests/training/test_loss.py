@@ -223,6 +223,7 @@ def test_stratified_timesteps_visit_every_stratum_once(batch_size: int, num_time
         assert ((low < t) & (t <= high)).all()
 
 
+@pytest.mark.slow
 def test_stratified_timesteps_leave_every_slot_uniform() -> None:
     """Unbiased: over steps each slot alone is uniform, and so is the whole."""
     batch_size, num_timesteps, steps = 4, 10, 1000

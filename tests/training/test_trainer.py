@@ -76,6 +76,7 @@ def untimed(reports: list[StepReport]) -> list[tuple[int, dict[str, float]]]:
     ]
 
 
+@pytest.mark.slow
 def test_reports_come_every_epoch_and_carry_a_state_every_save_period() -> None:
     reports = list(train(settings(4, SAVE_PERIOD=2), network(), SCHEDULE, digits()))
     assert [r.step for r in reports] == [5, 10, 15, 20]
@@ -83,6 +84,7 @@ def test_reports_come_every_epoch_and_carry_a_state_every_save_period() -> None:
     assert [r.images for r in reports] == [160, 320, 480, 640]
 
 
+@pytest.mark.slow
 def test_long_epochs_report_within() -> None:
     reports = list(
         train(settings(1, STEPS_PER_EPOCH=205, BATCH_SIZE=1), network(), SCHEDULE, digits())
@@ -97,6 +99,7 @@ def test_steps_per_epoch_null_sees_every_image_once() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pred_type", "expected"),
     [("noise", "one"), ("image", "x0"), ("velocity", "mixed")],
@@ -129,6 +132,7 @@ def test_the_bins_of_log_snr_average_to_the_loss() -> None:
     assert len(means) >= 5 and min(means) <= report.metrics["loss"] <= max(means)
 
 
+@pytest.mark.slow
 def test_training_learns() -> None:
     images = np.zeros((100, 8, 8, 1), np.uint8)
     images[:, 2:6] = 255
@@ -138,6 +142,7 @@ def test_training_learns() -> None:
     assert reports[-1].metrics["loss"] < 0.5 * reports[0].metrics["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [5, 7])
 def test_a_continued_run_is_the_uninterrupted_run_bit_for_bit(stop_at: int) -> None:
     """Stopped at a boundary or between two; dropout, two micro-batches, a batch over a pass."""
@@ -154,6 +159,7 @@ def test_a_continued_run_is_the_uninterrupted_run_bit_for_bit(stop_at: int) -> N
     assert rows == untimed(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro", [1, 7, 16, 32])
 def test_accumulation_equals_the_big_batch(micro: int) -> None:
     whole = final(list(train(settings(1), network(), SCHEDULE, digits())))
@@ -215,6 +221,7 @@ def test_an_infinite_gradient_stops_too() -> None:
         list(train(settings(), network(), SCHEDULE, digits(), loss=loss))
 
 
+@pytest.mark.slow
 def test_the_loss_can_be_replaced() -> None:
     def loss(prediction: Tensor, target: Tensor, logsnr: Tensor) -> Tensor:
         return (prediction - target).flatten(1).abs().mean(1) * 3
@@ -224,6 +231,7 @@ def test_the_loss_can_be_replaced() -> None:
     assert changed.metrics["loss"] == pytest.approx(3 * plain.metrics["v_loss"], rel=0.2)
 
 
+@pytest.mark.slow
 def test_sampler_and_evaluator_see_an_eval_copy_and_their_results_are_reported() -> None:
     seen: list[bool] = []
 
@@ -268,6 +276,7 @@ def changes(options: Training) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changed",
     [
@@ -291,6 +300,7 @@ def test_every_training_key_changes_the_weights(changed: dict[str, object]) -> N
     assert changes(settings(1, **changed))
 
 
+@pytest.mark.slow
 def test_min_snr_gamma_and_warmup_change_the_weights() -> None:
     def weights(**changed: object) -> Tensor:
         options = settings(1, **changed)
@@ -302,6 +312,7 @@ def test_min_snr_gamma_and_warmup_change_the_weights() -> None:
     assert not torch.equal(*min_snr) and not torch.equal(*warmup)
 
 
+@pytest.mark.slow
 def test_ema_decays_are_kept_apart_and_warm_up() -> None:
     state = final(list(train(settings(1, EMA_DECAYS=(0.0, 0.999)), network(), SCHEDULE, digits())))
     assert set(state.tensors) == {"model", "ema-0", "ema-0.999", "optimizer"}
@@ -312,6 +323,7 @@ def test_ema_decays_are_kept_apart_and_warm_up() -> None:
     )
 
 
+@pytest.mark.slow
 def test_power_averages_are_tracked_beside_the_others() -> None:
     plain, power = (
         final(list(train(settings(2, EMA_POWER=lengths), network(), SCHEDULE, digits())))
@@ -333,6 +345,7 @@ def test_power_averages_are_tracked_beside_the_others() -> None:
             torch.testing.assert_close(tensor.double(), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [3, 5])
 def test_power_averages_continue_bit_for_bit(stop_at: int) -> None:
     options = settings(2, EMA_POWER=(0.05, 0.1))
@@ -346,6 +359,7 @@ def test_power_averages_continue_bit_for_bit(stop_at: int) -> None:
     assert same(final(list(train(options, network(), SCHEDULE, digits(), state=half))), whole)
 
 
+@pytest.mark.slow
 def test_fp16_skips_an_overflown_step_and_keeps_its_scale() -> None:
     reports = list(train(settings(2, PRECISION="fp16"), network(), SCHEDULE, digits()))
     assert reports[-1].metrics["loss_scale"] > 0 and "skipped_steps" in reports[-1].metrics
@@ -361,6 +375,7 @@ def test_compile_follows_the_eager_run() -> None:
     assert eager[0].metrics["loss"] == pytest.approx(compiled[0].metrics["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_fp16_gradients_that_never_become_finite_stop_the_run() -> None:
     """The loss scale has a floor: below it an overflow is not the scale's fault."""
 
