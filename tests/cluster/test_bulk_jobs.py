@@ -11,7 +11,7 @@ from ddpm.cluster import submit, submit_images
 from ddpm.cluster.submit import JobOptions
 from ddpm.cluster.submit_images import checked
 from ddpm.errors import StorageError
-from ddpm.sampling.bulk import BulkFolder, check_bulk, parse_name, total
+from ddpm.sampling.bulk import BulkFolder, parse_name, total
 from tests.cluster.test_submitit_jobs import wait_for
 from tests.support.bulk_data import Bulk, files_of
 from tests.support.small_run import make_run
@@ -54,7 +54,9 @@ def begun(bulk: Bulk) -> list[range]:
 
 
 @pytest.mark.long
-def test_a_duplicate_watches_and_ctrl_c_detaches(bulk: Bulk, undisturbed: BulkFolder) -> None:
+def test_ctrl_c_detaches_a_duplicate_watches_and_a_process_that_dies_has_another_go_on(
+    bulk: Bulk, undisturbed: BulkFolder
+) -> None:
     first = bulk.start(*IN_UNITS, "--cluster", "local", "--jobs", 2)
     wait_for("two jobs draw", lambda: len(bulk.runners()) == 2 and drawn(bulk) > 8)
     first.send_signal(signal.SIGINT)
@@ -65,10 +67,11 @@ def test_a_duplicate_watches_and_ctrl_c_detaches(bulk: Bulk, undisturbed: BulkFo
     shown = bulk.command("--status")
     assert shown.returncode == 0, shown.stderr
     assert "images/s" in shown.stdout and ": running, at images " in shown.stdout
+    bulk.runners()[0].kill()
     output, _ = second.communicate(timeout=900)
     assert second.returncode == 0, output
     assert " 0 to draw, " in output and "submitted" not in output
-    assert len(set(begun(bulk))) == len(begun(bulk)), "nothing was drawn twice"
+    assert len(begun(bulk)) - len(set(begun(bulk))) <= 1, "drawn twice but where a process died"
     assert files_of(bulk.series) == files_of(undisturbed)
 
 
@@ -89,18 +92,6 @@ def test_term_ends_a_task_for_good_and_the_next_command_draws_the_rest(
     rest = bulk.command(*IN_UNITS)
     assert rest.returncode == 0, rest.stderr
     assert f"{there} are there, {NUM - there} to draw" in rest.stdout
-    assert files_of(bulk.series) == files_of(undisturbed)
-
-
-@pytest.mark.long
-def test_a_process_that_dies_has_another_go_on(bulk: Bulk, undisturbed: BulkFolder) -> None:
-    driver = bulk.start(*IN_UNITS, "--cluster", "local", "--jobs", 1)
-    wait_for("a job draws", lambda: bulk.runners() and drawn(bulk) > 8)
-    (runner,) = bulk.runners()
-    runner.kill()
-    output, _ = driver.communicate(timeout=900)
-    assert driver.returncode == 0, output
-    assert check_bulk(bulk.series, NUM, progress=False).is_whole
     assert files_of(bulk.series) == files_of(undisturbed)
 
 

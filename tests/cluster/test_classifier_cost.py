@@ -51,9 +51,8 @@ def test_it_costs_where_it_is_needed_and_asking_writes_nothing(tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.long
-def test_it_costs_nothing_once_it_is_there(tmp_path: Path) -> None:
-    config, at_the_end = (digits(tmp_path, *words) for words in (MEASURED, UNCONDITIONAL))
+def test_it_costs_nothing_once_it_is_there(digits_output: Path) -> None:
+    config, at_the_end = (digits(digits_output, *words) for words in (MEASURED, UNCONDITIONAL))
     preparing.prepare(config, progress=False)
     classifier_features(real_data(config, None))
     assert cost.classifier_s([config]) == 0 == cost.classifier_s([at_the_end])
