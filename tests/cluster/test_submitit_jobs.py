@@ -174,13 +174,14 @@ def test_local_jobs_a_killed_process_fails_its_trial_alone(small: Small) -> None
 def test_debug_jobs_run_a_sweep_to_its_report(
     small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    short = {"TRAINING.HYPER_PARAMETERS.EPOCHS": 1}
-    assert small.main("--cluster", "debug", "--group-size", "3", **short) == 0
-    assert small.statuses() == ["done"] * 4
+    short = {"TRAINING.HYPER_PARAMETERS.EPOCHS": 1, "GRID.TRAINING.PRED_TYPE": "[image]"}
+    short |= {"GRID.TRAINING.NETWORK.SCHEDULER": "[linear, cosine, cos6]"}
+    assert small.main("--cluster", "debug", "--group-size", "2", **short) == 0
+    assert small.statuses() == ["done"] * 3
     assert (small.folder / "report.html").exists() and (small.folder / "best.yaml").exists()
     assert len(list((small.folder / "jobs").glob("*.json"))) == 2
     before = small.attempts()
-    assert "4 to submit" in capsys.readouterr().out
+    assert "3 to submit" in capsys.readouterr().out
     assert small.main("--cluster", "debug", **short) == 0
     assert "0 to submit" in capsys.readouterr().out
     assert small.attempts() == before == dict.fromkeys(before, 1)
