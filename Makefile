@@ -15,7 +15,7 @@ STAMP := .venv/.installed
 PLAIN := not gpu and not slurm and not oracle and not campaign
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep train report results test test-fast test-all test-oracle test-wandb test-kills test-coverage test-statistics test-gpu test-slurm test-slurm-full bench check docs clean
+.PHONY: help install sweep train report results test test-fast test-all test-oracle test-wandb test-kills test-coverage test-statistics test-gpu test-slurm test-slurm-full bench check docs site clean
 
 help:              ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
@@ -81,6 +81,12 @@ check: $(STAMP)    ## format, lint, types, no unresolved merge
 
 docs: $(STAMP)     ## docs/configuration.md and the file map of docs/architecture.md, from the code
 	$(BIN)/python docs/build.py
+
+site: $(STAMP)     ## the documents as pages, with the report of REPORT in them if it is there
+	$(BIN)/python -m venv .venv/site
+	.venv/site/bin/python -m pip install --quiet mkdocs-material==9.8.2
+	REPORT="$(REPORT)" NO_MKDOCS_2_WARNING=1 .venv/site/bin/mkdocs build --quiet --strict
+	@echo "site: build/site/index.html"
 
 clean:             ## remove .venv and every cache; trained runs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

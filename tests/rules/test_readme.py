@@ -9,12 +9,14 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from ddpm import errors
 from ddpm.cli import main
@@ -23,7 +25,11 @@ from experiments import __main__ as results
 from tests.support.tree import ROOMS, ROOT
 
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "slurm" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "slurm/README.md")),
+    *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 SMALL = (
     "TRAINING.HYPER_PARAMETERS.EPOCHS=1",
@@ -192,6 +198,17 @@ def test_every_path_named_in_a_document_exists() -> None:
         assert not [name for name in sorted(named) if not (ROOT / name).exists()], page.name
 
 
+def test_every_key_named_in_a_document_is_one() -> None:
+    table = (ROOT / "docs" / "configuration.md").read_text()
+    keys = set(re.findall(r"^\| `([A-Z_0-9.]+)`", table, flags=re.MULTILINE))
+    sections = "|".join({key.partition(".")[0] for key in keys})
+    assert len(keys) > 100
+    for page in PAGES:
+        named = set(re.findall(rf"\b(?:{sections})(?:\.[A-Z_0-9]+)+\b", page.read_text()))
+        known = {key for key in named if any(f"{one}.".startswith(f"{key}.") for one in keys)}
+        assert not named - known - {"IMAGE_GENERATION.KEY"}, page.name
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings: lower case, words joined by hyphens."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
@@ -227,6 +244,18 @@ def test_the_page_of_keys_is_the_codes_own(build: ModuleType) -> None:
 def test_the_file_map_is_the_codes_own(build: ModuleType) -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     assert page == build.architecture_page(), "run `make docs`"
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"]
+
+
+def test_every_page_is_in_the_site_and_no_other() -> None:
+    named = re.findall(r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE)
+    assert {ROOT / name for name in named} == {*PAGES, ROOT / "report.md"}
 
 
 def test_the_readme_is_short_and_names_every_room_and_every_page() -> None:
