@@ -17,8 +17,12 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / os.environ.get("REPORT", "") / "report.html"
-EMBEDDED = '[Alone](live.html)\n\n<iframe src="live.html" style="width:100%;height:80vh"></iframe>\n'
-PICTURE = "![report](docs/pictures/report.png)\n\n`make sweep`, then `make site`, show a live one.\n"
+EMBEDDED = (
+    '[Alone](live.html)\n\n<iframe src="live.html" style="width:100%;height:80vh"></iframe>\n'
+)
+PICTURE = (
+    "![report](docs/pictures/report.png)\n\n`make sweep`, then `make site`, show a live one.\n"
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
