@@ -25,6 +25,12 @@ PICTURE = (
 )
 
 
+def on_config(config: MkDocsConfig) -> None:
+    """Pages of docs/ that mkdocs.yml does not place come last."""
+    placed, pages = str(config.nav), sorted((ROOT / "docs").glob("*.md"))
+    config.nav += [{page.stem: f"docs/{page.name}"} for page in pages if page.name not in placed]
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Every file that git knows or would add, in place of those of docs/, and the report's page."""
     for file in [file for file in files if file.src_dir == config.docs_dir]:
