@@ -15,7 +15,7 @@ STAMP := .venv/.installed
 PLAIN := not gpu and not slurm and not oracle and not campaign
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep train report results test test-fast test-all test-oracle test-wandb test-kills test-coverage test-statistics test-gpu test-slurm test-slurm-full bench check docs site clean
+.PHONY: help install sweep train report results test test-fast test-all test-oracle test-v3 test-wandb test-kills test-coverage test-statistics test-gpu test-slurm test-slurm-full bench check docs site clean
 
 help:              ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
@@ -46,6 +46,10 @@ test-all: $(STAMP) ## every test that needs no GPU and no SLURM
 test-oracle: $(STAMP) ## samplers against diffusers, statistics against statsmodels, installed beside the pinned packages
 	$(BIN)/python -m pip install --constraint constraints.txt --quiet "diffusers>=0.32" "statsmodels>=0.15"
 	$(BIN)/python -m pytest -q -m oracle -n 0 --no-skips $(ARGS) tests/sampling/test_diffusers_oracle.py tests/report/test_statistics_oracle.py
+
+test-v3: $(STAMP)  ## imported weights against Keras, on torch, installed in a folder of its own
+	$(BIN)/python -m pip install --quiet --no-deps --target .venv/openkeras keras==3.15.1 absl-py namex optree ml-dtypes
+	KERAS_BACKEND=torch $(BIN)/python -m pytest -q -m oracle -n 0 --no-skips -o pythonpath=.venv/openkeras $(ARGS) tests/diffusion/test_keras_oracle.py
 
 test-wandb: $(STAMP) ## runs on a server of W&B's protocol on loopback, installed in a folder of its own
 	$(BIN)/python -m venv .venv/openwandb

@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "FID, KID, precision, recall and others of samples, with intervals",
     "report": "report.html, report.md and tables of a sweep or a run",
     "pack": "images as WebDataset shards with an index",
+    "import-v3": "a run of the weights that DDPM v3 left in a Keras .h5",
     "status": "progress of runs and sweeps: what runs, waits and failed, and why",
     "doctor": "the machine: devices, packages, disks and what they mean",
     "init": "copies of slurm/, configs/ and sweeps/ to edit and submit",
@@ -24,6 +25,7 @@ COMMANDS = {
 
 # Packages that only some commands need: the extra of pyproject.toml that brings each.
 EXTRAS = {
+    "h5py": "v3",
     "matplotlib": "pictures",
     "optuna": "search",
     "torch_fidelity": "inception",
@@ -46,7 +48,7 @@ def launch(name: str, arguments: list[str] | None = None) -> int:
 
     def main() -> int:
         try:
-            code: int = import_module(f"ddpm.cli.{name}").main(given)
+            code: int = import_module(f"ddpm.cli.{name.replace('-', '_')}").main(given)
         except ModuleNotFoundError as missing:
             extra = EXTRAS.get((missing.name or "").partition(".")[0])
             if extra is None:

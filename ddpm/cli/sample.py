@@ -5,7 +5,7 @@ examples:
   ddpm sample RUN IMAGE_GENERATION.NUM_GEN_IMAGES=100 IMAGE_GENERATION.DDIM_ETA=0
   ddpm sample RUN/checkpoints/step-00001000 --ema 0
   ddpm sample RUN --ema power:0.07      of a run trained with TRAINING.EMA_POWER
-  ddpm sample options.yaml       of the run or checkpoint its MODEL_PATH names
+  ddpm sample options.yaml       of the run, checkpoint or v3 .h5 its MODEL_PATH names
   ddpm sample RUN --num 50000 --format npz
   ddpm sample RUN --num 1000000 --cluster slurm --jobs 32 --sbatch gpus-per-node=1
   ddpm sample FOLDER --status    how far it is; --verify: whether all is as written
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpm.cli.options import add_jobs, command_line, job_options
+from ddpm.config import is_keras_file, load_generation
 from ddpm.errors import InputError, as_typed
 from ddpm.sampling import BATCH_SIZE, BulkOptions, is_bulk_folder, parse_ema, read_request
 
@@ -72,6 +73,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Draw the images; the exit code."""
     args = parser().parse_intermixed_args(argv)
+    if args.source.suffix in (".yaml", ".yml") and args.source.is_file():
+        _import_keras(args)
     if args.status or args.verify:
         return _look(args)
     if args.num is None and args.cluster is None:
@@ -88,6 +91,20 @@ def main(argv: list[str] | None = None) -> int:
 
         return dry_run.images(plan, request)
     return submit_images.run(plan, request, should_stop=stop_on_signals())
+
+
+def _import_keras(args: argparse.Namespace) -> None:
+    """Where MODEL_PATH of the YAML is one of v3's .h5: a run of both, unless it is there, instead."""
+    own = [text for text in args.overrides if text.upper().startswith("IMAGE_GENERATION.")]
+    model = load_generation(args.source, own).MODEL_PATH
+    if not is_keras_file(model):
+        return
+    from ddpm.cli.import_v3 import import_run
+
+    run = import_run(args.source, Path(model), dry=args.dry_run)
+    if not run.is_dir():
+        raise InputError(f"{model} is imported where images are drawn; leave --dry-run out")
+    args.overrides.append(f"IMAGE_GENERATION.MODEL_PATH={run}")
 
 
 def _draw(args: argparse.Namespace) -> int:

@@ -48,6 +48,7 @@ from .schema import Text as Text
 from .schema import Training as Training
 from .schema import Value as Value
 from .schema import all_different as all_different
+from .schema import is_keras_file as is_keras_file
 from .schema import is_machine as is_machine
 from .schema import json_schema as json_schema
 from .schema import keys_under as keys_under

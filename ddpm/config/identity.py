@@ -16,6 +16,7 @@ from ddpm.config.schema import (
     NetworkSection,
     allowed,
     height_width,
+    is_keras_file,
     is_machine,
     keys_under,
     plain,
@@ -117,6 +118,7 @@ class NetworkArguments(TypedDict):
     num_classes: int | None
     class_emb_dim: int | None
     checkpoint_activations: bool
+    keras_layers: bool
 
 
 class ScheduleArguments(TypedDict):
@@ -150,13 +152,23 @@ def network_arguments(config: Config) -> NetworkArguments:
         num_classes=network.NUM_CLASSES,
         class_emb_dim=network.CLASS_EMB_DIM,
         checkpoint_activations=network.CHECKPOINT_ACTIVATIONS,
+        keras_layers=_keras_layers(config),
     )
+
+
+def _keras_layers(config: Config) -> bool:
+    """KERAS_LAYERS, or whether the weights to start from are of Keras."""
+    training = config.TRAINING
+    if training.NETWORK.KERAS_LAYERS is not None:
+        return training.NETWORK.KERAS_LAYERS
+    return not training.IS_NEW_TRAIN and is_keras_file(training.TRAINED_H5 or "")
 
 
 def schedule_arguments(config: Config) -> ScheduleArguments:
     """The configuration's words as the noise schedule's."""
     network = config.TRAINING.NETWORK
-    by_density = "time" if config.TRAINING.LOGSNR_DENSITY == "schedule" else "logsnr"
+    of_time = "timestep" if _keras_layers(config) else "time"
+    by_density = of_time if config.TRAINING.LOGSNR_DENSITY == "schedule" else "logsnr"
     return ScheduleArguments(
         name=network.SCHEDULER,
         num_timesteps=network.TIMESTEPS,
@@ -210,6 +222,7 @@ _TAG_WORDS = {
     "USE_CROSS_ATTENTION": "cross",
     "NUM_CLASSES": "cls",
     "CLASS_EMB_DIM": "clsdim",
+    "KERAS_LAYERS": "keras",
 }
 
 

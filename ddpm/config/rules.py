@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import get_args
 
-from ddpm.config.schema import Augmentation, Config, height_width
+from ddpm.config.schema import Augmentation, Config, height_width, is_keras_file
 
 Rule = object  # the line; where the rule holds, something that is false
 
@@ -163,12 +163,12 @@ def training(c: Config) -> Iterator[Rule]:
         and f"TRAINING.DENSITY_PARAMETERS is {list(parameters)} but LOGSNR_DENSITY is {name}, "
         "whose second one is a width; give a positive number"
     )
-    keras = (".h5", ".hdf5", ".keras")
     yield (
         not t.IS_NEW_TRAIN
-        and (t.TRAINED_H5 or "").lower().endswith(keras)
-        and f"TRAINING.TRAINED_H5 is {t.TRAINED_H5}, a Keras file, which cannot be read; name a "
-        "run or a checkpoint of this project"
+        and is_keras_file(t.TRAINED_H5 or "")
+        and t.NETWORK.KERAS_LAYERS is False
+        and f"TRAINING.TRAINED_H5 is {t.TRAINED_H5}, a Keras file, but {_NET}.KERAS_LAYERS is "
+        "false, under which its weights mean something else; give null or true"
     )
     yield (
         crop.RESIZE
@@ -395,9 +395,10 @@ def impossible(c: Config) -> Iterator[Rule]:
         "no density reaches the pure noise that images begin from; give schedule, or false"
     )
     yield (
-        n.TIME_INPUT == "time"
+        n.TIME_INPUT in ("time", "timestep")
         and t.LOGSNR_DENSITY != "schedule"
-        and f"{_NET}.TIME_INPUT is time but TRAINING.LOGSNR_DENSITY is {t.LOGSNR_DENSITY}, whose "
+        and f"{_NET}.TIME_INPUT is {n.TIME_INPUT} but TRAINING.LOGSNR_DENSITY is "
+        f"{t.LOGSNR_DENSITY}, whose "
         "noise levels have no timesteps; give TIME_INPUT logsnr or null"
     )
     for key, s in (("TRAINING.INLINE_GEN", t.INLINE_GEN), (_GEN, g)):

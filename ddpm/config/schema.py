@@ -216,10 +216,15 @@ class NetworkSection:
     LOGSNR_SHIFT: Number = option(
         0.0, "Added to the log signal-to-noise ratio of the schedule", ge=-20, le=20
     )
-    TIME_INPUT: Literal["time", "logsnr"] | None = option(
+    TIME_INPUT: Literal["time", "logsnr", "timestep"] | None = option(
         None,
         "What the network sees of the noise level; null = the time t / TIMESTEPS where "
-        "LOGSNR_DENSITY is schedule, else log SNR",
+        "LOGSNR_DENSITY is schedule, else log SNR; timestep = t itself, as v3, whatever TIMESTEPS",
+    )
+    KERAS_LAYERS: Flag | None = option(
+        None,
+        "Layers and TIME_INPUT as DDPM v3 has them in Keras; null = where TRAINED_H5 is a Keras "
+        "file (docs/from_v3.md)",
     )
     NUM_RES_BLOCKS: Int = option(2, "Residual blocks per level", ge=1, le=64)
     BLOCK_SIZE: Int = option(1, "Space-to-depth factor; must divide the image size", ge=1, le=1024)
@@ -256,6 +261,11 @@ def _square(size: int | tuple[int, int]) -> int | tuple[int, int]:
     return size[0] if isinstance(size, tuple) and size[0] == size[1] else size
 
 
+def is_keras_file(path: str) -> bool:
+    """Whether a file of weights is one of Keras, by its name."""
+    return path.lower().endswith((".h5", ".hdf5", ".keras"))
+
+
 def height_width(size: int | tuple[int, int]) -> tuple[int, int]:
     """INPUT_IMAGE_SIZE as (height, width)."""
     return (size, size) if isinstance(size, int) else size
@@ -271,7 +281,7 @@ class Training:
     INPUT_IMAGE_CHANNEL: Int = option(3, "Channels of an image", ge=1, le=4096)
     OUTPUT_DIR: Text = option("./training_outputs", "Where runs are kept", machine=True)
     IS_NEW_TRAIN: Flag = option(True, "false = start from the weights of TRAINED_H5")
-    TRAINED_H5: Text | None = option(None, "A run or checkpoint to start from")
+    TRAINED_H5: Text | None = option(None, "A run, a checkpoint or a v3 `.h5` to start from")
     PRED_TYPE: PredType = option("velocity", "What the network predicts")
     LOSS_FN: LossFn = option("MSE", "Loss per element")
     LOSS_SPACE: PredType | None = option(None, "What the loss compares; null = PRED_TYPE")

@@ -2,6 +2,7 @@ from . import ema as ema
 from . import philox as philox
 from .density import LogSnrDensity as LogSnrDensity
 from .ema import reconstruct as reconstruct
+from .keras_weights import weights_from_keras as weights_from_keras
 from .layers import DropoutKey as DropoutKey
 from .layers import init_weights as init_weights
 from .layers import sinusoids as sinusoids

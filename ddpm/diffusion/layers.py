@@ -25,7 +25,7 @@ from ddpm.diffusion import philox
 Network = TypeVar("Network", bound=nn.Module)
 
 # torch's default. Ho et al. use 1e-6; Keras' 1e-3 visibly damps channels whose variance is small.
-GROUP_NORM_EPS = 1e-5
+GROUP_NORM_EPS, KERAS_GROUP_NORM_EPS = 1e-5, 1e-3
 # A mask element is one 16-bit half of a random word, so drop rates are multiples of 1 / 65536.
 _HALF = 1 << 16
 
@@ -175,37 +175,40 @@ def _(seed: int, ids: Tensor, index: int, num_dropped: int, shape: Sequence[int]
     return ids.new_empty((len(ids), *shape), dtype=torch.bool)
 
 
-def sinusoids(time: Tensor, dim: int) -> Tensor:
+def sinusoids(time: Tensor, dim: int, *, rounds_as_keras: bool = False) -> Tensor:
     """The sinusoidal features of time: sines, then cosines, at dim / 2 frequencies, 1 to 1 / 10000.
 
     feature_k = sin(1000 time 10000^(-k / (dim/2 - 1)))    (Vaswani 2017, the divisor of Ho 2020)
 
     time: (N,) in [0, 1], any float dtype; the product with 1000 is formed in it, so t / T in
     float64 gives t exactly at T = 1000.  Returns (N, dim) float32. It sees time, not t, so the
-    network does not depend on T.
+    network does not depend on T.  rounds_as_keras: k times the quotient instead of the quotient of
+    k, which is the same but for rounding, about 1e-4 in the features.
     """
-    half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=time.device) / max(half - 1, 1)
-    frequencies = torch.exp(-math.log(10_000) * exponents)
-    angles = (1000 * time).to(torch.float32)[:, None] * frequencies  # (N, dim/2)
+    steps = torch.arange(dim // 2, dtype=torch.float32, device=time.device)
+    last = max(dim // 2 - 1, 1)
+    rate = math.log(10_000)
+    exponents = rate / last * steps if rounds_as_keras else rate * (steps / last)
+    angles = (1000 * time).to(torch.float32)[:, None] * torch.exp(-exponents)  # (N, dim/2)
     return torch.cat((angles.sin(), angles.cos()), dim=1)
 
 
 class TimeEmbedding(nn.Module):
     """The time as a vector, (N,) -> (N, dim): sinusoids, Linear, SiLU, Linear; no autocast."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, *, rounds_as_keras: bool = False) -> None:
         if dim < 2 or dim % 2:
             raise ValueError(f"time_emb_dim is {dim}; give a positive even number")
         super().__init__()
         self.dim = dim
+        self.rounds_as_keras = rounds_as_keras
         self.hidden = nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
 
     def forward(self, time: Tensor) -> Tensor:
         with torch.autocast(time.device.type, enabled=False):
-            features = sinusoids(time, self.dim).to(self.hidden.weight.dtype)
-            return self.out(F.silu(self.hidden(features)))
+            features = sinusoids(time, self.dim, rounds_as_keras=self.rounds_as_keras)
+            return self.out(F.silu(self.hidden(features.to(self.hidden.weight.dtype))))
 
 
 class ClassEmbedding(nn.Module):
@@ -271,11 +274,13 @@ class ResidualBlock(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention of positions to tokens, with an output layer that starts at zero.
 
-    softmax(q k^T / sqrt(width / heads)) v per head.  queries (N, L, C), tokens (N, M, D) ->
-    (N, L, C).
+    softmax(q k^T / sqrt(width of a head)) v per head, which is C / heads wide, or head_width.
+    queries (N, L, C), tokens (N, M, D) -> (N, L, C).
     """
 
-    def __init__(self, channels: int, token_dim: int, num_heads: int) -> None:
+    def __init__(
+        self, channels: int, token_dim: int, num_heads: int, head_width: int | None = None
+    ) -> None:
         if num_heads < 1 or channels % num_heads:
             raise ValueError(
                 f"num_heads is {num_heads} but an attention block is {channels} channels wide; "
@@ -283,18 +288,19 @@ class Attention(nn.Module):
             )
         super().__init__()
         self.num_heads = num_heads
-        self.query = nn.Linear(channels, channels)
-        self.key_value = nn.Linear(token_dim, 2 * channels)
-        self.out = ZeroLinear(channels, channels)
+        inner = channels if head_width is None else num_heads * head_width
+        self.query = nn.Linear(channels, inner)
+        self.key_value = nn.Linear(token_dim, 2 * inner)
+        self.out = ZeroLinear(inner, channels)
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
         key, value = self.key_value(tokens).chunk(2, dim=-1)
         q, k, v = (self._split(part) for part in (self.query(queries), key, value))
-        gathered = F.scaled_dot_product_attention(q, k, v)  # (N, heads, L, C/heads)
+        gathered = F.scaled_dot_product_attention(q, k, v)  # (N, heads, L, head width)
         return self.out(gathered.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
-        """(N, L, C) -> (N, heads, L, C/heads)"""
+        """(N, L, heads * width) -> (N, heads, L, width)"""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
@@ -303,18 +309,25 @@ class AttentionBlock(nn.Module):
 
     x: (N, C, H, W), context: (N, M, context_dim) -> (N, C, H, W).  With one context token the
     cross-attention is a learned projection of it, added everywhere: softmax over one entry is 1.
+    head_width: as in Attention.
     """
 
     def __init__(
-        self, channels: int, *, norm_groups: int, num_heads: int, context_dim: int | None = None
+        self,
+        channels: int,
+        *,
+        norm_groups: int,
+        num_heads: int,
+        context_dim: int | None = None,
+        head_width: int | None = None,
     ) -> None:
         super().__init__()
         self.norm = GroupNorm(norm_groups, channels)
-        self.attention = Attention(channels, channels, num_heads)
+        self.attention = Attention(channels, channels, num_heads, head_width)
         self.has_cross_attention = context_dim is not None
         if context_dim is not None:
             self.cross_norm = GroupNorm(norm_groups, channels)
-            self.cross_attention = Attention(channels, context_dim, num_heads)
+            self.cross_attention = Attention(channels, context_dim, num_heads, head_width)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         tokens = _tokens(self.norm(x))
@@ -337,14 +350,29 @@ def _image(tokens: Tensor, like: Tensor) -> Tensor:
 
 
 class Downsample(nn.Module):
-    """A convolution of stride 2: (N, C, H, W) -> (N, C, ceil(H/2), ceil(W/2))."""
+    """A convolution of stride 2: (N, C, H, W) -> (N, C, ceil(H/2), ceil(W/2)).
 
-    def __init__(self, channels: int, kernel_size: int) -> None:
+    pads_as_keras: as many zeros as the last window needs and no more, the odd one after the image;
+    so where a side is even, windows lie one pixel later than those of symmetric padding.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, *, pads_as_keras: bool = False) -> None:
         super().__init__()
         self.conv = same_conv(channels, channels, kernel_size, stride=2)
+        self.pads_as_keras = pads_as_keras
+        if pads_as_keras:
+            self.conv.padding = (0, 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+        return self.conv(self._padded(x) if self.pads_as_keras else x)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        kernel = self.conv.kernel_size[0]
+        pads = []
+        for side in reversed(x.shape[2:]):
+            zeros = max((-(-side // 2) - 1) * 2 + kernel - side, 0)
+            pads += [zeros // 2, zeros - zeros // 2]
+        return F.pad(x, pads)
 
 
 class Upsample(nn.Module):

@@ -39,7 +39,7 @@ from torch.nn.functional import logsigmoid
 AlphaSigma = tuple[Tensor, Tensor]
 T = TypeVar("T", float, Tensor)
 
-TIME_INPUTS: tuple[str, ...] = ("time", "logsnr")
+TIME_INPUTS: tuple[str, ...] = ("time", "logsnr", "timestep")
 LOGSNR_LIMIT = 20.0  # beyond it, alpha or sigma is below 5e-5
 _MIN_LOGSNR = -15.0
 _MAX_BETA = 0.999
@@ -295,7 +295,7 @@ class NoiseSchedule:
         if self.name not in SCHEDULES:
             raise ValueError(f"schedule is {self.name!r}; give one of {', '.join(SCHEDULES)}")
         if self.time_input not in TIME_INPUTS:
-            raise ValueError(f"time_input is {self.time_input!r}; give one of time, logsnr")
+            raise ValueError(f"time_input is {self.time_input!r}; give one of {', '.join(TIME_INPUTS)}")
         if self.num_timesteps < 1:
             raise ValueError(f"num_timesteps is {self.num_timesteps}; give at least 1")
         if self.name == "iddpm_linear" and self.num_timesteps <= 20:
@@ -374,15 +374,19 @@ class NoiseSchedule:
         return time, *self.alpha_sigma(time)
 
     def network_time(self, time: T, logsnr: Tensor) -> T | Tensor:
-        """The network's input for the noise level, in [0, 1], 0 at clean data.
+        """The network's input for the noise level, 0 at clean data and at most 1.
 
             time_input time      the time itself
             time_input logsnr    (20 - logsnr) / 40, cut off at 0 and 1
+            time_input timestep  t / 1000, so that its sinusoids are those of t, as in DDPM v3
 
-        The second does not depend on the schedule.  time, logsnr: of one level, or one a sample.
+        The second does not depend on the schedule; the third is over 1 where T is over 1000.
+        time, logsnr: of one level, or one a sample.
         """
         if self.time_input == "time":
             return time
+        if self.time_input == "timestep":
+            return time * (self.num_timesteps / 1000)
         return ((LOGSNR_LIMIT - logsnr) / (2 * LOGSNR_LIMIT)).clamp(0.0, 1.0)
 
     def _check_timesteps(self, t: Tensor) -> None:

@@ -25,6 +25,7 @@ from ddpm.diffusion.layers import (
     Downsample,
     DropoutKey,
     GroupNorm,
+    KERAS_GROUP_NORM_EPS,
     KeyedDropout,
     ResidualBlock,
     TimeEmbedding,
@@ -119,6 +120,9 @@ class UNet(nn.Module):
     None: no labels.
     class_emb_dim: the width of the class table; None is time_emb_dim, others are projected to it.
     checkpoint_activations: less memory, one more forward pass (Stage).
+    keras_layers: layers as Keras' defaults are in DDPM v3: eps 1e-3 in the group norm, attention
+    heads as wide as the whole layer, Downsample's other padding, sinusoids' other rounding. For
+    weights trained there.
 
     The weights of a new network are init_weights(network, seed=0). Raises ValueError, naming both
     numbers, where two arguments contradict each other.
@@ -143,6 +147,7 @@ class UNet(nn.Module):
         num_classes: int | None = None,
         class_emb_dim: int | None = None,
         checkpoint_activations: bool = False,
+        keras_layers: bool = False,
     ) -> None:
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -164,6 +169,7 @@ class UNet(nn.Module):
         self.dropout = dropout
         self.num_res_blocks = num_res_blocks
         self.use_cross_attention = use_cross_attention
+        self.keras_layers = keras_layers
 
         def stage(in_width: int, out_width: int, attends: bool) -> Stage:
             block = ResidualBlock(
@@ -178,14 +184,18 @@ class UNet(nn.Module):
             if attends:
                 context_dim = time_emb_dim if use_cross_attention else None
                 attention = AttentionBlock(
-                    out_width, norm_groups=norm_groups, num_heads=num_heads, context_dim=context_dim
+                    out_width,
+                    norm_groups=norm_groups,
+                    num_heads=num_heads,
+                    context_dim=context_dim,
+                    head_width=out_width if keras_layers else None,
                 )
             return Stage(block, attention, checkpoint_activations)
 
         widths = [model_channels * multiplier for multiplier in channel_mult]
         coarsest = len(widths) - 1
         pixel_channels = in_channels * block_size**2
-        self.time_embedding = TimeEmbedding(time_emb_dim)
+        self.time_embedding = TimeEmbedding(time_emb_dim, rounds_as_keras=keras_layers)
         self.class_embedding = None
         if num_classes is not None:
             class_dim = time_emb_dim if class_emb_dim is None else class_emb_dim
@@ -197,7 +207,9 @@ class UNet(nn.Module):
         for level, out_width in enumerate(widths):
             in_widths = [skips[-1]] + [out_width] * (num_res_blocks - 1)
             stages = [stage(in_width, out_width, has_attention[level]) for in_width in in_widths]
-            down = Downsample(out_width, kernel_size) if level < coarsest else None
+            down = None
+            if level < coarsest:
+                down = Downsample(out_width, kernel_size, pads_as_keras=keras_layers)
             self.encoder.append(EncoderLevel(stages, down))
             skips += [out_width] * (num_res_blocks + (level < coarsest))
 
@@ -222,6 +234,8 @@ class UNet(nn.Module):
         dropouts = (layer for layer in self.modules() if isinstance(layer, KeyedDropout))
         for index, layer in enumerate(dropouts):  # each its own stream of masks
             layer.index = index
+        for norm in (layer for layer in self.modules() if isinstance(layer, GroupNorm)):
+            norm.eps = KERAS_GROUP_NORM_EPS if keras_layers else norm.eps
         init_weights(self, seed=0)
 
     def forward(

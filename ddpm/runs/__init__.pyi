@@ -12,6 +12,7 @@ from .directory import RunClaim as RunClaim
 from .directory import RunDirectory as RunDirectory
 from .directory import RunState as RunState
 from .directory import claimed as claimed
+from .keras_file import read_keras as read_keras
 from .layout import CONFIG as CONFIG
 from .layout import DONE as DONE
 from .layout import LOCK as LOCK

@@ -162,8 +162,8 @@ class RunDirectory:
         self,
         config: Config,
         *,
-        data_sha256: str,
-        data_dir: Path,
+        data_sha256: str | None,
+        data_dir: Path | None,
         threads: int,
         command: Sequence[str],
         wait_s: float = 0.0,
@@ -171,6 +171,7 @@ class RunDirectory:
     ) -> Checkpoint | None:
         """Takes the directory for this process; the checkpoint to continue from, None to begin.
 
+        data_sha256, data_dir: None where they are not known, of weights trained elsewhere.
         facts: what else provenance.json shall say of this attempt, as JSON values.
         Makes it when missing, sets it right when a kill left it half written. Raises LockedError
         when a living process still holds it after `wait_s` seconds, InputError when it belongs to
@@ -186,7 +187,8 @@ class RunDirectory:
             storage.remove(self.path / STOP)
             storage.remove(self.path / logs.FAILED)
             self._open.enter_context(logs.logging_to(self.path))
-            more = {"data_dir": str(data_dir), **(facts or {})}
+            more = {"data_dir": str(data_dir)} if data_dir else {}
+            more |= facts or {}
             self._record_attempt(config, data_sha256, threads, command, more)
             self._started = config
             return self._rewind()
@@ -233,7 +235,7 @@ class RunDirectory:
         """LockedError when another process still holds the directory after `wait_s` seconds."""
         storage.refuse_held(self.path / LOCK, self.title, wait_s=wait_s)
 
-    def refuse_another(self, config: Config, data_sha256: str) -> None:
+    def refuse_another(self, config: Config, data_sha256: str | None) -> None:
         """Raises InputError when the directory belongs to another configuration or other data."""
         if not (self.path / CONFIG).exists():
             return
@@ -246,7 +248,7 @@ class RunDirectory:
             if line.partition(":")[0] in changed
         ]
         known = self.provenance.get("data_sha256", data_sha256)
-        if known != data_sha256:
+        if known and data_sha256 and known != data_sha256:
             lines.append(f"data: index {known[:8]} -> {data_sha256[:8]}")
         if lines:
             head = f"{self.path} belongs to another configuration; start a new run, or undo:"
@@ -263,7 +265,7 @@ class RunDirectory:
     def _record_attempt(
         self,
         config: Config,
-        data_sha256: str,
+        data_sha256: str | None,
         threads: int,
         command: Sequence[str],
         more: Mapping[str, Any],
@@ -277,10 +279,13 @@ class RunDirectory:
             if known["threads"] != threads:
                 kept = known["threads"]
                 self.log.warning("%d threads asked for; the run keeps its %d", threads, kept)
+        run_id = layout.id_of(self.path)
+        if data_sha256 is not None:
+            run_id = configuration.run_id(config, data_sha256)
         fixed = {
-            "run_id": configuration.run_id(config, data_sha256),
+            "run_id": run_id,
             "config_sha256": configuration.config_sha256(config),
-            "data_sha256": data_sha256,
+            **({} if data_sha256 is None else {"data_sha256": data_sha256}),
             "threads": known.get("threads", threads),
             "sequence": known.get("sequence", self._next_sequence()),
         }
@@ -308,7 +313,8 @@ class RunDirectory:
     def _commit(self, step: int, state: State) -> None:
         facts = self.provenance
         same = ("config_sha256", "data_sha256", "torch", "threads")
-        manifest = {key: facts[key] for key in same} | {"cpu": facts["cpu_capability"]}
+        manifest = {key: facts[key] for key in same if key in facts}
+        manifest["cpu"] = facts["cpu_capability"]
         config, total = self.config(), facts.get("total_steps", step)
         averages.keep_if_due(self.path, config, step, total, state.tensors, manifest)
         folder = checkpoint.folder_of(self.checkpoints, step)

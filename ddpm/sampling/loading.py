@@ -14,10 +14,17 @@ from torch import Tensor, nn
 from ddpm import config as configuration
 from ddpm.config import Config
 from ddpm.data import Dataset, open_index, preparing
-from ddpm.diffusion import LogSnrDensity, NoiseSchedule, UNet, init_weights, name_of
+from ddpm.diffusion import (
+    LogSnrDensity,
+    NoiseSchedule,
+    UNet,
+    init_weights,
+    name_of,
+    weights_from_keras,
+)
 from ddpm.distributed import best_device
 from ddpm.errors import InputError
-from ddpm.runs import averages, checkpoint, load_run, refuse_edited
+from ddpm.runs import averages, checkpoint, load_run, read_keras, refuse_edited
 from ddpm.sampling.request import CONFIG_FILE, RAW, Ema, PowerEma, locate, weights_name
 
 T = TypeVar("T", bound=nn.Module)
@@ -193,11 +200,15 @@ def density_problems(config: Config) -> list[str]:
     ]
 
 
-def _start_from(network: nn.Module, schedule: NoiseSchedule, source: str) -> None:
-    """Weights of the run or checkpoint `source` put into the network; InputError when they do not
-    fit.
+def _start_from(network: UNet, schedule: NoiseSchedule, source: str) -> None:
+    """Weights of the run, checkpoint or Keras file `source` put into the network; InputError when
+    they do not fit.
     """
     try:
+        if configuration.is_keras_file(source):
+            layers, _ = read_keras(Path(source))
+            network.load_state_dict(weights_from_keras(network, layers))
+            return
         model = load_network(Path(source))
     except InputError as error:
         raise InputError([f"TRAINING.TRAINED_H5: {line}" for line in error.problems]) from error
@@ -206,6 +217,11 @@ def _start_from(network: nn.Module, schedule: NoiseSchedule, source: str) -> Non
             f"TRAINING.TRAINED_H5 is {source!r}, whose network sees {model.schedule.time_input}, "
             f"but here it is {schedule.time_input}; give TRAINING.NETWORK.TIME_INPUT "
             f"{model.schedule.time_input}"
+        )
+    if model.network.keras_layers != network.keras_layers:
+        raise InputError(
+            f"TRAINING.TRAINED_H5 is {source!r}, whose TRAINING.NETWORK.KERAS_LAYERS is "
+            f"{str(model.network.keras_layers).lower()}; give the same"
         )
     weights = model.network.state_dict()
     if unlike := misfits(network, weights):

@@ -21,7 +21,7 @@ from ddpm import config as configuration
 from ddpm.config import Config, ImageGeneration
 from ddpm.data import open_npz
 from ddpm.diffusion import gamma_of, name_of
-from ddpm.errors import InputError
+from ddpm.errors import InputError, as_typed
 from ddpm.runs import load_run, read_json
 
 SECTION = "IMAGE_GENERATION"
@@ -36,7 +36,6 @@ INPAINTING_RESAMPLES = 8
 BULK_RECIPE, BULK_REQUEST = "recipe.json", "request.yaml"
 
 _POWER = "power:"
-_KERAS = (".h5", ".hdf5", ".keras")
 _ANY_NUMBER = 10**9
 T = TypeVar("T")
 # What two networks must share for one to guide the other, and what of it is training's alone.
@@ -98,10 +97,10 @@ def ema_problem(config: Config, ema: Ema | None) -> str | None:
 
 def locate(source: Path) -> tuple[Path, Path | None]:
     """The run directory of `source`, and the checkpoint when `source` is one and no run."""
-    if source.suffix in _KERAS:
+    if configuration.is_keras_file(source.name):
         raise InputError(
-            f"{source} is a Keras file, which cannot be read; "
-            "name a run directory or a checkpoint of this project"
+            f"{source} is a Keras file, weights without their configuration; make a run of both "
+            f"and name that: {as_typed('import-v3')} CONFIG {source}"
         )
     if not source.is_dir():
         raise InputError(f"{source} is no folder; name a run directory or a checkpoint")

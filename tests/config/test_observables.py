@@ -74,6 +74,7 @@ _NETWORK = {
             *("NUM_RES_BLOCKS", "BLOCK_SIZE", "NORM_GROUPS", "FIRST_CHANNEL", "NUM_HEADS"),
             *("CHANNEL_MULTIPLIER", "HAS_ATTENTION", "TIME_EMB_DIM", "DROPOUT_RATE"),
             *("KERNEL_SIZE", "USE_CROSS_ATTENTION", "NUM_CLASSES", "CLASS_EMB_DIM"),
+            "KERAS_LAYERS",
         ),
         _CHANGED,
     ),
@@ -214,6 +215,7 @@ def output(built: nn.Module) -> Tensor:
                 *("NUM_HEADS=2", "CHANNEL_MULTIPLIER=[1,3]", "HAS_ATTENTION=[true,true]"),
                 *("TIME_EMB_DIM=64", "DROPOUT_RATE=0.5", "KERNEL_SIZE=5"),
                 *("USE_CROSS_ATTENTION=true", "NUM_CLASSES=11", "CLASS_EMB_DIM=32"),
+                "KERAS_LAYERS=true",
             )
         ),
     ],

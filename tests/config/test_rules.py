@@ -213,7 +213,14 @@ BROKEN = [
         "E.FEATURES=inception E.EVERY=1 E.WEIGHTS=w T.INPUT_IMAGE_CHANNEL=2",
         "FEATURES is inception but images have 2 channels and it takes 1 or 3; give",
     ),
-    ("T.IS_NEW_TRAIN=false T.TRAINED_H5=a/model.h5", "a Keras file, which cannot"),
+    (
+        "T.IS_NEW_TRAIN=false T.TRAINED_H5=a/model.h5 N.KERAS_LAYERS=false",
+        "TRAINED_H5 is a/model.h5, a Keras file, but TRAINING.NETWORK.KERAS_LAYERS is false",
+    ),
+    (
+        "T.LOGSNR_DENSITY=edm N.TIME_INPUT=timestep",
+        "TIME_INPUT is timestep but TRAINING.LOGSNR_DENSITY is edm, whose noise levels have no",
+    ),
     ("T.LOSS_SPACE=noise N.ZERO_TERMINAL_SNR=true", "TRAINING.LOSS_SPACE is noise but"),
     (
         "G.NUM_STEPS=null G.REVERSE_STRIDE=1001",
@@ -260,6 +267,7 @@ FINE = [
     "G.CLASS_LABEL=[9,9,0]",
     "N.NUM_HEADS=32",
     "T.IS_NEW_TRAIN=false T.TRAINED_H5=runs/one",
+    "T.IS_NEW_TRAIN=false T.TRAINED_H5=a/model.h5",
     "T.INPUT_IMAGE_SIZE=[9,11]",
 ]
 

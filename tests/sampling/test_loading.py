@@ -87,7 +87,7 @@ def test_what_is_no_run_is_named(run: Path, tmp_path: Path) -> None:
     (untrained / "training_config.yaml").write_text(configuration.to_yaml(make_config(tmp_path)))
     for source, words in (
         (tmp_path / "nowhere", "is no folder; name a run directory or a checkpoint"),
-        (keras, "a Keras file, which cannot be read"),
+        (keras, "a Keras file, weights without their configuration; make a run of both"),
         (empty, "is no run directory, which has a training_config.yaml"),
         (untrained, "has no checkpoint yet; train it first"),
     ):

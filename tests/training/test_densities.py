@@ -142,6 +142,8 @@ def test_the_networks_input_is_time_unless_a_density_or_the_key_says_log_snr() -
         ([], "time"),
         (["TRAINING.NETWORK.TIME_INPUT=logsnr"], "logsnr"),
         (["TRAINING.LOGSNR_DENSITY=edm"], "logsnr"),
+        (["TRAINING.NETWORK.TIME_INPUT=timestep"], "timestep"),
+        (["TRAINING.NETWORK.KERAS_LAYERS=true"], "timestep"),
     ):
         _, schedule = build(c.load(DIGITS, overrides))
         assert schedule.time_input == seen
