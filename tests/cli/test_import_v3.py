@@ -32,8 +32,8 @@ def v3(folder: Path, weights: Path | None = None, **network: object) -> Path:
                 "TIMESTEPS": 20,
                 "NUM_RES_BLOCKS": 1,
                 "FIRST_CHANNEL": 8,
-                "CHANNEL_MULTIPLIER": [1, 2],
-                "HAS_ATTENTION": [False, True],
+                "CHANNEL_MULTIPLIER": [1],
+                "HAS_ATTENTION": [True],
                 "TIME_EMB_DIM": 8,
                 "NUM_CLASSES": 3,
                 **network,
@@ -53,33 +53,32 @@ def v3(folder: Path, weights: Path | None = None, **network: object) -> Path:
 
 def model() -> UNet:
     shape = {"num_res_blocks": 1, "norm_groups": 8, "time_emb_dim": 8, "num_classes": 3}
-    return spoken(UNet(8, 3, 8, [1, 2], [False, True], **shape, keras_layers=True)).eval()
+    return spoken(UNet(8, 3, 8, [1], [True], **shape, keras_layers=True)).eval()
 
 
 def test_a_run_is_made_of_the_weights_and_found_again(tmp_path: Path) -> None:
     trained = model()
-    for number, write in enumerate((write_h5, write_weights_h5)):
-        weights = write(tmp_path / f"{number}.weights.h5", keras_layers(trained))
-        config = v3(tmp_path)
-        dry = import_run(config, weights, dry=True)
-        assert not dry.exists() and len(list(tmp_path.glob("runs/*/*/*"))) == number
-        path = import_run(config, weights)
-        assert import_run(config, weights) == path
-        run = RunDirectory(path)
-        facts = run.provenance
-        assert facts["imported"] == {"file": str(weights), "sha256": read_keras(weights)[1]}
-        assert facts["run_id"] == run.run_id == path.name[-8:] and "data_sha256" not in facts
-        found = checkpoint.latest(run.checkpoints)
-        assert found is not None and found.step == 0
-        own = configuration.config_sha256(run.config())
-        assert found.manifest["config_sha256"] == facts["config_sha256"] == own
-        x, time, labels = torch.randn(2, 3, 8, 8), torch.tensor([0.02, 0.01]), torch.tensor([0, 2])
-        for ema in (None, 0):
-            loaded = load_network(path, ema, device=torch.device("cpu"))
-            assert loaded.schedule.time_input == "timestep"
-            with torch.no_grad():
-                close = loaded.network(x, time, labels), trained(x, time, labels)
-            torch.testing.assert_close(*close, atol=1e-5, rtol=0)
+    weights = write_weights_h5(tmp_path / "model.weights.h5", keras_layers(trained))
+    config = v3(tmp_path)
+    assert not import_run(config, weights, dry=True).exists()
+    assert not (tmp_path / "runs").exists()
+    path = import_run(config, weights)
+    assert import_run(config, weights) == path
+    run = RunDirectory(path)
+    facts = run.provenance
+    assert facts["imported"] == {"file": str(weights), "sha256": read_keras(weights)[1]}
+    assert facts["run_id"] == run.run_id == path.name[-8:] and "data_sha256" not in facts
+    found = checkpoint.latest(run.checkpoints)
+    assert found is not None and found.step == 0
+    own = configuration.config_sha256(run.config())
+    assert found.manifest["config_sha256"] == facts["config_sha256"] == own
+    x, time, labels = torch.randn(2, 3, 8, 8), torch.tensor([0.02, 0.01]), torch.tensor([0, 2])
+    for ema in (None, 0):
+        loaded = load_network(path, ema, device=torch.device("cpu"))
+        assert loaded.schedule.time_input == "timestep"
+        with torch.no_grad():
+            close = loaded.network(x, time, labels), trained(x, time, labels)
+        torch.testing.assert_close(*close, atol=1e-5, rtol=0)
 
 
 def test_trained_h5_takes_the_file_as_v3_did(tmp_path: Path) -> None:
@@ -105,13 +104,14 @@ def test_the_command_refuses_in_lines(tmp_path: Path, capsys: pytest.CaptureFixt
     words = [str(v3(tmp_path, FIRST_CHANNEL=16)), str(weights)]
     assert main.launch("import-v3", words) == 2
     error = capsys.readouterr().err
-    assert "give the keys of its training:" in error and "and 70 more" not in error
+    assert "give the keys of its training:" in error
     assert "error: layer dense_2 has the shape ((8, 8), (8,)), encoder.0.stages.0" in error
     assert not (tmp_path / "runs").exists()
     assert main.launch("sample", [str(weights)]) == 2
     assert f"ddpm import-v3 CONFIG {weights}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_run_py_draws_as_v3_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = write_h5(tmp_path / "model.h5", keras_layers(model()))
     words = ["run.py", "--config", str(v3(tmp_path, weights)), "--imgen"]
