@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ddpm.diffusion.layers import ZeroLinear
+from ddpm.diffusion.layers import Attention, ZeroLinear
 from ddpm.diffusion.unet import UNet
 from ddpm.errors import InputError
 
@@ -59,7 +59,9 @@ def weights_from_keras(network: UNet, named: Mapping[str, Sequence[Any]]) -> dic
     are missing, unused, of another shape or not finite.
     """
     if not network.keras_layers:
-        raise InputError("weights of Keras need its layers; give TRAINING.NETWORK.KERAS_LAYERS true")
+        raise InputError(
+            "weights of Keras need its layers; give TRAINING.NETWORK.KERAS_LAYERS true"
+        )
     if network.use_cross_attention:
         raise InputError(
             "cross-attention cannot be imported: what the tokens of v3's are is not known, so its "
@@ -197,6 +199,7 @@ def _expected(network: UNet, slot: _Slot) -> list[tuple[int, ...]]:
         case "table":
             return [(first - 1, rest[0])]
     attention = network.get_submodule(slot.module.rpartition(".")[0])
+    assert isinstance(attention, Attention)
     heads, inner = attention.num_heads, attention.query.out_features
     if slot.kind == "output":
         return [(heads, inner // heads, first), (first,)]

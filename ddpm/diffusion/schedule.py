@@ -295,7 +295,9 @@ class NoiseSchedule:
         if self.name not in SCHEDULES:
             raise ValueError(f"schedule is {self.name!r}; give one of {', '.join(SCHEDULES)}")
         if self.time_input not in TIME_INPUTS:
-            raise ValueError(f"time_input is {self.time_input!r}; give one of {', '.join(TIME_INPUTS)}")
+            raise ValueError(
+                f"time_input is {self.time_input!r}; give one of {', '.join(TIME_INPUTS)}"
+            )
         if self.num_timesteps < 1:
             raise ValueError(f"num_timesteps is {self.num_timesteps}; give at least 1")
         if self.name == "iddpm_linear" and self.num_timesteps <= 20:

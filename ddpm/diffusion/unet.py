@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ddpm.diffusion.layers import (
+    KERAS_GROUP_NORM_EPS,
     AttentionBlock,
     ClassEmbedding,
     Downsample,
     DropoutKey,
     GroupNorm,
-    KERAS_GROUP_NORM_EPS,
     KeyedDropout,
     ResidualBlock,
     TimeEmbedding,

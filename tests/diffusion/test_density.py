@@ -106,5 +106,7 @@ def test_a_network_that_sees_log_snr_sees_the_same_under_every_schedule() -> Non
     plain = NoiseSchedule("cosine", 100)
     time = plain.time_from_logsnr(logsnr)
     assert plain.network_time(time, logsnr) is time
-    with pytest.raises(ValueError, match="time_input is 'sigma'; give one of time, logsnr, timestep"):
+    with pytest.raises(
+        ValueError, match="time_input is 'sigma'; give one of time, logsnr, timestep"
+    ):
         NoiseSchedule("cosine", 100, time_input="sigma")

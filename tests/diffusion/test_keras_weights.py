@@ -20,7 +20,9 @@ def network(**more: Any) -> UNet:
 
 
 def layers(model: UNet) -> dict[str, list[np.ndarray]]:
-    return {name: [array.copy() for array in arrays] for name, arrays in keras_layers(model).items()}
+    return {
+        name: [array.copy() for array in arrays] for name, arrays in keras_layers(model).items()
+    }
 
 
 @pytest.mark.parametrize(
