@@ -49,7 +49,7 @@ test-oracle: $(STAMP) ## samplers against diffusers, statistics against statsmod
 
 test-v3: $(STAMP)  ## imported weights against Keras, on torch, installed in a folder of its own
 	$(BIN)/python -m pip install --quiet --no-deps --target .venv/openkeras keras==3.15.1 absl-py namex optree ml-dtypes
-	KERAS_BACKEND=torch $(BIN)/python -m pytest -q -m oracle -n 0 --no-skips -o pythonpath=.venv/openkeras $(ARGS) tests/diffusion/test_keras_oracle.py
+	$(BIN)/python -m pytest -q -m oracle -n 0 --no-skips -o pythonpath=.venv/openkeras $(ARGS) tests/diffusion/test_keras_oracle.py
 
 test-wandb: $(STAMP) ## runs on a server of W&B's protocol on loopback, installed in a folder of its own
 	$(BIN)/python -m venv .venv/openwandb

@@ -37,7 +37,10 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_imported_weights_predict_as_keras_does(case: str, tmp_path: Path) -> None:
+def test_imported_weights_predict_as_keras_does(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
     keras = pytest.importorskip("keras")
     from tests.support import keras_v3
 
