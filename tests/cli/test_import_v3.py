@@ -56,6 +56,7 @@ def model() -> UNet:
     return spoken(UNet(8, 3, 8, [1], [True], **shape, keras_layers=True)).eval()
 
 
+@pytest.mark.slow
 def test_a_run_is_made_of_the_weights_and_found_again(tmp_path: Path) -> None:
     trained = model()
     weights = write_weights_h5(tmp_path / "model.weights.h5", keras_layers(trained))
@@ -81,6 +82,7 @@ def test_a_run_is_made_of_the_weights_and_found_again(tmp_path: Path) -> None:
         torch.testing.assert_close(*close, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_trained_h5_takes_the_file_as_v3_did(tmp_path: Path) -> None:
     trained = model()
     weights = write_h5(tmp_path / "model.h5", keras_layers(trained))
