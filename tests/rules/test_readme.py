@@ -4,11 +4,12 @@ A command is a line `$ ...` of a ```console block. Each is run here made small, 
 ELSEWHERE with the reason. ```python blocks are run as they stand.
 """
 
+import contextlib
 import importlib.util
+import io
 import re
 import shlex
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -141,11 +142,11 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(out: Path) -> Path:
     """The run directory that the README's first training names in its last line, made small."""
-    _, *words = small("python launch/train.py configs/digits.yaml", out)
-    done = run(sys.executable, *words)
-    assert done.returncode == 0, done.stderr
-    run_dir = Path(done.stdout.split()[-1])
-    assert (run_dir / "DONE.json").is_file(), done.stdout
+    printed = io.StringIO()
+    with contextlib.chdir(ROOT), contextlib.redirect_stdout(printed):
+        assert answered(small("python launch/train.py configs/digits.yaml", out)) == 0
+    run_dir = Path(printed.getvalue().split()[-1])
+    assert (run_dir / "DONE.json").is_file(), printed.getvalue()
     return run_dir
 
 
