@@ -100,6 +100,7 @@ def test_what_cannot_be_measured_is_refused_before_ray_starts(digits: Path, tmp_
     assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_how_many_workers(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -272,6 +272,7 @@ def test_term_saves_and_ends_for_good(small: Small) -> None:
     assert saved > 4
 
 
+@pytest.mark.slow
 def test_what_a_runner_starts_survives_the_signals_of_the_step(tmp_path: Path) -> None:
     script = """
 import subprocess, sys, time
@@ -297,6 +298,7 @@ child.kill()
     assert runner.wait(timeout=10) == 0
 
 
+@pytest.mark.slow
 def test_a_runner_stops_when_its_task_is_gone() -> None:
     script = """
 import time

@@ -344,6 +344,7 @@ def test_from_dict_names_its_source() -> None:
         c.from_dict({**SMALL, "TRAINING": {"SEED": 1, "seed": 2}})
 
 
+@pytest.mark.slow
 def test_loading_is_fast_and_imports_no_heavy_package() -> None:
     code = (
         "import sys; from ddpm.config import load; from ddpm.sweep import load_sweep;"

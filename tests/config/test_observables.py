@@ -204,6 +204,7 @@ def output(built: nn.Module) -> Tensor:
     return built(x, torch.tensor([0.3, 0.7]), labels, dropout_key=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -207,6 +207,7 @@ def bad_pictures() -> dict[str, tuple[bytes, str]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_all_bad_pictures_are_reported_at_once_and_nothing_is_written(tmp_path: Path) -> None:
     bad = bad_pictures()

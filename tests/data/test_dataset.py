@@ -165,6 +165,7 @@ def test_neighbours_are_read_together(colour: Colour) -> None:
     assert data.bytes_read - before == sizes[15] + sizes[16] + sizes[40]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 3])
 def test_batches_are_read_ahead_in_order(colour: Colour, threads: int) -> None:
     data, asked = open_colour(colour, seed=4), torch.arange(900).split(37)

@@ -203,6 +203,7 @@ def test_folders_of_foreign_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [path.name for path in folder.iterdir()] == ["ok.tar"]
 
 
+@pytest.mark.slow
 def test_class_sorted_shards_are_warned_of(
     tmp_path: Path, digits: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -21,6 +21,7 @@ from tests.support.shard_data import (
 )
 
 
+@pytest.mark.slow
 def test_digits_are_stored_as_round_255_v_over_16(digits: Path) -> None:
     from sklearn.datasets import load_digits
 

@@ -76,6 +76,7 @@ def test_the_copies_are_the_shards_for_the_user_alone(index: Index, place: Path)
     assert_whole(folder, index)
 
 
+@pytest.mark.slow
 def test_stage_says_where_the_bytes_of_the_images_are_read(tmp_path: Path, place: Path) -> None:
     """DATASET.STAGE: with copies in use the originals may go; with off they may not."""
     colour = make_colour(tmp_path / "shards")
@@ -90,6 +91,7 @@ def test_stage_says_where_the_bytes_of_the_images_are_read(tmp_path: Path, place
         in_place.read(torch.arange(300))
 
 
+@pytest.mark.slow
 def test_names_in_the_setting_are_the_nodes(
     tmp_path: Path, index: Index, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +113,7 @@ def test_a_damaged_source_is_refused_and_its_copy_left_out(index: Index, place: 
     assert not list(place.rglob(hit.name)) and not list(place.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["length", "gone", "link"])
 def test_only_a_copy_that_is_not_whole_is_made_anew(index: Index, place: Path, change: str) -> None:
     folder = copy(index, place)
@@ -192,6 +195,7 @@ def test_a_stop_ends_waiting_for_another_copier(index: Index, place: Path) -> No
     assert caught.value.exit_code == 75
 
 
+@pytest.mark.slow
 def test_a_stop_ends_a_copy_at_once_and_the_next_goes_on(index: Index, place: Path) -> None:
     with pytest.raises(Interrupted):
         copy(index, place, should_stop=lambda: True)
@@ -288,6 +292,7 @@ def test_a_place_that_cannot_be_used_is_bad_input(tmp_path: Path, index: Index, 
     assert "give a folder" in str(caught.value) and caught.value.exit_code == 2
 
 
+@pytest.mark.slow
 def test_a_folder_that_somebody_else_has_put_there_is_refused(
     tmp_path: Path, index: Index, place: Path
 ) -> None:

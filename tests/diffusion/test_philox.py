@@ -64,6 +64,7 @@ def test_normal_is_box_muller_in_float64_rounded_once() -> None:
     assert ((drawn - expected).abs() <= 2.0**-24 * expected.abs() + 1e-14).all()
 
 
+@pytest.mark.slow
 def test_normal_has_the_moments_and_the_law_of_the_normal_distribution() -> None:
     draws = normal(0, Stream.NOISE, torch.arange(1000), (1000,)).double().flatten()
     n = len(draws)
@@ -83,6 +84,7 @@ def test_uniform_has_the_law_of_the_uniform_distribution() -> None:
         assert stats.kstest(draws.numpy(), "uniform").pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_neighbours_are_uncorrelated_in_every_direction() -> None:
     def draw(step: int, seed: int = 0) -> torch.Tensor:
         return normal(seed, Stream.NOISE, torch.arange(500), (2000,), step=step).double()

@@ -151,6 +151,7 @@ def test_a_length_that_was_not_tracked_is_what_tracking_it_would_have_given(
     assert (made["w"] - direct["w"]).abs().max() < tolerance * scale
 
 
+@pytest.mark.slow
 def test_a_tracked_length_is_its_own_last_snapshot(snapshots: list[Snapshot]) -> None:
     for sigma_rel in (0.05, 0.1):
         (last,) = (s for s in snapshots if (s.step, s.sigma_rel) == (2000, sigma_rel))

@@ -266,6 +266,7 @@ def test_rescaling_reaches_zero_snr_and_keeps_the_first_timestep(name: str) -> N
         assert_close(alpha[1:], expected[1:], rtol=1e-14, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear", "cosine", "cos6", "cos6_85"])
 def test_sigma_keeps_its_digits_near_clean_data(name: str) -> None:
     """At T = 10^6 the first 1 - abar is about 1e-12: a subtraction would leave four digits."""

@@ -132,6 +132,7 @@ def test_a_double_network_agrees_with_a_single_one() -> None:
 # What a prediction depends on
 
 
+@pytest.mark.slow
 @every_way
 def test_samples_do_not_see_each_other(options: dict[str, object]) -> None:
     network = awake(small(**options)).eval()
@@ -230,6 +231,7 @@ def test_dropout_of_a_sample_does_not_depend_on_its_batch() -> None:
     assert_close(torch.cat(halves), whole, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_checkpointing_changes_no_bit(dropout: float) -> None:
     options = {"dropout": dropout, "num_classes": 3, "use_cross_attention": True}
@@ -329,6 +331,7 @@ def test_a_new_network_has_the_weights_of_seed_zero() -> None:
         assert torch.equal(new[name], value)
 
 
+@pytest.mark.slow
 def test_a_weight_depends_on_name_shape_and_seed_alone() -> None:
     plain = init_weights(small(), 7).state_dict()
     richer = small(num_classes=5, channel_mult=[1, 2, 2], has_attention=[False, True, True])

@@ -117,6 +117,7 @@ def test_the_hidden_plane_keeps_distances() -> None:
     assert not torch.equal(plane.fresh_points(), Plane(dimension=16, seed=2).fresh_points())
 
 
+@pytest.mark.slow
 def test_the_energy_distance_is_zero_for_one_distribution_and_grows() -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 2000, 3, generator=generator, dtype=torch.float64)
@@ -232,6 +233,7 @@ def test_fid_over_steps_and_share_skipped_becomes_three_signs() -> None:
     assert values == [pytest.approx(pair) for pair in expected]
 
 
+@pytest.mark.slow
 def test_the_ideal_denoiser_has_the_terminal_bias_of_the_closed_form() -> None:
     generator = np.random.default_rng(0)
     values = generator.normal(0.3, 0.1, (2000, 1, 1)).clip(0, 1).repeat(4, 1).repeat(4, 2)

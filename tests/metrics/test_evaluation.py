@@ -136,6 +136,7 @@ def problems(real: RealData, path: Path, split: str = "train") -> str:
     return "\n".join(caught.value.problems)
 
 
+@pytest.mark.slow
 def test_too_few_images_are_refused(real: RealData, tmp_path: Path) -> None:
     told = problems(real, saved(tmp_path / "x.npz", digit_images(63)[0]))
     assert "63 images are too few for any measure; give 64 at least" in told
@@ -222,6 +223,7 @@ def test_a_run_is_drawn_from_measured_and_recorded(
     assert len(list((path / "generated").glob("*.npz"))) == 1
 
 
+@pytest.mark.slow
 def test_runs_are_compared_on_the_same_labels(digits: Path, tmp_path: Path) -> None:
     path = digits_run(digits, tmp_path)
     samples = drawn(request_of(path, 70, (), None))
@@ -333,6 +335,7 @@ def test_sure_and_even_is_the_number_of_classes_and_all_alike_is_one() -> None:
     assert class_score(judged(alike)).value == pytest.approx(1.0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_the_bias_of_few_images_is_taken_out() -> None:
     rng = np.random.default_rng(0)
     found = [class_score(judged(np.eye(10)[rng.integers(0, 10, 160)])).value for _ in range(200)]

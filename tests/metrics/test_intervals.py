@@ -27,6 +27,7 @@ def test_the_jackknife_of_a_mean_is_the_standard_error_of_the_mean() -> None:
     assert (by_groups.low, by_groups.high) == pytest.approx((by_mean.low, by_mean.high))
 
 
+@pytest.mark.slow
 def test_the_jackknife_takes_the_bias_out_of_a_square() -> None:
     rng = np.random.default_rng(1)
     values = [jackknifed_square(rng.normal(0.2, 1, (64, 8))).value for _ in range(1000)]
@@ -41,6 +42,7 @@ def test_the_jackknife_covers_the_truth() -> None:
     assert 0.93 <= np.mean(hits) <= 0.97
 
 
+@pytest.mark.slow
 def test_where_all_is_of_second_order_the_interval_is_too_wide_rather_than_too_narrow() -> None:
     rng = np.random.default_rng(2)
     hits = [jackknifed_square(rng.normal(0.0, 1, (160, 40))).covers(0.0) for _ in range(500)]
@@ -145,6 +147,7 @@ def test_a_remainder_makes_it_wider() -> None:
 
 
 # In units of the error at zero: at zero, near it, and where both orders count.
+@pytest.mark.slow
 @pytest.mark.parametrize("errors", [0.0, 2.0, 20.0])
 @pytest.mark.parametrize("dimension", [3, 300])
 def test_it_holds_the_truth_as_often_as_it_says(errors: float, dimension: int) -> None:

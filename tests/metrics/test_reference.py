@@ -31,6 +31,7 @@ def test_the_split_is_that_of_training(real: RealData) -> None:
     assert (real.data.validation(10_000).ids.numpy() == held_out).all()
 
 
+@pytest.mark.slow
 def test_images_come_as_the_bytes_they_were_packed_from(real: RealData) -> None:
     from sklearn.datasets import load_digits
 

@@ -222,6 +222,7 @@ def test_the_window_of_data_is_that_of_their_covariance(count: int) -> None:
     assert data_window(other) == (-4, 4)  # images that do not vary
 
 
+@pytest.mark.slow
 def test_the_window_of_digits_is_reached_by_v3s_schedules_at_50_timesteps(digits: Path) -> None:
     low, high = data_window(open_data(tiny(), digits))
     assert (low, high) == (-4, 5)

@@ -47,6 +47,7 @@ def one(gpu_seconds: float = 0.0) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_core_seconds_memory_and_wall_time_are_compared(folder: Path) -> None:
     facts = {"load": 1.5, "wall_seconds": 20.0, "measured_wall_seconds": 25.0}
     facts |= {"trials": {name: one() for name in ("00000000", "00000001")}}

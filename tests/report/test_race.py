@@ -43,6 +43,7 @@ def test_looking_each_time_at_the_full_level_would_name_too_many() -> None:
     assert false / 300 > 0.08
 
 
+@pytest.mark.slow
 def test_of_two_that_are_best_alike_neither_is_named() -> None:
     """Others far behind do not help: the false winner must beat the other best one."""
     random = np.random.default_rng(1)

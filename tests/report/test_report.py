@@ -112,6 +112,7 @@ def test_the_page_needs_nothing_but_itself(folder: Path) -> None:
     assert text.count("data:image/png") == 10  # nine cells and the real images
 
 
+@pytest.mark.slow
 def test_every_section_is_there(folder: Path) -> None:
     change(folder / "sweep.json", skipped=[{"cell": {PRED_TYPE: "none"}, "reason": "impossible"}])
     headings = re.findall(r"<h2>(.*?)</h2>", html(folder).partition("<footer>")[0])
@@ -130,6 +131,7 @@ def test_every_section_is_there(folder: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_texts_are_escaped(folder: Path) -> None:
     evil = "<script>alert('x')</script> & \"more\""
     change(folder / "sweep.json", question=evil, name=evil, command=["launch/sweep.py", evil])
@@ -153,6 +155,7 @@ def test_failed_and_skipped_are_shown_with_their_reasons(folder: Path) -> None:
     assert made.ranking.excluded == (("linear · noise", "seed 0 failed"),)
 
 
+@pytest.mark.slow
 def test_an_unfinished_sweep_says_how_to_continue(folder: Path) -> None:
     for number in (3, 4):
         outcome(folder, number).unlink()
@@ -168,6 +171,7 @@ def test_nothing_finished_is_no_answer(folder: Path) -> None:
     assert "0 of 9 trials finished" in made.html.read_text()
 
 
+@pytest.mark.slow
 def test_missing_and_damaged_files_are_named_not_guessed(folder: Path) -> None:
     (run_dir(folder, 0) / "evaluation.npz").write_bytes(b"PK damaged")
     (run_dir(folder, 1) / "metrics.jsonl").write_text('{"step": 4, "n_loss": 1.0}\n{"step": 8, "n_')
@@ -204,6 +208,7 @@ def test_a_diverged_trial_is_not_ranked(folder: Path) -> None:
     assert "not ranked" in made.html.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
@@ -239,6 +244,7 @@ def test_bits_stand_beside_the_ranking_and_never_decide_it(folder: Path) -> None
     assert [s.label for s in after.ranking.standings] == [s.label for s in before.ranking.standings]
 
 
+@pytest.mark.slow
 def test_trials_of_an_earlier_grid_are_left_out_and_said(folder: Path) -> None:
     planned = json.loads((folder / "sweep.json").read_text())["planned"]
     change(folder / "sweep.json", planned=planned[3:])

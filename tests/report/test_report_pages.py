@@ -68,6 +68,7 @@ def test_a_front_holds_what_nothing_is_cheaper_and_better_than() -> None:
     assert [costs[k] for k in found] == sorted(costs[k] for k in found)
 
 
+@pytest.mark.slow
 def test_gpu_time_is_the_trials_time_times_gpus(made: report.ReportFiles) -> None:
     trial = made.sweep.trials[0]
     assert compute_seconds(trial) == trial.summary["core_seconds"]
@@ -142,6 +143,7 @@ def test_damaged_quality_files_are_left_out(made: report.ReportFiles, tmp_path: 
     assert quality_file.read_pictures(runs[0]) is None
 
 
+@pytest.mark.slow
 def test_pictures_of_other_points_are_not_shown(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path, {PRED_TYPE: ["noise", "image"]}, (0,), rows=5)
     run = tmp_path / "digits_8x8x1" / "run_00000000"

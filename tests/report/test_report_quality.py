@@ -89,6 +89,7 @@ def test_a_trial_reads_its_quality_and_its_pictures(folder: Path) -> None:
         assert arrays["num_steps"].tolist() == [5, 10] and arrays["eta"].tolist() == [0.0, 1.0]
 
 
+@pytest.mark.slow
 def test_results_csv_has_a_column_for_every_point_of_any_trial(folder: Path) -> None:
     written(run_dir(folder, 0), point(10, 0.0, 2.0), point(25, 0.5, 1.0))
     written(run_dir(folder, 1), point(5, 0.0, 3.0))

@@ -106,6 +106,7 @@ def test_no_name_of_a_face_is_also_a_file_of_its_room() -> None:
         assert not names & {path.stem for path in folder.glob("*.py")}, room
 
 
+@pytest.mark.slow
 def test_no_module_imports_itself_in_a_circle_and_chains_are_short() -> None:
     graph = {
         module: {targets(t, n) for _, t, n in imports(source_of(module))} & set(MODULES) - {module}

@@ -162,6 +162,7 @@ def test_other_recipes_have_folders_of_their_own_and_the_same_laws(
     assert files_of(twice.series) == files_of(once.series)
 
 
+@pytest.mark.slow
 def test_inpainting_keeps_its_folder_when_more_known_images_are_needed(
     run: Path, tmp_path: Path
 ) -> None:
@@ -326,6 +327,7 @@ def test_the_batch_size_is_found_by_halving() -> None:
         largest_that_fits(probe, [30, 15])
 
 
+@pytest.mark.slow
 def test_a_device_too_small_for_the_batch_that_was_settled_says_so(bulk: Bulk) -> None:
     class Small(ImageGenerator):
         def batch(self, first: int, size: int, **options: object) -> np.ndarray:

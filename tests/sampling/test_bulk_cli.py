@@ -103,6 +103,7 @@ def test_bad_input_is_a_line_and_writes_nothing(
     assert code == 2 and message in error and not bulk.out.exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_a_matter_of_storage(tmp_path: Path, command: Command) -> None:
     run = make_run(tmp_path)
     (path,) = run.glob("checkpoints/*/ema-0.9.safetensors")

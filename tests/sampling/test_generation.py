@@ -52,6 +52,7 @@ def test_bytes_survive_the_round_trip_rounded_channels_last_and_clamped() -> Non
 # Which images
 
 
+@pytest.mark.slow
 def test_an_image_depends_on_its_number_and_not_on_how_many_are_drawn(draw: Draw) -> None:
     """Bitwise, over full and part-filled batches."""
     few, many = (images_of(draw(NUM_GEN_IMAGES=count)) for count in (3, 11))
@@ -71,6 +72,7 @@ def test_batches_call_the_network_at_one_size_only(run: Path) -> None:
     assert set(sizes) == {3} and len(sizes) == 9
 
 
+@pytest.mark.slow
 def test_images_are_those_of_sample(run: Path, draw: Draw) -> None:
     model = load_network(run)
     x0 = sample(
@@ -86,6 +88,7 @@ def test_images_are_those_of_sample(run: Path, draw: Draw) -> None:
     assert np.abs(drawn - to_uint8(x0)[0].numpy().astype(int)).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wanted", "labels"),
     [("null", [0, 1, 2, 0, 1]), ("2", [2, 2, 2, 2, 2]), ("[2,0]", [2, 0, 2, 0, 2])],
@@ -101,6 +104,7 @@ def test_class_label_chooses_the_class_of_each_image(
     assert (images_of(generated)[where] == alone[where]).all()
 
 
+@pytest.mark.slow
 def test_random_uncond_is_the_null_class(run: Path, draw: Draw) -> None:
     model = load_network(run)
     null = torch.full((5,), model.network.null_label)
@@ -197,6 +201,7 @@ def test_inpainting_keeps_the_known_channel_to_the_last_bit(
 # Guides and starts
 
 
+@pytest.mark.slow
 def test_a_guide_is_asked_in_place_of_the_null_class(run: Path, draw: Draw) -> None:
     model, guide = load_network(run), load_network(run, 0.99)
     x0 = sample(
@@ -226,12 +231,14 @@ def test_a_guide_may_be_another_run_or_a_checkpoint(draw: Draw, tmp_path: Path) 
     assert of_run.images == of_checkpoint.images
 
 
+@pytest.mark.slow
 def test_a_guide_that_sees_log_snr_guides_none_that_sees_time(draw: Draw, tmp_path: Path) -> None:
     other = make_run(tmp_path / "other", {"LOGSNR_DENSITY": "edm"})
     with pytest.raises(InputError, match="sees logsnr and the one it guides sees time"):
         draw(**GUIDED, GUIDE=other)
 
 
+@pytest.mark.slow
 def test_draw_begins_where_each_batch_is_told_to(run: Path) -> None:
     model = load_network(run)
     x0 = torch.linspace(-1, 1, 5 * 3 * 8 * 8).view(5, 3, 8, 8)
@@ -257,6 +264,7 @@ def test_draw_begins_where_each_batch_is_told_to(run: Path) -> None:
     assert (drawn[2] == to_uint8(alone)[0].numpy()).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [{"num_steps": 5}, {"reverse_stride": 5}])
 def test_num_calls_counts_the_steps_taken_again(run: Path, steps: dict[str, int]) -> None:
     model, states = load_network(run), list[SampleState]()
@@ -308,6 +316,7 @@ def test_files_are_named_as_v3_names_them(run: Path, keys: dict[str, object], st
     assert read_request(run, overrides(**keys)).stem == f"{stem}_gen_5x8x8x3"
 
 
+@pytest.mark.slow
 def test_images_go_into_the_run_by_default(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     generated = ImageGenerator(read_request(run)).run(progress=False)
@@ -428,6 +437,7 @@ def test_the_sample_grid_is_the_same_for_every_training_seed(run: Path) -> None:
         assert (other == grid).all() == is_same
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("nums", "labels"), [(7, [0, 0, 1, 1, 2, 2]), (6, [0, 0, 1, 1, 2, 2]), (2, [0, 1])]
 )

@@ -18,6 +18,7 @@ from ddpm.training.trainer import StepReport
 from tests.support.small_run import STEP, make_config, make_run, weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ema", "name", "seed"), [(None, "ema-0.9", 1), (0.99, "ema-0.99", 2), (0, "model", 0)]
 )
@@ -63,6 +64,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_left_as_it_is(tmp_path: Path) -
     assert newest.is_dir()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     folder = folder_of(run / "checkpoints", STEP)

@@ -248,6 +248,7 @@ def test_gaussian_data_is_drawn_with_the_known_variance(name: str, stride: int) 
     assert found == pytest.approx(VARIANCES[name, stride], abs=6e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear", "cosine", "cos6"])
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m"])
 def test_second_order_reaches_the_limit_of_the_flow_in_few_steps(name: str, sampler: str) -> None:
@@ -344,6 +345,7 @@ def network_of(schedule: NoiseSchedule, pred_type: str, calls: list[float] | Non
     return network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear", "cosine", "laplace", "iddpm_cosine"])
 @every_sampler
 def test_the_loop_takes_the_steps_of_the_sampler(name: str, sampler: str) -> None:
@@ -480,6 +482,7 @@ def test_heun_calls_the_network_twice_a_step_but_the_last_and_others_once(sample
     assert calls == (twice if sampler == "heun" else [1.0, 0.75, 0.5, 0.25])
 
 
+@pytest.mark.slow
 @every_sampler
 @pytest.mark.parametrize("name", ["linear", "cosine", "iddpm_cosine"])
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])

@@ -176,6 +176,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", RECIPES)
 def test_what_changes_the_images_changes_the_recipe(
     run: Path, base: np.ndarray, tmp_path: Path, key: str

@@ -134,6 +134,7 @@ def test_sections_of_the_sweep_file_stand_over_those_of_its_base(tmp_path: Path)
     assert any("test.yaml:4: EVALUATIONS is no key" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_every_shipped_sweep_compares_samples_of_one_walk(tmp_path: Path) -> None:
     for path in SWEEPS:
         found = {t.config.EVALUATION for t in load_sweep(path).trials}

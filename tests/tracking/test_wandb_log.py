@@ -297,6 +297,7 @@ def test_a_tracker_that_cannot_start_does_not_stop_the_training(
     assert "this attempt is no longer mirrored" in caplog.text and len(run.metrics()) == 1
 
 
+@pytest.mark.slow
 def test_a_tracker_that_breaks_on_the_way_says_so_once(
     settings: config.Config, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -338,6 +339,7 @@ def test_the_death_of_wandbs_own_process_does_not_stop_the_training(tmp_path: Pa
     assert log.read_text().count("no longer mirrored") == 1
 
 
+@pytest.mark.slow
 def test_the_folder_is_private_and_holds_no_secret(
     settings: config.Config, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

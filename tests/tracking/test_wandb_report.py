@@ -155,6 +155,7 @@ def test_every_panel_draws_what_runs_log(folder: Path) -> None:
     assert grouped == ["x0-error by noise level", "Training curves"]
 
 
+@pytest.mark.slow
 def test_samples_measured_over_sampling_steps_have_a_panel_and_a_column(folder: Path) -> None:
     write_quality(run_dir(folder, 5))
     (run_dir(folder, 6) / "sample_quality.json").write_text('{"points": "of another format"}')

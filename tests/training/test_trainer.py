@@ -126,6 +126,7 @@ def test_the_first_loss_of_a_zero_head_is_the_targets_power(pred_type: str, expe
     assert report.metrics[name] == pytest.approx(report.metrics["loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_bins_of_log_snr_average_to_the_loss() -> None:
     (report,) = train(settings(1), network(), SCHEDULE, digits())
     means = [report.metrics[name] for name in bin_names() if name in report.metrics]
@@ -174,6 +175,7 @@ def test_accumulation_equals_the_big_batch(micro: int) -> None:
     assert first[0]["grad_norm"] == pytest.approx(first[1]["grad_norm"], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clip", "share"), [(1e-6, 1.0), (1e6, 0.0), (None, None)])
 def test_the_share_of_clipped_steps_is_logged(clip: float | None, share: float | None) -> None:
     (row, *_) = train(settings(1, CLIP_NORM=clip), network(), SCHEDULE, digits())
@@ -253,6 +255,7 @@ def test_sampler_and_evaluator_see_an_eval_copy_and_their_results_are_reported()
     assert all(r.metrics["validation/x"] == 1.0 for r in reports) and seen == [False, False]
 
 
+@pytest.mark.slow
 def test_the_time_of_sampling_is_not_that_of_training() -> None:
     begin, ends = time.perf_counter(), [0.0]
     (report,) = train(
