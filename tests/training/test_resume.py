@@ -202,6 +202,7 @@ def test_any_number_of_workers_follows_the_same_loss(tmp_path: Path, digits: Pat
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_no_worker_ends_a_stopped_run_before_it_is_saved(
     tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
