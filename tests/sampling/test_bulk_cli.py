@@ -1,15 +1,13 @@
 """The command line of images in bulk: what it says, its exit codes, and what it leaves alone."""
 
 import shlex
-import signal
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ddpm.cli.main import launch
-from ddpm.cli.signals import SIGNALS
 from ddpm.cluster import submit
 from ddpm.cluster.submit import JobOptions
 from ddpm.cluster.submit_images import checked
@@ -30,9 +28,8 @@ def bulk(run: Path, tmp_path: Path) -> Bulk:
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
     """`ddpm sample WORDS` in this process: exit code, stdout, stderr."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def called(*words: object) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -43,9 +40,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
         shown = capsys.readouterr()
         return code, shown.out, shown.err
 
-    yield called
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return called
 
 
 @pytest.mark.slow
@@ -140,21 +135,27 @@ def test_a_folder_that_slurm_would_read_as_a_pattern_is_refused(run: Path, tmp_p
 
 @pytest.mark.slow
 def test_sbatch_gets_what_the_dry_run_has_shown(
-    bulk: Bulk, slurm: dict[str, str], tmp_path: Path
+    bulk: Bulk,
+    command: Command,
+    slurm: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The script, the arrays that the site allows, the folder that is its owner's alone. These jobs
     never run, so that all images are missing in the end.
     """
-    options = ("--num", 64, "--unit", 8, "--cluster", "slurm", "--jobs", 4, "--sbatch", "mem=4G")
-    shown = bulk.command(*options, "--dry-run", env=slurm)
-    assert shown.returncode == 0, shown.stderr
-    assert "by 4 task(s), 4 at a time, each with 1 core(s), 0 GPU and 60 minutes" in shown.stdout
+    monkeypatch.setenv("PATH", slurm["PATH"])
+    words = (bulk.run, *bulk.overrides, "--num", 64, "--unit", 8)
+    options = (*words, "--cluster", "slurm", "--jobs", 4, "--sbatch", "mem=4G")
+    code, shown, errors = command(*options, "--dry-run")
+    assert code == 0, errors
+    assert "by 4 task(s), 4 at a time, each with 1 core(s), 0 GPU and 60 minutes" in shown
     assert not bulk.out.exists()
-    done = bulk.command(*options, env=slurm)
-    assert done.returncode == 75, done.stdout + done.stderr
-    assert "64 of 64 images are missing: 0-63; the same command draws them" in done.stderr
+    code, _, errors = command(*options)
+    assert code == 75, errors
+    assert "64 of 64 images are missing: 0-63; the same command draws them" in errors
     first = (tmp_path / "tools" / "kept-0").read_text()
-    assert first.rstrip() in shown.stdout
+    assert first.rstrip() in shown
     for line in ("array=0-2%3", "mem=4G", "signal=USR2@120", "requeue", "cpus-per-task=1"):
         assert f"#SBATCH --{line}\n" in first
     folder = bulk.series.folder / "submitit"

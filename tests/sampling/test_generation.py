@@ -3,8 +3,6 @@
 import io
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm import config as configuration
+from ddpm.cli.main import launch
 from ddpm.config.schema import Config
 from ddpm.errors import InputError, NonFiniteError
 from ddpm.runs.checkpoint import folder_of
@@ -25,7 +24,6 @@ from ddpm.sampling.request import read_request
 from ddpm.sampling.samplers import SamplerOptions, SampleState, Start, sample
 from tests.sampling.conftest import Draw
 from tests.support.small_run import STEP, images_of, make_config, make_run, overrides, save
-from tests.support.tree import ROOT
 
 CLASSES = {"GEN_TASK": "class_cond"}
 GUIDED = {**CLASSES, "GUIDANCE": 2.0}
@@ -475,24 +473,27 @@ def test_save_samples_leaves_the_grid_of_the_averaged_network(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_the_command_draws_and_says_where(run: Path, tmp_path: Path) -> None:
+def test_the_command_draws_and_says_where(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     target = f"IMAGE_GENERATION.GEN_SAVE_DIR={tmp_path / 'out'}"
 
-    def command(*words: str) -> "subprocess.CompletedProcess[str]":
-        argv = [sys.executable, "launch/sample.py", str(run), target, *words]
-        return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=250)
+    def command(*words: str) -> tuple[int, str, list[str]]:
+        code = launch("sample", [str(run), target, *words])
+        said = capsys.readouterr()
+        return code, said.out, said.err.splitlines()
 
-    dry = command("--dry-run")
-    assert dry.returncode == 0 and "would draw 5 images" in dry.stdout
-    bad = command("IMAGE_GENERATION.DDIM_ETA=2", "IMAGE_GENERATION.CLASS_LABEL=9", "DATASET.NAME=x")
-    lines = bad.stderr.splitlines()
-    assert bad.returncode == 2 and len(lines) == 3
+    code, shown, _ = command("--dry-run")
+    assert code == 0 and "would draw 5 images" in shown
+    bad = ("IMAGE_GENERATION.DDIM_ETA=2", "IMAGE_GENERATION.CLASS_LABEL=9", "DATASET.NAME=x")
+    code, _, lines = command(*bad)
+    assert code == 2 and len(lines) == 3
     assert all(line.startswith("error: ") for line in lines)
     assert not (tmp_path / "out").exists()
-    done = command("--batch-size", "4")
-    assert done.returncode == 0, done.stderr
+    code, shown, lines = command("--batch-size", "4")
+    assert code == 0, lines
     stem = "ddim_eta0.0_steps4_gen_5x8x8x3"
-    assert done.stdout.splitlines()[-1].startswith(f"done: 5 images in {tmp_path}/out/{stem}.npz")
+    assert shown.splitlines()[-1].startswith(f"done: 5 images in {tmp_path}/out/{stem}.npz")
     names = [f"{stem}.json", f"{stem}.npz", f"{stem}.png"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
-    assert command("--batch-size", "4").stdout.startswith("already drawn: 5 images")
+    assert command("--batch-size", "4")[1].startswith("already drawn: 5 images")

@@ -207,7 +207,7 @@ def test_no_worker_ends_a_stopped_run_before_it_is_saved(
     tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray Train kills the others when one worker ends; a save takes seconds on slow storage."""
-    monkeypatch.setenv("DDPM_TEST_FSYNC_S", "0.3")
+    monkeypatch.setenv("DDPM_TEST_FSYNC_S", "0.1")
     job = make_job(
         tmp_path,
         digits,
