@@ -117,7 +117,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield make_run(tmp_path_factory.mktemp("runs"))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.long
 def test_each_image_once_through_kills_and_a_duplicate(run: Path, tmp_path: Path) -> None:

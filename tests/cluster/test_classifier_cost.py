@@ -58,7 +58,6 @@ def test_it_costs_nothing_once_it_is_there(digits_output: Path) -> None:
     assert cost.classifier_s([config]) == 0 == cost.classifier_s([at_the_end])
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_the_first_trial_of_a_sweep_pays(tmp_path: Path) -> None:
     """The others wait for it."""

@@ -54,7 +54,6 @@ def left_over(root: Path) -> list[Path]:
     return [path for path in root.rglob("*") if path.suffix in (".ray", ".tmp", ".part")]
 
 
-@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(400)
 @pytest.mark.long

@@ -52,7 +52,6 @@ def sessions(folder: Path) -> list[Path]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_second_cluster_of_a_process_starts_as_the_first() -> None:
     """And so does that of a process which inherits the environment."""
@@ -114,7 +113,6 @@ def test_a_trial_inherits_the_credentials_that_it_is_not_sent() -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("last", "code"),
     [

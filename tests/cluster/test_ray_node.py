@@ -56,7 +56,6 @@ def test_a_job_that_ends_early_leaves_nothing_on_its_nodes(
     assert list(scratch.iterdir()) == [] and job.address is None
 
 
-@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.long
 def test_nobody_else_enters_the_session_of_a_job(tmp_path: Path, scratch: Path) -> None:

@@ -29,7 +29,6 @@ def worker_processes() -> list[psutil.Process]:
     return [child for child in children if "TrainWorker" in " ".join(child.cmdline()[:1])]
 
 
-@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(500)
 @pytest.mark.long

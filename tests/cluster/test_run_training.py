@@ -236,7 +236,6 @@ def test_trials_are_packed_on_what_the_machine_has(
     assert f"of {cores_each} core(s)" in shown
 
 
-@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 @pytest.mark.long

@@ -147,7 +147,6 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     return {"PATH": f"{tools}:{os.environ['PATH']}"}
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_local_jobs_a_killed_process_fails_its_trial_alone(small: Small) -> None:
     """What the kernel kills for want of memory is that trial's end; its group goes on, and the same
@@ -187,7 +186,6 @@ def test_debug_jobs_run_a_sweep_to_its_report(
     assert small.attempts() == before == dict.fromkeys(before, 1)
 
 
-@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.long
 def test_ctrl_c_detaches_and_every_way_goes_on_with_what_is_left(small: Small) -> None:
@@ -225,7 +223,6 @@ def weights(out: Path) -> dict[str, str]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_usr2_saves_and_requeues_and_the_result_is_the_same(small: Small, tmp_path: Path) -> None:
     """The task gets USR2 from submitit's local controller as it does from SLURM; W&B is on."""
@@ -254,7 +251,6 @@ def test_usr2_saves_and_requeues_and_the_result_is_the_same(small: Small, tmp_pa
     assert weights(small.out) == weights(undisturbed.out)
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_term_saves_and_ends_for_good(small: Small) -> None:
     driver = small.start("--cluster", "local", "--jobs", "1", **LONG)

@@ -260,7 +260,7 @@ def test_a_disk_that_others_fill_meanwhile_is_left_to_them(
     assert "No space left on device" in caplog.text and "read in place" in caplog.text
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_every_failing_call_leaves_whole_copies_or_none(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (48, 4, 4, 3), np.uint8)
     index = pack(tmp_path / "shards", pixels, per_shard=16)

@@ -61,15 +61,8 @@ def seen(folder: Path) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize(
-    "action",
-    [
-        pytest.param(replace_file, marks=pytest.mark.slow),
-        pytest.param(make_new_folder, marks=pytest.mark.long),
-        pytest.param(remove_file, marks=pytest.mark.slow),
-        pytest.param(make_nested, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("action", [replace_file, make_new_folder, remove_file, make_nested])
 def test_every_call_under_every_fault_leaves_the_old_or_the_new(
     action: Callable[[Path], None], tmp_path: Path
 ) -> None:

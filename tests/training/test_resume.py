@@ -189,7 +189,7 @@ def test_exact_numerics_give_the_same_bits_for_one_two_and_four_workers(
     assert found[0] == found[1] == found[2]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_any_number_of_workers_follows_the_same_loss(tmp_path: Path, digits: Path) -> None:
     """fast numerics: the same samples and draws, sums in another order."""
