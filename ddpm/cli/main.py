@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "FID, KID, precision, recall and others of samples, with intervals",
     "report": "report.html, report.md and tables of a sweep or a run",
     "pack": "images as WebDataset shards with an index",
+    "export": "a network as a folder of its own: weights and a model card",
     "import-v3": "a run of the weights that DDPM v3 left in a Keras .h5",
     "status": "progress of runs and sweeps: what runs, waits and failed, and why",
     "doctor": "the machine: devices, packages, disks and what they mean",

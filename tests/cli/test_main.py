@@ -15,7 +15,7 @@ from ddpm.cli import init, main
 from ddpm.errors import InputError
 from tests.support.tree import ROOT
 
-LAUNCHERS = sorted(set(main.COMMANDS) - {"doctor", "import-v3", "init"})
+LAUNCHERS = sorted(set(main.COMMANDS) - {"doctor", "export", "import-v3", "init"})
 
 
 def run(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
