@@ -42,13 +42,14 @@ from ddpm.data import Dataset, preparing
 from ddpm.diffusion import SCHEDULES, NoiseSchedule
 from ddpm.errors import InputError
 from ddpm.runs import storage
-from ddpm.sampling import SPACINGS, levels, open_data
+from ddpm.sampling import levels, open_data
 from experiments.claims import new_figure, png
 from experiments.gaussian_walk import WITHOUT_MEMORY, GaussianDraws, GaussianFit, drawn, flow_limit
 
 NUMBERS, PICTURE = "forecast.json", "forecast.png"
 GREY = 127.5  # grey levels of 255 in a unit of [-1, 1]
 STEPS, SAMPLERS = (5, 10, 20, 50, 100), ("ddim", "ddpm", "heun")  # ddim with eta 0
+SPACINGS = ("trailing", "linspace", "logsnr", "karras")
 BAND = (0.05, 0.5, 0.95)
 # A covariance of D x D is made up to this D; beyond it, of so many images.
 _MOST_VALUES, _FEW_IMAGES, _MOST_IMAGES = 4096, 2048, 10_000

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from ddpm.data import Dataset
 from ddpm.diffusion import (
-    PRED_TYPES,
     NoiseSchedule,
     Stream,
     elementwise_loss,
@@ -36,7 +35,7 @@ from ddpm.distributed import device_of
 from ddpm.sampling import sample
 from ddpm.training import DiffusionModel
 from experiments.claims import Claim, Numbers, Result, new_figure, png, spread
-from experiments.trials import StudyOptions, each
+from experiments.trials import PREDICTIONS, StudyOptions, each
 
 WIDTH, HIDDEN_LAYERS, TIME_FEATURES = 256, 5, 32
 POINTS, BATCH, LEARNING_RATE, EMA_DECAY = 8192, 256, 1e-3, 0.995
@@ -170,7 +169,7 @@ def result(options: StudyOptions) -> Result:
     """Trains every network, here and now, and compares."""
     dimensions = FEWER_DIMENSIONS if options.is_short else DIMENSIONS
     steps = FEWER_STEPS if options.is_short else STEPS
-    jobs = list(itertools.product(SEEDS, dimensions, PRED_TYPES))
+    jobs = list(itertools.product(SEEDS, dimensions, PREDICTIONS))
     ratios: dict[Cell, list[float]] = {}
     shown: dict[Cell, Tensor] = {}
     for seed, dimension, kind in each(jobs, "hidden plane", options):
@@ -214,7 +213,7 @@ def claims(ratios: Ratios) -> tuple[Claim, ...]:
         number="log10 of the normal distribution's distance over its own",
         values=tuple(-value for value in ratios[most, "image"]),
     )
-    all_of = zip(*(ratios[least, kind] for kind in PRED_TYPES), strict=True)
+    all_of = zip(*(ratios[least, kind] for kind in PREDICTIONS), strict=True)
     small = Claim(
         paper=f"all three learn the spiral in {least} dimensions.",
         number="log10 of the normal distribution's distance over that of the worst of them",
@@ -231,9 +230,9 @@ def dimensions_of(cells: Iterable[Cell]) -> list[int]:
 def _table(ratios: Ratios) -> Numbers:
     return Numbers(
         title="log10 of distance over the normal distribution's, below 0 is closer to the data",
-        headings=("D", *PRED_TYPES),
+        headings=("D", *PREDICTIONS),
         rows=tuple(
-            (str(d), *(spread(ratios[d, kind]) for kind in PRED_TYPES))
+            (str(d), *(spread(ratios[d, kind]) for kind in PREDICTIONS))
             for d in dimensions_of(ratios)
         ),
     )
@@ -243,10 +242,10 @@ def _picture(shown: Mapping[Cell, Tensor]) -> bytes:
     """PNG: samples in the hidden plane, a row for each D, a column for each prediction type."""
     dimensions = dimensions_of(shown)
     figure = new_figure(6.6, 1.65 * len(dimensions) + 0.3)
-    grid = figure.subplots(len(dimensions), 1 + len(PRED_TYPES), squeeze=False)
+    grid = figure.subplots(len(dimensions), 1 + len(PREDICTIONS), squeeze=False)
     for row, dimension in enumerate(dimensions):
         real = Plane(dimension=dimension, seed=SEEDS[0]).fresh_points()
-        columns = [("data", real), *((kind, shown[dimension, kind]) for kind in PRED_TYPES)]
+        columns = [("data", real), *((kind, shown[dimension, kind]) for kind in PREDICTIONS)]
         for column, (name, points) in enumerate(columns):
             axes = grid[row, column]
             axes.plot(*points[:500].T.clamp(-1.5, 1.5), ".", ms=1.5, color=f"C{column}")

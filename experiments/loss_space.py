@@ -11,12 +11,20 @@ from math import log10
 
 import numpy as np
 
-from ddpm.diffusion import PRED_TYPES
 from ddpm.metrics import common_levels, summary
 from ddpm.report import SweepResults, TrialResult
 from ddpm.runs import RunDirectory
 from experiments.claims import Claim, Numbers, Result, spread
-from experiments.trials import Cells, StudyOptions, by_cell, failures, planned, run_of, trained
+from experiments.trials import (
+    PREDICTIONS,
+    Cells,
+    StudyOptions,
+    by_cell,
+    failures,
+    planned,
+    run_of,
+    trained,
+)
 
 SHORT = (
     "TRAINING.HYPER_PARAMETERS.EPOCHS=2",
@@ -26,7 +34,7 @@ SHORT = (
     "EVALUATION.SAMPLES=256",
 )
 
-Grid = Mapping[int, np.ndarray]  # seed -> (loss space, prediction type), both in PRED_TYPES order
+Grid = Mapping[int, np.ndarray]  # seed -> (loss space, prediction type), both in PREDICTIONS order
 
 
 def result(options: StudyOptions) -> Result:
@@ -40,7 +48,7 @@ def compare(found: SweepResults) -> Result:
     cells = by_cell(
         found.with_status("done"),
         ["TRAINING.LOSS_SPACE", "TRAINING.PRED_TYPE"],
-        itertools.product(PRED_TYPES, PRED_TYPES),
+        itertools.product(PREDICTIONS, PREDICTIONS),
     )
     trials = {seed: _by_place(cells, seed) for seed in cells.seeds}
     levels = common_levels(
@@ -79,9 +87,9 @@ def compare(found: SweepResults) -> Result:
 
 
 def _by_place(cells: Cells, seed: int) -> np.ndarray:
-    grid = np.empty((len(PRED_TYPES), len(PRED_TYPES)), dtype=object)
-    for row, space in enumerate(PRED_TYPES):
-        for column, kind in enumerate(PRED_TYPES):
+    grid = np.empty((len(PREDICTIONS), len(PREDICTIONS)), dtype=object)
+    for row, space in enumerate(PREDICTIONS):
+        for column, kind in enumerate(PREDICTIONS):
             grid[row, column] = cells.trials[space, kind][seed]
     return grid
 
@@ -107,21 +115,21 @@ def _effect(grid: np.ndarray, axis: int) -> float:
 
 
 def _worse(grid: np.ndarray, space: str) -> float:
-    rows = dict(zip(PRED_TYPES, grid.mean(axis=1), strict=True))
+    rows = dict(zip(PREDICTIONS, grid.mean(axis=1), strict=True))
     return float(rows.pop(space) - min(rows.values()))
 
 
 def _table(title: str, grids: Grid) -> Numbers:
     return Numbers(
         title=title,
-        headings=("loss on", *PRED_TYPES, "mean"),
+        headings=("loss on", *PREDICTIONS, "mean"),
         rows=tuple(
             (
                 space,
                 *(spread([g[row, column] for g in grids.values()]) for column in range(3)),
                 spread([float(g[row].mean()) for g in grids.values()]),
             )
-            for row, space in enumerate(PRED_TYPES)
+            for row, space in enumerate(PREDICTIONS)
         ),
     )
 

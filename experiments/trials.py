@@ -15,6 +15,7 @@ from ddpm.sweep import plan
 T = TypeVar("T")
 Cell = tuple[object, ...]
 LEAST_FID = 1e-6  # an estimate at infinity may be negative
+PREDICTIONS = ("noise", "image", "velocity")  # those that the papers compare
 SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
 
 

@@ -13,11 +13,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 from math import inf, isfinite
 
-from ddpm.diffusion import PRED_TYPES
 from ddpm.metrics import common_levels, summary
 from ddpm.report import SweepResults, TrialResult
 from experiments.claims import Claim, Numbers, Result, spread
-from experiments.trials import Cell, Cells, StudyOptions, by_cell, failures, planned, trained
+from experiments.trials import PREDICTIONS, Cell, Cells, StudyOptions, by_cell, failures, planned, trained
 
 WEIGHTINGS = ("snr", "truncated_snr", "uniform")
 GAINED = "truncated_snr"
@@ -42,13 +41,13 @@ def compare(found: SweepResults) -> Result:
     cells = by_cell(
         ended,
         ["TRAINING.PRED_TYPE", "TRAINING.LOSS_WEIGHTING"],
-        itertools.product(PRED_TYPES, WEIGHTINGS),
+        itertools.product(PREDICTIONS, WEIGHTINGS),
     )
     errors, levels = _errors(cells)
     by = {cell: [errors[cell][seed] for seed in cells.seeds] for cell in errors}
     gains = {
         kind: tuple(_less(*pair) for pair in zip(by[kind, "snr"], by[kind, GAINED], strict=True))
-        for kind in PRED_TYPES
+        for kind in PREDICTIONS
     }
     lesser = [min(pair) for pair in zip(gains["image"], gains["velocity"], strict=True)]
     claims = (
@@ -120,6 +119,6 @@ def _table(errors: Errors) -> Numbers:
         headings=("network says", *there),
         rows=tuple(
             (kind, *(spread(list(errors[kind, one].values())) for one in there))
-            for kind in PRED_TYPES
+            for kind in PREDICTIONS
         ),
     )

@@ -167,14 +167,16 @@ def _keras_layers(config: Config) -> bool:
 def schedule_arguments(config: Config) -> ScheduleArguments:
     """The configuration's words as the noise schedule's."""
     network = config.TRAINING.NETWORK
-    of_time = "timestep" if _keras_layers(config) else "time"
-    by_density = of_time if config.TRAINING.LOGSNR_DENSITY == "schedule" else "logsnr"
+    of_pred_type = {"edm": "logsnr", "flow": "flow"}.get(config.TRAINING.PRED_TYPE)
+    of_time = "timestep" if _keras_layers(config) else of_pred_type or "time"
+    is_of_schedule = config.TRAINING.LOGSNR_DENSITY in ("schedule", "adaptive")
     return ScheduleArguments(
         name=network.SCHEDULER,
         num_timesteps=network.TIMESTEPS,
         logsnr_shift=network.LOGSNR_SHIFT,
         zero_terminal_snr=network.ZERO_TERMINAL_SNR,
-        time_input=network.TIME_INPUT or by_density,
+        time_input=network.TIME_INPUT
+        or (of_time if is_of_schedule else of_pred_type or "logsnr"),
     )
 
 

@@ -142,11 +142,17 @@ def training(c: Config) -> Iterator[Rule]:
         and "TRAINING.IS_NEW_TRAIN is false but TRAINED_H5 is null; name the run or checkpoint to "
         "start from, or give true"
     )
+    yield (
+        t.LOSS_FLOOR
+        and t.LOSS_SPACE is None
+        and f"TRAINING.LOSS_FLOOR is {t.LOSS_FLOOR} but LOSS_SPACE is null, so no prediction is "
+        "converted; give LOSS_SPACE such as velocity, or LOSS_FLOOR null"
+    )
     parameters, name = t.DENSITY_PARAMETERS, t.LOGSNR_DENSITY
     yield (
         parameters
-        and name == "schedule"
-        and f"TRAINING.DENSITY_PARAMETERS is {list(parameters)} but LOGSNR_DENSITY is schedule, "
+        and name in ("schedule", "adaptive")
+        and f"TRAINING.DENSITY_PARAMETERS is {list(parameters)} but LOGSNR_DENSITY is {name}, "
         "which has none; give null, or a density such as edm"
     )
     yield (
@@ -158,7 +164,7 @@ def training(c: Config) -> Iterator[Rule]:
     )
     yield (
         parameters
-        and name not in ("schedule", "uniform")
+        and name not in ("schedule", "adaptive", "uniform")
         and parameters[1] <= 0
         and f"TRAINING.DENSITY_PARAMETERS is {list(parameters)} but LOGSNR_DENSITY is {name}, "
         "whose second one is a width; give a positive number"
@@ -390,13 +396,13 @@ def impossible(c: Config) -> Iterator[Rule]:
     )
     yield (
         n.ZERO_TERMINAL_SNR
-        and t.LOGSNR_DENSITY != "schedule"
+        and t.LOGSNR_DENSITY not in ("schedule", "adaptive")
         and f"TRAINING.LOGSNR_DENSITY is {t.LOGSNR_DENSITY} but {_NET}.ZERO_TERMINAL_SNR is true: "
         "no density reaches the pure noise that images begin from; give schedule, or false"
     )
     yield (
         n.TIME_INPUT in ("time", "timestep")
-        and t.LOGSNR_DENSITY != "schedule"
+        and t.LOGSNR_DENSITY not in ("schedule", "adaptive")
         and f"{_NET}.TIME_INPUT is {n.TIME_INPUT} but TRAINING.LOGSNR_DENSITY is "
         f"{t.LOGSNR_DENSITY}, whose "
         "noise levels have no timesteps; give TIME_INPUT logsnr or null"
@@ -413,7 +419,7 @@ def impossible(c: Config) -> Iterator[Rule]:
         and g.NUM_STEPS > n.TIMESTEPS
         and g.SPACING in WHOLE
         and f"{_GEN}.NUM_STEPS is {g.NUM_STEPS} but {_NET}.TIMESTEPS is {n.TIMESTEPS}; "
-        f"give a number of steps of at most {n.TIMESTEPS}, or SPACING logsnr or karras"
+        f"give a number of steps of at most {n.TIMESTEPS}, or SPACING logsnr, karras or flow"
     )
     # with zero terminal SNR the steps go from T - 1 to 1
     yield (

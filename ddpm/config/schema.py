@@ -126,13 +126,13 @@ Scheduler = Literal[
     "laplace",
     "shifted_cosine",
 ]
-PredType = Literal["noise", "image", "velocity"]
+PredType = Literal["noise", "image", "velocity", "edm", "flow"]
 LossFn = Literal["MSE", "MAE", "HUBER"]
 LossWeighting = Literal["uniform", "snr", "truncated_snr", "min_snr", "p2"]
-Density = Literal["schedule", "uniform", "logit_normal", "edm", "laplace"]
+Density = Literal["schedule", "uniform", "logit_normal", "edm", "laplace", "adaptive"]
 Augmentation = Literal["horizontal_flip", "vertical_flip", "flip", "rot90"]
 Sampler = Literal["ddim", "ddpm", "heun", "dpmpp_2m", "dpmpp_2m_sde"]
-Spacing = Literal["trailing", "linspace", "logsnr", "karras"]
+Spacing = Literal["trailing", "linspace", "logsnr", "karras", "flow"]
 SCHEDULERS: tuple[str, ...] = get_args(Scheduler)
 
 
@@ -216,10 +216,12 @@ class NetworkSection:
     LOGSNR_SHIFT: Number = option(
         0.0, "Added to the log signal-to-noise ratio of the schedule", ge=-20, le=20
     )
-    TIME_INPUT: Literal["time", "logsnr", "timestep"] | None = option(
+    TIME_INPUT: Literal["time", "logsnr", "timestep", "flow"] | None = option(
         None,
-        "What the network sees of the noise level; null = the time t / TIMESTEPS where "
-        "LOGSNR_DENSITY is schedule, else log SNR; timestep = t itself, as v3, whatever TIMESTEPS",
+        "What the network sees of the noise level: the time t / TIMESTEPS, log SNR, or the time of "
+        "the straight path; null = logsnr for PRED_TYPE edm, flow for flow, for others time where "
+        "LOGSNR_DENSITY is schedule or adaptive, else logsnr; timestep = t itself, as v3, whatever "
+        "TIMESTEPS",
     )
     KERAS_LAYERS: Flag | None = option(
         None,
@@ -282,15 +284,25 @@ class Training:
     OUTPUT_DIR: Text = option("./training_outputs", "Where runs are kept", machine=True)
     IS_NEW_TRAIN: Flag = option(True, "false = start from the weights of TRAINED_H5")
     TRAINED_H5: Text | None = option(None, "A run, a checkpoint or a v3 `.h5` to start from")
-    PRED_TYPE: PredType = option("velocity", "What the network predicts")
+    PRED_TYPE: PredType = option(
+        "velocity",
+        "What the network predicts; edm = Karras' preconditioned output, flow = noise - image",
+    )
     LOSS_FN: LossFn = option("MSE", "Loss per element")
     LOSS_SPACE: PredType | None = option(None, "What the loss compares; null = PRED_TYPE")
+    LOSS_FLOOR: Number | None = option(
+        None,
+        "Least denominator of the conversion from PRED_TYPE to LOSS_SPACE, 0.05 in JiT; null = none",
+        gt=0,
+        lt=1,
+    )
     LOSS_WEIGHTING: LossWeighting = option("uniform", "Weight of the loss by noise level")
     MIN_SNR_GAMMA: Number = option(5.0, "Gamma of LOSS_WEIGHTING min_snr", gt=0, le=1e6)
     LOGSNR_DENSITY: Density = option(
         "schedule",
         "Density of log SNR in training; schedule = uniform timesteps of SCHEDULER, which images "
-        "are drawn by all the same",
+        "are drawn by all the same; adaptive = the same objective, drawn oftener where the loss is "
+        "large",
     )
     DENSITY_PARAMETERS: tuple[_DensityParameter, _DensityParameter] | None = option(
         None,
@@ -340,8 +352,8 @@ class ImageGeneration:
     )
     SPACING: Spacing = option(
         "trailing",
-        "Where the steps lie: evenly from T down, evenly from T to 1, even in log SNR, or Karras' "
-        "rho 7; the last two may be more than TIMESTEPS",
+        "Where the steps lie: evenly from T down, evenly from T to 1, even in log SNR, Karras' "
+        "rho 7, or even in the time of the straight path; the last three may be more than TIMESTEPS",
     )
     SAMPLER: Sampler = option(
         "ddim",

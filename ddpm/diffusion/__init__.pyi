@@ -1,5 +1,6 @@
 from . import ema as ema
 from . import philox as philox
+from .density import AdaptiveDensity as AdaptiveDensity
 from .density import LogSnrDensity as LogSnrDensity
 from .ema import reconstruct as reconstruct
 from .keras_weights import weights_from_keras as weights_from_keras
@@ -20,6 +21,7 @@ from .process import convert as convert
 from .process import diffuse as diffuse
 from .process import elementwise_loss as elementwise_loss
 from .process import loss_weight as loss_weight
+from .process import network_input as network_input
 from .process import noise_from_pred as noise_from_pred
 from .process import noise_from_x0 as noise_from_x0
 from .process import per_sample as per_sample
@@ -28,6 +30,7 @@ from .process import stratified_timesteps as stratified_timesteps
 from .process import target_for as target_for
 from .process import timesteps as timesteps
 from .process import x0_from_pred as x0_from_pred
+from .process import x0_gain as x0_gain
 from .schedule import SCHEDULES as SCHEDULES
 from .schedule import NoiseSchedule as NoiseSchedule
 from .summary import summarize as summarize

@@ -14,8 +14,12 @@ is such a density too, that of logsnr(time) at uniform times.
 with z standard normal and (a, b) the parameters; logit_normal and edm are one family in the words
 of two papers. All are truncated to logsnr in [-20, 20], beyond which a state is all image or all
 noise.
+
+    adaptive      uniform timesteps, but oftener where the loss is large, and weighted by the
+                  quotient of the densities: AdaptiveDensity    Nichol & Dhariwal 2021, section 3.3
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -23,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Laplace, Normal, Uniform
 
-from ddpm.diffusion.schedule import LOGSNR_LIMIT, AlphaSigma, pair_from_logsnr
+from ddpm.diffusion.schedule import LOGSNR_LIMIT, AlphaSigma, NoiseSchedule, pair_from_logsnr
 
 # The parameters of the papers; those of uniform hold most of what the schedules pass through.
 DENSITIES: dict[str, tuple[float, float]] = {
@@ -33,6 +37,9 @@ DENSITIES: dict[str, tuple[float, float]] = {
     "laplace": (0.0, 0.5),
 }
 NUM_LEVELS = 1 << 16
+# Of AdaptiveDensity: the draws of a bin that its mean is over, those that it takes to begin, and
+# the share of all draws that stays uniform, so that no weight is above its inverse.
+MOST_DRAWS, FEWEST_DRAWS, UNIFORM_SHARE = 1000, 10, 0.1
 
 
 @dataclass(frozen=True)
@@ -119,3 +126,87 @@ def _table_on(device: torch.device, density: LogSnrDensity) -> tuple[Tensor, Ten
     logsnr = density.quantile(share)
     alpha, sigma = pair_from_logsnr(logsnr)
     return logsnr.to(device), alpha.to(device), sigma.to(device)
+
+
+class AdaptiveDensity:
+    """Timesteps of a schedule, drawn by how large the loss has been in their bin of log SNR.
+
+    With p the share of a bin among the timesteps 1, ..., T, a timestep of it is drawn and its loss
+    weighted by
+
+        q ~ p sqrt(E[loss^2 | bin]),   weight p / q    (Nichol & Dhariwal 2021, section 3.3, Eq. 18)
+
+    whose mean is that of uniform timesteps, whatever q: the objective stays, and of all q this one
+    has the least variance of the weighted loss. E is over the last thousand draws of a bin, more or
+    less. q = p until every bin has been drawn ten times, and a tenth of it stays so.
+
+    edges: of the bins in log SNR, ascending.  state: as state() gave it; None is the beginning.
+    """
+
+    num_places = 1 << 30
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        edges: Sequence[float],
+        state: dict[str, list[float]] | None = None,
+    ) -> None:
+        num_bins, self.num_timesteps = len(edges) + 1, schedule.num_timesteps
+        logsnr = schedule.logsnr_at(torch.arange(1, self.num_timesteps + 1))
+        bins = torch.bucketize(logsnr, _doubles(edges))
+        self._counts = torch.bincount(bins, minlength=num_bins).double()
+        none = [0.0] * num_bins
+        self._squares = _doubles(state["squares"] if state else none)
+        self._draws = _doubles(state["draws"] if state else none)
+        self._table: Tensor | None = None
+
+    def state(self) -> dict[str, list[float]]:
+        """Mean squared loss and number of draws of each bin so far: all that q depends on."""
+        return {"squares": self._squares.tolist(), "draws": self._draws.tolist()}
+
+    def update(self, squares: Sequence[float], draws: Sequence[float]) -> None:
+        """Add a step's sums: squared losses and draws of each bin, over the global batch."""
+        new = _doubles(draws)
+        self._draws = self._draws + new
+        pace = (1 / self._draws.clamp(min=1, max=MOST_DRAWS)).minimum(1 / new.clamp(min=1))
+        self._squares = self._squares + pace * (_doubles(squares) - new * self._squares)
+        self._table = None
+
+    @property
+    def shares(self) -> Tensor:
+        """q of each bin, float64, bins ascending in log SNR."""
+        uniform = self._counts / self.num_timesteps
+        if bool((self._draws[uniform > 0] < FEWEST_DRAWS).any()):
+            return uniform
+        wanted = uniform * self._squares.sqrt()
+        if not wanted.sum() > 0:  # a loss of 0 everywhere
+            return uniform
+        return UNIFORM_SHARE * uniform + (1 - UNIFORM_SHARE) * wanted / wanted.sum()
+
+    def timesteps(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """(t, weight) at equally likely places, int64 (N,) in [1, num_places].
+
+        t: int64 (N,), falling in log SNR as the place rises, as on a schedule.  weight: float64.
+        """
+        if self._table is None or self._table.device != places.device:
+            self._table = self._tabled().to(places.device)
+        ends, begins, shares, counts, before, weights = self._table
+        share = (places.double() - 0.5) / self.num_places
+        found = torch.searchsorted(ends, share, right=True)
+        within = ((share - begins[found]) / shares[found] * counts[found]).floor()
+        t = 1 + before[found] + torch.minimum(within, counts[found] - 1)
+        return t.long(), weights[found]
+
+    def _tabled(self) -> Tensor:
+        """Rows over the bins that have timesteps, from the first timestep to the last."""
+        shares, counts = self.shares.flip(0), self._counts.flip(0)
+        shares, counts = shares[counts > 0], counts[counts > 0]
+        ends, before = shares.cumsum(0), counts.cumsum(0) - counts
+        ends[-1] = 1.0
+        begins = torch.cat([ends.new_zeros(1), ends[:-1]])
+        weights = counts / self.num_timesteps / shares
+        return torch.stack([ends, begins, shares, counts, before, weights])
+
+
+def _doubles(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)

@@ -10,6 +10,24 @@ need no division. Two conversions have to divide: x_0 from noise by alpha (a gai
 without limit at zero terminal SNR) and noise from x_0 by sigma (not defined at t = 0). Nothing is
 clipped.
 
+Two further predictions belong to other paths of the same states, x_t / alpha and x_t / (alpha +
+sigma), and their networks are given the state c_in x_t:
+
+    edm    F = (sigma x_0 - sigma_data^2 alpha noise) c_in / sigma_data, the output of a network
+           preconditioned for data of deviation sigma_data        (Karras et al. 2022, Table 1);
+           c_in = 1 / sqrt(sigma^2 + sigma_data^2 alpha^2)
+    flow   F = noise - x_0, the velocity of the straight path from x_0, at time 0, to noise, at 1;
+           c_in = 1 / (alpha + sigma), its point at time sigma / (alpha + sigma)
+                                                     (Liu et al. 2022; Lipman et al. 2023)
+
+With Karras' standard deviation s = sigma / alpha of the noise and the state x = x_t / alpha,
+
+    x_0_hat = c_skip x + c_out F,   c_skip = sigma_data^2 / (s^2 + sigma_data^2),
+    c_out = s sigma_data / sqrt(s^2 + sigma_data^2),  and  c_in x_t = x / sqrt(s^2 + sigma_data^2)
+
+and a weight of 1 on F is the paper's 1 / c_out^2 on x_0. With sigma_data = 1 F is the velocity with
+the other sign. From both, x_0 and noise follow without division by what may vanish.
+
 x_t, x_0, noise, predictions are (N, ...), usually (N, C, H, W). alpha and sigma are float64, (N,)
 or of no dimension, as NoiseSchedule gives them; they are cast where they meet an image, and all
 arithmetic is in float32 or wider.
@@ -23,9 +41,10 @@ from torch import Tensor
 from torch.nn.functional import huber_loss
 
 from ddpm.diffusion.philox import Stream, permutation, words
-from ddpm.diffusion.schedule import NoiseSchedule
+from ddpm.diffusion.schedule import AlphaSigma, NoiseSchedule
 
-PRED_TYPES: tuple[str, ...] = ("noise", "image", "velocity")
+PRED_TYPES: tuple[str, ...] = ("noise", "image", "velocity", "edm", "flow")
+_SCALED = ("edm", "flow")  # whose networks are given c_in x_t
 LOSS_FNS: tuple[str, ...] = ("MSE", "MAE", "HUBER")
 LOSS_WEIGHTINGS: tuple[str, ...] = ("uniform", "snr", "truncated_snr", "min_snr", "p2")
 
@@ -78,19 +97,52 @@ def q_posterior(
     )
 
 
-def x0_from_pred(pred: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, pred_type: str) -> Tensor:
+def input_scale(
+    pred_type: str, alpha: Tensor, sigma: Tensor, sigma_data: float | None = None
+) -> Tensor:
+    """c_in, by which a network of this prediction type is given x_t: float64, shape of alpha."""
+    check_choice("pred_type", pred_type, PRED_TYPES)
+    if pred_type == "flow":
+        return 1 / (alpha + sigma)
+    if pred_type == "edm":
+        return 1 / torch.hypot(sigma, _known(sigma_data) * alpha)
+    return torch.ones_like(alpha)
+
+
+def network_input(
+    x_t: Tensor, alpha: Tensor, sigma: Tensor, pred_type: str, sigma_data: float | None = None
+) -> Tensor:
+    """c_in x_t, the state as a network of this prediction type is given it.  Returns (N, ...)."""
+    if pred_type not in _SCALED:
+        return x_t
+    return (per_sample(input_scale(pred_type, alpha, sigma, sigma_data), x_t) * x_t).to(x_t.dtype)
+
+
+def x0_from_pred(
+    pred: Tensor,
+    x_t: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    pred_type: str,
+    sigma_data: float | None = None,
+) -> Tensor:
     """Clean image that a prediction implies. From noise it divides by alpha.  Returns (N, ...)."""
     check_choice("pred_type", pred_type, PRED_TYPES)
     if pred_type == "image":
         return pred
-    alpha, sigma = per_sample(alpha, x_t), per_sample(sigma, x_t)
-    if pred_type == "velocity":
-        return alpha * x_t - sigma * pred
-    return (x_t - sigma * pred) / alpha
+    if pred_type == "noise":
+        return (x_t - per_sample(sigma, x_t) * pred) / per_sample(alpha, x_t)
+    (of_state, of_pred), _ = _inverse(pred_type, alpha, sigma, sigma_data)
+    return per_sample(of_state, x_t) * x_t + per_sample(of_pred, x_t) * pred
 
 
 def noise_from_pred(
-    pred: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, pred_type: str
+    pred: Tensor,
+    x_t: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    pred_type: str,
+    sigma_data: float | None = None,
 ) -> Tensor:
     """Noise that a prediction implies. From an image it divides by sigma.  Returns (N, ...)."""
     check_choice("pred_type", pred_type, PRED_TYPES)
@@ -98,18 +150,24 @@ def noise_from_pred(
         return pred
     if pred_type == "image":
         return noise_from_x0(pred, x_t, alpha, sigma)
-    return per_sample(alpha, x_t) * pred + per_sample(sigma, x_t) * x_t
+    _, (of_state, of_pred) = _inverse(pred_type, alpha, sigma, sigma_data)
+    return per_sample(of_state, x_t) * x_t + per_sample(of_pred, x_t) * pred
 
 
-def velocity_from_pred(
-    pred: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, pred_type: str
-) -> Tensor:
-    """Velocity that a prediction implies. From noise or image it divides.  Returns (N, ...)."""
+def _inverse(
+    pred_type: str, alpha: Tensor, sigma: Tensor, sigma_data: float | None
+) -> tuple[AlphaSigma, AlphaSigma]:
+    """((a, b), (c, d)) with x_0 = a x_t + b pred and noise = c x_t + d pred.
+
+    Of velocity, edm and flow, for which all four are finite at every noise level.
+    """
     if pred_type == "velocity":
-        return pred
-    x0 = x0_from_pred(pred, x_t, alpha, sigma, pred_type)
-    noise = noise_from_pred(pred, x_t, alpha, sigma, pred_type)
-    return per_sample(alpha, x_t) * noise - per_sample(sigma, x_t) * x0
+        return (alpha, -sigma), (sigma, alpha)
+    scale = input_scale(pred_type, alpha, sigma, sigma_data)
+    if pred_type == "flow":
+        return (scale, -sigma * scale), (scale, alpha * scale)
+    by_data = _known(sigma_data) * scale
+    return (alpha * by_data**2, sigma * by_data), (sigma * scale**2, -alpha * by_data)
 
 
 def noise_from_x0(x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -117,33 +175,93 @@ def noise_from_x0(x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tens
     return (x_t - per_sample(alpha, x_t) * x0) / per_sample(sigma, x_t)
 
 
-def target_for(pred_type: str, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+def target_for(
+    pred_type: str,
+    x0: Tensor,
+    noise: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    sigma_data: float | None = None,
+) -> Tensor:
     """Target of a network of this prediction type.  Returns (N, ...)."""
     check_choice("pred_type", pred_type, PRED_TYPES)
     if pred_type == "noise":
         return noise
     if pred_type == "image":
         return x0
+    if pred_type == "flow":
+        return noise - x0
+    if pred_type == "edm":
+        deviation, scale = _known(sigma_data), input_scale(pred_type, alpha, sigma, sigma_data)
+        of_x0, of_noise = sigma * scale / deviation, alpha * scale * deviation
+        return per_sample(of_x0, x0) * x0 - per_sample(of_noise, x0) * noise
     return per_sample(alpha, x0) * noise - per_sample(sigma, x0) * x0
 
 
 def convert(
-    pred: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, source: str, target: str
+    pred: Tensor,
+    x_t: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    source: str,
+    target: str,
+    sigma_data: float | None = None,
 ) -> Tensor:
     """A prediction of type `source` in the terms of type `target`; equal types return pred itself.
 
-    Divides by alpha from noise, by sigma to noise from image, and by sigma to velocity from image.
+    Divides by alpha from noise, and by sigma from image to all others.  sigma_data: of edm.
     """
     check_choice("source", source, PRED_TYPES)
     check_choice("target", target, PRED_TYPES)
-    to = {"noise": noise_from_pred, "image": x0_from_pred, "velocity": velocity_from_pred}[target]
-    return to(pred, x_t, alpha, sigma, source)
+    if source == target:
+        return pred
+    given = (pred, x_t, alpha, sigma, source, sigma_data)
+    if target == "image":
+        return x0_from_pred(*given)
+    if target == "noise":
+        return noise_from_pred(*given)
+    x0, noise = x0_from_pred(*given), noise_from_pred(*given)
+    return target_for(target, x0, noise, alpha, sigma, sigma_data)
 
 
-def loss_weight(logsnr: Tensor, loss_space: str, weighting: str, *, gamma: float = 5.0) -> Tensor:
+def x0_gain(
+    pred_type: str, alpha: Tensor, sigma: Tensor, sigma_data: float | None = None
+) -> Tensor:
+    """Error of x_0 that an error of 1 in a prediction makes: float64, shape of alpha.
+
+    1 of image, sigma / alpha of noise, sigma of velocity, sigma / (alpha + sigma) of flow, c_out of
+    edm. The gain of a conversion is the quotient of two.
+    """
+    if pred_type == "image":
+        return torch.ones_like(sigma)
+    if pred_type == "noise":
+        return sigma / alpha
+    scale = input_scale(pred_type, alpha, sigma, sigma_data)
+    return sigma * scale * (_known(sigma_data) if pred_type == "edm" else 1)
+
+
+def _known(sigma_data: float | None) -> float:
+    """sigma_data of edm.  Raises ValueError where it is missing or not positive."""
+    if sigma_data is None or not sigma_data > 0:
+        raise ValueError(
+            f"sigma_data is {sigma_data} but edm needs it; give the data's standard deviation, as "
+            "NoiseSchedule's sigma_data"
+        )
+    return sigma_data
+
+
+def loss_weight(
+    logsnr: Tensor,
+    loss_space: str,
+    weighting: str,
+    *,
+    gamma: float = 5.0,
+    sigma_data: float | None = None,
+) -> Tensor:
     """Weight of each sample's loss, for a squared error in loss_space.
 
-    A weight w on ||x0_hat - x_0||^2 is w / snr on the noise and w / (snr + 1) on the velocity:
+    A weight w on ||x0_hat - x_0||^2 is w / snr on the noise, w / (snr + 1) on the velocity, and
+    x0_gain^2 w on any:
 
         snr            w = snr, 1 on the noise               (Ho et al. 2020, Eq. 14)
         truncated_snr  w = max(snr, 1)                       (Salimans & Ho 2022, section 4)
@@ -155,7 +273,7 @@ def loss_weight(logsnr: Tensor, loss_space: str, weighting: str, *, gamma: float
     at t = 0 and for truncated_snr on the noise at zero terminal SNR.
 
     logsnr: float64 (N,).  gamma: of min_snr, positive, infinity allowed.  Returns float64 (N,).
-    Raises ValueError for an unknown space or weighting, or gamma <= 0.
+    sigma_data: of edm.  Raises ValueError for an unknown space or weighting, or gamma <= 0.
     """
     check_choice("loss_space", loss_space, PRED_TYPES)
     check_choice("weighting", weighting, LOSS_WEIGHTINGS)
@@ -178,7 +296,12 @@ def loss_weight(logsnr: Tensor, loss_space: str, weighting: str, *, gamma: float
         ),
         "p2": (noise, signal, signal * noise),
     }[weighting]
-    return by_space[PRED_TYPES.index(loss_space)]
+    if weighting == "uniform" or loss_space not in _SCALED:
+        return by_space[min(PRED_TYPES.index(loss_space), 2)]
+    # of the velocity's, the quotient of the gains: it has no limit to be taken
+    alpha, sigma = signal.sqrt(), noise.sqrt()
+    scale = input_scale(loss_space, alpha, sigma, sigma_data)
+    return by_space[2] * (scale * (_known(sigma_data) if loss_space == "edm" else 1)) ** 2
 
 
 def elementwise_loss(pred: Tensor, target: Tensor, loss_fn: str) -> Tensor:

@@ -39,7 +39,7 @@ from torch.nn.functional import logsigmoid
 AlphaSigma = tuple[Tensor, Tensor]
 T = TypeVar("T", float, Tensor)
 
-TIME_INPUTS: tuple[str, ...] = ("time", "logsnr", "timestep")
+TIME_INPUTS: tuple[str, ...] = ("time", "logsnr", "timestep", "flow")
 LOGSNR_LIMIT = 20.0  # beyond it, alpha or sigma is below 5e-5
 _MIN_LOGSNR = -15.0
 _MAX_BETA = 0.999
@@ -252,6 +252,7 @@ class NoiseSchedule:
     zero_terminal_snr: move and scale alpha so that alpha_T is 0 and alpha_1 stays (Lin et al. 2023,
         Algorithm 1). Noise prediction is then undefined at t = T.
     time_input: what a network sees of the noise level, one of TIME_INPUTS; network_time().
+    sigma_data: standard deviation of the data, which edm prediction takes (process.py); else None.
 
     alphas_cumprod: abar, float64 (T + 1,) on the CPU, falling from 1 at t = 0.
     Raises ValueError for an unknown name or impossible numbers.
@@ -263,6 +264,7 @@ class NoiseSchedule:
     logsnr_shift: float = 0.0
     zero_terminal_snr: bool = False
     time_input: str = "time"
+    sigma_data: float | None = None
     alphas_cumprod: Tensor = field(init=False, repr=False, compare=False)
     _family: Family = field(init=False, repr=False, compare=False)
     _table: AlphaSigma = field(init=False, repr=False, compare=False)
@@ -367,11 +369,11 @@ class NoiseSchedule:
     def at_logsnr(self, logsnr: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
         """Time, alpha and sigma at this logsnr: float64, shape of logsnr.
 
-        Where the network sees logsnr, alpha and sigma are functions of it alone, so that they have
-        the same bits under every schedule. Raises ValueError as time_from_logsnr().
+        Where the network sees logsnr or flow, alpha and sigma are functions of logsnr alone, so that
+        they have the same bits under every schedule. Raises ValueError as time_from_logsnr().
         """
         time = self.time_from_logsnr(logsnr)
-        if self.time_input == "logsnr":
+        if self.time_input in ("logsnr", "flow"):
             return time, *pair_from_logsnr(torch.as_tensor(logsnr, dtype=torch.float64))
         return time, *self.alpha_sigma(time)
 
@@ -381,14 +383,17 @@ class NoiseSchedule:
             time_input time      the time itself
             time_input logsnr    (20 - logsnr) / 40, cut off at 0 and 1
             time_input timestep  t / 1000, so that its sinusoids are those of t, as in DDPM v3
+            time_input flow      sigma / (alpha + sigma), the time of the straight path
 
-        The second does not depend on the schedule; the third is over 1 where T is over 1000.
-        time, logsnr: of one level, or one a sample.
+        The second and the last do not depend on the schedule; the third is over 1 where T is over
+        1000.  time, logsnr: of one level, or one a sample.
         """
         if self.time_input == "time":
             return time
         if self.time_input == "timestep":
             return time * (self.num_timesteps / 1000)
+        if self.time_input == "flow":
+            return torch.sigmoid(-0.5 * logsnr)
         return ((LOGSNR_LIMIT - logsnr) / (2 * LOGSNR_LIMIT)).clamp(0.0, 1.0)
 
     def _check_timesteps(self, t: Tensor) -> None:

@@ -24,7 +24,14 @@ import torch
 from torch import Tensor
 
 from ddpm.data import Batch
-from ddpm.diffusion import NoiseSchedule, Stream, diffuse, philox, x0_from_pred
+from ddpm.diffusion import (
+    NoiseSchedule,
+    Stream,
+    diffuse,
+    network_input,
+    philox,
+    x0_from_pred,
+)
 from ddpm.metrics.intervals import standard_error
 from ddpm.sampling import Level, Network, whole_levels
 
@@ -152,7 +159,15 @@ def variational_bound(
         for now, then in zip(levels[:-1], levels[1:], strict=True):
             time = x0.new_full((len(x0),), now.network_time)
             x0_hat = denoised(
-                network, x0, epsilon, now.alpha, now.sigma, time, given_labels, pred_type
+                network,
+                x0,
+                epsilon,
+                now.alpha,
+                now.sigma,
+                time,
+                given_labels,
+                pred_type,
+                schedule.sigma_data,
             )
             if then.is_clean:
                 before = levels[-3] if len(levels) > 2 else None
@@ -176,6 +191,7 @@ def denoised(
     time: Tensor,
     labels: Tensor | None,
     pred_type: str,
+    sigma_data: float | None,
 ) -> Tensor:
     """x0_hat of clean images diffused to one level, float64 (N, C, H, W); never under autocast.
 
@@ -183,10 +199,11 @@ def denoised(
     """
     alpha, sigma = (one.expand(len(x0)).to(x0.device) for one in (alpha, sigma))
     # The estimate is of what the network was given: x_t rounded to float32.
-    given = diffuse(x0, noise, alpha, sigma).float()
+    x_t = diffuse(x0, noise, alpha, sigma).float()
+    given = network_input(x_t, alpha, sigma, pred_type, sigma_data)
     pred = network(given, time.float(), labels)
     with torch.autocast(x0.device.type, enabled=False):
-        return x0_from_pred(pred.double(), given.double(), alpha, sigma, pred_type)
+        return x0_from_pred(pred.double(), x_t.double(), alpha, sigma, pred_type, sigma_data)
 
 
 def decoder_std(first: Level, before: Level | None) -> Tensor:

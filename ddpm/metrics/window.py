@@ -1,11 +1,12 @@
 """Window of log SNR over which errors are averaged: where the data leave something to decide.
 
 It belongs to the data alone and is fixed before anything is trained, so that no cell of a sweep
-changes what the others are compared by.
+changes what the others are compared by. Of the same images: their standard deviation, sigma_data.
 """
 
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from ddpm.metrics.x0_error import RESOLVED
 # diagonalised.
 _MANY_VALUES = 4096
 _MOST_FITTED, _FEW_FITTED = 10_000, 2048
+_BATCH = 256
 
 Window = tuple[int, int]
 
@@ -52,13 +54,41 @@ def data_window(data: Dataset, group: Group = ALONE) -> Window:
     return group.agree(low), group.agree(high)
 
 
-def _variance(data: Dataset) -> Tensor:
-    """Eigenvalues of the training images' covariance that are not 0 for certain."""
+def data_deviation(data: Dataset, group: Group = ALONE) -> float:
+    """sigma_data: the standard deviation of the values of all training images about their one mean.
+
+        c_in^2 Var(y + n) = 1,  Var(y + n) = sigma_data^2 + sigma^2  (Karras et al. 2022, App. B.6)
+
+    where y, n and F are one value each, of any pixel and channel, and c_in has no offset. Over the
+    images of data_window(); 0 where every value is the same.  group: as there.
+    """
+    return group.numbers(1, lambda _: _deviation(data))[0]
+
+
+def _deviation(data: Dataset) -> float:
+    count, total, squares, first = 0, 0.0, 0.0, None
+    for ids in _fitted(data).split(_BATCH):
+        values = data.read(ids).images.double().numpy()  # whose sums do not depend on threads
+        first = float(values.flat[0]) if first is None else first
+        values = values - first  # so that what does not vary is exactly 0
+        count += values.size
+        total += float(values.sum())
+        squares += float(np.square(values).sum())
+    return max(0.0, squares / count - (total / count) ** 2) ** 0.5
+
+
+def _fitted(data: Dataset) -> Tensor:
+    """Ids of the training images that stand for all."""
     ids = data.order(torch.arange(data.num_train)).sort().values
     most = _MOST_FITTED if prod(data.image_shape) <= _MANY_VALUES else _FEW_FITTED
     if len(ids) > most:  # evenly, since data may be sorted by class
         ids = ids[torch.arange(most) * len(ids) // most]
-    images = data.read(ids).images.flatten(1).double()
+    return ids
+
+
+def _variance(data: Dataset) -> Tensor:
+    """Eigenvalues of the training images' covariance that are not 0 for certain."""
+    images = data.read(_fitted(data)).images.flatten(1).double()
     images -= images.mean(dim=0)
     n, dimension = images.shape
     gram = images.T @ images if dimension <= n else images @ images.T

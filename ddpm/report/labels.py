@@ -194,7 +194,7 @@ def probability(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.{2 if p >= 0.095 else 3}f}"
 
 
-_PRED_TYPES = ("noise", "image", "velocity")
+_PRED_TYPES = ("noise", "image", "velocity", "edm", "flow")
 
 Cell = Mapping[str, Value]
 

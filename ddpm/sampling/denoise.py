@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import noise_from_pred, per_sample, x0_from_pred
+from ddpm.diffusion import network_input, noise_from_pred, per_sample, x0_from_pred
 from ddpm.sampling.spacing import Level
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -41,23 +41,32 @@ class Denoised:
 Denoise = Callable[[Tensor, Level], Denoised]
 
 
-def denoiser(predict: Predict, pred_type: str, *, clips: bool, recomputes_noise: bool) -> Denoise:
-    """(x_t, level) -> Denoised, by predict(x_t, time (N,), logsnr).
+def denoiser(
+    predict: Predict,
+    pred_type: str,
+    sigma_data: float | None = None,
+    *,
+    clips: bool,
+    recomputes_noise: bool,
+) -> Denoise:
+    """(x_t, level) -> Denoised, by predict(network_input() of x_t, time (N,), logsnr).
 
+    sigma_data: of edm.
     clips: x0_hat is clamped to [-1, 1] (Ho et al. 2020).  recomputes_noise: noise_hat is then
     derived again, so that x_t = alpha x0_hat + sigma noise_hat.
     """
 
     def denoise(x_t: Tensor, level: Level) -> Denoised:
         time = x_t.new_full((len(x_t),), level.network_time)
-        pred = predict(x_t, time, float(level.logsnr)).to(x_t.dtype)
+        alpha, sigma = level.alpha, level.sigma
+        given = network_input(x_t, alpha, sigma, pred_type, sigma_data)
+        pred = predict(given, time, float(level.logsnr)).to(x_t.dtype)
         if pred.shape != x_t.shape:
             raise ValueError(
                 f"the network returned {tuple(pred.shape)} for {tuple(x_t.shape)}; both must agree"
             )
-        alpha, sigma = level.alpha, level.sigma
-        x0_hat = x0_from_pred(pred, x_t, alpha, sigma, pred_type)
-        noise_hat = noise_from_pred(pred, x_t, alpha, sigma, pred_type)
+        x0_hat = x0_from_pred(pred, x_t, alpha, sigma, pred_type, sigma_data)
+        noise_hat = noise_from_pred(pred, x_t, alpha, sigma, pred_type, sigma_data)
         if not clips:
             return Denoised(x0_hat=x0_hat, noise_hat=noise_hat)
         clipped = x0_hat.clamp(-1.0, 1.0)

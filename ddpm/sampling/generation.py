@@ -174,6 +174,13 @@ class ImageGenerator:
                     f"{self.guide.schedule.time_input} and the one it guides sees {seen} "
                     "(TRAINING.NETWORK.TIME_INPUT); name a run that sees the same"
                 )
+            own, other = (one.schedule.sigma_data for one in (self.model, self.guide))
+            if own != other:
+                raise InputError(
+                    f"IMAGE_GENERATION.GUIDE is {request.options.GUIDE!r}, an edm network of data "
+                    f"with sigma_data {other} and the one it guides of {own}; name a run that was "
+                    "trained on the same images"
+                )
         self.sampler = sampler_options(request, self.model)
         self._constrain = tasks.constraint_of(request)
 
@@ -291,7 +298,7 @@ class ImageGenerator:
 
     def _sampler_facts(self) -> dict[str, object]:
         """The sampler in a recipe, by the names that recipes have had from the first."""
-        sampler = self.sampler
+        sampler, sigma_data = self.sampler, self.model.schedule.sigma_data
         return {
             "pred_type": sampler.pred_type,
             "steps": self._steps,
@@ -308,6 +315,7 @@ class ImageGenerator:
             "resamples": sampler.resamples,
             "x0_variance": None,
             "seed": sampler.seed,
+            **({"sigma_data": sigma_data} if sigma_data is not None else {}),
         }
 
     @property

@@ -104,9 +104,10 @@ def load_network(
             f"{len(unlike)} parameters differ, {unlike[0]} first; name a checkpoint of that run"
         )
     network.load_state_dict(weights)
+    process, sigma_data = configuration.schedule_arguments(config), found.state.get("sigma_data")
     return LoadedModel(
         network=for_drawing(network.to(device or best_device())),
-        schedule=NoiseSchedule(**configuration.schedule_arguments(config)),
+        schedule=NoiseSchedule(**process, sigma_data=sigma_data),
         config=config,
         step=found.step,
         name=name,
@@ -183,7 +184,7 @@ def density_problems(config: Config) -> list[str]:
     drawn.
     """
     training = config.TRAINING
-    if training.LOGSNR_DENSITY == "schedule":
+    if training.LOGSNR_DENSITY in ("schedule", "adaptive"):
         return []
     low, high = NoiseSchedule(**configuration.schedule_arguments(config)).logsnr_range
     named = f"TRAINING.LOGSNR_DENSITY is {training.LOGSNR_DENSITY}"

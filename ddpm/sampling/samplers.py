@@ -318,6 +318,7 @@ def sample_steps(
             rescale=chosen.guidance_rescale,
         ),
         chosen.pred_type,
+        schedule.sigma_data,
         clips=chosen.clip_denoise,
         recomputes_noise=chosen.recompute_noise,
     )

@@ -1,9 +1,13 @@
-"""The noise levels that the reverse process walks, from time 1 to 0: any number, by four spacings.
+"""The noise levels that the reverse process walks, from time 1 to 0: any number, by five spacings.
 
     trailing   t = T i / n, i = n ... 0, rounded half up                 Lin et al. 2023, Table 2
     linspace   evenly from T to 1, rounded half up, then 0                                  likewise
     logsnr     evenly in logsnr from time 1 to time 1 / T, then 0                Lu et al. 2022
     karras     evenly in (sigma / alpha)^(1 / 7) between the same ends, then 0   Karras et al. 2022
+    flow       evenly in sigma / (alpha + sigma), the time of the straight path from noise to image,
+               down to 0, or to that of time 1 / T and then 0 where it comes first   Liu et al. 2022
+
+By the last, ddim with eta 0 is Euler's method for the flow of PRED_TYPE flow.
 
 The first two walk whole timesteps, whose coefficients are the schedule's table, and so no more than
 T of them. The others walk any times, as many as asked for. Where the schedule ends at zero SNR they
@@ -20,7 +24,7 @@ from torch import Tensor
 
 from ddpm.diffusion import NoiseSchedule
 
-SPACINGS: tuple[str, ...] = ("trailing", "linspace", "logsnr", "karras")
+SPACINGS: tuple[str, ...] = ("trailing", "linspace", "logsnr", "karras", "flow")
 WHOLE: tuple[str, ...] = ("trailing", "linspace")
 _RHO = 7
 # Keys of draws have 24 bits: 20 for the level, 4 for how often it has been visited.
@@ -101,7 +105,7 @@ def levels(
 ) -> list[Level]:
     """The levels of a walk, num_steps + 1 of them; num_steps null: every reverse_stride timesteps.
 
-    between: logsnr of the first level and of the last before clean data, for logsnr and karras;
+    between: logsnr of the first level and of the last before clean data, for logsnr, karras, flow;
         None: those of the schedule, which differ from one to the next.
     Raises ValueError for an unknown spacing, for a number of steps that it cannot take and for
     levels that the schedule does not reach.
@@ -149,20 +153,24 @@ def _continuous_levels(schedule: NoiseSchedule, spacing: str, num_steps: int) ->
     has_own_step = low == -math.inf
     first = num_timesteps - 1 if has_own_step else num_timesteps
     count = num_steps - has_own_step
+    last = high
     low = float(schedule.logsnr_at(torch.tensor(first)))
     if count > 1 and not low < high:
         raise ValueError(
             f"spacing is {spacing} but {num_timesteps} timesteps have a single level to space; "
             f"give num_steps {1 + has_own_step}, or trailing"
         )
+    if spacing == "flow" and count > 1:
+        last = min(high, _logsnr_of_flow(_flow_of(low) / count))
     inside = [
         _between(schedule, logsnr, key=count - i)
-        for i, logsnr in enumerate(_grid(spacing, low, high, count)[1:-1], start=1)
+        for i, logsnr in enumerate(_grid(spacing, low, last, count)[1:-1], start=1)
     ]
     start = [_whole(schedule, num_timesteps, key=num_steps)] if has_own_step else []
     if count > 0:
         start.append(_whole(schedule, first, key=count))
-    end = [_whole(schedule, 1, key=1)] if count > 1 else []
+    end = [_whole(schedule, 1, key=1) if last == high else _between(schedule, last, key=1)]
+    end = end if count > 1 else []
     return [*start, *inside, *end, _whole(schedule, 0, key=0)]
 
 
@@ -186,10 +194,22 @@ def _grid(spacing: str, low: float, high: float, count: int) -> list[float]:
         return [low] * count
     if spacing == "logsnr":
         return torch.linspace(low, high, count, dtype=torch.float64).tolist()
+    if spacing == "flow":
+        even = torch.linspace(_flow_of(low), _flow_of(high), count, dtype=torch.float64)
+        return [_logsnr_of_flow(time) for time in even.tolist()]
     # sigma / alpha = exp(-logsnr / 2)
     first, last = (math.exp(-0.5 * end / _RHO) for end in (low, high))
     even = torch.linspace(first, last, count, dtype=torch.float64)
     return (-2.0 * _RHO * torch.log(even)).tolist()
+
+
+def _flow_of(logsnr: float) -> float:
+    """sigma / (alpha + sigma), where snr = ((1 - time) / time)^2."""
+    return 1 / (1 + math.exp(0.5 * logsnr))
+
+
+def _logsnr_of_flow(time: float) -> float:
+    return 2 * (math.log1p(-time) - math.log(time))
 
 
 def _whole(schedule: NoiseSchedule, t: int, key: int) -> Level:

@@ -18,7 +18,7 @@ from ddpm.data import Dataset
 from ddpm.diffusion import NoiseSchedule
 from ddpm.distributed import Group, best_device
 from ddpm.sampling import grids
-from ddpm.training.loss import standard_loss
+from ddpm.training.loss import sigma_data_of, standard_loss
 from ddpm.training.step import TrainState, with_weights
 from ddpm.training.trainer import StepReport, train
 
@@ -27,7 +27,8 @@ class DiffusionModel:
     """A network that learns to undo `schedule`'s noise.
 
     network: any callable module (x_t (N, C, H, W), time (N,) in [0, 1], labels (N,) or None) ->
-    (N, C, H, W).  pred_type: noise, image or velocity.  seed: of everything random in training.
+    (N, C, H, W).  pred_type: one of PRED_TYPES; that of a schedule without sigma_data is measured by
+    the first fit() of edm.  seed: of everything random in training.
     Override `loss` for another objective.
     """
 
@@ -49,7 +50,8 @@ class DiffusionModel:
 
     def loss(self, prediction: Tensor, target: Tensor, logsnr: Tensor) -> Tensor:
         """Loss per sample (N,). prediction, target: (N, C, H, W) of pred_type; logsnr: (N,)."""
-        return standard_loss(self._training(HyperParameters()))(prediction, target, logsnr)
+        training = self._training(HyperParameters())
+        return standard_loss(training, self.schedule.sigma_data)(prediction, target, logsnr)
 
     def fit(
         self,
@@ -73,6 +75,9 @@ class DiffusionModel:
             SAVE_PERIOD=None,
         )
         training = dataclasses.replace(self._training(hyper), EMA_DECAYS=(ema_decay,))
+        if self.schedule.sigma_data is None:
+            sigma_data = sigma_data_of(training, dataset)
+            self.schedule = dataclasses.replace(self.schedule, sigma_data=sigma_data)
         self.image_shape = dataset.image_shape
         reports = train(
             training,

@@ -1,7 +1,9 @@
 """The loss of a training step: draws keyed by position, one network call, losses per sample.
 
 x_t = alpha x0 + sigma noise; the network's prediction is carried into LOSS_SPACE by an exact
-conversion and compared there.
+conversion and compared there. The conversion multiplies an error by x0_gain(PRED_TYPE) /
+x0_gain(LOSS_SPACE), by 1 / sigma from image to velocity; LOSS_FLOOR bounds that by 1 / LOSS_FLOOR,
+as Li & He 2025 keep the denominator of theirs above 0.05.
 """
 
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from ddpm.config import Training
 from ddpm.diffusion import (
+    AdaptiveDensity,
     DropoutKey,
     LogSnrDensity,
     NoiseSchedule,
@@ -23,14 +26,20 @@ from ddpm.diffusion import (
     diffuse,
     elementwise_loss,
     loss_weight,
+    network_input,
+    per_sample,
     philox,
     stratified_timesteps,
     target_for,
     timesteps,
+    x0_gain,
 )
+from ddpm.distributed import ALONE, Group
+from ddpm.errors import InputError
+from ddpm.metrics import data_deviation
 
 if TYPE_CHECKING:
-    from ddpm.data import Batch
+    from ddpm.data import Batch, Dataset
 
 # (prediction, target, logsnr), the first two (N, C, H, W) in LOSS_SPACE, logsnr (N,) -> loss (N,)
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -51,33 +60,59 @@ def bin_names() -> list[str]:
 class Randomness:
     """The draws of a batch: timesteps t (N,), noise (N, C, H, W), labels after dropping.
 
-    t: of the schedule, or the level of a density.
+    t: of the schedule, or the level of a density.  weight: of each sample's loss, float64 (N,),
+    where t is drawn by an adaptive density; None is 1.
     """
 
     t: Tensor
     noise: Tensor
     labels: Tensor | None
     dropout_key: DropoutKey | None
+    weight: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleLosses:
-    """Losses (N,) of a batch: the one trained, the plain ones in three spaces; and its log-SNR."""
+    """Losses (N,) of a batch: the one trained, the plain ones in three spaces; and its log-SNR.
+
+    weight: of the draw, as Randomness has it; no loss here contains it.
+    """
 
     loss: Tensor
     by_space: dict[str, Tensor]
     logsnr: Tensor
+    weight: Tensor | None = None
+
+    @property
+    def total(self) -> Tensor:
+        """The sum over the batch whose gradient is followed: of losses times the draws' weights."""
+        return self._weighted(self.loss).sum()
+
+    def _weighted(self, loss: Tensor) -> Tensor:
+        return loss if self.weight is None else loss * self.weight.to(loss.dtype)
 
     def sums(self) -> Tensor:
-        """The NUM_SUMS numbers a step reports, detached: loss, non-finite losses, spaces, bins."""
+        """The NUM_SUMS numbers a step reports, detached: loss, non-finite losses, spaces, bins.
+
+        All but the bins estimate means over the schedule, however timesteps are drawn.
+        """
         loss = self.loss.detach().float()
-        # no tensor of the edges: a copy to a GPU waits for it
-        above = torch.stack([self.logsnr > edge for edge in LOGSNR_EDGES]).sum(0)
-        bins = nn.functional.one_hot(above, NUM_BINS).to(loss.dtype)
-        spaces = [self.by_space[space].sum() for space in SPACE_SUMS.values()]
+        bins = self._bins()
+        spaces = [self._weighted(self.by_space[space]).sum() for space in SPACE_SUMS.values()]
         bad = (~torch.isfinite(loss)).sum().to(loss.dtype)
         in_bins = [torch.nan_to_num(loss) @ bins, bins.sum(0)]
-        return torch.cat([torch.stack([loss.sum(), bad, *spaces]), *in_bins])
+        return torch.cat([torch.stack([self._weighted(loss).sum(), bad, *spaces]), *in_bins])
+
+    def squares(self) -> Tensor:
+        """Sum of squared losses in each bin, detached (NUM_BINS,): what an adaptive density sees."""
+        loss = self.loss.detach().float()
+        return torch.nan_to_num(loss.square()) @ self._bins()
+
+    def _bins(self) -> Tensor:
+        """Which bin each sample is in, one-hot (N, NUM_BINS) float32."""
+        # no tensor of the edges: a copy to a GPU waits for it
+        above = torch.stack([self.logsnr > edge for edge in LOGSNR_EDGES]).sum(0)
+        return nn.functional.one_hot(above, NUM_BINS).float()
 
 
 def metrics_from(sums: list[float], samples: int) -> dict[str, float]:
@@ -92,26 +127,32 @@ def metrics_from(sums: list[float], samples: int) -> dict[str, float]:
     return metrics
 
 
-def standard_loss(training: Training) -> Loss:
-    """LOSS_FN times the weight of LOSS_WEIGHTING in LOSS_SPACE."""
+def standard_loss(training: Training, sigma_data: float | None = None) -> Loss:
+    """LOSS_FN times the weight of LOSS_WEIGHTING in LOSS_SPACE.  sigma_data: of edm."""
     space = training.LOSS_SPACE or training.PRED_TYPE
 
     def loss(prediction: Tensor, target: Tensor, logsnr: Tensor) -> Tensor:
-        weight = loss_weight(logsnr, space, training.LOSS_WEIGHTING, gamma=training.MIN_SNR_GAMMA)
+        weight = loss_weight(
+            logsnr,
+            space,
+            training.LOSS_WEIGHTING,
+            gamma=training.MIN_SNR_GAMMA,
+            sigma_data=sigma_data,
+        )
         return weight * elementwise_loss(prediction, target, training.LOSS_FN)
 
     return loss
 
 
 def levels_trained(training: Training, schedule: NoiseSchedule) -> NoiseSchedule | LogSnrDensity:
-    """The equally likely noise levels t = 1, 2, ... of a training: timesteps, or of a density.
+    """The noise levels t = 1, 2, ... of a training: timesteps, or equally likely of a density.
 
     Raises ValueError for a density whose levels the network would see as times of the schedule.
     """
     name = training.LOGSNR_DENSITY
-    if name == "schedule":
+    if name in ("schedule", "adaptive"):
         return schedule
-    if schedule.time_input != "logsnr":
+    if schedule.time_input in ("time", "timestep"):
         raise ValueError(
             f"the density is {name} but the schedule's time_input is {schedule.time_input}; "
             "give NoiseSchedule time_input='logsnr'"
@@ -122,23 +163,51 @@ def levels_trained(training: Training, schedule: NoiseSchedule) -> NoiseSchedule
 _density = lru_cache(maxsize=16)(LogSnrDensity)  # a step asks for it twice
 
 
+def sigma_data_of(training: Training, data: "Dataset", group: Group = ALONE) -> float | None:
+    """data_deviation() of the training images where edm needs it, else None.
+
+    group: workers that all call this.  Raises InputError where the images do not vary.
+    """
+    key = next((key for key in ("PRED_TYPE", "LOSS_SPACE") if getattr(training, key) == "edm"), "")
+    if not key:
+        return None
+    deviation = data_deviation(data, group)
+    if not deviation > 0:
+        raise InputError(
+            f"TRAINING.{key} is edm but every value of every training image is the same, so that "
+            "sigma_data, their standard deviation, is 0; give velocity, or images that vary"
+        )
+    return deviation
+
+
 def draw(
-    training: Training, network: nn.Module, schedule: NoiseSchedule, batch: "Batch", step: int
+    training: Training,
+    network: nn.Module,
+    schedule: NoiseSchedule,
+    batch: "Batch",
+    step: int,
+    density: AdaptiveDensity | None = None,
 ) -> Randomness:
-    """The draws of the samples of this batch: functions of (SEED, position) alone."""
+    """The draws of the samples of this batch: functions of (SEED, position) alone.
+
+    density: of the timesteps where LOGSNR_DENSITY is adaptive, as the steps before left it.
+    """
     seed, positions = training.SEED, positions_of(batch)
     count = levels_trained(training, schedule).num_timesteps
+    count = count if density is None else density.num_places
     if training.STRATIFIED_TIME:
         size = training.HYPER_PARAMETERS.BATCH_SIZE
         t = stratified_timesteps(seed, step, positions - step * size, size, count)
     else:
         t = timesteps(seed, positions, count)
+    t, weight = (t, None) if density is None else density.timesteps(t)
     drops = getattr(network, "dropout", 0.0) > 0
     return Randomness(
         t=t,
         noise=philox.normal(seed, Stream.NOISE, positions, tuple(batch.images.shape[1:])),
         labels=_labels(training, network, batch),
         dropout_key=DropoutKey(seed, positions) if drops else None,
+        weight=weight,
     )
 
 
@@ -173,22 +242,32 @@ def sample_losses(
     """One network call and its losses. Only the call itself runs under `autocast`."""
     levels = levels_trained(training, schedule)
     alpha, sigma = levels.alpha_sigma_at(draws.t)
+    space, kind = training.LOSS_SPACE or training.PRED_TYPE, training.PRED_TYPE
+    of_data = schedule.sigma_data
     x0, logsnr = batch.images, levels.logsnr_at(draws.t)
     x_t = diffuse(x0, draws.noise, alpha, sigma)
     time = schedule.network_time(draws.t.double() / levels.num_timesteps, logsnr)
     extra = {} if draws.dropout_key is None else {"dropout_key": draws.dropout_key}
+    given = network_input(x_t, alpha, sigma, kind, of_data)
     with autocast or nullcontext():
-        pred = network(x_t, time, draws.labels, **extra)
+        pred = network(given, time, draws.labels, **extra)
     pred = pred.float()
 
-    def in_space(space: str, of: Tensor) -> tuple[Tensor, Tensor]:
-        target = target_for(space, x0, draws.noise, alpha, sigma)
-        return convert(of, x_t, alpha, sigma, training.PRED_TYPE, space), target
+    def in_space(space: str) -> tuple[Tensor, Tensor]:
+        target = target_for(space, x0, draws.noise, alpha, sigma, of_data)
+        return convert(pred, x_t, alpha, sigma, kind, space, of_data), target
 
-    trained = loss(*in_space(training.LOSS_SPACE or training.PRED_TYPE, pred), logsnr)
+    converted, target = in_space(space)
+    if training.LOSS_FLOOR is not None:
+        before, after = (x0_gain(one, alpha, sigma, of_data) for one in (kind, space))
+        kept = (after / (training.LOSS_FLOOR * before)).clamp(max=1.0)
+        converted = target + per_sample(kept, target) * (converted - target)
+    trained = loss(converted, target, logsnr)
     with torch.no_grad():
         by_space = {
-            space: elementwise_loss(*in_space(space, pred), training.LOSS_FN)
+            space: elementwise_loss(*in_space(space), training.LOSS_FN)
             for space in SPACE_SUMS.values()
         }
-    return SampleLosses(loss=trained.float(), by_space=by_space, logsnr=logsnr)
+    return SampleLosses(
+        loss=trained.float(), by_space=by_space, logsnr=logsnr, weight=draws.weight
+    )

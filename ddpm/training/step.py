@@ -20,11 +20,21 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, schedule, supported_activities
 
 from ddpm.config import HyperParameters, Training
-from ddpm.diffusion import NoiseSchedule, beta_at, ema, gamma_of, name_of
+from ddpm.diffusion import AdaptiveDensity, NoiseSchedule, beta_at, ema, gamma_of, name_of
 from ddpm.distributed import Group, share
 from ddpm.errors import NonFiniteError
 from ddpm.runs import watts
-from ddpm.training.loss import NUM_SUMS, Loss, draw, metrics_from, sample_losses, standard_loss
+from ddpm.training.loss import (
+    LOGSNR_EDGES,
+    NUM_BINS,
+    NUM_SUMS,
+    Loss,
+    bin_names,
+    draw,
+    metrics_from,
+    sample_losses,
+    standard_loss,
+)
 
 if TYPE_CHECKING:
     from ddpm.data import Batch
@@ -42,17 +52,22 @@ class TrainState:
 
     tensors: model, ema-DECAY..., power-LENGTH..., optimizer, each {name: tensor}.  window: the sums
     of the report under way, so that a run stopped between two reports loses none of them.
+    sigma_data: of edm, with which images are drawn too.  density: what an adaptive one has seen.
     """
 
     step: int
     tensors: dict[str, Tensors]
     grad_scaler: dict[str, Any] | None = None
     window: dict[str, Any] = field(default_factory=dict)
+    sigma_data: float | None = None
+    density: dict[str, list[float]] | None = None
 
     @property
     def scalars(self) -> dict[str, Any]:
         """JSON values beside the tensors."""
-        return {"step": self.step, "grad_scaler": self.grad_scaler, "window": self.window}
+        always = {"step": self.step, "grad_scaler": self.grad_scaler, "window": self.window}
+        some = {"sigma_data": self.sigma_data, "density": self.density}
+        return always | {name: value for name, value in some.items() if value is not None}
 
     @classmethod
     def restored(cls, tensors: dict[str, Tensors], scalars: dict[str, Any]) -> "TrainState":
@@ -225,15 +240,20 @@ class Stepper:
         self.training, self.schedule, self.group = training, schedule, group
         self.network = network.to(group.device).train()
         self.forward = torch.compile(network) if training.COMPILE else network
-        self.loss = loss or standard_loss(training)
+        self.loss = loss or standard_loss(training, schedule.sigma_data)
         self.batch_size = training.HYPER_PARAMETERS.BATCH_SIZE
         self.total = total
         self.parameters = dict(network.named_parameters())
         self.optimizer = make_optimizer(network, training.WEIGHT_DECAY)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=training.PRECISION == "fp16")
         self.parts = self._parts()
+        self.density: AdaptiveDensity | None = None
+        if training.LOGSNR_DENSITY == "adaptive":
+            seen = state.density if state else None
+            self.density = AdaptiveDensity(schedule, LOGSNR_EDGES, seen)
         rows = len(self.parts) if training.NUMERICS == "exact" else 1
-        self.buffer = GradientBuffer(list(self.parameters.values()), NUM_SUMS + 1, rows)
+        num_sums = NUM_SUMS + (NUM_BINS if self.density else 0) + 1
+        self.buffer = GradientBuffer(list(self.parameters.values()), num_sums, rows)
         self._restore(state)
 
     def _parts(self) -> list[range]:
@@ -300,7 +320,9 @@ class Stepper:
         skipped, norm, numbers = self._apply(gradient, sums, seen)
         clip = self.training.CLIP_NORM
         most = float("inf") if clip is None else clip
-        self.window.add(numbers[:-1], norm, skipped, most)
+        self.window.add(numbers[:NUM_SUMS], norm, skipped, most)
+        if self.density:
+            self.density.update(numbers[NUM_SUMS:-1], numbers[NUM_SUMS - NUM_BINS : NUM_SUMS])
         self.step += 1
         return numbers[-1] > 0
 
@@ -309,13 +331,14 @@ class Stepper:
 
         Returns int64 (n, 3): timestep, sample id and whether the loss is finite.
         """
-        draws = draw(self.training, self.network, self.schedule, piece, self.step)
+        draws = draw(self.training, self.network, self.schedule, piece, self.step, self.density)
         losses = sample_losses(
             self.training, self.forward, self.schedule, piece, draws, self.loss, self._autocast()
         )
         self.buffer.collect_into(row)
-        self.scaler.scale(losses.loss.sum() / self.batch_size).backward()
-        self.buffer.add_sums(row, torch.cat([losses.sums(), losses.loss.new_zeros(1)]))
+        self.scaler.scale(losses.total / self.batch_size).backward()
+        squares = [losses.squares()] if self.density else []
+        self.buffer.add_sums(row, torch.cat([losses.sums(), *squares, losses.loss.new_zeros(1)]))
         return torch.stack([draws.t, piece.ids, torch.isfinite(losses.loss).long()], dim=1)
 
     def _autocast(self) -> AbstractContextManager[object]:
@@ -380,6 +403,9 @@ class Stepper:
         if self.training.CLIP_NORM is not None:
             result["clipped_share"] = window.clipped / applied
         result["learning_rate"] = learning_rate(hyper, self.step - 1, self.total)
+        if self.density:
+            shares = zip(bin_names(), self.density.shares.tolist(), strict=True)
+            result |= {name.replace("loss/", "density/"): share for name, share in shares if share}
         if self.scaler.is_enabled():
             result["loss_scale"] = self.scaler.get_scale()
             result["skipped_steps"] = float(window.skipped)
@@ -417,6 +443,8 @@ class Stepper:
             tensors={part: _on_cpu(group) for part, group in tensors.items()},
             grad_scaler=self.scaler.state_dict() or None,
             window=self.window.to_json(),
+            sigma_data=self.schedule.sigma_data,
+            density=self.density.state() if self.density else None,
         )
 
 

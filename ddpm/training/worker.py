@@ -5,6 +5,7 @@ differs. Rank 0 alone writes: the run directory first, then the tracker (Weights
 whoever listens.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from contextlib import closing, nullcontext
@@ -42,6 +43,7 @@ from ddpm.runs import (
     reset_peak,
 )
 from ddpm.sampling import build, grids, open_data
+from ddpm.training.loss import sigma_data_of
 from ddpm.training.step import TrainState, kernels, profiler
 from ddpm.training.trainer import (
     Every,
@@ -91,9 +93,11 @@ def work(
     began = Began()
     config = configuration.from_dict(job.config, source=job.run_dir)
     data = open_data(config, Path(job.data_dir))
+    sigma_data = sigma_data_of(config.TRAINING, data, group)
     run = RunDirectory(Path(job.run_dir))
     reset_peak()
     state = _start(run, config, data, job, group)
+    sigma_data = state.sigma_data if state else sigma_data
     torch.set_num_threads(run.threads)
     if on_held and group.is_main:
         on_held()
@@ -111,7 +115,7 @@ def work(
             with closing(tracked) if tracked else nullcontext():
                 listeners = [run.record, tracked.log if tracked else None, on_report]
                 heard = [each for each in listeners if each and group.is_main]
-                _train(job, config, data, window, run, state, group, heard, stops)
+                _train(job, config, data, window, run, state, sigma_data, group, heard, stops)
                 peak = peak_bytes()  # measuring is no training
                 measure_samples(run.path, config, data, window, group, should_stop=stops)
                 began.gather(group)
@@ -159,6 +163,7 @@ def _train(
     window: Window,
     run: RunDirectory,
     state: TrainState | None,
+    sigma_data: float | None,
     group: Group,
     listeners: list[Callable[[StepReport], None]],
     should_stop: Callable[[], bool],
@@ -173,6 +178,7 @@ def _train(
     if group.any(is_enough and Patience.ENOUGH in judge(run.metrics(), options)):
         return  # and was killed before it could say that it is done
     network, schedule = build(config)
+    schedule = dataclasses.replace(schedule, sigma_data=sigma_data)
     epoch = steps_per_epoch(training, data.num_train)
     sampler = None
     if training.INLINE_GEN.ENABLE:

@@ -231,7 +231,7 @@ def test_the_environment_and_dead_references_are_refused(
         ("BATCH_SIZE: 3", "did you mean TRAINING.HYPER_PARAMETERS.BATCH_SIZE?"),
         ("TRAINING:\n  EPOCHS: 3", "test.yaml:3: TRAINING.EPOCHS is no key; did you mean "),
         ("TRAINING:\n  PRED_TYPE: veloctiy", "test.yaml:3: TRAINING.PRED_TYPE is veloctiy; "
-         "allowed: one of noise, image, velocity; did you mean velocity?"),
+         "allowed: one of noise, image, velocity, edm, flow; did you mean velocity?"),
         ("TRAINING: {SEED: 1180591620717411303424}", "allowed: an integer from 0 to"),
         ("TRAINING: {NETWORK: {TIMESTEPS: 1:30}}", "TIMESTEPS is 1:30; allowed: an integer from 1"),
         ("TRAINING: {NETWORK: {TIMESTEPS: 0}}", "from 1 to 1000000; the default is 1000"),

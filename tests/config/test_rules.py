@@ -76,6 +76,14 @@ BROKEN = [
         "DENSITY_PARAMETERS is [0.0, 1.0] but LOGSNR_DENSITY is schedule, which has none",
     ),
     (
+        "T.LOGSNR_DENSITY=adaptive T.DENSITY_PARAMETERS=[0,1]",
+        "DENSITY_PARAMETERS is [0.0, 1.0] but LOGSNR_DENSITY is adaptive, which has none",
+    ),
+    (
+        "T.LOSS_FLOOR=0.05 T.LOSS_SPACE=null",
+        "LOSS_FLOOR is 0.05 but LOSS_SPACE is null, so no prediction is converted; give LOSS_SPACE",
+    ),
+    (
         "T.LOGSNR_DENSITY=uniform T.DENSITY_PARAMETERS=[3,3]",
         "DENSITY_PARAMETERS is [3.0, 3.0] but LOGSNR_DENSITY is uniform; give the lower log SNR",
     ),
@@ -327,7 +335,7 @@ def test_what_lies_just_inside_a_rule_is_accepted(overrides: str) -> None:
 
 def test_the_words_are_those_of_the_mathematics() -> None:
     assert schema.SCHEDULERS == tuple(SCHEDULES)
-    assert set(get_args(schema.Density)) == {"schedule", *DENSITIES}
+    assert set(get_args(schema.Density)) == {"schedule", "adaptive", *DENSITIES}
     assert get_args(schema.PredType) == process.PRED_TYPES
     assert get_args(schema.LossFn) == process.LOSS_FNS
     assert get_args(schema.LossWeighting) == process.LOSS_WEIGHTINGS
@@ -341,7 +349,8 @@ def test_the_arguments_are_those_of_network_and_schedule() -> None:
         (UNet, c.network_arguments(config)),
         (NoiseSchedule, c.schedule_arguments(config)),
     ):
-        assert set(arguments) == set(inspect.signature(target).parameters)
+        of_data = {"sigma_data"}  # which no configuration knows
+        assert set(arguments) == set(inspect.signature(target).parameters) - of_data
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULES)

@@ -1,5 +1,6 @@
 """Densities of log SNR against their closed forms, and the levels a training draws from them."""
 
+import json
 import math
 
 import numpy as np
@@ -8,9 +9,17 @@ import torch
 from scipy import stats
 from torch.testing import assert_close
 
-from ddpm.diffusion.density import DENSITIES, NUM_LEVELS, LogSnrDensity
+from ddpm.diffusion.density import (
+    DENSITIES,
+    FEWEST_DRAWS,
+    NUM_LEVELS,
+    UNIFORM_SHARE,
+    AdaptiveDensity,
+    LogSnrDensity,
+)
 from ddpm.diffusion.process import timesteps
 from ddpm.diffusion.schedule import NoiseSchedule
+from tests.support.diffusion_cases import every_schedule
 
 # in scipy's words, by the formulas of the papers
 CLOSED = {
@@ -110,3 +119,62 @@ def test_a_network_that_sees_log_snr_sees_the_same_under_every_schedule() -> Non
         ValueError, match="time_input is 'sigma'; give one of time, logsnr, timestep"
     ):
         NoiseSchedule("cosine", 100, time_input="sigma")
+
+
+# Adaptive
+
+
+EDGES = (-6.0, -3.0, 0.0, 3.0, 6.0)
+
+
+def adapted(schedule: NoiseSchedule, squares: list[float]) -> AdaptiveDensity:
+    """After a step in which every bin was drawn 100 times with these mean squares."""
+    density = AdaptiveDensity(schedule, EDGES)
+    density.update([100 * one for one in squares], [100.0] * 6)
+    return density
+
+
+@every_schedule
+@pytest.mark.parametrize("squares", [None, [1e4, 1, 1, 0, 4, 100]])
+def test_weights_times_densities_are_uniform_timesteps(name: str, squares: list | None) -> None:
+    schedule = NoiseSchedule(name, 70)
+    density = adapted(schedule, squares) if squares else AdaptiveDensity(schedule, EDGES)
+    count = 1 << 20
+    places = (torch.arange(count) * 2 + 1) * (density.num_places // count // 2)
+    t, weight = density.timesteps(places)
+    assert (t.diff() >= 0).all() and t[0] == 1 and t[-1] == 70
+    mass = torch.zeros(71, dtype=torch.float64).index_add(0, t, weight) / count
+    torch.testing.assert_close(mass[1:], torch.full((70,), 1 / 70).double(), rtol=0.01, atol=0)
+    assert squares or (weight == 1).all()
+    assert weight.max() <= 1 / UNIFORM_SHARE * (1 + 1e-12)
+
+
+def test_shares_are_those_of_least_variance() -> None:
+    schedule = NoiseSchedule("linear", 1000)
+    squares = torch.tensor([1e4, 1, 1, 0.25, 4, 100], dtype=torch.float64)
+    logsnr = schedule.logsnr_at(torch.arange(1, 1001))
+    uniform = torch.histc((logsnr + 6) / 3, 6, -1, 5).double() / 1000
+    uniform[0], uniform[5] = (logsnr <= -6).double().mean(), (logsnr > 6).double().mean()
+    wanted = uniform * squares.sqrt()
+    expected = UNIFORM_SHARE * uniform + (1 - UNIFORM_SHARE) * wanted / wanted.sum()
+    torch.testing.assert_close(adapted(schedule, squares.tolist()).shares, expected)
+
+
+def test_the_mean_of_squares_is_over_the_last_draws_and_kept_exactly() -> None:
+    schedule = NoiseSchedule("linear", 1000)
+    density = AdaptiveDensity(schedule, EDGES)
+    density.update([30.0] * 6, [FEWEST_DRAWS - 1.0] * 6)
+    uniform = AdaptiveDensity(schedule, EDGES).shares
+    assert torch.equal(density.shares, uniform)  # too few yet
+    density.update([0.0] * 6, [1.0] * 5 + [0.0])
+    assert torch.equal(density.shares, uniform)  # one bin still
+    density.update([0.0] * 5 + [3.0], [1.0] * 6)
+    assert density.state()["squares"] == pytest.approx([30 / 11] * 5 + [3.3])
+    for _ in range(20):  # 5,000 draws of one bin forget what was before
+        density.update([250.0, *[0.0] * 5], [250.0, *[0.0] * 5])
+    assert density.state()["squares"][0] == pytest.approx(1, rel=0.01)
+    again = AdaptiveDensity(schedule, EDGES, json.loads(json.dumps(density.state())))
+    assert again.state() == density.state() and torch.equal(again.shares, density.shares)
+    density.update([9e9, *[0.0] * 5], [2.0, *[0.0] * 5])  # of so many draws a step, all are new
+    density.update([4000.0, *[0.0] * 5], [2000.0, *[0.0] * 5])
+    assert density.state()["squares"][0] == 2

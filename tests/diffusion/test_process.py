@@ -9,17 +9,20 @@ from ddpm.diffusion.process import (
     convert,
     diffuse,
     elementwise_loss,
+    input_scale,
     loss_weight,
+    network_input,
     noise_from_pred,
     noise_from_x0,
     q_posterior,
     q_sample,
     target_for,
-    velocity_from_pred,
     x0_from_pred,
+    x0_gain,
 )
 from ddpm.diffusion.schedule import NoiseSchedule
 from tests.support.diffusion_cases import (
+    SIGMA_DATA,
     T,
     every_pred_type,
     every_schedule,
@@ -71,6 +74,17 @@ def test_coefficients_follow_their_sample() -> None:
         assert torch.equal(alone[0], together[i])
 
 
+def gain_of(source: str, target: str, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """A division magnifies the rounding of its numerator: 1 / alpha from noise, 1 / sigma from x0.
+
+    edm has a gain of its own, up to 1 / SIGMA_DATA into it or out of it.
+    """
+    scale = SIGMA_DATA ** -sum(one == "edm" for one in (source, target)) if source != target else 1
+    if source == target or source not in ("noise", "image"):
+        return torch.full_like(alpha, scale)
+    return scale / (alpha if source == "noise" else sigma)
+
+
 @every_schedule
 @pytest.mark.parametrize("source", PRED_TYPES)
 @pytest.mark.parametrize("target", PRED_TYPES)
@@ -80,13 +94,10 @@ def test_conversions_recover_the_truth_in_float64(name: str, source: str, target
     x0, noise = images(T), noises(T)
     alpha, sigma = schedule.alpha_sigma_at(t)
     x_t = diffuse(x0, noise, alpha, sigma)
-    pred = target_for(source, x0, noise, alpha, sigma)
-    expected = target_for(target, x0, noise, alpha, sigma)
-    error = (convert(pred, x_t, alpha, sigma, source, target) - expected).abs()
-    # A division magnifies the rounding of its numerator: 1 / alpha from noise, 1 / sigma from x0.
-    gain = torch.ones_like(alpha)
-    if source != target and source != "velocity":
-        gain = 1 / alpha if source == "noise" else 1 / sigma
+    pred = target_for(source, x0, noise, alpha, sigma, SIGMA_DATA)
+    expected = target_for(target, x0, noise, alpha, sigma, SIGMA_DATA)
+    error = (convert(pred, x_t, alpha, sigma, source, target, SIGMA_DATA) - expected).abs()
+    gain = gain_of(source, target, alpha, sigma)
     assert (error.flatten(1).amax(1) < 1e-14 * gain).all()
 
 
@@ -100,13 +111,11 @@ def test_conversions_in_float32_lose_no_more_than_their_gain(
     x0, noise = images(T).float(), noises(T).float()
     alpha, sigma = schedule.alpha_sigma_at(every_t(schedule))
     x_t = diffuse(x0, noise, alpha, sigma)
-    pred = target_for(source, x0, noise, alpha, sigma)
-    expected = target_for(target, x0, noise, alpha, sigma)
-    converted = convert(pred, x_t, alpha, sigma, source, target)
+    pred = target_for(source, x0, noise, alpha, sigma, SIGMA_DATA)
+    expected = target_for(target, x0, noise, alpha, sigma, SIGMA_DATA)
+    converted = convert(pred, x_t, alpha, sigma, source, target, SIGMA_DATA)
     assert converted.dtype == torch.float32
-    gain = torch.ones_like(alpha)
-    if source != target and source != "velocity":
-        gain = 1 / alpha if source == "noise" else 1 / sigma
+    gain = gain_of(source, target, alpha, sigma)
     assert ((converted - expected).abs().flatten(1).amax(1) < 16 * 2.0**-24 * gain).all()
 
 
@@ -136,6 +145,77 @@ def test_velocity_is_a_rotation(name: str) -> None:
     )
 
 
+@every_schedule
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_edm_is_the_preconditioning_of_its_table(name: str, zero_terminal_snr: bool) -> None:
+    """Karras et al. 2022, Table 1, in their s = sigma / alpha and x = x_t / alpha."""
+    schedule = NoiseSchedule(name, T, zero_terminal_snr=zero_terminal_snr)
+    t = torch.arange(T + 1)
+    alpha, sigma = schedule.alpha_sigma_at(t)
+    x_t, pred = noises(T + 1), noises(T + 1, seed=1)
+    x0_hat = x0_from_pred(pred, x_t, alpha, sigma, "edm", SIGMA_DATA)
+    given = network_input(x_t, alpha, sigma, "edm", SIGMA_DATA)
+    inside = alpha > 0
+    s, x = (sigma / alpha)[inside].view(-1, 1, 1, 1), (x_t / alpha.view(-1, 1, 1, 1))[inside]
+    norm = torch.sqrt(s**2 + SIGMA_DATA**2)
+    c_skip, c_out, c_in = (SIGMA_DATA / norm) ** 2, s * SIGMA_DATA / norm, 1 / norm
+    assert_close(x0_hat[inside], c_skip * x + c_out * pred[inside], rtol=1e-12, atol=1e-13)
+    assert_close(given[inside], c_in * x, rtol=1e-12, atol=0)
+    gain = x0_gain("edm", alpha, sigma, SIGMA_DATA)[inside]
+    assert_close(gain, c_out.flatten(), rtol=1e-12, atol=0)
+    # at the ends: the image itself without noise, and all of it the network's without signal
+    assert torch.equal(x0_hat[0], x_t[0])
+    if zero_terminal_snr:
+        assert_close(x0_hat[-1], SIGMA_DATA * pred[-1], rtol=1e-15, atol=0)
+
+
+@every_schedule
+def test_edm_of_data_of_deviation_1_is_the_velocity_with_the_sign_turned(name: str) -> None:
+    schedule = NoiseSchedule(name, T)
+    alpha, sigma = schedule.alpha_sigma_at(torch.arange(T + 1))
+    x0, noise, x_t = images(T + 1), noises(T + 1), noises(T + 1, seed=2)
+    close = {"rtol": 1e-14, "atol": 1e-15}
+    turned = target_for("edm", x0, noise, alpha, sigma, 1.0)
+    assert_close(turned, -target_for("velocity", x0, noise, alpha, sigma), **close)
+    assert_close(network_input(x_t, alpha, sigma, "edm", 1.0), x_t, **close)
+    for read in (x0_from_pred, noise_from_pred):
+        of_edm = read(-noise, x_t, alpha, sigma, "edm", 1.0)
+        assert_close(of_edm, read(noise, x_t, alpha, sigma, "velocity"), rtol=1e-14, atol=1e-14)
+
+
+@every_schedule
+def test_flow_is_the_straight_path(name: str) -> None:
+    """Its input is (1 - tau) x0 + tau noise; the output leads back to x0 and on to the noise."""
+    schedule = NoiseSchedule(name, T, zero_terminal_snr=True)
+    alpha, sigma = schedule.alpha_sigma_at(torch.arange(T + 1))
+    tau = (sigma / (alpha + sigma)).view(-1, 1, 1, 1)
+    x0, noise = images(T + 1), noises(T + 1)
+    x_t = diffuse(x0, noise, alpha, sigma)
+    point = network_input(x_t, alpha, sigma, "flow")
+    assert_close(point, (1 - tau) * x0 + tau * noise, rtol=0, atol=1e-14)
+    pred = noises(T + 1, seed=3)
+    assert_close(x0_from_pred(pred, x_t, alpha, sigma, "flow"), point - tau * pred)
+    assert_close(noise_from_pred(pred, x_t, alpha, sigma, "flow"), point + (1 - tau) * pred)
+    assert torch.equal(target_for("flow", x0, noise, alpha, sigma), noise - x0)
+
+
+@every_pred_type
+def test_gains_are_those_of_the_conversion_to_the_image(pred_type: str) -> None:
+    schedule = NoiseSchedule("cosine", T)
+    alpha, sigma = schedule.alpha_sigma_at(every_t(schedule))
+    x_t, pred, error = noises(T), noises(T, seed=1), 0.01
+    a, b = (x0_from_pred(p, x_t, alpha, sigma, pred_type, SIGMA_DATA) for p in (pred, pred + error))
+    gain = x0_gain(pred_type, alpha, sigma, SIGMA_DATA)
+    assert_close((b - a).abs().flatten(1).amax(1) / error, gain, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("sigma_data", [None, 0.0])
+def test_edm_without_a_deviation_is_refused(sigma_data: float | None) -> None:
+    x, one = noises(1), torch.ones(1, dtype=torch.float64)
+    with pytest.raises(ValueError, match=f"sigma_data is {sigma_data} but edm needs it; give the"):
+        x0_from_pred(x, x, one, one, "edm", sigma_data)
+
+
 def test_noise_from_velocity_does_not_cancel_near_clean_data() -> None:
     """v3 computed (x_t - alpha x0_hat) / sigma, which at the first timestep leaves three digits."""
     schedule = NoiseSchedule("cosine", 1000)
@@ -158,8 +238,8 @@ def test_conversions_take_a_single_coefficient_for_the_whole_batch() -> None:
     for source in PRED_TYPES:
         for target in PRED_TYPES:
             assert torch.equal(
-                convert(pred, x_t, *pair, source, target),
-                convert(pred, x_t, *pairs, source, target),
+                convert(pred, x_t, *pair, source, target, SIGMA_DATA),
+                convert(pred, x_t, *pairs, source, target, SIGMA_DATA),
             )
 
 
@@ -170,18 +250,21 @@ def test_half_precision_predictions_are_converted_in_float32(pred_type: str) -> 
     x_t, pred = noises(3).float(), noises(3, seed=1).bfloat16()
     for target in PRED_TYPES:
         if target != pred_type:
-            converted = convert(pred, x_t, *pair, pred_type, target)
-            assert torch.equal(converted, convert(pred.float(), x_t, *pair, pred_type, target))
+            converted, expected = (
+                convert(one, x_t, *pair, pred_type, target, SIGMA_DATA)
+                for one in (pred, pred.float())
+            )
+            assert torch.equal(converted, expected)
 
 
 def test_unknown_names_are_refused_with_the_valid_ones() -> None:
     x = noises(1)
     one = torch.ones(1, dtype=torch.float64)
-    message = "is 'eps'; give one of noise, image, velocity"
+    message = "is 'eps'; give one of noise, image, velocity, edm, flow"
     for call in (
         lambda: x0_from_pred(x, x, one, one, "eps"),
         lambda: noise_from_pred(x, x, one, one, "eps"),
-        lambda: velocity_from_pred(x, x, one, one, "eps"),
+        lambda: input_scale("eps", one, one),
         lambda: target_for("eps", x, x, one, one),
         lambda: convert(x, x, one, one, "eps", "image"),
         lambda: convert(x, x, one, one, "image", "eps"),

@@ -299,7 +299,7 @@ def test_schedules_compare_and_hash_by_their_definition_and_survive_pickling() -
     assert again == one and torch.equal(again.alphas_cumprod, one.alphas_cumprod)
     assert repr(one) == (
         "NoiseSchedule(name='cos6', num_timesteps=10, logsnr_shift=0.0, zero_terminal_snr=False, "
-        "time_input='time')"
+        "time_input='time', sigma_data=None)"
     )
     assert one != NoiseSchedule("cos6", 10, time_input="logsnr")
 

@@ -11,9 +11,10 @@ from ddpm.config.loading import load
 from ddpm.diffusion.schedule import SCHEDULES, NoiseSchedule
 from ddpm.errors import run_main
 from ddpm.sampling.loading import open_data
-from ddpm.sampling.spacing import SPACINGS, levels
+from ddpm.sampling.spacing import levels
 from experiments import forecast as forecasts
 from experiments.forecast import (
+    SPACINGS,
     forecast,
     picture,
     resolved_band,

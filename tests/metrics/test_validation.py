@@ -25,7 +25,7 @@ from ddpm.metrics.validation import (
     write_evaluation,
     write_references,
 )
-from ddpm.metrics.window import data_window, resolved_window
+from ddpm.metrics.window import data_deviation, data_window, resolved_window
 from ddpm.metrics.x0_error import X0Error, summary
 from ddpm.report.reading import read
 from ddpm.sampling.loading import load_network, open_data
@@ -220,6 +220,14 @@ def test_the_window_of_data_is_that_of_their_covariance(count: int) -> None:
     assert data_window(images) == resolved_window(variance)
     other = Dataset.from_arrays(np.full((count, 8, 8, 1), 7, np.uint8))
     assert data_window(other) == (-4, 4)  # images that do not vary
+
+
+@pytest.mark.parametrize("count", [300, 40])
+def test_the_deviation_of_data_is_that_of_their_values_about_one_mean(count: int) -> None:
+    images = data(count)
+    train = images.read(images.order(torch.arange(images.num_train))).images.double()
+    assert data_deviation(images) == pytest.approx(float(train.std(correction=0)), rel=1e-12)
+    assert data_deviation(Dataset.from_arrays(np.full((count, 8, 8, 1), 77, np.uint8))) == 0
 
 
 @pytest.mark.slow

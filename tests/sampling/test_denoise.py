@@ -13,6 +13,7 @@ from ddpm.sampling.samplers import ddim_step, sample, sample_steps
 from ddpm.sampling.spacing import levels
 from tests.support.diffusion_cases import (
     SHAPE,
+    SIGMA_DATA,
     affine_network,
     corners,
     every_pred_type,
@@ -42,7 +43,7 @@ def draw(network: Network, guidance: float, **options) -> Tensor:
         "null_label": NULL,
         **options,
     }
-    schedule = NoiseSchedule("cosine", 30)
+    schedule = NoiseSchedule("cosine", 30, sigma_data=SIGMA_DATA)
     ids = torch.arange(2)
     return sample(network, schedule, ids, SHAPE, guidance=guidance, **arguments)
 
@@ -132,7 +133,7 @@ def test_guidance_off_asks_no_guide() -> None:
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "laplace"])
 def test_a_guide_does_not_depend_on_the_prediction_type(name: str) -> None:
-    schedule, images = NoiseSchedule(name, 50), corners().float()
+    schedule, images = NoiseSchedule(name, 50, sigma_data=SIGMA_DATA), corners().float()
     drawn = [
         sample(
             ideal_network(schedule, images[:3], pred_type),
@@ -156,13 +157,15 @@ def test_a_guide_does_not_depend_on_the_prediction_type(name: str) -> None:
 
 @every_pred_type
 def test_clipping_bounds_the_estimate_and_the_images(pred_type: str) -> None:
-    schedule, ids = NoiseSchedule("cosine", 20), torch.arange(8)
+    schedule = NoiseSchedule("cosine", 20, sigma_data=SIGMA_DATA)
+    ids = torch.arange(8)
     states = list(
         sample_steps(
             lambda x_t, time, labels: 3 * x_t,
             schedule,
             ids,
             SHAPE,
+    SIGMA_DATA,
             pred_type=pred_type,
             clip_denoise=True,
         )
@@ -185,6 +188,7 @@ def test_after_clipping_noise_fits_the_image_if_asked(pred_type: str, recompute:
             schedule,
             ids,
             SHAPE,
+    SIGMA_DATA,
             pred_type=pred_type,
             reverse_stride=5,
             clip_denoise=True,

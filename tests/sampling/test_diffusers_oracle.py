@@ -17,7 +17,7 @@ from ddpm.diffusion.philox import Stream, normal
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.sampling.samplers import sample
 from ddpm.sampling.spacing import levels
-from tests.support.diffusion_cases import SHAPE, every_pred_type
+from tests.support.diffusion_cases import SHAPE, every_plain_type
 
 pytestmark = pytest.mark.oracle
 
@@ -88,7 +88,7 @@ def agree(drawn: Tensor, expected: Tensor, schedule: NoiseSchedule) -> None:
 
 
 @every_name
-@every_pred_type
+@every_plain_type
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim(name: str, pred_type: str, eta: float) -> None:
     schedule = NoiseSchedule(name, T)
@@ -103,7 +103,7 @@ def test_ddim(name: str, pred_type: str, eta: float) -> None:
 
 
 @every_name
-@every_pred_type
+@every_plain_type
 def test_ddpm(name: str, pred_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     schedule, now = NoiseSchedule(name, T), [0]
     scheduler = theirs("DDPMScheduler", schedule, pred_type, clip_sample=False)
@@ -119,7 +119,7 @@ def test_ddpm(name: str, pred_type: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @every_name
-@every_pred_type
+@every_plain_type
 def test_heun(name: str, pred_type: str) -> None:
     schedule = NoiseSchedule(name, T)
     scheduler = theirs("HeunDiscreteScheduler", schedule, pred_type)
@@ -133,7 +133,7 @@ def test_heun(name: str, pred_type: str) -> None:
 
 
 @every_name
-@every_pred_type
+@every_plain_type
 @pytest.mark.parametrize(
     "sampler, algorithm", [("dpmpp_2m", "dpmsolver++"), ("dpmpp_2m_sde", "sde-dpmsolver++")]
 )

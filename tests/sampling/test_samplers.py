@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from ddpm.diffusion.philox import Stream, normal
-from ddpm.diffusion.process import PRED_TYPES, convert, q_posterior
+from ddpm.diffusion.process import PRED_TYPES, convert, q_posterior, target_for
 from ddpm.diffusion.schedule import SCHEDULES, NoiseSchedule
 from ddpm.sampling.samplers import SAMPLERS, Move, ddim_step, sample, sample_steps
 from ddpm.sampling.spacing import Level, levels
@@ -20,7 +20,9 @@ from tests.support.diffusion_cases import (
     all_pairs,
     constant,
     corners,
+    SIGMA_DATA,
     every_pred_type,
+    state_given,
     every_schedule,
     ideal_network,
 )
@@ -35,7 +37,7 @@ from tests.support.sampler_cases import (
     zero_terminal,
 )
 
-CONTINUOUS = ("logsnr", "karras")
+CONTINUOUS = ("logsnr", "karras", "flow")
 ETAS = (0.0, 0.2, 0.5, 1.0)
 
 
@@ -317,16 +319,38 @@ def test_unit_gaussian_data_shrinks_by_a_power_of_a_cosine(
     num_steps: int, std: float, pred_type: str
 ) -> None:
     """x0_hat = alpha x_t makes each DDIM step a factor cos(89 degrees / S)."""
-    schedule, ids = NoiseSchedule("cosine", 1000), torch.arange(3)
+    schedule = NoiseSchedule("cosine", 1000, sigma_data=SIGMA_DATA)
+    ids = torch.arange(3)
     assert math.cos(math.radians(89) / num_steps) ** num_steps == pytest.approx(std, abs=6e-7)
 
     def network(x_t: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
         alpha, sigma = schedule.alpha_sigma(time[0].double())
-        return {"noise": sigma * x_t, "image": alpha * x_t, "velocity": 0 * x_t}[pred_type]
+        x_t = state_given(x_t, alpha, sigma, pred_type)
+        x0_hat, noise_hat = alpha * x_t, sigma * x_t
+        return target_for(pred_type, x0_hat, noise_hat, alpha, sigma, SIGMA_DATA).float()
 
     drawn = sample(network, schedule, ids, SHAPE, pred_type=pred_type, num_steps=num_steps)
     # float32: an image or noise prediction is divided once by a small coefficient.
     assert_close(drawn, normal(0, Stream.X_T, ids, SHAPE) * std, rtol=3e-5, atol=3e-5)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "sigmoid"])
+def test_ddim_over_flow_spacing_is_eulers_method_for_the_flow(name: str) -> None:
+    """z <- z - F(z, time) / n on the straight path (Liu et al. 2022), at whatever the schedule."""
+    schedule, ids = NoiseSchedule(name, 1000, time_input="flow"), torch.arange(3)
+
+    def network(z: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+        return torch.tanh(3 * z) - time.view(-1, 1, 1, 1)
+
+    options = {"pred_type": "flow", "spacing": "flow", "num_steps": 7}
+    drawn = sample(network, schedule, ids, SHAPE, **options)
+    alpha, sigma = (float(one) for one in schedule.alpha_sigma_at(torch.tensor(1000)))
+    z = normal(0, Stream.X_T, ids, SHAPE).double() / (alpha + sigma)
+    first = sigma / (alpha + sigma)
+    for step in range(7):
+        time = torch.full((3,), first * (1 - step / 7), dtype=torch.float64)
+        z = z - first / 7 * network(z, time, None)
+    assert_close(drawn.double(), z, rtol=0, atol=1e-5)
 
 
 # The loop
@@ -339,8 +363,9 @@ def network_of(schedule: NoiseSchedule, pred_type: str, calls: list[float] | Non
         if calls is not None:
             calls.append(float(time[0]))
         alpha, sigma = schedule.alpha_sigma(time[0].double())
-        estimate = believe(x_t.double(), level_of(alpha, sigma))
-        return convert(estimate.x0_hat, x_t.double(), alpha, sigma, "image", pred_type).float()
+        x_t = state_given(x_t, alpha, sigma, pred_type)
+        x0_hat = believe(x_t, level_of(alpha, sigma)).x0_hat
+        return convert(x0_hat, x_t, alpha, sigma, "image", pred_type, SIGMA_DATA).float()
 
     return network
 
@@ -349,7 +374,7 @@ def network_of(schedule: NoiseSchedule, pred_type: str, calls: list[float] | Non
 @pytest.mark.parametrize("name", ["linear", "cosine", "laplace", "iddpm_cosine"])
 @every_sampler
 def test_the_loop_takes_the_steps_of_the_sampler(name: str, sampler: str) -> None:
-    schedule, ids = NoiseSchedule(name, 100), torch.arange(3)
+    schedule, ids = NoiseSchedule(name, 100, sigma_data=SIGMA_DATA), torch.arange(3)
     for pred_type, spacing in product(PRED_TYPES, ("trailing", "karras")):
         path = levels(schedule, spacing=spacing, num_steps=8)
         drawn = sample(
@@ -455,7 +480,8 @@ def test_grids_of_other_lengths_start_from_the_same_noise() -> None:
 @every_pred_type
 def test_arithmetic_is_the_samplers_own(pred_type: str) -> None:
     """float32 whatever the network returns, without gradients, whatever autocast says around it."""
-    schedule, ids = NoiseSchedule("cosine", 10), torch.arange(3)
+    schedule = NoiseSchedule("cosine", 10, sigma_data=SIGMA_DATA)
+    ids = torch.arange(3)
     weight = torch.tensor(1.0, requires_grad=True)
     arguments = {"pred_type": pred_type, "ddim_eta": 0.5}
 
@@ -489,7 +515,9 @@ def test_heun_calls_the_network_twice_a_step_but_the_last_and_others_once(sample
 def test_the_ideal_denoiser_draws_the_data_whatever_it_predicts(
     sampler: str, name: str, zero_terminal_snr: bool
 ) -> None:
-    schedule = NoiseSchedule(name, 1000, zero_terminal_snr=zero_terminal_snr)
+    schedule = NoiseSchedule(
+        name, 1000, zero_terminal_snr=zero_terminal_snr, sigma_data=SIGMA_DATA
+    )
     data, images = corners().float(), []
     for pred_type in PRED_TYPES[zero_terminal_snr:]:  # noise is refused there
         drawn = sample(
@@ -514,7 +542,7 @@ def test_the_ideal_denoiser_draws_the_data_whatever_it_predicts(
 @pytest.mark.parametrize("name", ["linear", "cosine", "laplace"])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_the_prediction_type_does_not_matter_to_an_ideal_network(name: str, eta: float) -> None:
-    schedule, data = NoiseSchedule(name, 24), corners().float()
+    schedule, data = NoiseSchedule(name, 24, sigma_data=SIGMA_DATA), corners().float()
     drawn = [
         sample(
             ideal_network(schedule, data, pred_type),

@@ -18,8 +18,9 @@ from ddpm.sampling.spacing import (
 )
 from tests.support.diffusion_cases import every_schedule
 
+CONTINUOUS = ("logsnr", "karras", "flow")
 every_spacing = pytest.mark.parametrize("spacing", SPACINGS)
-continuous = pytest.mark.parametrize("spacing", ["logsnr", "karras"])
+continuous = pytest.mark.parametrize("spacing", CONTINUOUS)
 T = 40
 
 
@@ -39,7 +40,7 @@ def test_any_number_of_steps_falls_from_one_to_zero(
     name: str, spacing: str, zero_terminal_snr: bool
 ) -> None:
     schedule = NoiseSchedule(name, T, zero_terminal_snr=zero_terminal_snr)
-    for num_steps in (1, 2, 3, 9, T, *((150,) if spacing in ("logsnr", "karras") else ())):
+    for num_steps in (1, 2, 3, 9, T, *((150,) if spacing in CONTINUOUS else ())):
         path = levels(schedule, spacing=spacing, num_steps=num_steps)
         assert len(path) == num_steps + 1
         assert (path[0].time, path[0].t, path[-1].time, path[-1].t) == (1.0, T, 0.0, 0)
@@ -142,6 +143,28 @@ def test_karras_is_even_in_the_seventh_root_of_sigma_over_alpha(
         assert sigma_over_alpha(level) == pytest.approx(root**7, rel=precision(name))
 
 
+def flow_time(level: Level) -> float:
+    return float(level.sigma / (level.alpha + level.sigma))
+
+
+@every_schedule
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_flow_is_even_in_the_time_of_the_straight_path_down_to_the_image(
+    name: str, zero_terminal_snr: bool
+) -> None:
+    schedule = NoiseSchedule(name, T, zero_terminal_snr=zero_terminal_snr)
+    lowest = 1 / (1 + math.exp(0.5 * schedule.logsnr_range[1]))
+    for num_steps in (4, 9, 200):
+        path = levels(schedule, spacing="flow", num_steps=num_steps)[int(zero_terminal_snr) :]
+        times = [flow_time(level) for level in path]
+        steps = [now - then for now, then in pairwise(times)]
+        # the last step is one of the others unless a network was never trained so near to the image
+        even = steps if times[0] / (len(path) - 1) > lowest else steps[:-1]
+        assert even == pytest.approx([even[0]] * len(even), rel=precision(name))
+        if even is not steps:
+            assert path[-2].t == 1
+
+
 @every_schedule
 @continuous
 def test_other_times_begin_at_the_first_timestep_and_end_at_the_last_exactly(
@@ -149,7 +172,8 @@ def test_other_times_begin_at_the_first_timestep_and_end_at_the_last_exactly(
 ) -> None:
     schedule = NoiseSchedule(name, T)
     path = levels(schedule, spacing=spacing, num_steps=9)
-    for level, t in ((path[0], T), (path[-2], 1), (path[-1], 0)):
+    ends = [(path[0], T), (path[-2], 1), (path[-1], 0)]
+    for level, t in ends[:: 2 if spacing == "flow" else 1]:
         assert level.t == t and isinstance(level.t, int)
         assert (level.alpha, level.sigma) == schedule.alpha_sigma_at(torch.tensor(t))
 
@@ -160,7 +184,8 @@ def test_zero_terminal_snr_is_a_step_of_its_own(name: str, spacing: str) -> None
     schedule = NoiseSchedule(name, T, zero_terminal_snr=True)
     path = levels(schedule, spacing=spacing, num_steps=9)
     assert path[0].logsnr == -math.inf and path[0].alpha == 0
-    assert [path[i].t for i in (0, 1, -2, -1)] == [T, T - 1, 1, 0]
+    assert [path[i].t for i in (0, 1, -1)] == [T, T - 1, 0]
+    assert spacing == "flow" or path[-2].t == 1
     assert [level.t for level in levels(schedule, spacing=spacing, num_steps=1)] == [T, 0]
     assert [level.t for level in levels(schedule, spacing=spacing, num_steps=2)] == [T, T - 1, 0]
 
@@ -189,10 +214,10 @@ def test_between_two_logsnrs_every_schedule_walks_the_same_levels(
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
 def test_no_key_is_used_twice_in_a_walk(spacing: str, zero_terminal_snr: bool) -> None:
     schedule = NoiseSchedule("cosine", T, zero_terminal_snr=zero_terminal_snr)
-    for num_steps in (1, 2, 3, 13, T, *((3 * T,) if spacing in ("logsnr", "karras") else ())):
+    for num_steps in (1, 2, 3, 13, T, *((3 * T,) if spacing in CONTINUOUS else ())):
         keys = [level.key for level in levels(schedule, spacing=spacing, num_steps=num_steps)]
         assert len(set(keys)) == len(keys) and keys[-1] == 0
-        if spacing in ("logsnr", "karras"):
+        if spacing in CONTINUOUS:
             assert keys == list(range(num_steps, -1, -1))
 
 

@@ -7,13 +7,16 @@ import torch
 from torch import Tensor
 
 from ddpm.diffusion.philox import Stream, normal, uniform
-from ddpm.diffusion.process import PRED_TYPES, convert
+from ddpm.diffusion.process import PRED_TYPES, convert, input_scale, per_sample
 from ddpm.diffusion.schedule import SCHEDULES, NoiseSchedule
 
 T = 100
+SIGMA_DATA = 0.4  # of edm
+PLAIN_TYPES = PRED_TYPES[:3]  # whose networks are given x_t itself
 SHAPE = (2, 3, 3)
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 every_pred_type = pytest.mark.parametrize("pred_type", PRED_TYPES)
+every_plain_type = pytest.mark.parametrize("pred_type", PLAIN_TYPES)
 every_eta = pytest.mark.parametrize("eta", [0.0, 0.2, 0.5, 0.8, 1.0])
 
 
@@ -48,17 +51,27 @@ def affine_network(x_t: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
     return 0.25 * x_t + time.view(-1, 1, 1, 1)
 
 
+def state_given(given: Tensor, alpha: Tensor, sigma: Tensor, pred_type: str) -> Tensor:
+    """x_t of what a network of this type is given, float64."""
+    scale = input_scale(pred_type, alpha, sigma, SIGMA_DATA)
+    return given.double() / per_sample(scale, given.double())
+
+
 def ideal_network(schedule: NoiseSchedule, data: Tensor, pred_type: str) -> Callable:
-    """The optimal prediction for a finite data set: a softmax over its images (M, C, H, W)."""
+    """The optimal prediction for a finite data set: a softmax over its images (M, C, H, W).
+
+    For SIGMA_DATA, whatever the set's own.
+    """
     points = data.double().flatten(1)
 
     def network(x_t: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
         alpha, sigma = schedule.alpha_sigma(time)
-        x = x_t.double().flatten(1)
+        x_t = state_given(x_t, alpha, sigma, pred_type)
+        x = x_t.flatten(1)
         distances = ((x[:, None] - alpha[:, None, None] * points) ** 2).sum(2)  # (N, M)
         weights = torch.softmax(-distances / (2 * sigma[:, None] ** 2), dim=1)
         x0_hat = (weights @ points).view_as(x_t)
-        return convert(x0_hat, x_t.double(), alpha, sigma, "image", pred_type).float()
+        return convert(x0_hat, x_t, alpha, sigma, "image", pred_type, SIGMA_DATA).float()
 
     return network
 

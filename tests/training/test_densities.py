@@ -1,5 +1,6 @@
 """Training by a density of log SNR: the schedule then only says where images are drawn."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ from torch import Tensor, nn
 from ddpm import config as c
 from ddpm.config.schema import Training
 from ddpm.data.dataset import Dataset
+from ddpm.diffusion.density import FEWEST_DRAWS
+from ddpm.diffusion.layers import init_weights
 from ddpm.diffusion.schedule import NoiseSchedule
+from ddpm.diffusion.unet import UNet
 from ddpm.errors import InputError
 from ddpm.metrics.bits_per_dim import bound_timesteps, variational_bound
 from ddpm.metrics.validation import measure_x0_error
@@ -136,6 +140,51 @@ def test_training_sampling_and_measuring_agree_on_what_the_network_sees() -> Non
     assert len(drawn) == 160 and -3 < drawn.min() < -2 and 4 < drawn.max() < 5
 
 
+@pytest.mark.parametrize("stratified", [False, True])
+def test_a_training_by_an_adaptive_density_resumes_to_the_bit(stratified: bool) -> None:
+    def options(epochs: int) -> Training:
+        return settings(epochs, LOGSNR_DENSITY="adaptive", STRATIFIED_TIME=stratified)
+
+    schedule = NoiseSchedule("linear", 10)
+    whole = trained(options(5), schedule, network())
+    half = trained(options(3), schedule, network())
+    assert half.density and min(n for n in half.density["draws"] if n) > FEWEST_DRAWS
+    assert same(trained(options(5), schedule, network(), half), whole)
+    forgetful = dataclasses.replace(half, density=None)
+    assert not same(trained(options(5), schedule, network(), forgetful), whole)
+
+
+def test_an_adaptive_density_leaves_the_loss_as_it_was_and_makes_it_less_noisy() -> None:
+    """A network that learns nothing: zero for the noise, whose squared error in the image is
+    1 / snr times that, so that the loss hangs on few timesteps.
+    """
+
+    def losses(density: str) -> tuple[list[float], dict[str, float]]:
+        options = settings(
+            60,
+            LOGSNR_DENSITY=density,
+            LOSS_SPACE="image",
+            PRED_TYPE="noise",
+            STEPS_PER_EPOCH=1,
+            BATCH_SIZE=64,
+            LEARNING_RATE=1e-30,
+        )
+        unet = init_weights(UNet(8, 1, 4, (1,), (False,), 1, norm_groups=4), 0)
+        reports = list(train(options, unet, NoiseSchedule("cos6", 100), digits()))
+        return [report.metrics["loss"] for report in reports[20:]], reports[-1].metrics
+
+    (uniform, plain), (adapted, metrics) = losses("schedule"), losses("adaptive")
+    schedule = NoiseSchedule("cos6", 100)
+    exact = (-schedule.logsnr_at(torch.arange(1, 101))).exp().mean().item()
+    error = np.std(adapted) / len(adapted) ** 0.5
+    assert abs(np.mean(adapted) - exact) < 4 * error < 0.2 * exact
+    assert np.std(adapted) < 0.5 * np.std(uniform)
+    shares = {name: share for name, share in metrics.items() if name.startswith("density/")}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert max(shares, key=lambda name: shares[name]) == "density/logsnr_-inf_-6"
+    assert not any(name.startswith("density/") for name in plain)
+
+
 @pytest.mark.slow
 def test_the_networks_input_is_time_unless_a_density_or_the_key_says_log_snr() -> None:
     for overrides, seen in (
@@ -144,6 +193,11 @@ def test_the_networks_input_is_time_unless_a_density_or_the_key_says_log_snr() -
         (["TRAINING.LOGSNR_DENSITY=edm"], "logsnr"),
         (["TRAINING.NETWORK.TIME_INPUT=timestep"], "timestep"),
         (["TRAINING.NETWORK.KERAS_LAYERS=true"], "timestep"),
+        (["TRAINING.LOGSNR_DENSITY=adaptive"], "time"),
+        (["TRAINING.PRED_TYPE=edm"], "logsnr"),
+        (["TRAINING.PRED_TYPE=flow"], "flow"),
+        (["TRAINING.PRED_TYPE=flow", "TRAINING.LOGSNR_DENSITY=edm"], "flow"),
+        (["TRAINING.PRED_TYPE=flow", "TRAINING.NETWORK.TIME_INPUT=time"], "time"),
     ):
         _, schedule = build(c.load(DIGITS, overrides))
         assert schedule.time_input == seen

@@ -21,7 +21,9 @@ from ddpm.diffusion.process import (
     timesteps,
 )
 from ddpm.diffusion.schedule import NoiseSchedule
+from ddpm.training.loss import Randomness, sample_losses, standard_loss
 from tests.support.diffusion_cases import (
+    SIGMA_DATA,
     T,
     every_pred_type,
     every_schedule,
@@ -29,6 +31,20 @@ from tests.support.diffusion_cases import (
     images,
     noises,
 )
+from tests.training.test_trainer import digits, settings
+
+
+
+def factor(space: str, snr: torch.Tensor) -> torch.Tensor:
+    """mse in this space over that of the image, for a given x0_hat."""
+    return {
+        "noise": snr,
+        "image": torch.ones_like(snr),
+        "velocity": snr + 1,
+        "edm": snr + SIGMA_DATA**-2,  # the paper's 1 / c_out^2
+        "flow": (snr.sqrt() + 1) ** 2,
+    }[space]
+
 
 every_space = pytest.mark.parametrize("loss_space", PRED_TYPES)
 
@@ -38,17 +54,17 @@ every_space = pytest.mark.parametrize("loss_space", PRED_TYPES)
 def test_losses_in_every_space_are_one_loss_times_a_known_factor(
     name: str, loss_space: str
 ) -> None:
-    """mse(noise) = snr mse(image), mse(velocity) = (snr + 1) mse(image), for any x0_hat."""
+    """mse(noise) = snr mse(image), mse(velocity) = (snr + 1) mse(image), ..., for any x0_hat."""
     schedule = NoiseSchedule(name, T)
     t = every_t(schedule)
     alpha, sigma = schedule.alpha_sigma_at(t)
     x0, noise, x0_hat = images(T), noises(T), images(T, seed=5)
     x_t = diffuse(x0, noise, alpha, sigma)
-    pred = convert(x0_hat, x_t, alpha, sigma, "image", loss_space)
-    loss = elementwise_loss(pred, target_for(loss_space, x0, noise, alpha, sigma), "MSE")
-    snr = schedule.logsnr_at(t).exp()
-    factor = {"noise": snr, "image": torch.ones_like(snr), "velocity": snr + 1}[loss_space]
-    assert_close(loss, factor * elementwise_loss(x0_hat, x0, "MSE"), rtol=1e-9, atol=0)
+    pred = convert(x0_hat, x_t, alpha, sigma, "image", loss_space, SIGMA_DATA)
+    target = target_for(loss_space, x0, noise, alpha, sigma, SIGMA_DATA)
+    loss = elementwise_loss(pred, target, "MSE")
+    expected = factor(loss_space, schedule.logsnr_at(t).exp())
+    assert_close(loss, expected * elementwise_loss(x0_hat, x0, "MSE"), rtol=1e-9, atol=0)
 
 
 @every_schedule
@@ -62,17 +78,18 @@ def test_a_weighting_gives_one_loss_and_one_gradient_through_every_space(
     alpha, sigma = schedule.alpha_sigma_at(t)
     x0, noise = images(T), noises(T)
     x_t = diffuse(x0, noise, alpha, sigma)
-    truth = target_for(pred_type, x0, noise, alpha, sigma)
+    truth = target_for(pred_type, x0, noise, alpha, sigma, SIGMA_DATA)
     # An error of the size x0 would see, so that no space's rounding dominates.
     x0_hat = x0 + 0.1 * noises(T, seed=3)
-    output = convert(x0_hat, x_t, alpha, sigma, "image", pred_type)
+    output = convert(x0_hat, x_t, alpha, sigma, "image", pred_type, SIGMA_DATA)
     results = []
     for space in PRED_TYPES:
         pred = output.clone().requires_grad_()
-        converted = convert(pred, x_t, alpha, sigma, pred_type, space)
-        target = target_for(space, x0, noise, alpha, sigma)
+        converted = convert(pred, x_t, alpha, sigma, pred_type, space, SIGMA_DATA)
+        target = target_for(space, x0, noise, alpha, sigma, SIGMA_DATA)
         loss = elementwise_loss(converted, target, "MSE")
-        loss = loss * loss_weight(schedule.logsnr_at(t), space, weighting)
+        logsnr = schedule.logsnr_at(t)
+        loss = loss * loss_weight(logsnr, space, weighting, sigma_data=SIGMA_DATA)
         (gradient,) = torch.autograd.grad(loss.sum(), pred)
         results.append((loss.detach(), gradient))
     assert (output - truth).abs().max() > 0
@@ -85,7 +102,6 @@ def test_a_weighting_gives_one_loss_and_one_gradient_through_every_space(
 def test_weights_are_the_papers_over_the_space(loss_space: str) -> None:
     logsnr = torch.linspace(-12, 12, 97, dtype=torch.float64)
     snr = logsnr.exp()
-    divisor = {"noise": snr, "image": torch.ones_like(snr), "velocity": snr + 1}[loss_space]
     papers = {
         "snr": snr,
         "truncated_snr": snr.clamp(min=1),
@@ -93,9 +109,8 @@ def test_weights_are_the_papers_over_the_space(loss_space: str) -> None:
         "p2": snr / (1 + snr),
     }
     for weighting, weight in papers.items():
-        assert_close(
-            loss_weight(logsnr, loss_space, weighting), weight / divisor, rtol=1e-12, atol=0
-        )
+        given = loss_weight(logsnr, loss_space, weighting, sigma_data=SIGMA_DATA)
+        assert_close(given, weight / factor(loss_space, snr), rtol=1e-12, atol=0)
     assert torch.equal(loss_weight(logsnr, loss_space, "uniform"), torch.ones_like(snr))
 
 
@@ -103,10 +118,14 @@ def test_weights_are_the_papers_over_the_space(loss_space: str) -> None:
 def test_gamma_moves_min_snr_alone(loss_space: str) -> None:
     logsnr = torch.linspace(-12, 12, 97, dtype=torch.float64)
     for weighting in LOSS_WEIGHTINGS:
-        five, one = (loss_weight(logsnr, loss_space, weighting, gamma=g) for g in (5.0, 1.0))
+        five, one = (
+            loss_weight(logsnr, loss_space, weighting, gamma=g, sigma_data=SIGMA_DATA)
+            for g in (5.0, 1.0)
+        )
         assert torch.equal(five, one) == (weighting != "min_snr")
-    unlimited = loss_weight(logsnr, loss_space, "min_snr", gamma=math.inf)
-    assert torch.equal(unlimited, loss_weight(logsnr, loss_space, "snr"))
+    unlimited = loss_weight(logsnr, loss_space, "min_snr", gamma=math.inf, sigma_data=SIGMA_DATA)
+    of_snr = loss_weight(logsnr, loss_space, "snr", sigma_data=SIGMA_DATA)
+    assert torch.equal(unlimited, of_snr)
     for gamma in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="gamma is .*; give a positive number"):
             loss_weight(logsnr, loss_space, "min_snr", gamma=gamma)
@@ -132,10 +151,18 @@ def test_weights_at_zero_and_infinite_snr_are_the_limits() -> None:
         ("image", "p2"): (0, 1),
         ("velocity", "p2"): (0, 0),
     }
+    # without signal 1 of edm is SIGMA_DATA of x0; without noise both are the noise with a sign
+    for weighting in LOSS_WEIGHTINGS:
+        (low, high), uniform = expected["velocity", weighting], weighting == "uniform"
+        expected["edm", weighting] = (1 if uniform else low * SIGMA_DATA**2, high)
+        expected["flow", weighting] = (low, high)
     assert len(expected) == len(PRED_TYPES) * len(LOSS_WEIGHTINGS)
     for (space, weighting), limits in expected.items():
-        assert tuple(loss_weight(ends, space, weighting).tolist()) == limits, (space, weighting)
-    unlimited = {space: loss_weight(ends, space, "min_snr", gamma=inf) for space in PRED_TYPES}
+        found = loss_weight(ends, space, weighting, sigma_data=SIGMA_DATA)
+        assert found.tolist() == pytest.approx(limits, rel=1e-15), (space, weighting)
+    unlimited = {
+        space: loss_weight(ends, space, "min_snr", gamma=inf) for space in ("noise", "velocity")
+    }
     assert unlimited["velocity"].tolist() == [0, 1] and unlimited["noise"].tolist() == [1, 1]
 
 
@@ -168,10 +195,10 @@ def test_nothing_is_clipped_on_the_way_to_the_loss(pred_type: str) -> None:
     alpha, sigma = schedule.alpha_sigma_at(torch.tensor([50, 60]))
     x0, noise = images(2), noises(2)
     x_t = diffuse(x0, noise, alpha, sigma)
-    pred = (target_for(pred_type, x0, noise, alpha, sigma) + 10).requires_grad_()
+    pred = (target_for(pred_type, x0, noise, alpha, sigma, SIGMA_DATA) + 10).requires_grad_()
     for space in PRED_TYPES:
-        converted = convert(pred, x_t, alpha, sigma, pred_type, space)
-        target = target_for(space, x0, noise, alpha, sigma)
+        converted = convert(pred, x_t, alpha, sigma, pred_type, space, SIGMA_DATA)
+        target = target_for(space, x0, noise, alpha, sigma, SIGMA_DATA)
         (gradient,) = torch.autograd.grad(
             elementwise_loss(converted, target, "MSE").sum(), pred, retain_graph=True
         )
@@ -185,12 +212,16 @@ def test_a_network_that_returns_zero_has_the_known_loss(pred_type: str) -> None:
     n = 20_000
     t = timesteps(0, torch.arange(n), T)
     alpha, sigma = schedule.alpha_sigma_at(t)
-    target = target_for(pred_type, images(n), noises(n), alpha, sigma)
     mean_square = 1 / 3
+    # the paper's: preconditioned for the data, the target has variance 1 at every level
+    own = mean_square**0.5
+    target = target_for(pred_type, images(n), noises(n), alpha, sigma, own)
     expected = {
         "noise": torch.ones_like(alpha),
         "image": torch.full_like(alpha, mean_square),
         "velocity": alpha**2 + sigma**2 * mean_square,
+        "edm": torch.ones_like(alpha),
+        "flow": torch.full_like(alpha, 1 + mean_square),
     }[pred_type]
     loss = elementwise_loss(torch.zeros_like(target), target, "MSE")
     assert abs((loss - expected).mean()) < 5 * (loss - expected).std() / math.sqrt(n)
@@ -248,3 +279,28 @@ def test_a_share_of_a_stratified_batch_does_not_depend_on_the_others() -> None:
     for slot in (-1, 12):
         with pytest.raises(ValueError, match="of 12 places"):
             stratified_timesteps(5, 9, torch.tensor([slot]), 12, 1000)
+
+
+@pytest.mark.parametrize(("pred_type", "space"), [("image", "velocity"), ("image", "flow")])
+def test_the_floor_bounds_what_a_conversion_multiplies_an_error_by(
+    pred_type: str, space: str
+) -> None:
+    """JiT (Li & He 2025): the error of the image over max(denominator, 0.05), of the velocity."""
+    schedule, batch = NoiseSchedule("linear", 1000), digits().read(torch.arange(40))
+    t = torch.arange(1, 1001, 25)
+    draws = Randomness(t=t, noise=torch.ones(40, 1, 8, 8), labels=None, dropout_key=None)
+    alpha, sigma = schedule.alpha_sigma_at(t)
+    denominator = sigma if space == "velocity" else sigma / (alpha + sigma)
+    error = batch.images.double().square().flatten(1).mean(1)  # of a network that says zero
+
+    def losses(floor: float | None) -> torch.Tensor:
+        options = settings(PRED_TYPE=pred_type, LOSS_SPACE=space, LOSS_FLOOR=floor)
+        found = sample_losses(
+            options, lambda x, time, labels: 0 * x, schedule, batch, draws, standard_loss(options)
+        )
+        return found.loss.double()
+
+    for floor in (None, 0.05, 0.5):
+        most = denominator if floor is None else denominator.clamp(min=floor)
+        assert_close(losses(floor), error / most**2, rtol=1e-4, atol=1e-6)
+    assert (denominator < 0.05).any() and not torch.equal(losses(0.05), losses(None))

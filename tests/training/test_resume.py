@@ -176,14 +176,16 @@ def test_a_pause_is_at_its_very_step_and_leaves_no_trace(tmp_path: Path, digits:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("changed", [{}, {"PRED_TYPE": "edm", "LOGSNR_DENSITY": "adaptive"}])
 def test_exact_numerics_give_the_same_bits_for_one_two_and_four_workers(
-    tmp_path: Path, digits: Path
+    changed: dict[str, str], tmp_path: Path, digits: Path
 ) -> None:
     exact = {
         "TRAINING.NUMERICS": "exact",
         "TRAINING.MICRO_BATCH": 6,
         "TRAINING.HYPER_PARAMETERS.EPOCHS": 2,
         "EVALUATION.EVERY": 1,  # all workers share in it
+        **{f"TRAINING.{key}": value for key, value in changed.items()},
     }
     found = [undisturbed(tmp_path / f"{n}", digits, n, exact) for n in (1, 2, 4)]
     assert found[0] == found[1] == found[2]

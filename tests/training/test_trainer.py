@@ -15,7 +15,9 @@ from ddpm.diffusion.layers import init_weights
 from ddpm.diffusion.power_ema import gamma_of
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.diffusion.unet import UNet
-from ddpm.errors import NonFiniteError
+from ddpm.errors import InputError, NonFiniteError
+from ddpm.metrics.window import data_deviation
+from ddpm.training.fit import DiffusionModel
 from ddpm.training.loss import bin_names
 from ddpm.training.step import TrainState
 from ddpm.training.trainer import Every, StepReport, total_steps, train
@@ -102,28 +104,57 @@ def test_steps_per_epoch_null_sees_every_image_once() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("pred_type", "expected"),
-    [("noise", "one"), ("image", "x0"), ("velocity", "mixed")],
+    [("noise", "one"), ("image", "x0"), ("velocity", "mixed"), ("edm", "one"), ("flow", "sum")],
 )
 def test_the_first_loss_of_a_zero_head_is_the_targets_power(pred_type: str, expected: str) -> None:
-    """1 for noise, E[x0^2] for image, abar-weighted for velocity (all three are logged)."""
+    """1 for noise, E[x0^2] for image, abar-weighted for velocity (all three are logged).
+
+    1 for edm, which is preconditioned to that, and 1 + E[x0^2] for flow.
+    """
     data = digits(3000)
+    sigma_data = data_deviation(data)
     report = next(
         train(
             settings(
                 1, STEPS_PER_EPOCH=1, BATCH_SIZE=2000, PRED_TYPE=pred_type, LEARNING_RATE=1e-9
             ),
             network(),
-            SCHEDULE,
+            dataclasses.replace(SCHEDULE, sigma_data=sigma_data),
             data,
         )
     )
     batch = data.read(data.order(torch.arange(2000)))
     power = batch.images.square().mean().item()
     abar = SCHEDULE.alphas_cumprod[1:].mean().item()
-    wanted = {"one": 1.0, "x0": power, "mixed": abar + (1 - abar) * power}[expected]
+    wanted = {"one": 1.0, "x0": power, "mixed": abar + (1 - abar) * power, "sum": 1 + power}
+    wanted = wanted[expected]
     assert report.metrics["loss"] == pytest.approx(wanted, rel=0.02)
-    name = {"noise": "n_loss", "image": "i_loss", "velocity": "v_loss"}[pred_type]
+    name = {"noise": "n_loss", "image": "i_loss", "velocity": "v_loss"}.get(pred_type, "loss")
     assert report.metrics[name] == pytest.approx(report.metrics["loss"], rel=1e-6)
+
+
+def test_edm_of_data_of_deviation_1_trains_the_network_of_velocity_with_the_sign_turned() -> None:
+    schedule = NoiseSchedule("cosine", 100, time_input="logsnr", sigma_data=1.0)
+    states = [
+        final(list(train(settings(1, PRED_TYPE=kind), network(), schedule, digits())))
+        for kind in ("edm", "velocity")
+    ]
+    edm, velocity = (state.tensors["model"] for state in states)
+    for name, weights in edm.items():
+        sign = -1 if name.startswith("head.") else 1
+        torch.testing.assert_close(weights, sign * velocity[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_fitted_edm_model_measures_its_data_and_draws_by_it() -> None:
+    data, schedule = digits(), NoiseSchedule("cosine", 100, time_input="logsnr")
+    model = DiffusionModel(network(), schedule, pred_type="edm")
+    model.fit(data, epochs=1, batch_size=32, show_progress=False)
+    assert model.schedule.sigma_data == data_deviation(data)
+    assert model.state is not None and model.state.sigma_data == data_deviation(data)
+    assert model.sample_images(2).shape == (2, 8, 8, 1)
+    same_images = Dataset.from_arrays(np.zeros((20, 8, 8, 1), np.uint8))
+    with pytest.raises(InputError, match="PRED_TYPE is edm but every value of every training"):
+        DiffusionModel(network(), schedule, pred_type="edm").fit(same_images, epochs=1)
 
 
 @pytest.mark.slow
