@@ -405,7 +405,7 @@ class Stepper:
         result["learning_rate"] = learning_rate(hyper, self.step - 1, self.total)
         if self.density:
             shares = zip(bin_names(), self.density.shares.tolist(), strict=True)
-            result |= {name.replace("loss/", "density/"): share for name, share in shares if share}
+            result |= {name.replace("loss/", "share/"): share for name, share in shares if share}
         if self.scaler.is_enabled():
             result["loss_scale"] = self.scaler.get_scale()
             result["skipped_steps"] = float(window.skipped)

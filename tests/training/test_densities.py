@@ -179,10 +179,10 @@ def test_an_adaptive_density_leaves_the_loss_as_it_was_and_makes_it_less_noisy()
     error = np.std(adapted) / len(adapted) ** 0.5
     assert abs(np.mean(adapted) - exact) < 4 * error < 0.2 * exact
     assert np.std(adapted) < 0.5 * np.std(uniform)
-    shares = {name: share for name, share in metrics.items() if name.startswith("density/")}
+    shares = {name: share for name, share in metrics.items() if name.startswith("share/")}
     assert sum(shares.values()) == pytest.approx(1)
-    assert max(shares, key=lambda name: shares[name]) == "density/logsnr_-inf_-6"
-    assert not any(name.startswith("density/") for name in plain)
+    assert max(shares, key=lambda name: shares[name]) == "share/logsnr_-inf_-6"
+    assert not any(name.startswith("share/") for name in plain)
 
 
 @pytest.mark.slow
