@@ -16,7 +16,16 @@ from math import inf, isfinite
 from ddpm.metrics import common_levels, summary
 from ddpm.report import SweepResults, TrialResult
 from experiments.claims import Claim, Numbers, Result, spread
-from experiments.trials import PREDICTIONS, Cell, Cells, StudyOptions, by_cell, failures, planned, trained
+from experiments.trials import (
+    PREDICTIONS,
+    Cell,
+    Cells,
+    StudyOptions,
+    by_cell,
+    failures,
+    planned,
+    trained,
+)
 
 WEIGHTINGS = ("snr", "truncated_snr", "uniform")
 GAINED = "truncated_snr"

@@ -47,9 +47,9 @@ from .validation import levels_of as levels_of
 from .validation import validation_metrics as validation_metrics
 from .validation import write_references as write_references
 from .window import Window as Window
-from .window import data_deviation as data_deviation
 from .window import data_window as data_window
 from .window import resolved_window as resolved_window
+from .window import sigma_data_of as sigma_data_of
 from .x0_error import MEASURES as MEASURES
 from .x0_error import RESOLVED as RESOLVED
 from .x0_error import X0Error as X0Error

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm.config import Training
 from ddpm.data import Dataset
 from ddpm.distributed import ALONE, Group
+from ddpm.errors import InputError
 from ddpm.metrics.x0_error import RESOLVED
 
 # Of images of more than so many values a few are enough: the smaller of the two Gram matrices is
@@ -63,6 +65,23 @@ def data_deviation(data: Dataset, group: Group = ALONE) -> float:
     images of data_window(); 0 where every value is the same.  group: as there.
     """
     return group.numbers(1, lambda _: _deviation(data))[0]
+
+
+def sigma_data_of(training: Training, data: Dataset, group: Group = ALONE) -> float | None:
+    """data_deviation() of the training images where edm needs it, else None.
+
+    group: workers that all call this.  Raises InputError where the images do not vary.
+    """
+    key = next((key for key in ("PRED_TYPE", "LOSS_SPACE") if getattr(training, key) == "edm"), "")
+    if not key:
+        return None
+    deviation = data_deviation(data, group)
+    if not deviation > 0:
+        raise InputError(
+            f"TRAINING.{key} is edm but every value of every training image is the same, so that "
+            "sigma_data, their standard deviation, is 0; give velocity, or images that vary"
+        )
+    return deviation
 
 
 def _deviation(data: Dataset) -> float:

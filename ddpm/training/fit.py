@@ -17,8 +17,9 @@ from ddpm.config import HyperParameters, Training
 from ddpm.data import Dataset
 from ddpm.diffusion import NoiseSchedule
 from ddpm.distributed import Group, best_device
+from ddpm.metrics import sigma_data_of
 from ddpm.sampling import grids
-from ddpm.training.loss import sigma_data_of, standard_loss
+from ddpm.training.loss import standard_loss
 from ddpm.training.step import TrainState, with_weights
 from ddpm.training.trainer import StepReport, train
 

@@ -34,12 +34,9 @@ from ddpm.diffusion import (
     timesteps,
     x0_gain,
 )
-from ddpm.distributed import ALONE, Group
-from ddpm.errors import InputError
-from ddpm.metrics import data_deviation
 
 if TYPE_CHECKING:
-    from ddpm.data import Batch, Dataset
+    from ddpm.data import Batch
 
 # (prediction, target, logsnr), the first two (N, C, H, W) in LOSS_SPACE, logsnr (N,) -> loss (N,)
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -163,23 +160,6 @@ def levels_trained(training: Training, schedule: NoiseSchedule) -> NoiseSchedule
 _density = lru_cache(maxsize=16)(LogSnrDensity)  # a step asks for it twice
 
 
-def sigma_data_of(training: Training, data: "Dataset", group: Group = ALONE) -> float | None:
-    """data_deviation() of the training images where edm needs it, else None.
-
-    group: workers that all call this.  Raises InputError where the images do not vary.
-    """
-    key = next((key for key in ("PRED_TYPE", "LOSS_SPACE") if getattr(training, key) == "edm"), "")
-    if not key:
-        return None
-    deviation = data_deviation(data, group)
-    if not deviation > 0:
-        raise InputError(
-            f"TRAINING.{key} is edm but every value of every training image is the same, so that "
-            "sigma_data, their standard deviation, is 0; give velocity, or images that vary"
-        )
-    return deviation
-
-
 def draw(
     training: Training,
     network: nn.Module,
@@ -268,6 +248,4 @@ def sample_losses(
             space: elementwise_loss(*in_space(space), training.LOSS_FN)
             for space in SPACE_SUMS.values()
         }
-    return SampleLosses(
-        loss=trained.float(), by_space=by_space, logsnr=logsnr, weight=draws.weight
-    )
+    return SampleLosses(loss=trained.float(), by_space=by_space, logsnr=logsnr, weight=draws.weight)

@@ -28,6 +28,7 @@ from ddpm.metrics import (
     evaluate_run,
     measure_samples,
     sample_metrics,
+    sigma_data_of,
     validation_metrics,
 )
 from ddpm.runs import (
@@ -43,7 +44,6 @@ from ddpm.runs import (
     reset_peak,
 )
 from ddpm.sampling import build, grids, open_data
-from ddpm.training.loss import sigma_data_of
 from ddpm.training.step import TrainState, kernels, profiler
 from ddpm.training.trainer import (
     Every,

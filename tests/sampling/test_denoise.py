@@ -165,7 +165,7 @@ def test_clipping_bounds_the_estimate_and_the_images(pred_type: str) -> None:
             schedule,
             ids,
             SHAPE,
-    SIGMA_DATA,
+            SIGMA_DATA,
             pred_type=pred_type,
             clip_denoise=True,
         )
@@ -188,7 +188,7 @@ def test_after_clipping_noise_fits_the_image_if_asked(pred_type: str, recompute:
             schedule,
             ids,
             SHAPE,
-    SIGMA_DATA,
+            SIGMA_DATA,
             pred_type=pred_type,
             reverse_stride=5,
             clip_denoise=True,

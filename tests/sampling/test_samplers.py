@@ -16,15 +16,15 @@ from ddpm.sampling.samplers import SAMPLERS, Move, ddim_step, sample, sample_ste
 from ddpm.sampling.spacing import Level, levels
 from tests.support.diffusion_cases import (
     SHAPE,
+    SIGMA_DATA,
     affine_network,
     all_pairs,
     constant,
     corners,
-    SIGMA_DATA,
     every_pred_type,
-    state_given,
     every_schedule,
     ideal_network,
+    state_given,
 )
 from tests.support.sampler_cases import (
     VARIANCE,
@@ -515,9 +515,7 @@ def test_heun_calls_the_network_twice_a_step_but_the_last_and_others_once(sample
 def test_the_ideal_denoiser_draws_the_data_whatever_it_predicts(
     sampler: str, name: str, zero_terminal_snr: bool
 ) -> None:
-    schedule = NoiseSchedule(
-        name, 1000, zero_terminal_snr=zero_terminal_snr, sigma_data=SIGMA_DATA
-    )
+    schedule = NoiseSchedule(name, 1000, zero_terminal_snr=zero_terminal_snr, sigma_data=SIGMA_DATA)
     data, images = corners().float(), []
     for pred_type in PRED_TYPES[zero_terminal_snr:]:  # noise is refused there
         drawn = sample(

@@ -34,7 +34,6 @@ from tests.support.diffusion_cases import (
 from tests.training.test_trainer import digits, settings
 
 
-
 def factor(space: str, snr: torch.Tensor) -> torch.Tensor:
     """mse in this space over that of the image, for a given x0_hat."""
     return {
