@@ -1,6 +1,7 @@
 """A training and a sweep before they start: everything that keeps them from it, at once."""
 
 import io
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +18,9 @@ from ddpm.cluster import dry_run, run_sweep, run_training
 from ddpm.cluster.workers import workers_for
 from ddpm.config.schema import Config
 from ddpm.errors import InputError
+from ddpm.sampling.generation import ImageGenerator
+from ddpm.sampling.loading import load_network
+from ddpm.sampling.request import read_request
 from ddpm.sweep.plan import Sweep, load_sweep
 from tests.support.shard_data import problems_of
 from tests.support.tree import ROOT
@@ -260,3 +265,34 @@ def test_ctrl_c_saves_what_several_workers_train(tmp_path: Path) -> None:
     assert driver.returncode == 75, errors
     assert "saving, then stopping" in errors and "run the same command again" in errors
     assert list(tmp_path.glob("*/*/*/checkpoints/step-*"))
+
+
+@pytest.mark.slow
+def test_an_edm_run_keeps_its_sigma_data_and_draws_without_its_images(tmp_path: Path) -> None:
+    config = small(tmp_path, "TRAINING.PRED_TYPE=edm")
+    run_training.run(config, new=False, resume=None, should_stop=never)
+    (run,) = (path.parent for path in tmp_path.rglob("DONE.json"))
+    shutil.rmtree(tmp_path / "shards")
+    model = load_network(run)
+    assert model.schedule.sigma_data == pytest.approx(0.75, abs=0.01)  # of all values of digits
+    assert model.schedule.time_input == "logsnr"
+    assert ImageGenerator(read_request(run, ["IMAGE_GENERATION.NUM_STEPS=2"])).draw().any()
+
+
+def test_edm_of_images_that_do_not_vary_is_refused_before_a_run_is_made(tmp_path: Path) -> None:
+    np.savez(tmp_path / "grey.npz", images=np.full((40, 8, 8, 1), 77, np.uint8))
+    config = small(
+        tmp_path / "out",
+        "TRAINING.PRED_TYPE=edm",
+        "TRAINING.NETWORK.NUM_CLASSES=null",
+        "DATASET.LABEL_KEY=null",
+        f"DATASET.PATH={tmp_path / 'grey.npz'}",
+    )
+    problems = problems_of(
+        lambda: run_training.run(config, new=False, resume=None, should_stop=never)
+    )
+    assert problems == [
+        "TRAINING.PRED_TYPE is edm but every value of every training image is the same, so that "
+        "sigma_data, their standard deviation, is 0; give velocity, or images that vary"
+    ]
+    assert not list((tmp_path / "out").rglob("training_config.yaml"))

@@ -140,6 +140,7 @@ def test_training_sampling_and_measuring_agree_on_what_the_network_sees() -> Non
     assert len(drawn) == 160 and -3 < drawn.min() < -2 and 4 < drawn.max() < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stratified", [False, True])
 def test_a_training_by_an_adaptive_density_resumes_to_the_bit(stratified: bool) -> None:
     def options(epochs: int) -> Training:
@@ -154,6 +155,7 @@ def test_a_training_by_an_adaptive_density_resumes_to_the_bit(stratified: bool) 
     assert not same(trained(options(5), schedule, network(), forgetful), whole)
 
 
+@pytest.mark.slow
 def test_an_adaptive_density_leaves_the_loss_as_it_was_and_makes_it_less_noisy() -> None:
     """A network that learns nothing: zero for the noise, whose squared error in the image is
     1 / snr times that, so that the loss hangs on few timesteps.
