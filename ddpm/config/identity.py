@@ -175,8 +175,7 @@ def schedule_arguments(config: Config) -> ScheduleArguments:
         num_timesteps=network.TIMESTEPS,
         logsnr_shift=network.LOGSNR_SHIFT,
         zero_terminal_snr=network.ZERO_TERMINAL_SNR,
-        time_input=network.TIME_INPUT
-        or (of_time if is_of_schedule else of_pred_type or "logsnr"),
+        time_input=network.TIME_INPUT or (of_time if is_of_schedule else of_pred_type or "logsnr"),
     )
 
 

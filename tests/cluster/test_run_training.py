@@ -280,12 +280,11 @@ def test_an_edm_run_keeps_its_sigma_data_and_draws_without_its_images(tmp_path: 
 
 
 def test_edm_of_images_that_do_not_vary_is_refused_before_a_run_is_made(tmp_path: Path) -> None:
-    np.savez(tmp_path / "grey.npz", images=np.full((40, 8, 8, 1), 77, np.uint8))
+    grey = np.full((40, 8, 8, 1), 77, np.uint8)
+    np.savez(tmp_path / "grey.npz", images=grey, labels=np.arange(40) % 10)
     config = small(
         tmp_path / "out",
         "TRAINING.PRED_TYPE=edm",
-        "TRAINING.NETWORK.NUM_CLASSES=null",
-        "DATASET.LABEL_KEY=null",
         f"DATASET.PATH={tmp_path / 'grey.npz'}",
     )
     problems = problems_of(
