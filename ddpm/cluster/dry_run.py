@@ -51,6 +51,7 @@ def sweep(planned: Sweep, options: JobOptions | None, *, probe: bool) -> int:
     """
     if options is None:
         workers, side_by_side = run_sweep.checked(planned)
+        _check_window(planned)
         _print_cells(planned)
         print(
             f"would run {len(planned.trials)} trials, {side_by_side} side by side, each with "
@@ -60,7 +61,7 @@ def sweep(planned: Sweep, options: JobOptions | None, *, probe: bool) -> int:
         if words := open_sweep.in_words(planned):
             print(words)
         if probe:
-            found = _predicted([trial.config for trial in planned.trials], workers)
+            found = _predicted(open_sweep.all_configs(planned), workers)
             _print_time(found, workers, side_by_side)
         _print_script("sweep.sh")
     else:
@@ -68,9 +69,16 @@ def sweep(planned: Sweep, options: JobOptions | None, *, probe: bool) -> int:
     return 0
 
 
+def _check_window(planned: Sweep) -> None:
+    """InputError where cells cannot be measured over the window of the data."""
+    if problems := open_sweep.window_unseen(planned):
+        raise InputError(problems)
+
+
 def _arrays(planned: Sweep, options: JobOptions, *, probe: bool) -> None:
     """The array jobs that --cluster would submit, or the processes it would start."""
     request, workers = checked(planned, options)
+    _check_window(planned)
     if options.cluster == "slurm":
         slurm.require_slurm()
     _print_cells(planned)

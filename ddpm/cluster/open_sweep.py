@@ -13,12 +13,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ddpm import config as configuration
 from ddpm import report
 from ddpm.cluster.workers import Workers
 from ddpm.config import Config, schedule_arguments
-from ddpm.data import Dataset, preparing
+from ddpm.data import Dataset, open_source, preparing
 from ddpm.diffusion import NoiseSchedule
 from ddpm.errors import InputError
 from ddpm.metrics import (
@@ -45,6 +46,7 @@ from ddpm.sweep import (
 from ddpm.training import steps_per_epoch, total_steps
 
 WITHIN = "within.json"
+_FEW_IMAGES = 20_000  # packed for a look
 
 
 @dataclass(kw_only=True)
@@ -148,12 +150,50 @@ def folder_of(sweep: Sweep) -> Path:
 
 
 def levels_by_cell(sweep: Sweep) -> dict[str, tuple[int, ...]]:
-    """The levels of log SNR that the schedule of each cell reaches."""
-    configs = {cell_name(trial.cell): trial.config for trial in sweep.trials}
-    return {
-        name: levels_of(NoiseSchedule(**schedule_arguments(config)))
-        for name, config in configs.items()
-    }
+    """The levels of log SNR that the schedule of each cell reaches; where numbers are chosen within
+    a cell, with every draw of them.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for cell, config in {cell_name(t.cell): (t.cell, t.config) for t in sweep.trials}.values():
+        name = cell_name(cell if sweep.tune.WITHIN is None else of_grid(sweep, cell))
+        levels = levels_of(NoiseSchedule(**schedule_arguments(config)))
+        found[name] = tuple(one for one in found.get(name, levels) if one in levels)
+    return found
+
+
+def of_grid(sweep: Sweep, cell: Mapping[str, object]) -> dict[str, object]:
+    """A cell without the numbers of SPACE."""
+    return {key: value for key, value in cell.items() if key not in sweep.space}
+
+
+def all_configs(sweep: Sweep) -> list[Config]:
+    """The configurations of all trainings; where numbers are chosen within cells, those of the
+    comparison with the first draw.
+    """
+    found = [trial.config for trial in sweep.trials]
+    if sweep.tune.WITHIN is None:
+        return found
+    first = {cell_name(of_grid(sweep, trial.cell)): trial.cell for trial in reversed(sweep.trials)}
+    compared = (sweep.make(cell, seed) for cell in first.values() for seed in sweep.seeds)
+    return [*found, *(trial.config for trial in compared)]
+
+
+def window_unseen(sweep: Sweep) -> list[str]:
+    """Why cells cannot be measured over the window of the data, found without writing anything;
+    nothing of large data that are not packed yet, whose window only a sweep finds.
+    """
+    config = sweep.trials[0].config
+    index = preparing.found(config)
+    if index is not None:
+        window = data_window(open_data(config, index.folder.absolute()))
+    elif open_source(config.DATASET.PATH, config.DATASET.LABEL_KEY).num_samples > _FEW_IMAGES:
+        return []
+    else:
+        with TemporaryDirectory() as folder:
+            training = replace(config.TRAINING, OUTPUT_DIR=folder)
+            index = preparing.prepare(replace(config, TRAINING=training), progress=False)
+            window = data_window(open_data(config, index.folder.absolute()))
+    return comparable.window_problems(levels_by_cell(sweep), window, sweep.tune)
 
 
 def data_key(config: Config) -> str:
@@ -258,22 +298,26 @@ def rounds(of: OpenSweep) -> Iterator[Round]:
 def _within(of: OpenSweep) -> Iterator[Round]:
     """The trainings that choose within each cell, then those that compare cells at their best.
 
-    What was chosen is kept in within.json: a trial that is tried again does not change it.
+    What was chosen is kept in within.json: a trial that is tried again does not change it, but a
+    cell in which none had ended gets its choice.
     """
     path = of.folder / WITHIN
-    tuning = sorted(trial.trial_id for trial in of.trials if trial.is_tuning)
-    if read_json(path).get("tuning") != tuning:  # of another GRID or SPACE: chosen anew
-        if todo := [trial for trial in of.todo() if trial.is_tuning]:
-            yield Round(trials=todo)
-            ended = of.ledger.outcomes()
-            if any(ended[t.trial_id].status == "unrun" for t in todo if t.trial_id in ended):
-                return  # the budget is spent: nothing is chosen from a part of the draws
-        chosen = report.chosen_within(report.read(of.folder))
-        write_json(path, {"tuning": tuning, "cells": chosen})
+    tuning, kept = sorted(t.trial_id for t in of.trials if t.is_tuning), read_json(path)
+    cells = kept["cells"] if kept.get("tuning") == tuning else []  # else of another GRID or SPACE
+    if todo := [trial for trial in of.todo() if trial.is_tuning]:
+        yield Round(trials=todo)
+        ended = of.ledger.outcomes()
+        if any(ended[t.trial_id].status == "unrun" for t in todo if t.trial_id in ended):
+            return  # the budget is spent: nothing is chosen from a part of the draws
+    if todo or not cells:
+        there = [one["cell"] for one in cells]
+        found = report.chosen_within(report.read(of.folder))
+        cells = [*cells, *(one for one in found if one["cell"] not in there)]
+        write_json(path, {"tuning": tuning, "cells": cells})
     planned = [
         of.place(tuned_trial(of.sweep, one["cell"], one["chosen"], seed))
         for seed in of.sweep.seeds
-        for one in read_json(path)["cells"]
+        for one in cells
     ]
     there = {trial.trial_id for trial in of.trials}
     of.add(trial for trial in planned if trial.trial_id not in there)
@@ -379,7 +423,7 @@ def in_words(sweep: Sweep) -> str | None:
             "adds seeds only where cells cannot be told apart"
         )
     if sweep.tune.WITHIN is not None:
-        cells = {cell_name({key: t.cell[key] for key in sweep.grid}) for t in sweep.trials}
+        cells = {cell_name(of_grid(sweep, trial.cell)) for trial in sweep.trials}
         chosen = ", ".join(key.rsplit(".", 1)[-1] for key in sweep.space)
         return (
             f"they choose {chosen} within each cell at a third of the length; then "

@@ -328,7 +328,7 @@ def final(metric: str, outcome: Outcome) -> float | None:
     run = RunDirectory(Path(outcome.run_dir))
     if metric == "bits_per_dim":
         value = storage.read_json(run.path / "evaluation.json").get(metric, {}).get("value")
-    elif metric in comparable.OF_SAMPLES:
+    elif metric in comparable.SAMPLE_METRICS:
         value = run.metrics()[-1].get(comparable.column(metric))
     else:
         value = outcome.summary.get({"loss": "final_loss"}.get(metric, comparable.column(metric)))

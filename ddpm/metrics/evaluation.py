@@ -29,7 +29,7 @@ from ddpm.metrics.features import (
 )
 from ddpm.metrics.intervals import Interval
 from ddpm.metrics.manifold import Manifold
-from ddpm.metrics.reference import Reference
+from ddpm.metrics.reference import RealData, Reference, subset
 
 # Each of the 16 groups needs a block for KID: fewer images give no distance at all.
 LEAST = GROUPS * BLOCK_LEAST
@@ -231,3 +231,22 @@ def evaluate(
         except Unmeasured as reason:
             reasons[name] = str(reason)
     return found, reasons
+
+
+def real_images(
+    metrics: Iterable[str], count: int, real: RealData, split: str, reference: Reference
+) -> tuple[dict[str, Interval], int]:
+    """The numbers of at most `count` images of the other split, and how many they are; none of too
+    few.
+    """
+    others = real.ids("validation" if split == "train" else "train")
+    ids = others[subset(len(others), count)]
+    if len(ids) < LEAST:
+        return {}, 0
+    images = Images(
+        count=len(ids),
+        batches=lambda places: real.batches(ids[places.start : places.stop]),
+        labels=real.labels(ids),
+    )
+    found, _ = evaluate(images, reference, metrics)
+    return found, len(ids)

@@ -30,9 +30,10 @@ from ddpm.data import Dataset
 from ddpm.diffusion import NoiseSchedule
 from ddpm.distributed import Group, device_of
 from ddpm.errors import InputError, Interrupted, NonFiniteError
-from ddpm.metrics.evaluation import LEAST, Images, evaluate
+from ddpm.metrics.evaluation import LEAST, Images, evaluate, real_images
 from ddpm.metrics.features import Extractor, Pixels
 from ddpm.metrics.inception import KEY
+from ddpm.metrics.intervals import Interval
 from ddpm.metrics.quality import (
     QUALITY_MEASURES,
     LeftOut,
@@ -51,7 +52,7 @@ from ddpm.metrics.reference import (
     reference_of,
 )
 from ddpm.metrics.window import Window
-from ddpm.runs import gpu_share
+from ddpm.runs import digest, gpu_share, storage
 from ddpm.sampling import (
     LoadedModel,
     SamplerOptions,
@@ -253,7 +254,9 @@ def measure_samples(
         has_classes = data.num_classes is not None and data.num_classes > 1
         extractor = open_extractor("classifier" if has_classes else "pixels", real, None)
         reference = reference_of(real, "train", extractor)
-        quality, pictures = _before(run, _nothing_yet(model, config, real, window, extractor))
+        quality = _nothing_yet(model, config, real, window, extractor)
+        quality = replace(quality, real=real_floor(real, reference, quality.num))
+        quality, pictures = _before(run, quality)
     done = len(quality.points) + len(quality.left_out) if quality else 0
     for walk in wanted[group.agree(done) :]:
         reason = why_not(walk, config, model.schedule, window)
@@ -272,6 +275,21 @@ def measure_samples(
             pictures.append(drawn[0][:PICTURED])
         _store(run, quality, pictures, labels)
     return quality
+
+
+def real_floor(real: RealData, reference: Reference, num: int) -> dict[str, Interval]:
+    """FID, KID and accuracy of at most `num` held-out images, as samples are measured: the numbers
+    of samples that are as good as real images. Computed once and kept beside the statistics.
+    """
+    extractor = reference.extractor
+    facts = {**real.facts, "num": num, "extractor_sha256": extractor.sha256, "version": 1}
+    path = real.folder / f"floor-{extractor.name}-{digest(facts)[:8]}.json"
+    if path.exists():
+        return {name: Interval(**one) for name, one in storage.read_json(path).items()}
+    found, _ = real_images(_NAMES.values(), num, real, "train", reference)
+    floor = {key: found[name] for key, name in _NAMES.items() if name in found}
+    storage.write_json(path, {name: vars(one) for name, one in floor.items()})
+    return floor
 
 
 def _before(run: Path, quality: Quality) -> tuple[Quality, list[Pixels]]:

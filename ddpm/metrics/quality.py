@@ -3,7 +3,8 @@
     {"format": 1, "features", "num", "protocol", "unit", "is_beta_defined", "identity",
      "points": [{"sampler", "num_steps", "eta", "evaluations", "seconds",
                  "fid": {"value", "low", "high"} | null, "kid", "accuracy", "reasons"}, ...],
-     "left_out": [{"num_steps", "eta", "reason"}, ...], "arrays_sha256"}
+     "left_out": [{"num_steps", "eta", "reason"}, ...], "arrays_sha256",
+     "real": {measure: {"value", "low", "high", "n", "unbiased"}}}
     images uint8 (points, N, H, W, C), labels int64 (N,), num_steps and eta (points,)
 
 Both are written anew after every point, the arrays first. Files that do not fit together, or are of
@@ -79,6 +80,7 @@ class Quality:
 
     num: images measured at each.  unit: of seconds, core-seconds or GPU-seconds.  is_beta_defined:
     whether the noise schedule depends on the number of timesteps.  identity: of the samples.
+    real: by measure, of held-out real images against the training images, as samples are measured.
     """
 
     features: str
@@ -89,6 +91,7 @@ class Quality:
     identity: Mapping[str, Any]
     points: tuple[QualityPoint, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    real: Mapping[str, Interval] = field(default_factory=dict)
 
     def point(self, num_steps: int, eta: float) -> QualityPoint | None:
         """The point with these; None where it was left out or not asked for."""
@@ -163,6 +166,7 @@ def _quality(facts: Mapping[str, Any]) -> Quality:
             )
             for one in facts.get("left_out", ())
         ),
+        real={str(name): Interval(**one) for name, one in facts.get("real", {}).items()},
     )
 
 

@@ -27,7 +27,15 @@ from ddpm.data import Dataset, ImageSequence, Loaded, Source, open_npz, open_sou
 from ddpm.distributed import ALONE, Group, whole_batches
 from ddpm.errors import InputError
 from ddpm.metrics import manifold
-from ddpm.metrics.evaluation import LEAST, METRICS, Distances, Images, Metric, evaluate
+from ddpm.metrics.evaluation import (
+    LEAST,
+    METRICS,
+    Distances,
+    Images,
+    Metric,
+    evaluate,
+    real_images,
+)
 from ddpm.metrics.features import Extractor, Pixels
 from ddpm.metrics.intervals import Interval
 from ddpm.metrics.manifold import MOST_LOOKED_UP
@@ -372,23 +380,14 @@ def _floors(
     found: Mapping[str, Interval], count: int, real: RealData, split: str, reference: Reference
 ) -> tuple[dict[str, Interval], int]:
     """The floors of the numbers found, and how many real images they are of, of the other split."""
-    others = real.ids("validation" if split == "train" else "train")
-    ids = others[subset(len(others), count)]
-    if len(ids) < LEAST:
-        return {}, 0
-    images = Images(
-        count=len(ids),
-        batches=lambda places: real.batches(ids[places.start : places.stop]),
-        labels=real.labels(ids),
-    )
     wanted = [name for name in found if METRICS[name].fresh is None]
-    floors, _ = evaluate(images, reference, wanted)
+    floors, num = real_images(wanted, count, real, split, reference)
     comparable = {
         name: floor
         for name, floor in floors.items()
         if found[name].unbiased or floor.n == found[name].n
     }
-    return comparable, len(ids)
+    return comparable, num
 
 
 def _nearest(

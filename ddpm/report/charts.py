@@ -77,7 +77,7 @@ def vega() -> str:
 
 
 def intervals(ranking: Ranking) -> Spec:
-    """Both measures of the best cells with their intervals, a row a cell."""
+    """Both measures of the best cells with their intervals, a row a cell; grey: of real images."""
     shown = ranking.standings[:_INTERVALS]
     labels = [standing.label for standing in shown]
     charts: list[Spec] = []
@@ -99,7 +99,20 @@ def intervals(ranking: Ranking) -> Spec:
         bars = _layer({"type": "rule", "strokeWidth": 2}, shared, x=x, x2={"field": "high"})
         points = _layer(_point(50) | {"opacity": 1}, shared, x=_number("value"))
         datasets[measure] = rows
-        charts.append(_chart([bars, points], measure, width=330, height={"step": 17}))
+        layers = [bars, points]
+        real = ranking.real.get(measure)
+        if real is not None and not (is_log and real.high <= 0):
+            lows = [row["low"] for row in rows]
+            low = max(real.low, min(lows) / 2) if is_log else real.low
+            datasets[f"real {measure}"] = [
+                {"from": min(low, real.high), "to": real.high,
+                 "tip": f"real images: {interval_text(real)}"}
+            ]  # fmt: skip
+            band = _layer({"type": "rect", "opacity": 0.25, "color": "gray"}, {},
+                          x=x | {"field": "from"}, x2={"field": "to"},
+                          tooltip=_name("tip", title=NAMES[measure]))  # fmt: skip
+            layers.insert(0, band | {"data": {"name": f"real {measure}"}})
+        charts.append(_chart(layers, measure, width=330, height={"step": 17}))
     return {"hconcat": charts, "spacing": 18, "datasets": datasets}
 
 
@@ -204,8 +217,9 @@ def over_choice(tuning: Tuning, axes: Axes) -> Spec:
     cells = [one.cell for one in tuning.cells]
     groups = {title: some[:] for title, some in axes.grouped(cells, axes.facets).items()}
     names = _series(cells, axes)
+    tried = [float(draw.cell[key]) for one in tuning.cells for draw in one.draws]  # type: ignore[arg-type]
     shared = {
-        "x": _number("choice", title=spoken(key), scale={"type": "log"}, axis=_SHORT),
+        "x": _number("choice", title=spoken(key), scale=_scale(_is_wide(tried)), axis=_SHORT),
         "detail": _name("cell"),
         **_told_apart(names),
     }
@@ -448,10 +462,13 @@ def _opacity(picked: float, other: float) -> Spec:
 
 def _y(title: str, values: Sequence[float], *, may_be_log: bool = True) -> Callable[[str], Spec]:
     """The y channel of numbers; on a logarithmic scale where their ratio is large."""
-    finite = [value for value in values if isfinite(value)]
-    is_log = may_be_log and min(finite, default=0) > 0 and max(finite) > _LOGARITHMIC * min(finite)
+    is_log = may_be_log and _is_wide([value for value in values if isfinite(value)])
     scale = _scale(is_log) | {"nice": not is_log}
     return lambda field: _number(field, title=title, scale=scale, axis=_SHORT)
+
+
+def _is_wide(values: Sequence[float]) -> bool:
+    return min(values, default=0) > 0 and max(values) > _LOGARITHMIC * min(values)
 
 
 def _scale(is_log: bool) -> Spec:

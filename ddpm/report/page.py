@@ -204,6 +204,10 @@ def progress(sweep: SweepResults) -> str:
     if not sweep.is_sweep:
         return "finished" if sweep.trials[0].status == "done" else "unfinished"
     parts = [f"{len(sweep.with_status('done'))} of {sweep.planned} trials finished"]
+    if count := _tuning_left(sweep):
+        chosen = f"{sweep.planned_tuning - count} of {sweep.planned_tuning}"
+        said = f"{chosen} trainings that choose within cells finished"
+        parts = [said, *parts] if sweep.planned else [said]
     kinds = (("failed", "failed"), ("stopped", "ended early"), ("unrun", "left by the budget"))
     for status, words in kinds:
         if count := len(sweep.with_status(status)):
@@ -213,11 +217,18 @@ def progress(sweep: SweepResults) -> str:
     return ", ".join(parts)
 
 
+def _tuning_left(sweep: SweepResults) -> int:
+    """Trainings that choose within cells and have not ended well."""
+    return sweep.planned_tuning - sum(trial.status == "done" for trial in sweep.tuning)
+
+
 def next_command(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> tuple[str, str]:
     """What to do next and the command for it; an empty command when there is none."""
     left = sweep.planned - sum(len(sweep.with_status(s)) for s in ("done", "failed", "stopped"))
-    if sweep.is_sweep and left > 0 and sweep.command:
-        what = f"Unfinished: {left} of {sweep.planned} trials are left. Continue with"
+    tuning = 0 if sweep.trials else _tuning_left(sweep)
+    if sweep.is_sweep and left + tuning > 0 and sweep.command:
+        of = sweep.planned_tuning if tuning else sweep.planned
+        what = f"Unfinished: {left + tuning} of {of} trials are left. Continue with"
         return what, sweep.command
     if not sweep.is_sweep:
         run = sweep.trials[0].run_dir or sweep.folder
@@ -229,9 +240,8 @@ def next_command(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> 
     if ranking.none_learned and sweep.command and isinstance(epochs, int):
         return "Train ten times as long", _again(sweep.command, _EPOCHS, 10 * epochs)
     seeds = list(sweep.seeds) or sorted({trial.seed for trial in sweep.trials})
-    has_names = any("NAME" in trial.cell for trial in sweep.trials)  # each has seeds of its own
     is_open = verdict.kind != "winner" or len(seeds) == 1
-    if sweep.command and is_open and len(ranking.standings) > 1 and not has_names:
+    if sweep.command and is_open and len(ranking.standings) > 1:
         more = list(range(max(seeds) + 1, max(seeds) + 1 + max(2, len(seeds))))
         why = "one seed says nothing of another" if len(seeds) == 1 else "to tell the cells apart"
         return f"More seeds, {why}", _again(sweep.command, "SEEDS", _short([*seeds, *more]))

@@ -19,7 +19,7 @@ With one seed they are of evaluation error, over (image, noise) pairs or over sa
 supports a statement about the trained networks only.
 
 A cell wins that no other beats by any measure and that beats every other by at least one. Cells are
-level that no measure tells from its lowest; of them the cheapest is recommended.
+tied that no measure tells from its lowest; of them the cheapest is recommended.
 
 A cell has learned where its x0-error is below that of the best linear estimate, the Gaussian fit to
 the training data. Those that have not are set apart, never averaged into an effect.
@@ -28,7 +28,7 @@ the training data. Those that have not are set apart, never averaged into an eff
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf, isfinite, log, log10, nan, prod, sqrt
 from typing import Literal
@@ -39,6 +39,7 @@ from ddpm.errors import InputError
 from ddpm.metrics import (
     MEASURES,
     RESOLVED,
+    Interval,
     QualityPoint,
     X0Error,
     common_levels,
@@ -175,6 +176,7 @@ class Ranking:
 
     measures: those of the headline.  levels: the window of log SNR.  is_window: whether it was
     fixed by the data; else it is what all cells share.  point: how the samples were drawn.
+    real: by measure, the number of held-out real images, measured as the samples are.
     failed: (cell, its mean log10 x0-error above the Gaussian fit's), of cells that learned nothing.
     """
 
@@ -185,6 +187,7 @@ class Ranking:
     is_window: bool = False
     point: QualityPoint | None = None
     num_samples: int = 0
+    real: Mapping[str, Interval] = field(default_factory=dict)
     failed: tuple[tuple[Standing, float], ...] = ()
     none_learned: bool = False  # those that are ranked have learned nothing either
     problem: str | None = None  # why the cells cannot be compared at all
@@ -342,26 +345,33 @@ class Ranking:
         return self.standings[places[0]] if len(self.standings) > 1 and len(places) else None
 
     @cached_property
-    def level(self) -> tuple[Standing, ...]:
+    def tied(self) -> tuple[Standing, ...]:
         """The cells that no measure tells from its lowest, in the order of the ranking."""
         rows = [self.signs[m][self.order(m)[0]] for m in self.measures]
         return tuple(one for k, one in enumerate(self.standings) if not any(row[k] for row in rows))
 
     @cached_property
     def recommended(self) -> Standing | None:
-        """The winner, else of the cells that are level the cheapest: to train, then to draw from,
+        """The winner, else of the tied cells the cheapest: to train, then to draw from,
         then the one with the least `loss`. Costs within 10 % of the lowest count as equal.
         """
         if not self.standings or self.problem:
             return None
         if self.winner is not None:
             return self.winner
-        left = list(self.level) or [self.lowest(measure) for measure in self.measures]
+        left = list(self.tied) or [self.lowest(measure) for measure in self.measures]
         for cost_of in (lambda one: one.seconds or nan, lambda one: one.calls):
             costs = [cost_of(one) for one in left]
             if all(map(isfinite, costs)):
                 left = [one for one in left if cost_of(one) <= ALIKE * min(costs)]
         return min(left, key=self.loss)
+
+    def like_real(self, measure: str) -> tuple[Standing, ...]:
+        """The cells whose samples are as near to the training images as real ones may be."""
+        if measure not in self.real:
+            return ()
+        high = self.real[measure].high
+        return tuple(one for one in self.standings if one.value(measure) <= high)
 
     def loss(self, standing: Standing) -> float:
         """By how much a cell is above the lowest, log10, by the measure by which it is the most."""
@@ -465,6 +475,7 @@ def rank(sweep: SweepResults) -> Ranking:
         is_window=bool(window),
         point=point,
         num_samples=max((t.quality.num for t in every if t.quality is not None), default=0),
+        real=next((t.quality.real for t in every if point and t.quality and t.quality.real), {}),
         failed=tuple(failed),
         none_learned=none_learned,
         problem=None if standings else "No cell has every number that is compared.",
@@ -512,14 +523,14 @@ class Comparison:
     ratios: Mapping[str, float]
 
     @property
-    def outcome(self) -> Literal["higher", "lower", "mixed", "level"]:
+    def outcome(self) -> Literal["higher", "lower", "mixed", "tied"]:
         """higher or lower: by at least one measure, beyond its interval, and by none the other way.
 
         mixed: one way by one and the other way by another.
         """
         signs = {one.sign for one in self.gaps.values()} - {0}
         if not signs:
-            return "level"
+            return "tied"
         return "mixed" if len(signs) == 2 else "higher" if signs == {1} else "lower"
 
 

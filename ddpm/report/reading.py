@@ -173,6 +173,7 @@ class SweepResults:
     skipped: tuple[Skipped, ...]
     references: Lines | None
     problems: tuple[str, ...] = field(default=())
+    planned_tuning: int = 0
     tuning: tuple[TrialResult, ...] = ()  # they chose the numbers of SPACE, and are not compared
     space: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     seeds: tuple[int, ...] = ()  # as the sweep names them; () where that is not known
@@ -203,6 +204,9 @@ def read(folder: Path) -> SweepResults:
 
 def _read_sweep(folder: Path) -> SweepResults:
     facts = mapping(read_json(folder / "sweep.json"))
+    planned = [mapping(one) for one in sequence(facts.get("planned"))]
+    # With NAMES a training may have passed from one name to another when SEEDS grew.
+    cells = {str(one.get("trial")): one["cell"] for one in planned if "cell" in one}
     problems: list[str] = []
     trials = []
     for path in sorted((folder / "ledger").glob("*.json")):
@@ -210,8 +214,8 @@ def _read_sweep(folder: Path) -> SweepResults:
         if "status" not in outcome:
             problems.append(f"ledger/{path.name} cannot be read; its trial is left out.")
             continue
-        trials.append(_trial(folder, path.stem, outcome))
-    planned = [mapping(one) for one in sequence(facts.get("planned"))]
+        cell = cells.get(path.stem, outcome.get("cell"))
+        trials.append(_trial(folder, path.stem, {**outcome, "cell": cell}))
     order = {str(one.get("trial")): place for place, one in enumerate(planned)}
     trials.sort(key=lambda trial: (order.get(trial.name, len(order)), trial.key, trial.seed))
     if order:
@@ -235,6 +239,7 @@ def _read_sweep(folder: Path) -> SweepResults:
         planned=max(len(order) - len(is_tuning), len(trials)),
         trials=tuple(trials),
         tuning=tuple(tuning),
+        planned_tuning=len(is_tuning),
         seeds=tuple(one for one in sequence(facts.get("seeds")) if isinstance(one, int)),
         space={
             key: (number(ends[0]), number(ends[1]))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ddpm.errors import as_typed
-from ddpm.metrics import MEASURES, QUALITY_MEASURES
+from ddpm.metrics import MEASURES, QUALITY_MEASURES, Interval
 from ddpm.report import charts, strips
 from ddpm.report.best_samples import TITLES, Spot, best_front, left_out, spots_of
 from ddpm.report.cautions import commit, differences
@@ -62,7 +62,7 @@ OUTCOMES = {
     "higher": "worse",
     "lower": "better",
     "mixed": "measures disagree",
-    "level": "cannot be told apart",
+    "tied": "cannot be told apart",
 }
 _PANELS, _LEVEL_ROWS, _SHOWN = 12, 30, 50
 _NONE = "\u2013"
@@ -205,6 +205,14 @@ def ranked(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]
              _NONE if seconds is None else f"{seconds:,.{0 if seconds >= 100 else 1}f}",
              speed + " packed" * (one.is_packed and not all_packed), size(one.peak_memory_bytes)]
         )  # fmt: skip
+    if ranking.real:
+        real = [ranking.real.get(m) for m in ranking.measures]
+        shown = [_NONE if one is None else _half(one, digits[m])
+                 for m, one in zip(ranking.measures, real, strict=True)]  # fmt: skip
+        right_of = ranking.real.get("accuracy")
+        accuracy = f"{100 * right_of.value:.1f} %" if right_of else _NONE
+        rows.append(["", "real images", *shown, "", *[accuracy] * has_classes,
+                     *[""] * (len(head) - 5 - has_classes)])  # fmt: skip
     best = None if ranking.recommended is None else ranking.place(ranking.recommended)
     right = (0, *range(2, len(head)))
     yield Table(head=head, rows=rows, right=right, label=1, best=best, has_filter=True)
@@ -218,6 +226,10 @@ def ranked(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]
         yield Chart(name=name, spec=charts.intervals(ranking))
 
 
+def _half(one: Interval, digits: int | None) -> str:
+    return " \u00b1 ".join(aligned(one.value, (one.high - one.low) / 2, digits))
+
+
 def _measured_on(ranking: Ranking) -> str:
     """On what the numbers of the ranking were measured."""
     if ranking.point is not None:
@@ -225,7 +237,7 @@ def _measured_on(ranking: Ranking) -> str:
             f"KID and FID\u221e (FID extrapolated to infinitely many samples) of "
             f"{ranking.num_samples:,} samples a training against the training images, drawn by "
             f"{ranking.point.sampler} in {ranking.point.evaluations} network calls an image, the "
-            "same noise and classes for all."
+            f"same noise and classes for all.{_of_real(ranking)}"
         )
     low, high = signed(ranking.levels[0]), signed(ranking.levels[-1])
     window = (
@@ -238,6 +250,16 @@ def _measured_on(ranking: Ranking) -> str:
         "x0 estimate; 0.1 lower is a 21 % smaller error at every level. "
         f"{_title(MEASURES[1])}: mean over levels of SNR \u00d7 MSE, the error of the noise; the "
         "nearly clean levels weigh most."
+    )
+
+
+def _of_real(ranking: Ranking) -> str:
+    if not ranking.real:
+        return ""
+    num = max(one.n for one in ranking.real.values())
+    return (
+        f" Real images: {num:,} held-out ones, measured in the same way; a cell within their "
+        "interval (of evaluation, 95 %) cannot be told from real images by that measure."
     )
 
 
@@ -377,7 +399,7 @@ def _line(name: str, term: Term) -> list[str]:
 def _effects(found: Analysis) -> Table:
     effects = [found.effect(key) for key in found.factors]
     return Table(
-        head=("factor", "level", "effect"),
+        head=("factor", "value", "effect"),
         rows=[
             [spoken(one.key), part(one.key, value),
              " \u00b1 ".join(number_with_error(float(mean), float(width)))]
@@ -385,7 +407,7 @@ def _effects(found: Analysis) -> Table:
             for value, mean, width in zip(one.levels, one.means, one.half_widths, strict=True)
         ],
         right=(2,),
-        caption="Each level's distance from the mean of its factor, over all values of the others, "
+        caption="Each value's distance from the mean of its factor, over all values of the others, "
         "with its own 95 % interval. Lower is better.",
     )  # fmt: skip
 

@@ -222,7 +222,8 @@ Json = dict[str, object]
 def statistics(ranking: Ranking) -> Json:
     """statistics.json: every number of the report's statistics, for programs.
 
-    {"format": 2, "confidence": 0.95, "winner", "level": [label], "recommended", "failed": [label],
+    {"format": 3, "confidence": 0.95, "winner", "tied": [label], "recommended", "failed": [label],
+     "real_images": {measure: {"value", "low", "high"}},
      "measures": {MEASURE: {"paired_over_unpaired_variance", "intervals", "dof", "variance",
                             "set_apart": [label], "factors": {...}, "sentences": [...]}},
      "against_recommended": {"reference", "correction", "cells"}, "against_baseline": same | null}
@@ -235,13 +236,17 @@ def statistics(ranking: Ranking) -> Json:
     if several and ranking.baseline is not None:
         base = ranking.standings[ranking.baseline]
     return {
-        "format": 2,
+        "format": 3,
         "confidence": CONFIDENCE,
         "problem": ranking.problem,
         "winner": ranking.winner.label if several and ranking.winner else None,
-        "level": [one.label for one in ranking.level] if several else [],
+        "tied": [one.label for one in ranking.tied] if several else [],
         "recommended": best and best.label,
         "failed": [one.label for one, _ in ranking.failed],
+        "real_images": {
+            m: {"value": one.value, "low": one.low, "high": one.high}
+            for m, one in ranking.real.items()
+        },
         "measures": {m: _measure(ranking, m) for m in ranking.measures} if several else {},
         "against_recommended": best
         and {

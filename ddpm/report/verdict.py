@@ -1,9 +1,9 @@
 """The answer of a sweep in words that claim what its intervals show, no more and no less.
 
     winner     no cell beats it by any measure of the headline, and it beats every other by one
-    level      the cells that no measure tells from its lowest; the others are beaten by one
+    tied       the cells that no measure tells from its lowest; the others are beaten by one
     disagree   one measure tells A from B, another tells B from A
-    undecided  one cell alone is level with the lowest by all measures, but does not beat the rest
+    undecided  one cell alone is tied with the lowest by all measures, but does not beat the rest
 
 One error of 5 % is shared by all pairs of cells and all measures (Tukey; Bonferroni over measures),
 and the sentences repeat the very intervals that the verdict rests on.
@@ -25,6 +25,7 @@ from ddpm.report.effects import Analysis, Effect
 from ddpm.report.labels import (
     NAMES,
     above,
+    interval_text,
     listed,
     number_with_error,
     part,
@@ -48,7 +49,7 @@ _CHEAPER = 0.9  # a share of another cell's cost that is worth a word
 class Conclusion:
     """What the first screen says."""
 
-    kind: str  # winner | level | disagree | undecided | none
+    kind: str  # winner | tied | disagree | undecided | none
     headline: str
     sentences: tuple[str, ...]
 
@@ -80,7 +81,8 @@ def judge(sweep: SweepResults, ranking: Ranking) -> Conclusion:
     kind, headline = _verdict(ranking)
     lead = ranking.recommended
     assert lead is not None
-    sentences = [*learned, *(by_measure(ranking, lead, measure) for measure in ranking.measures)]
+    sentences = [*learned, *_real(ranking)]
+    sentences += [by_measure(ranking, lead, measure) for measure in ranking.measures]
     if kind == "disagree" and not ranking.of_samples:
         sentences.append(_by_level(ranking, *(ranking.lowest(m) for m in ranking.measures)))
     sentences += [
@@ -115,17 +117,17 @@ def _verdict(ranking: Ranking) -> tuple[str, str]:
                     f"No single winner{where}: the measures disagree. {a.label} beats {b.label} by "
                     f"{NAMES[one]}, {b.label} beats {a.label} by {NAMES[other]}."
                 )
-    level = ranking.level
-    if len(level) == len(ranking.standings):
-        return "level", f"No winner{where}: no cell can be told apart from the lowest by {names}."
-    if len(level) > 1:
-        rest = len(ranking.standings) - len(level)
-        return "level", (
-            f"No winner{where}: {_group(ranking, level)} are level, none told apart from the "
+    tied = ranking.tied
+    if len(tied) == len(ranking.standings):
+        return "tied", f"No winner{where}: no cell can be told apart from the lowest by {names}."
+    if len(tied) > 1:
+        rest = len(ranking.standings) - len(tied)
+        return "tied", (
+            f"No winner{where}: {_group(ranking, tied)} are tied, none told apart from the "
             f"lowest by {names}. The other {'cell is' if rest == 1 else f'{rest} are'} worse by at "
             "least one."
         )
-    (only,) = level
+    (only,) = tied
     beaten = np.any([ranking.signs[m][ranking.place(only)] < 0 for m in ranking.measures], axis=0)
     left = [s.label for s, is_beaten in zip(ranking.standings, beaten, strict=True)
             if s is not only and not is_beaten]  # fmt: skip
@@ -134,7 +136,7 @@ def _verdict(ranking: Ranking) -> tuple[str, str]:
                      for m in ranking.measures)]  # fmt: skip
     why = f"does not itself beat {listed(left)}" if left else f"is beaten by {listed(better)}"
     return "undecided", (
-        f"Undecided{where}: only {only.label} is level with the lowest by both {_both(ranking)}, "
+        f"Undecided{where}: only {only.label} is tied with the lowest by both {_both(ranking)}, "
         f"but it {why}."
     )
 
@@ -167,12 +169,27 @@ def _learned(ranking: Ranking) -> list[str]:
     return [f"{said}{apart}."]
 
 
+def _real(ranking: Ranking) -> list[str]:
+    """What real images get, and the cells that a measure cannot tell from them."""
+    known = [measure for measure in ranking.measures if measure in ranking.real]
+    if not known:
+        return []
+    numbers = [f"{NAMES[m]} {interval_text(ranking.real[m])}" for m in known]
+    parts = [f"Held-out real images: {' and '.join(numbers)}"]
+    for measure in known:
+        names = [one.label for one in ranking.like_real(measure)]
+        if names:
+            which = "all cells" if len(names) == len(ranking.standings) > 2 else listed(names)
+            parts.append(f"by {NAMES[measure]} {which} cannot be told from them")
+    return [f"{'; '.join(parts)}."]
+
+
 def by_measure(ranking: Ranking, lead: Standing, measure: str) -> str:
-    """By one measure: the cells that `lead` beats, those level with it, those that beat it."""
+    """By one measure: the cells that `lead` beats, those tied with it, those that beat it."""
     found = {one.label: ranking.gap(one, lead, measure) for one in ranking.standings}
     del found[lead.label]
     beaten = {label: gap for label, gap in found.items() if gap.sign > 0}
-    level = [label for label, gap in found.items() if gap.sign == 0]
+    tied = [label for label, gap in found.items() if gap.sign == 0]
     better = [
         f"{label}, {above(gap.mean, gap.half_width)}"
         for label, gap in found.items()
@@ -188,10 +205,10 @@ def by_measure(ranking: Ranking, lead: Standing, measure: str) -> str:
         if len(beaten) == 1:
             parts.append(f"beats {label}, which is {near}")
         else:
-            others = "others" if level or better else "other cells"
+            others = "others" if tied or better else "other cells"
             parts.append(f"beats the {len(beaten)} {others}, of which {label} is nearest, {near}")
-    if level:
-        names = _group(ranking, level) if len(level) < len(found) else "any other cell"
+    if tied:
+        names = _group(ranking, tied) if len(tied) < len(found) else "any other cell"
         parts.append(f"cannot be told apart from {names}")
     lowest = " is lowest;" if lead is ranking.lowest(measure) and parts else ""
     joined = ", and ".join(parts)
@@ -213,7 +230,7 @@ def _group(ranking: Ranking, some: Sequence[Standing] | Sequence[str]) -> str:
 
 
 def _recommendation(ranking: Ranking, lead: Standing) -> str:
-    """Of the cells that are level the cheapest, how far from the lowest, and what it saves."""
+    """Of the tied cells the cheapest, how far from the lowest, and what it saves."""
     much = 100 * (10 ** ranking.loss(lead) - 1)
     said = f"Recommended: {lead.label}"
     if much > 0:
@@ -353,6 +370,9 @@ def _nothing(sweep: SweepResults) -> Conclusion:
             kind="none", headline="This run has not been evaluated yet.", sentences=(why,)
         )
     done = len(sweep.with_status("done"))
+    if sweep.planned_tuning and not sweep.trials:
+        why = "The trainings that choose within each cell come first; none that compares has begun."
+        return Conclusion(kind="none", headline="No answer yet.", sentences=(why,))
     why = "No trial has finished." if not done else "No finished trial has been evaluated."
     return Conclusion(kind="none", headline="No answer yet.", sentences=(why,))
 
@@ -381,7 +401,7 @@ def against_baseline(ranking: Ranking) -> str:
         ("lower", "better"),
         ("higher", "worse"),
         ("mixed", "better by one measure and worse by the other"),
-        ("level", "not to be told apart from it"),
+        ("tied", "not to be told apart from it"),
     ):
         names = [one.standing.label for one in found if one.outcome == outcome]
         if names:
@@ -430,7 +450,7 @@ def race_in_words(found: Sequence[Mapping[str, Value]]) -> str:
     if winner is not None:
         how = f"{winner} is left after {seeds} seeds, every other told to be worse by a measure"
     elif last.get("is_decided"):
-        how = f"no cell is level with the lowest by every measure after {seeds} seeds"
+        how = f"no cell is tied with the lowest by every measure after {seeds} seeds"
     else:
         left = sequence(last.get("racing"))
         how = f"after {seeds} seeds {len(left)} cells cannot be told apart"
@@ -446,7 +466,7 @@ def looks(folder: Path) -> list[Mapping[str, Value]]:
     return [mapping(one) for one in sequence(facts.get("looks")) if number(facts.get("of", 0))]
 
 
-_LEVEL = 0.05
+_SIGNIFICANT = 0.05
 _FEW = 4  # places that are spoken of one by one
 
 
@@ -471,7 +491,7 @@ def sentences(analysis: Analysis) -> tuple[str, ...]:
 
 def _factor(analysis: Analysis, key: str) -> list[str]:
     name = spoken(key)[:1].upper() + spoken(key)[1:]
-    found = [term for term in analysis.interactions(key) if term.p < _LEVEL]
+    found = [term for term in analysis.interactions(key) if term.p < _SIGNIFICANT]
     partners = [k for k in analysis.factors if any(k in term.keys for term in found) and k != key]
     if not partners:
         others = [spoken(one) for one in analysis.factors if one != key]
@@ -510,12 +530,12 @@ def compared(effect: Effect) -> str:
     order = [int(place) for place in np.argsort(effect.means, kind="stable")]
     best, rest = order[0], order[1:]
     beaten = [other for other in rest if effect.sign(best, other) < 0]
-    level = [other for other in rest if other not in beaten]
+    tied = [other for other in rest if other not in beaten]
     if not beaten:
         return _without_best(effect, names, order)
     said = f"{names[best]} beats {listed([_by(effect, names, best, o) for o in beaten])}"
-    if level:
-        said += f"; {names[best]} cannot be told apart from {listed([names[o] for o in level])}"
+    if tied:
+        said += f"; {names[best]} cannot be told apart from {listed([names[o] for o in tied])}"
     return said
 
 

@@ -420,10 +420,12 @@ def guide_problems(config: Config, ema: Ema | None) -> list[str]:
     elif guide_ema not in (None, 0.0, *trained.TRAINING.EMA_DECAYS):
         there = ", ".join(f"{decay:g}" for decay in trained.TRAINING.EMA_DECAYS)
         return [f"{opening} with the EMA decay {guide_ema:g}; give one of {there}, or `model`"]
+    seen, here = (configuration.schedule_arguments(c)["time_input"] for c in (trained, config))
+    apart = (*_OF_TRAINING_IT, *["TRAINING.NETWORK.TIME_INPUT"] * (seen == here))
     return [
         f"{opening}, which has another {line}; give a run of the same network and noise schedule"
         for line in configuration.difference(config, trained)
-        if line.startswith(_OF_THE_NETWORK) and not line.startswith(_OF_TRAINING_IT)
+        if line.startswith(_OF_THE_NETWORK) and not line.startswith(apart)
     ]
 
 

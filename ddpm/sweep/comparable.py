@@ -42,7 +42,7 @@ _IMAGES = (
     *(f"DATASET.PREPROCESSING.CROP_{name}" for name in ("SIZE", "TYPE", "POSITION")),
 )
 _AUGMENT = tuple(f"DATASET.PREPROCESSING.{name}" for name in ("AUGMENT", "AUGMENT_TYPE"))
-OF_SAMPLES = ("fid_infinity", "kid", "class_accuracy")
+SAMPLE_METRICS = ("fid_infinity", "kid", "class_accuracy")
 
 
 def column(metric: str) -> str:
@@ -69,12 +69,18 @@ def problems(
     found = [*_metric_problems(tune, {*grid, *space}, configs)]
     if tune.WITHIN is not None:
         found += _within_problems(tune, race, space)
+    drawn = [c.EVALUATION.SAMPLING_NUM for c in configs if c.EVALUATION.SAMPLING_STEPS]
+    if drawn and (few := min(drawn)) < (least := FID_SAMPLES["classifier"]):
+        found.append(
+            f"EVALUATION.SAMPLING_NUM is {few} but cells are compared by FID, which needs {least} "
+            "samples; give some thousands, or SAMPLING_STEPS [] to compare by the x0-error"
+        )
     if tune.SEARCH != "grid":
         found += [*_search_problems(tune, race, configs)]
     elif race is not None and tune.METRIC not in MEASURES:
         found.append(
-            f"SEEDS is auto but TUNE.METRIC is {tune.METRIC}; a race is decided on both "
-            f"{' and '.join(MEASURES)}, as the report is: leave METRIC out"
+            f"SEEDS is auto but TUNE.METRIC is {tune.METRIC}; a race is decided by what "
+            "the report compares, samples where all draw some, else the x0-error: leave METRIC out"
         )
     return found
 
@@ -102,7 +108,7 @@ def _metric_problems(
     elif bad := [key for key in _IMAGES if key in varied]:
         if tune.SEARCH != "grid":
             yield f"cells differ in {', '.join(bad)}: they would be measured on different images"
-    if tune.METRIC in OF_SAMPLES:
+    if tune.METRIC in SAMPLE_METRICS:
         if any(one.EVALUATION.FEATURES is None for one in configs):
             yield (
                 f"TUNE.METRIC is {tune.METRIC} but EVALUATION.FEATURES is null; give `classifier` "

@@ -162,6 +162,7 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
         pairs = itertools.product(tune.TUNING_SEEDS, cells)
         trials = tuple(_tuning(make, cell, seed) for seed, cell in pairs)
         first = make(cells[0], plan.SEEDS[0])
+        skipped = _whole(skipped, cells, ranges)
     varied = [key for key, values in grid.items() if len(values) > 1]
     configs = [trial.config for trial in trials]
     found = comparable.problems(tune, race, varied, ranges, configs)
@@ -187,6 +188,22 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
         race=race,
         make=make,
     )
+
+
+def _whole(
+    skipped: Iterable[SkippedCell], cells: Sequence[Cell], ranges: Mapping[str, Range]
+) -> list[SkippedCell]:
+    """Cells of GRID that no draw can train, once each; and the draws that others cannot take."""
+
+    def of_grid(cell: Mapping[str, object]) -> dict[str, object]:
+        return {key: plain(value) for key, value in cell.items() if key not in ranges}
+
+    left = [of_grid(cell) for cell in cells]
+    found = [
+        one if of_grid(one.cell) in left else replace(one, cell=of_grid(one.cell))
+        for one in skipped
+    ]
+    return list({(one.name, one.reason): one for one in found}.values())
 
 
 def _tuning(make: Callable[[Mapping[str, object], int], Trial], cell: Cell, seed: int) -> Trial:

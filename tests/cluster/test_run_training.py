@@ -295,3 +295,11 @@ def test_edm_of_images_that_do_not_vary_is_refused_before_a_run_is_made(tmp_path
         "sigma_data, their standard deviation, is 0; give velocity, or images that vary"
     ]
     assert not list((tmp_path / "out").rglob("training_config.yaml"))
+
+
+def test_a_dry_run_refuses_a_window_that_no_cell_reaches(tmp_path: Path) -> None:
+    shift = "TRAINING.NETWORK.LOGSNR_SHIFT: [-19, -18]"
+    planned = sweep_of(tmp_path, shift, "TRAINING.NETWORK.TIMESTEPS=50", "CLUSTER.NUM_WORKERS=1")
+    for start in (lambda: sweep_dry(planned), lambda: run_sweep.run(planned, should_stop=never)):
+        (line,) = problems_of(start)
+        assert line.startswith("no cell reaches a log SNR from ")

@@ -18,6 +18,7 @@ from ddpm.cluster.workers import Workers
 from ddpm.errors import InputError
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import RunDirectory
+from ddpm.runs.storage import write_json
 from ddpm.sweep import comparable
 from ddpm.sweep.plan import Trial, load_sweep
 from tests.support.tree import ROOT
@@ -309,3 +310,21 @@ def test_asha_compares_a_trial_with_the_draws_of_its_own_cell(tmp_path: Path) ->
     # where nothing is drawn, the cells themselves compete
     alone = brackets(SimpleNamespace(grid={}, space={}), trials)  # type: ignore[arg-type]
     assert len(set(alone.values())) == 1
+
+
+def test_trainings_that_choose_are_tried_again_and_what_was_chosen_stays(tmp_path: Path) -> None:
+    text = SPACE + "GRID: {TRAINING.PRED_TYPE: [noise, velocity]}\n"
+    text += "SEEDS: [0]\nTUNE: {WITHIN: cell, TRIALS: 2}\n"
+    with opened(tmp_path, text) as of:
+        for one in rounds(of):
+            for trial in one.trials:
+                of.ledger.record(trial.outcome.failed("no disk"))
+        kept = json.loads((of.folder / "within.json").read_text())
+        assert kept["cells"] == []
+        noise = [t for t in of.trials if t.cell["TRAINING.PRED_TYPE"] == "noise"]
+        chosen = {"cell": {"TRAINING.PRED_TYPE": "noise"}, "chosen": {RATE: noise[0].cell[RATE]}}
+        write_json(of.folder / "within.json", kept | {"cells": [chosen]})
+        again, compared = rounds(of)
+        assert len(again.trials) == 4 and all(trial.is_tuning for trial in again.trials)
+        (trial,) = compared.trials
+        assert trial.chosen == chosen["chosen"] and not trial.is_tuning

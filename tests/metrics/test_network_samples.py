@@ -397,3 +397,18 @@ def test_samples_that_an_fid_needs_are_five_a_dimension() -> None:
 def test_what_cannot_be_measured_is_refused(keys: tuple[str, ...], words: str) -> None:
     with pytest.raises(InputError, match=words):
         tiny(*keys)
+
+
+def test_real_images_are_measured_once_as_the_samples_are(folder: Path) -> None:
+    quality = measured(folder, SAMPLING_STEPS=(1,), SAMPLING_ETAS=(0.0,))
+    config, data = asked(folder)
+    real = as_real_data(config, data)
+    (kept,) = real.folder.glob("floor-pixels-*.json")
+    kid, fid = quality.real["kid"], quality.real["fid"]
+    assert kid.n == len(real.validation_ids) < 200
+    # untrained networks draw noise
+    (point,) = quality.points
+    assert point.kid and point.fid and point.kid.low > kid.high and point.fid.low > fid.high
+    kept.write_text(json.dumps({"kid": {"value": 1.0, "low": 0.5, "high": 2.0}}))
+    again = measured(folder, SAMPLING_STEPS=(1,), SAMPLING_ETAS=(0.0,))
+    assert again.points == quality.points and again.real["kid"].high == 2.0

@@ -312,7 +312,7 @@ def test_differences_from_a_baseline_are_scipys_dunnett_test() -> None:
 
 
 def test_outcomes_are_by_both_measures() -> None:
-    """Higher by one and level by the other is higher; one way and the other is mixed."""
+    """Higher by one and tied by the other is higher; one way and the other is mixed."""
     rng = np.random.default_rng(0)
     values, slopes = 1e-4 * rng.normal(size=(2, 4, 3))
     values[1:3] += 0.1
@@ -320,7 +320,7 @@ def test_outcomes_are_by_both_measures() -> None:
     ranking = rank(known_sweep(values, FOUR, clean=slopes))
     found = against(ranking, of(ranking, "linear"), "pairs")
     outcomes = {one.standing.label: one.outcome for one in found}
-    assert outcomes == {"cosine": "higher", "cos6": "mixed", "sigmoid": "level"}
+    assert outcomes == {"cosine": "higher", "cos6": "mixed", "sigmoid": "tied"}
 
 
 def test_levels_are_held_together_with_the_pairs() -> None:
@@ -364,7 +364,7 @@ def test_cells_without_a_seed_in_common_are_never_told_apart() -> None:
     a, b = ranking.standings
     gaps = [ranking.level_gap(a, b, level) for level in ranking.levels]
     assert not any(gap.is_told_apart for gap in [*gaps, ranking.gap(a, b, FIRST)])
-    assert ranking.winner is None and len(ranking.level) == 2
+    assert ranking.winner is None and len(ranking.tied) == 2
 
 
 # The cell to take.
@@ -402,7 +402,7 @@ def level_cells(**facts: tuple[float | None, float, float, int]) -> Ranking:
 )
 def test_of_the_cells_that_are_level_the_cheapest_is_recommended(facts: dict, best: str) -> None:
     ranking = level_cells(**facts)
-    assert len(ranking.level) == len(facts) and ranking.recommended is not None
+    assert len(ranking.tied) == len(facts) and ranking.recommended is not None
     assert ranking.recommended.label == best
 
 
@@ -414,7 +414,7 @@ def test_a_winner_is_recommended_whatever_it_costs() -> None:
     ]
     ranking = rank(replace(sweep, trials=tuple(dear)))
     assert ranking.winner is ranking.recommended is of(ranking, "linear")
-    assert ranking.level == (ranking.winner,) and ranking.loss(ranking.winner) == 0
+    assert ranking.tied == (ranking.winner,) and ranking.loss(ranking.winner) == 0
 
 
 @pytest.mark.parametrize("number", range(4))

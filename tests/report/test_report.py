@@ -344,7 +344,7 @@ def test_a_baseline_stands_in_page_answer_and_statistics(
 def test_statistics_json_has_the_numbers_of_the_page(folder: Path) -> None:
     text = html(folder)
     said = json.loads((folder / "statistics.json").read_text())
-    assert said["format"] == 2 and said["against_baseline"] is None
+    assert said["format"] == 3 and said["against_baseline"] is None
     for measure in MEASURES:
         part = said["measures"][measure]
         assert part["intervals"] == "evaluation error"

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from ddpm.report.page import next_command, progress
 from ddpm.report.ranking import rank
 from ddpm.report.reading import SweepResults
 from ddpm.report.tuning import chosen_within, tuning_of
+from ddpm.report.verdict import judge
 from tests.support.known_sweeps import PRED_TYPE, sampled_sweep
 
 RATE = "TRAINING.HYPER_PARAMETERS.LEARNING_RATE"
@@ -64,3 +66,11 @@ def test_a_cell_in_which_nothing_could_be_chosen_is_said_to_be_missing() -> None
     assert ranking.excluded == (
         ("velocity", "no training that would choose within it has finished"),
     )
+
+
+def test_while_numbers_are_chosen_the_page_counts_those_trainings() -> None:
+    drawn = replace(sweep_of_draws(), planned=0, planned_tuning=13, command="ddpm sweep s.yaml")
+    assert progress(drawn) == "12 of 13 trainings that choose within cells finished"
+    ranking = rank(drawn)
+    what, command = next_command(drawn, ranking, judge(drawn, ranking))
+    assert what.startswith("Unfinished: 1 of 13 trials are left") and command == drawn.command

@@ -6,10 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddpm.metrics.intervals import Interval
 from ddpm.metrics.x0_error import X0Error
+from ddpm.report.charts import intervals
+from ddpm.report.labels import axes_of
 from ddpm.report.page import next_command
 from ddpm.report.ranking import Ranking, rank, with_baseline
 from ddpm.report.reading import Lines, SweepResults
+from ddpm.report.sections import Table, ranked
 from ddpm.report.verdict import Conclusion, against_baseline, judge, pairing, scope, unequal
 from tests.support.known_sweeps import (
     FIRST,
@@ -62,14 +66,14 @@ def judged(sweep: SweepResults) -> tuple[Ranking, Conclusion]:
         (
             [0, 0.01, 0.3],
             [0.01, 0, 0],
-            "level",
-            "No winner: linear and cosine are level, none told apart from the lowest by KID or "
+            "tied",
+            "No winner: linear and cosine are tied, none told apart from the lowest by KID or "
             "FID\u221e. The other cell is worse by at least one.",
         ),
         (
             [0, 0.01, 0.02],
             [0.01, 0, 0],
-            "level",
+            "tied",
             "No winner: no cell can be told apart from the lowest by KID or FID\u221e.",
         ),
         (
@@ -83,7 +87,7 @@ def judged(sweep: SweepResults) -> tuple[Ranking, Conclusion]:
             [0, 0.03, 0.06],
             [0.5, 0, 0],
             "undecided",
-            "Undecided: only cosine is level with the lowest by both KID and FID\u221e, but it "
+            "Undecided: only cosine is tied with the lowest by both KID and FID\u221e, but it "
             "does not itself beat cos6.",
         ),
     ],
@@ -120,7 +124,7 @@ def test_a_sentence_that_claims_something_else_is_seen() -> None:
         "No winner: no cell can be told apart from the lowest by KID or FID\u221e.",
     ]
     assert faults(ranking, replace(verdict, headline=wrong[0]))
-    assert faults(ranking, replace(verdict, kind="level", headline=wrong[1]))
+    assert faults(ranking, replace(verdict, kind="tied", headline=wrong[1]))
     for sentence in (
         "By KID linear is lowest; it cannot be told apart from any other cell.",
         first.replace("14 to", "\u22124 to"),
@@ -148,9 +152,7 @@ def test_cells_are_named_by_what_they_alone_have_in_common() -> None:
     values = np.where([c[PRED_TYPE] == "image" for c in cells_of(GRID_9)], 0.0, 0.3)[:, None]
     values = values + np.tile(0.01 * PATTERN, (3, 1))
     _, verdict = judged(known_sweep(values, cells_of(GRID_9)))
-    assert verdict.headline.startswith(
-        "No winner: the 3 cells with prediction type image are level"
-    )
+    assert verdict.headline.startswith("No winner: the 3 cells with prediction type image are tied")
 
 
 def test_measures_that_disagree_give_the_noise_levels_of_each() -> None:
@@ -349,3 +351,19 @@ def test_the_next_command_is_what_the_verdict_calls_for(
     ranking = rank(sweep)
     words, typed = next_command(sweep, ranking, judge(sweep, ranking))
     assert words.startswith(what) and typed.endswith(command)
+
+
+def test_cells_as_near_as_real_images_are_named_by_the_measure_that_says_so() -> None:
+    high = Interval(value=0.08, low=0.06, high=0.106, n=180)
+    kid = np.log10([[0.10, 0.11], [0.2, 0.21]])
+    sweep = sampled_sweep(kid, kid + 1, THREE[:2], real={"kid": high})
+    ranking, verdict = judged(sweep)
+    assert (
+        "Held-out real images: KID 0.080 [0.060, 0.106]; by KID linear cannot be told from them."
+        in verdict.sentences
+    )
+    (table,) = (one for one in ranked(sweep, ranking, axes_of(sweep)) if isinstance(one, Table))
+    (real,) = (row for row in table.rows if row[1] == "real images")
+    assert real[2:4] == ["0.080 \u00b1 0.023", "\u2013"] and len(real) == len(table.head)
+    spec = intervals(ranking)
+    assert spec["datasets"]["real kid"][0]["to"] == 0.106 and "real fid" not in spec["datasets"]

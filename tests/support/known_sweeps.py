@@ -108,7 +108,11 @@ def known_sweep(
 
 
 def quality_of(
-    kid: float, fid: float, error: float = 0.02, calls: Sequence[int] = (25,)
+    kid: float,
+    fid: float,
+    error: float = 0.02,
+    calls: Sequence[int] = (25,),
+    real: Mapping[str, Interval] | None = None,
 ) -> Quality:
     """Samples with these numbers, each with a standard error of `error` of itself, and a
     tenth of them in any other number of calls than the first.
@@ -139,20 +143,24 @@ def quality_of(
         is_beta_defined=False,
         identity={},
         points=points,
+        real=real or {},
     )
 
 
 def sampled_sweep(
-    kid: np.ndarray, fid: np.ndarray, cells: Sequence[Mapping[str, object]]
+    kid: np.ndarray,
+    fid: np.ndarray,
+    cells: Sequence[Mapping[str, object]],
+    real: Mapping[str, Interval] | None = None,
 ) -> SweepResults:
-    """kid, fid: (cells, seeds) of log10 of either measure of a trial's samples."""
+    """kid, fid: (cells, seeds) of log10 of a measure of a trial's samples.  real: of images."""
     return sweep_of(
         [
             trial_of(
                 cells[c],
                 s,
                 error_of(-1.0),
-                quality=quality_of(10 ** kid[c, s], 10 ** fid[c, s]),
+                quality=quality_of(10 ** kid[c, s], 10 ** fid[c, s], real=real),
             )
             for s in range(kid.shape[1])
             for c in range(kid.shape[0])

@@ -6,7 +6,7 @@ from itertools import combinations, product
 
 import numpy as np
 
-from ddpm.metrics.intervals import t_quantile
+from ddpm.metrics.intervals import Interval, t_quantile
 from ddpm.metrics.x0_error import MEASURES
 from ddpm.report.effects import analyse
 from ddpm.report.ranking import Ranking, against, rank
@@ -174,7 +174,7 @@ def _said(world: World, sweeps: int, rng: np.random.Generator) -> Iterator[dict[
         ranking, verdict, _ = world.draw(rng)
         rows = against(ranking, ranking.standings[0], "pairs")
         yield {
-            "answer": verdict.kind != "level" or len(ranking.level) < len(ranking.standings),
+            "answer": verdict.kind != "tied" or len(ranking.tied) < len(ranking.standings),
             "table": any(row.outcome in ("higher", "lower") for row in rows),
             "factors": any("beats" in one for one in sentences(analyse(ranking, MEASURES[0]))),
         }
@@ -214,14 +214,14 @@ class Verdicts:
     found: float
     false: float
     disagree: float
-    level: float
+    tied: float
     undecided: float
 
 
 def verdicts(edge: Edge, sweeps: int, seed: int = 0) -> Verdicts:
     """The verdicts on so many sweeps."""
     rng = np.random.default_rng(seed)
-    counts = dict.fromkeys(("found", "false", "disagree", "level", "undecided"), 0)
+    counts = dict.fromkeys(("found", "false", "disagree", "tied", "undecided"), 0)
     cells = cells_of(GRID_9)
     has_best = len(edge.best) == 1 and (edge.kid, edge.fid) != (0, 0)
     for _ in range(sweeps):
@@ -317,7 +317,9 @@ def any_sweep(rng: np.random.Generator) -> tuple[Ranking, Conclusion]:
     parts += np.stack([truth, alike * truth])[:, :, None]
     first, second = 0.01 * parts
     if rng.random() < 0.5:
-        sweep = sampled_sweep(first, second, cells)
+        high = 10 ** float(np.quantile(first, 0.2))
+        floor = Interval(value=high / 2, low=0.0, high=high, n=180)
+        sweep = sampled_sweep(first, second, cells, real={"kid": floor} if high < 1 else None)
     else:
         pairs = rng.gamma(4, 1 / 4, (3, 12))
         there = rng.random(shape) >= rng.choice([0.0, 0.2])

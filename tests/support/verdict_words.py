@@ -23,6 +23,8 @@ def faults(ranking: Ranking, verdict: Conclusion) -> list[str]:
             found += _by_measure(ranking, cells, lead, by[0], sentence)
         elif sentence.startswith("Recommended: "):
             found += _recommended(ranking, lead, sentence)
+        elif sentence.startswith("Held-out real images: "):
+            found += _of_real(ranking, cells, sentence)
         elif not sentence.startswith(_UNDERSTOOD) and "over seeds far more" not in sentence:
             found.append("not understood")
     if len([s for s in verdict.sentences if s.startswith("By ")]) < len(ranking.measures):
@@ -92,6 +94,17 @@ def _by_measure(
             yield f"'{verb}' left out or in"
 
 
+def _of_real(ranking: Ranking, cells: dict[str, Standing], sentence: str) -> Iterator[str]:
+    for measure in ranking.real:
+        named = re.search(rf"by {NAMES[measure]} (.+?) cannot be told from them", sentence)
+        names = [] if named is None else _listed(cells, named[1])
+        if named is not None and named[1] == "all cells":
+            names = list(cells)
+        high = ranking.real[measure].high
+        if {*names} != {name for name, one in cells.items() if one.value(measure) <= high}:
+            yield f"cells like real images by {NAMES[measure]}"
+
+
 def _recommended(ranking: Ranking, lead: Standing, sentence: str) -> Iterator[str]:
     if not sentence.startswith(f"Recommended: {lead.label}, "):
         yield "another cell is recommended"
@@ -145,18 +158,18 @@ def _headline(
         for a, b, name in claims:
             if sign(ranking, cells[a], cells[b], measures[name]) >= 0:
                 yield "a disagreement without its intervals"
-    elif verdict.kind == "level":
+    elif verdict.kind == "tied":
         said = (
             set(cells) if "no cell can be told apart" in text else set(_named(ranking, cells, text))
         )
         if said - {""} != level and not ("" in said and said - {""} < level):
-            yield "cells that are level"
+            yield "cells that are tied"
         rest = re.search(r"The other (cell|\d+)", text)
         if (0 if rest is None else int(rest[1].replace("cell", "1"))) != many - len(level):
             yield "cells that are worse"
     elif verdict.kind == "undecided":
         if level != {lead.label} or names[0] != lead.label:
-            yield "the one cell that is level"
+            yield "the one cell that is tied"
         if "does not itself beat" in text:
             beaten = [one for one in others if min(signs(lead, one)) < 0]
             if any(cells[name] in beaten for name in names[1:]):

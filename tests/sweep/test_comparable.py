@@ -135,7 +135,7 @@ def test_a_measure_that_its_samples_lack_is_refused(
         ("TUNE: {SEARCH: bayes}\nSEEDS: [0, 1]", [], "give one seed"),
         ("TUNE: {SEARCH: bayes, BUDGET: {TRIALS: 3}}", [], "TUNE.TRIALS says how many"),
         ("TUNE: {METRIC: fid_infinity}\nSEEDS: auto", ["EVALUATION.FEATURES=pixels"],
-         "a race is decided on both"),
+         "a race is decided by what the report compares"),
     ],
 )  # fmt: skip
 def test_what_a_search_cannot_do_is_refused(

@@ -71,3 +71,11 @@ def test_an_empty_space_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         loaded(tmp_path, text)
     assert any("TUNE.WITHIN is cell but SPACE is empty" in one for one in caught.value.problems)
+
+
+def test_a_cell_that_no_draw_can_train_is_skipped_once(tmp_path: Path) -> None:
+    grid = f"{PRED_TYPE}: [noise, velocity]"
+    zero = "TRAINING.NETWORK.ZERO_TERMINAL_SNR: [false, true]"
+    sweep = loaded(tmp_path, TEXT.replace(grid, f"{grid}, {zero}"))
+    (skipped,) = sweep.skipped
+    assert RATE not in skipped.cell and skipped.cell[PRED_TYPE] == "noise"
