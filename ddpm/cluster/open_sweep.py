@@ -27,6 +27,7 @@ from ddpm.metrics import (
     data_window,
     inception_problems,
     levels_of,
+    training_weights,
     write_references,
 )
 from ddpm.report import RACE, look
@@ -47,6 +48,7 @@ from ddpm.training import steps_per_epoch, total_steps
 
 WITHIN = "within.json"
 _FEW_IMAGES = 20_000  # packed for a look
+_MOST_DRAWN = 100  # cells whose weights by noise level are kept for a chart
 
 
 @dataclass(kw_only=True)
@@ -246,6 +248,7 @@ def _facts(sweep: Sweep, trials: Sequence[Trial], window: Window) -> dict[str, o
         "seeds": list(sweep.seeds),
         "window": list(window),
         "base": configuration.to_dict(sweep.base),
+        "weights": _weights(trials, window),
         "space": {key: [one.low, one.high] for key, one in sweep.space.items()},
         "command": sys.argv,
         "skipped": [{"cell": dict(cell.cell), "reason": cell.reason} for cell in sweep.skipped],
@@ -262,6 +265,19 @@ def _facts(sweep: Sweep, trials: Sequence[Trial], window: Window) -> dict[str, o
             for trial in trials
         ],
     }
+
+
+def _weights(trials: Sequence[Trial], window: Window) -> list[dict[str, object]]:
+    """training_weights() of each cell that is compared, a few levels beyond the window too."""
+    configs = {cell_name(t.cell): (t.cell, t.config) for t in trials if not t.is_tuning}
+    if len(configs) > _MOST_DRAWN:
+        return []
+    found = []
+    for cell, config in configs.values():
+        by_level = training_weights(config)
+        near = {k: v for k, v in by_level.items() if window[0] - 3 <= k <= window[1] + 3}
+        found.append({"cell": dict(cell), "levels": list(near), "weights": list(near.values())})
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

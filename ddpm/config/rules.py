@@ -365,6 +365,27 @@ def evaluation(c: Config) -> Iterator[Rule]:
         "ddim"
     )
     yield (
+        e.EMA_LENGTHS
+        and not c.TRAINING.EMA_POWER
+        and f"EVALUATION.EMA_LENGTHS is {list(e.EMA_LENGTHS)} but TRAINING.EMA_POWER is [], so no "
+        "snapshots are kept; give EMA_POWER such as [0.05, 0.1], or EMA_LENGTHS []"
+    )
+    guided = [one for one in e.SAMPLING_GUIDANCES if one != 1.0]
+    named = f"EVALUATION.SAMPLING_GUIDANCES is {list(e.SAMPLING_GUIDANCES)}"
+    yield (
+        guided
+        and c.TRAINING.NETWORK.NUM_CLASSES is None
+        and f"{named} but {_NET}.NUM_CLASSES is null: nothing to guide; give [1.0] or a number of "
+        "classes"
+    )
+    yield (
+        guided
+        and c.TRAINING.NETWORK.NUM_CLASSES
+        and c.TRAINING.LABEL_DROP == 0.0
+        and f"{named} but TRAINING.LABEL_DROP is 0.0: the null class is never trained; give "
+        "LABEL_DROP such as 0.1 or [1.0]"
+    )
+    yield (
         isinstance(e.SAMPLING_LOGSNR, tuple)
         and e.SAMPLING_LOGSNR[0] >= e.SAMPLING_LOGSNR[1]
         and f"EVALUATION.SAMPLING_LOGSNR is {list(e.SAMPLING_LOGSNR)}; a walk goes from noise to "

@@ -449,6 +449,21 @@ class Evaluation:
         "Each of SAMPLING_STEPS is walked with each eta of ddim: 0 no noise, 1 that of DDPM",
         min_length=1,
     )
+    SAMPLING_GUIDANCES: Annotated[
+        tuple[Annotated[float, Strict(), Field(ge=0, le=100)], ...], all_different
+    ] = option(
+        (1.0,),
+        "Guidance away from the null class in these walks; 1 = off: each number of steps is walked "
+        "with the first, the most steps with the others too",
+        min_length=1,
+    )
+    EMA_LENGTHS: Annotated[
+        tuple[Annotated[float, Strict(), Field(gt=0, lt=0.28)], ...], all_different
+    ] = option(
+        (),
+        "These walks are drawn by averages of each of these lengths, made of the snapshots of "
+        "TRAINING.EMA_POWER; [] = by the first of EMA_DECAYS; TUNE.WITHIN chooses one in each cell",
+    )
     SAMPLING_NUM: Int = option(
         512, "Images drawn for each of these, the same for every run", ge=64, le=_LARGEST
     )

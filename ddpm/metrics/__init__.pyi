@@ -44,6 +44,7 @@ from .samples import write_record as write_record
 from .validation import ema_curve as ema_curve
 from .validation import evaluate_run as evaluate_run
 from .validation import levels_of as levels_of
+from .validation import training_weights as training_weights
 from .validation import validation_metrics as validation_metrics
 from .validation import write_references as write_references
 from .window import Window as Window

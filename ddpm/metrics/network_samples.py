@@ -55,6 +55,7 @@ from ddpm.metrics.window import Window
 from ddpm.runs import digest, gpu_share, storage
 from ddpm.sampling import (
     LoadedModel,
+    PowerEma,
     SamplerOptions,
     draw_batch,
     grid_sampler,
@@ -161,18 +162,29 @@ def passes_in_training(config: Config, schedule: NoiseSchedule) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleWalk:
-    """A number of steps and an eta."""
+    """A number of steps, an eta and a guidance.  ema_length: of the averaged weights; None is the
+    first of EMA_DECAYS.
+    """
 
     num_steps: int
     eta: float
+    guidance: float = 1.0
+    ema_length: float | None = None
 
 
 def walks(config: Config) -> list[SampleWalk]:
-    """Every number of steps with every eta: fewest steps first, within them the etas as given."""
+    """Every number of steps with every eta, at the first guidance: fewest steps first, within them
+    the etas as given; then the most steps at the other guidances. All of them by one average after
+    another.
+    """
     options = config.EVALUATION
+    steps, (first, *others) = sorted(options.SAMPLING_STEPS), options.SAMPLING_GUIDANCES
+    wanted = [*product([first], steps), *product(others, steps[-1:])]
     return [
-        SampleWalk(num_steps=num_steps, eta=eta)
-        for num_steps, eta in product(sorted(options.SAMPLING_STEPS), options.SAMPLING_ETAS)
+        SampleWalk(num_steps=num_steps, eta=eta, guidance=guidance, ema_length=length)
+        for length, (guidance, num_steps), eta in product(
+            options.EMA_LENGTHS or (None,), wanted, options.SAMPLING_ETAS
+        )
     ]
 
 
@@ -192,6 +204,7 @@ def sampler_of(walk: SampleWalk, config: Config, window: Window | None) -> Sampl
         num_steps=walk.num_steps,
         sampler=config.EVALUATION.SAMPLING_METHOD,
         ddim_eta=walk.eta,
+        guidance=walk.guidance,
         spacing="trailing" if between is None else "logsnr",
         between=between,
         clip_denoise=True,
@@ -216,12 +229,17 @@ def why_not(
     return None
 
 
+def _calls(sampler: SamplerOptions, schedule: NoiseSchedule) -> int:
+    """Network calls of an image: guidance asks for the null class too."""
+    return num_calls(sampler, schedule) * (1 if sampler.guidance == 1 else 2)
+
+
 def passes_at_end(config: Config, schedule: NoiseSchedule) -> int:
     """Images through the network for all walks that the schedule can take; one over the window of
     the data, which is not known before they are read, counts as possible.
     """
     possible = [walk for walk in walks(config) if why_not(walk, config, schedule, None) is None]
-    calls = (num_calls(sampler_of(walk, config, None), schedule) for walk in possible)
+    calls = (_calls(sampler_of(walk, config, None), schedule) for walk in possible)
     return -(-config.EVALUATION.SAMPLING_NUM // BATCH) * BATCH * sum(calls)
 
 
@@ -245,7 +263,7 @@ def measure_samples(
     if not wanted:
         return None
     group.wait()  # for rank 0 to have written the checkpoint that all read
-    model = load_network(run, device=group.device)
+    model, length = load_network(run, device=group.device), None
     labels = labels_in_turn(config, config.EVALUATION.SAMPLING_NUM)
     quality, reference = None, None
     pictures: list[Pixels] = []
@@ -260,17 +278,24 @@ def measure_samples(
     done = len(quality.points) + len(quality.left_out) if quality else 0
     for walk in wanted[group.agree(done) :]:
         reason = why_not(walk, config, model.schedule, window)
+        if reason is None and walk.ema_length not in (None, length):
+            try:
+                model = load_network(run, PowerEma(walk.ema_length), device=group.device)
+                length = walk.ema_length
+            except InputError as error:
+                reason = str(error)
         sampler = sampler_of(walk, config, window)
         drawn = None if reason else _draw(sampler, model, config, group, labels, should_stop)
         if quality is None or reference is None:
             continue
         if drawn is None:
             reason = reason or "the images that the network draws are not finite"
-            left = LeftOut(num_steps=walk.num_steps, eta=walk.eta, reason=reason)
+            left = LeftOut(**vars(walk), reason=reason)
             quality = replace(quality, left_out=(*quality.left_out, left))
         else:
-            calls = num_calls(sampler, model.schedule)
+            calls = _calls(sampler, model.schedule)
             point = measure_walk(sampler, calls, *drawn, labels, reference)
+            point = replace(point, ema_length=walk.ema_length)
             quality = replace(quality, points=(*quality.points, point))
             pictures.append(drawn[0][:PICTURED])
         _store(run, quality, pictures, labels)
@@ -308,6 +333,13 @@ def _nothing_yet(
     and eta, and its identity.
     """
     options, ends = config.EVALUATION, ends_of(config, window)
+    # absent where they say nothing, as in samples of versions without them
+    more: dict[str, object] = {}
+    if options.SAMPLING_GUIDANCES != (1.0,):
+        more["SAMPLING_GUIDANCES"] = plain(options.SAMPLING_GUIDANCES)
+    if options.EMA_LENGTHS:
+        more["EMA_LENGTHS"] = plain(options.EMA_LENGTHS)
+    name = "averages of EMA_LENGTHS" if options.EMA_LENGTHS else model.name
     levels = "evenly spaced timesteps"
     if ends is not None:
         levels = "log SNRs evenly from {:g} to {:g}".format(*ends)
@@ -315,7 +347,7 @@ def _nothing_yet(
         features=extractor.name,
         num=options.SAMPLING_NUM,
         protocol=(
-            f"{options.SAMPLING_NUM:,} samples of seed {options.SEED} ({model.name}, "
+            f"{options.SAMPLING_NUM:,} samples of seed {options.SEED} ({name}, "
             f"{_METHODS[options.SAMPLING_METHOD]}, x0 clipped, {levels}) against "
             f"{len(real.train_ids):,} train images of {real.name} "
             f"({real.data.sha256[:8]}); {extractor.description} ({extractor.sha256[:8]}); FID "
@@ -330,6 +362,7 @@ def _nothing_yet(
             "data_sha256": real.data.sha256,
             "features_sha256": extractor.sha256,
             **{name: plain(getattr(options, name)) for name in _KEYS},
+            **more,
         },
     )
 
@@ -361,6 +394,7 @@ def measure_walk(
         sampler=sampler.sampler,
         num_steps=sampler.num_steps,
         eta=sampler.ddim_eta,
+        guidance=sampler.guidance,
         evaluations=calls,
         seconds=seconds,
         reasons={key: reasons[name] for key, name in _NAMES.items() if name in reasons},

@@ -1,9 +1,9 @@
 """sample_quality.json and .npz of a run: the quality of its samples by steps and eta; no torch.
 
     {"format": 1, "features", "num", "protocol", "unit", "is_beta_defined", "identity",
-     "points": [{"sampler", "num_steps", "eta", "evaluations", "seconds",
+     "points": [{"sampler", "num_steps", "eta", "guidance", "ema_length", "evaluations", "seconds",
                  "fid": {"value", "low", "high"} | null, "kid", "accuracy", "reasons"}, ...],
-     "left_out": [{"num_steps", "eta", "reason"}, ...], "arrays_sha256",
+     "left_out": [{"num_steps", "eta", "guidance", "reason"}, ...], "arrays_sha256",
      "real": {measure: {"value", "low", "high", "n", "unbiased"}}}
     images uint8 (points, N, H, W, C), labels int64 (N,), num_steps and eta (points,)
 
@@ -32,7 +32,8 @@ QUALITY_MEASURES = ("fid", "kid", "accuracy")
 
 @dataclass(frozen=True, kw_only=True)
 class QualityPoint:
-    """Quality of images drawn in `num_steps` steps with `eta`.
+    """Quality of images drawn in `num_steps` steps with `eta` and `guidance`, by an average of
+    `ema_length`; None is the first of EMA_DECAYS.
 
     evaluations: network calls an image.  seconds: core- or GPU-seconds of drawing all images.
     fid (extrapolated to infinitely many samples), kid, accuracy: None for the reason in `reasons`.
@@ -47,6 +48,8 @@ class QualityPoint:
     kid: Interval | None
     accuracy: Interval | None
     reasons: Mapping[str, str] = field(default_factory=dict)
+    guidance: float = 1.0
+    ema_length: float | None = None
 
     def interval(self, measure: str) -> Interval | None:
         """One of QUALITY_MEASURES by its name."""
@@ -61,6 +64,8 @@ class LeftOut:
     num_steps: int
     eta: float
     reason: str
+    guidance: float = 1.0
+    ema_length: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,12 +167,21 @@ def _quality(facts: Mapping[str, Any]) -> Quality:
         points=tuple(_point(one, num) for one in facts["points"]),
         left_out=tuple(
             LeftOut(
-                num_steps=int(one["num_steps"]), eta=float(one["eta"]), reason=str(one["reason"])
+                num_steps=int(one["num_steps"]),
+                eta=float(one["eta"]),
+                reason=str(one["reason"]),
+                guidance=float(one.get("guidance", 1)),
+                ema_length=_length(one),
             )
             for one in facts.get("left_out", ())
         ),
         real={str(name): Interval(**one) for name, one in facts.get("real", {}).items()},
     )
+
+
+def _length(facts: Mapping[str, Any]) -> float | None:
+    found = facts.get("ema_length")
+    return None if found is None else float(found)
 
 
 def _point(facts: Mapping[str, Any], num: int) -> QualityPoint:
@@ -182,6 +196,8 @@ def _point(facts: Mapping[str, Any], num: int) -> QualityPoint:
         sampler=str(facts["sampler"]),
         num_steps=int(facts["num_steps"]),
         eta=float(facts["eta"]),
+        guidance=float(facts.get("guidance", 1)),
+        ema_length=_length(facts),
         evaluations=int(facts["evaluations"]),
         seconds=float(facts["seconds"]),
         **{measure: interval(measure) for measure in QUALITY_MEASURES},

@@ -22,12 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ddpm import config as configuration
 from ddpm.config import Config
 from ddpm.data import Batch, Dataset
 from ddpm.diffusion import (
+    LogSnrDensity,
     NoiseSchedule,
     Stream,
+    convert,
     fit,
+    loss_weight,
     name_of,
     philox,
 )
@@ -65,6 +69,39 @@ def levels_of(schedule: NoiseSchedule) -> tuple[int, ...]:
     first = math.ceil(low) if math.isfinite(low) else LOWEST
     last = math.floor(high) if math.isfinite(high) else HIGHEST
     return tuple(range(max(first, LOWEST), min(last, HIGHEST) + 1))
+
+
+def training_weights(config: Config) -> dict[int, float]:
+    """Weight that the training loss puts on the x0-error around each integer of log SNR.
+
+        E over l ~ p of w(l) mse_S(l) = integral p(l) w(l) (d pred / d x0)^2 mse_x0(l) dl
+
+    with p the density of log SNR in training, w the weight in the loss space S, and mse_S the
+    squared error there, whose state is given (Kingma & Gao 2023, section 3): integrated over the
+    half units around each level, for a squared error. Empty where S depends on the data.
+    """
+    training = config.TRAINING
+    space = training.LOSS_SPACE or training.PRED_TYPE
+    drawn: NoiseSchedule | LogSnrDensity
+    drawn = NoiseSchedule(**configuration.schedule_arguments(config))
+    if training.LOGSNR_DENSITY not in ("schedule", "adaptive"):  # adaptive keeps the objective
+        drawn = LogSnrDensity(training.LOGSNR_DENSITY, training.DENSITY_PARAMETERS)
+    logsnr = drawn.logsnr_at(torch.arange(1, drawn.num_timesteps + 1))
+    logsnr = logsnr[logsnr.isfinite()]
+    alpha, sigma = torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr).sqrt()
+    one = torch.ones(len(logsnr), 1, dtype=torch.float64)
+    try:
+        gain = convert(one, 0 * one, alpha, sigma, "image", space)[:, 0].square()
+        weight = gain * loss_weight(
+            logsnr, space, training.LOSS_WEIGHTING, gamma=training.MIN_SNR_GAMMA
+        )
+    except ValueError:
+        return {}
+    around = logsnr.round().long()
+    return {
+        level: float(weight[around == level].sum()) / drawn.num_timesteps
+        for level in around.unique().tolist()
+    }
 
 
 def levels_inside(levels: Sequence[int], window: Window) -> tuple[int, ...]:

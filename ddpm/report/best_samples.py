@@ -1,11 +1,15 @@
-"""Quality of samples over sampling steps: what a network call an image buys, cell by cell."""
+"""Quality of samples over network calls and over guidance, cell by cell: what a call buys, and
+where the best cell changes.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 from ddpm.metrics import QUALITY_MEASURES, Interval, QualityPoint, interval
 from ddpm.report.costs import front
-from ddpm.report.labels import Axes, Cell, cell_label
+from ddpm.report.labels import Axes, Cell, cell_label, listed
+from ddpm.report.ranking import CONFIDENCE, Ranking, rank, shared_points
 from ddpm.report.reading import SweepResults, TrialResult
 
 TITLES = {"fid": "FID", "kid": "KID", "accuracy": "accuracy"}
@@ -25,11 +29,97 @@ class Spot:
     seconds: float
     num_seeds: int
     qualities: Mapping[str, Interval]
+    eta: float = 0.0
+    guidance: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Along:
+    """The cells ranked at each value of network calls an image, or of guidance.
+
+    Intervals hold for all values together (Bonferroni).
+    """
+
+    name: str  # network calls | guidance
+    rankings: Mapping[float, Ranking]
+
+    def sentences(self) -> list[str]:
+        """Where the best cell changes, as far as intervals show it; else a cell that wins at every
+        value, if there is one.
+        """
+        leaders = dict.fromkeys(
+            ranking.lowest(measure).label
+            for ranking in self.rankings.values()
+            for measure in ranking.measures
+        )
+        found = []
+        for one, other in combinations(leaders, 2):
+            signs = {value: self._sign(value, one, other) for value in self.rankings}
+            parts = [
+                f"at {listed([f'{v:g}' for v in where])} {a} beats {b}"
+                for sign, a, b in ((-1, one, other), (1, other, one))
+                if (where := [value for value, one_sign in signs.items() if one_sign == sign])
+            ]
+            if len(parts) == 2:
+                found.append(f"The answer depends on {self.name}{self._where}: {'; '.join(parts)}.")
+        winners = [r.winner.label if r.winner else "" for r in self.rankings.values()]
+        if len({*winners}) == 1 and winners[0]:
+            first, *_, last = (f"{value:g}" for value in self.rankings)
+            found.append(
+                f"{winners[0]} wins{self._where} at every value of {self.name} tried, from {first} "
+                f"to {last}."
+            )
+        return found
+
+    @property
+    def _where(self) -> str:
+        rankings = self.rankings.values()
+        has_seeds = all(r.spread(measure) is not None for r in rankings for measure in r.measures)
+        return "" if has_seeds else " in this run"
+
+    def _sign(self, value: float, one: str, other: str) -> int:
+        """-1 where the one beats the other by a measure and is beaten by none, 1 the other way."""
+        ranking = self.rankings[value]
+        cells = {standing.label: standing for standing in ranking.standings}
+        if one not in cells or other not in cells:
+            return 0
+        signs = {ranking.gap(cells[one], cells[other], m).sign for m in ranking.measures} - {0}
+        return signs.pop() if len(signs) == 1 else 0
+
+
+def along(sweep: SweepResults, ranking: Ranking) -> list[Along]:
+    """The ranking over network calls, and over guidance, where the sweep has several of them."""
+    point = ranking.point
+    if point is None or ranking.none_learned:
+        return []
+    cells: dict[str, list[TrialResult]] = {}
+    for standing in ranking.standings:
+        cells[standing.label] = list(standing.trials.values())
+    alike = [
+        p for p in shared_points(list(cells.values()))
+        if (p.sampler, p.eta) == (point.sampler, point.eta)
+    ]  # fmt: skip
+    found = []
+    for name, points in (
+        ("network calls", {p.evaluations: p for p in alike if p.guidance == point.guidance}),
+        ("guidance", {p.guidance: p for p in alike if p.num_steps == point.num_steps}),
+    ):
+        if len(points) > 1:
+            confidence = 1 - (1 - CONFIDENCE) / len(points)
+            trials = tuple(trial for some in cells.values() for trial in some)
+            some = replace(sweep, trials=trials, tuning=())
+            rankings = {k: rank(some, at=points[k], confidence=confidence) for k in sorted(points)}
+            kept = {k: r for k, r in rankings.items() if r.of_samples and r.standings}
+            found.append(Along(name=name, rankings=kept))
+    return found
 
 
 def method(point: QualityPoint) -> str:
-    """The sampler without its steps: `ddim`, `ddim \u03b7=1`."""
-    return point.sampler if point.eta == 0 else f"{point.sampler} \u03b7={point.eta:g}"
+    """The sampler without its steps: `ddim`, `ddim \u03b7=1`, `dpmpp_2m guidance=2`."""
+    eta = "" if point.eta == 0 else f" \u03b7={point.eta:g}"
+    if point.ema_length is not None:
+        eta += f" length={point.ema_length:g}"
+    return point.sampler + eta + ("" if point.guidance == 1 else f" guidance={point.guidance:g}")
 
 
 def spots_of(sweep: SweepResults, axes: Axes) -> list[Spot]:
@@ -55,6 +145,8 @@ def _spot(
         cell=trial.cell,
         label=cell_label(trial.cell, tuple(axes.values)) if sweep.is_sweep else "this run",
         method=method(point),
+        eta=point.eta,
+        guidance=point.guidance,
         num_steps=point.num_steps,
         evaluations=point.evaluations,
         seconds=sum(one.seconds for one in points) / len(points),
@@ -85,7 +177,8 @@ def left_out(sweep: SweepResults, axes: Axes) -> list[tuple[str, str]]:
         dict.fromkeys(
             (
                 cell_label(trial.cell, tuple(axes.values)),
-                f"{left.num_steps} steps, \u03b7={left.eta:g}: {left.reason}",
+                f"{left.num_steps} steps, \u03b7={left.eta:g}"
+                f"{'' if left.guidance == 1 else f', guidance {left.guidance:g}'}: {left.reason}",
             )
             for trial in sweep.trials
             if trial.quality is not None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from ddpm.report.labels import (
 )
 from ddpm.report.ranking import Ranking
 from ddpm.report.reading import SweepResults, TrialResult
+from ddpm.report.scaling import Law, seconds_of
 from ddpm.report.tuning import Tuning
 from ddpm.runs import storage
 
@@ -159,14 +160,53 @@ def x0_curves(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Spec:
         if has_rows
     ]  # fmt: skip
     layers.append(_layer(_point(26), shared, shape=_shape(names)) | _where("!datum.is_line"))
-    edges = [(min(levels), low), (high, max(levels))]
-    datasets = {"curves": rows}
+    return _over_levels(layers, "curves", rows, (low, high), list(groups))
+
+
+def weight_curves(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Spec | None:
+    """Weight of the x0-error in the training loss over log SNR, adding up to 1 over the window, one
+    chart a facet; None where all cells weigh alike or the weights are not known.
+    """
+    inside, known = set(ranking.levels), []
+    for one in ranking.standings:
+        weights = {k: w for k, w in sweep.weights.get(one.key, {}).items() if w > 0}
+        if total := sum(w for k, w in weights.items() if k in inside):
+            known.append((one, {k: w / total for k, w in sorted(weights.items())}))
+    if len({tuple(f"{w:.3g}" for w in curve.values()) for _, curve in known}) < 2:
+        return None
+    groups = chosen([one.cell for one, _ in known], axes.facets, axes, ranking)
+    rows: list[Row] = [
+        {"panel": title, "series": axes.series_name(one.cell), "level": level, "weight": weight,
+         "cell": one.label}
+        for title, cells in groups.items() for one, curve in known if one.cell in cells
+        for level, weight in curve.items()
+    ]  # fmt: skip
+    names = _series([one.cell for one, _ in known], axes)
+    shared = {
+        "x": _number("level", title="log SNR (noisy \u2192 clean)", scale={"nice": False}),
+        "y": _number("weight", title="weight of the x0-error", axis=_SHORT,
+                     scale={"type": "log", "nice": False}),
+        "tooltip": [_name("cell"), _number("level", title="log SNR"),
+                    _number("weight", title="weight", format=".3g")],
+        **_told_apart(names),
+    }  # fmt: skip
+    layers = [_layer({"type": "line"}, shared), _layer(_point(26), shared, shape=_shape(names))]
+    window = ranking.levels[0], ranking.levels[-1]
+    return _over_levels(layers, "weights", rows, window, list(groups))
+
+
+def _over_levels(
+    layers: list[Spec], name: str, rows: list[Row], window: tuple[int, int], groups: list[str]
+) -> Spec:
+    """Layers over levels of log SNR, a chart a group; on grey: beyond the window."""
+    levels, datasets = [row["level"] for row in rows], {name: rows}
+    edges = [(min(levels), window[0]), (window[1], max(levels))]
     if grey := [{"from": a, "to": b} for a, b in edges if b > a]:
         outside = _layer({"type": "rect", "opacity": 0.09, "color": "gray"}, {}, x=_number("from"),
                          x2={"field": "to"})  # fmt: skip
-        layers.insert(0, outside | {"data": {"name": "outside"}})
-        datasets["outside"] = grey
-    chart = _facets(_chart(layers, "curves", width=290, height=220), list(groups))
+        layers.insert(0, outside | {"data": {"name": f"outside of {name}"}})
+        datasets[f"outside of {name}"] = grey
+    chart = _facets(_chart(layers, name, width=290, height=220), groups)
     return {**chart, "params": [_picked([chart])], "datasets": datasets}
 
 
@@ -211,6 +251,46 @@ def over_cost(ranking: Ranking, axes: Axes) -> Spec | None:
     return {"hconcat": charts, "params": [_picked(charts)], "datasets": datasets}
 
 
+def scaling(families: Sequence[Sequence[Law]], axes: Axes) -> Spec:
+    """Every size of each family over its training compute with the family's line, a chart a
+    measure; both axes logarithmic.
+    """
+    charts: list[Spec] = []
+    datasets: dict[str, list[Row]] = {}
+    for laws in families:
+        measure = laws[0].measure
+        rows: list[Row] = [
+            {"series": law.name, "compute": seconds, "value": 10 ** one.log10(measure),
+             "cell": one.label, "is_line": False}
+            for law in laws for one in law.cells if (seconds := seconds_of(one))
+        ]  # fmt: skip
+        for law in laws:
+            ends = law.compute[[0, -1]]
+            rows += [
+                {"series": law.name, "compute": float(10**x), "value": float(10**y), "cell": "fit",
+                 "is_line": True}
+                for x, y in zip(ends, law.at(ends).mean(axis=0), strict=True)
+            ]  # fmt: skip
+        names = [law.name for law in laws]
+        log = {"type": "log", "nice": False}
+        title = NAMES[measure] if measure != MEASURES[0] else "geometric mean of the x0-error"
+        shared = {
+            "x": _number("compute", title="seconds of training compute", scale=log, axis=_SHORT),
+            "y": _number("value", title=title, scale=log, axis=_SHORT),
+            **_told_apart(names),
+        }
+        tooltip = [_name("cell"), _number("compute", title="seconds", format=".3g"),
+                   _number("value", title=title, format=".3g")]  # fmt: skip
+        layers = [
+            _layer({"type": "line"}, shared) | _where("datum.is_line"),
+            _layer(_point(40), shared, shape=_shape(names), tooltip=tooltip)
+            | _where("!datum.is_line"),
+        ]
+        charts.append(_chart(layers, measure, width=330, height=240))
+        datasets[measure] = rows
+    return {"hconcat": charts, "params": [_picked(charts)], "datasets": datasets}
+
+
 def over_choice(tuning: Tuning, axes: Axes) -> Spec:
     """Each measure of the tuning trainings over the number that was chosen, a row a measure."""
     (key,) = tuning.keys
@@ -248,16 +328,22 @@ def over_choice(tuning: Tuning, axes: Axes) -> Spec:
 
 
 def sampling_curves(
-    spots: Sequence[Spot], names: Sequence[str], ranking: Ranking, axes: Axes
+    spots: Sequence[Spot],
+    names: Sequence[str],
+    ranking: Ranking,
+    axes: Axes,
+    over: Literal["calls", "guidance"] = "calls",
 ) -> Spec:
-    """Each quality of samples over network calls per image, a row of facets a quality."""
+    """Each quality of samples over network calls or guidance, a row of facets a quality."""
     cells = list({id(spot.cell): spot.cell for spot in spots}.values())
     groups = chosen(cells, axes.facets, axes, ranking)
-    methods = list(dict.fromkeys(spot.method for spot in spots))
+    ways = [f"\u03b7={s.eta:g}" if over == "guidance" else s.method for s in spots]
+    several = len({*ways}) > 1
     series = _series(cells, axes)
     shared = {
-        "x": _number("calls", title="network calls per image",
-                     scale={"type": "log", "nice": False}, axis=_SHORT),
+        "x": _number("calls", axis=_SHORT,
+                     title="guidance" if over == "guidance" else "network calls per image",
+                     scale={"type": "linear" if over == "guidance" else "log", "nice": False}),
         "detail": _name("cell"),
         **_told_apart(series),
     }  # fmt: skip
@@ -265,11 +351,12 @@ def sampling_curves(
     datasets: dict[str, list[Row]] = {}
     for name in names:
         rows: list[Row] = [
-            {"panel": ", ".join(filter(None, [title, spot.method if len(methods) > 1 else ""])),
+            {"panel": ", ".join(filter(None, [title, way if several else ""])),
              "series": axes.series_name(spot.cell), "cell": spot.label,
-             "calls": spot.evaluations, "value": found.value, "low": found.low, "high": found.high,
+             "calls": spot.evaluations if over == "calls" else spot.guidance,
+             "value": found.value, "low": found.low, "high": found.high,
              "tip": f"{spot.method}, {spot.num_steps} steps: {interval_text(found)}"}
-            for title, group in groups.items() for spot in spots
+            for title, group in groups.items() for spot, way in zip(spots, ways, strict=True)
             if spot.cell in group and (found := spot.qualities.get(name)) is not None
         ]  # fmt: skip
         y = _y(TITLES[name], [row["low"] for row in rows] + [row["high"] for row in rows])

@@ -151,7 +151,9 @@ def discrete_bound(evaluation: Mapping[str, Value]) -> DiscreteBound | None:
 def columns(sweep: SweepResults) -> tuple[str, ...]:
     """The columns that any trial of the sweep may fill, the fewest steps first."""
     points = {_tag(p): p for t in sweep.trials if t.quality for p in t.quality.points}
-    ordered = sorted(points.values(), key=lambda point: (point.num_steps, point.eta))
+    ordered = sorted(
+        points.values(), key=lambda point: (point.guidance != 1, point.num_steps, point.eta)
+    )
     return (*_FIXED, *(name for point in ordered for name in _of_point(point)))
 
 
@@ -193,8 +195,10 @@ def _of_point(point: QualityPoint) -> dict[str, object]:
 
 
 def _tag(point: QualityPoint) -> str:
-    """A point as part of a column's name: 10_eta0, 25_eta0.5."""
-    return f"{point.num_steps}_eta{point.eta:g}"
+    """A point as part of a column's name: 10_eta0, 25_eta0.5, 25_eta0_guidance2."""
+    guided = "" if point.guidance == 1 else f"_guidance{point.guidance:g}"
+    length = "" if point.ema_length is None else f"_length{point.ema_length:g}"
+    return f"{point.num_steps}_eta{point.eta:g}{guided}{length}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,6 +99,11 @@ class Standing:
     levels: tuple[int, ...] = ()  # of log SNR, at which all its trials were evaluated
     calls: float = nan  # network calls an image, of the samples compared, else its timesteps
 
+    @property
+    def key(self) -> str:
+        """The cell as TrialResult.key has it."""
+        return json.dumps(self.cell, sort_keys=True)
+
     def code(self, key: str) -> str:
         """Its value of a key as text that can be compared."""
         return json.dumps(self.cell.get(key), sort_keys=True)
@@ -192,6 +197,7 @@ class Ranking:
     none_learned: bool = False  # those that are ranked have learned nothing either
     problem: str | None = None  # why the cells cannot be compared at all
     baseline: int | None = None  # the place of a cell that others are compared with beforehand
+    confidence: float = CONFIDENCE
 
     def order(self, measure: str) -> tuple[int, ...]:
         """Places in `standings` from the lowest of the measure up."""
@@ -285,7 +291,7 @@ class Ranking:
 
         In the family "baseline", `better` is the baseline.
         """
-        confidence = 1 - (1 - CONFIDENCE) / len(self.measures)
+        confidence = 1 - (1 - self.confidence) / len(self.measures)
         if not worse.is_resolved(measure) and not better.is_resolved(measure):
             # Both count as their evaluation errors, and the ratio of those says nothing.
             return Gap(mean=0.0, half_width=inf, num_seeds=0, basis="none")
@@ -434,8 +440,13 @@ class Ranking:
         return {measure: spread(self.table(measure), codes=self.codes) for measure in self.measures}
 
 
-def rank(sweep: SweepResults) -> Ranking:
-    """Ranks a sweep's cells; what cannot be compared is excluded with its reason."""
+def rank(
+    sweep: SweepResults, *, at: QualityPoint | None = None, confidence: float = CONFIDENCE
+) -> Ranking:
+    """Ranks a sweep's cells; what cannot be compared is excluded with its reason.
+
+    at: how the samples compared were drawn, one of shared_points(); None is the headline's.
+    """
     keys = varied([*(t.cell for t in sweep.trials), *(s.cell for s in sweep.skipped)])
     usable: list[tuple[str, list[TrialResult]]] = []
     excluded: list[tuple[str, str]] = []
@@ -456,7 +467,7 @@ def rank(sweep: SweepResults) -> Ranking:
         problem = problem or "The cells share no noise level, so no number compares them."
     if problem or not usable:
         return Ranking(levels=levels, standings=(), excluded=tuple(excluded), problem=problem)
-    point = _shared_point(usable) if sweep.is_sweep else None
+    point = at or (_headline_point(usable) if sweep.is_sweep else None)
     measures = MEASURES if point is None else OF_SAMPLES
     found = [_standing(label, trials, levels, point) for label, trials in usable]
     standings = [one for one in found if all(map(one.has, measures))]
@@ -478,6 +489,7 @@ def rank(sweep: SweepResults) -> Ranking:
         real=next((t.quality.real for t in every if point and t.quality and t.quality.real), {}),
         failed=tuple(failed),
         none_learned=none_learned,
+        confidence=confidence,
         problem=None if standings else "No cell has every number that is compared.",
     )
     order = ranking.order(measures[0]) if standings else ()
@@ -608,26 +620,35 @@ def _by_cell(trials: Sequence[TrialResult]) -> list[list[TrialResult]]:
     return list(cells.values())
 
 
-def _shared_point(usable: Sequence[tuple[str, Sequence[TrialResult]]]) -> QualityPoint | None:
-    """Of the ways in which the cells with samples all drew some, the one with the most calls.
+def shared_points(cells: Sequence[Sequence[TrialResult]]) -> list[QualityPoint]:
+    """The ways in which the cells with samples all drew some, a point of each.
 
     None where fewer than two cells have any, or their samples were not measured alike.
     """
-    every = [trial for _, trials in usable for trial in trials if trial.quality is not None]
+    every = [trial for trials in cells for trial in trials if trial.quality is not None]
     if len({(t.quality.protocol, t.quality.num) for t in every if t.quality is not None}) != 1:
-        return None
-    cells = [
-        set.intersection(*({_way(p) for p in _points(t)} for t in trials)) for _, trials in usable
-    ]
-    having = [ways for ways in cells if ways]
+        return []
+    ways = [set.intersection(*({_way(p) for p in _points(t)} for t in some)) for some in cells]
+    having = [some for some in ways if some]
     shared = set.intersection(*having) if len(having) > 1 else set()
-    best = max(shared, key=lambda way: (way[3], -way[2]), default=None)
-    return next((p for t in every for p in _points(t) if _way(p) == best), None)
+    found = {_way(p): p for t in every for p in _points(t) if _way(p) in shared}
+    return list(found.values())
+
+
+def _headline_point(usable: Sequence[tuple[str, Sequence[TrialResult]]]) -> QualityPoint | None:
+    """Of the shared points the one with the most calls; unguided where there is one."""
+    found = shared_points([trials for _, trials in usable])
+    return max(found, key=lambda p: (-abs(p.guidance - 1), p.evaluations, -p.eta), default=None)
 
 
 def _points(trial: TrialResult) -> list[QualityPoint]:
+    """Those that can be compared, of the first length of the averages."""
     points = () if trial.quality is None else trial.quality.points
-    return [one for one in points if one.kid is not None and one.fid is not None]
+    return [
+        one
+        for one in points
+        if one.kid is not None and one.fid is not None and one.ema_length == points[0].ema_length
+    ]
 
 
 def _value_and_error(point: QualityPoint, measure: str) -> tuple[float, float]:
@@ -636,8 +657,8 @@ def _value_and_error(point: QualityPoint, measure: str) -> tuple[float, float]:
     return one.value, (one.high - one.low) / (2 * 1.96)
 
 
-def _way(point: QualityPoint) -> tuple[str, int, float, int]:
-    return point.sampler, point.num_steps, point.eta, point.evaluations
+def _way(point: QualityPoint) -> tuple[str, int, float, float, int]:
+    return point.sampler, point.num_steps, point.eta, point.guidance, point.evaluations
 
 
 def _standing(

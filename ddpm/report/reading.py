@@ -178,6 +178,8 @@ class SweepResults:
     space: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     seeds: tuple[int, ...] = ()  # as the sweep names them; () where that is not known
     window: tuple[int, int] | None = None
+    # by TrialResult.key: level of log SNR -> the weight of the x0-error in the training loss
+    weights: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     def with_status(self, status: str) -> tuple[TrialResult, ...]:
         """The trials that ended so."""
@@ -253,6 +255,15 @@ def _read_sweep(folder: Path) -> SweepResults:
         references=_lines(folder),
         problems=tuple(problems),
         window=_window(facts.get("window")),
+        weights={
+            json.dumps(mapping(one.get("cell")), sort_keys=True): {
+                int(number(level)): number(weight)
+                for level, weight in zip(
+                    sequence(one.get("levels")), sequence(one.get("weights")), strict=False
+                )
+            }
+            for one in map(mapping, sequence(facts.get("weights")))
+        },
     )
 
 

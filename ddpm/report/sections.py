@@ -46,6 +46,7 @@ from ddpm.report.labels import (
 )
 from ddpm.report.ranking import ALIKE, Comparison, Gap, Ranking, Standing, against, agreement
 from ddpm.report.reading import SweepResults, TrialResult, Value, mapping, number, sequence
+from ddpm.report.scaling import SIZES, crossings, laws, measures_of, slope_in_words
 from ddpm.report.tuning import tuning_of
 from ddpm.report.verdict import (
     against_baseline,
@@ -145,6 +146,7 @@ def sections(sweep: SweepResults, ranking: Ranking) -> list[Section]:
         ("Ranking", ranked),
         ("x0-error by noise level", errors_by_level),
         ("Cost", costs),
+        ("Scaling", scaled),
         ("Tuned within cells", tuned),
         ("Samples over sampling steps", samples_over_steps),
         ("Samples over training", samples_over_training),
@@ -506,6 +508,14 @@ def errors_by_level(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterab
         f"image, noise) pairs, in units where pixels lie in [\u22121, 1].{solid}{lines}"
     )
     yield Chart(name="x0-error over log SNR", spec=charts.x0_curves(sweep, ranking, axes))
+    if (weights := charts.weight_curves(sweep, ranking, axes)) is not None:
+        yield _note(
+            "Where the training loss looked: how often a noise level was drawn, times its weight, "
+            "times what a squared error of the loss space is in squared error of the image, so "
+            "that the curve weighs the x0-error above level by level. It adds up to 1 over the "
+            "window that is averaged. A cell tends to lose where others weigh more."
+        )
+        yield Chart(name="weight of the x0-error in the training loss over log SNR", spec=weights)
     if len(ranking.standings) > 1:
         yield _level_map(ranking)
     if (references := _reference_table(sweep, ranking)) is not None:
@@ -574,6 +584,32 @@ def costs(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
     head, rows = _cost_rows(ranking)
     fold = f"What each of {len(rows)} cells took"
     yield Table(head=head, rows=rows, right=range(1, len(head)), fold=fold)
+
+
+def scaled(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
+    """Slopes of log error over compute of cells that differ in size, and where two cross."""
+    rows, families = [], []
+    for measure in measures_of(ranking):
+        if not (found := laws(ranking, measure)):
+            continue
+        families.append(found)
+        yield from (Text(words=words) for words in crossings(found))
+        rows += [
+            [NAMES[measure], law.name, slope_in_words(law), ratio_text(2 ** law.slope[0]),
+             f"{duration(10 ** law.compute[0])} to {duration(10 ** law.compute[-1])}",
+             ", ".join(cell_label(one.cell, SIZES) for one in law.front)]
+            for law in found
+        ]  # fmt: skip
+    if not rows:
+        return
+    head = ("measure", "cells", "slope", "with twice the compute", "compute", "sizes on the front")
+    yield Table(head=head, rows=rows, right=(2, 3), wrap=(5,))
+    yield _note(
+        "Slope: of log10 of the number over log10 of the core- or GPU-seconds of training, on the "
+        "sizes that no cheaper one matches, \u00b1 95 % interval over seeds. Where two cells cross "
+        "is said only where the intervals show who is better at either end. Lines: the fits."
+    )
+    yield Chart(name="error over training compute by size", spec=charts.scaling(families, axes))
 
 
 def total(sweep: SweepResults) -> str:
@@ -676,8 +712,10 @@ def samples_over_training(sweep: SweepResults, ranking: Ranking, axes: Axes) -> 
 
 def samples_over_steps(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
     """Quality and pictures of samples by the number of sampling steps."""
-    spots, lost = spots_of(sweep, axes), left_out(sweep, axes)
-    names = [name for name in QUALITY_MEASURES if any(name in spot.qualities for spot in spots)]
+    every, lost = spots_of(sweep, axes), left_out(sweep, axes)
+    names = [name for name in QUALITY_MEASURES if any(name in spot.qualities for spot in every)]
+    base = ranking.point.guidance if ranking.point else every[0].guidance if every else 1.0
+    spots = [spot for spot in every if spot.guidance == base]
     if names:
         yield _note(_how_measured(sweep))
         yield _best_by_calls(spots, names)
@@ -687,7 +725,16 @@ def samples_over_steps(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Ite
         )
         spec = charts.sampling_curves(spots, names, ranking, axes)
         yield Chart(name="quality of samples over network calls per image", spec=spec)
-        yield _points(sweep, spots, names)
+        most = max(spot.num_steps for spot in every)
+        guided = [spot for spot in every if spot.num_steps == most]
+        if len({spot.guidance for spot in guided}) > 1:
+            yield _note(
+                f"Guidance away from the null class, at {most} steps: 1 is the network alone, any "
+                "other costs twice its network calls."
+            )
+            spec = charts.sampling_curves(guided, names, ranking, axes, over="guidance")
+            yield Chart(name="quality of samples over guidance", spec=spec)
+        yield _points(sweep, every, names)
     if lost:
         fold = f"Points left out: {len(lost)}"
         yield Table(head=("cell", "left out, and why"), rows=lost, wrap=(1,), fold=fold)
@@ -777,7 +824,7 @@ def tuned(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
     if found is None or not found.cells:
         return
     names = [spoken(key) for key in found.keys]
-    draws = max(len(one.draws) for one in found.cells)
+    draws = len({str([trial.cell.get(key) for key in sweep.space]) for trial in sweep.tuning})
     seeds = listed(sorted({str(trial.seed) for trial in sweep.tuning}))
     spent = sum(compute_seconds(trial) or 0.0 for trial in sweep.tuning)
     of_measures = " and ".join(NAMES[measure] for measure in found.ranking.measures)

@@ -1,9 +1,10 @@
 """Numbers of SPACE chosen within each cell, and by how much that moves the cells (TUNE.WITHIN).
 
 Each cell was trained with the same draws of SPACE, on seeds of their own and for a third of the
-length. Within a cell the draw with the lowest mean of log10 over the measures of the headline is
-chosen; the comparison then rests on fresh seeds alone, so that nothing is both chosen and judged on
-the same trainings.
+length; each training was measured by averages of all EVALUATION.EMA_LENGTHS, one more choice.
+Within a cell the draw with the lowest mean of log10 over the headline is chosen; the
+comparison then rests on fresh seeds alone, so that nothing is both chosen and judged on the same
+trainings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ddpm.report.ranking import Ranking, Standing, kendall_tau, rank
-from ddpm.report.reading import SweepResults, Value
+from ddpm.report.reading import SweepResults, TrialResult, Value
+
+LENGTH = "EVALUATION.EMA_LENGTHS"  # chosen among those of one training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +66,13 @@ class Tuning:
 
 def tuning_of(sweep: SweepResults) -> Tuning | None:
     """What was tuned within the cells of a sweep; None where nothing was."""
-    if not sweep.tuning or not sweep.space:
+    if not sweep.tuning:
         return None
+    trials = tuple(one for trial in sweep.tuning for one in _by_length(trial))
     keys = tuple(sweep.space)
-    ranking = rank(replace(sweep, trials=sweep.tuning, tuning=()))
+    if len({one.cell.get(LENGTH) for one in trials}) > 1:
+        keys = (*keys, LENGTH)
+    ranking = rank(replace(sweep, trials=trials, tuning=()))
     failed = [] if ranking.none_learned else [standing for standing, _ in ranking.failed]
     every = [*ranking.standings, *failed]
     found = Tuning(keys=keys, ranking=ranking, cells=())
@@ -84,18 +90,39 @@ def tuning_of(sweep: SweepResults) -> Tuning | None:
     return replace(found, cells=tuple(cells))
 
 
+def _by_length(trial: TrialResult) -> list[TrialResult]:
+    """A training as one for each length of the averages that its samples were drawn by."""
+    points = () if trial.quality is None else trial.quality.points
+    lengths = dict.fromkeys(p.ema_length for p in points if p.ema_length is not None)
+    if trial.quality is None or not lengths:
+        return [trial]
+    return [
+        replace(
+            trial,
+            cell={**trial.cell, LENGTH: length},
+            quality=replace(
+                trial.quality, points=tuple(p for p in points if p.ema_length == length)
+            ),
+        )
+        for length in lengths
+    ]
+
+
 def chosen_within(sweep: SweepResults) -> list[dict[str, dict[str, Value]]]:
     """For each cell of GRID the numbers of SPACE that its comparison is trained with."""
     found = tuning_of(sweep)
     if found is None:
         return []
+    chosen = [(one, one.values(one.best, found.keys)) for one in found.cells]
     return [
-        {"cell": dict(one.cell), "chosen": one.values(one.best, found.keys)} for one in found.cells
+        # one length is a list of one, as the key has it
+        {"cell": dict(one.cell), "chosen": {k: [v] if k == LENGTH else v for k, v in some.items()}}
+        for one, some in chosen
     ]
 
 
 def _grid_cell(standing: Standing, sweep: SweepResults) -> dict[str, Value]:
-    return {key: value for key, value in standing.cell.items() if key not in sweep.space}
+    return {k: v for k, v in standing.cell.items() if k not in sweep.space and k != LENGTH}
 
 
 def _is_extreme(best: Standing, draws: Sequence[Standing], key: str) -> bool:

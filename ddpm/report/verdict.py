@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ddpm.metrics import MEASURES
+from ddpm.report.best_samples import along
 from ddpm.report.effects import Analysis, Effect
 from ddpm.report.labels import (
     NAMES,
@@ -90,6 +91,7 @@ def judge(sweep: SweepResults, ranking: Ranking) -> Conclusion:
         _why_no_samples(sweep, ranking),
         unequal(ranking),
         against_baseline(ranking),
+        *(words for found in along(sweep, ranking) for words in found.sentences()),
         scope(sweep, ranking),
     ]
     return Conclusion(kind=kind, headline=headline, sentences=tuple(filter(None, sentences)))

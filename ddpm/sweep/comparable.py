@@ -68,7 +68,8 @@ def problems(
     """
     found = [*_metric_problems(tune, {*grid, *space}, configs)]
     if tune.WITHIN is not None:
-        found += _within_problems(tune, race, space)
+        lengths = {length for one in configs for length in one.EVALUATION.EMA_LENGTHS}
+        found += _within_problems(tune, race, space, len(lengths) > 1)
     drawn = [c.EVALUATION.SAMPLING_NUM for c in configs if c.EVALUATION.SAMPLING_STEPS]
     if drawn and (few := min(drawn)) < (least := FID_SAMPLES["classifier"]):
         found.append(
@@ -152,9 +153,11 @@ def _unmeasured(metric: str, config: Config) -> str | None:
     return None
 
 
-def _within_problems(tune: Tune, race: Race | None, space: Collection[str]) -> Iterable[str]:
+def _within_problems(
+    tune: Tune, race: Race | None, space: Collection[str], has_lengths: bool
+) -> Iterable[str]:
     named = "TUNE.WITHIN is cell"
-    if not space:
+    if not space and not has_lengths:
         yield (
             f"{named} but SPACE is empty; give what is to be chosen within each cell, such as "
             f"{_HYPER}LEARNING_RATE: {{loguniform: [1.0e-3, 1.0e-2]}}"

@@ -79,9 +79,10 @@ _MEASURE = {
     "EVALUATION.NUM": "cells would be compared on different images",
     "EVALUATION.SEED": "cells would be compared on different images and noise",
     "TRAINING.SEED": "give SEEDS instead",
+    "EVALUATION.EMA_LENGTHS": "each is measured anyway; TUNE.WITHIN chooses one in each cell",
     **{
         f"EVALUATION.SAMPLING_{name}": "cells would be compared by different samples"
-        for name in ("STEPS", "METHOD", "ETAS", "NUM", "LOGSNR")
+        for name in ("STEPS", "METHOD", "ETAS", "GUIDANCES", "NUM", "LOGSNR")
     },
 }
 

@@ -75,6 +75,7 @@ def quality_rows(quality: Quality | None) -> list[dict[str, float]]:
     for point in quality.points if quality is not None else ():
         row = rows.setdefault(point.num_steps, {SAMPLING_STEPS: point.num_steps})
         where = f"{point.sampler} eta={point.eta:g}"
+        where += "" if point.guidance == 1 else f" guidance={point.guidance:g}"
         row |= {f"{QUALITY}{name} {where}": value for name, value in _values(point).items()}
     return [rows[steps] for steps in sorted(rows) if len(rows[steps]) > 1]
 
@@ -82,7 +83,7 @@ def quality_rows(quality: Quality | None) -> list[dict[str, float]]:
 def final_quality(quality: Quality | None) -> dict[str, float]:
     """The numbers at the most sampling steps and the least eta: what a table shows of a run."""
     points = quality.points if quality is not None else ()
-    last = min(points, key=lambda point: (-point.num_steps, point.eta), default=None)
+    last = min(points, key=lambda p: (p.guidance != 1, -p.num_steps, p.eta), default=None)
     values = _values(last) if last is not None else {}
     return {f"{QUALITY}{name}": value for name, value in values.items()}
 

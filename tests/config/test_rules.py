@@ -165,6 +165,18 @@ BROKEN = [
         "SAMPLING_METHOD is dpmpp_2m, which draws no noise, but SAMPLING_ETAS is [0.0, 1.0]; give",
     ),
     (
+        "E.SAMPLING_GUIDANCES=[1.0,2.0] N.NUM_CLASSES=null",
+        "SAMPLING_GUIDANCES is [1.0, 2.0] but TRAINING.NETWORK.NUM_CLASSES is null: nothing to",
+    ),
+    (
+        "E.SAMPLING_GUIDANCES=[2.0] N.NUM_CLASSES=10 T.LABEL_DROP=0.0",
+        "SAMPLING_GUIDANCES is [2.0] but TRAINING.LABEL_DROP is 0.0: the null class is never",
+    ),
+    (
+        "E.EMA_LENGTHS=[0.05]",
+        "EMA_LENGTHS is [0.05] but TRAINING.EMA_POWER is [], so no snapshots are kept; give",
+    ),
+    (
         "G.RECOMPUTE_NOISE=false G.CLIP_DENOISE=false",
         "RECOMPUTE_NOISE is false but CLIP_DENOISE is false too, so there is nothing to recompute;",
     ),

@@ -28,6 +28,7 @@ from ddpm.metrics.network_samples import (
     measure_walk,
     passes_at_end,
     sample_metrics,
+    walks,
 )
 from ddpm.metrics.quality import Quality, SamplePictures
 from ddpm.metrics.reference import as_real_data, classifier_features, reference_of
@@ -412,3 +413,35 @@ def test_real_images_are_measured_once_as_the_samples_are(folder: Path) -> None:
     kept.write_text(json.dumps({"kid": {"value": 1.0, "low": 0.5, "high": 2.0}}))
     again = measured(folder, SAMPLING_STEPS=(1,), SAMPLING_ETAS=(0.0,))
     assert again.points == quality.points and again.real["kid"].high == 2.0
+
+
+def test_guidance_and_averages_are_walked_one_after_another() -> None:
+    evaluation = {
+        "SAMPLING_STEPS": (4, 2), "SAMPLING_GUIDANCES": (1.0, 2.0), "SAMPLING_NUM": BATCH
+    }  # fmt: skip
+    config = tiny()
+    config = replace(config, EVALUATION=replace(config.EVALUATION, **evaluation))  # type: ignore[arg-type]
+    assert [(w.num_steps, w.guidance) for w in walks(config)] == [(2, 1.0), (4, 1.0), (4, 2.0)]
+    # guided steps ask the network twice
+    assert passes_at_end(config, NoiseSchedule("cosine", 50)) == (2 + 4 + 8) * BATCH
+    lengths = replace(config.EVALUATION, EMA_LENGTHS=(0.05, 0.1))
+    found = walks(replace(config, EVALUATION=lengths))
+    assert [w.ema_length for w in found] == 3 * [0.05] + 3 * [0.1]
+
+
+@pytest.mark.slow
+def test_a_guided_walk_draws_other_images(tmp_path: Path, digits: Path) -> None:
+    folder = digits_run(digits, tmp_path, 10)
+    run = RunDirectory(folder)
+    options = {"SAMPLING_STEPS": (2,), "SAMPLING_GUIDANCES": (1.0, 4.0), "SAMPLING_NUM": 200}
+    config = run.config()
+    config = replace(config, EVALUATION=replace(config.EVALUATION, **options))  # type: ignore[arg-type]
+    data = open_data(config, Path(run.provenance["data_dir"]))
+    quality = measure_samples(folder, config, data, WINDOW, Group())
+    assert quality is not None and quality_file.read_quality(folder) == quality
+    plain, guided = quality.points
+    assert (plain.guidance, plain.evaluations) == (1.0, 2)
+    assert (guided.guidance, guided.evaluations) == (4.0, 4)
+    assert quality.identity["SAMPLING_GUIDANCES"] == [1.0, 4.0]
+    images = pictures(folder).images
+    assert not (images[0] == images[1]).all()

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from ddpm.config.schema import Config
 from ddpm.data.dataset import Batch, Dataset
 from ddpm.diffusion import philox
 from ddpm.diffusion.philox import Stream
@@ -21,6 +24,7 @@ from ddpm.metrics.validation import (
     measure_x0_error,
     memorisation,
     metrics_of,
+    training_weights,
     validation_metrics,
     write_evaluation,
     write_references,
@@ -405,3 +409,25 @@ def test_an_unconditional_run_is_measured_on_labelled_images(tmp_path: Path) -> 
         for labels in (None, np.arange(60))
     )
     assert plain == labelled and plain
+
+
+@pytest.mark.parametrize(("space", "least"), [("noise", 0), ("velocity", 1)])
+def test_the_loss_weighs_the_x0_error_by_density_weight_and_space(space: str, least: int) -> None:
+    """A uniform density weighs an image's loss alike at every level; others by their gain."""
+    density = {"LOGSNR_DENSITY": "uniform", "DENSITY_PARAMETERS": (-6.5, 6.5)}
+    of_image = training_weights(weighted(PRED_TYPE="image", **density))
+    assert set(of_image) == set(range(-6, 7))
+    assert np.allclose(list(of_image.values()), 1 / 13, rtol=1e-3)
+    found = training_weights(weighted(PRED_TYPE=space, **density))
+    for level in (-6, 0, 6):
+        fine = np.linspace(level - 0.5, level + 0.5, 1001)
+        assert found[level] == pytest.approx((least + np.exp(fine).mean()) / 13, rel=2e-3)
+    # min-SNR on the velocity is min(snr, gamma) on the image
+    clipped = training_weights(weighted(PRED_TYPE="velocity", LOSS_WEIGHTING="min_snr", **density))
+    assert clipped[6] == pytest.approx(5 / 13, rel=1e-3)
+    of_schedule = training_weights(weighted(PRED_TYPE="image"))
+    assert sum(of_schedule.values()) == pytest.approx(1)
+
+
+def weighted(**training: Any) -> Config:
+    return replace(tiny(), TRAINING=replace(tiny().TRAINING, **training))

@@ -7,9 +7,9 @@ import numpy as np
 from ddpm.report.page import next_command, progress
 from ddpm.report.ranking import rank
 from ddpm.report.reading import SweepResults
-from ddpm.report.tuning import chosen_within, tuning_of
+from ddpm.report.tuning import LENGTH, chosen_within, tuning_of
 from ddpm.report.verdict import judge
-from tests.support.known_sweeps import PRED_TYPE, sampled_sweep
+from tests.support.known_sweeps import PRED_TYPE, quality_of, sampled_sweep
 
 RATE = "TRAINING.HYPER_PARAMETERS.LEARNING_RATE"
 RATES = (0.001, 0.003, 0.01, 0.03)
@@ -34,6 +34,31 @@ def test_each_cell_gets_the_draw_that_is_lowest_in_it() -> None:
         one["cell"][PRED_TYPE]: one["chosen"][RATE] for one in chosen_within(sweep_of_draws())
     }
     assert chosen == {"noise": 0.001, "image": 0.003, "velocity": 0.01}
+
+
+def test_the_length_of_the_average_is_chosen_among_those_of_each_training() -> None:
+    """image is best by the longer average, the others by the shorter one."""
+    drawn = sweep_of_draws()
+    trials = []
+    for trial in drawn.tuning:
+        assert trial.quality is not None
+        (point,) = trial.quality.points
+        gain = 0.5 if trial.cell[PRED_TYPE] == "image" else 2.0
+        longer = quality_of(gain * point.kid.value, gain * point.fid.value).points[0]  # type: ignore[union-attr]
+        points = (replace(point, ema_length=0.05), replace(longer, ema_length=0.1))
+        trials.append(replace(trial, quality=replace(trial.quality, points=points)))
+    drawn = replace(drawn, tuning=tuple(trials))
+    chosen = {one["cell"][PRED_TYPE]: one["chosen"] for one in chosen_within(drawn)}
+    assert chosen == {
+        "noise": {RATE: 0.001, LENGTH: [0.05]},
+        "image": {RATE: 0.003, LENGTH: [0.1]},
+        "velocity": {RATE: 0.01, LENGTH: [0.05]},
+    }
+    # as trials to be compared they are compared by the first length alone
+    assert [one.value("kid") for one in rank(replace(drawn, trials=drawn.tuning)).standings] == [
+        one.value("kid")
+        for one in rank(replace(sweep_of_draws(), trials=sweep_of_draws().tuning)).standings
+    ]
 
 
 def test_a_choice_at_an_end_of_its_range_is_said() -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,15 @@ from ddpm.cli import evaluate as command
 from ddpm.cli import sample
 from ddpm.cluster import run_training
 from ddpm.config.schema import Config
+from ddpm.distributed import ALONE
 from ddpm.errors import InputError, Interrupted, StorageError
+from ddpm.metrics.network_samples import BATCH, PICTURED, measure_samples, sampler_of, walks
+from ddpm.metrics.quality import read_pictures
 from ddpm.metrics.validation import evaluate_run
 from ddpm.metrics.window import data_window
 from ddpm.runs import averages, checkpoint
 from ddpm.runs.directory import RunDirectory
-from ddpm.sampling.generation import ImageGenerator
+from ddpm.sampling.generation import ImageGenerator, draw_batch
 from ddpm.sampling.loading import load_network, open_data
 from ddpm.sampling.request import PowerEma, ema_of, parse_ema, read_request, weights_name
 from tests.cluster.test_run_training import ROOT, never, small
@@ -232,3 +236,26 @@ def test_a_curve_is_of_a_run_and_of_some_lengths(run: Path) -> None:
         command.main([str(run), "--ema-curve", "--num", "0"])
     with pytest.raises(InputError, match="name its run"):
         command.main([str(run / "checkpoints" / "step-00000030"), "--ema-curve"])
+
+
+def test_samples_at_the_end_are_drawn_by_each_of_ema_lengths(copy: Path) -> None:
+    directory = RunDirectory(copy)
+    config = directory.config()
+    options = {"SAMPLING_STEPS": (2,), "SAMPLING_NUM": 256, "EMA_LENGTHS": (0.01, 0.1, 0.2)}
+    config = replace(config, EVALUATION=replace(config.EVALUATION, **options))  # type: ignore[arg-type]
+    data = open_data(config, Path(directory.provenance["data_dir"]))
+    quality = measure_samples(copy, config, data, data_window(data), ALONE)
+    assert quality is not None
+    # what the snapshots cannot give is left out with the reason
+    (left,) = quality.left_out
+    assert left.ema_length == 0.01 and left.reason
+    first, second = quality.points
+    assert (first.ema_length, second.ema_length) == (0.1, 0.2) and first.kid != second.kid
+    pictures = read_pictures(copy)
+    assert pictures is not None and not (pictures.images[0] == pictures.images[1]).all()
+    model = load_network(copy, PowerEma(0.2))
+    labels = torch.arange(BATCH, device=next(model.network.parameters()).device) % 10
+    ids = torch.arange(BATCH, device=labels.device)
+    sampler = sampler_of(walks(config)[2], config, None)
+    drawn = draw_batch(model.network, model.schedule, ids, (1, 8, 8), sampler, labels=labels)
+    assert (drawn[:PICTURED] == pictures.images[1]).all()

@@ -79,3 +79,14 @@ def test_a_cell_that_no_draw_can_train_is_skipped_once(tmp_path: Path) -> None:
     sweep = loaded(tmp_path, TEXT.replace(grid, f"{grid}, {zero}"))
     (skipped,) = sweep.skipped
     assert RATE not in skipped.cell and skipped.cell[PRED_TYPE] == "noise"
+
+
+def test_a_chosen_length_of_the_average_is_the_only_one_that_is_drawn_by(tmp_path: Path) -> None:
+    lengths = ("TRAINING.EMA_POWER=[0.05,0.1]", "EVALUATION.EMA_LENGTHS=[0.05,0.1]")
+    sweep = loaded(tmp_path, TEXT, *lengths)
+    assert sweep.trials[0].config.EVALUATION.EMA_LENGTHS == (0.05, 0.1)
+    chosen = {RATE: 0.005, "EVALUATION.EMA_LENGTHS": [0.1]}
+    trial = tuned_trial(sweep, {PRED_TYPE: "noise"}, chosen, 1)
+    assert trial.config.EVALUATION.EMA_LENGTHS == (0.1,)
+    alone = "\n".join(line for line in TEXT.splitlines() if not line.startswith("SPACE"))
+    assert len(loaded(tmp_path, alone, *lengths).trials) == 2 * 2  # cells and seeds
