@@ -272,7 +272,7 @@ def _weights(trials: Sequence[Trial], window: Window) -> list[dict[str, object]]
     configs = {cell_name(t.cell): (t.cell, t.config) for t in trials if not t.is_tuning}
     if len(configs) > _MOST_DRAWN:
         return []
-    found = []
+    found: list[dict[str, object]] = []
     for cell, config in configs.values():
         by_level = training_weights(config)
         near = {k: v for k, v in by_level.items() if window[0] - 3 <= k <= window[1] + 3}
@@ -335,8 +335,8 @@ def _within(of: OpenSweep) -> Iterator[Round]:
         for seed in of.sweep.seeds
         for one in cells
     ]
-    there = {trial.trial_id for trial in of.trials}
-    of.add(trial for trial in planned if trial.trial_id not in there)
+    known = {trial.trial_id for trial in of.trials}
+    of.add(trial for trial in planned if trial.trial_id not in known)
     wanted = {trial.trial_id for trial in planned}
     if todo := [trial for trial in of.todo() if trial.trial_id in wanted]:
         yield Round(trials=todo)

@@ -397,8 +397,10 @@ def measure_walk(
         guidance=sampler.guidance,
         evaluations=calls,
         seconds=seconds,
+        fid=found.get(_NAMES["fid"]),
+        kid=found.get(_NAMES["kid"]),
+        accuracy=found.get(_NAMES["accuracy"]),
         reasons={key: reasons[name] for key, name in _NAMES.items() if name in reasons},
-        **{key: found.get(name) for key, name in _NAMES.items()},
     )
     numbers = ((key, point.interval(key)) for key in QUALITY_MEASURES)
     glance = "  ".join(f"{key} {one.value:.4g}" for key, one in numbers if one is not None)

@@ -100,10 +100,11 @@ def along(sweep: SweepResults, ranking: Ranking) -> list[Along]:
         if (p.sampler, p.eta) == (point.sampler, point.eta)
     ]  # fmt: skip
     found = []
-    for name, points in (
+    axes: tuple[tuple[str, dict[float, QualityPoint]], ...] = (
         ("network calls", {p.evaluations: p for p in alike if p.guidance == point.guidance}),
         ("guidance", {p.guidance: p for p in alike if p.num_steps == point.num_steps}),
-    ):
+    )
+    for name, points in axes:
         if len(points) > 1:
             confidence = 1 - (1 - CONFIDENCE) / len(points)
             trials = tuple(trial for some in cells.values() for trial in some)

@@ -272,6 +272,8 @@ def scaling(families: Sequence[Sequence[Law]], axes: Axes) -> Spec:
                 for x, y in zip(ends, law.at(ends).mean(axis=0), strict=True)
             ]  # fmt: skip
         names = [law.name for law in laws]
+        usual = _series([one.cell for law in laws for one in law.cells], axes)
+        names = usual if {*names} <= {*usual} else names  # in the colours of the other charts
         log = {"type": "log", "nice": False}
         title = NAMES[measure] if measure != MEASURES[0] else "geometric mean of the x0-error"
         shared = {

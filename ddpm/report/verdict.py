@@ -178,11 +178,11 @@ def _real(ranking: Ranking) -> list[str]:
         return []
     numbers = [f"{NAMES[m]} {interval_text(ranking.real[m])}" for m in known]
     parts = [f"Held-out real images: {' and '.join(numbers)}"]
-    for measure in known:
-        names = [one.label for one in ranking.like_real(measure)]
-        if names:
-            which = "all cells" if len(names) == len(ranking.standings) > 2 else listed(names)
-            parts.append(f"by {NAMES[measure]} {which} cannot be told from them")
+    alike = {m: tuple(one.label for one in ranking.like_real(m)) for m in known}
+    for names in filter(None, dict.fromkeys(alike.values())):
+        by = listed([NAMES[m] for m in known if alike[m] == names])
+        which = "all cells" if len(names) == len(ranking.standings) > 2 else listed(names)
+        parts.append(f"by {by} {which} cannot be told from them")
     return [f"{'; '.join(parts)}."]
 
 

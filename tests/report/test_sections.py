@@ -2,8 +2,11 @@
 
 from dataclasses import replace
 
+import altair
 import numpy as np
+import pytest
 
+from ddpm.report import charts
 from ddpm.report.labels import axes_of, number_with_error
 from ddpm.report.page import section_text
 from ddpm.report.ranking import Ranking, with_baseline
@@ -11,6 +14,7 @@ from ddpm.report.sections import Section, Table, compared, factors
 from tests.support.known_sweeps import (
     FIRST,
     GRID_9,
+    PRED_TYPE,
     cells_of,
     known_ranking,
     sweep_of,
@@ -72,3 +76,26 @@ def test_one_cell_has_neither_section() -> None:
     ranking = ranking_of()
     alone = replace(ranking, standings=ranking.standings[:1])
     assert blocks(compared, alone) == blocks(factors, alone) == []
+
+
+def test_where_the_loss_looked_is_drawn_where_cells_differ_in_it() -> None:
+    ranking = ranking_of()
+    assert ranking.levels == (-1, 0, 1)
+    by_type = {"noise": 0.5, "image": 1.0, "velocity": 2.0}
+    weights = {
+        one.key: {level: 3 * by_type[str(one.cell[PRED_TYPE])] ** level for level in range(-3, 3)}
+        for one in ranking.standings
+    }
+    sweep = sweep_of([trial for one in ranking.standings for trial in one.trials.values()])
+    assert charts.weight_curves(sweep, ranking, axes_of(sweep)) is None  # of an earlier version
+    alike = replace(sweep, weights=dict.fromkeys(weights, {0: 1.0, 1: 2.0}))
+    assert charts.weight_curves(alike, ranking, axes_of(sweep)) is None
+    spec = charts.weight_curves(replace(sweep, weights=weights), ranking, axes_of(sweep))
+    assert spec is not None
+    altair.Chart.from_dict(spec)
+    rows = spec["datasets"]["weights"]
+    for name, ratio in by_type.items():
+        curve = {row["level"]: row["weight"] for row in rows if row["series"] == name}
+        assert sum(curve[level] for level in ranking.levels) == pytest.approx(1)
+        assert curve[1] / curve[0] == pytest.approx(ratio) and set(curve) == set(range(-3, 3))
+    assert spec["datasets"]["outside of weights"] == [{"from": -3, "to": -1}, {"from": 1, "to": 2}]

@@ -367,3 +367,16 @@ def test_cells_as_near_as_real_images_are_named_by_the_measure_that_says_so() ->
     assert real[2:4] == ["0.080 \u00b1 0.023", "\u2013"] and len(real) == len(table.head)
     spec = intervals(ranking)
     assert spec["datasets"]["real kid"][0]["to"] == 0.106 and "real fid" not in spec["datasets"]
+
+
+def test_names_that_cannot_be_told_apart_get_more_seeds() -> None:
+    rng = np.random.default_rng(0)
+    trials = [
+        trial_of({"NAME": name}, seed + 2 * k, error_of(0.01 * rng.normal()))
+        for k, name in enumerate("ab")
+        for seed in range(2)
+    ]
+    sweep = replace(sweep_of(trials), seeds=(0, 1), command="ddpm sweep a_a.yaml")
+    ranking = rank(sweep)
+    what, command = next_command(sweep, ranking, judge(sweep, ranking))
+    assert what == "More seeds, to tell the cells apart" and command.endswith("SEEDS=[0,1,2,3]")

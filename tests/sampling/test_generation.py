@@ -220,7 +220,8 @@ def test_a_guide_is_asked_in_place_of_the_null_class(run: Path, draw: Draw) -> N
 
 @pytest.mark.slow
 def test_a_guide_may_be_another_run_or_a_checkpoint(draw: Draw, tmp_path: Path) -> None:
-    other = make_run(tmp_path / "other", DROPOUT_RATE=0.5)
+    # time is what `run` sees as well, by a null
+    other = make_run(tmp_path / "other", DROPOUT_RATE=0.5, TIME_INPUT="time")
     of_run = draw(**GUIDED, GUIDE=other)
     of_checkpoint = draw(**GUIDED, GUIDE=folder_of(other / "checkpoints", STEP))
     # Its weights are those of `run`, so this guide is the network itself: nothing to exaggerate.

@@ -96,7 +96,8 @@ def _by_measure(
 
 def _of_real(ranking: Ranking, cells: dict[str, Standing], sentence: str) -> Iterator[str]:
     for measure in ranking.real:
-        named = re.search(rf"by {NAMES[measure]} (.+?) cannot be told from them", sentence)
+        both = rf"(?:{NAMES['kid']} and )?{NAMES[measure]}(?: and {NAMES['fid']})?"
+        named = re.search(rf"by {both} (.+?) cannot be told from them", sentence)
         names = [] if named is None else _listed(cells, named[1])
         if named is not None and named[1] == "all cells":
             names = list(cells)
