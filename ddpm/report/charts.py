@@ -251,7 +251,7 @@ def over_cost(ranking: Ranking, axes: Axes) -> Spec | None:
     return {"hconcat": charts, "params": [_picked(charts)], "datasets": datasets}
 
 
-def scaling(families: Sequence[Sequence[Law]], axes: Axes) -> Spec:
+def over_compute(families: Sequence[Sequence[Law]], axes: Axes) -> Spec:
     """Every size of each family over its training compute with the family's line, a chart a
     measure; both axes logarithmic.
     """

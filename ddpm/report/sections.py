@@ -609,7 +609,8 @@ def scaled(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]
         "sizes that no cheaper one matches, \u00b1 95 % interval over seeds. Where two cells cross "
         "is said only where the intervals show who is better at either end. Lines: the fits."
     )
-    yield Chart(name="error over training compute by size", spec=charts.scaling(families, axes))
+    spec = charts.over_compute(families, axes)
+    yield Chart(name="error over training compute by size", spec=spec)
 
 
 def total(sweep: SweepResults) -> str:

@@ -59,7 +59,7 @@ def test_lines_that_cross_are_said_to_where_intervals_show_both_ends() -> None:
     assert said in [block.words for block in blocks if isinstance(block, Text)]
     (table,) = (block for block in blocks if isinstance(block, Table))
     assert {row[1] for row in table.rows} == {"noise", "velocity"}
-    spec = charts.scaling([laws(ranking, MEASURES[0])], axes)
+    spec = charts.over_compute([laws(ranking, MEASURES[0])], axes)
     altair.Chart.from_dict(spec)
 
 
