@@ -165,7 +165,7 @@ BROKEN = [
         "SAMPLING_METHOD is dpmpp_2m, which draws no noise, but SAMPLING_ETAS is [0.0, 1.0]; give",
     ),
     (
-        "E.SAMPLING_GUIDANCES=[1.0,2.0] N.NUM_CLASSES=null",
+        "E.SAMPLING_GUIDANCES=[1.0,2.0] N.NUM_CLASSES=null G.GEN_TASK=random_uncond",
         "SAMPLING_GUIDANCES is [1.0, 2.0] but TRAINING.NETWORK.NUM_CLASSES is null: nothing to",
     ),
     (

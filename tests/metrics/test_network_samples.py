@@ -411,8 +411,8 @@ def test_real_images_are_measured_once_as_the_samples_are(folder: Path) -> None:
     (point,) = quality.points
     assert point.kid and point.fid and point.kid.low > kid.high and point.fid.low > fid.high
     kept.write_text(json.dumps({"kid": {"value": 1.0, "low": 0.5, "high": 2.0}}))
-    again = measured(folder, SAMPLING_STEPS=(1,), SAMPLING_ETAS=(0.0,))
-    assert again.points == quality.points and again.real["kid"].high == 2.0
+    again = measured(folder, SAMPLING_STEPS=(2,), SAMPLING_ETAS=(0.0,))
+    assert set(again.real) == {"kid"} and again.real["kid"].high == 2.0
 
 
 def test_guidance_and_averages_are_walked_one_after_another() -> None:

@@ -430,4 +430,5 @@ def test_the_loss_weighs_the_x0_error_by_density_weight_and_space(space: str, le
 
 
 def weighted(**training: Any) -> Config:
-    return replace(tiny(), TRAINING=replace(tiny().TRAINING, **training))
+    plain = {"LOSS_WEIGHTING": "uniform", "LOSS_SPACE": None}
+    return replace(tiny(), TRAINING=replace(tiny().TRAINING, **(plain | training)))
