@@ -15,6 +15,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def levels_of(schedule: NoiseSchedule) -> tuple[int, ...]:
     return tuple(range(max(first, LOWEST), min(last, HIGHEST) + 1))
 
 
+@lru_cache(maxsize=256)  # a sweep asks again whenever it adds a trial
 def training_weights(config: Config) -> dict[int, float]:
     """Weight that the training loss puts on the x0-error around each integer of log SNR.
 
