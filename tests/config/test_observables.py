@@ -130,7 +130,7 @@ _EVALUATION = {
         ),
         "test_every_sampling_key_changes_what_is_measured",
     ),
-    "SAMPLING_GUIDANCES": "test_a_guided_walk_draws_other_images",
+    "SAMPLING_GUIDANCES": "test_guidance_and_averages_are_walked_one_after_another",
     "EMA_LENGTHS": "test_samples_at_the_end_are_drawn_by_each_of_ema_lengths",
     "NUM": _PAIRS,
     "SEED": _PAIRS,

@@ -28,6 +28,7 @@ from ddpm.metrics.network_samples import (
     measure_walk,
     passes_at_end,
     sample_metrics,
+    sampler_of,
     walks,
 )
 from ddpm.metrics.quality import Quality, SamplePictures
@@ -422,6 +423,7 @@ def test_guidance_and_averages_are_walked_one_after_another() -> None:
     config = tiny()
     config = replace(config, EVALUATION=replace(config.EVALUATION, **evaluation))  # type: ignore[arg-type]
     assert [(w.num_steps, w.guidance) for w in walks(config)] == [(2, 1.0), (4, 1.0), (4, 2.0)]
+    assert sampler_of(walks(config)[2], config, None).guidance == 2.0
     # guided steps ask the network twice
     assert passes_at_end(config, NoiseSchedule("cosine", 50)) == (2 + 4 + 8) * BATCH
     lengths = replace(config.EVALUATION, EMA_LENGTHS=(0.05, 0.1))
@@ -430,18 +432,12 @@ def test_guidance_and_averages_are_walked_one_after_another() -> None:
 
 
 @pytest.mark.slow
-def test_a_guided_walk_draws_other_images(tmp_path: Path, digits: Path) -> None:
+def test_a_guided_walk_is_measured_and_kept_as_such(tmp_path: Path, digits: Path) -> None:
     folder = digits_run(digits, tmp_path, 10)
-    run = RunDirectory(folder)
-    options = {"SAMPLING_STEPS": (2,), "SAMPLING_GUIDANCES": (1.0, 4.0), "SAMPLING_NUM": 200}
-    config = run.config()
-    config = replace(config, EVALUATION=replace(config.EVALUATION, **options))  # type: ignore[arg-type]
-    data = open_data(config, Path(run.provenance["data_dir"]))
-    quality = measure_samples(folder, config, data, WINDOW, Group())
-    assert quality is not None and quality_file.read_quality(folder) == quality
+    quality = measured(
+        folder, SAMPLING_STEPS=(2,), SAMPLING_ETAS=(0.0,), SAMPLING_GUIDANCES=(1.0, 4.0)
+    )
     plain, guided = quality.points
     assert (plain.guidance, plain.evaluations) == (1.0, 2)
     assert (guided.guidance, guided.evaluations) == (4.0, 4)
     assert quality.identity["SAMPLING_GUIDANCES"] == [1.0, 4.0]
-    images = pictures(folder).images
-    assert not (images[0] == images[1]).all()
