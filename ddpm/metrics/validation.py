@@ -80,10 +80,13 @@ def training_weights(config: Config) -> dict[int, float]:
 
     with p the density of log SNR in training, w the weight in the loss space S, and mse_S the
     squared error there, whose state is given (Kingma & Gao 2023, section 3): integrated over the
-    half units around each level, for a squared error. Empty where S depends on the data.
+    half units around each level, for a squared error. Empty where S depends on the data, or its
+    conversion has a floor.
     """
     training = config.TRAINING
     space = training.LOSS_SPACE or training.PRED_TYPE
+    if training.LOSS_FLOOR is not None:
+        return {}
     drawn: NoiseSchedule | LogSnrDensity
     drawn = NoiseSchedule(**configuration.schedule_arguments(config))
     if training.LOGSNR_DENSITY not in ("schedule", "adaptive"):  # adaptive keeps the objective
