@@ -65,10 +65,23 @@ def test_checking_input_loads_no_heavy_package() -> None:
 
 @pytest.mark.slow
 def test_the_mathematics_loads_nothing_of_ours_but_errors() -> None:
-    code = "import sys, ddpm.diffusion as room; [getattr(room, name) for name in dir(room)]"
-    done = run_python("-c", f"{code}; print(*(n for n in sys.modules if n.startswith('ddpm')))")
-    loaded = {name for name in done.stdout.split() if not name.startswith("ddpm.diffusion")}
-    assert done.returncode == 0 and loaded <= {"ddpm", "ddpm.errors"}, done.stderr
+    loaded = ours("import ddpm.diffusion as room; [getattr(room, name) for name in dir(room)]")
+    others = {name for name in loaded if not name.startswith("ddpm.diffusion")}
+    assert "ddpm.diffusion.unet" in loaded and others <= {"ddpm", "ddpm.errors"}
+
+
+@pytest.mark.slow
+def test_the_trainer_loads_at_most_25_modules_of_ours() -> None:
+    loaded = ours("import ddpm.training.trainer")
+    assert "ddpm.training.step" in loaded and len(loaded) <= 25, sorted(loaded)
+
+
+def ours(code: str) -> set[str]:
+    """The modules of ours that some code loads, in a process of its own."""
+    shown = "import sys; print(*(n for n in sys.modules if n.partition('.')[0] == 'ddpm'))"
+    done = run_python("-c", f"{code}; {shown}")
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
 
 
 @pytest.mark.slow
