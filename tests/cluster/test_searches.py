@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ALONE = Workers(count=1, cpus=1, gpus=0)
 RATE = "TRAINING.HYPER_PARAMETERS.LEARNING_RATE"
 SPACE = f"SPACE: {{{RATE}: {{loguniform: [1.0e-4, 1.0e-2]}}}}\n"
+SHORT = "TRAINING.HYPER_PARAMETERS.EPOCHS=1"
 GRID = "GRID: {TRAINING.PRED_TYPE: [image, velocity]}\n"
 HEAD = f"""
 BASE: {ROOT / "configs" / "digits.yaml"}
@@ -94,7 +95,7 @@ def test_a_race_adds_seeds_where_cells_are_equal_and_remembers_its_looks(tmp_pat
 
 def test_a_budget_of_trials_leaves_the_rest_and_a_larger_one_continues(tmp_path: Path) -> None:
     text = GRID + "SEEDS: [0, 1]\nTUNE: {BUDGET: {TRIALS: 1}}\n"
-    with opened(tmp_path, text) as of:
+    with opened(tmp_path, text, SHORT) as of:
         allowance = Allowance(of)
         (one,) = rounds(of)
         (allowed,) = allowance.allowed(one.trials)
@@ -106,14 +107,14 @@ def test_a_budget_of_trials_leaves_the_rest_and_a_larger_one_continues(tmp_path:
         found = report.build(of.folder)
         assert "3 of 4 trials have not been run to their end" in found.html.read_text()
         assert "not run: budget: TUNE.BUDGET.TRIALS allows 1" in found.html.read_text()
-    with opened(tmp_path, text.replace("TRIALS: 1", "TRIALS: 3")) as of:
+    with opened(tmp_path, text.replace("TRIALS: 1", "TRIALS: 3"), SHORT) as of:
         (one,) = rounds(of)
         assert len(one.trials) == 3 and len(Allowance(of).allowed(one.trials)) == 2
 
 
 def test_a_trial_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
     text = f"GRID: {{{RATE}: [1.0e+4, 1.0e-3]}}\n"
-    with opened(tmp_path, text, "TRAINING.CLIP_NORM=null") as of:
+    with opened(tmp_path, text, "TRAINING.CLIP_NORM=null", SHORT) as of:
         run_here(of)
         bad, good = (of.ledger.outcomes()[trial.trial_id] for trial in of.trials)
         assert (bad.status, good.status) == ("failed", "done") and "non-finite" in str(bad.reason)
@@ -151,7 +152,6 @@ def test_ray_halves_and_chooses(ray: None, tmp_path: Path) -> None:
     """
     halve = SPACE + "TUNE: {SEARCH: asha, TRIALS: 5, GRACE: 1, REDUCTION: 2}\n"
     choose = SPACE + "TUNE: {SEARCH: bayes, TRIALS: 11}\n"
-    short = "TRAINING.HYPER_PARAMETERS.EPOCHS=1"
     with opened(tmp_path, halve) as of:
         run_with_ray(of)
         check_halving(of)
@@ -165,10 +165,10 @@ def test_ray_halves_and_chooses(ray: None, tmp_path: Path) -> None:
         assert set(new).isdisjoint(ids) and len(new) == 1 and set(after) == ids | set(new)
         assert all(asdict(after[key]) == one for key, one in before.items())
     (tmp_path / "bayes").mkdir()
-    with opened(tmp_path / "bayes", choose, short) as of:
+    with opened(tmp_path / "bayes", choose, SHORT) as of:
         run_with_ray(of)
         assert len(of.trials) == 11 and len(of.ledger.outcomes()) == 11
-    with opened(tmp_path / "bayes", choose, short) as of:
+    with opened(tmp_path / "bayes", choose, SHORT) as of:
         assert len(of.trials) == 11 and of.todo() == [] and list(rounds(of)) == []
 
 
@@ -212,14 +212,14 @@ def check_halving(of: OpenSweep) -> None:
 def test_a_cell_that_is_added_changes_neither_window_nor_numbers(tmp_path: Path) -> None:
     """One that is shifted by 9 misses half of the window, which shared levels would lack."""
     text = "GRID: {TRAINING.NETWORK.LOGSNR_SHIFT: [0.0, 1.0]}\n"
-    with opened(tmp_path, text) as of:
+    with opened(tmp_path, text, SHORT) as of:
         run_here(of)
         window, before = of.window, of.ledger.outcomes()
     path = of.folder / "sweep.json"
     facts = json.loads(path.read_text())
     assert facts.pop("window") == [*window] == [-4, 5]
     path.write_text(json.dumps(facts))  # as an earlier version left it
-    with opened(tmp_path, text.replace("1.0]", "1.0, 9.0]")) as of:
+    with opened(tmp_path, text.replace("1.0]", "1.0, 9.0]"), SHORT) as of:
         assert report.read(of.folder).window == of.window == window
         lacking = comparable.missed(open_sweep.levels_by_cell(of.sweep), window)
         assert lacking == {"LOGSNR_SHIFT=9.0": (-4, -3, -2, -1, 0)}

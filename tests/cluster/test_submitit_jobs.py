@@ -169,7 +169,7 @@ def test_local_jobs_a_killed_process_fails_its_trial_alone(small: Small) -> None
     assert not small.runners()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_debug_jobs_run_a_sweep_to_its_report(
     small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:

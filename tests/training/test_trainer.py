@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from functools import cache
 
 import numpy as np
 import pytest
@@ -194,9 +195,8 @@ def test_a_continued_run_is_the_uninterrupted_run_bit_for_bit(stop_at: int) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("micro", [1, 7, 16, 32])
 def test_accumulation_equals_the_big_batch(micro: int) -> None:
-    whole = final(list(train(settings(1), network(), SCHEDULE, digits())))
     parts = final(list(train(settings(1, MICRO_BATCH=micro), network(), SCHEDULE, digits())))
-    for name, tensor in whole.tensors["model"].items():
+    for name, tensor in plain().tensors["model"].items():
         torch.testing.assert_close(parts.tensors["model"][name], tensor, rtol=1e-2, atol=2e-3)
     first = [
         next(train(settings(1, STEPS_PER_EPOCH=1, **more), network(), SCHEDULE, digits())).metrics
@@ -300,13 +300,18 @@ def test_the_time_of_sampling_is_not_that_of_training() -> None:
     assert report.metrics["time/seconds"] < ends[-1] + 0.5
 
 
+@cache
+def plain() -> TrainState:
+    """Where a training of one epoch ends."""
+    return final(list(train(settings(1), network(), SCHEDULE, digits())))
+
+
 def changes(options: Training) -> bool:
     """Whether a training with these options ends in other weights than the plain one."""
-    plain = final(list(train(settings(1), network(), SCHEDULE, digits())))
     other = final(list(train(options, network(), SCHEDULE, digits())))
     return any(
         not torch.equal(tensor, other.tensors["model"][name])
-        for name, tensor in plain.tensors["model"].items()
+        for name, tensor in plain().tensors["model"].items()
     )
 
 
