@@ -12,12 +12,14 @@ Figures hold for the device and the threads they were measured with, and for not
 import heapq
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from ddpm import config as configuration
 from ddpm.cluster.workers import Workers
 from ddpm.config import Config
 from ddpm.data import INDEX_FILE, Dataset, is_validation, open_index, open_source, preparing
-from ddpm.diffusion import NoiseSchedule, UNet, summarize
+from ddpm.diffusion import NoiseSchedule, Summary, UNet, summarize
 from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import DdpmError, InputError
 from ddpm.metrics import (
@@ -49,6 +51,7 @@ from ddpm.runs import cpu_model, duration, peak_bytes, reset_peak, storage
 from ddpm.sampling import grids, num_calls, open_data
 from ddpm.training import Stepper, steps_per_epoch, total_steps
 
+LIMIT_S = 10.0  # of a dry run's probes together: what is left is estimated by its arithmetic
 BUDGET_S = 3.0  # of the steps of one network, once a batch is found that lets it measure some
 PROBE_IMAGES = 64  # of one network call outside of training
 UNKNOWN_IMAGES = 10_000  # of shards that nobody has indexed yet
@@ -66,7 +69,8 @@ class Speed:
 
     step_s: seconds of an optimizer step.  call_s: seconds of the network for one image, without
     gradients.  note: caveats; empty when there are none.  cores: busy meanwhile, on average.
-    memory_bytes: peak, of the GPU where there is one, else of the process.
+    memory_bytes: peak, of the GPU where there is one, else of the process.  is_estimated: by
+    arithmetic, with no step of this network taken.
     """
 
     step_s: float
@@ -76,10 +80,13 @@ class Speed:
     note: str = ""
     cores: float = 1.0
     memory_bytes: int = 0
+    is_estimated: bool = False
 
 
-def measure(config: Config, *, threads: int, uses_gpu: bool) -> Speed:
+def measure(config: Config, *, threads: int, uses_gpu: bool, limit_s: float = math.inf) -> Speed:
     """The speed of this configuration's training on one worker here.
+
+    limit_s: where steps would take longer, on a CPU, they are estimated.
 
     Raises InputError when the network does not fit into the memory of this machine.
     """
@@ -89,8 +96,10 @@ def measure(config: Config, *, threads: int, uses_gpu: bool) -> Speed:
     reset_peak()
     wall, busy = time.perf_counter(), time.process_time()
     try:
-        speed = _measure(config, threads, device)
+        speed = _measure(config, threads, device, limit_s)
         cores = (time.process_time() - busy) / (time.perf_counter() - wall)
+        if speed.is_estimated:
+            return replace(speed, cores=threads)
         return replace(speed, cores=cores, memory_bytes=peak_bytes())
     finally:
         torch.set_num_threads(before)
@@ -108,11 +117,39 @@ def same_cost(config: Config) -> str:
     return str((configuration.network_arguments(config), numbers))
 
 
-def _measure(config: Config, threads: int, device: torch.device) -> Speed:
-    training, batch = config.TRAINING, config.TRAINING.HYPER_PARAMETERS.BATCH_SIZE
+def network_summary(config: Config) -> Summary:
+    """Parameters, arithmetic and activations of the configuration's network, which is not made."""
+    arguments = configuration.network_arguments(config)
+    return _summary(tuple(arguments.items()), configuration.image_shape(config))
+
+
+@cache
+def _summary(arguments: tuple[tuple[str, Any], ...], shape: tuple[int, int, int]) -> Summary:
     with torch.device("meta"):
-        frame = UNet(**configuration.network_arguments(config))
-    sizes = summarize(frame, configuration.image_shape(config))
+        return summarize(UNet(**dict(arguments)), shape)
+
+
+def _step_flops(config: Config) -> float:
+    """FLOPs of an optimizer step: backward takes twice what forward does (diffusion/summary.py)."""
+    again = config.TRAINING.NETWORK.CHECKPOINT_ACTIVATIONS
+    images = config.TRAINING.HYPER_PARAMETERS.BATCH_SIZE
+    return float((4 if again else 3) * images * network_summary(config).flops_per_image)
+
+
+def _convolution_flops_per_s(channels: int) -> float:
+    """FLOPs a second of a 3x3 convolution of so many channels on this CPU."""
+    x, weight = torch.ones(1, channels, 32, 32), torch.ones(channels, channels, 3, 3)
+    seconds: list[float] = []
+    while len(seconds) < 3 or sum(seconds) < 0.2:
+        started = time.perf_counter()
+        torch.nn.functional.conv2d(x, weight, padding=1)
+        seconds.append(time.perf_counter() - started)
+    return 2 * 9 * channels**2 * 32**2 / float(np.median(seconds))
+
+
+def _measure(config: Config, threads: int, device: torch.device, limit_s: float) -> Speed:
+    training, batch = config.TRAINING, config.TRAINING.HYPER_PARAMETERS.BATCH_SIZE
+    sizes = network_summary(config)
     copies = _ADAM + len(training.EMA_DECAYS) + len(training.EMA_POWER)
     fixed, one = copies * _BYTES * sizes.parameters, sizes.activation_bytes_per_image
     room, name, notes = _free_bytes(device), _name(device, threads), []
@@ -127,6 +164,24 @@ def _measure(config: Config, threads: int, device: torch.device) -> Speed:
             f"{at_once} images at once take {_gib(fixed + at_once * one)} and do not fit into the "
             f"{_gib(room)} free here; TRAINING.MICRO_BATCH cuts a batch into parts that do"
         )
+    if device == CPU and limit_s < math.inf:
+        per_s = _convolution_flops_per_s(training.NETWORK.FIRST_CHANNEL)
+        # two steps of one image, and the same again for the calls
+        if 4 * _step_flops(config) / batch / per_s > limit_s:
+            notes.append(
+                f"estimated, for a step of it takes too long to measure: {_step_flops(config):.3g} "
+                f"FLOPs a step at the {per_s / 1e9:.3g} GFLOP/s of a convolution here"
+            )
+            return Speed(
+                step_s=_step_flops(config) / per_s,
+                call_s=sizes.flops_per_image / per_s,
+                device=name,
+                note="; ".join(notes),
+                memory_bytes=fixed + at_once * one,
+                is_estimated=True,
+            )
+    with torch.device("meta"):
+        frame = UNet(**configuration.network_arguments(config))
     network = frame.to_empty(device=device)
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.detach().zero_()  # quick, and finite; numbers do not change the time
@@ -283,21 +338,44 @@ def predict(config: Config, speed: Speed, workers: int = 1) -> Prediction:
     )
 
 
-def predict_all(configs: Sequence[Config], workers: Workers) -> list[Prediction]:
-    """Each training on these workers; every network that costs something else is measured.
+def predict_all(
+    configs: Sequence[Config], workers: Workers, limit_s: float = math.inf
+) -> list[Prediction]:
+    """Each training on these workers; every network that costs something else is measured, until
+    limit_s are over: from then on a network is estimated by its FLOPs beside the first's.
 
     A step on several is that of one worker's share; communication is left out.
     """
     shares = [share(config, workers.count) for config in configs]
     different = {same_cost(one): one for one in shares}
-    speeds = {
-        key: measure(one, threads=workers.cpus, uses_gpu=workers.gpus > 0)
-        for key, one in different.items()
-    }
+    speeds: dict[str, Speed] = {}
+    started = time.perf_counter()
+    for key, one in different.items():
+        left = limit_s - (time.perf_counter() - started)
+        if left < BUDGET_S and speeds:
+            first = next(iter(speeds))
+            speeds[key] = _scaled(speeds[first], different[first], one)
+        else:
+            speeds[key] = measure(
+                one, threads=workers.cpus, uses_gpu=workers.gpus > 0, limit_s=left
+            )
     return [
         predict(config, speeds[same_cost(one)], workers.count)
         for config, one in zip(configs, shares, strict=True)
     ]
+
+
+def _scaled(speed: Speed, of: Config, to: Config) -> Speed:
+    """The speed of another network, by its FLOPs beside those of a measured one."""
+    steps = _step_flops(to) / _step_flops(of)
+    calls = network_summary(to).flops_per_image / network_summary(of).flops_per_image
+    return replace(
+        speed,
+        step_s=speed.step_s * steps,
+        call_s=speed.call_s * calls,
+        note="networks beyond the first ones estimated by their FLOPs",
+        is_estimated=True,
+    )
 
 
 def share(config: Config, workers: int) -> Config:
@@ -324,7 +402,9 @@ def notes(predictions: Iterable[Prediction], workers: Workers) -> list[str]:
     """Origin and limits of the figures, one line each."""
     speeds = list(dict.fromkeys(p.speed for p in predictions))
     devices = ", ".join(dict.fromkeys(speed.device for speed in speeds))
-    lines = [f"measured just now on {devices}; another device takes another time"]
+    is_measured = not all(speed.is_estimated for speed in speeds)
+    how = "measured just now on" if is_measured else "for"
+    lines = [f"{how} {devices}; another device takes another time"]
     lines += dict.fromkeys(speed.note for speed in speeds if speed.note)
     if workers.gpus and not all(speed.on_gpu for speed in speeds):
         lines.append("no GPU here to measure: on one it will be many times faster")
@@ -437,9 +517,9 @@ class Forecast:
         return self.once_s + wall_s((one.seconds for one in self.predictions), side_by_side)
 
 
-def forecast(configs: Sequence[Config], workers: Workers) -> Forecast:
+def forecast(configs: Sequence[Config], workers: Workers, limit_s: float = math.inf) -> Forecast:
     """As a probe of this process sees it. InputError where a network does not fit."""
-    predictions = tuple(predict_all(configs, workers))
+    predictions = tuple(predict_all(configs, workers, limit_s))
     return Forecast(predictions=predictions, once_s=classifier_s(configs))
 
 

@@ -18,7 +18,6 @@ from ddpm.cluster.submit_images import shared_out
 from ddpm.cluster.submit_sweep import checked, group_size
 from ddpm.cluster.workers import Workers
 from ddpm.config import Config
-from ddpm.diffusion import UNet, summarize
 from ddpm.errors import InputError
 from ddpm.runs import duration
 from ddpm.sampling import BulkSampler, bulk
@@ -30,9 +29,8 @@ _NOT_FOR_JOBS = ("--dry-run", "--no-probe")
 
 def training(config: Config, workers: Workers, *, probe: bool) -> int:
     """One training that has been checked."""
-    network = UNet(**configuration.network_arguments(config))
     print(configuration.to_yaml(config))
-    print(summarize(network, configuration.image_shape(config)))
+    print(cost.network_summary(config))
     device = "GPU" if workers.gpus else "CPU"
     print(
         f"would train on the {device} with {workers.count} worker(s), each with {workers.cpus} "
@@ -122,7 +120,7 @@ def _print_cells(planned: Sweep) -> None:
 def _predicted(configs: Sequence[Config], workers: Workers) -> Forecast | None:
     """As a probe of this machine sees it; None, once it is said why, where that cannot be."""
     try:
-        return cost.forecast(configs, workers)
+        return cost.forecast(configs, workers, cost.LIMIT_S)
     except InputError as error:
         print(f"predicted: nothing; {error}")
         return None

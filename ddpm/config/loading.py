@@ -11,17 +11,18 @@ no lines. OmegaConf resolves `${SECTION.KEY}`; it does not merge, since creating
 configuration takes it 30 ms, ten times a whole `load`, and a sweep builds a configuration a cell.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
 
-from ddpm.config.rules import violations
+from ddpm.config.rules import PATHS, violations, without_effect
 from ddpm.config.schema import (
     Config,
     ImageGeneration,
@@ -35,7 +36,7 @@ from ddpm.config.schema import (
     sections_under,
     show,
 )
-from ddpm.errors import InputError
+from ddpm.errors import InputError, as_typed
 
 T = TypeVar("T")
 # Text (Plain or quoted), Python scalars (from_dict), lists and sections of these.
@@ -61,6 +62,7 @@ _WORDS = {
 # No octal (010), no sexagesimal (1:30), no 1_000: what two YAML readers disagree on is refused.
 _INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]{0,39})")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_VARIABLE = re.compile(r"\$[A-Za-z_{]")
 _REFERENCE = re.compile(r"\$\{\s*[A-Za-z_][A-Za-z0-9_.]*\s*\}")
 
 
@@ -112,8 +114,13 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     Raises InputError with every problem, one line each.
     """
     document = read_file(Path(path))
+    if "BASE" in document.tree:
+        raise InputError(
+            f"{path}: has a BASE, so it is a sweep; `{as_typed('sweep')} {path}` runs it"
+        )
     apply_overrides(document, overrides)
-    return _accept(build(document))
+    built = build(document)
+    return _accept(built if built.config is None else _as_given(document, built.config))
 
 
 def load_generation(path: str | Path, overrides: Iterable[str] = ()) -> ImageGeneration:
@@ -126,6 +133,25 @@ def load_generation(path: str | Path, overrides: Iterable[str] = ()) -> ImageGen
 def from_dict(plain: Mapping[str, object], *, source: str = "config") -> Config:
     """The configuration in nested dicts, as `to_dict` gives them. Raises InputError."""
     return _accept(build(read_plain(plain, source)))
+
+
+def _as_given(document: Document, config: Config) -> Built:
+    """A configuration that is right by itself, judged by the places its values come from.
+
+    Runs of earlier versions are not judged so: a value at its default is none that was given.
+    """
+    for key in PATHS:
+        text = reduce(getattr, key.split("."), cast(Any, config)) or ""
+        if (text.startswith("~") or _VARIABLE.search(text)) and not Path(text).exists():
+            what, advice = "~", f"write {os.path.expanduser(text)}"
+            if not text.startswith("~"):
+                what, advice = "$NAME", "write the path, or let the shell write it: KEY=$NAME"
+            document.refuse(key, f"{key} is {show(text)}; {what} is not replaced here, {advice}")
+    for key, line in without_effect(config):
+        if line and document.places.get(key) == COMMAND_LINE:
+            document.refuse(key, f"{key} has no effect: {line}")
+    problems = tuple(document.problems)
+    return Built(config=None if problems else config, problems=problems, impossible=())
 
 
 def _accept(built: Built) -> Config:
@@ -207,6 +233,10 @@ def read_override(text: str) -> tuple[str, Tree]:
     key = name.strip().upper()
     if not equals or not key:
         raise InputError(f"{COMMAND_LINE}: {text!r} is no override; write SECTION.KEY=value")
+    if key in keys_under(Config) and str in (kinds := _kinds(keys_under(Config)[key].annotation)):
+        quoted = value.strip()[:1] in _QUOTES[:2]  # as YAML has it: '007'
+        if not quoted and not (value.strip().lower() in ("", "null") and type(None) in kinds):
+            return key, Plain(value.strip())  # as the shell gave it: #, a: b and * are text
     document = Document(f"{COMMAND_LINE}: {key}")
     tree = _Reader(document).tree(value)
     if document.problems:

@@ -18,6 +18,11 @@ WHOLE = ("trailing", "linspace")  # spacings that walk whole timesteps alone
 # Five images a dimension at least, as ddpm/metrics/distances.py has it.
 FID_SAMPLES = {"classifier": 160, "pixels": 160, "inception": 10_240}
 
+PATHS = (
+    *("DATASET.PATH", "TRAINING.OUTPUT_DIR", "TRAINING.TRAINED_H5", "EVALUATION.WEIGHTS"),
+    *(f"{_GEN}.{name}" for name in ("MODEL_PATH", "EXTERNAL_NPZ_INPUT", "GEN_SAVE_DIR", "GUIDE")),
+)
+
 
 def violations(config: Config, unknown: set[str]) -> Iterator[tuple[str, bool]]:
     """(line, whether the combination is impossible) of every rule that does not hold.
@@ -390,6 +395,51 @@ def evaluation(c: Config) -> Iterator[Rule]:
         and e.SAMPLING_LOGSNR[0] >= e.SAMPLING_LOGSNR[1]
         and f"EVALUATION.SAMPLING_LOGSNR is {list(e.SAMPLING_LOGSNR)}; a walk goes from noise to "
         "images: give the lower log SNR first"
+    )
+
+
+def without_effect(c: Config) -> Iterator[tuple[str, Rule]]:
+    """(key, why its value changes nothing) of keys that only a value of another key brings to life.
+
+    Files may have them, as v3's do: one word then switches between tasks.
+    """
+    g, crop = c.IMAGE_GENERATION, c.DATASET.PREPROCESSING
+    needs = {
+        "CLASS_LABEL": (
+            g.CLASS_LABEL,
+            None,
+            ("class_cond", "channel_inpaint", "inpaint", "sdedit"),
+        ),
+        "FREEZE_CHANNEL": (g.FREEZE_CHANNEL, None, ("channel_inpaint",)),
+        "EXTERNAL_NPZ_INPUT": (
+            *(g.EXTERNAL_NPZ_INPUT, None),
+            ("channel_inpaint", "inpaint", "sdedit"),
+        ),
+        "STRENGTH": (g.STRENGTH, 0.5, ("sdedit",)),
+        "KNOWN_NOISE": (g.KNOWN_NOISE, "fixed", ("channel_inpaint", "inpaint")),
+        "RESAMPLES": (g.RESAMPLES, None, ("channel_inpaint", "inpaint")),
+    }
+    for name, (value, default, tasks) in needs.items():
+        yield (
+            f"{_GEN}.{name}",
+            value != default
+            and g.GEN_TASK not in tasks
+            and f"GEN_TASK is {g.GEN_TASK}; give GEN_TASK {' or '.join(tasks)}",
+        )
+    for name, default in (("EXPORT_EVERY", None), ("EXPORT_FORMAT", "strip")):
+        yield (
+            f"{_GEN}.{name}",
+            getattr(g, name) != default
+            and not g.EXPORT_INTERM
+            and "EXPORT_INTERM is false; give it true",
+        )
+    yield (
+        f"{_CROP}.AUGMENT_TYPE",
+        crop.AUGMENT_TYPE and not crop.AUGMENT and "AUGMENT is false; give it true",
+    )
+    yield (
+        "TRAINING.TRAINED_H5",
+        c.TRAINING.TRAINED_H5 and c.TRAINING.IS_NEW_TRAIN and "IS_NEW_TRAIN is true; give it false",
     )
 
 

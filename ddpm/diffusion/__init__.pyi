@@ -33,5 +33,6 @@ from .process import x0_from_pred as x0_from_pred
 from .process import x0_gain as x0_gain
 from .schedule import SCHEDULES as SCHEDULES
 from .schedule import NoiseSchedule as NoiseSchedule
+from .summary import Summary as Summary
 from .summary import summarize as summarize
 from .unet import UNet as UNet

@@ -50,7 +50,7 @@ from ddpm.config import (
     show,
     validate,
 )
-from ddpm.errors import InputError
+from ddpm.errors import InputError, as_typed
 from ddpm.runs import load_file
 
 T = TypeVar("T")
@@ -269,6 +269,11 @@ def read_base(document: Document, path: Path, overrides: list[str]) -> Document:
         base = read_file(path.parent / given)
         with suppress(InputError):  # what is wrong in it is said of the cells
             load_file(path.parent / given)  # StorageError: that of a run, and edited
+    elif "BASE" not in document.tree and "DATASET" in document.tree:
+        raise InputError(
+            f"{path}: has no BASE, so it is the configuration of one training; "
+            f"`{as_typed('train')} {path}` runs it"
+        )
     else:
         document.refuse(
             "BASE",

@@ -1,6 +1,7 @@
 """The command `ddpm`: its list of commands, how it shows itself, and what it installs."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -78,6 +79,9 @@ def test_init_copies_the_folders_and_overwrites_nothing(tmp_path: Path) -> None:
             copy = folder / name / path.name
             assert copy.read_bytes().startswith(path.read_bytes())
             assert copy.stat().st_mode == path.stat().st_mode
+    for path in folder.rglob("*.md"):
+        links = re.findall(r"\]\(([^)#:]+)[^):]*\)", path.read_text())
+        assert [link for link in links if not (path.parent / link).exists()] == []
     assert f"\nDDPM_PYTHON={sys.executable}\n" in (folder / "slurm" / "site.env").read_text()
     (folder / "slurm" / "site.env").unlink()
     with pytest.raises(InputError, match="configs is there already(.*\n)*.*sweeps is there"):

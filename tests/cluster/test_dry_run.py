@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from ddpm.cli.main import launch
 from ddpm.cluster import cost
 from ddpm.cluster.cost import Speed
 from ddpm.cluster.slurm import as_submitted, from_environment, minutes, options_in
+from ddpm.cluster.workers import Workers
 from ddpm.errors import InputError
 from ddpm.runs.progress import duration
 from tests.cluster.test_submitit_jobs import SMALL, Small
 from tests.support.tree import ROOT
 
 DIGITS = ROOT / "configs" / "digits.yaml"
+SIZE, WORKERS = "TRAINING.INPUT_IMAGE_SIZE", Workers(count=1, cpus=1, gpus=0.0)
 SCRIPT = """#!/bin/bash
 # two nodes unless told otherwise
 #SBATCH --job-name=ddpm-train
@@ -196,3 +199,36 @@ def test_durations() -> None:
     seconds = (0.5, 4, 50, 119, 130, 7000, 3600 * 3.4, 200_000)
     shown = [duration(s) for s in seconds]
     assert shown == ["0.5 s", "4.0 s", "50 s", "119 s", "2.2 min", "117 min", "3.4 h", "2.3 days"]
+
+
+@pytest.mark.slow
+def test_a_network_whose_steps_take_minutes_is_estimated_in_seconds() -> None:
+    """v3's network at 256 pixels on a CPU: 5 TFLOPs an image and step."""
+    wide = {
+        "TRAINING.INPUT_IMAGE_SIZE": 256,
+        "TRAINING.NETWORK.FIRST_CHANNEL": 128,
+        "TRAINING.NETWORK.CHANNEL_MULTIPLIER": "[1, 2, 4, 8]",
+        "TRAINING.NETWORK.HAS_ATTENTION": "[false, false, true, true]",
+        "TRAINING.NETWORK.NUM_RES_BLOCKS": 2,
+        "TRAINING.HYPER_PARAMETERS.BATCH_SIZE": 8,
+    }
+    cell = small_config(**wide)
+    started = time.perf_counter()
+    one, two = cost.predict_all([cell, small_config(**wide | {SIZE: 128})], WORKERS, cost.LIMIT_S)
+    assert time.perf_counter() - started < 60, "seconds, on a machine that does other things too"
+    assert one.speed.is_estimated and "FLOPs a step at the" in one.speed.note
+    assert 0.2 < 4 * two.speed.step_s / one.speed.step_s < 5
+    lines = cost.notes([one, two], WORKERS)
+    assert not any("measured just now" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_networks_beyond_the_limit_are_estimated_by_their_flops() -> None:
+    cells = [small_config(**{"TRAINING.NETWORK.FIRST_CHANNEL": width}) for width in (8, 16, 32)]
+    first, *others = cost.predict_all(cells, WORKERS, 1.0)
+    assert not first.speed.is_estimated
+    for one, cell in zip(others, cells[1:], strict=True):
+        ratio = cost.network_summary(cell).flops_per_image
+        ratio /= cost.network_summary(cells[0]).flops_per_image
+        assert one.speed.call_s == pytest.approx(first.speed.call_s * ratio)
+        assert one.speed.is_estimated and "by their FLOPs" in one.speed.note

@@ -1,6 +1,7 @@
 """ddpm.config.load: what YAML text and overrides mean, and how mistakes are named."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from ddpm import config as c
 from ddpm.config.loading import build, read_text
-from ddpm.config.schema import Config
+from ddpm.config.schema import Config, keys_under
 from ddpm.errors import InputError
 from tests.support.tree import ROOT
 
@@ -141,6 +142,50 @@ def test_text_stays_text(tmp_path: Path, name: str) -> None:
     path = write(tmp_path, f"DATASET: {{NAME: {name}, PATH: digits}}")
     assert c.load(path).DATASET.NAME == name
     assert c.load(path, [f"dataset.name={name}"]).DATASET.NAME == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["/data/run #3", "a: b", "%x", "*.npz", "[1", "{a}", "- x", "!!t", "@x", "on", "a,b", "&a"],
+)
+def test_an_override_of_text_is_what_the_shell_gave(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, "DATASET: {NAME: a, PATH: digits, LABEL_KEY: x}")
+    assert c.load(path, [f"DATASET.PATH={text}"]).DATASET.PATH == text
+    assert c.load(path, [f"DATASET.LABEL_KEY={text}"]).DATASET.LABEL_KEY == text
+    assert c.load(path, ["DATASET.LABEL_KEY='null'"]).DATASET.LABEL_KEY == "null"
+    assert c.load(path, ["DATASET.LABEL_KEY=null"]).DATASET.LABEL_KEY is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("~/pictures", f"~ is not replaced here, write {Path.home()}/pictures"),
+        ("$SCRATCH/x", "$NAME is not replaced here"),
+        ("/data/$NOWHERE/x", "$NAME is not replaced here"),
+    ],
+)
+def test_names_of_the_shell_in_paths_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = write(tmp_path, f"DATASET: {{NAME: a, PATH: '{text}'}}")
+    for call in (lambda: c.load(path), lambda: c.load(path, [f"TRAINING.OUTPUT_DIR={text}"])):
+        with pytest.raises(InputError, match=re.escape(words)):
+            call()
+    assert c.load(path, ["DATASET.PATH=a~b$"]).DATASET.PATH == "a~b$"
+
+
+def test_no_message_shows_what_stands_for_no_default(tmp_path: Path) -> None:
+    path = write(tmp_path, "DATASET: {NAME: a, PATH: digits}")
+    for key in keys_under(Config):
+        for value in ("[[[1]]]", "{}", "null"):
+            try:
+                c.load(path, [f"{key}={value}"])
+            except InputError as error:
+                assert "MISSING" not in str(error) and "Undefined" not in str(error)
+
+
+def test_the_file_of_a_sweep_is_named_with_its_command(tmp_path: Path) -> None:
+    path = write(tmp_path, "BASE: x.yaml\nGRID: {}")
+    with pytest.raises(InputError, match=rf"is a sweep; `ddpm sweep {path}`"):
+        c.load(path)
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "0.0001", "+1E-4", "'1e-4'", ".0001"])

@@ -8,7 +8,7 @@ import pytest
 
 from ddpm import config as c
 from ddpm.config import rules, schema
-from ddpm.config.loading import apply_overrides, read_file, validate
+from ddpm.config.loading import apply_overrides, build, read_file, validate
 from ddpm.config.schema import Config
 from ddpm.diffusion import process
 from ddpm.diffusion.density import DENSITIES
@@ -390,3 +390,31 @@ def test_every_accepted_schedule_can_be_built(scheduler: str, overrides: list[st
 def test_an_accepted_network_can_be_built(overrides: list[str]) -> None:
     config = c.load(DIGITS, overrides)
     assert UNet(**c.network_arguments(config)).image_size == c.image_shape(config)[1:]
+
+
+WITHOUT_EFFECT = {
+    "G.CLASS_LABEL=3": "G.GEN_TASK=class_cond",
+    "G.FREEZE_CHANNEL=0": "G.GEN_TASK=channel_inpaint",
+    "G.EXTERNAL_NPZ_INPUT=x.npz": "G.GEN_TASK=sdedit",
+    "G.STRENGTH=0.2": "G.GEN_TASK=sdedit",
+    "G.KNOWN_NOISE=none": "G.GEN_TASK=inpaint",
+    "G.RESAMPLES=3": "G.GEN_TASK=inpaint",
+    "G.EXPORT_EVERY=3": "G.EXPORT_INTERM=true",
+    "G.EXPORT_FORMAT=gif": "G.EXPORT_INTERM=true",
+    "C.AUGMENT_TYPE=flip": "C.AUGMENT=true",
+    "T.TRAINED_H5=x": "T.IS_NEW_TRAIN=false",
+}
+
+
+@pytest.mark.parametrize("given", WITHOUT_EFFECT)
+def test_a_key_that_is_given_and_has_no_effect_is_an_error(given: str) -> None:
+    key, advice = written_out(given)[0].partition("=")[0], WITHOUT_EFFECT[given]
+    plain = f"{given} G.GEN_TASK=random_uncond" if "GEN_TASK" in advice else given
+    (line,) = lines(written_out(plain))
+    assert line.startswith(f"command line: {key} has no effect: ")
+    assert advice.partition(".")[2].partition("=")[0] in line
+    c.load(DIGITS, written_out(f"{given} {advice}"))
+    # A file may have it, and a grid.
+    document = read_file(DIGITS)
+    apply_overrides(document, written_out(plain))
+    assert build(document).config is not None
