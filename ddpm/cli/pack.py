@@ -14,7 +14,8 @@ sources:
   digits            scikit-learn's 1,797 handwritten digits of 8x8
   FILE.npz          `images` (N, H, W[, C]), uint8 or float in [0, 1], and labels under --label-key
   IDX               FILE-idx3-ubyte[.gz], or a folder of them: its training pair is packed
-  FOLDER            png, jpg, jpeg, webp, bmp; one sub-folder a class, or flat
+  FOLDER            png, jpg, webp, bmp, ppm; one sub-folder a class, or flat
+  cifar10 FILE      CIFAR-10's cifar-10-binary.tar.gz, into data/cifar10 unless OUT_DIR is given
   SHARDS            a folder of .tar shards, without OUT_DIR: indexed where they lie
 
 examples:
@@ -23,10 +24,16 @@ examples:
   ddpm pack photos shards/photos --label-key null --dry-run
   ddpm pack /usr/share/datasets/fashion-mnist shards/fashion_mnist --verify
   ddpm pack shards/fashion_mnist --verify
+  ddpm pack cifar10 cifar-10-binary.tar.gz
+  ddpm pack photos shards/photos --classes cat,dog --resize 64 --filter lanczos
 
 Run the same command again to continue an interrupted packing.
 exit codes: 0 done, 2 bad input (all problems are listed), 5 storage, 75 interrupted
 """
+
+
+_CIFAR = "cifar10"
+_OPTIONS = ("image_key", "classes", "alpha", "grey", "bit_depth", "resize", "filter")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,11 +41,39 @@ def parser() -> argparse.ArgumentParser:
     made = command_line("pack", __doc__, _EXAMPLES)
     made.add_argument("source", metavar="SOURCE", help="what to pack, see below")
     made.add_argument("out_dir", metavar="OUT_DIR", nargs="?", help="folder for the shards")
-    made.add_argument(
+    made.add_argument("named_out", nargs="?", help=argparse.SUPPRESS)  # of `cifar10 FILE OUT_DIR`
+    read = made.add_argument_group("what is read")
+    read.add_argument(
         "--label-key",
         default="labels",
         metavar="KEY",
         help="key of the labels in the NPZ; null packs images without labels (default: labels)",
+    )
+    read.add_argument("--image-key", metavar="KEY", help="of the images in the NPZ (images)")
+    read.add_argument(
+        "--classes", metavar="A,B", help="class folders, in the order of their numbers; no others"
+    )
+    change = made.add_argument_group("conversions, each counted; without them nothing is changed")
+    change.add_argument(
+        "--alpha",
+        choices=("white", "black", "drop"),
+        help="colour behind what is transparent; drop = the colours as they are stored",
+    )
+    change.add_argument("--grey", choices=("rgb",), help="grey pictures become RGB")
+    change.add_argument(
+        "--bit-depth",
+        choices=("8", "float"),
+        help="16-bit grey pictures: rounded to 8 bits, or kept as floats",
+    )
+    change.add_argument(
+        "--resize",
+        metavar="SIDE",
+        help="side, or HEIGHTxWIDTH: the largest part of that shape in the middle, resized",
+    )
+    change.add_argument(
+        "--filter",
+        choices=("nearest", "box", "bilinear", "bicubic", "lanczos"),
+        help="of --resize (default: bicubic)",
     )
     made.add_argument(
         "--samples-per-shard", type=int, metavar="N", help="default: shards of about 32 MiB"
@@ -53,9 +88,18 @@ def main(argv: list[str] | None = None) -> int:
     asked = parser().parse_args(argv)
     from ddpm.data import preparing
 
+    if asked.source == _CIFAR and asked.out_dir is not None:
+        asked.source, asked.out_dir = asked.out_dir, asked.named_out or f"data/{_CIFAR}"
+    elif asked.source == _CIFAR:
+        raise InputError("cifar10 needs its FILE, cifar-10-binary.tar.gz: `ddpm pack cifar10 FILE`")
+    elif asked.named_out is not None:
+        raise InputError(f"{asked.named_out}: give SOURCE and OUT_DIR, no third path")
+
     if preparing.is_shards(asked.source):
         if asked.out_dir is not None:
             raise InputError(f"{asked.source} holds shards already; leave OUT_DIR out")
+        if given := [f"--{name.replace('_', '-')}" for name in _OPTIONS if getattr(asked, name)]:
+            raise InputError(f"{', '.join(given)} changes nothing of shards; leave it out")
         _use(Path(asked.source), is_dry=asked.dry_run, verify=asked.verify)
     elif asked.out_dir is None:
         raise InputError("OUT_DIR is missing: the folder for the shards")
@@ -79,10 +123,24 @@ def _use(folder: Path, *, is_dry: bool, verify: bool) -> None:
 
 
 def _pack(asked: argparse.Namespace) -> None:
-    from ddpm.data import open_source, packing, verify_shards
+    from ddpm.data import images, open_source, packing, verify_shards
 
     key = None if asked.label_key.lower() == "null" else asked.label_key
-    source = open_source(asked.source, key)
+    if asked.filter and not asked.resize:
+        raise InputError("--filter is of --resize; give it too")
+    source = open_source(
+        asked.source,
+        key,
+        image_key=asked.image_key,
+        classes=tuple(asked.classes.split(",")) if asked.classes else None,
+        conversions=images.Conversions(
+            alpha=asked.alpha,
+            grey=asked.grey,
+            bit_depth=asked.bit_depth,
+            size=_size(asked.resize) if asked.resize else None,
+            resample=asked.filter or "bicubic",
+        ),
+    )
     count = asked.samples_per_shard
     if asked.dry_run:
         plan = packing.plan_packing(source, name=None, samples_per_shard=count, seed=0)
@@ -98,3 +156,11 @@ def _pack(asked: argparse.Namespace) -> None:
     if asked.verify:
         verify_shards(index, progress=True)
     print(f"{index}{'; every byte was read back' if asked.verify else ''}")
+
+
+def _size(text: str) -> tuple[int, int]:
+    """(height, width) of `64` or `48x64`."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and 0 < int(side) <= 8192 for side in sides):
+        raise InputError(f"--resize is {text!r}; give a side such as 64, or 48x64, up to 8192")
+    return int(sides[0]), int(sides[-1])

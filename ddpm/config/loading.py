@@ -233,10 +233,11 @@ def read_override(text: str) -> tuple[str, Tree]:
     key = name.strip().upper()
     if not equals or not key:
         raise InputError(f"{COMMAND_LINE}: {text!r} is no override; write SECTION.KEY=value")
-    if key in keys_under(Config) and str in (kinds := _kinds(keys_under(Config)[key].annotation)):
-        quoted = value.strip()[:1] in _QUOTES[:2]  # as YAML has it: '007'
-        if not quoted and not (value.strip().lower() in ("", "null") and type(None) in kinds):
-            return key, Plain(value.strip())  # as the shell gave it: #, a: b and * are text
+    plain = value.strip()
+    is_text = key in keys_under(Config) and str in _kinds(keys_under(Config)[key].annotation)
+    # Quotes are YAML's: 'null' is a word; all else is as the shell gave it, # and * and a: b.
+    if is_text and plain[:1] not in _QUOTES[:2] and plain.lower() not in _NULL:
+        return key, Plain(plain)
     document = Document(f"{COMMAND_LINE}: {key}")
     tree = _Reader(document).tree(value)
     if document.problems:

@@ -403,7 +403,7 @@ def without_effect(c: Config) -> Iterator[tuple[str, Rule]]:
 
     Files may have them, as v3's do: one word then switches between tasks.
     """
-    g, crop = c.IMAGE_GENERATION, c.DATASET.PREPROCESSING
+    g = c.IMAGE_GENERATION
     needs = {
         "CLASS_LABEL": (
             g.CLASS_LABEL,
@@ -433,14 +433,6 @@ def without_effect(c: Config) -> Iterator[tuple[str, Rule]]:
             and not g.EXPORT_INTERM
             and "EXPORT_INTERM is false; give it true",
         )
-    yield (
-        f"{_CROP}.AUGMENT_TYPE",
-        crop.AUGMENT_TYPE and not crop.AUGMENT and "AUGMENT is false; give it true",
-    )
-    yield (
-        "TRAINING.TRAINED_H5",
-        c.TRAINING.TRAINED_H5 and c.TRAINING.IS_NEW_TRAIN and "IS_NEW_TRAIN is true; give it false",
-    )
 
 
 def impossible(c: Config) -> Iterator[Rule]:

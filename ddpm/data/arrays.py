@@ -1,4 +1,4 @@
-"""Array files, NPZ and IDX, as data from a stranger.
+"""Array files, NPZ, IDX and CIFAR-10's, as data from a stranger.
 
 Headers are checked against sizes before anything is read, and nothing is unpickled. An array that
 lies uncompressed in its NPZ is mapped, not loaded, so it may be larger than memory; a compressed
@@ -7,9 +7,12 @@ one is refused when it would not fit, or expands like a zip bomb.
 
 import gzip
 import math
+import re
 import struct
+import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -26,6 +29,9 @@ _BOMB_BYTES = 1 << 24
 _MEMORY_SHARE = 0.8
 _IDX_UNSIGNED_BYTE = 8
 _ZIP_LOCAL_HEADER = 30
+CIFAR_RECORD = 1 + 3 * 32 * 32
+_CIFAR_MOST = 1 << 28
+_BINARY = "take the binary version, cifar-10-binary.tar.gz, from the same page"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +145,59 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
             f"holds {found} bytes of data; its header, shape {shape}, promises {count}"
         )
     return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def cifar_parts(path: Path) -> tuple[list[tuple[str, int]], tuple[str, ...] | None, list[str]]:
+    """(name, bytes) of CIFAR-10's training batches in the archive or folder at `path`, the names of
+    the classes where they are there, and what else is.
+
+    Raises ValueError where that is not the binary version.
+    """
+    names: tuple[str, ...] | None = None
+    parts, others = [], []
+    for name, size, stream in _cifar_files(path):
+        base = name.rpartition("/")[2]
+        if re.fullmatch(r"data_batch_[0-9]", base):
+            raise ValueError(f"is the version for Python, pickled and never loaded; {_BINARY}")
+        if re.fullmatch(r"data_batch_[0-9]\.bin", base):
+            if size % CIFAR_RECORD or not 0 < size <= _CIFAR_MOST:
+                raise ValueError(f"{name} has {size} bytes; records have {CIFAR_RECORD} each")
+            parts.append((name, size))
+        elif base == "batches.meta.txt" and size < 10_000:
+            names = tuple(stream.read().decode("ascii", "replace").split()) or None
+        else:
+            others.append(name)
+    if not parts:
+        raise ValueError(f"holds no CIFAR-10 (data_batch_1.bin ...); {_BINARY}, or unpack it")
+    return sorted(parts), names, others
+
+
+def read_cifar(path: Path, parts: list[tuple[str, int]]) -> NDArray[np.uint8]:
+    """The records of these files, (N, 3073)."""
+    wanted = dict(parts)
+    found = {name: stream.read() for name, _, stream in _cifar_files(path) if name in wanted}
+    if broken := [name for name, size in parts if len(found.get(name, b"")) != size]:
+        raise ValueError(f"{broken[0]} is damaged: it does not have {wanted[broken[0]]} bytes")
+    return np.frombuffer(b"".join(found[name] for name, _ in parts), np.uint8).reshape(
+        -1, CIFAR_RECORD
+    )
+
+
+def _cifar_files(path: Path) -> Iterator[tuple[str, int, BinaryIO]]:
+    """(name, size, stream) of the regular files of an archive, or in a folder."""
+    if path.is_dir():
+        for file in sorted(path.iterdir()):
+            if file.is_file() and not file.name.startswith("."):
+                with file.open("rb") as opened:
+                    yield file.name, file.stat().st_size, opened
+        return
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.isfile() and (stream := tar.extractfile(member)) is not None:
+                    yield member.name, member.size, cast(BinaryIO, stream)
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise ValueError(f"is damaged, or no archive: {error}") from error
 
 
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NpzMember:

@@ -72,8 +72,7 @@ class Preprocessor:
         """One image (H', W', C) cropped, resized: (H, W, C).  draws: (4,); None: CROP_POSITION."""
         height, width = self._crop_size
         if self._takes_largest:
-            scale = min(pixels.shape[0] / height, pixels.shape[1] / width)
-            height, width = max(1, round(height * scale)), max(1, round(width * scale))
+            height, width = images.largest_part(pixels.shape, self.size)
         top, left = self._place(pixels.shape[0] - height, pixels.shape[1] - width, draws)
         return images.resize(pixels[top : top + height, left : left + width], self.size)
 

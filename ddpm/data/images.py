@@ -8,8 +8,8 @@ palettes become RGB and bilevel images grey, which loses nothing.
 
 import io
 import math
-from dataclasses import dataclass
-from typing import BinaryIO
+from dataclasses import dataclass, replace
+from typing import BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_BIT_DEPTH = 24  # the byte of a PNG file that says it
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM")
 _SEVERAL = "MPO"  # JPEGs of phones and stereo cameras: the picture, then previews or another view
+_UPRIGHT = "turned upright, as their EXIF says"
+_DEEP_GREY = ("I;16", "I;16B", "I;16L", "I")
 _SIDEWAYS = range(5, 9)  # EXIF orientations that swap height and width
 _CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3}
 _REASONS = {"I": "16 or 32 bit", "I;16": "16 bit", "I;16B": "16 bit", "F": "32-bit float"}
@@ -32,6 +34,7 @@ _READERS = {
 }
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
+Resample = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +59,60 @@ class ImageHeader:
     width: int
     channels: int
     dtype: str  # "uint8" or "float32"
-    is_turned: bool = False  # upright only once it is turned as its EXIF says
+    changes: tuple[str, ...] = ()  # what decode() does to it, in words
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)"""
         return self.channels, self.height, self.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversions:
+    """Changes of pictures as they are packed, each only where it is asked for.
+
+    alpha: the colour behind what is transparent; drop takes the stored colours.  grey: rgb makes
+    three equal channels of one.  bit_depth: 16-bit grey rounded to 8 bits, or kept as float32 of
+    v / 65535.  size: (height, width), of the largest part of that shape in the middle.  resample:
+    the filter of that; all widen when they shrink, so nothing aliases, but nearest.
+    """
+
+    alpha: Literal["white", "black", "drop"] | None = None
+    grey: Literal["rgb"] | None = None
+    bit_depth: Literal["8", "float"] | None = None
+    size: tuple[int, int] | None = None
+    resample: Resample = "bicubic"
+
+    def header(self, found: ImageHeader) -> ImageHeader:
+        """The header of an image once apply() has changed it."""
+        if self.grey and found.channels == 1:
+            found = replace(found, channels=3, changes=(*found.changes, "grey made RGB"))
+        if self.size and (found.height, found.width) != self.size:
+            words = f"cropped and resized to {self.size[0]}x{self.size[1]}, {self.resample}"
+            height, width = self.size
+            found = replace(found, height=height, width=width, changes=(*found.changes, words))
+        return found
+
+    def apply(self, pixels: Pixels) -> Pixels:
+        """An image (H, W, C) with the channels and the size that are asked for."""
+        if self.grey and pixels.shape[2] == 1:
+            pixels = pixels.repeat(3, axis=2)
+        if self.size and pixels.shape[:2] != self.size:
+            height, width = largest_part(pixels.shape, self.size)
+            top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+            pixels = resize(
+                pixels[top : top + height, left : left + width], self.size, self.resample
+            )
+        return pixels
+
+
+STRICT = Conversions()
+
+
+def largest_part(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the largest part in size's proportions of an image (H, W, ...)."""
+    scale = min(shape[0] / size[0], shape[1] / size[1])
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def array_header(stream: BinaryIO) -> ArrayHeader:
@@ -87,55 +138,99 @@ def array_header(stream: BinaryIO) -> ArrayHeader:
     return ArrayHeader(shape=shape, dtype=dtype, is_fortran=is_fortran, header_bytes=stream.tell())
 
 
-def header(data: bytes) -> ImageHeader:
-    """Size, channels and type of an encoded image. Raises ValueError saying why it is unusable."""
+def header(data: bytes, by: Conversions = STRICT) -> ImageHeader:
+    """Size, channels and type of an encoded image as decode() gives it.
+
+    Raises ValueError saying why it is unusable.
+    """
     if not data:
         raise ValueError("empty file (zero bytes)")
     if data.startswith(NPY_MAGIC):
-        return _npy_image_header(array_header(io.BytesIO(data)), len(data))
+        return by.header(_npy_image_header(array_header(io.BytesIO(data)), len(data)))
     with _open(data) as image:
-        if data.startswith(_PNG_MAGIC) and data[_PNG_BIT_DEPTH] == 16:
-            raise ValueError("16 bit; save 8-bit images, or NPY arrays for more precision")
-        if getattr(image, "is_animated", False) and image.format != _SEVERAL:
-            raise ValueError("animated; save one frame")
-        if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-            raise ValueError("has an alpha channel; save it without transparency")
-        if image.mode not in _CHANNELS:
-            reason = _REASONS.get(image.mode, f"colour mode {image.mode}")
-            raise ValueError(f"{reason}; save 8-bit grey or RGB images")
-        if image.width * image.height > min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS):
-            raise ValueError(f"{image.width}x{image.height} pixels; at most {MAX_PIXELS} are read")
-        orientation = _orientation(image)
-        width, height = image.size[::-1] if orientation in _SIDEWAYS else image.size
-        return ImageHeader(
-            height=height,
-            width=width,
-            channels=_CHANNELS[image.mode],
-            dtype="uint8",
-            is_turned=orientation != 1,
+        return by.header(_picture_header(image, data, by))
+
+
+def _picture_header(image: Image.Image, data: bytes, by: Conversions) -> ImageHeader:
+    """The header of a picture before its channels and size are changed."""
+    changes, channels, dtype = [], _CHANNELS.get(image.mode), "uint8"
+    is_deep = data.startswith(_PNG_MAGIC) and data[_PNG_BIT_DEPTH] == 16
+    if by.bit_depth and image.mode in _DEEP_GREY:
+        words = {"8": "16 bit scaled to 8", "float": "16 bit kept as floats"}
+        changes.append(words[by.bit_depth])
+        channels, dtype = 1, "uint8" if by.bit_depth == "8" else "float32"
+    elif is_deep and by.bit_depth:
+        raise ValueError("16-bit colour, which the decoder cuts to 8 bits; save NPY arrays")
+    elif is_deep:
+        raise ValueError(
+            "16 bit; save 8-bit images, or NPY arrays for more precision (packing grey ones: "
+            "--bit-depth 8 or float)"
         )
+    if getattr(image, "is_animated", False) and image.format != _SEVERAL:
+        raise ValueError("animated; save one frame")
+    if _has_alpha(image):
+        if not by.alpha:
+            raise ValueError(
+                "has an alpha channel; save it without transparency (packing: --alpha white, black "
+                "or drop)"
+            )
+        changes.append("alpha dropped" if by.alpha == "drop" else f"alpha over {by.alpha}")
+        channels = 1 if image.mode in ("LA", "La", "L") else 3
+    if channels is None:
+        reason = _REASONS.get(image.mode, f"colour mode {image.mode}")
+        raise ValueError(f"{reason}; save 8-bit grey or RGB images")
+    if image.width * image.height > min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS):
+        raise ValueError(f"{image.width}x{image.height} pixels; at most {MAX_PIXELS} are read")
+    orientation = _orientation(image)
+    width, height = image.size[::-1] if orientation in _SIDEWAYS else image.size
+    if orientation != 1:
+        changes.append(_UPRIGHT)
+    return ImageHeader(
+        height=height, width=width, channels=channels, dtype=dtype, changes=tuple(changes)
+    )
 
 
-def decode(data: bytes) -> Pixels:
+def decode(data: bytes, by: Conversions = STRICT) -> Pixels:
     """The pixels (H, W, C) of an encoded image: uint8, or float32 in [0, 1] from a float NPY.
 
     data: PNG, JPEG, WebP, BMP, PPM or NPY. Raises ValueError with the reason it cannot be used.
     """
-    found = header(data)
+    found = header(data, by)
     if data.startswith(NPY_MAGIC):
         array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-        array = array.reshape(found.height, found.width, found.channels)
-        return array if found.dtype == "uint8" else unit_floats(array)
+        array = array.reshape((*array.shape, 1)[:3])
+        return by.apply(array if found.dtype == "uint8" else unit_floats(array))
     with _open(data) as image:
         try:
             image.load()
         except Exception as error:  # decoders of damaged data raise whatever they trip over
             raise ValueError(f"cannot be decoded: {error}") from error
-        if image.mode in ("1", "P"):
-            image = image.convert("L" if image.mode == "1" else "RGB")
-        if found.is_turned:
+        if _UPRIGHT in found.changes:
             image = ImageOps.exif_transpose(image)
-        return np.array(image).reshape(found.height, found.width, found.channels)
+        return by.apply(_pixels(image, by))
+
+
+def _pixels(image: Image.Image, by: Conversions) -> Pixels:
+    """The pixels (H, W, C) of a loaded picture whose header was accepted."""
+    if by.bit_depth and image.mode in _DEEP_GREY:
+        values = np.array(image).astype(np.uint16)[:, :, None]
+        if by.bit_depth == "8":  # 65535 = 255 * 257
+            return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        return values.astype(np.float32) / np.float32(65535)
+    if by.alpha and _has_alpha(image):
+        plain = "L" if image.mode in ("LA", "La", "L") else "RGB"
+        full = image.convert("RGBA")
+        if by.alpha != "drop":
+            full = Image.alpha_composite(Image.new("RGBA", full.size, by.alpha), full)
+        image = full.convert("RGB").convert(plain)
+    elif image.mode in ("1", "P"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    array = np.array(image)
+    return array[:, :, None] if array.ndim == 2 else array
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return "A" in image.mode or "a" in image.mode or "transparency" in image.info
 
 
 def unit_floats(array: NDArray) -> NDArray[np.float32]:
@@ -157,18 +252,17 @@ def encode(pixels: Pixels) -> tuple[str, bytes]:
     return "npy", buffer.getvalue()
 
 
-def resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """The image at `size` (height, width), bicubic; shrinking widens the filter: no aliasing."""
+def resize(pixels: Pixels, size: tuple[int, int], resample: Resample = "bicubic") -> Pixels:
+    """The image at `size` (height, width); shrinking widens the filter: no aliasing."""
     if pixels.shape[:2] == size:
         return pixels
     shape = (size[1], size[0])  # Pillow: (width, height)
+    by = Image.Resampling[resample.upper()]
     if pixels.dtype == np.uint8 and pixels.shape[2] in (1, 3):
-        resized = _to_pillow(pixels).resize(shape, Image.Resampling.BICUBIC)
+        resized = _to_pillow(pixels).resize(shape, by)
         return np.asarray(resized).reshape(*size, -1)  # (H, W, C)
     planes = [
-        Image.fromarray(pixels[:, :, channel].astype(np.float32)).resize(
-            shape, Image.Resampling.BICUBIC
-        )
+        Image.fromarray(pixels[:, :, channel].astype(np.float32)).resize(shape, by)
         for channel in range(pixels.shape[2])
     ]
     stacked = np.stack([np.asarray(plane) for plane in planes], axis=2)

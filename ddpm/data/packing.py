@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ddpm.data import images
 from ddpm.data.index import INDEX_FILE, LOCK_FILE, Index, open_index, write_index
 from ddpm.data.scan import Scan, scan_tar
-from ddpm.data.source import Loaded, Source, note
+from ddpm.data.source import Loaded, Reading, Source, note
 from ddpm.data.sources import open_source
 from ddpm.errors import InputError, LockedError
 from ddpm.runs import ImageBar, storage
@@ -103,6 +103,7 @@ def plan_packing(
     if problems:
         raise InputError(problems)
     content = [_PACKING, source.identity(), source.has_labels, shard_name, count, seed]
+    content += _different(source.reading)
     return PackPlan(
         source=source,
         name=shard_name,
@@ -110,6 +111,14 @@ def plan_packing(
         seed=seed,
         recipe=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
     )
+
+
+def _different(reading: Reading) -> list[object]:
+    """What of a source's reading is not as usual; nothing for shards of earlier versions."""
+    usual, own = asdict(Reading()), asdict(reading)
+    del own["label_key"]  # the source's identity and its labels say that
+    changed = {name: value for name, value in own.items() if value != usual[name]}
+    return [changed] if changed else []
 
 
 def _samples_per_shard(source: Source) -> int:

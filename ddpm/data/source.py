@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.data.images import MAX_LABEL
+from ddpm.data.images import MAX_LABEL, STRICT, Conversions, ImageHeader
 from ddpm.errors import InputError
 
 DIGITS = "digits"
@@ -48,8 +48,22 @@ class Loaded:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What is read of a source, and how.
+
+    label_key: key of the labels; None for images without.  image_key: key of the images; None for
+    the usual one.  classes: class folders, in the order of their numbers; None for all, by name.
+    """
+
+    label_key: str | None = "labels"
+    image_key: str | None = None
+    classes: tuple[str, ...] | None = None
+    conversions: Conversions = STRICT
+
+
 class Source(ABC):
-    """Images that can be packed: `Kind(path, label_key)`, label_key None without labels.
+    """Images that can be packed.
 
     takes: what a path must be, in words.  name: for messages.  num_samples.  image_shape:
     (C, H, W), None when only the pixels tell.  has_labels.  class_names: by class number, where
@@ -62,11 +76,12 @@ class Source(ABC):
     has_labels: bool = False
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    reading: Reading = Reading()
     takes: ClassVar[str]
 
     @classmethod
     @abstractmethod
-    def opened(cls, source: str, label_key: str | None) -> "Source | None":
+    def opened(cls, source: str, reading: Reading) -> "Source | None":
         """The source at a path, from its headers; None where that is of another kind.
 
         Raises InputError with the problems that headers show.
@@ -135,7 +150,7 @@ class ArraySource(Source):
         self._take(*((array.shape, array.dtype) for array in self._arrays))
 
     @classmethod
-    def opened(cls, source: str, label_key: str | None) -> Source | None:
+    def opened(cls, source: str, reading: Reading) -> Source | None:
         return None  # has no path
 
     def identity(self) -> str:
@@ -167,8 +182,16 @@ class ArraySource(Source):
         self._refuse(problems + ([] if labels is None else _label_problems(labels)))
         if images.ndim == 3:
             images = images[..., None]  # (N, H, W, 1)
-        pixels = images if images.dtype == np.uint8 else _Floats(images)
-        return Loaded(images=pixels, labels=None if labels is None else labels.astype(np.int64))
+        changes = self.reading.conversions
+        numbers = None if labels is None else labels.astype(np.int64)
+        if changes == STRICT:
+            pixels = images if images.dtype == np.uint8 else _Arrays(images, changes)
+            return Loaded(images=pixels, labels=numbers)
+        _, height, width, channels = images.shape
+        dtype = "uint8" if images.dtype == np.uint8 else "float32"
+        first = ImageHeader(height=height, width=width, channels=channels, dtype=dtype)
+        notes = counted(self.name, [changes.header(first).changes] * len(images))
+        return Loaded(images=_Arrays(images, changes), labels=numbers, notes=notes)
 
     def _read(self, part: int) -> NDArray:
         """The images or the labels, as they are. Raises InputError."""
@@ -182,24 +205,35 @@ class ArraySource(Source):
             problems += [f"labels {problem}" for problem in found]
         self._refuse(problems)
         count, height, width, channels = (*images[0], 1)[:4]
-        self.num_samples, self.image_shape = count, (channels, height, width)
+        kind = "uint8" if images[1] == np.uint8 else "float32"
+        header = ImageHeader(height=height, width=width, channels=channels, dtype=kind)
+        self.num_samples = count
+        self.image_shape = self.reading.conversions.header(header).shape
 
     def _refuse(self, problems: Sequence[str]) -> None:
         if problems:
             raise InputError([f"{self.name}: {problem}" for problem in problems])
 
 
-class _Floats:
-    """Float images, each made float32 as it is taken."""
+class _Arrays:
+    """Images of an array, each converted as it is taken; floats are made float32."""
 
-    def __init__(self, images: NDArray) -> None:
-        self._images = images
+    def __init__(self, images: NDArray, conversions: Conversions) -> None:
+        self._images, self._conversions = images, conversions
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, number: int) -> NDArray[np.float32]:
-        return np.asarray(self._images[number], np.float32)
+    def __getitem__(self, number: int) -> NDArray:
+        image = np.asarray(self._images[number])
+        image = image if image.dtype == np.uint8 else image.astype(np.float32)
+        return self._conversions.apply(image)
+
+
+def counted(name: str, changes: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """A line for each change of images, with their number."""
+    numbers = Counter(change for ones in changes for change in ones)
+    return tuple(f"{name}: {number:,} image(s) {what}" for what, number in numbers.items())
 
 
 def _image_problems(shape: Shape, dtype: np.dtype) -> list[str]:

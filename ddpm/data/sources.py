@@ -2,6 +2,7 @@
 
     digits            scikit-learn's 1,797 handwritten digits of 8x8, v of 16 as round(255 v / 16)
     FILE.npz          `images` (N, H, W[, C]) uint8 or float in [0, 1]; LABEL_KEY: whole numbers
+    *.tar.gz          CIFAR-10's binary version, or the folder in it
     *idx3-ubyte[.gz]  IDX images, their labels beside them; a folder of IDX: its training pair
     FOLDER            png, jpg, webp, bmp, ppm; sub-folders are classes, numbered by name; a flat
                       one has no labels
@@ -25,13 +26,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.data import images
-from ddpm.data.arrays import idx_shape, open_npz, read_idx
+from ddpm.data.arrays import (
+    CIFAR_RECORD,
+    cifar_parts,
+    idx_shape,
+    open_npz,
+    read_cifar,
+    read_idx,
+)
 from ddpm.data.source import (
     DIGITS,
     ArraySource,
     Loaded,
+    Reading,
     Source,
     by_reason,
+    counted,
     examples,
     files_identity,
 )
@@ -57,13 +67,14 @@ class NpzSource(ArraySource):
 
     takes = "an NPZ file (.npz)"
 
-    def __init__(self, path: Path, label_key: str | None) -> None:
+    def __init__(self, path: Path, reading: Reading) -> None:
+        label_key, self.reading = reading.label_key, reading
         self.name, self._path, self.has_labels = str(path), path, label_key is not None
         try:
             members = open_npz(path)
         except (ValueError, OSError) as error:
             raise InputError(f"{path}: {error}") from error
-        keys = ["images"] + ([label_key] if label_key is not None else [])
+        keys = [reading.image_key or "images"] + ([label_key] if label_key is not None else [])
         there = ", ".join(members) or "nothing"
         advice = {label_key: "; name another with LABEL_KEY, or null for images without labels"}
         if missing := [key for key in keys if key not in members]:
@@ -77,16 +88,20 @@ class NpzSource(ArraySource):
         self._take(*((member.header.shape, member.header.dtype) for member in self._members))
 
     @classmethod
-    def opened(cls, source: str, label_key: str | None) -> Source | None:
+    def opened(cls, source: str, reading: Reading) -> Source | None:
         path = Path(source)
-        return cls(path, label_key) if path.suffix == ".npz" and path.is_file() else None
+        return cls(path, reading) if path.suffix == ".npz" and path.is_file() else None
 
     @cached_property
     def _content(self) -> str:
         return files_identity([self._path])
 
     def identity(self) -> str:
-        return self._content
+        key = self.reading.label_key
+        if key in ("labels", None):
+            return self._content
+        # Other labels of the same file are other data.
+        return hashlib.sha256(f"{self._content} {key}".encode()).hexdigest()
 
     def _read(self, part: int) -> NDArray:
         try:
@@ -100,9 +115,9 @@ class IdxSource(ArraySource):
 
     takes = "an IDX file (*-idx3-ubyte, *.gz)"
 
-    def __init__(self, path: Path, label_key: str | None) -> None:
-        self.name, self.has_labels = str(path), label_key is not None
-        self._paths = [path]
+    def __init__(self, path: Path, reading: Reading) -> None:
+        self.name, self.has_labels = str(path), reading.label_key is not None
+        self.reading, self._paths = reading, [path]
         if self.has_labels:
             stem = path.name.removesuffix(".gz").replace("images", "labels")
             labels = _idx_file(path.parent, stem.replace("idx3", "idx1").replace("idx4", "idx1"))
@@ -123,20 +138,20 @@ class IdxSource(ArraySource):
         self._take(*promised)
 
     @classmethod
-    def opened(cls, source: str, label_key: str | None) -> Source | None:
+    def opened(cls, source: str, reading: Reading) -> Source | None:
         path = Path(source)
         if path.is_dir():
             pair = next((found for name in _IDX_TRAINING if (found := _idx_file(path, name))), None)
             if pair is None:
                 return None
-            opened = cls(pair, label_key)
+            opened = cls(pair, reading)
             if others := [e.name for e in _entries(path) if e not in opened._paths]:
                 opened.notes = (
                     f"{path}: {len(others)} file(s) not read: {examples(others)}; name another "
                     "file of images to pack that",
                 )
             return opened
-        return cls(path, label_key) if "idx" in path.name else None
+        return cls(path, reading) if "idx" in path.name else None
 
     def identity(self) -> str:
         return files_identity(self._paths)
@@ -153,14 +168,14 @@ class DigitsSource(ArraySource):
 
     takes = f"`{DIGITS}`"
 
-    def __init__(self, label_key: str | None) -> None:
-        self.name, self.num_samples, self.image_shape = DIGITS, 1797, (1, 8, 8)
-        self.has_labels = label_key is not None
+    def __init__(self, reading: Reading) -> None:
+        self.name, self.has_labels, self.reading = DIGITS, reading.label_key is not None, reading
+        self._take(((1797, 8, 8), np.dtype(np.uint8)))
         self.class_names = tuple("0123456789") if self.has_labels else None
 
     @classmethod
-    def opened(cls, source: str, label_key: str | None) -> Source | None:
-        return cls(label_key) if source == DIGITS else None
+    def opened(cls, source: str, reading: Reading) -> Source | None:
+        return cls(reading) if source == DIGITS else None
 
     def identity(self) -> str:
         return hashlib.sha256(DIGITS.encode()).hexdigest()
@@ -177,6 +192,55 @@ class DigitsSource(ArraySource):
         return np.rint(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
 
 
+class CifarSource(ArraySource):
+    """The training images of CIFAR-10's binary version: the archive, or the folder in it.
+
+    A record is the class, a byte, and 32 x 32 red, then green, then blue values.
+    """
+
+    takes = "CIFAR-10's cifar-10-binary.tar.gz"
+
+    def __init__(self, path: Path, reading: Reading) -> None:
+        self.name, self.reading, self._path = str(path), reading, path
+        self.has_labels = reading.label_key is not None
+        try:
+            self._parts, names, others = cifar_parts(path)
+        except (ValueError, OSError) as error:
+            raise InputError(f"{path}: {error}") from error
+        self.class_names = names if self.has_labels else None
+        if others:
+            self.notes = (f"{path}: {len(others)} file(s) not read: {examples(others)}",)
+        count = sum(size for _, size in self._parts) // CIFAR_RECORD
+        self._take(((count, 32, 32, 3), np.dtype(np.uint8)))
+
+    @classmethod
+    def opened(cls, source: str, reading: Reading) -> Source | None:
+        path = Path(source)
+        is_archive = path.is_file() and path.name.endswith((".tar.gz", ".tgz", ".tar"))
+        is_folder = path.is_dir() and any(
+            (path / f"data_batch_1{end}").is_file() for end in (".bin", "")
+        )
+        return cls(path, reading) if is_archive or is_folder else None
+
+    def identity(self) -> str:
+        if self._path.is_file():
+            return files_identity([self._path])
+        return files_identity([self._path / name for name, _ in self._parts], self._path)
+
+    @cached_property
+    def _records(self) -> NDArray[np.uint8]:
+        try:
+            return read_cifar(self._path, self._parts)
+        except (ValueError, OSError) as error:
+            raise InputError(f"{self.name}: {error}") from error
+
+    def _read(self, part: int) -> NDArray:
+        if part:  # the labels
+            return self._records[:, 0]
+        planes = self._records[:, 1:].reshape(-1, 3, 32, 32)
+        return planes.transpose(0, 2, 3, 1)
+
+
 def _idx_file(folder: Path, name: str) -> Path | None:
     """The IDX file of this name in `folder`, gzipped or not."""
     return next((path for end in ("", ".gz") if (path := folder / f"{name}{end}").is_file()), None)
@@ -187,9 +251,12 @@ class FolderSource(Source):
 
     takes = "an image folder"
 
-    def __init__(self, path: Path, label_key: str | None) -> None:
-        self.name, self._root = str(path), path
+    def __init__(self, path: Path, reading: Reading) -> None:
+        self.name, self._root, self.reading = str(path), path, reading
+        label_key, classes = reading.label_key, reading.classes
         files = _sorted_out(path)
+        if classes is not None:
+            files = self._of_classes(files, classes)
         self._paths = files.pictures
         if not self._paths:
             self._refuse(
@@ -204,17 +271,17 @@ class FolderSource(Source):
         found = {names[0] for names in parts if len(names) > 1}
         folders = sorted({entry.name for entry in _entries(path) if entry.is_dir()})
         self.has_labels = label_key is not None and bool(found)
-        self.class_names = tuple(folders) if self.has_labels else None
+        self.class_names = (classes or tuple(folders)) if self.has_labels else None
         problems = list(files.problems)
-        if self.has_labels:
+        if self.has_labels and classes is None:
             problems += self._class_problems(folders, found, sum(len(n) == 1 for n in parts))
         self._refuse(problems)
         if files.unread:
             self.notes = (f"{path}: {_by_extension(path, files.unread)}",)
 
     @classmethod
-    def opened(cls, source: str, label_key: str | None) -> Source | None:
-        return cls(Path(source), label_key) if Path(source).is_dir() else None
+    def opened(cls, source: str, reading: Reading) -> Source | None:
+        return cls(Path(source), reading) if Path(source).is_dir() else None
 
     def identity(self) -> str:
         return files_identity(self._paths, self._root)
@@ -226,16 +293,14 @@ class FolderSource(Source):
         """Decodes every picture once: all broken ones are known before anything is written."""
         with ImageBar("checking", self.num_samples, is_shown=progress) as bar:
             outcomes = []
-            for outcome in _outcomes(self._paths, _decoded):
+            for outcome in self._outcomes(self._paths, _decoded):
                 outcomes.append(outcome)
                 bar.advance()
         headers = self._usable(outcomes)
-        turned = [p for p, one in zip(self._paths, headers, strict=True) if one.is_turned]
-        notes = [f"{self.name}: {len(turned):,} pictures turned upright, as their EXIF says: "]
         return Loaded(
-            images=_Pictures(self._paths),
+            images=_Pictures(self._paths, self.reading.conversions),
             labels=self._labels,
-            notes=(notes[0] + examples(turned),) if turned else (),
+            notes=counted(self.name, [one.changes for one in headers]),
         )
 
     def headers(self, most: int) -> list[images.ImageHeader]:
@@ -243,7 +308,7 @@ class FolderSource(Source):
         problems that these show, before any is decoded.
         """
         step = max(1, -(-self.num_samples // most))
-        return self._usable(list(_outcomes(self._paths[::step], images.header)), step)
+        return self._usable(list(self._outcomes(self._paths[::step], images.header)), step)
 
     def _usable(
         self, outcomes: list[images.ImageHeader | str], step: int = 1
@@ -256,13 +321,49 @@ class FolderSource(Source):
         self._refuse(_channel_problems(paths, [one.channels for one in headers]))
         return headers
 
+    def _outcomes(
+        self,
+        paths: Sequence[Path],
+        look: Callable[[bytes, images.Conversions], images.ImageHeader],
+    ) -> Iterator[images.ImageHeader | str]:
+        """The header of each picture, or why it cannot be used; decoders release the interpreter,
+        so threads help.
+        """
+
+        def outcome(path: Path) -> images.ImageHeader | str:
+            try:
+                return look(path.read_bytes(), self.reading.conversions)
+            except (ValueError, OSError) as error:
+                return str(error)
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for start in range(0, len(paths), _BATCH):
+                yield from pool.map(outcome, paths[start : start + _BATCH])
+
+    def _of_classes(self, files: "_Files", classes: tuple[str, ...]) -> "_Files":
+        """The files in the folders of these classes. Raises InputError where one has no picture."""
+        if twice := [name for name in classes if classes.count(name) > 1]:
+            raise InputError(f"--classes names {twice[0]} twice; give each once")
+        inside = [file for file in files.pictures if self._class_of(file) in classes]
+        there = {self._class_of(file) for file in inside}
+        if missing := [name for name in classes if name not in there]:
+            raise InputError(
+                f"{self.name} has no pictures of {examples(missing)}; its folders are "
+                f"{', '.join(e.name for e in _entries(self._root) if e.is_dir()) or 'none'}"
+            )
+        rest = [file for file in files.pictures if file not in set(inside)]
+        return _Files(inside, [*files.unread, *rest], files.problems)
+
+    def _class_of(self, file: Path) -> str:
+        parts = file.relative_to(self._root).parts
+        return parts[0] if len(parts) > 1 else ""
+
     @cached_property
     def _labels(self) -> NDArray[np.int64] | None:
         if self.class_names is None:
             return None
         numbers = {name: number for number, name in enumerate(self.class_names)}
-        names = (path.relative_to(self._root).parts[0] for path in self._paths)
-        return np.array([numbers[name] for name in names], np.int64)
+        return np.array([numbers[self._class_of(path)] for path in self._paths], np.int64)
 
     def _class_problems(self, folders: list[str], found: set[str], flat: int) -> Iterator[str]:
         """Reasons why the folders below are no classes."""
@@ -275,7 +376,7 @@ class FolderSource(Source):
             yield (
                 f"{self.name} holds {', '.join(folders)}, which are parts of a data set and no "
                 f"classes; name one of them, such as {self._root / folders[-1]}, or set LABEL_KEY "
-                "to null for the images of all without labels"
+                "to null for the images of all without labels, or pack them with --classes"
             )
         elif empty := [name for name in folders if name not in found]:
             yield (
@@ -346,8 +447,8 @@ def _channel_problems(paths: Sequence[Path], channels: Sequence[int]) -> list[st
 class _Pictures:
     """Pictures, each decoded as it is taken."""
 
-    def __init__(self, paths: list[Path]) -> None:
-        self._paths = paths
+    def __init__(self, paths: list[Path], conversions: images.Conversions) -> None:
+        self._paths, self._conversions = paths, conversions
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -355,7 +456,7 @@ class _Pictures:
     def __getitem__(self, number: int) -> images.Pixels:
         path = self._paths[number]
         try:
-            return images.decode(path.read_bytes())
+            return images.decode(path.read_bytes(), self._conversions)
         except (ValueError, OSError) as error:  # it was whole when it was checked
             raise InputError(f"{path}: {error}") from error
 
@@ -379,34 +480,23 @@ def _files(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Pa
             yield path
 
 
-def _outcomes(
-    paths: Sequence[Path], look: Callable[[bytes], images.ImageHeader]
-) -> Iterator[images.ImageHeader | str]:
-    """The header of each picture, or why it cannot be used; decoders release the interpreter, so
-    threads help.
-    """
-
-    def outcome(path: Path) -> images.ImageHeader | str:
-        try:
-            return look(path.read_bytes())
-        except (ValueError, OSError) as error:
-            return str(error)
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(paths), _BATCH):
-            yield from pool.map(outcome, paths[start : start + _BATCH])
-
-
-def _decoded(data: bytes) -> images.ImageHeader:
-    images.decode(data)
-    return images.header(data)
+def _decoded(data: bytes, by: images.Conversions) -> images.ImageHeader:
+    images.decode(data, by)
+    return images.header(data, by)
 
 
 # In the order in which they are tried.
-KINDS: tuple[type[Source], ...] = (DigitsSource, NpzSource, IdxSource, FolderSource)
+KINDS: tuple[type[Source], ...] = (DigitsSource, NpzSource, CifarSource, IdxSource, FolderSource)
 
 
-def open_source(source: str | os.PathLike[str], label_key: str | None = "labels") -> Source:
+def open_source(
+    source: str | os.PathLike[str],
+    label_key: str | None = "labels",
+    *,
+    image_key: str | None = None,
+    classes: tuple[str, ...] | None = None,
+    conversions: images.Conversions = images.STRICT,
+) -> Source:
     """The source at a path, or `digits`. Raises InputError with the problems that headers show."""
     path = Path(source)
     known = f"give {', '.join(kind.takes for kind in KINDS)}, or a folder of shards"
@@ -414,7 +504,25 @@ def open_source(source: str | os.PathLike[str], label_key: str | None = "labels"
         raise InputError(f"{path} does not exist; {known}")
     if str(source) != DIGITS and not path.is_dir() and not path.is_file():
         raise InputError(f"{path} is neither a file nor a folder; {known}")
+    reading = Reading(
+        label_key=label_key, image_key=image_key, classes=classes, conversions=conversions
+    )
     for kind in KINDS:
-        if (opened := kind.opened(str(source), label_key)) is not None:
+        if (opened := kind.opened(str(source), reading)) is not None:
+            _require_used(opened)
             return opened
     raise InputError(f"{path} is no source of images; {known}")
+
+
+def _require_used(source: Source) -> None:
+    """Raises InputError for an option that means nothing to a kind of source."""
+    reading, is_folder = source.reading, isinstance(source, FolderSource)
+    by = reading.conversions
+    given = {
+        "--image-key": reading.image_key is not None and not isinstance(source, NpzSource),
+        "--classes": reading.classes is not None and not is_folder,
+        "--alpha": by.alpha is not None and not is_folder,
+        "--bit-depth": by.bit_depth is not None and not is_folder,
+    }
+    if useless := [name for name, is_given in given.items() if is_given]:
+        raise InputError(f"{', '.join(useless)} changes nothing of {source.name}; leave it out")

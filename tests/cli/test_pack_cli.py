@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddpm import config
 from ddpm.cli import main, pack
+from ddpm.data import preparing
 from ddpm.data.index import open_index
 from ddpm.errors import InputError
-from tests.support.shard_data import picture, write_tar
+from tests.support.shard_data import cifar_archive, picture, write_tar
 from tests.support.tree import ROOT
 
 
@@ -119,3 +121,36 @@ def test_a_place_that_cannot_be_made_is_exit_code_5(
 ) -> None:
     assert command(npz, "/proc/nowhere/out", "--label-key", "kind") == 5
     assert "/proc/nowhere" in capsys.readouterr().err
+
+
+def test_cifar10_is_packed_to_where_its_configuration_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cifar_archive(tmp_path / "cifar-10-binary.tar.gz")
+    assert command("cifar10", "cifar-10-binary.tar.gz") == 0
+    assert "40 images of 32x32, 3 channels, 10 classes" in capsys.readouterr().out
+    shipped = config.load(ROOT / "configs" / "cifar10.yaml")
+    assert preparing.source_problems(shipped) == []
+    assert command("cifar10") == 2 and "needs its FILE" in capsys.readouterr().err
+
+
+def test_conversions_are_said_and_what_changes_nothing_is_refused(
+    tmp_path: Path, npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = [npz, out, "--label-key", "null", "--resize", "2x3", "--filter", "box", "--grey", "rgb"]
+    assert command(*words, "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert "50 image(s) cropped and resized to 2x3, box" in shown
+    assert "50 image(s) grey made RGB" in shown and "1 array(s) not read: kind" in shown
+    assert command(*words) == 0 and open_index(out).image_shape == (3, 2, 3)
+    for wrong, word in (
+        (("--alpha", "white"), "--alpha changes nothing"),
+        (("--classes", "a,b"), "--classes changes nothing"),
+        (("--filter", "box"), "--filter is of --resize"),
+        (("--resize", "0x4"), "--resize is '0x4'"),
+    ):
+        assert command(npz, tmp_path / "no", "--label-key", "kind", *wrong) == 2
+        assert word in capsys.readouterr().err
+    assert command(out, "--grey", "rgb") == 2 and not (tmp_path / "no").exists()

@@ -401,8 +401,6 @@ WITHOUT_EFFECT = {
     "G.RESAMPLES=3": "G.GEN_TASK=inpaint",
     "G.EXPORT_EVERY=3": "G.EXPORT_INTERM=true",
     "G.EXPORT_FORMAT=gif": "G.EXPORT_INTERM=true",
-    "C.AUGMENT_TYPE=flip": "C.AUGMENT=true",
-    "T.TRAINED_H5=x": "T.IS_NEW_TRAIN=false",
 }
 
 

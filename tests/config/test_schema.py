@@ -71,7 +71,9 @@ def bad_values(schema: dict[str, Any]) -> Iterator[str]:
     elif "number" in kinds:
         yield from (*NO_NUMBER, "[1.0]")
     else:
-        yield from ("[a]", "{a: b}", '"a\\tb"')
+        # Plain text may look like anything; quotes are YAML's.
+        yield from ("[a]", "{a: b}") if text_of(kinds) not in (None, r"\S") else ()
+        yield '"a\\tb"'
         yield from ['""'] * bool(text_of(kinds))
     if choices := kinds.get("string", {}).get("enum"):
         yield from (choices[0] + "x", choices[-1][1:] + "z", "7")
@@ -199,7 +201,10 @@ BESIDE = {
     "EVALUATION.FEATURES": ["EVALUATION.EVERY=1", "EVALUATION.WEIGHTS=w.safetensors"],
     "EVALUATION.BEST": ["EVALUATION.EVERY=1", "EVALUATION.FEATURES=pixels"],
     "EVALUATION.PATIENCE": ["EVALUATION.EVERY=1", "EVALUATION.BEST=mean_log10_mse"],
-    GENERATE + "FREEZE_CHANNEL": ["TRAINING.INPUT_IMAGE_CHANNEL=2"],
+    GENERATE + "FREEZE_CHANNEL": [
+        "TRAINING.INPUT_IMAGE_CHANNEL=2",
+        GENERATE + "GEN_TASK=channel_inpaint",
+    ],
     GENERATE + "REVERSE_STRIDE": [GENERATE + "NUM_STEPS=null"],
     GENERATE + "SAMPLER": [GENERATE + "DDIM_ETA=1.0"],
     GENERATE + "NUM_STEPS": [GENERATE + "SPACING=logsnr"],
@@ -207,7 +212,13 @@ BESIDE = {
     GENERATE + "GUIDANCE_INTERVAL": [GENERATE + "GUIDANCE=2", GENERATE + "GUIDE=model"],
     GENERATE + "GUIDANCE_RESCALE": [GENERATE + "GUIDANCE=2", GENERATE + "GUIDE=model"],
     GENERATE + "RECOMPUTE_NOISE": [GENERATE + "CLIP_DENOISE=true"],
-    GENERATE + "CLASS_LABEL": [NETWORK + "NUM_CLASSES=null", GENERATE + "GEN_TASK=random_uncond"],
+    GENERATE + "CLASS_LABEL": [NETWORK + "NUM_CLASSES=null", GENERATE + "GEN_TASK=inpaint"],
+    GENERATE + "EXTERNAL_NPZ_INPUT": [GENERATE + "GEN_TASK=inpaint"],
+    GENERATE + "STRENGTH": [GENERATE + "GEN_TASK=sdedit"],
+    GENERATE + "KNOWN_NOISE": [GENERATE + "GEN_TASK=inpaint"],
+    GENERATE + "RESAMPLES": [GENERATE + "GEN_TASK=inpaint"],
+    GENERATE + "EXPORT_EVERY": [GENERATE + "EXPORT_INTERM=true"],
+    GENERATE + "EXPORT_FORMAT": [GENERATE + "EXPORT_INTERM=true"],
     GENERATE + "NEW_IMAGE_SIZE": [
         NETWORK + "CHANNEL_MULTIPLIER=[1]",
         NETWORK + "HAS_ATTENTION=[false]",

@@ -2,21 +2,25 @@ import gzip
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from ddpm.data import packing
+from ddpm.data import images, packing
 from ddpm.data.index import open_index
 from ddpm.data.source import ArraySource
+from ddpm.data.sources import open_source
 from tests.support.shard_data import (
     COLOUR,
     GREY,
     LABELS,
     assert_holds,
+    cifar_archive,
     idx,
+    problems_of,
     save_pictures,
 )
 
@@ -142,3 +146,122 @@ def test_arrays_in_memory(tmp_path: Path) -> None:
     index = packing.pack(source, tmp_path / "out", progress=False)
     assert index.class_names == ("a", "b", "c", "d")
     assert_holds(index, COLOUR, LABELS)
+
+
+def test_cifar10_by_its_binary_archive_and_by_the_folder_in_it(tmp_path: Path) -> None:
+    archive = tmp_path / "cifar-10-binary.tar.gz"
+    records = cifar_archive(archive)
+    pixels = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    for number, path in enumerate((archive, tmp_path / "cifar-10-batches-bin")):
+        source = open_source(path)
+        assert source.image_shape == (3, 32, 32) and source.notes[0].count("test_batch.bin") == 1
+        index = packing.pack(source, tmp_path / str(number), progress=False)
+        assert_holds(index, pixels, records[:, 0].astype(np.int64))
+        assert index.class_names == tuple(f"class{n}" for n in range(10))
+
+
+def test_cifar10s_pickles_are_refused_with_the_archive_to_take(tmp_path: Path) -> None:
+    cifar_archive(tmp_path / "cifar-10-python.tar.gz", names="data_batch_{}")
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz") as tar:
+        tar.extractall(tmp_path, filter="data")
+    for path in (tmp_path / "cifar-10-python.tar.gz", tmp_path / "cifar-10-batches-bin"):
+        (problem,) = problems_of(lambda: open_source(path))  # noqa: B023
+        assert "never loaded" in problem and "cifar-10-binary.tar.gz" in problem
+    cifar_archive(tmp_path / "whole.tar.gz")
+    content = (tmp_path / "whole.tar.gz").read_bytes()
+    (tmp_path / "cut.tar.gz").write_bytes(content[: len(content) // 2])
+    assert "damaged" in problems_of(lambda: open_source(tmp_path / "cut.tar.gz"))[0]
+
+
+def test_other_labels_of_an_npz_are_other_data(tmp_path: Path) -> None:
+    path = tmp_path / "in.npz"
+    np.savez(path, images=GREY, kind=LABELS, other=LABELS[::-1], labels=LABELS)
+    keys = (None, "labels", "kind", "other")
+    plans = {
+        packing.plan_packing(
+            open_source(path, key), name=None, samples_per_shard=None, seed=0
+        ).recipe: key
+        for key in keys
+    }
+    assert len(plans) == len(keys)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """A grey, a colour, a translucent and a 16-bit picture, of three sizes."""
+    folder = tmp_path / "mixed" / "only"
+    folder.mkdir(parents=True)
+    grey, colour = np.full((8, 8), 100, np.uint8), np.full((8, 12, 3), 50, np.uint8)
+    clear = np.dstack([np.full((20, 8, 3), 200, np.uint8), np.full((20, 8), 0, np.uint8)])
+    for name, pixels in (("a", grey), ("b", colour), ("c", clear)):
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    Image.fromarray(np.full((8, 8), 32_896, np.uint16)).save(folder / "d.png")  # 128 of 255
+    return folder.parent
+
+
+def test_each_conversion_is_asked_for_and_counted(mixed: Path, tmp_path: Path) -> None:
+    (alpha, deep) = problems_of(lambda: open_source(mixed).load())
+    assert "--alpha white" in alpha and "--bit-depth 8" in deep
+    by = images.Conversions(alpha="black", grey="rgb", bit_depth="8", size=(4, 4), resample="box")
+    loaded = open_source(mixed, conversions=by).load()
+    values = (100, 50, 0, 128)
+    for place, value in enumerate(values):
+        np.testing.assert_array_equal(loaded.images[place], np.full((4, 4, 3), value, np.uint8))
+    assert loaded.notes == tuple(
+        f"{mixed}: {what}"
+        for what in (
+            "2 image(s) grey made RGB",
+            "4 image(s) cropped and resized to 4x4, box",
+            "1 image(s) alpha over black",
+            "1 image(s) 16 bit scaled to 8",
+        )
+    )
+    index = packing.pack(open_source(mixed, conversions=by), tmp_path / "out", progress=False)
+    assert index.image_shape == (3, 4, 4)
+    assert (
+        "otherwise"
+        in problems_of(
+            lambda: packing.pack(open_source(mixed, None, conversions=by), tmp_path / "out")
+        )[0]
+    )
+
+
+@pytest.mark.parametrize(("alpha", "value"), [("white", 255), ("black", 0), ("drop", 200)])
+def test_alpha(mixed: Path, alpha: Literal["white", "black", "drop"], value: int) -> None:
+    data = (mixed / "only/c.png").read_bytes()
+    assert (images.decode(data, images.Conversions(alpha=alpha)) == value).all()
+
+
+def test_sixteen_bits_kept_are_floats(mixed: Path) -> None:
+    by = images.Conversions(bit_depth="float")
+    pixels = images.decode((mixed / "only/d.png").read_bytes(), by)
+    assert pixels.dtype == np.float32 and pixels.shape == (8, 8, 1)
+    np.testing.assert_allclose(pixels, 32_896 / 65_535, rtol=1e-7)
+
+
+def test_arrays_are_converted_and_their_shape_is_known_before(tmp_path: Path) -> None:
+    np.savez(tmp_path / "in.npz", x=GREY, labels=LABELS)
+    by = images.Conversions(grey="rgb", size=(4, 4))
+    source = open_source(tmp_path / "in.npz", image_key="x", conversions=by)
+    assert source.image_shape == (3, 4, 4)
+    assert packing.pack(source, tmp_path / "out", progress=False).image_shape == (3, 4, 4)
+    assert any("40 image(s) grey made RGB" in note for note in source.load().notes)
+    useless = images.Conversions(alpha="white")
+    for problem in (
+        problems_of(lambda: open_source("digits", image_key="x"))[0],
+        problems_of(lambda: open_source("digits", classes=("1",)))[0],
+        problems_of(lambda: open_source("digits", conversions=useless))[0],
+    ):
+        assert "changes nothing of digits" in problem
+
+
+def test_chosen_classes_keep_the_order_they_are_given_in(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "in", COLOUR, ["ant/1.png", "bee/2.png", "val/3.png", "train/4.png"])
+    source = open_source(tmp_path / "in", classes=("val", "ant"))
+    assert source.class_names == ("val", "ant") and source.num_samples == 2
+    assert source.labels() is not None and source.labels().tolist() == [1, 0]  # type: ignore[union-attr]
+    assert "2 file(s) not read" in source.notes[0]
+    (problem,) = problems_of(lambda: open_source(tmp_path / "in", classes=("cat",)))
+    assert "no pictures of cat" in problem and "ant, bee" in problem

@@ -175,3 +175,18 @@ def prepare_digits(out: Path) -> int:
     index = preparing.prepare(make_config("digits", out), progress=False)
     print(index.sha256, index.folder)
     return 0
+
+
+def cifar_archive(path: Path, per_batch: int = 8, names: str = "data_batch_{}.bin") -> NDArray:
+    """An archive with the layout of cifar-10-binary.tar.gz; the records of its training batches."""
+    records = RANDOM.integers(0, 256, (6 * per_batch, 3073), np.uint8)
+    records[:, 0] = np.arange(len(records)) % 10
+    batches = np.split(records, 6)
+    files = {names.format(n + 1): batch.tobytes() for n, batch in enumerate(batches[:5])}
+    files["test_batch.bin"] = batches[5].tobytes()
+    files["batches.meta.txt"] = b"\n".join(b"class%d" % n for n in range(10)) + b"\n\n"
+    with tarfile.open(path, "w:gz") as tar:
+        for name, data in files.items():
+            info = member(f"cifar-10-batches-bin/{name}", size=len(data))
+            tar.addfile(info, io.BytesIO(data))
+    return records[: 5 * per_batch]
