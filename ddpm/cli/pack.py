@@ -13,8 +13,11 @@ _EXAMPLES = """\
 sources:
   digits            scikit-learn's 1,797 handwritten digits of 8x8
   FILE.npz          `images` (N, H, W[, C]), uint8 or float in [0, 1], and labels under --label-key
+  FILE.npy          images alone
+  FILE.zip          pictures, and their classes in EDM's dataset.json
   IDX               FILE-idx3-ubyte[.gz], or a folder of them: its training pair is packed
   FOLDER            png, jpg, webp, bmp, ppm; one sub-folder a class, or flat
+  FILE.parquet      encoded pictures (image, img) and label, as Hugging Face keeps them; or a folder
   cifar10 FILE      CIFAR-10's cifar-10-binary.tar.gz, into data/cifar10 unless OUT_DIR is given
   SHARDS            a folder of .tar shards, without OUT_DIR: indexed where they lie
 

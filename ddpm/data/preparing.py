@@ -25,8 +25,9 @@ from ddpm.data.index import (
     shard_paths,
 )
 from ddpm.data.packing import pack, plan_packing
+from ddpm.data.pictures import PictureSource
 from ddpm.data.source import DIGITS, Source, note
-from ddpm.data.sources import FolderSource, open_source
+from ddpm.data.sources import open_source
 from ddpm.errors import InputError, as_typed
 
 # From so many expected samples on, a side of the split is empty with a chance below 1e-27.
@@ -128,7 +129,7 @@ def _opened(path: str, label_key: str | None) -> tuple[Source, list[ImageHeader]
     """A source, and what the headers of its pictures say."""
     source = open_source(path, label_key)
     note(source.notes)
-    if not isinstance(source, FolderSource):
+    if not isinstance(source, PictureSource):
         return source, []
     if source.num_samples > _MOST_HEADERS:
         note([f"{path}: looked at {_MOST_HEADERS:,} of {source.num_samples:,} pictures only"])

@@ -115,12 +115,12 @@ def examples(names: Sequence[object]) -> str:
     return f"{shown} and {more:,} more" if more > 0 else shown
 
 
-def by_reason(found: Iterable[tuple[Path, str]], what: str = "pictures") -> list[str]:
+def by_reason(found: Iterable[tuple[object, str]], what: str = "pictures") -> list[str]:
     """A line for each reason, with its number of files and three of them; `PATH: REASON` of one.
 
     Reasons are the same up to their first colon.
     """
-    groups: dict[str, list[tuple[Path, str]]] = defaultdict(list)
+    groups: dict[str, list[tuple[object, str]]] = defaultdict(list)
     for path, reason in found:
         groups[reason.partition(":")[0]].append((path, reason))
     return [

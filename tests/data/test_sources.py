@@ -265,3 +265,11 @@ def test_chosen_classes_keep_the_order_they_are_given_in(tmp_path: Path) -> None
     assert "2 file(s) not read" in source.notes[0]
     (problem,) = problems_of(lambda: open_source(tmp_path / "in", classes=("cat",)))
     assert "no pictures of cat" in problem and "ant, bee" in problem
+
+
+def test_an_npy_is_images_alone(tmp_path: Path) -> None:
+    np.save(tmp_path / "in.npy", COLOUR[..., :2] / 255)
+    index = packing.pack(tmp_path / "in.npy", tmp_path / "out", progress=False)
+    assert_holds(index, (COLOUR[..., :2] / 255).astype(np.float32), None)
+    np.save(tmp_path / "bad.npy", np.array([{}]), allow_pickle=True)
+    assert "never loaded" in problems_of(lambda: open_source(tmp_path / "bad.npy"))[0]
