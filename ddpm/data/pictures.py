@@ -463,10 +463,10 @@ class ZipSource(PictureSource):
             yield f"{self.name}: {large[0]} says it has more than {_MOST_BYTES} bytes"
         if locked := [one.filename for one in files if one.flag_bits & 1]:
             yield f"{self.name}: {locked[0]} is encrypted"
-        names = [one.filename for one in inside]
-        if len(set(names)) < len(names):
+        inner = [one.filename for one in inside]
+        if len(set(inner)) < len(inner):
             yield f"{self.name} holds a name twice"
-        if labels is not None and (bare := [name for name in names if name not in labels]):
+        if labels is not None and (bare := [name for name in inner if name not in labels]):
             yield f"{self.name}: {len(bare):,} pictures have no label in {_EDM}: {examples(bare)}"
 
 
