@@ -5,6 +5,7 @@ What is there and is neither read nor litter of systems is in a source's notes, 
 
 import hashlib
 import json
+import time
 import zipfile
 import zlib
 from collections import defaultdict
@@ -60,26 +61,34 @@ class PictureSource(Source):
             for outcome in self._outcomes(range(self.num_samples), _decoded):
                 outcomes.append(outcome)
                 bar.advance()
-        headers = self._usable(outcomes)
+        headers = self._usable(self.names, outcomes)
         return Loaded(
             images=_Decoded(self),
             labels=self.labels(),
             notes=counted(self.name, [one.changes for one in headers]),
         )
 
-    def headers(self, most: int) -> list[images.ImageHeader]:
-        """Size and type of at most so many pictures, evenly spaced. Raises InputError with the
-        problems that these show, before any is decoded.
+    def headers(self, limit_s: float) -> list[images.ImageHeader]:
+        """Size and type of the pictures, in evenly spaced rounds, of as many as the seconds allow.
+
+        Raises InputError with the problems that these show, before any is decoded.
         """
-        step = max(1, -(-self.num_samples // most))
-        numbers = range(0, self.num_samples, step)
-        return self._usable(list(self._outcomes(numbers, images.header)), step)
+        rounds = -(-self.num_samples // _BATCH)
+        numbers: list[int] = []
+        outcomes: list[images.ImageHeader | str] = []
+        until = time.monotonic() + limit_s
+        for first in range(rounds):
+            if numbers and time.monotonic() > until:
+                break
+            some = range(first, self.num_samples, rounds)
+            numbers += some
+            outcomes += self._outcomes(some, images.header)
+        return self._usable([self.names[number] for number in numbers], outcomes)
 
     def _usable(
-        self, outcomes: list[images.ImageHeader | str], step: int = 1
+        self, names: Sequence[object], outcomes: list[images.ImageHeader | str]
     ) -> list[images.ImageHeader]:
-        """The headers of every step-th picture. Raises InputError with what cannot be used."""
-        names = self.names[::step]
+        """The headers of pictures. Raises InputError with what cannot be used."""
         broken = [(n, one) for n, one in zip(names, outcomes, strict=True) if isinstance(one, str)]
         _refuse(by_reason(broken))
         headers = [one for one in outcomes if not isinstance(one, str)]

@@ -32,7 +32,7 @@ from ddpm.errors import InputError, as_typed
 
 # From so many expected samples on, a side of the split is empty with a chance below 1e-27.
 _SURELY_FILLED = 64
-_MOST_HEADERS, _MOST_SCANNED = 20_000, 1 << 29
+_LOOK_S, _MOST_SCANNED = 5, 1 << 29  # of a check: seconds at pictures, bytes of foreign shards
 
 
 def prepare(config: Config, *, progress: bool = True) -> Index:
@@ -59,8 +59,12 @@ def found(config: Config) -> Index | None:
 def _place(config: Config) -> tuple[Source, Path]:
     """The source that DATASET.PATH names, and the folder that it is packed into."""
     source = open_source(config.DATASET.PATH, config.DATASET.LABEL_KEY)
+    return source, _folder_of(source, config.TRAINING.OUTPUT_DIR)
+
+
+def _folder_of(source: Source, output: str) -> Path:
     plan = plan_packing(source, name=None, samples_per_shard=None, seed=0)
-    return source, Path(config.TRAINING.OUTPUT_DIR) / "shards" / plan.recipe[:16]
+    return Path(output) / "shards" / plan.recipe[:16]
 
 
 def refresh(folder: Path, *, progress: bool = True) -> Index:
@@ -116,8 +120,9 @@ def _problems(config: Config) -> list[str]:
         if is_shards(path):
             index = found(config)
             return _shards_problems(Path(path)) if index is None else check(config, index)
-        source, seen = _opened(path, config.DATASET.LABEL_KEY)
-        return _unpacked_problems(config, source, seen)
+        options = config.DATASET.LABEL_KEY, config.TRAINING.OUTPUT_DIR
+        source, seen, index = _opened(path, *options)
+        return check(config, index) if index else _unpacked_problems(config, source, seen)
     except InputError as error:
         return [f"DATASET.PATH: {problem}" for problem in error.problems]
     except PermissionError as error:
@@ -125,15 +130,21 @@ def _problems(config: Config) -> list[str]:
 
 
 @cache
-def _opened(path: str, label_key: str | None) -> tuple[Source, list[ImageHeader]]:
-    """A source, and what the headers of its pictures say."""
+def _opened(
+    path: str, label_key: str | None, output: str
+) -> tuple[Source, list[ImageHeader], Index | None]:
+    """A source of pictures with what their headers say, or the index of its shards; else alone."""
     source = open_source(path, label_key)
     note(source.notes)
     if not isinstance(source, PictureSource):
-        return source, []
-    if source.num_samples > _MOST_HEADERS:
-        note([f"{path}: looked at {_MOST_HEADERS:,} of {source.num_samples:,} pictures only"])
-    return source, source.headers(_MOST_HEADERS)
+        return source, [], None
+    folder = _folder_of(source, output)
+    if (folder / INDEX_FILE).exists():
+        return source, [], open_index(folder)
+    seen = source.headers(_LOOK_S)
+    if len(seen) < source.num_samples:
+        note([f"{path}: looked at {len(seen):,} of {source.num_samples:,} pictures in {_LOOK_S} s"])
+    return source, seen, None
 
 
 def _shards_problems(folder: Path) -> list[str]:
