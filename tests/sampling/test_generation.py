@@ -108,7 +108,7 @@ def test_random_uncond_is_the_null_class(run: Path, draw: Draw) -> None:
     null = torch.full((5,), model.network.null_label)
     sampler = SamplerOptions(pred_type="velocity", num_steps=4)
     args = (model.network, model.schedule, 5, model.image_shape, sampler)
-    generated = draw(CLASS_LABEL=1)
+    generated = draw()
     assert (images_of(generated) == generation.draw(*args, labels=null, batch_size=4)).all()
     with np.load(generated.images) as arrays:
         assert arrays.files == ["images"]
