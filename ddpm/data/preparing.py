@@ -25,9 +25,8 @@ from ddpm.data.index import (
     shard_paths,
 )
 from ddpm.data.packing import pack, plan_packing
-from ddpm.data.pictures import PictureSource
 from ddpm.data.source import DIGITS, Source, note
-from ddpm.data.sources import open_source
+from ddpm.data.sources import PictureSource, open_source
 from ddpm.errors import InputError, as_typed
 
 # From so many expected samples on, a side of the split is empty with a chance below 1e-27.

@@ -146,7 +146,7 @@ def test_text_stays_text(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["/data/run #3", "a: b", "%x", "*.npz", "[1", "{a}", "- x", "!!t", "@x", "on", "a,b", "&a"],
+    ["a/run #3", "a: b", "%x", "*.npz", "[1", "{a}", "- x", "!!t", "@x", "on", "a,b", "&a"],
 )
 def test_an_override_of_text_is_what_the_shell_gave(tmp_path: Path, text: str) -> None:
     path = write(tmp_path, "DATASET: {NAME: a, PATH: digits, LABEL_KEY: x}")
@@ -161,7 +161,7 @@ def test_an_override_of_text_is_what_the_shell_gave(tmp_path: Path, text: str) -
     [
         ("~/pictures", f"~ is not replaced here, write {Path.home()}/pictures"),
         ("$SCRATCH/x", "$NAME is not replaced here"),
-        ("/data/$NOWHERE/x", "$NAME is not replaced here"),
+        ("a/$NOWHERE/x", "$NAME is not replaced here"),
     ],
 )
 def test_names_of_the_shell_in_paths_are_refused(tmp_path: Path, text: str, words: str) -> None:
