@@ -165,7 +165,6 @@ def test_clipping_bounds_the_estimate_and_the_images(pred_type: str) -> None:
             schedule,
             ids,
             SHAPE,
-            SIGMA_DATA,
             pred_type=pred_type,
             clip_denoise=True,
         )
@@ -179,7 +178,7 @@ def test_clipping_bounds_the_estimate_and_the_images(pred_type: str) -> None:
 @pytest.mark.parametrize("recompute", [True, False])
 def test_after_clipping_noise_fits_the_image_if_asked(pred_type: str, recompute: bool) -> None:
     """v3 kept the noise of the unclipped image; Ho et al. 2020 use the one of the clipped."""
-    schedule, ids = NoiseSchedule("cosine", 20), torch.arange(8)
+    schedule, ids = NoiseSchedule("cosine", 20, sigma_data=SIGMA_DATA), torch.arange(8)
     x_t = normal(0, Stream.X_T, ids, SHAPE)
     pred = 2 * x_t
     state = next(
@@ -188,7 +187,6 @@ def test_after_clipping_noise_fits_the_image_if_asked(pred_type: str, recompute:
             schedule,
             ids,
             SHAPE,
-            SIGMA_DATA,
             pred_type=pred_type,
             reverse_stride=5,
             clip_denoise=True,
@@ -196,8 +194,8 @@ def test_after_clipping_noise_fits_the_image_if_asked(pred_type: str, recompute:
         )
     )
     pair = schedule.alpha_sigma_at(torch.tensor(20))
-    x0_hat = convert(pred, x_t, *pair, pred_type, "image").clamp(-1, 1)
-    noise_hat = convert(pred, x_t, *pair, pred_type, "noise")
+    x0_hat = convert(pred, x_t, *pair, pred_type, "image", SIGMA_DATA).clamp(-1, 1)
+    noise_hat = convert(pred, x_t, *pair, pred_type, "noise", SIGMA_DATA)
     assert_close(state.x0_hat, x0_hat, rtol=0, atol=0)
     consistent = ddim_step(schedule, x_t, x0_hat, 20, 15, 0.0)
     kept = diffuse(x0_hat, noise_hat, *schedule.alpha_sigma_at(torch.tensor(15)))
