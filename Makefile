@@ -7,7 +7,7 @@ CONFIG ?= configs/digits.yaml
 SWEEP  ?= sweeps/pred_types.yaml
 REPORT ?= training_outputs/sweeps/$(basename $(notdir $(SWEEP)))
 JOBS   ?= 2
-RESULTS ?= hidden_plane loss_space truncated_snr few_steps terminal_snr
+RESULTS ?= hidden_plane loss_space truncated_snr few_steps schedule_shift moved_density terminal_snr
 ARGS   ?=
 
 BIN   := .venv/bin

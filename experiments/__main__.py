@@ -44,16 +44,20 @@ STUDIES: dict[str, Study] = {
         time="about 30 minutes; 5",
     ),
     "truncated_snr": Study(
-        question="does noise prediction diverge under the truncated SNR?",
+        question="which prediction types gain by the truncated SNR?",
         time="about 20 minutes; 5",
     ),
     "few_steps": Study(
         question="linear against cosine in few steps, and with a part of the chain skipped",
-        time="about 12 minutes; 5",
+        time="about 20 minutes; 5",
     ),
     "schedule_shift": Study(
         question="does the best shift of the schedule grow with the resolution?",
         time="about 20 minutes; 4",
+    ),
+    "moved_density": Study(
+        question="is it better to draw noise levels oftener, or to weigh them more?",
+        time="about 8 minutes; 2",
     ),
     "terminal_snr": Study(
         question="does the signal left at t = T shift the brightness of samples as predicted?",

@@ -72,7 +72,7 @@ def compare(found: SweepResults) -> Result:
     )
     return Result(
         name="loss_space",
-        source="Li & He 2025, Table 2(b)",
+        source="computed from Li & He 2025, Table 2(b)",
         setting="Fashion-MNIST, 28x28 in 7x7 patches of 4x4 pixels, a U-Net of one level instead "
         f"of a transformer; FID of {features} features, extrapolated to infinitely many samples; "
         f"x0-error over log SNR {levels[0]} to {levels[-1]}.",
