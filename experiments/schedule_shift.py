@@ -1,4 +1,4 @@
-"""The noise schedule shifted with the resolution: -2 ln(d / d0) of log SNR (simple diffusion, 2023).
+"""The noise schedule shifted with the resolution, by -2 ln(d / d0) (simple diffusion, 2023).
 
 sweeps/schedule_shift.yaml at each of three sizes of the same digits, enlarged. Only the levels of
 training move: images are drawn over the same levels by all cells of a size.

@@ -470,6 +470,14 @@ def impossible(c: Config) -> Iterator[Rule]:
         f"{t.LOGSNR_DENSITY}, whose "
         "noise levels have no timesteps; give TIME_INPUT logsnr or null"
     )
+    is_drawn_so = t.LOGSNR_DENSITY == t.WEIGHTED_AS and t.DENSITY_PARAMETERS is None
+    yield (
+        t.WEIGHTED_AS
+        and (is_drawn_so or t.LOGSNR_DENSITY == "adaptive")
+        and f"TRAINING.WEIGHTED_AS is {t.WEIGHTED_AS} but LOGSNR_DENSITY is {t.LOGSNR_DENSITY}, "
+        f"which {'draws so already' if is_drawn_so else 'weighs losses itself'}; give null, or "
+        "LOGSNR_DENSITY schedule"
+    )
     for key, s in (("TRAINING.INLINE_GEN", t.INLINE_GEN), (_GEN, g)):
         yield (
             s.REVERSE_STRIDE

@@ -304,6 +304,11 @@ class Training:
         "are drawn by all the same; adaptive = the same objective, drawn oftener where the loss is "
         "large",
     )
+    WEIGHTED_AS: Literal["uniform", "logit_normal", "edm", "laplace"] | None = option(
+        None,
+        "Losses are weighed as though log SNR were drawn by this density, with the parameters of "
+        "its paper; null = as it is drawn",
+    )
     DENSITY_PARAMETERS: tuple[_DensityParameter, _DensityParameter] | None = option(
         None,
         "Of LOGSNR_DENSITY: uniform [lowest, highest] log SNR, null = [-10, 10]; logit_normal "

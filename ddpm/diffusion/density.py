@@ -109,6 +109,26 @@ class LogSnrDensity:
         below, above = map(self._cdf, ends)
         return max(0.0, float(above - below)) / self._mass_inside
 
+    def weights_of(self, logsnr: Tensor) -> Tensor:
+        """Quotients q / p that weigh losses at equally likely levels as though log SNR had this
+        density q: E_p[(q / p) mse] = E_q[mse].
+
+        logsnr: of the levels, falling (N,).  Returns float64 (N,), of mean 1: q's mass nearer to a
+        level than to its neighbours, over that of all. Raises ValueError where q has none there.
+        """
+        if len(logsnr) == 1:
+            return torch.ones(1, dtype=torch.float64)
+        half = logsnr.double().diff() / 2
+        edges = torch.cat([logsnr[:1] - half[:1], logsnr[:-1] + half, logsnr[-1:] + half[-1:]])
+        masses = -self._distribution.cdf(edges.clamp(-LOGSNR_LIMIT, LOGSNR_LIMIT)).diff()
+        if not masses.sum() > 1e-6 * self._mass_inside:
+            low, high = float(logsnr[-1]), float(logsnr[0])
+            raise ValueError(
+                f"{self.name} has nothing between the log SNRs {low:.2f} and {high:.2f} of the "
+                "levels that are drawn"
+            )
+        return len(logsnr) * masses / masses.sum()
+
     def logsnr_at(self, t: Tensor) -> Tensor:
         """logsnr at levels t, int64 in [1, 65536]: float64, shape and device of t."""
         return _table_on(t.device, self)[0][t - 1]

@@ -180,25 +180,32 @@ def start_problems(config: Config) -> list[str]:
 
 
 def density_problems(config: Config) -> list[str]:
-    """A line where most of LOGSNR_DENSITY lies beyond the ends of the schedule, where no image is
-    drawn.
+    """A line for each of LOGSNR_DENSITY and WEIGHTED_AS of which most lies beyond the ends of the
+    schedule, where no image is drawn.
     """
     training = config.TRAINING
-    if training.LOGSNR_DENSITY in ("schedule", "adaptive"):
-        return []
     low, high = NoiseSchedule(**configuration.schedule_arguments(config)).logsnr_range
-    named = f"TRAINING.LOGSNR_DENSITY is {training.LOGSNR_DENSITY}"
-    try:
-        inside = LogSnrDensity(training.LOGSNR_DENSITY, training.DENSITY_PARAMETERS).mass(low, high)
-    except ValueError as reason:
-        return [f"{named} but {reason}; give other TRAINING.DENSITY_PARAMETERS"]
-    if inside >= LEAST_INSIDE:
-        return []
-    return [
-        f"{named} but only {inside:.0%} of it lies between log SNR {low:.1f} and {high:.1f}, all "
-        f"that TRAINING.NETWORK.SCHEDULER {training.NETWORK.SCHEDULER} passes through; give other "
-        "TRAINING.DENSITY_PARAMETERS, or another SCHEDULER or LOGSNR_SHIFT"
-    ]
+    drawn = training.LOGSNR_DENSITY, training.DENSITY_PARAMETERS
+    found = []
+    for key, name, parameters, other in (
+        ("LOGSNR_DENSITY", *drawn, "other TRAINING.DENSITY_PARAMETERS"),
+        ("WEIGHTED_AS", training.WEIGHTED_AS, None, "null"),
+    ):
+        if name in (None, "schedule", "adaptive"):
+            continue
+        named = f"TRAINING.{key} is {name}"
+        try:
+            inside = LogSnrDensity(name, parameters).mass(low, high)
+        except ValueError as reason:
+            found.append(f"{named} but {reason}; give {other}")
+            continue
+        if inside < LEAST_INSIDE:
+            found.append(
+                f"{named} but only {inside:.0%} of it lies between log SNR {low:.1f} and "
+                f"{high:.1f}, all that TRAINING.NETWORK.SCHEDULER {training.NETWORK.SCHEDULER} "
+                f"passes through; give {other}, or another SCHEDULER or LOGSNR_SHIFT"
+            )
+    return found
 
 
 def _start_from(network: UNet, schedule: NoiseSchedule, source: str) -> None:

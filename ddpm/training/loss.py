@@ -58,7 +58,7 @@ class Randomness:
     """The draws of a batch: timesteps t (N,), noise (N, C, H, W), labels after dropping.
 
     t: of the schedule, or the level of a density.  weight: of each sample's loss, float64 (N,),
-    where t is drawn by an adaptive density; None is 1.
+    where t is drawn by an adaptive density, or losses are WEIGHTED_AS by another; None is 1.
     """
 
     t: Tensor
@@ -160,6 +160,13 @@ def levels_trained(training: Training, schedule: NoiseSchedule) -> NoiseSchedule
 _density = lru_cache(maxsize=16)(LogSnrDensity)  # a step asks for it twice
 
 
+@lru_cache(maxsize=16)
+def _weights_on(device: torch.device, levels: NoiseSchedule | LogSnrDensity, name: str) -> Tensor:
+    """The weight of each level, computed on the CPU and copied once."""
+    logsnr = levels.logsnr_at(torch.arange(1, levels.num_timesteps + 1))
+    return _density(name).weights_of(logsnr).to(device)
+
+
 def draw(
     training: Training,
     network: nn.Module,
@@ -181,6 +188,9 @@ def draw(
     else:
         t = timesteps(seed, positions, count)
     t, weight = (t, None) if density is None else density.timesteps(t)
+    if training.WEIGHTED_AS is not None:
+        levels = levels_trained(training, schedule)
+        weight = _weights_on(t.device, levels, training.WEIGHTED_AS)[t - 1]
     drops = getattr(network, "dropout", 0.0) > 0
     return Randomness(
         t=t,

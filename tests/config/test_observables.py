@@ -52,7 +52,7 @@ _TRAINING = {
     ),
     "MIN_SNR_GAMMA": _WEIGHTS_TOO,
     "LOSS_FLOOR": "test_the_floor_bounds_what_a_conversion_multiplies_an_error_by",
-    **dict.fromkeys(("LOGSNR_DENSITY", "DENSITY_PARAMETERS"), _DENSITY),
+    **dict.fromkeys(("LOGSNR_DENSITY", "DENSITY_PARAMETERS", "WEIGHTED_AS"), _DENSITY),
     "HYPER_PARAMETERS.WARMUP_STEPS": _WEIGHTS_TOO,
     "HYPER_PARAMETERS.EPOCHS": _REPORTS,
     "HYPER_PARAMETERS.SAVE_PERIOD": _REPORTS,

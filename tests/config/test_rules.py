@@ -80,6 +80,14 @@ BROKEN = [
         "DENSITY_PARAMETERS is [0.0, 1.0] but LOGSNR_DENSITY is adaptive, which has none",
     ),
     (
+        "T.LOGSNR_DENSITY=laplace T.WEIGHTED_AS=laplace",
+        "WEIGHTED_AS is laplace but LOGSNR_DENSITY is laplace, which draws so already; give null",
+    ),
+    (
+        "T.LOGSNR_DENSITY=adaptive T.WEIGHTED_AS=laplace",
+        "WEIGHTED_AS is laplace but LOGSNR_DENSITY is adaptive, which weighs losses itself",
+    ),
+    (
         "T.LOSS_FLOOR=0.05 T.LOSS_SPACE=null",
         "LOSS_FLOOR is 0.05 but LOSS_SPACE is null, so no prediction is converted; give LOSS_SPACE",
     ),

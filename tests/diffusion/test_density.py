@@ -49,6 +49,26 @@ def test_quantiles_are_those_of_the_truncated_density(density: LogSnrDensity) ->
 
 
 @every_density
+def test_levels_weighed_as_a_density_have_its_moments(density: LogSnrDensity) -> None:
+    """E_p[(q / p) f] = E_q[f] over the log SNRs of a schedule, or of another density."""
+    closed = CLOSED[density]
+    for levels in (NoiseSchedule("cosine", 4000), LogSnrDensity("uniform", (-8.0, 8.0))):
+        logsnr = levels.logsnr_at(torch.arange(1, levels.num_timesteps + 1))
+        weights = density.weights_of(logsnr)
+        low, high = max(float(logsnr[-1]), closed.support()[0]), min(float(logsnr[0]), 20)
+        mean = closed.expect(lambda x: x, lb=low, ub=high, conditional=True)
+        assert float(weights.mean()) == pytest.approx(1, rel=1e-12) and (weights >= 0).all()
+        assert float((weights * logsnr).mean()) == pytest.approx(mean, abs=0.03)
+
+
+def test_weights_where_a_density_has_nothing_are_refused() -> None:
+    far = NoiseSchedule("cosine", 100).logsnr_at(torch.arange(1, 11)) + 12
+    with pytest.raises(ValueError, match="laplace has nothing between the log SNRs"):
+        LogSnrDensity("laplace", (-15.0, 0.01)).weights_of(far)
+    assert LogSnrDensity("laplace").weights_of(far[:1]).tolist() == [1.0]
+
+
+@every_density
 def test_levels_have_the_moments_of_the_density_and_fall(density: LogSnrDensity) -> None:
     logsnr = density.logsnr_at(torch.arange(1, NUM_LEVELS + 1))
     closed, ends = CLOSED[density], (-20, 20)

@@ -83,7 +83,7 @@ def test_one_result_of_many_claims_is_harder_to_agree_with() -> None:
 def test_claims_are_judged_together_one_after_the_other(
     ratios: tuple[float, ...], verdicts: list[str]
 ) -> None:
-    """Holm's p-values times 3, 2, 1, to the first above 5 %; of two seeds p = 2 atan(1 / t) / pi."""
+    """p times 3, 2, 1, to the first above 5 % (Holm); of two seeds p = 2 atan(1 / t) / pi."""
     claims = tuple(claim(1 - 1 / t, 1 + 1 / t) for t in ratios)
     made = Result(name="r", source="", setting="", claims=claims, tables=())
     assert [finding.verdict for finding in made.findings] == verdicts

@@ -84,8 +84,10 @@ def test_density_and_its_parameters_change_the_weights() -> None:
             {"LOGSNR_DENSITY": "logit_normal", "DENSITY_PARAMETERS": (0.5, 1.0)},
             # the same family in other words
             {"LOGSNR_DENSITY": "edm", "DENSITY_PARAMETERS": (0.5, 1.0)},
+            {"WEIGHTED_AS": "logit_normal"},
         )
     ]
+    assert not same(states[0], states[4]) and not same(states[1], states[4])
     assert not same(states[0], states[1]) and not same(states[1], states[2])
     assert same(states[2], states[3])
 
