@@ -53,8 +53,8 @@ def compare(found: SweepResults) -> Result:
         name="moved_density",
         source="Hang et al. 2024, sections 3.2 and 4.2",
         setting="Handwritten digits, 8x8, instead of ImageNet; FID of 4,096 samples by a "
-        "classifier of digits, extrapolated to infinitely many samples; 25 steps of DPM-Solver++(2M) over the "
-        "levels where the data are resolved, the same for all.",
+        "classifier of digits, extrapolated to infinitely many samples; 25 steps of "
+        "DPM-Solver++(2M) over the levels where the data are resolved, the same for all.",
         claims=claims,
         tables=(_table({cell: logs(cell) for cell in (PLAIN, WEIGHED, DRAWN)}),),
         failed=failures(found),

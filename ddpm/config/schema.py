@@ -292,7 +292,7 @@ class Training:
     LOSS_SPACE: PredType | None = option(None, "What the loss compares; null = PRED_TYPE")
     LOSS_FLOOR: Number | None = option(
         None,
-        "Least denominator of the conversion from PRED_TYPE to LOSS_SPACE, 0.05 in JiT; null = none",
+        "Least denominator of the conversion from PRED_TYPE to LOSS_SPACE, JiT's 0.05; null = none",
         gt=0,
         lt=1,
     )
@@ -358,7 +358,7 @@ class ImageGeneration:
     SPACING: Spacing = option(
         "trailing",
         "Where the steps lie: evenly from T down, evenly from T to 1, even in log SNR, Karras' "
-        "rho 7, or even in the time of the straight path; the last three may be more than TIMESTEPS",
+        "rho 7, or even in the time of the straight path; the last three may exceed TIMESTEPS",
     )
     SAMPLER: Sampler = option(
         "ddim",

@@ -369,8 +369,8 @@ class NoiseSchedule:
     def at_logsnr(self, logsnr: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
         """Time, alpha and sigma at this logsnr: float64, shape of logsnr.
 
-        Where the network sees logsnr or flow, alpha and sigma are functions of logsnr alone, so that
-        they have the same bits under every schedule. Raises ValueError as time_from_logsnr().
+        Where the network sees logsnr or flow, alpha and sigma are functions of logsnr alone, of
+        the same bits under every schedule. Raises ValueError as time_from_logsnr().
         """
         time = self.time_from_logsnr(logsnr)
         if self.time_input in ("logsnr", "flow"):

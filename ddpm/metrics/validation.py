@@ -94,11 +94,16 @@ def training_weights(config: Config) -> dict[int, float]:
     logsnr = drawn.logsnr_at(torch.arange(1, drawn.num_timesteps + 1))
     logsnr = logsnr[logsnr.isfinite()]
     alpha, sigma = torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr).sqrt()
+    weighted = torch.ones(len(logsnr), dtype=torch.float64)
+    if training.WEIGHTED_AS is not None:
+        weighted = LogSnrDensity(training.WEIGHTED_AS).weights_of(logsnr)
     one = torch.ones(len(logsnr), 1, dtype=torch.float64)
     try:
         gain = convert(one, 0 * one, alpha, sigma, "image", space)[:, 0].square()
-        weight = gain * loss_weight(
-            logsnr, space, training.LOSS_WEIGHTING, gamma=training.MIN_SNR_GAMMA
+        weight = (
+            weighted
+            * gain
+            * loss_weight(logsnr, space, training.LOSS_WEIGHTING, gamma=training.MIN_SNR_GAMMA)
         )
     except ValueError:
         return {}

@@ -28,7 +28,7 @@ class DiffusionModel:
     """A network that learns to undo `schedule`'s noise.
 
     network: any callable module (x_t (N, C, H, W), time (N,) in [0, 1], labels (N,) or None) ->
-    (N, C, H, W).  pred_type: one of PRED_TYPES; that of a schedule without sigma_data is measured by
+    (N, C, H, W).  pred_type: one of PRED_TYPES; sigma_data that the schedule lacks is measured by
     the first fit() of edm.  seed: of everything random in training.
     Override `loss` for another objective.
     """

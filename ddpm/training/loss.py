@@ -101,7 +101,7 @@ class SampleLosses:
         return torch.cat([torch.stack([self._weighted(loss).sum(), bad, *spaces]), *in_bins])
 
     def squares(self) -> Tensor:
-        """Sum of squared losses in each bin, detached (NUM_BINS,): what an adaptive density sees."""
+        """Sum of squared losses in each bin, detached (NUM_BINS,), for an adaptive density."""
         loss = self.loss.detach().float()
         return torch.nan_to_num(loss.square()) @ self._bins()
 

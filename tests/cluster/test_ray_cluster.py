@@ -122,8 +122,8 @@ def test_a_trial_inherits_the_credentials_that_it_is_not_sent() -> None:
 )
 @pytest.mark.long
 def test_a_session_goes_however_its_process_ends(temporary: Path, last: str, code: int) -> None:
-    """At once where it can say so, else when all that it had started is dead. Of one that ends well:
-    the test of a sweep's credentials.
+    """At once where it can say so, else when all that it had started is dead. Of one that ends
+    well: the test of a sweep's credentials.
     """
     script = "import os, ddpm.cluster.ray_cluster as r\n"
     script += f"with r.running_ray(1):\n  print(os.listdir({str(temporary)!r}))\n  {last}\n"

@@ -425,6 +425,10 @@ def test_the_loss_weighs_the_x0_error_by_density_weight_and_space(space: str, le
     # min-SNR on the velocity is min(snr, gamma) on the image
     clipped = training_weights(weighted(PRED_TYPE="velocity", LOSS_WEIGHTING="min_snr", **density))
     assert clipped[6] == pytest.approx(5 / 13, rel=1e-3)
+    drawn = training_weights(weighted(PRED_TYPE="image", LOGSNR_DENSITY="edm"))
+    as_drawn = training_weights(weighted(PRED_TYPE="image", **density, WEIGHTED_AS="edm"))
+    for level in (-3, 0, 3):  # the same shape: one is cut off at -6.5 and 6.5
+        assert as_drawn[level] / as_drawn[2] == pytest.approx(drawn[level] / drawn[2], rel=1e-2)
     of_schedule = training_weights(weighted(PRED_TYPE="image"))
     assert sum(of_schedule.values()) == pytest.approx(1)
 
