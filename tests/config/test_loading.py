@@ -163,6 +163,7 @@ def test_an_override_of_text_is_what_the_shell_gave(tmp_path: Path, text: str) -
         ("$SCRATCH/x", "$NAME is not replaced here"),
         ("a/$NOWHERE/x", "$NAME is not replaced here"),
     ],
+    ids=["~", "$", "a/$"],  # a home differs from worker to worker
 )
 def test_names_of_the_shell_in_paths_are_refused(tmp_path: Path, text: str, words: str) -> None:
     path = write(tmp_path, f"DATASET: {{NAME: a, PATH: '{text}'}}")
