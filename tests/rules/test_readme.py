@@ -58,7 +58,6 @@ ELSEWHERE = {
     "python launch/sweep.py sweeps/fair_pred_types.yaml": MINUTES,
     "python launch/sweep.py sweeps/modern.yaml": MINUTES,
     "python launch/pack.py /usr/share/datasets/fashion-mnist data/fashion_mnist": DATA_NOT_HERE,
-    "python launch/train.py configs/fashion_mnist.yaml": DATA_NOT_HERE,
     "sbatch -N2 --gpus-per-node=4 slurm/train.sh configs/cifar10.yaml": A_CLUSTER,
     "sbatch --gpus-per-node=4 slurm/sweep.sh sweeps/full_grid.yaml": A_CLUSTER,
     "python launch/sweep.py sweeps/full_grid.yaml --cluster slurm": A_CLUSTER,
