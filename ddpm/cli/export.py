@@ -39,7 +39,7 @@ network.load_state_dict(load_file("model.safetensors"))
 with torch.no_grad():
     images = sample(  # (4, C, H, W) in [-1, 1]
         network,
-        NoiseSchedule(**schedule_arguments(config)),
+        NoiseSchedule(**schedule_arguments(config){sigma_data}),
         torch.arange(4),
         image_shape(config),
         pred_type=config.TRAINING.PRED_TYPE,
@@ -107,6 +107,9 @@ def _card(model: "LoadedModel", sha256: str) -> Iterator[str]:
         "training took": _cost(run.summary),
         "made by": f"run {run.run_id}, ddpm at commit {(facts.get('git') or {}).get('commit')}",
     }
+    sigma_data = model.schedule.sigma_data
+    if sigma_data is not None:
+        rows["sigma_data"] = f"{sigma_data!r}, the standard deviation of the data's values"
     if "imported" in facts:
         rows["imported from"] = f"Keras weights with SHA-256 {facts['imported']['sha256']}"
     yield from ("---", "library_name: ddpm", "pipeline_tag: unconditional-image-generation", "---")
@@ -117,7 +120,9 @@ def _card(model: "LoadedModel", sha256: str) -> Iterator[str]:
     labels = "None" if classes is None else f"torch.arange(4) % {classes}"
     steps = str(min(50, training.NETWORK.TIMESTEPS))
     yield from ("", "## Drawing images", "", "In this folder, with the package `ddpm`:", "")
-    yield _SAMPLING.replace("{steps}", steps).replace("{labels}", labels)
+    known = "" if sigma_data is None else f", sigma_data={sigma_data!r}"
+    example = _SAMPLING.replace("{sigma_data}", known)
+    yield example.replace("{steps}", steps).replace("{labels}", labels)
     yield from ("", "No licence is given here: that of the data and your own decide.")
 
 

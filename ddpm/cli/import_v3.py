@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddpm.cli.options import command_line
-from ddpm.errors import as_typed
+from ddpm.errors import InputError, as_typed
 from ddpm.runs import load_file, read_keras
 
 # As v3 trained: layers of Keras, no label ever dropped; the weights are the run's own.
@@ -51,6 +51,11 @@ def import_run(
     Its checkpoint is of step 0: the same weights as trained and averaged, since v3 kept but one.
     """
     loaded = load_file(config, [*_AS_V3, *overrides])
+    if (kind := loaded.TRAINING.PRED_TYPE) not in ("noise", "image", "velocity"):
+        raise InputError(
+            f"{config}: TRAINING.PRED_TYPE is {kind}, which v3 did not train; give noise, image or "
+            "velocity, as its file says"
+        )
     layers, sha256 = read_keras(weights)
 
     import torch

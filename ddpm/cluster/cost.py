@@ -235,7 +235,8 @@ def _timed_steps(
         MICRO_BATCH=min(micro, batch) if micro else None,
         COMPILE=False,
     )
-    schedule = NoiseSchedule(**configuration.schedule_arguments(config))
+    arguments = configuration.schedule_arguments(config)
+    schedule = NoiseSchedule(**arguments, sigma_data=1.0)  # its value takes no time
     stepper = Stepper(short, network, schedule, None, None, Group(device=device), steps)
     data, seconds = _random_images(config, batch), []
     started = time.perf_counter()

@@ -22,7 +22,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ddpm.config import DatasetSection
+from ddpm.config import DatasetSection, ImageGeneration
 from ddpm.data import Dataset, ImageSequence, Loaded, Source, open_npz, open_source, preparing
 from ddpm.distributed import ALONE, Group, whole_batches
 from ddpm.errors import InputError
@@ -69,7 +69,11 @@ _PROTOCOL = {
     "SAMPLER": "ddim",
     "REVERSE_STRIDE": "null",
     "NUM_STEPS": "null",
+    "SPACING": "trailing",
     "GUIDANCE": "1",
+    "GUIDE": "null",
+    "GUIDANCE_INTERVAL": "null",
+    "GUIDANCE_RESCALE": "0",
     "RANDOM_SEED": "0",
     "CLASS_LABEL": "null",
     "FREEZE_CHANNEL": "null",
@@ -162,10 +166,9 @@ def drawn(request: SampleRequest, group: Group = ALONE) -> SampleSet:
     facts, sampler = generator.recipe(), generator.sampler
     steps, stride = sampler.num_steps, sampler.reverse_stride
     spaced = f"every {stride}th step" if steps is None else f"{steps} steps"
-    guided = "" if sampler.guidance == 1 else f", guidance {sampler.guidance:g}"
     protocol = (
         f"images 0 to {made.num_images - 1} of seed {sampler.seed}, {request.options.GEN_TASK}, "
-        f"DDIM eta {sampler.ddim_eta:g}, {spaced}{guided}, {facts['weights']} of step "
+        f"{_walk(request.options)}, {spaced}{_guided(request.options)}, {facts['weights']} of step "
         f"{facts['step']}"
     )
     source, loaded = _npz(made.images, has_labels=generator.labels() is not None)
@@ -179,6 +182,27 @@ def drawn(request: SampleRequest, group: Group = ALONE) -> SampleSet:
         facts={**facts, "images_sha256": source.identity()},
         beside=request.run / f"evaluation_of_samples{f'_{step.name}' if step else ''}",
     )
+
+
+def _walk(options: ImageGeneration) -> str:
+    """The sampler, and its spacing where that is not the usual one."""
+    name = f"DDIM eta {options.DDIM_ETA:g}" if options.SAMPLER == "ddim" else options.SAMPLER
+    return name if options.SPACING == "trailing" else f"{name}, spacing {options.SPACING}"
+
+
+def _guided(options: ImageGeneration) -> str:
+    """Guidance with all that shapes it; empty where it is off."""
+    if options.GUIDANCE == 1:
+        return ""
+    parts = [f", guidance {options.GUIDANCE:g}"]
+    if options.GUIDE is not None:
+        parts.append(f"by {options.GUIDE}")
+    if options.GUIDANCE_INTERVAL is not None:
+        low, high = options.GUIDANCE_INTERVAL
+        parts.append(f"from log SNR {low:g} to {high:g}")
+    if options.GUIDANCE_RESCALE:
+        parts.append(f"rescaled by {options.GUIDANCE_RESCALE:g}")
+    return " ".join(parts)
 
 
 def read_samples(path: Path, real: RealData, *, is_checked: bool = False) -> SampleSet:

@@ -175,7 +175,7 @@ class ImageGenerator:
                     "(TRAINING.NETWORK.TIME_INPUT); name a run that sees the same"
                 )
             own, other = (one.schedule.sigma_data for one in (self.model, self.guide))
-            if own != other:
+            if self.model.pred_type == "edm" and own != other:
                 raise InputError(
                     f"IMAGE_GENERATION.GUIDE is {request.options.GUIDE!r}, an edm network of data "
                     f"with sigma_data {other} and the one it guides of {own}; name a run that was "

@@ -28,6 +28,7 @@ from ddpm.runs import averages, checkpoint, load_run, read_keras, refuse_edited
 from ddpm.sampling.request import CONFIG_FILE, RAW, Ema, PowerEma, locate, weights_name
 
 T = TypeVar("T", bound=nn.Module)
+LEAST_EFFECTIVE = 0.02  # of the draws, where losses are weighed
 LEAST_INSIDE = 0.5  # of a training's noise levels, between the ends of its schedule
 _EMA = re.compile(r"ema-(.+)\.safetensors")
 
@@ -159,7 +160,8 @@ def build(config: Config) -> tuple[UNet, NoiseSchedule]:
     init_weights(network, config.TRAINING.SEED)
     schedule = NoiseSchedule(**configuration.schedule_arguments(config))
     if not config.TRAINING.IS_NEW_TRAIN:
-        _start_from(network, schedule, config.TRAINING.TRAINED_H5 or "")
+        training = config.TRAINING
+        _start_from(network, schedule, training.PRED_TYPE, training.TRAINED_H5 or "")
     return network, schedule
 
 
@@ -180,40 +182,55 @@ def start_problems(config: Config) -> list[str]:
 
 
 def density_problems(config: Config) -> list[str]:
-    """A line for each of LOGSNR_DENSITY and WEIGHTED_AS of which most lies beyond the ends of the
-    schedule, where no image is drawn.
+    """A line where most of LOGSNR_DENSITY lies beyond the ends of the schedule, where no image is
+    drawn, and one where losses WEIGHTED_AS another density have next to no draws.
     """
     training = config.TRAINING
-    low, high = NoiseSchedule(**configuration.schedule_arguments(config)).logsnr_range
-    drawn = training.LOGSNR_DENSITY, training.DENSITY_PARAMETERS
-    found = []
-    for key, name, parameters, other in (
-        ("LOGSNR_DENSITY", *drawn, "other TRAINING.DENSITY_PARAMETERS"),
-        ("WEIGHTED_AS", training.WEIGHTED_AS, None, "null"),
-    ):
-        if name in (None, "schedule", "adaptive"):
-            continue
-        named = f"TRAINING.{key} is {name}"
+    schedule = NoiseSchedule(**configuration.schedule_arguments(config))
+    drawn, found = training.LOGSNR_DENSITY, []
+    levels: NoiseSchedule | LogSnrDensity = schedule
+    if drawn not in ("schedule", "adaptive"):
+        low, high = schedule.logsnr_range
+        named = f"TRAINING.LOGSNR_DENSITY is {drawn}"
         try:
-            inside = LogSnrDensity(name, parameters).mass(low, high)
+            levels = LogSnrDensity(drawn, training.DENSITY_PARAMETERS)
         except ValueError as reason:
-            found.append(f"{named} but {reason}; give {other}")
-            continue
-        if inside < LEAST_INSIDE:
+            return [f"{named} but {reason}; give other TRAINING.DENSITY_PARAMETERS"]
+        if (inside := levels.mass(low, high)) < LEAST_INSIDE:
             found.append(
                 f"{named} but only {inside:.0%} of it lies between log SNR {low:.1f} and "
                 f"{high:.1f}, all that TRAINING.NETWORK.SCHEDULER {training.NETWORK.SCHEDULER} "
-                f"passes through; give {other}, or another SCHEDULER or LOGSNR_SHIFT"
+                "passes through; give other TRAINING.DENSITY_PARAMETERS, or another SCHEDULER or "
+                "LOGSNR_SHIFT"
+            )
+    if training.WEIGHTED_AS is not None:
+        named = f"TRAINING.WEIGHTED_AS is {training.WEIGHTED_AS}"
+        logsnr = levels.logsnr_at(torch.arange(1, levels.num_timesteps + 1))
+        try:
+            weights = LogSnrDensity(training.WEIGHTED_AS).weights_of(logsnr)
+        except ValueError as reason:
+            return [*found, f"{named} but {reason}; give null, or another LOGSNR_DENSITY"]
+        # Kish's effective number of draws, over all
+        if (effective := 1 / float(weights.square().mean())) < LEAST_EFFECTIVE:
+            found.append(
+                f"{named} but LOGSNR_DENSITY {drawn} draws so rarely where that has its mass that "
+                f"a batch would be worth {effective:.1%} of its images; give null, or a "
+                "LOGSNR_DENSITY that is wider than it"
             )
     return found
 
 
-def _start_from(network: UNet, schedule: NoiseSchedule, source: str) -> None:
+def _start_from(network: UNet, schedule: NoiseSchedule, pred_type: str, source: str) -> None:
     """Weights of the run, checkpoint or Keras file `source` put into the network; InputError when
     they do not fit.
     """
     try:
         if configuration.is_keras_file(source):
+            if pred_type in ("edm", "flow"):
+                raise InputError(
+                    f"{source} is a network of DDPM v3, which did not predict {pred_type}; give "
+                    "TRAINING.PRED_TYPE noise, image or velocity"
+                )
             layers, _ = read_keras(Path(source))
             network.load_state_dict(weights_from_keras(network, layers))
             return
@@ -230,6 +247,11 @@ def _start_from(network: UNet, schedule: NoiseSchedule, source: str) -> None:
         raise InputError(
             f"TRAINING.TRAINED_H5 is {source!r}, whose TRAINING.NETWORK.KERAS_LAYERS is "
             f"{str(model.network.keras_layers).lower()}; give the same"
+        )
+    if (kind := model.pred_type) != pred_type and {kind, pred_type} & {"edm", "flow"}:
+        raise InputError(
+            f"TRAINING.TRAINED_H5 is {source!r}, whose TRAINING.PRED_TYPE is {kind}, but here it "
+            f"is {pred_type}, and the two see their states on other scales; give PRED_TYPE {kind}"
         )
     weights = model.network.state_dict()
     if unlike := misfits(network, weights):

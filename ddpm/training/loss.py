@@ -91,7 +91,8 @@ class SampleLosses:
     def sums(self) -> Tensor:
         """The NUM_SUMS numbers a step reports, detached: loss, non-finite losses, spaces, bins.
 
-        All but the bins estimate means over the schedule, however timesteps are drawn.
+        All but the bins estimate means over the schedule, however timesteps are drawn; of losses
+        that are WEIGHTED_AS a density, over that.
         """
         loss = self.loss.detach().float()
         bins = self._bins()

@@ -45,6 +45,14 @@ def test_an_export_holds_the_weights_and_a_card_whose_example_runs(
     assert names["images"].shape == (4, 3, 8, 8) and bool(names["images"].isfinite().all())
 
 
+def test_an_edm_network_is_exported_with_the_deviation_of_its_data(tmp_path: Path) -> None:
+    run, out = make_run(tmp_path, {"PRED_TYPE": "edm"}), tmp_path / "out"
+    assert launch("export", [str(run), str(out), "--to", "safetensors"]) == 0
+    card = (out / "README.md").read_text()
+    assert "| sigma_data | 0.75, the standard deviation of the data's values |" in card
+    assert "NoiseSchedule(**schedule_arguments(config), sigma_data=0.75)" in card
+
+
 def test_an_export_never_replaces_what_is_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

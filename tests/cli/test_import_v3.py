@@ -109,6 +109,9 @@ def test_the_command_refuses_in_lines(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "give the keys of its training:" in error
     assert "error: layer dense_2 has the shape ((8, 8), (8,)), encoder.0.stages.0" in error
     assert not (tmp_path / "runs").exists()
+    words += ["TRAINING.PRED_TYPE=edm"]
+    assert main.launch("import-v3", words) == 2
+    assert "PRED_TYPE is edm, which v3 did not train; give noise" in capsys.readouterr().err
     assert main.launch("sample", [str(weights)]) == 2
     assert f"ddpm import-v3 CONFIG {weights}" in capsys.readouterr().err
 

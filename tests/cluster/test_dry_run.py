@@ -153,6 +153,13 @@ def test_a_probe_sees_the_batch() -> None:
     assert 1.0 < ratio < 16.0, "four times the images, on a machine that does other things too"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["PRED_TYPE", "LOSS_SPACE"])
+def test_a_probe_needs_no_data_for_edm(key: str) -> None:
+    cell = small_config(**{f"TRAINING.{key}": "edm"})
+    assert cost.measure(cell, threads=1, uses_gpu=False).step_s > 0
+
+
 def replace_batch(cell: config.Config, size: int) -> config.Config:
     hyper = replace(cell.TRAINING.HYPER_PARAMETERS, BATCH_SIZE=size)
     return replace(cell, TRAINING=replace(cell.TRAINING, HYPER_PARAMETERS=hyper))

@@ -224,6 +224,20 @@ def test_a_run_is_drawn_from_measured_and_recorded(
 
 
 @pytest.mark.slow
+def test_the_run_s_own_way_of_drawing_changes_nothing_and_a_given_one_is_said(
+    digits: Path, tmp_path: Path
+) -> None:
+    own = {"GUIDANCE": 2.0, "GUIDANCE_INTERVAL": [-2.0, 2.0], "SPACING": "karras"}
+    path = digits_run(digits, tmp_path, IMAGE_GENERATION=own)
+    usual = request_of(path, 64, (), None).options
+    assert (usual.GUIDANCE, usual.GUIDANCE_INTERVAL, usual.SPACING) == (1.0, None, "trailing")
+    words = ("SAMPLER=heun", "SPACING=logsnr", "NUM_STEPS=2", "GUIDANCE=2", "GUIDANCE_RESCALE=0.5")
+    given = request_of(path, 64, [f"IMAGE_GENERATION.{word}" for word in words], None)
+    told = "heun, spacing logsnr, 2 steps, guidance 2 rescaled by 0.5, ema-"
+    assert told in drawn(given).protocol
+
+
+@pytest.mark.slow
 def test_runs_are_compared_on_the_same_labels(digits: Path, tmp_path: Path) -> None:
     path = digits_run(digits, tmp_path)
     samples = drawn(request_of(path, 70, (), None))

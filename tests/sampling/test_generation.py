@@ -238,6 +238,13 @@ def test_a_guide_that_sees_log_snr_guides_none_that_sees_time(draw: Draw, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_guide_may_have_been_trained_by_a_loss_on_edm(draw: Draw, tmp_path: Path) -> None:
+    """Its sigma_data belongs to the loss: what either network predicts does not depend on it."""
+    other = make_run(tmp_path / "other", {"LOSS_SPACE": "edm"})
+    assert (images_of(draw(**GUIDED, GUIDE=other)) == images_of(draw(**CLASSES))).all()
+
+
+@pytest.mark.slow
 def test_draw_begins_where_each_batch_is_told_to(run: Path) -> None:
     model = load_network(run)
     x0 = torch.linspace(-1, 1, 5 * 3 * 8 * 8).view(5, 3, 8, 8)

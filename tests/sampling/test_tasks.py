@@ -183,7 +183,9 @@ def test_what_changes_the_images_changes_the_recipe(
 ) -> None:
     path = save(tmp_path / "base.npz", images=base)
     task, value = RECIPES[key]
-    keys = {"GEN_TASK": task, "EXTERNAL_NPZ_INPUT": path, "FREEZE_CHANNEL": 0}
+    keys = {"GEN_TASK": task, "EXTERNAL_NPZ_INPUT": path}
+    if task == "channel_inpaint":
+        keys["FREEZE_CHANNEL"] = 0
 
     def recipe(**changed: object) -> dict[str, Any]:
         words = [f"IMAGE_GENERATION.{name}={value}" for name, value in (keys | changed).items()]
@@ -224,7 +226,10 @@ def test_masks_must_fit(
     [
         (("GEN_TASK=inpaint",), "GEN_TASK is inpaint but EXTERNAL_NPZ_INPUT is null"),
         (("GEN_TASK=sdedit",), "GEN_TASK is sdedit but EXTERNAL_NPZ_INPUT is null"),
-        (("RESAMPLES=3",), "RESAMPLES is 3 but GEN_TASK random_uncond keeps no part of an image"),
+        (
+            ("RESAMPLES=3",),
+            "RESAMPLES has no effect: GEN_TASK is random_uncond; give GEN_TASK channel",
+        ),
         (("GEN_TASK=sdedit", "STRENGTH=0"), "STRENGTH is 0"),
     ],
 )

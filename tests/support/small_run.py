@@ -63,7 +63,8 @@ def make_run(folder: Path, training: Mapping[str, object] | None = None, **netwo
     run.start(config, data_sha256="0" * 64, data_dir=folder, threads=1, command=("train",))
     parts = ("model", "ema-0.9", "ema-0.99")
     tensors = {part: weights(config, seed) for seed, part in enumerate(parts)}
-    state = TrainState(step=STEP, tensors=tensors | {"optimizer": {}})
+    sigma_data = 0.75 if "edm" in (config.TRAINING.PRED_TYPE, config.TRAINING.LOSS_SPACE) else None
+    state = TrainState(step=STEP, tensors=tensors | {"optimizer": {}}, sigma_data=sigma_data)
     run.record(StepReport(step=STEP, images=STEP, metrics={}, state=state))
     run.close()
     return run.path

@@ -224,6 +224,30 @@ def test_a_density_beyond_the_schedule_is_refused(parameters: str, words: str) -
     assert start_problems(c.load(DIGITS, density[:1])) == []
 
 
+@pytest.mark.parametrize(
+    "drawn, words",
+    [
+        ("uniform [8,10]", "laplace has nothing between the log SNRs 8.00 and 10.00 of the levels"),
+        ("laplace null", "but LOGSNR_DENSITY laplace draws so rarely where that has its mass that"),
+    ],
+)
+def test_losses_weighed_where_next_to_nothing_is_drawn_are_refused(drawn: str, words: str) -> None:
+    name, parameters = drawn.split()
+    weighed = "uniform" if name == "laplace" else "laplace"
+    keys = {"LOGSNR_DENSITY": name, "DENSITY_PARAMETERS": parameters, "WEIGHTED_AS": weighed}
+    *_, line = start_problems(c.load(DIGITS, [f"TRAINING.{key}={keys[key]}" for key in keys]))
+    assert line.startswith(f"TRAINING.WEIGHTED_AS is {weighed}") and words in line
+    assert start_problems(c.load(DIGITS, ["TRAINING.WEIGHTED_AS=laplace"])) == []
+
+
+@pytest.mark.slow
+def test_an_edm_network_is_no_start_for_another_prediction(tmp_path: Path) -> None:
+    run = make_run(tmp_path, {"PRED_TYPE": "edm"})
+    keys = {"TRAINED_H5": run, "IS_NEW_TRAIN": "false", "NETWORK.TIME_INPUT": "logsnr"}
+    with pytest.raises(InputError, match="PRED_TYPE is edm, but here it is velocity"):
+        build(c.load(DIGITS, [f"TRAINING.{key}={value}" for key, value in keys.items()]))
+
+
 @pytest.mark.slow
 def test_weights_of_a_network_that_sees_something_else_are_no_start(tmp_path: Path) -> None:
     run = make_run(tmp_path)
