@@ -162,10 +162,14 @@ class DatasetSection:
 
     NAME: Name = option(_REQUIRED, "Name of the data, part of the run directory's name")
     PATH: Text = option(
-        _REQUIRED, "NPZ file, image folder, IDX files, folder of shards, or `digits`", machine=True
+        _REQUIRED,
+        "NPZ or NPY file, image folder, IDX files, Parquet file or folder of them, EDM's ZIP, "
+        "CIFAR-10's binary archive, folder of shards, or `digits`",
+        machine=True,
     )
     LABEL_KEY: Text | None = option(
-        "labels", "Key of the labels in the NPZ; folders: sub-folders are classes unless null"
+        "labels",
+        "Key of the labels in NPZ and Parquet; folders: sub-folders are classes unless null",
     )
     VALIDATION_FRACTION: Number = option(0.1, "Share of images kept out of training", ge=0, lt=1)
     CACHE: Literal["off", "memory"] = option("off", "Keep decoded images in memory", machine=True)

@@ -167,6 +167,11 @@ def cifar_parts(path: Path) -> tuple[list[tuple[str, int]], tuple[str, ...] | No
             names = tuple(stream.read().decode("ascii", "replace").split()) or None
         else:
             others.append(name)
+    if not parts and path.suffix == ".tar":
+        raise ValueError(
+            "holds no CIFAR-10, and a single shard is not taken; name the folder of the shards, "
+            f"{path.absolute().parent}"
+        )
     if not parts:
         raise ValueError(f"holds no CIFAR-10 (data_batch_1.bin ...); {_BINARY}, or unpack it")
     return sorted(parts), names, others

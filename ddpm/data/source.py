@@ -164,7 +164,7 @@ class ArraySource(Source):
         if not self.has_labels:
             return None
         labels = self._read(_LABELS).reshape(-1)
-        self._refuse(_label_problems(labels))
+        self._refuse(label_problems(labels))
         return labels.astype(np.int64)
 
     def load(self, *, progress: bool = False) -> Loaded:
@@ -179,7 +179,7 @@ class ArraySource(Source):
             raise InputError(broken)
         images, labels = arrays[0], arrays[1].reshape(-1) if self.has_labels else None
         problems = [] if images.dtype == np.uint8 else _float_problems(images)
-        self._refuse(problems + ([] if labels is None else _label_problems(labels)))
+        self._refuse(problems + ([] if labels is None else label_problems(labels)))
         if images.ndim == 3:
             images = images[..., None]  # (N, H, W, 1)
         changes = self.reading.conversions
@@ -256,7 +256,7 @@ def _label_shape_problems(shape: Shape, dtype: np.dtype, *, count: int) -> list[
     return problems
 
 
-def _label_problems(labels: NDArray) -> list[str]:
+def label_problems(labels: NDArray) -> list[str]:
     """Labels that are no class numbers."""
     problems = []
     for wrong, what in ((labels < 0, "below 0"), (labels > MAX_LABEL, f"above {MAX_LABEL}")):

@@ -18,6 +18,7 @@ silence. Pixels are (H, W, C), uint8, or float32 in [0, 1].
 import hashlib
 import json
 import os
+import re
 import time
 import zipfile
 import zlib
@@ -53,6 +54,7 @@ from ddpm.data.source import (
     counted,
     examples,
     files_identity,
+    label_problems,
 )
 from ddpm.errors import InputError
 from ddpm.runs import ImageBar
@@ -292,9 +294,17 @@ class PictureSource(Source):
 
     names: Sequence[object]
     pictures: ImageSequence
+    _numbers: NDArray | None = None  # whole numbers, by picture
+
+    def labels(self) -> NDArray[np.int64] | None:
+        if self._numbers is None:
+            return None
+        _refuse(f"{self.name}: {problem}" for problem in label_problems(self._numbers))
+        return self._numbers.astype(np.int64)
 
     def load(self, *, progress: bool = False) -> Loaded:
         """Decodes every picture once: all broken ones are known before anything is written."""
+        labels = self.labels()  # before the minutes of decoding
         with ImageBar("checking", self.num_samples, is_shown=progress) as bar:
             outcomes = []
             for outcome in self._outcomes(range(self.num_samples), _decoded):
@@ -303,7 +313,7 @@ class PictureSource(Source):
         headers = self._usable(self.names, outcomes)
         return Loaded(
             images=_Decoded(self),
-            labels=self.labels(),
+            labels=labels,
             notes=counted(self.name, [one.changes for one in headers]),
         )
 
@@ -566,6 +576,7 @@ class ParquetSource(PictureSource):
 
     def __init__(self, paths: list[Path], reading: Reading, name: str) -> None:
         import pyarrow
+        import pyarrow.compute
         import pyarrow.parquet
 
         self.name, self.reading, self._paths = name, reading, paths
@@ -579,21 +590,22 @@ class ParquetSource(PictureSource):
                 label = _first(("labels", "label") if usual else (reading.label_key,), there)
             keys = [one for one in (key, label) if one is not None]
             table = pyarrow.parquet.read_table(paths, columns=keys, memory_map=True)
-            column = table.column(key).combine_chunks()
-            if pyarrow.types.is_struct(column.type):
-                column = column.field("bytes")
+            column = table.column(key)
+            if pyarrow.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
+                column = pyarrow.compute.struct_field(column, "bytes")
             if not pyarrow.types.is_binary(column.type) and not pyarrow.types.is_large_binary(
                 column.type
             ):
                 raise ValueError(f"column {key!r} is {column.type}; give encoded pictures")
             if column.null_count:
                 raise ValueError(f"{column.null_count:,} pictures of column {key!r} are empty")
-            self._numbers = None
             if label is not None:
                 numbers = table.column(label)
-                if not pyarrow.types.is_integer(numbers.type) or numbers.null_count:
+                if not pyarrow.types.is_integer(numbers.type):
                     raise ValueError(f"column {label!r} is {numbers.type}; give whole numbers")
-                self._numbers = numbers.to_numpy().astype(np.int64)
+                if count := numbers.null_count:
+                    raise ValueError(f"{count:,} labels of column {label!r} are null; give numbers")
+                self._numbers = numbers.to_numpy()
         except (ValueError, OSError, pyarrow.ArrowException) as error:
             raise InputError(f"{name}: {error}") from error
         self.num_samples, self.has_labels = len(column), label is not None
@@ -609,8 +621,21 @@ class ParquetSource(PictureSource):
     def opened(cls, source: str, reading: Reading) -> Source | None:
         path = Path(source)
         if path.is_dir():
-            files = [file for file in entries(path) if file.suffix == ".parquet"]
-            return cls(files, reading, source) if files else None
+            there = entries(path)
+            files = [file for file in there if file.suffix == ".parquet" and file.is_file()]
+            if not files:
+                return None
+            starts = {re.split("[^a-z]", file.name.lower())[0] for file in files}
+            if len(parts := sorted(starts.intersection(_PARTS))) > 1:
+                raise InputError(
+                    f"{path} holds Parquet files of {', '.join(parts)}, which are parts of a data "
+                    f"set; name one file, such as {files[-1]}, or a folder with those of one part"
+                )
+            opened = cls(files, reading, source)
+            if others := [f"{e.name}{'/' * e.is_dir()}" for e in there if e not in files]:
+                line = f"{path}: {len(others):,} file(s) or folder(s) not read: {examples(others)}"
+                opened.notes += (line,)
+            return opened
         return cls([path], reading, source) if path.suffix == ".parquet" else None
 
     def identity(self) -> str:
@@ -618,14 +643,9 @@ class ParquetSource(PictureSource):
         keys = [self.reading.label_key, self.reading.image_key]
         return hashlib.sha256(json.dumps([content, keys]).encode()).hexdigest()
 
-    def labels(self) -> NDArray[np.int64] | None:
-        if self._numbers is not None and (self._numbers < 0).any():
-            raise InputError(f"{self.name}: {int((self._numbers < 0).sum())} labels are below 0")
-        return self._numbers
-
 
 class _OfColumn:
-    """The bytes of an Arrow column, by row."""
+    """The bytes of an Arrow column, by row; in its chunks, as one of binary holds 2 GiB at most."""
 
     def __init__(self, column: Any) -> None:
         self._column = column
@@ -654,7 +674,7 @@ def _class_names(metadata: Mapping[bytes, bytes] | None, label: str) -> tuple[st
     try:
         info = json.loads((metadata or {})[b"huggingface"])
         return tuple(map(str, info["info"]["features"][label]["names"]))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
 
 
@@ -673,7 +693,15 @@ class ZipSource(PictureSource):
             labels = None
             if reading.label_key is not None and described is not None:
                 labels = _edm_labels(self._archive, described)
-        except (ValueError, OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except (
+            ValueError,
+            OSError,
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            RuntimeError,
+        ) as error:
+            # RuntimeError: dataset.json is encrypted, or compressed otherwise than zipfile knows
             raise InputError(f"{path}: {error}") from error
         names = [one.filename for one in inside]
         _refuse(self._problems(files, inside, labels))
@@ -691,9 +719,6 @@ class ZipSource(PictureSource):
 
     def identity(self) -> str:
         return files_identity([self._path])
-
-    def labels(self) -> NDArray[np.int64] | None:
-        return self._numbers
 
     def _problems(
         self,
@@ -722,13 +747,23 @@ def _edm_labels(archive: zipfile.ZipFile, described: zipfile.ZipInfo) -> dict[st
     """The classes by name of EDM's dataset.json; None where it has none. Raises ValueError."""
     if described.file_size > _MOST_BYTES:
         raise ValueError(f"{_EDM} has {described.file_size} bytes")
-    content = json.loads(archive.read(described))
+    try:
+        content = json.loads(archive.read(described))
+    except RecursionError:
+        raise ValueError(f"{_EDM} is nested too deeply; give a list of [name, class]") from None
     pairs = content.get("labels") if isinstance(content, dict) else None
     if pairs is None:
         return None
+    if not isinstance(pairs, list):
+        raise ValueError(f"{_EDM} has labels {str(pairs)[:60]}; give a list of [name, class]")
     labels: dict[str, int] = {}
     for pair in pairs:
-        if not isinstance(pair, list) or len(pair) != 2 or type(pair[1]) is not int or pair[1] < 0:
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or type(pair[1]) is not int
+            or not 0 <= pair[1] < 1 << 63
+        ):
             raise ValueError(f"{_EDM} has the label {str(pair)[:60]}; give [name, whole number]")
         labels[str(pair[0])] = pair[1]
     return labels

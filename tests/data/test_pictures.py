@@ -1,9 +1,13 @@
 import json
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
+import pytest
 
 from ddpm.data import packing
 from ddpm.data.sources import open_source
@@ -44,6 +48,64 @@ def test_a_bad_parquet_is_refused_in_words(tmp_path: Path) -> None:
     assert str(path) in problems_of(lambda: open_source(path))[0]
 
 
+def test_parts_in_one_folder_of_parquet_are_refused_and_other_entries_counted(
+    tmp_path: Path,
+) -> None:
+    parquet(tmp_path / "train-00000-of-00001.parquet", slice(0, 30))
+    parquet(tmp_path / "test-00000-of-00001.parquet", slice(30, 40))
+    (problem,) = problems_of(lambda: open_source(tmp_path))
+    assert "test, train, which are parts" in problem and "train-00000-of" in problem
+    (tmp_path / "test-00000-of-00001.parquet").unlink()
+    (tmp_path / "sub").mkdir()
+    parquet(tmp_path / "sub" / "more.parquet", slice(30, 40))
+    (tmp_path / "README.md").write_text("of ants")
+    source = open_source(tmp_path)
+    assert source.num_samples == 30
+    assert source.notes == (f"{tmp_path}: 2 file(s) or folder(s) not read: README.md, sub/",)
+
+
+def test_columns_that_hold_no_pictures_or_null_labels_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "in.parquet"
+    parquet(path, slice(0, 3), bare=[{"path": "a.png"}] * 3, some=[1, None, None])
+    (problem,) = problems_of(lambda: open_source(path, image_key="bare"))
+    assert "column 'bare' is struct<path: string>; give encoded pictures" in problem
+    (problem,) = problems_of(lambda: open_source(path, "some"))
+    assert problem == f"{path}: 2 labels of column 'some' are null; give numbers"
+
+
+def test_labels_that_are_no_classes_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    huge = pyarrow.array([0, 1_000_001, 2**63], pyarrow.uint64())
+    parquet(tmp_path / "in.parquet", slice(0, 3), huge=huge, below=[0, 1, -1])
+    pairs = [[f"00000/img{row:08d}.png", 10**6 + row] for row in range(8)]
+    for path, key, problem in (
+        (tmp_path / "in.parquet", "huge", "2 labels are above 1000000, the first is 1000001 of"),
+        (tmp_path / "in.parquet", "below", "1 labels are below 0, the first is -1 of image 2"),
+        (edm_zip(tmp_path / "in.zip", pairs), "labels", "7 labels are above 1000000, the first"),
+    ):
+        source, out = open_source(path, key), tmp_path / "out"
+        for refused in (source.load, lambda: packing.pack(source, out, progress=False)):  # noqa: B023
+            assert problem in problems_of(refused)[0]
+        assert not out.exists()
+
+
+@pytest.mark.slow
+def test_a_column_of_pictures_is_not_copied(tmp_path: Path) -> None:
+    """One array of binary holds 2 GiB at most; chunks hold any number of bytes."""
+    path = tmp_path / "in.parquet"
+    cells = [np.random.default_rng(row).bytes(1 << 18) for row in range(64)]
+    table = pyarrow.table({"image": [{"bytes": cell, "path": None} for cell in cells]})
+    pyarrow.parquet.write_table(table, path, row_group_size=4, compression="none")
+    source = open_source(path, None)
+    assert [source.pictures[row] for row in (0, 4, 63)] == [cells[0], cells[4], cells[63]]
+    script = (  # the most that Arrow holds is counted over a whole process
+        "import pyarrow, sys; from ddpm.data import open_source\n"
+        "source = open_source(sys.argv[1], None); print(pyarrow.default_memory_pool().max_memory())"
+    )
+    command = [sys.executable, "-c", script, str(path)]
+    peak = int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    assert peak < 1.5 * table.nbytes
+
+
 def edm_zip(path: Path, labels: object, **more: bytes) -> Path:
     """Eight pictures and dataset.json, as EDM's dataset tool writes them."""
     with zipfile.ZipFile(path, "w") as archive:
@@ -69,3 +131,29 @@ def test_edms_zip_with_its_labels(tmp_path: Path) -> None:
     content[80] ^= 1
     path.write_bytes(content)
     assert "img00000000.png" in problems_of(lambda: open_source(path).load())[0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        ("5", "has labels 5; give a list of [name, class]"),
+        ("[" * 100_000, "is nested too deeply"),
+        ('[["00000/img00000000.png", 1' + "0" * 30 + "]]", "give [name, whole number]"),
+    ],
+)
+def test_a_dataset_json_of_something_else_is_refused(
+    tmp_path: Path, labels: str, problem: str
+) -> None:
+    path = tmp_path / "in.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("00000/img00000000.png", picture(COLOUR[0]))
+        archive.writestr("dataset.json", f'{{"labels": {labels}}}')
+    (found,) = problems_of(lambda: open_source(path))
+    assert found.startswith(f"{path}: dataset.json") and problem in found
+
+
+def test_an_encrypted_dataset_json_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        archive.writestr("dataset.json", "{}")
+        archive.getinfo("dataset.json").flag_bits |= 1
+    assert "encrypted" in problems_of(lambda: open_source(tmp_path / "in.zip"))[0]
