@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from ddpm.data import packing
-from ddpm.data.sources import open_source
+from ddpm.data.sources import PictureSource, open_source
 from tests.support.shard_data import COLOUR, GREY, LABELS, assert_holds, picture, problems_of
 
 
@@ -96,6 +96,7 @@ def test_a_column_of_pictures_is_not_copied(tmp_path: Path) -> None:
     table = pyarrow.table({"image": [{"bytes": cell, "path": None} for cell in cells]})
     pyarrow.parquet.write_table(table, path, row_group_size=4, compression="none")
     source = open_source(path, None)
+    assert isinstance(source, PictureSource)
     assert [source.pictures[row] for row in (0, 4, 63)] == [cells[0], cells[4], cells[63]]
     script = (  # the most that Arrow holds is counted over a whole process
         "import pyarrow, sys; from ddpm.data import open_source\n"
