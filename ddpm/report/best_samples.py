@@ -31,6 +31,7 @@ class Spot:
     qualities: Mapping[str, Interval]
     eta: float = 0.0
     guidance: float = 1.0
+    ema_length: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +64,8 @@ class Along:
             if len(parts) == 2:
                 found.append(f"The answer depends on {self.name}{self._where}: {'; '.join(parts)}.")
         winners = [r.winner.label if r.winner else "" for r in self.rankings.values()]
-        if len({*winners}) == 1 and winners[0]:
-            first, *_, last = (f"{value:g}" for value in self.rankings)
+        if len(winners) > 1 and len({*winners}) == 1 and winners[0]:
+            first, last = f"{min(self.rankings):g}", f"{max(self.rankings):g}"
             found.append(
                 f"{winners[0]} wins{self._where} at every value of {self.name} tried, from {first} "
                 f"to {last}."
@@ -148,6 +149,7 @@ def _spot(
         method=method(point),
         eta=point.eta,
         guidance=point.guidance,
+        ema_length=point.ema_length,
         num_steps=point.num_steps,
         evaluations=point.evaluations,
         seconds=sum(one.seconds for one in points) / len(points),
@@ -179,6 +181,7 @@ def left_out(sweep: SweepResults, axes: Axes) -> list[tuple[str, str]]:
             (
                 cell_label(trial.cell, tuple(axes.values)),
                 f"{left.num_steps} steps, \u03b7={left.eta:g}"
+                f"{'' if left.ema_length is None else f', length {left.ema_length:g}'}"
                 f"{'' if left.guidance == 1 else f', guidance {left.guidance:g}'}: {left.reason}",
             )
             for trial in sweep.trials

@@ -339,7 +339,10 @@ def sampling_curves(
     """Each quality of samples over network calls or guidance, a row of facets a quality."""
     cells = list({id(spot.cell): spot.cell for spot in spots}.values())
     groups = chosen(cells, axes.facets, axes, ranking)
-    ways = [f"\u03b7={s.eta:g}" if over == "guidance" else s.method for s in spots]
+    ways = [spot.method for spot in spots]
+    if over == "guidance":
+        lengths = ["" if s.ema_length is None else f" length={s.ema_length:g}" for s in spots]
+        ways = [f"\u03b7={s.eta:g}{length}" for s, length in zip(spots, lengths, strict=True)]
     several = len({*ways}) > 1
     series = _series(cells, axes)
     shared = {

@@ -48,8 +48,8 @@ from ddpm.metrics import (
     summary,
 )
 from ddpm.report.costs import compute_seconds
-from ddpm.report.labels import TIMESTEPS, cell_label, ranges, text, varied
-from ddpm.report.reading import SweepResults, TrialResult, Value, number
+from ddpm.report.labels import TIMESTEPS, cell_label, listed, ranges, text, varied
+from ddpm.report.reading import SweepResults, TrialResult, Value, number, sequence
 from ddpm.report.scatter import (
     Difference,
     Spread,
@@ -58,6 +58,7 @@ from ddpm.report.scatter import (
     spread,
     tukey_quantile,
 )
+from ddpm.sweep import IMAGE_KEYS
 
 OF_SAMPLES = ("kid", "fid")
 # Of a grid's combinations; with fewer, what each key does cannot be separated.
@@ -73,6 +74,11 @@ class Number:
     value: float
     error: float
     is_log10: bool = False
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether it lies above its own evaluation error."""
+        return self.is_log10 or self.value > self.error
 
     @property
     def log10(self) -> float:
@@ -114,7 +120,7 @@ class Standing:
 
     def is_resolved(self, measure: str) -> bool:
         """Whether the number of any seed lies above its own evaluation error."""
-        return any(one.is_log10 or one.value > one.error for one in self.numbers[measure].values())
+        return any(one.is_resolved for one in self.numbers[measure].values())
 
     def value(self, measure: str) -> float:
         """The number, mean over seeds."""
@@ -469,7 +475,8 @@ def rank(
         return Ranking(levels=levels, standings=(), excluded=tuple(excluded), problem=problem)
     point = at or (_headline_point(usable) if sweep.is_sweep else None)
     measures = MEASURES if point is None else OF_SAMPLES
-    found = [_standing(label, trials, levels, point) for label, trials in usable]
+    place = _length_place(every)
+    found = [_standing(label, trials, levels, point, place) for label, trials in usable]
     standings = [one for one in found if all(map(one.has, measures))]
     excluded += [(one.label, _lacking(one, point, levels)) for one in found if one not in standings]
     above = {id(one): _above_gaussian(sweep, one, levels) for one in standings}
@@ -628,10 +635,12 @@ def shared_points(cells: Sequence[Sequence[TrialResult]]) -> list[QualityPoint]:
     every = [trial for trials in cells for trial in trials if trial.quality is not None]
     if len({(t.quality.protocol, t.quality.num) for t in every if t.quality is not None}) != 1:
         return []
-    ways = [set.intersection(*({_way(p) for p in _points(t)} for t in some)) for some in cells]
+    place = _length_place(every)
+    points = [[{_way(p): p for p in _points(t, place)} for t in some] for some in cells]
+    ways = [set.intersection(*map(set, some)) for some in points]
     having = [some for some in ways if some]
     shared = set.intersection(*having) if len(having) > 1 else set()
-    found = {_way(p): p for t in every for p in _points(t) if _way(p) in shared}
+    found = {way: p for some in points for t in some for way, p in t.items() if way in shared}
     return list(found.values())
 
 
@@ -641,13 +650,32 @@ def _headline_point(usable: Sequence[tuple[str, Sequence[TrialResult]]]) -> Qual
     return max(found, key=lambda p: (-abs(p.guidance - 1), p.evaluations, -p.eta), default=None)
 
 
-def _points(trial: TrialResult) -> list[QualityPoint]:
-    """Those that can be compared, of the first length of the averages."""
+def _length_place(trials: Sequence[TrialResult]) -> int:
+    """The first place in EMA_LENGTHS of which all trials with samples have some; 0 without.
+
+    A place, since TUNE.WITHIN gives each cell a length of its own.
+    """
+    having = [trial for trial in trials if trial.quality is not None and trial.quality.points]
+    most = max((len(_lengths(trial)) for trial in having), default=0)
+    return next((k for k in range(most) if all(_points(trial, k) for trial in having)), 0)
+
+
+def _lengths(trial: TrialResult) -> list[Value]:
+    """Those of the averages that its samples were to be drawn by, the first first."""
+    if trial.quality is None:
+        return []
+    asked = sequence(trial.quality.identity.get("EMA_LENGTHS"))
+    return asked or list(dict.fromkeys(point.ema_length for point in trial.quality.points))
+
+
+def _points(trial: TrialResult, place: int) -> list[QualityPoint]:
+    """Those that can be compared, of one place in EMA_LENGTHS."""
     points = () if trial.quality is None else trial.quality.points
+    lengths = _lengths(trial)[place : place + 1]
     return [
         one
         for one in points
-        if one.kid is not None and one.fid is not None and one.ema_length == points[0].ema_length
+        if one.kid is not None and one.fid is not None and one.ema_length in lengths
     ]
 
 
@@ -666,6 +694,7 @@ def _standing(
     trials: Sequence[TrialResult],
     levels: Sequence[int],
     point: QualityPoint | None,
+    place: int,
 ) -> Standing:
     own = common_levels(_error(trial).levels for trial in trials)
     numbers: dict[str, dict[int, Number]] = {measure: {} for measure in (*MEASURES, *OF_SAMPLES)}
@@ -678,7 +707,7 @@ def _standing(
                     error=found.evaluation_error(measure),
                     is_log10=measure == MEASURES[0],
                 )
-        same = [p for p in _points(trial) if point is not None and _way(p) == _way(point)]
+        same = [p for p in _points(trial, place) if point and _way(p) == _way(point)]
         for measure in OF_SAMPLES if same else ():
             value, error = _value_and_error(same[0], measure)
             numbers[measure][trial.seed] = Number(value=value, error=error)
@@ -734,13 +763,22 @@ def _why_not(trial: TrialResult, must_be_done: bool) -> str | None:
 
 
 def _not_comparable(trials: Sequence[TrialResult]) -> str | None:
-    """Why these trials were not measured on the same pairs; None when they were."""
+    """Why these trials were not measured on the same pairs; None when they were.
+
+    The images are the same where data_sha256 and all that makes images of the data are.
+    """
     data = {
         str(trial.evaluation.get("data_sha256") or trial.provenance.get("data_sha256"))
         for trial in trials
     }
     if len(data) > 1:
         return f"The trials used {len(data)} different data sets, so they cannot be ranked."
+    for key in IMAGE_KEYS:
+        if len(values := {text(t.config[key]) for t in trials if key in t.config}) > 1:
+            return (
+                f"The trials were measured on different images ({key} is "
+                f"{listed(sorted(values))}), so they cannot be ranked; run one sweep for each."
+            )
     seeds = {str(trial.evaluation.get("seed")) for trial in trials}
     pairs = {_error(trial).ids.tobytes() for trial in trials}
     if len(pairs) > 1 or len(seeds) > 1:

@@ -7,8 +7,9 @@ family. Its front are the sizes that no cheaper one matches, by their means over
 
 is fitted to each seed by itself, so that the interval of b, and of the difference of two families'
 lines at a compute, is Student's over seeds. The front is chosen by the same trainings, which
-flatters every family a little. Compute is the core- or GPU-seconds of training, what was paid for,
-on the machines of this sweep.
+flatters every family a little. A number that is not above its evaluation error counts as that,
+which does not fall with compute: a cell is left out where any seed has such a number. Compute is the core- or
+GPU-seconds of training, what was paid for, on the machines of this sweep.
 """
 
 from collections.abc import Sequence
@@ -72,20 +73,39 @@ def _seconds(trial: TrialResult) -> float | None:
 
 def laws(ranking: Ranking, measure: str) -> list[Law]:
     """The lines of families with three sizes or more on their front; none where no size varies."""
+    found = (_law(name, cells, measure) for name, cells in _families(ranking).items())
+    return [law for law in found if law is not None]
+
+
+def unresolved(ranking: Ranking, measure: str) -> list[Standing]:
+    """The cells that the lines leave out, since some seed's number is not above its error."""
+    every = [one for cells in _families(ranking).values() for one in cells]
+    return [one for one in every if not _is_resolved(one, measure)]
+
+
+def _is_resolved(standing: Standing, measure: str) -> bool:
+    return all(one.is_resolved for one in standing.numbers[measure].values())
+
+
+def _families(ranking: Ranking) -> dict[str, list[Standing]]:
+    """The cells that differ in size alone, by what they share; none where no size varies."""
     keys = varied(one.cell for one in ranking.standings)
     if not any(key in SIZES for key in keys) or ranking.none_learned:
-        return []
+        return {}
     families: dict[str, list[Standing]] = {}
     for one in ranking.standings:
         others = [key for key in keys if key not in SIZES]
         name = cell_label(one.cell, others) if others else "all cells"
         families.setdefault(name, []).append(one)
-    found = (_law(name, cells, measure) for name, cells in families.items())
-    return [law for law in found if law is not None]
+    return families
 
 
 def _law(name: str, cells: Sequence[Standing], measure: str) -> Law | None:
-    known = [(one, s) for one in cells if one.has(measure) and (s := seconds_of(one))]
+    known = [
+        (one, s)
+        for one in cells
+        if one.has(measure) and _is_resolved(one, measure) and (s := seconds_of(one))
+    ]
     places = front([s for _, s in known], [one.log10(measure) for one, _ in known])
     chosen = [known[place] for place in places]
     seeds = shared_seeds(one for one, _ in chosen)

@@ -201,7 +201,7 @@ def tables(sweep: SweepResults) -> dict[str, "pandas.DataFrame"]:
 
 
 def _sampling(trial: str, point: QualityPoint) -> dict[str, Value]:
-    names = ("sampler", "num_steps", "eta", "guidance", "evaluations", "seconds")
+    names = ("sampler", "num_steps", "eta", "guidance", "ema_length", "evaluations", "seconds")
     row: dict[str, Value] = {"trial": trial} | {name: getattr(point, name) for name in names}
     for name in QUALITY_MEASURES:
         one = point.interval(name)

@@ -9,9 +9,12 @@ trainings.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from math import inf, nan
 
 import numpy as np
 
+from ddpm.metrics import MEASURES
 from ddpm.report.ranking import Ranking, Standing, kendall_tau, rank
 from ddpm.report.reading import SweepResults, TrialResult, Value
 
@@ -44,8 +47,30 @@ class Tuning:
     cells: tuple[TunedCell, ...]
 
     def score(self, standing: Standing) -> float:
-        """Mean of log10 over the measures, lower is better."""
-        return float(np.mean([standing.log10(measure) for measure in self.ranking.measures]))
+        """Mean of log10 over the measures, lower is better.
+
+        Draws that samples do not resolve are equal by that measure: all count as the lowest of
+        their evaluation errors, since the ratio of those says nothing.
+        """
+        return float(np.mean([self._log10(standing, measure) for measure in self.ranking.measures]))
+
+    def _log10(self, standing: Standing, measure: str) -> float:
+        is_resolved = standing.is_resolved(measure)
+        return standing.log10(measure) if is_resolved else self._floors[measure]
+
+    @cached_property
+    def _floors(self) -> dict[str, float]:
+        """By measure the lowest evaluation error of a draw that is not resolved."""
+        every = [*self.ranking.standings, *(standing for standing, _ in self.ranking.failed)]
+        return {
+            m: min((one.log10(m) for one in every if not one.is_resolved(m)), default=nan)
+            for m in self.ranking.measures
+        }
+
+    def order(self, standing: Standing) -> tuple[float, float]:
+        """The score, then, of draws that are equal by it, the x0-error."""
+        error = standing.log10(MEASURES[0]) if standing.has(MEASURES[0]) else inf
+        return self.score(standing), error
 
     def order_kept(self) -> tuple[float, dict[str, Value]] | None:
         """Kendall's tau between the order of the cells at the best draw for all and each at its
@@ -73,6 +98,8 @@ def tuning_of(sweep: SweepResults) -> Tuning | None:
     if len({one.cell.get(LENGTH) for one in trials}) > 1:
         keys = (*keys, LENGTH)
     ranking = rank(replace(sweep, trials=trials, tuning=()))
+    if not ranking.of_samples:  # the x0-error is of no length, and a draw may have no samples
+        keys, ranking = tuple(sweep.space), rank(replace(sweep, trials=sweep.tuning, tuning=()))
     failed = [] if ranking.none_learned else [standing for standing, _ in ranking.failed]
     every = [*ranking.standings, *failed]
     found = Tuning(keys=keys, ranking=ranking, cells=())
@@ -82,7 +109,7 @@ def tuning_of(sweep: SweepResults) -> Tuning | None:
     cells = []
     for draws in groups.values():
         learned = [one for one in draws if one in ranking.standings] or draws
-        best = min(learned, key=found.score)
+        best = min(learned, key=found.order)
         draws.sort(key=lambda one: [float(one.cell[key]) for key in keys])  # type: ignore[arg-type]
         at_edge = any(_is_extreme(best, draws, key) for key in keys)
         cell = _grid_cell(best, sweep)
@@ -101,7 +128,9 @@ def _by_length(trial: TrialResult) -> list[TrialResult]:
             trial,
             cell={**trial.cell, LENGTH: length},
             quality=replace(
-                trial.quality, points=tuple(p for p in points if p.ema_length == length)
+                trial.quality,
+                points=tuple(p for p in points if p.ema_length == length),
+                identity={**trial.quality.identity, "EMA_LENGTHS": [length]},
             ),
         )
         for length in lengths

@@ -1,5 +1,6 @@
 from . import comparable as comparable
 from . import plan as plan
+from .comparable import IMAGE_KEYS as IMAGE_KEYS
 from .comparable import Ladder as Ladder
 from .comparable import Rung as Rung
 from .comparable import cost as cost

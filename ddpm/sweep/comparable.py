@@ -36,12 +36,14 @@ _LOSS = (
     _NETWORK + "DROPOUT_RATE",
     *_SCHEDULE,
 )
-_IMAGES = (
+# They make the images on which trials are measured; those of _AUGMENT change training alone.
+IMAGE_KEYS = (
     *("TRAINING.INPUT_IMAGE_SIZE", "TRAINING.INPUT_IMAGE_CHANNEL"),
-    "DATASET.PREPROCESSING.RESIZE",
-    *(f"DATASET.PREPROCESSING.CROP_{name}" for name in ("SIZE", "TYPE", "POSITION")),
+    *(f"DATASET.PREPROCESSING.{name}" for name in ("RESIZE", "CROP_SIZE", "CROP_POSITION")),
 )
-_AUGMENT = tuple(f"DATASET.PREPROCESSING.{name}" for name in ("AUGMENT", "AUGMENT_TYPE"))
+_AUGMENT = tuple(
+    f"DATASET.PREPROCESSING.{name}" for name in ("AUGMENT", "AUGMENT_TYPE", "CROP_TYPE")
+)
 SAMPLE_METRICS = ("fid_infinity", "kid", "class_accuracy")
 
 
@@ -92,13 +94,10 @@ def _metric_problems(
     instead = f"use {MEASURES[0]} or {MEASURES[1]}, which compare all cells"
     reasons = {
         "loss": (
-            (*_LOSS, *_IMAGES, *_AUGMENT),
+            (*_LOSS, *_AUGMENT),
             "on which a loss's scale or average hangs, not a network's worth",
         ),
-        "bits_per_dim": (
-            (*_SCHEDULE, *_IMAGES),
-            "and one ideal denoiser scores differently by them",
-        ),
+        "bits_per_dim": (_SCHEDULE, "and one ideal denoiser scores differently by them"),
     }
     if tune.METRIC in reasons:
         keys, why = reasons[tune.METRIC]
@@ -106,9 +105,11 @@ def _metric_problems(
             yield f"TUNE.METRIC is {tune.METRIC} but cells differ in {', '.join(bad)}, {why}; " + (
                 instead
             )
-    elif bad := [key for key in _IMAGES if key in varied]:
-        if tune.SEARCH != "grid":
-            yield f"cells differ in {', '.join(bad)}: they would be measured on different images"
+    if bad := [key for key in IMAGE_KEYS if key in varied]:
+        yield (
+            f"cells differ in {', '.join(bad)}: they would be measured on different images; run "
+            f"one sweep for each value, with {bad[0]}=VALUE behind the sweep file"
+        )
     if tune.METRIC in SAMPLE_METRICS:
         if any(one.EVALUATION.FEATURES is None for one in configs):
             yield (

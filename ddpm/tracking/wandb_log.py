@@ -69,13 +69,15 @@ def bits_per_dim(found: Mapping[str, object]) -> float | None:
 def quality_rows(quality: Quality | None) -> list[dict[str, float]]:
     """What samples are worth by the number of sampling steps, a row each, the fewest first.
 
-    A sampler and its eta are part of a number's name: `quality/fid ddim eta=0`.
+    A sampler, its eta, and a guidance and a length of the average where there are, are part of a
+    number's name: `quality/fid ddim eta=0`, `quality/fid ddim eta=0 length=0.05`.
     """
     rows: dict[int, dict[str, float]] = {}
     for point in quality.points if quality is not None else ():
         row = rows.setdefault(point.num_steps, {SAMPLING_STEPS: point.num_steps})
         where = f"{point.sampler} eta={point.eta:g}"
         where += "" if point.guidance == 1 else f" guidance={point.guidance:g}"
+        where += "" if point.ema_length is None else f" length={point.ema_length:g}"
         row |= {f"{QUALITY}{name} {where}": value for name, value in _values(point).items()}
     return [rows[steps] for steps in sorted(rows) if len(rows[steps]) > 1]
 

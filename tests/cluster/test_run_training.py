@@ -107,13 +107,13 @@ def test_data_that_does_not_fit_is_not_packed(tmp_path: Path, override: str, wor
 
 
 def test_a_sweep_finds_the_cell_that_does_not_fit_the_data(tmp_path: Path) -> None:
-    planned = sweep_of(tmp_path, "TRAINING.INPUT_IMAGE_SIZE: [8, 16]", "CLUSTER.NUM_WORKERS=1")
+    planned = sweep_of(tmp_path, "TRAINING.NETWORK.NUM_CLASSES: [10, 3]", "CLUSTER.NUM_WORKERS=1")
     for start in (
         lambda: sweep_dry(planned),
         lambda: run_sweep.run(planned, should_stop=never),
     ):
         (line,) = problems_of(start)
-        assert "crops 16x16" in line
+        assert "outside 0..2" in line
     assert not (tmp_path / "out").exists()
 
 

@@ -6,11 +6,13 @@ from dataclasses import replace
 import altair
 import numpy as np
 
+from ddpm.metrics.quality import LeftOut
 from ddpm.report import charts
-from ddpm.report.best_samples import Along, along, spots_of
+from ddpm.report.best_samples import Along, along, left_out, spots_of
 from ddpm.report.labels import axes_of
 from ddpm.report.ranking import rank
 from ddpm.report.reading import SweepResults
+from ddpm.report.tables import tables
 from ddpm.report.verdict import judge
 from tests.support.known_sweeps import SCHEDULER, error_of, quality_of, sweep_of, trial_of
 
@@ -83,6 +85,41 @@ def test_a_cell_that_wins_everywhere_is_said_to() -> None:
     assert calls.sentences() == [
         "linear wins at every value of network calls tried, from 10 to 50."
     ]
+
+
+def test_one_value_of_an_axis_is_no_range_over_which_a_cell_wins() -> None:
+    curves = {"linear": {10: -0.9, 50: -1.2}, "cosine": {10: -0.5, 50: -0.8}}
+    (calls,) = found(swept(curves))
+    one = replace(calls, rankings={50: calls.rankings[50]})
+    assert one.rankings[50].winner is not None and one.sentences() == []
+
+
+def test_each_length_of_the_average_has_a_panel_and_a_line_left_out_of_its_own() -> None:
+    sweep = swept({"linear": {1.0: -1.0, 2.0: -0.5}, "cosine": {1.0: -0.8, 2.0: -1.2}}, "guidance")
+    trials = []
+    for trial in sweep.trials:
+        assert trial.quality is not None
+        points = tuple(
+            replace(point, ema_length=length)
+            for length in (0.05, 0.1)
+            for point in trial.quality.points
+        )
+        lost = tuple(
+            LeftOut(num_steps=5, eta=0.0, reason="no", ema_length=one) for one in (0.05, 0.1)
+        )
+        trials.append(replace(trial, quality=replace(trial.quality, points=points, left_out=lost)))
+    sweep = replace(sweep, trials=tuple(trials))
+    axes, ranking = axes_of(sweep), rank(sweep)
+    spec = charts.sampling_curves(spots_of(sweep, axes), ["kid"], ranking, axes, over="guidance")
+    rows = spec["datasets"]["kid"]
+    assert {row["panel"].rpartition(", ")[2] for row in rows} == {
+        "\u03b7=0 length=0.05",
+        "\u03b7=0 length=0.1",
+    }
+    assert len(left_out(sweep, axes)) == 2 * 2
+    (guidance,) = along(sweep, ranking)
+    assert list(guidance.rankings) == [1.0, 2.0]
+    assert set(tables(sweep)["sampling"]["ema_length"]) == {0.05, 0.1}
 
 
 def test_guidance_is_an_axis_too_and_the_headline_stays_unguided() -> None:

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from ddpm.errors import InputError
+from ddpm.metrics.quality import Quality
 from ddpm.metrics.x0_error import MEASURES
 from ddpm.report.effects import analyse
 from ddpm.report.ranking import (
@@ -196,6 +197,34 @@ def test_the_samples_compared_are_of_the_most_calls_that_all_cells_made() -> Non
         assert rank(sweep_of(some)).measures == MEASURES
 
 
+def lengths_of(*kids: float | None) -> Quality:
+    """Samples by an average of each length 0.05, 0.1, ...; None: it was left out."""
+    points = [
+        replace(quality_of(kid, 20 * kid).points[0], ema_length=length)
+        for kid, length in zip(kids, (0.05, 0.1), strict=False)
+        if kid is not None
+    ]
+    asked = {"EMA_LENGTHS": [0.05, 0.1][: len(kids)]}
+    return replace(quality_of(1.0, 1.0), points=tuple(points), identity=asked)
+
+
+def test_samples_are_compared_by_one_length_of_the_average() -> None:
+    """The first that all cells have; each was far better by the longer one."""
+    found = {"linear": lengths_of(1.0, 0.1), "cosine": lengths_of(2.0, 0.2)}
+
+    def numbers() -> dict[str, float]:
+        trials = [trial_of({SCHEDULER: k}, 0, error_of(-1.0), quality=q) for k, q in found.items()]
+        return {one.cell[SCHEDULER]: one.value(KID) for one in rank(sweep_of(trials)).standings}
+
+    assert numbers() == {"linear": 1.0, "cosine": 2.0}
+    found["cosine"] = lengths_of(None, 0.2)
+    assert numbers() == {"linear": 0.1, "cosine": 0.2}
+    # chosen within each cell
+    found["cosine"] = replace(lengths_of(None, 0.2), identity={"EMA_LENGTHS": [0.1]})
+    found["linear"] = lengths_of(1.0)
+    assert numbers() == {"linear": 1.0, "cosine": 0.2}
+
+
 def test_a_cell_of_which_a_seed_has_no_samples_is_not_compared() -> None:
     """The worst end of a training must not improve its cell."""
     has = {"linear": (0,), "cosine": (1,), "cos6": (0, 1), "sigmoid": (0,)}
@@ -254,6 +283,19 @@ def test_a_negative_kid_is_ranked_as_its_own_error() -> None:
     first = ranking.lowest(KID)
     assert first.label == "cosine" and first.value(KID) == -0.001
     assert first.log10(KID) == pytest.approx(np.log10(0.02 * 0.001))  # an error of 2 %
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [("TRAINING.INPUT_IMAGE_SIZE", (8, 16)), ("DATASET.PREPROCESSING.CROP_SIZE", (None, 8))],
+)
+def test_errors_of_different_images_are_not_ranked(key: str, values: tuple[object, ...]) -> None:
+    trials = [trial_of({key: value}, 0, error_of(-1.0)) for value in values]
+    ranking = rank(sweep_of(trials))
+    assert not ranking.standings and ranking.recommended is None
+    assert f"different images ({key} is " in (ranking.problem or "")
+    earlier = replace(trials[1], config={})  # of a version without the key
+    assert rank(sweep_of([trials[0], earlier])).problem is None
 
 
 def test_an_error_of_zero_is_not_ranked() -> None:

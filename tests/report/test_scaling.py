@@ -13,7 +13,7 @@ from ddpm.report.ranking import rank
 from ddpm.report.reading import SweepResults
 from ddpm.report.scaling import SIZES, crossings, laws, seconds_of
 from ddpm.report.sections import Table, Text, scaled
-from tests.support.known_sweeps import PRED_TYPE, error_of, sweep_of, trial_of
+from tests.support.known_sweeps import PRED_TYPE, error_of, quality_of, sweep_of, trial_of
 
 WIDTH, EPOCHS = SIZES
 
@@ -61,6 +61,31 @@ def test_lines_that_cross_are_said_to_where_intervals_show_both_ends() -> None:
     assert {row[1] for row in table.rows} == {"noise", "velocity"}
     spec = charts.over_compute([laws(ranking, MEASURES[0])], axes)
     altair.Chart.from_dict(spec)
+
+
+def test_cells_that_samples_do_not_resolve_are_in_no_line_and_are_said_to_be_left_out() -> None:
+    """The KID of the widest is below its error on one seed of two."""
+    trials = []
+    for width, kid in ((8, 1.0), (16, 0.5), (24, 0.25), (32, 0.01)):
+        for seed in range(2):
+            lost = width == 32 and seed == 1
+            quality = quality_of(-kid if lost else kid, 20 * kid)
+            summary = {"core_seconds": 10.0 * width}
+            error = error_of(-1.0 - width / 100)
+            trials.append(trial_of({WIDTH: width}, seed, error, summary=summary, quality=quality))
+    sweep = sweep_of(trials)
+    ranking = rank(sweep)
+    (law,) = laws(ranking, "kid")
+    assert [one.cell[WIDTH] for one in law.front] == [8, 16, 24]
+    assert law.slope[0] == pytest.approx(np.polyfit(law.compute, np.log10([1.0, 0.5, 0.25]), 1)[0])
+    assert [one.cell[WIDTH] for one in laws(ranking, "fid")[0].front] == [8, 16, 24, 32]
+    said = [
+        block.words for block in scaled(sweep, ranking, axes_of(sweep)) if isinstance(block, Text)
+    ]
+    assert [
+        words for words in said if words.startswith("Left out of the lines of KID: 1 of 4 cells")
+    ]
+    assert not [words for words in said if words.startswith("Left out of the lines of FID")]
 
 
 def test_nothing_is_said_that_intervals_do_not_show() -> None:

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from ddpm.metrics.intervals import Interval
 from ddpm.report.page import next_command, progress
 from ddpm.report.ranking import rank
 from ddpm.report.reading import SweepResults
 from ddpm.report.tuning import LENGTH, chosen_within, tuning_of
 from ddpm.report.verdict import judge
-from tests.support.known_sweeps import PRED_TYPE, quality_of, sampled_sweep
+from tests.support.known_sweeps import PRED_TYPE, error_of, quality_of, sampled_sweep
 
 RATE = "TRAINING.HYPER_PARAMETERS.LEARNING_RATE"
 RATES = (0.001, 0.003, 0.01, 0.03)
@@ -46,7 +47,9 @@ def test_the_length_of_the_average_is_chosen_among_those_of_each_training() -> N
         gain = 0.5 if trial.cell[PRED_TYPE] == "image" else 2.0
         longer = quality_of(gain * point.kid.value, gain * point.fid.value).points[0]  # type: ignore[union-attr]
         points = (replace(point, ema_length=0.05), replace(longer, ema_length=0.1))
-        trials.append(replace(trial, quality=replace(trial.quality, points=points)))
+        asked = {"EMA_LENGTHS": [0.05, 0.1]}
+        quality = replace(trial.quality, points=points, identity=asked)
+        trials.append(replace(trial, quality=quality))
     drawn = replace(drawn, tuning=tuple(trials))
     chosen = {one["cell"][PRED_TYPE]: one["chosen"] for one in chosen_within(drawn)}
     assert chosen == {
@@ -59,6 +62,51 @@ def test_the_length_of_the_average_is_chosen_among_those_of_each_training() -> N
         one.value("kid")
         for one in rank(replace(sweep_of_draws(), trials=sweep_of_draws().tuning)).standings
     ]
+
+
+def test_draws_that_samples_do_not_resolve_are_equal_and_the_other_measure_decides() -> None:
+    """A KID of less than its error is of no use, however small that error."""
+    drawn = sweep_of_draws()
+    trials = []
+    for trial in drawn.tuning:
+        assert trial.quality is not None
+        (point,) = trial.quality.points
+        width = 1e-9 if trial.cell[RATE] == 0.03 else 1e-3
+        kid = Interval(value=-width, low=-3 * width, high=width, n=4096)
+        trials.append(
+            replace(trial, quality=replace(trial.quality, points=(replace(point, kid=kid),)))
+        )
+    expected = {"noise": 0.001, "image": 0.003, "velocity": 0.01}
+    assert chosen_rates(replace(drawn, tuning=tuple(trials))) == expected
+    # where FID is equal too, the x0-error
+    flat = []
+    for trial in trials:
+        assert trial.quality is not None
+        fid = Interval(value=1.0, low=0.9, high=1.1, n=4096)
+        points = (replace(trial.quality.points[0], fid=fid),)
+        error = error_of(-2.0 if trial.cell[RATE] == 0.003 else -1.0)
+        flat.append(replace(trial, error=error, quality=replace(trial.quality, points=points)))
+    assert set(chosen_rates(replace(drawn, tuning=tuple(flat))).values()) == {0.003}
+
+
+def chosen_rates(sweep: SweepResults) -> dict[object, object]:
+    return {one["cell"][PRED_TYPE]: one["chosen"][RATE] for one in chosen_within(sweep)}
+
+
+def test_a_draw_without_samples_is_chosen_by_the_x0_error() -> None:
+    """Two draws were sampled, by two lengths but not alike: no samples are compared."""
+    drawn = sweep_of_draws()
+    trials = []
+    for number, trial in enumerate(drawn.tuning):
+        assert trial.quality is not None
+        (point,) = trial.quality.points
+        points = tuple(replace(point, ema_length=length) for length in (0.05, 0.1))
+        quality = replace(trial.quality, points=points, protocol=f"of {number}")
+        error = error_of(-2.0 if trial.cell[RATE] == 0.003 else -1.0)
+        trials.append(replace(trial, error=error, quality=quality if number < 2 else None))
+    assert [one["chosen"] for one in chosen_within(replace(drawn, tuning=tuple(trials)))] == [
+        {RATE: 0.003}
+    ] * 3
 
 
 def test_a_choice_at_an_end_of_its_range_is_said() -> None:

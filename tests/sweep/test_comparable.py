@@ -70,6 +70,32 @@ def test_a_loss_is_refused_where_its_scale_or_average_varies(
         assert not problems(tmp_path, text.replace("METRIC: loss", f"METRIC: {measure}"))
 
 
+@pytest.mark.parametrize("search", ["grid", "asha", "bayes"])
+@pytest.mark.parametrize("metric", ["mean_log10_mse", "loss"])
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("TRAINING.INPUT_IMAGE_SIZE", "[8, 16]"),
+        ("DATASET.PREPROCESSING.RESIZE", "[true, false]"),
+        ("DATASET.PREPROCESSING.CROP_SIZE", "[null, 8]"),
+        ("DATASET.PREPROCESSING.CROP_POSITION", "[center, top_left]"),
+    ],
+)
+def test_cells_of_different_images_are_refused(
+    tmp_path: Path, search: str, metric: str, key: str, values: str
+) -> None:
+    """Their x0-errors, samples and references are of different images."""
+    text = grid(key, values) + f"TUNE: {{SEARCH: {search}, METRIC: {metric}}}\n"
+    (line,) = problems(tmp_path, text)
+    assert f"cells differ in {key}: they would be measured on different images" in line
+    assert f"run one sweep for each value, with {key}=VALUE behind the sweep file" in line
+
+
+def test_one_sweep_of_another_size_and_random_crops_of_training_are_allowed(tmp_path: Path) -> None:
+    assert not problems(tmp_path, RATE, "TRAINING.INPUT_IMAGE_SIZE=16")
+    assert not problems(tmp_path, grid("DATASET.PREPROCESSING.CROP_TYPE", "[center, random]"))
+
+
 def test_a_loss_is_allowed_where_it_compares(tmp_path: Path) -> None:
     assert not problems(tmp_path, RATE + "TUNE: {SEARCH: asha, METRIC: loss}\n")
     one = RATE.replace("}\n", ", TRAINING.PRED_TYPE: [noise]}\n")  # one value varies nothing

@@ -4,6 +4,7 @@ Real wandb, offline; what it wrote is read back with wandb's own reader.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from ddpm.metrics.intervals import Interval
 from ddpm.metrics.quality import Quality, QualityPoint, SamplePictures, store_quality
 from ddpm.runs.pictures import png
-from ddpm.tracking.wandb_log import labels, wandb_tracker
+from ddpm.tracking.wandb_log import final_quality, labels, quality_rows, wandb_tracker
 from tests.runs.test_directory import report
+from tests.support.known_sweeps import quality_of
 from tests.tracking.test_wandb_log import everything, feed, opened, with_wandb
 
 CELL = {
@@ -124,3 +126,15 @@ def test_the_evaluation_has_an_axis_of_its_own_and_its_numbers_are_in_the_summar
     assert summary["val_mean_log10_mse"] == -1.5 and summary["bits_per_dim"] == 3.25
     assert summary["peak_memory_bytes"] == 7
     assert summary["quality/fid"] == 3.0 and "quality/kid" not in summary
+
+
+def test_each_length_of_the_average_has_a_curve_of_its_own() -> None:
+    """The last would overwrite the first, of which the headline is."""
+    (one,) = quality_of(1.0, 3.0).points
+    (other,) = quality_of(2.0, 6.0).points
+    points = (replace(one, ema_length=0.05), replace(other, ema_length=0.1))
+    quality = replace(quality_of(1.0, 3.0), points=points)
+    (row,) = quality_rows(quality)
+    assert row["quality/fid dpmpp_2m eta=0 length=0.05"] == 3.0
+    assert row["quality/fid dpmpp_2m eta=0 length=0.1"] == 6.0
+    assert final_quality(quality)["quality/fid"] == 3.0
