@@ -8,8 +8,8 @@ family. Its front are the sizes that no cheaper one matches, by their means over
 is fitted to each seed by itself, so that the interval of b, and of the difference of two families'
 lines at a compute, is Student's over seeds. The front is chosen by the same trainings, which
 flatters every family a little. A number that is not above its evaluation error counts as that,
-which does not fall with compute: a cell is left out where any seed has such a number. Compute is the core- or
-GPU-seconds of training, what was paid for, on the machines of this sweep.
+which does not fall with compute: a cell is left out where any seed has such a number. Compute is
+the core- or GPU-seconds of training, what was paid for, on the machines of this sweep.
 """
 
 from collections.abc import Sequence

@@ -593,8 +593,8 @@ def scaled(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]
         if lost := unresolved(ranking, measure):
             yield _note(
                 f"Left out of the lines of {NAMES[measure]}: {len(lost)} of "
-                f"{len(ranking.standings)} cells, whose number is not above its evaluation error on "
-                "every seed."
+                f"{len(ranking.standings)} cells, whose number is on some seed not above its "
+                "evaluation error."
             )
         if not (found := laws(ranking, measure)):
             continue
