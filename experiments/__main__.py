@@ -25,7 +25,7 @@ from ddpm.errors import InputError, run_main
 class Study:
     """A result that can be made: experiments/NAME.py with `result(options)`.
 
-    time: on two quiet cores, whole and with --short.
+    time: on two quiet cores, whole and with --short; trainings where nobody has timed it.
     """
 
     question: str
@@ -49,15 +49,15 @@ STUDIES: dict[str, Study] = {
     ),
     "few_steps": Study(
         question="linear against cosine in few steps, and with a part of the chain skipped",
-        time="about 20 minutes; 5",
+        time="10 trainings of 600 steps, not timed (6 took 12 minutes); 10 of 300",
     ),
     "schedule_shift": Study(
         question="does the best shift of the schedule grow with the resolution?",
-        time="about 20 minutes; 4",
+        time="27 trainings of 600 steps, not timed; 18 of 150",
     ),
     "moved_density": Study(
         question="is it better to draw noise levels oftener, or to weigh them more?",
-        time="about 8 minutes; 2",
+        time="9 trainings of 600 steps, not timed; 6 of 150",
     ),
     "terminal_snr": Study(
         question="does the signal left at t = T shift the brightness of samples as predicted?",

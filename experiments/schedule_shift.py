@@ -10,17 +10,21 @@ from pathlib import Path
 
 from ddpm.report import SweepResults
 from experiments.claims import Claim, Numbers, Result, spread
-from experiments.trials import Cells, StudyOptions, by_cell, failures, log_fid, planned, trained
+from experiments.trials import (
+    SHORT_OF_SAMPLES,
+    Cells,
+    StudyOptions,
+    by_cell,
+    failures,
+    log_fid,
+    num_samples,
+    planned,
+    trained,
+)
 
 BLOCKS = {8: 1, 16: 2, 32: 4}  # pixels of a side -> pixels of a block's side
 SHIFTS = {8: 0.0, 16: -1.3863, 32: -2.7726}  # of the paper: -2 ln(side / 8)
 SHIFT = "TRAINING.NETWORK.LOGSNR_SHIFT"
-SHORT = (
-    "TRAINING.HYPER_PARAMETERS.EPOCHS=15",
-    "TRAINING.INLINE_GEN.PERIOD=15",
-    "EVALUATION.SAMPLING_NUM=1024",
-    "SEEDS=[0,1]",
-)
 
 
 def result(options: StudyOptions) -> Result:
@@ -30,7 +34,7 @@ def result(options: StudyOptions) -> Result:
         own = (f"TRAINING.INPUT_IMAGE_SIZE={side}", f"TRAINING.NETWORK.BLOCK_SIZE={block}")
         output = (options.output or Path("training_outputs")) / f"schedule_shift_{side}"
         of_size = replace(options, output=output, overrides=(*own, *options.overrides))
-        found[side] = trained(planned("schedule_shift", of_size, SHORT), options)
+        found[side] = trained(planned("schedule_shift", of_size, SHORT_OF_SAMPLES), options)
     return compare(found)
 
 
@@ -66,7 +70,8 @@ def compare(found: Mapping[int, SweepResults]) -> Result:
         name="schedule_shift",
         source="Hoogeboom et al. 2023, section 2.1; Chen 2023, section 2.2",
         setting="Handwritten digits of 8x8, enlarged to 16x16 and 32x32, instead of ImageNet from "
-        "64x64 to 256x256; one network for all, of blocks of pixels; FID of 4,096 samples by a "
+        "64x64 to 256x256; one network for all, of blocks of pixels; FID of "
+        f"{num_samples(trial for sweep in found.values() for trial in sweep.trials)} by a "
         "classifier of digits of each size, extrapolated to infinitely many samples; 25 steps of "
         "DPM-Solver++(2M) over the levels where the data are resolved, the same for all shifts.",
         claims=claims,

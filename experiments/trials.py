@@ -14,6 +14,13 @@ from ddpm.sweep import plan
 
 T = TypeVar("T")
 Cell = tuple[object, ...]
+# With --short, of studies of configs/digits.yaml that are judged by samples.
+SHORT_OF_SAMPLES = (
+    "TRAINING.HYPER_PARAMETERS.EPOCHS=15",
+    "TRAINING.INLINE_GEN.PERIOD=15",
+    "EVALUATION.SAMPLING_NUM=1024",
+    "SEEDS=[0,1]",
+)
 LEAST_FID = 1e-6  # an estimate at infinity may be negative
 PREDICTIONS = ("noise", "image", "velocity")  # those that the papers compare
 SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
@@ -100,6 +107,12 @@ def log_fid(trial: TrialResult) -> float:
     if fid is None:
         raise InputError(f"{trial.run_dir}: its samples have no FID; give EVALUATION.SAMPLING_NUM")
     return log(max(fid.value, LEAST_FID))
+
+
+def num_samples(trials: Iterable[TrialResult]) -> str:
+    """How many samples a FID is of, in words; those of the sweep are alike."""
+    counts = sorted({one.quality.num for one in trials if one.quality is not None})
+    return " or ".join(f"{count:,}" for count in counts) + " samples"
 
 
 def failures(found: SweepResults) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from math import log
 from pathlib import Path
 
@@ -15,10 +17,18 @@ from ddpm.diffusion.process import convert, diffuse, elementwise_loss
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.errors import InputError, Interrupted, run_main
 from ddpm.metrics.intervals import Interval
-from ddpm.report.reading import read
+from ddpm.metrics.quality import Quality, QualityPoint
+from ddpm.report.reading import SweepResults, read
 from ddpm.sweep.ledger import Ledger
 from experiments import __main__ as results
-from experiments import few_steps, loss_space, terminal_snr, truncated_snr
+from experiments import (
+    few_steps,
+    loss_space,
+    moved_density,
+    schedule_shift,
+    terminal_snr,
+    truncated_snr,
+)
 from experiments.claims import Claim, Numbers, Result, spread
 from experiments.gaussian_walk import GaussianFit, ideal_network
 from experiments.hidden_plane import (
@@ -207,6 +217,67 @@ def test_the_effect_of_the_loss_space_is_told_from_that_of_the_output(tmp_path: 
     assert made.claims[0].values == pytest.approx((0.5 - 0.2,) * 2)
     assert made.claims[1].values == pytest.approx((0.5,) * 2)
     assert "| log10 FID | 0.5" in made.markdown()
+
+
+def with_fids(found: SweepResults, fid_of: Callable[[dict], float]) -> SweepResults:
+    """The sweep as though its samples had these FIDs by the cell, a little by the seed."""
+
+    def quality(fid: float) -> Quality:
+        point = QualityPoint(
+            sampler="dpmpp_2m",
+            num_steps=25,
+            eta=0.0,
+            evaluations=25,
+            seconds=1.0,
+            fid=Interval(value=fid, low=0, high=9, n=64),
+            kid=None,
+            accuracy=None,
+        )
+        return Quality(
+            features="pixels",
+            num=1024,
+            protocol="",
+            unit="core-seconds",
+            is_beta_defined=False,
+            identity={},
+            points=(point,),
+        )
+
+    trials = (
+        replace(one, quality=quality(fid_of(dict(one.cell)) * 1.01**one.seed))
+        for one in found.trials
+    )
+    return replace(found, trials=tuple(trials))
+
+
+@pytest.mark.slow
+def test_the_shift_is_judged_at_each_size(tmp_path: Path) -> None:
+    """FID by the distance from the size's own shift, as the paper has it."""
+    shifts, key = schedule_shift.SHIFTS, schedule_shift.SHIFT
+    found = read(swept(tmp_path, {key: list(shifts.values())}, (0, 1)))
+    sizes = {
+        side: with_fids(
+            found, lambda cell, own=own: math.exp(abs(cell[schedule_shift.SHIFT] - own))
+        )
+        for side, own in shifts.items()
+    }
+    made = schedule_shift.compare(sizes)
+    expected = [2 * log(2), 2 * log(4), 2 * log(4)]
+    for one, value in zip(made.claims, expected, strict=True):
+        assert one.values == pytest.approx((value,) * 2, abs=1e-4)
+    assert [finding.verdict for finding in made.findings] == ["agrees"] * 3
+    assert "FID of 1,024 samples" in made.setting and "| 32x32 |" in made.markdown()
+
+
+@pytest.mark.slow
+def test_a_moved_density_is_compared_with_a_moved_weight(tmp_path: Path) -> None:
+    density, weight = moved_density.DENSITY, moved_density.WEIGHT
+    folder = swept(tmp_path, {density: ["schedule", "laplace"], weight: [None, "laplace"]}, (0, 1))
+    fids = {moved_density.PLAIN: 4.0, moved_density.WEIGHED: 3.0}
+    found = with_fids(read(folder), lambda cell: fids.get((cell[density], cell[weight]), 1.0))
+    made = moved_density.compare(found)
+    assert made.claims[0].values == pytest.approx((log(4),) * 2)
+    assert made.claims[1].values == pytest.approx((log(3),) * 2)
 
 
 def test_fid_over_steps_and_share_skipped_becomes_three_signs() -> None:
