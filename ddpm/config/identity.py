@@ -169,7 +169,7 @@ def schedule_arguments(config: Config) -> ScheduleArguments:
     network = config.TRAINING.NETWORK
     of_pred_type = {"edm": "logsnr", "flow": "flow"}.get(config.TRAINING.PRED_TYPE)
     of_time = "timestep" if _keras_layers(config) else of_pred_type or "time"
-    is_of_schedule = config.TRAINING.LOGSNR_DENSITY in ("schedule", "adaptive")
+    is_of_schedule = config.TRAINING.draws_timesteps
     return ScheduleArguments(
         name=network.SCHEDULER,
         num_timesteps=network.TIMESTEPS,

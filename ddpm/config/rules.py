@@ -156,7 +156,7 @@ def training(c: Config) -> Iterator[Rule]:
     parameters, name = t.DENSITY_PARAMETERS, t.LOGSNR_DENSITY
     yield (
         parameters
-        and name in ("schedule", "adaptive")
+        and t.draws_timesteps
         and f"TRAINING.DENSITY_PARAMETERS is {list(parameters)} but LOGSNR_DENSITY is {name}, "
         "which has none; give null, or a density such as edm"
     )
@@ -169,7 +169,7 @@ def training(c: Config) -> Iterator[Rule]:
     )
     yield (
         parameters
-        and name not in ("schedule", "adaptive", "uniform")
+        and not (t.draws_timesteps or name == "uniform")
         and parameters[1] <= 0
         and f"TRAINING.DENSITY_PARAMETERS is {list(parameters)} but LOGSNR_DENSITY is {name}, "
         "whose second one is a width; give a positive number"
@@ -459,13 +459,13 @@ def impossible(c: Config) -> Iterator[Rule]:
     )
     yield (
         n.ZERO_TERMINAL_SNR
-        and t.LOGSNR_DENSITY not in ("schedule", "adaptive")
+        and not t.draws_timesteps
         and f"TRAINING.LOGSNR_DENSITY is {t.LOGSNR_DENSITY} but {_NET}.ZERO_TERMINAL_SNR is true: "
         "no density reaches the pure noise that images begin from; give schedule, or false"
     )
     yield (
         n.TIME_INPUT in ("time", "timestep")
-        and t.LOGSNR_DENSITY not in ("schedule", "adaptive")
+        and not t.draws_timesteps
         and f"{_NET}.TIME_INPUT is {n.TIME_INPUT} but TRAINING.LOGSNR_DENSITY is "
         f"{t.LOGSNR_DENSITY}, whose "
         "noise levels have no timesteps; give TIME_INPUT logsnr or null"

@@ -350,6 +350,13 @@ class Training:
     HYPER_PARAMETERS: HyperParameters = HyperParameters()
     NETWORK: NetworkSection = NetworkSection()
 
+    @property
+    def draws_timesteps(self) -> bool:
+        """Whether noise levels are timesteps of the schedule and the objective is theirs, as under
+        adaptive, or levels of a density of log SNR.
+        """
+        return self.LOGSNR_DENSITY in ("schedule", "adaptive")
+
 
 @section
 class ImageGeneration:

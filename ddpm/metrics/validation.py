@@ -89,7 +89,7 @@ def training_weights(config: Config) -> dict[int, float]:
         return {}
     drawn: NoiseSchedule | LogSnrDensity
     drawn = NoiseSchedule(**configuration.schedule_arguments(config))
-    if training.LOGSNR_DENSITY not in ("schedule", "adaptive"):  # adaptive keeps the objective
+    if not training.draws_timesteps:
         drawn = LogSnrDensity(training.LOGSNR_DENSITY, training.DENSITY_PARAMETERS)
     logsnr = drawn.logsnr_at(torch.arange(1, drawn.num_timesteps + 1))
     logsnr = logsnr[logsnr.isfinite()]

@@ -189,7 +189,7 @@ def density_problems(config: Config) -> list[str]:
     schedule = NoiseSchedule(**configuration.schedule_arguments(config))
     drawn, found = training.LOGSNR_DENSITY, []
     levels: NoiseSchedule | LogSnrDensity = schedule
-    if drawn not in ("schedule", "adaptive"):
+    if not training.draws_timesteps:
         low, high = schedule.logsnr_range
         named = f"TRAINING.LOGSNR_DENSITY is {drawn}"
         try:

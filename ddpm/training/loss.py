@@ -148,7 +148,7 @@ def levels_trained(training: Training, schedule: NoiseSchedule) -> NoiseSchedule
     Raises ValueError for a density whose levels the network would see as times of the schedule.
     """
     name = training.LOGSNR_DENSITY
-    if name in ("schedule", "adaptive"):
+    if training.draws_timesteps:
         return schedule
     if schedule.time_input in ("time", "timestep"):
         raise ValueError(
