@@ -205,18 +205,34 @@ def test_a_training_that_diverged_counts_as_infinitely_bad(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_the_effect_of_the_loss_space_is_told_from_that_of_the_output(tmp_path: Path) -> None:
+    """Rows differ by 0.5, columns by 0.2, at twice the length; half of both before."""
     folder = swept(tmp_path, {SPACE: KINDS, PRED_TYPE: KINDS}, (0, 1))
-    # what the trainings would have measured: rows differ by 10, columns by 2
     for outcome in Ledger(folder / "ledger").outcomes().values():
         row, column = KINDS.index(outcome.cell[SPACE]), KINDS.index(outcome.cell[PRED_TYPE])
-        fid = 10.0 ** (0.5 * (row == 1) + 0.1 * column + 0.01 * outcome.seed)
-        metrics = tmp_path / outcome.run_dir / "metrics.jsonl"
-        with metrics.open("a") as file:
-            file.write(json.dumps({"step": 99, "val_fid_infinity": fid}) + "\n")
-    made = loss_space.compare(read(folder))
+        log_fid = 0.5 * (row == 1) + 0.1 * column
+        with (tmp_path / outcome.run_dir / "metrics.jsonl").open("a") as file:
+            for step, share in (98, 0.5), (99, 1.0):
+                fid = 10.0 ** (share * log_fid + 0.01 * outcome.seed)
+                file.write(json.dumps({"step": step, "val_fid_infinity": fid}) + "\n")
+    found = read(folder)
+    batch = found.trials[0].config["TRAINING.HYPER_PARAMETERS.BATCH_SIZE"]
+    made = loss_space.compare(found)
     assert made.claims[0].values == pytest.approx((0.5 - 0.2,) * 2)
     assert made.claims[1].values == pytest.approx((0.5,) * 2)
-    assert "| log10 FID | 0.5" in made.markdown()
+    assert f"| log10 FID after {99 * batch:,} images | 0.5" in made.markdown()
+    assert f"| log10 FID after {98 * batch:,} images | 0.25" in made.markdown()
+    assert made.pictures["loss_space.png"].startswith(b"\x89PNG")
+
+
+def test_effects_are_fitted_without_the_cells_that_did_not_learn() -> None:
+    rows, columns = np.array([0.0, 0.5, 0.1]), np.array([0.0, 2.0, 0.3])
+    grid = rows[:, None] + columns
+    assert [loss_space._effect(grid, axis) for axis in (0, 1)] == pytest.approx([0.5, 2.0])
+    grid[[0, 2], [0, 2]] = np.nan  # two cells: the others still tell all
+    assert [loss_space._effect(grid, axis) for axis in (0, 1)] == pytest.approx([0.5, 2.0])
+    grid[:, 1] = np.nan  # an output that learned in no loss space
+    assert [loss_space._effect(grid, axis) for axis in (0, 1)] == pytest.approx([0.5, 0.3])
+    assert loss_space._worse(grid, "image") == pytest.approx(0.5)
 
 
 def with_fids(found: SweepResults, fid_of: Callable[[dict], float]) -> SweepResults:

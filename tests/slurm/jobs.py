@@ -24,7 +24,7 @@ TRAINING = {
     "TRAINING.EMA_DECAYS": "[0.9]",
     "TRAINING.INLINE_GEN.ENABLE": "false",
     "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH": 1,
-    "TRAINING.HYPER_PARAMETERS.EPOCHS": 100,
+    "TRAINING.HYPER_PARAMETERS.EPOCHS": 60,
     "TRAINING.HYPER_PARAMETERS.SAVE_PERIOD": 5,
     "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS": 10,
     "EVALUATION.NUM": 16,
@@ -84,6 +84,13 @@ class Job:
     def wait_for_rows(self, run_root: Path, number: int, seconds: float = 120) -> None:
         """Until the run in a folder has written so many rows of metrics."""
         self._wait(f"has {number} rows", lambda: rows(run_root) >= number, seconds)
+
+    def seconds_to_first_row(self, run_root: Path, before: int = 0) -> float:
+        """From RUNNING to the next row of metrics after so many: what a start takes here and now."""
+        self.wait_for_state("RUNNING", seconds=90)
+        begin = time.monotonic()
+        self.wait_for_rows(run_root, before + 1)
+        return time.monotonic() - begin
 
     def end(self, seconds: float = 200) -> tuple[str, str]:
         """(State, ExitCode) of a job that has ended, as in sacct, when it has."""
