@@ -18,7 +18,7 @@ def test_three_nodes_follow_the_loss_of_one(
 
 
 def test_three_nodes_see_the_samples_noise_and_timesteps_of_one(undisturbed: Undisturbed) -> None:
-    """With exact numerics the weights have the same bits after 100 steps: one other sample, draw or
+    """With exact numerics the weights have the same bits at its end: one other sample, draw or
     timestep in any of them would show.
     """
     assert_same(undisturbed(3, "exact"), undisturbed(1, "exact"))
