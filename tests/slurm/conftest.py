@@ -117,20 +117,11 @@ def train(lab: Lab, packed: Path) -> Train:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(lab: Lab, train: Train) -> Callable[..., Path]:
-    """undisturbed(nodes, numerics): the run directory of such a training that nothing happened to;
-    each is trained once a session.
-    """
-    trained: dict[tuple[int, str], Path] = {}
-
-    def run(nodes: int = 1, numerics: str = "fast") -> Path:
-        root = lab.shared / f"undisturbed-{nodes}-{numerics}"
-        if (nodes, numerics) not in trained:
-            train(root, f"--nodes={nodes}", changed={"TRAINING.NUMERICS": numerics}).completes()
-            trained[nodes, numerics] = run_of(root)
-        return trained[nodes, numerics]
-
-    return run
+def undisturbed(lab: Lab, train: Train) -> Path:
+    """The run directory of such a training on one node, to which nothing happened."""
+    root = lab.shared / "undisturbed"
+    train(root).completes()
+    return run_of(root)
 
 
 FIGURES = pytest.StashKey[list[str]]()

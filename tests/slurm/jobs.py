@@ -29,6 +29,7 @@ TRAINING = {
     "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS": 10,
     "EVALUATION.NUM": 16,
     "TRAINING.MICRO_BATCH": 43,
+    "TRAINING.NUMERICS": "exact",  # the same bits on every number of nodes
 }
 
 
@@ -86,7 +87,7 @@ class Job:
         self._wait(f"has {number} rows", lambda: rows(run_root) >= number, seconds)
 
     def seconds_to_first_row(self, run_root: Path, before: int = 0) -> float:
-        """From RUNNING to the next row of metrics after so many: what a start takes here and now."""
+        """From RUNNING to the next row of metrics after so many: the time of a start."""
         self.wait_for_state("RUNNING", seconds=90)
         begin = time.monotonic()
         self.wait_for_rows(run_root, before + 1)
@@ -142,12 +143,6 @@ class Train(Protocol):
     def __call__(
         self, root: Path, *options: str, changed: Mapping[str, object] | None = None
     ) -> Job: ...
-
-
-class Undisturbed(Protocol):
-    """undisturbed(nodes, numerics): the run directory of such a training, left in peace."""
-
-    def __call__(self, nodes: int = 1, numerics: str = "fast") -> Path: ...
 
 
 def submit(

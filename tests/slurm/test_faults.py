@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.hosts import wait_until
-from tests.slurm.jobs import Train, Undisturbed, assert_same, run_of
+from tests.slurm.jobs import Train, assert_same, run_of
 from tests.slurm.lab import Lab
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
-def test_a_node_crashes(lab: Lab, train: Train, undisturbed: Undisturbed, folder: Path) -> None:
+def test_a_node_crashes(lab: Lab, train: Train, undisturbed: Path, folder: Path) -> None:
     job = train(folder, "--nodes=3")
     job.wait_for_rows(folder, 20)
     lab.crash("n3")
@@ -21,11 +21,11 @@ def test_a_node_crashes(lab: Lab, train: Train, undisturbed: Undisturbed, folder
     job.wait_for_restart()
     job.completes()
     assert job.starts()[0][0] == "NODE_FAIL" and job.restarts == 1
-    assert_same(run_of(folder), undisturbed(3))
+    assert_same(run_of(folder), undisturbed)
 
 
 def test_a_network_cable_is_out_for_five_seconds(
-    lab: Lab, train: Train, undisturbed: Undisturbed, folder: Path
+    lab: Lab, train: Train, undisturbed: Path, folder: Path
 ) -> None:
     job = train(folder, "--nodes=3")
     job.wait_for_rows(folder, 20)
@@ -36,11 +36,11 @@ def test_a_network_cable_is_out_for_five_seconds(
     assert reached.returncode != 0
     job.completes()
     assert job.restarts == 0 and len(job.starts()) == 1
-    assert_same(run_of(folder), undisturbed(3))
+    assert_same(run_of(folder), undisturbed)
 
 
 def test_slurmd_is_killed_and_comes_back(
-    lab: Lab, train: Train, undisturbed: Undisturbed, folder: Path
+    lab: Lab, train: Train, undisturbed: Path, folder: Path
 ) -> None:
     job = train(folder, "--nodelist=n1")
     job.wait_for_rows(folder, 20)
@@ -51,12 +51,10 @@ def test_slurmd_is_killed_and_comes_back(
     wait_until("slurmd says so", lambda: lab.node_field("n1", "SlurmdStartTime") != before, 20)
     job.completes()
     assert job.restarts == 0 and len(job.starts()) == 1
-    assert_same(run_of(folder), undisturbed())
+    assert_same(run_of(folder), undisturbed)
 
 
-def test_slurmd_is_killed_for_good(
-    lab: Lab, train: Train, undisturbed: Undisturbed, folder: Path
-) -> None:
+def test_slurmd_is_killed_for_good(lab: Lab, train: Train, undisturbed: Path, folder: Path) -> None:
     """SLURM starts the job on another node while its first start, which nobody can end, holds the
     run directory; it is ended when its slurmd is back.
     """
@@ -72,11 +70,11 @@ def test_slurmd_is_killed_for_good(
     time.sleep(15)
     lab.start("slurmd", "n1")
     job.completes()
-    assert_same(run_of(folder), undisturbed())
+    assert_same(run_of(folder), undisturbed)
 
 
 def test_slurmctld_is_killed_and_comes_back(
-    lab: Lab, train: Train, undisturbed: Undisturbed, folder: Path
+    lab: Lab, train: Train, undisturbed: Path, folder: Path
 ) -> None:
     job = train(folder)
     job.wait_for_rows(folder, 20)
@@ -85,4 +83,4 @@ def test_slurmctld_is_killed_and_comes_back(
     lab.start("slurmctld")
     job.completes()
     assert job.restarts == 0 and len(job.starts()) == 1
-    assert_same(run_of(folder), undisturbed())
+    assert_same(run_of(folder), undisturbed)

@@ -10,7 +10,6 @@ from tests.slurm.jobs import (
     TRAINING,
     Job,
     Train,
-    Undisturbed,
     as_words,
     assert_same,
     run_of,
@@ -37,12 +36,12 @@ def no_harm(folder: Path) -> None:
 
 
 def test_output_and_job_with_every_bad_character(
-    train: Train, undisturbed: Undisturbed, folder: Path
+    train: Train, undisturbed: Path, folder: Path
 ) -> None:
     output = folder / ALL
     job = train(output, "--nodes=2", f"--output={folder}/log", f"--job-name={ALL}")
     assert job.end()[0] == "COMPLETED", (folder / "log").read_text()
-    assert_same(run_of(output), undisturbed(2))
+    assert_same(run_of(output), undisturbed)
     no_harm(folder)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.hosts import wait_until
-from tests.slurm.jobs import Job, Train, Undisturbed, assert_same, run_of
+from tests.slurm.jobs import Job, Train, assert_same, run_of
 from tests.slurm.lab import Lab
 
 TWO_WORKERS = {"CLUSTER.NUM_WORKERS": 2}
@@ -30,7 +30,7 @@ def ray_of(job: Job, root: Path) -> Path:
 
 
 def test_two_jobs_of_one_user_share_a_node_and_nothing_else(
-    lab: Lab, train: Train, undisturbed: Undisturbed, folder: Path
+    lab: Lab, train: Train, undisturbed: Path, folder: Path
 ) -> None:
     roots = [folder / "a", folder / "b"]
     options = ("--nodelist=n1", "--cpus-per-task=2")
@@ -46,7 +46,7 @@ def test_two_jobs_of_one_user_share_a_node_and_nothing_else(
     assert [job.state for job in jobs] == ["RUNNING", "RUNNING"], "they ran one after the other"
     for job, root in zip(jobs, roots, strict=True):
         job.completes()
-        assert_same(run_of(root), undisturbed(2))
+        assert_same(run_of(root), undisturbed)
 
 
 def assert_strangers_stay_out(lab: Lab, address: str, wrong: str) -> None:
@@ -60,10 +60,8 @@ def assert_strangers_stay_out(lab: Lab, address: str, wrong: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_jobs_over_the_same_three_nodes(
-    train: Train, undisturbed: Undisturbed, folder: Path
-) -> None:
+def test_two_jobs_over_the_same_three_nodes(train: Train, undisturbed: Path, folder: Path) -> None:
     jobs = [train(folder / name, "--nodes=3") for name in "ab"]
     for job, name in zip(jobs, "ab", strict=True):
         job.completes(300)
-        assert_same(run_of(folder / name), undisturbed(3))
+        assert_same(run_of(folder / name), undisturbed)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ddpm.runs.directory import RunDirectory
-from tests.slurm.jobs import Train, Undisturbed, assert_same, rows, run_of, steps, submit
+from tests.slurm.jobs import Train, assert_same, rows, run_of, steps, submit
 from tests.slurm.lab import Lab
 from tests.tracking import test_wandb_log as wandb
 
@@ -15,7 +15,7 @@ Figure = Callable[[str], None]
 
 
 def test_requeued_on_three_nodes_it_goes_on_bit_for_bit(
-    train: Train, undisturbed: Undisturbed, folder: Path, figure: Figure
+    train: Train, undisturbed: Path, folder: Path, figure: Figure
 ) -> None:
     """Bit for bit, and in no more than twice the time of its first start."""
     job = train(folder, "--nodes=3")
@@ -27,7 +27,7 @@ def test_requeued_on_three_nodes_it_goes_on_bit_for_bit(
     seconds = job.seconds_to_first_row(folder, before)
     job.completes()
     assert job.restarts == 1 and job.starts()[0][0] == "REQUEUED"
-    assert_same(run_of(folder), undisturbed(3))
+    assert_same(run_of(folder), undisturbed)
     run = RunDirectory(run_of(folder))
     assert wandb.steps(run) == steps(run.path), "W&B has not one run with every step once"
     figure(f"from RUNNING to a step: {first:.1f} s, again {seconds:.1f} s; row {before} was saved")
@@ -35,7 +35,7 @@ def test_requeued_on_three_nodes_it_goes_on_bit_for_bit(
 
 
 def test_cancelled_it_saves_and_stays_cancelled(
-    train: Train, undisturbed: Undisturbed, folder: Path
+    train: Train, undisturbed: Path, folder: Path
 ) -> None:
     job = train(folder)
     job.wait_for_rows(folder, 20)
@@ -45,13 +45,13 @@ def test_cancelled_it_saves_and_stays_cancelled(
     time.sleep(8)  # longer than a requeued job waits
     assert job.state == "CANCELLED" and "requeue 1" not in job.read_log()
     train(folder).completes()
-    assert_same(run_of(folder), undisturbed())
+    assert_same(run_of(folder), undisturbed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("partition", ["low", "grace"])
 def test_preempted_it_gives_way_and_goes_on(
-    lab: Lab, train: Train, undisturbed: Undisturbed, folder: Path, partition: str
+    lab: Lab, train: Train, undisturbed: Path, folder: Path, partition: str
 ) -> None:
     job = train(folder, f"--partition={partition}", "--nodelist=n1")
     job.wait_for_rows(folder, 20)
@@ -63,12 +63,12 @@ def test_preempted_it_gives_way_and_goes_on(
     first = job.starts()[0][0]
     assert first == "PREEMPTED" or partition == "grace" and first == "REQUEUED"
     assert job.restarts == 1
-    assert_same(run_of(folder), undisturbed())
+    assert_same(run_of(folder), undisturbed)
 
 
 @pytest.mark.slow
 def test_at_its_time_limit_it_saves_and_goes_on(
-    lab: Lab, train: Train, undisturbed: Undisturbed, folder: Path
+    lab: Lab, train: Train, undisturbed: Path, folder: Path
 ) -> None:
     """The minute passes while the training is held still; then the signal has to end it."""
     job = train(folder, "--time=1", "--signal=B:USR2@20", "--nodelist=n1")
@@ -84,7 +84,7 @@ def test_at_its_time_limit_it_saves_and_goes_on(
     job.completes()
     assert job.restarts == 1 and job.starts()[0][0] == "REQUEUED"
     assert "requeue 1 of at most" in job.read_log()
-    assert_same(run_of(folder), undisturbed())
+    assert_same(run_of(folder), undisturbed)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.hosts import wait_until
-from tests.slurm.jobs import TRAINING, Train, Undisturbed, as_words, assert_same, run_of, submit
+from tests.slurm.jobs import TRAINING, Train, as_words, assert_same, run_of, submit
 from tests.slurm.lab import Lab
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ def open_interpreter(lab: Lab) -> Iterator[None]:
 
 @pytest.mark.usefixtures("open_interpreter")
 def test_nobody_trains_in_a_home_of_its_own(
-    lab: Lab, packed: Path, undisturbed: Undisturbed, folder: Path
+    lab: Lab, packed: Path, undisturbed: Path, folder: Path
 ) -> None:
     home = folder / "home"
     home.mkdir()
@@ -55,7 +55,7 @@ def test_nobody_trains_in_a_home_of_its_own(
     )
     assert job.end() == ("COMPLETED", "0:0"), (home / "log").read_text()
     assert job.starts("User")[0][1] == "nobody"
-    assert_same(run_of(home / "runs"), undisturbed(2))
+    assert_same(run_of(home / "runs"), undisturbed)
     owners = {path.owner() for path in home.rglob("*")}
     assert owners == {"nobody"}
     open_to_others = [
@@ -83,7 +83,7 @@ def test_images_are_drawn_after_the_training(lab: Lab, train: Train, folder: Pat
 
 
 def test_every_task_of_an_array_is_a_job_of_its_own(
-    lab: Lab, packed: Path, undisturbed: Undisturbed, folder: Path
+    lab: Lab, packed: Path, undisturbed: Path, folder: Path
 ) -> None:
     """Two trainings on two workers each, as two tasks of one array on one node."""
     script = folder / "array.sh"
@@ -99,4 +99,4 @@ def test_every_task_of_an_array_is_a_job_of_its_own(
     tasks = lambda: [row[0].split()[0] for row in job.starts()]  # noqa: E731
     wait_until("both tasks end", lambda: tasks() == ["COMPLETED"] * 2, 200)
     for number in "12":
-        assert_same(run_of(folder / number), undisturbed(2))
+        assert_same(run_of(folder / number), undisturbed)
