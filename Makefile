@@ -43,9 +43,9 @@ test-fast: $(STAMP) ## those of about half a second at most each
 test-all: $(STAMP) ## every test that needs no GPU and no SLURM
 	$(BIN)/python -m pytest -q -m "$(PLAIN)" -n $(JOBS) --durations=40 $(ARGS)
 
-test-oracle: $(STAMP) ## samplers against diffusers, statistics against statsmodels, installed beside the pinned packages
+test-oracle: $(STAMP) ## samplers and exports against diffusers, statistics against statsmodels, installed beside the pinned packages
 	$(BIN)/python -m pip install --constraint constraints.txt --quiet "diffusers>=0.32" "statsmodels>=0.15"
-	$(BIN)/python -m pytest -q -m oracle -n 0 --no-skips $(ARGS) tests/sampling/test_diffusers_oracle.py tests/report/test_statistics_oracle.py
+	$(BIN)/python -m pytest -q -m oracle -n 0 --no-skips $(ARGS) tests/sampling/test_diffusers_oracle.py tests/cli/test_export.py tests/report/test_statistics_oracle.py
 
 test-v3: $(STAMP)  ## imported weights against Keras, on torch, installed in a folder of its own
 	$(BIN)/python -m pip install --quiet --no-deps --target .venv/openkeras keras==3.15.1 absl-py namex optree ml-dtypes

@@ -36,3 +36,7 @@ from .schedule import NoiseSchedule as NoiseSchedule
 from .summary import Summary as Summary
 from .summary import summarize as summarize
 from .unet import UNet as UNet
+from .unet2d import scheduler_config as scheduler_config
+from .unet2d import unet2d_config as unet2d_config
+from .unet2d import unet2d_problems as unet2d_problems
+from .unet2d import unet2d_weights as unet2d_weights

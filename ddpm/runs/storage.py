@@ -205,17 +205,22 @@ def read_json(path: Path) -> dict[str, Any]:
 def new_folder(folder: Path) -> Iterator[Callable[[str, bytes], Written]]:
     """Makes a folder of files: there whole, when the block ends, or not at all.
 
-    Yields the function that writes a file, given its name and content.  Raises FileExistsError if
-    the folder has files already.
+    Yields the function that writes a file, given its name, `unet/config.json` too, and content.
+    Raises FileExistsError if the folder has files already.
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} exists; a finished folder is never overwritten")
     with _named_last(folder) as temporary:
         with explained(folder):
             system.mkdir(temporary, 0o700)
-        yield lambda name, data: _write_synced(
-            temporary / name, lambda sink: sink.write(data), folder / name
-        )
+
+        def write(name: str, data: bytes) -> Written:
+            make_folder((temporary / name).parent)
+            return _write_synced(temporary / name, lambda sink: sink.write(data), folder / name)
+
+        yield write
+        for inner in (path for path in temporary.rglob("*") if path.is_dir()):
+            sync_folder(inner)
         sync_folder(temporary)
 
 

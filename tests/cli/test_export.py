@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,132 @@ def test_an_export_never_replaces_what_is_there(
     assert launch("export", words) == 2
     assert "is no folder; name a run directory" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+LAYOUT = {
+    "README.md",
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+}
+
+
+def files_of(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_for_diffusers_without_it_says_that_it_was_not_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    run, out = make_run(tmp_path), tmp_path / "out"
+    assert launch("export", [str(run), str(out), "--to", "diffusers"]) == 0
+    assert "not verified: diffusers is not installed here" in capsys.readouterr().out
+    assert files_of(out) == LAYOUT
+    assert json.loads((out / "unet" / "config.json").read_text())["num_class_embeds"] == 4
+    card = (out / "README.md").read_text()
+    assert "library_name: diffusers" in card and "| tried | not verified" in card
+    assert "unet(images, t, labels)" in card
+
+
+@pytest.mark.parametrize(
+    ("words", "network", "told"),
+    [
+        (["--label", "3"], {}, "--label is 3; give a class from 0 to 2, or none"),
+        (["--label", "x"], {}, "--label is x; give a class from 0 to 2, or none"),
+        (["--label", "1"], {"NUM_CLASSES": None}, "--label: the network has no classes"),
+        ([], {"BLOCK_SIZE": 2, "KERNEL_SIZE": 5}, "KERNEL_SIZE is 5; that of UNet2DModel is 3"),
+    ],
+)
+def test_what_diffusers_cannot_do_is_refused_and_nothing_is_written(
+    words: list[str],
+    network: dict[str, object],
+    told: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, out = make_run(tmp_path, **network), tmp_path / "out"
+    assert launch("export", [str(run), str(out), "--to", "diffusers", *words]) == 2
+    assert told in capsys.readouterr().err and not out.exists()
+
+
+def test_an_untrained_null_class_is_not_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = make_run(tmp_path, {"LABEL_DROP": 0.0}), tmp_path / "out"
+    words = [str(run), str(out), "--to", "diffusers", "--label", "none"]
+    assert launch("export", words) == 2
+    assert "none: LABEL_DROP was 0" in capsys.readouterr().err
+    words[3] = "safetensors"
+    assert launch("export", words) == 2
+    assert "--label is for --to diffusers" in capsys.readouterr().err
+
+
+OPTIONS: dict[str, tuple[dict[str, object], dict[str, object], list[str]]] = {
+    "every class": ({}, {}, []),
+    "one class": ({}, {"CLASS_EMB_DIM": 5}, ["--label", "2"]),
+    "no class": ({}, {}, ["--label", "none"]),
+    "timesteps by their digits": ({}, {"NUM_CLASSES": None, "TIME_EMB_DIM": 32}, []),
+    "a thousand of them": (
+        {},
+        {"NUM_CLASSES": None, "FIRST_CHANNEL": 16, "TIME_EMB_DIM": 64, "TIMESTEPS": 1000},
+        [],
+    ),
+    "images, one channel, oblong": (
+        {"PRED_TYPE": "image", "INPUT_IMAGE_SIZE": [8, 16], "INPUT_IMAGE_CHANNEL": 1},
+        {"NUM_CLASSES": None, "TIME_INPUT": "logsnr"},
+        [],
+    ),
+    "noise, three levels, heads": (
+        {"PRED_TYPE": "noise"},
+        {
+            "NUM_CLASSES": None,
+            "CHANNEL_MULTIPLIER": [1, 2, 3],
+            "HAS_ATTENTION": [False, True, False],
+            "NUM_HEADS": 2,
+            "NUM_RES_BLOCKS": 2,
+        },
+        [],
+    ),
+    "layers of Keras": (
+        {},
+        {"NUM_CLASSES": None, "KERAS_LAYERS": True, "HAS_ATTENTION": [True, True]},
+        [],
+    ),
+    "zero terminal SNR": ({}, {"NUM_CLASSES": None, "ZERO_TERMINAL_SNR": True}, []),
+}
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("case", OPTIONS)
+def test_pipelines_of_diffusers_draw_the_images_of_the_run(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    training, network, words = OPTIONS[case]
+    run, out = make_run(tmp_path, training, **network), tmp_path / "out"
+    assert launch("export", [str(run), str(out), "--to", "diffusers", *words]) == 0
+    assert "verified with diffusers" in capsys.readouterr().out
+    assert files_of(out) == LAYOUT
+    if words or "NUM_CLASSES" in network:
+        for kind in (diffusers.DDIMPipeline, diffusers.DDPMPipeline):
+            pipeline = kind.from_pretrained(out)
+            pipeline.set_progress_bar_config(disable=True)
+            images = pipeline(batch_size=2, num_inference_steps=4, output_type="np").images
+            assert images.shape[0] == 2 and images.min() >= 0 and images.std() > 0
+
+
+@pytest.mark.oracle
+def test_an_export_that_draws_other_images_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    run, out = make_run(tmp_path, NUM_CLASSES=None), tmp_path / "out"
+    # As another version of diffusers might: its attention is left out.
+    monkeypatch.setattr(
+        diffusers.models.attention_processor.Attention, "forward", lambda self, x, **_: x
+    )
+    assert launch("export", [str(run), str(out), "--to", "diffusers"]) == 2
+    assert "draws other images from the exported network" in capsys.readouterr().err
+    assert not out.exists()

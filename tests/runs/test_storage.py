@@ -29,7 +29,7 @@ def replace_file(folder: Path) -> None:
 def make_new_folder(folder: Path) -> None:
     with storage.new_folder(folder / "made") as write:
         first = write("a", NEW)
-        write("b", OLD)
+        write("inner/b", OLD)
         write("seal", first.sha256.encode())
 
 

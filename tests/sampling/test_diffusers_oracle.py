@@ -6,7 +6,9 @@ Their tables are replaced by ours, so that what is compared is the sampler; thei
 float32 throughout. Index i there is timestep i + 1 here.
 """
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.sampling.samplers import sample
 from ddpm.sampling.spacing import levels
 from tests.support.diffusion_cases import SHAPE, every_plain_type
+from tests.support.tree import ROOT
 
 pytestmark = pytest.mark.oracle
 
@@ -164,3 +167,40 @@ def test_the_levels_of_karras(name: str) -> None:
     # Their smallest comes from 1 - abar in float32.
     lost = 2.0**-24 / float(path[-1].sigma) ** 2
     assert_close(ratios, scheduler.sigmas[:-1], rtol=1e-5 + lost, atol=0)
+
+
+def test_a_network_of_diffusers_is_drawn_from_as_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Laid out as google/ddpm-cifar10-32, with random weights, in a folder of that name."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(
+        sample_size=32,
+        block_out_channels=(8, 16, 16, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        norm_eps=1e-6,
+        downsample_padding=0,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        attention_head_dim=None,
+    ).eval()
+    unet.save_pretrained(tmp_path / "google" / "ddpm-cifar10-32")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "sampling.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code, names)
+
+    scheduler = diffusers.DDIMScheduler(timestep_spacing="trailing", clip_sample=True)
+    scheduler.set_timesteps(50)
+    x_t = normal(0, Stream.X_T, torch.arange(4), (3, 32, 32))
+    with torch.no_grad():
+        for index in scheduler.timesteps:
+            pred = unet(x_t, index).sample
+            x_t = scheduler.step(pred, index, x_t, use_clipped_model_output=True).prev_sample
+    expected = (127.5 * (x_t + 1)).permute(0, 2, 3, 1)
+    drawn = torch.from_numpy(names["images"][:4]).float()
+    assert_close(drawn, expected, rtol=0, atol=0.51 + 1e-2)
