@@ -60,8 +60,9 @@ def parser() -> argparse.ArgumentParser:
     bulk.add_argument("--unit", type=int, metavar="N", help="images of a unit (default: by --num)")
     bulk.add_argument(
         "--format",
-        choices=("shards", "npz", "png"),
-        help="what is made of the shards at the end (default: a picture of the first images)",
+        choices=("shards", "npz", "adm", "png"),
+        help="what is made of the shards at the end (default: a picture of the first images); "
+        "adm: an NPZ that the evaluator of guided-diffusion reads",
     )
     bulk.add_argument("--status", action="store_true", help="how far it is; changes nothing")
     bulk.add_argument("--verify", action="store_true", help="check every image; changes nothing")

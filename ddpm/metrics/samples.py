@@ -171,7 +171,7 @@ def drawn(request: SampleRequest, group: Group = ALONE) -> SampleSet:
         f"{_walk(request.options)}, {spaced}{_guided(request.options)}, {facts['weights']} of step "
         f"{facts['step']}"
     )
-    source, loaded = _npz(made.images, has_labels=generator.labels() is not None)
+    source, loaded = _npz(made.images, "images", None if generator.labels() is None else "labels")
     step = request.checkpoint
     return SampleSet(
         name=str(request.checkpoint or request.run),
@@ -237,21 +237,28 @@ def read_samples(path: Path, real: RealData, *, is_checked: bool = False) -> Sam
 
 def _source(path: Path) -> tuple[Source, Loaded]:
     if path.suffix == ".npz":
-        return _npz(path, has_labels=_has_classes(path))
+        return _npz(path, *_arrays(path))
     source = open_with_labels(str(path))
     return source, source.load(progress=True)
 
 
-def _npz(path: Path, *, has_labels: bool) -> tuple[Source, Loaded]:
-    source = open_source(path, "labels" if has_labels else None)
+def _npz(path: Path, pixels: str, classes: str | None) -> tuple[Source, Loaded]:
+    source = open_source(path, classes, image_key=pixels)
     return source, source.load()
 
 
-def _has_classes(path: Path) -> bool:
-    """Whether an NPZ has labels that mean something: -1 stands for images without a class."""
+def _arrays(path: Path) -> tuple[str, str | None]:
+    """Names of images and labels in an NPZ: `images` and `labels`, or as guided-diffusion has them.
+
+    None for labels that mean nothing: -1 stands for images without a class.
+    """
     try:
-        member = open_npz(path).get("labels")
-        return member is not None and not bool((member.read() == -1).all())
+        members = open_npz(path)
+        is_theirs = "arr_0" in members and "images" not in members
+        pixels, classes = ("arr_0", "arr_1") if is_theirs else ("images", "labels")
+        member = members.get(classes)
+        has_classes = member is not None and not bool((member.read() == -1).all())
+        return pixels, classes if has_classes else None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {error}") from error
 

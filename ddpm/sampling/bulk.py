@@ -47,6 +47,8 @@ _ASKED, _UNIT, _BATCH, _LAUNCH_LOCK = "asked.json", "unit.json", "batch.json", "
 _LAUNCH_S = 600.0  # another launch may take so long to check what is there, and to submit
 _ABANDONED_S = 3600.0  # a file that nobody has written to for so long has lost its writer
 _FORMAT = 1
+# Arrays of an NPZ file: DDPM v3's names, and those that the evaluator of guided-diffusion reads.
+_ARRAYS = {"npz": ("images", "labels"), "adm": ("arr_0", "arr_1")}
 _NAME = re.compile(r"(\d{10})-(\d{10})")
 _SHOWN = 12
 
@@ -391,31 +393,36 @@ def check_bulk(folder: BulkFolder, num: int, *, progress: bool) -> BulkCheck:
 
 
 def export(folder: BulkFolder, num: int, stem: str, form: str, *, is_fresh: bool) -> list[Path]:
-    """A picture of the first images, at most 400, and {stem}.npz or the folder {stem} of PNG files.
+    """A picture of the first images, at most 400, and {stem}.npz, {stem}_adm.npz or the folder
+    {stem} of PNG files.
 
-    form: "shards", "npz" or "png".  is_fresh: images were drawn just now; else files that are there
-    stay. Images go from the shards into the files one at a time, so memory does not grow.
+    form: "shards", "npz", "adm" or "png".  is_fresh: images were drawn just now; else files that
+    are there stay. Images go from the shards into the files one at a time, so memory does not grow.
     """
     picture = folder.folder / PICTURE
     pixels = [images.decode(data) for _, data, _ in folder.first(min(num, MAX_PICTURED))]
     storage.write_bytes(picture, png(grid(np.stack(pixels).astype(np.uint8))))
     if form == "shards":
         return [picture]
-    path = folder.folder / (f"{stem}.npz" if form == "npz" else stem)
-    if is_fresh or not path.exists():
-        (_write_npz if form == "npz" else _write_pngs)(folder, num, path)
+    path = folder.folder / {"npz": f"{stem}.npz", "adm": f"{stem}_adm.npz", "png": stem}[form]
+    if not is_fresh and path.exists():
+        return [picture, path]
+    if form == "png":
+        _write_pngs(folder, num, path)
+    else:
+        _write_npz(folder, num, path, *_ARRAYS[form])
     return [picture, path]
 
 
-def _write_npz(folder: BulkFolder, num: int, path: Path) -> None:
-    """As DDPM v3 has it: images uint8 (N, H, W, C), and labels where there are any."""
+def _write_npz(folder: BulkFolder, num: int, path: Path, pixels: str, classes: str) -> None:
+    """Images uint8 (N, H, W, C), and labels int64 where there are any, as arrays of those names."""
     channels, height, width = folder.recipe["image_shape"]
 
     def fill(sink: storage.Sink) -> None:
         labels: list[int] = []
         with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:  # type: ignore[call-overload]
             with (
-                _array(archive, "images", (num, height, width, channels), "|u1") as member,
+                _array(archive, pixels, (num, height, width, channels), "|u1") as member,
                 ImageBar("writing the NPZ", num, is_shown=True) as bar,
             ):
                 for _, data, label in folder.first(num):
@@ -423,7 +430,7 @@ def _write_npz(folder: BulkFolder, num: int, path: Path) -> None:
                     labels += [] if label is None else [label]
                     bar.advance()
             if labels:
-                with _array(archive, "labels", (num,), "<i8") as member:
+                with _array(archive, classes, (num,), "<i8") as member:
                     member.write(np.array(labels, np.int64).tobytes())
 
     storage.write_file(path, fill)
@@ -436,7 +443,7 @@ def _array(
     """An array of an NPZ file, its header written; with a fixed time, so bytes are equal."""
     info = zipfile.ZipInfo(f"{name}.npy")
     info.compress_type = zipfile.ZIP_DEFLATED
-    with archive.open(info, "w", force_zip64=name == "images") as member:
+    with archive.open(info, "w", force_zip64=len(shape) > 1) as member:
         header = {"descr": dtype, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(member, header)  # type: ignore[arg-type]
         yield member  # type: ignore[misc]

@@ -142,7 +142,7 @@ def guide_weights(guide: str, ema: Ema | None) -> tuple[Path | None, Ema | None]
 class BulkOptions:
     """Images in bulk: num of them (None: NUM_GEN_IMAGES), drawn in units of `unit`.
 
-    format: "shards", and "npz" or "png" files made of them at the end.
+    format: "shards", and "npz", "adm" (an NPZ for guided-diffusion) or "png" files made of them.
     """
 
     num: int | None = None
@@ -272,6 +272,12 @@ def read_request(
         problems += task_problems(config) + _folder_problems(config) + guide_problems(config, ema)
         # Of images in bulk more may be asked for later, and image i takes base image i.
         limit = config.IMAGE_GENERATION.NUM_GEN_IMAGES if bulk is None else _ANY_NUMBER
+        channels = config.TRAINING.INPUT_IMAGE_CHANNEL
+        if bulk is not None and bulk.format == "adm" and channels != 3:
+            problems.append(
+                f"--format is adm, whose readers take 3 channels; these images have {channels}, so "
+                "give npz, shards or png"
+            )
         base = _external(read_base, config, (*INPAINTING, "sdedit"), limit, problems)
         mask = _external(read_mask, config, ("inpaint",), limit, problems)
     if problems or config is None:

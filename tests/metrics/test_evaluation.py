@@ -190,13 +190,17 @@ def test_a_folder_an_npz_and_shards_of_the_same_images_give_the_same(
     folder = folder_of_png(tmp_path / "png", images, labels)
     npz = saved(tmp_path / "x.npz", images, labels)
     floats = saved(tmp_path / "f.npz", images.astype(np.float32) / 255, labels)
+    adm = tmp_path / "adm.npz"
+    np.savez(adm, arr_0=images, arr_1=labels)
     packing.pack(npz, tmp_path / "shards", progress=False)
     one = measured(real, npz)
-    for other in (folder, floats):
+    for other in (folder, floats, adm):
         assert values(measured(real, other)) == values(one)
     packed = values(measured(real, tmp_path / "shards"))  # in another order
     assert packed["fid"] == pytest.approx(values(one)["fid"], rel=1e-9)
-    assert (np.bincount(read_samples(folder, real).labels) == np.bincount(labels)).all()  # type: ignore[arg-type]
+    for other in (folder, adm):
+        found = read_samples(other, real).labels
+        assert found is not None and (np.bincount(found) == np.bincount(labels)).all()
 
 
 # The command

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import threading
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -469,6 +470,17 @@ def test_a_disk_that_is_full_ends_the_drawing_and_leaves_holes_only(
 # What is made of them
 
 
+def streamed(path: Path, name: str) -> bytes:
+    """Data of an array that is read as guided-diffusion's evaluator does: a stream of the archive,
+    whose header must be of a version that numpy has readers for, and in C order.
+    """
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
+        assert np.lib.format.read_magic(member) == (1, 0)
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(member)
+        assert not is_fortran and len(shape) == 4 and shape[3] == 3 and dtype == np.uint8
+        return member.read()
+
+
 @pytest.mark.slow
 def test_npz_and_png_are_the_images_of_the_shards(bulk: Bulk) -> None:
     series = bulk.draw(11, format="npz")
@@ -480,6 +492,14 @@ def test_npz_and_png_are_the_images_of_the_shards(bulk: Bulk) -> None:
         assert arrays["images"].dtype == np.uint8 and arrays["labels"].dtype == np.int64
         assert (arrays["images"] == np.stack([pixels[i] for i in range(11)])).all()
         assert arrays["labels"].tolist() == [i % 3 for i in range(11)]
+    bulk.draw(11, format="adm")
+    adm = series.folder / "ddim_eta0.0_steps4_gen_11x8x8x3_adm.npz"
+    with np.load(adm, allow_pickle=False) as arrays:
+        assert arrays.files == ["arr_0", "arr_1"]
+        assert arrays["arr_0"].dtype == np.uint8 and arrays["arr_0"].shape == (11, 8, 8, 3)
+        assert (arrays["arr_0"] == np.stack([pixels[i] for i in range(11)])).all()
+        assert arrays["arr_1"].tolist() == [i % 3 for i in range(11)]
+    assert streamed(adm, "arr_0") == np.stack([pixels[i] for i in range(11)]).tobytes()
     bulk.draw(11, format="png")
     folder = series.folder / "ddim_eta0.0_steps4_gen_11x8x8x3"
     found = sorted(folder.rglob("*.png"))

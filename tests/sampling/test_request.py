@@ -8,7 +8,7 @@ import pytest
 from ddpm import config as configuration
 from ddpm.errors import InputError
 from ddpm.sampling.generation import ImageGenerator
-from ddpm.sampling.request import read_request
+from ddpm.sampling.request import BulkOptions, read_request
 from tests.support.small_run import images_of, make_config, make_run, overrides, save
 
 GUIDED = {"GEN_TASK": "class_cond", "GUIDANCE": 2.0}
@@ -194,3 +194,10 @@ def test_a_guide_of_another_network_schedule_or_prediction_is_refused(
     assert all("the same network and noise schedule" in line for line in found)
     for change in ("PRED_TYPE: ", "TIMESTEPS: 12 -> 20", "FIRST_CHANNEL: 8 -> 16"):
         assert any(change in line for line in found)
+
+
+def test_a_file_for_an_evaluator_of_three_channels_needs_three(tmp_path: Path) -> None:
+    run = make_run(tmp_path, {"INPUT_IMAGE_CHANNEL": 1})
+    assert read_request(run, bulk=BulkOptions(num=5, format="npz")).bulk is not None
+    with pytest.raises(InputError, match="--format is adm, .* these images have 1"):
+        read_request(run, bulk=BulkOptions(num=5, format="adm"))
