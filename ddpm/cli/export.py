@@ -4,6 +4,7 @@ examples:
   ddpm export RUN OUT --to safetensors
   ddpm export RUN/checkpoints/step-00001000 OUT --to safetensors --ema 0
   ddpm export RUN OUT --to diffusers --label 3
+  ddpm export RUN OUT --to torch
 
 OUT: README.md with the data, the schedule, what was measured with its intervals, what the training
 took and how images are drawn, and
@@ -11,11 +12,14 @@ took and how images are drawn, and
   safetensors   model.safetensors and config.yaml, for this package
   diffusers     what DDPMPipeline and DDIMPipeline of diffusers load; drawn from by both before it
                 is written, where diffusers is installed: the same noise must give the same images
+  torch         model.pt2, a program of torch.export: (x_t, t, labels) -> the prediction, for any
+                number of images; tried against the network before it is written
 
 It is there whole or not at all.
 """
 
 import hashlib
+import io
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.yaml"
 _TOLERANCE = 1e-4  # of images in [-1, 1]
+_PROGRAM_TOLERANCE = 1e-5  # of predictions
 _SAMPLING = """\
 ```python
 from pathlib import Path
@@ -75,6 +80,20 @@ with torch.no_grad():
     for t in scheduler.timesteps:
         images = scheduler.step(unet(images, t, labels).sample, t, images).prev_sample
 ```"""
+
+_PROGRAM = """\
+```python
+import torch
+
+program = torch.export.load("model.pt2")  # may unpickle: only of files that you trust
+network = program.module()
+alpha, sigma = (program.state_dict[name] for name in ("alpha", "sigma"))  # at t = 0, ..., {total}
+x_t, t = torch.randn(4, {shape}), torch.full((4,), {total})  # any number of images
+with torch.no_grad():
+    prediction = network(x_t, t{, labels})
+```
+
+On a GPU: `torch.export.passes.move_to_device_pass(program, "cuda")`."""
 
 
 class _Export(NamedTuple):
@@ -211,6 +230,7 @@ def _tried_by_diffusers(model: "LoadedModel", label: int | None, files: Mapping[
     from ddpm.diffusion import Stream, normal
     from ddpm.sampling import sample
 
+    diffusers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         for name, data in files.items():
             (path := Path(folder, name)).parent.mkdir(exist_ok=True)
@@ -252,12 +272,55 @@ def _tried_by_diffusers(model: "LoadedModel", label: int | None, files: Mapping[
     return f"verified with diffusers {diffusers.__version__}: {found}"
 
 
+def _torch(model: "LoadedModel", _: int | None) -> _Export:
+    import torch
+
+    from ddpm.diffusion import Stream, normal
+    from ddpm.sampling import TimestepNetwork
+
+    total, classes = model.schedule.num_timesteps, model.network.num_classes
+    network = TimestepNetwork(model.network, model.schedule, model.pred_type).eval()
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+    def inputs(number: int) -> tuple[torch.Tensor, ...]:
+        ids = torch.arange(number)
+        given = (normal(0, Stream.X_T, ids, model.image_shape), total - ids * (total - 1) // number)
+        return given if classes is None else (*given, ids % (classes + 1))
+
+    batch, given = {0: torch.export.Dim("batch")}, inputs(2)
+    with torch.no_grad():
+        program = torch.export.export(network, given, dynamic_shapes=(batch,) * len(given))
+        torch.export.save(program, buffer := io.BytesIO())
+        # It can unpickle, so it is given nothing but the bytes that were made just now.
+        again = torch.export.load(io.BytesIO(buffer.getvalue())).module()
+        apart = 0.0
+        for number in (1, 5):
+            expected, found = network(*inputs(number)), again(*inputs(number))
+            scale = expected.abs().max().clamp(min=1)
+            apart = max(apart, float((found - expected).abs().max() / scale))
+    told = f"predictions for 1 and for 5 images differ by {apart:.1e} at most from the network's"
+    if not apart <= _PROGRAM_TOLERANCE:
+        raise InputError(
+            f"torch {torch.__version__} exports another network: {told}, where "
+            f"{_PROGRAM_TOLERANCE:.0e} is allowed; nothing was written"
+        )
+    return _Export(
+        files={"model.pt2": buffer.getvalue()},
+        library="torch",
+        drawing=_filled(_PROGRAM, model),
+        tried=f"verified with torch {torch.__version__}: {told}",
+    )
+
+
 def _filled(drawing: str, model: "LoadedModel") -> str:
     """A card's example with the numbers of a model."""
     classes = model.network.num_classes
+    labels = "None" if classes is None else f"torch.arange(4) % {classes}"
     numbers = {
+        "{, labels}": "" if classes is None else f", {labels}",
+        "{total}": str(model.schedule.num_timesteps),
         "{steps}": str(min(50, model.schedule.num_timesteps)),
-        "{labels}": "None" if classes is None else f"torch.arange(4) % {classes}",
+        "{labels}": labels,
         "{shape}": ", ".join(map(str, model.image_shape)),
     }
     for name, text in numbers.items():
@@ -265,7 +328,7 @@ def _filled(drawing: str, model: "LoadedModel") -> str:
     return drawing
 
 
-_FORMS = {"safetensors": _safetensors, "diffusers": _diffusers}
+_FORMS = {"safetensors": _safetensors, "diffusers": _diffusers, "torch": _torch}
 
 
 def _card(model: "LoadedModel", made: _Export) -> Iterator[str]:
@@ -305,7 +368,7 @@ def _card(model: "LoadedModel", made: _Export) -> Iterator[str]:
     yield from (f"| {name} | {text} |" for name, text in rows.items())
     yield from ("", "## Measures", "")
     yield from _measures(run.path, model.sha256)
-    yield from ("", "## Drawing images", "", f"In this folder, with `{made.library}`:", "")
+    yield from ("", "## Use", "", f"In this folder, with `{made.library}`:", "")
     yield made.drawing
     yield from ("", "No licence is given here: that of the data and your own decide.")
 

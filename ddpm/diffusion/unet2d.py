@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ddpm.diffusion.layers import Attention, sinusoids
 from ddpm.diffusion.schedule import NoiseSchedule
-from ddpm.diffusion.unet import UNet
+from ddpm.diffusion.unet import Stage, UNet
 
 _SHARPNESS = 32.0
 _LONGEST_LOOKUP = 4096  # it has T^2 weights
@@ -107,8 +107,8 @@ def unet2d_problems(network: UNet, schedule: NoiseSchedule, pred_type: str) -> l
 
 def unet2d_config(network: UNet, schedule: NoiseSchedule, label: int | None) -> dict[str, Any]:
     """Configuration of the UNet2DModel of unet2d_weights()."""
-    levels, attentions, classes = network.encoder, _attentions(network), network.num_classes
-    attends = [level.stages[0].attention is not None for level in levels]
+    attentions, classes = _attentions(network), network.num_classes
+    attends = [stage.attention is not None for stage in _first_stages(network)]
     head_width = None  # None: one head, as wide as its layer
     if any(each.num_heads > 1 for each in attentions):
         head_width = attentions[0].out.out_features // attentions[0].num_heads
@@ -184,8 +184,8 @@ def _time_embedding(network: UNet, schedule: NoiseSchedule, dim: int) -> dict[st
     time = schedule.network_time(steps.double() / len(steps), schedule.logsnr_at(steps)).float()
     if ours.dim <= room:
         table = sinusoids(time, ours.dim, rounds_as_keras=ours.rounds_as_keras)
-        first, first_bias = ours.hidden.weight, ours.hidden.bias
-        last, last_bias = ours.out.weight, ours.out.bias
+        first, first_bias = ours.hidden.weight.data, ours.hidden.bias.data
+        last, last_bias = ours.out.weight.data, ours.out.bias.data
     else:
         digits = (len(steps) - 1).bit_length()
         table = (2 * ((steps[:, None] - 1) >> torch.arange(digits) & 1) - 1).float()  # (T, digits)
@@ -213,7 +213,13 @@ def _to_width(rows: Tensor, width: int) -> Tensor:
 
 
 def _widths(network: UNet) -> list[int]:
-    return [level.stages[0].block.conv1.out_channels for level in network.encoder]
+    return [stage.block.conv1.out_channels for stage in _first_stages(network)]
+
+
+def _first_stages(network: UNet) -> list[Stage]:
+    """The first of each level, fine to coarse."""
+    levels = ((m for m in level.modules() if isinstance(m, Stage)) for level in network.encoder)
+    return [next(stages) for stages in levels]
 
 
 def _attentions(network: UNet) -> list[Attention]:

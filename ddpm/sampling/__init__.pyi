@@ -6,6 +6,7 @@ from .bulk import check_bulk as check_bulk
 from .bulk_sampler import BulkSampler as BulkSampler
 from .denoise import Denoised as Denoised
 from .denoise import Network as Network
+from .denoise import TimestepNetwork as TimestepNetwork
 from .film import to_uint8 as to_uint8
 from .generation import ImageGenerator as ImageGenerator
 from .generation import draw as draw

@@ -21,9 +21,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ddpm.diffusion import network_input, noise_from_pred, per_sample, x0_from_pred
+from ddpm.diffusion import (
+    NoiseSchedule,
+    network_input,
+    noise_from_pred,
+    per_sample,
+    x0_from_pred,
+)
 from ddpm.sampling.spacing import Level
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -39,6 +45,31 @@ class Denoised:
 
 
 Denoise = Callable[[Tensor, Level], Denoised]
+
+
+class TimestepNetwork(nn.Module):
+    """A network as a function of timesteps: (x_t, t int64 (N,) in [1, T], labels) -> prediction.
+
+    alpha, sigma: the schedule's table, float64 (T + 1,).
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+    time: Tensor
+
+    def __init__(self, network: nn.Module, schedule: NoiseSchedule, pred_type: str) -> None:
+        super().__init__()
+        self.network, self.pred_type, self.sigma_data = network, pred_type, schedule.sigma_data
+        t = torch.arange(schedule.num_timesteps + 1)
+        time = schedule.network_time(t.double() / schedule.num_timesteps, schedule.logsnr_at(t))
+        alpha, sigma = schedule.alpha_sigma_at(t)
+        for name, table in (("alpha", alpha), ("sigma", sigma), ("time", time.float())):
+            self.register_buffer(name, table)
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        given = network_input(x_t, self.alpha[t], self.sigma[t], self.pred_type, self.sigma_data)
+        prediction: Tensor = self.network(given, self.time[t], labels)
+        return prediction
 
 
 def denoiser(

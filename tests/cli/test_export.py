@@ -1,15 +1,19 @@
 """A network exported: whole, with a card that says what is known, and images drawn as it says."""
 
+import io
 import json
 import re
 import sys
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from ddpm.cli.main import launch
+from ddpm.diffusion import Stream, network_input, normal
 from ddpm.sampling import load_network
 from tests.support.small_run import make_run
 
@@ -41,7 +45,7 @@ def test_an_export_holds_the_weights_and_a_card_whose_example_runs(
     assert "| schedule | cosine, 12 timesteps |" in card and "ema-0.99 of step 7" in card
     (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     monkeypatch.chdir(out)
-    names: dict[str, torch.Tensor] = {}
+    names: dict[str, Any] = {}
     exec(code, names)
     assert names["images"].shape == (4, 3, 8, 8) and bool(names["images"].isfinite().all())
 
@@ -194,3 +198,52 @@ def test_an_export_that_draws_other_images_is_refused(
     assert launch("export", [str(run), str(out), "--to", "diffusers"]) == 2
     assert "draws other images from the exported network" in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("training", "network"),
+    [
+        ({}, {}),
+        (
+            {"PRED_TYPE": "edm"},
+            {"NUM_CLASSES": None, "BLOCK_SIZE": 2, "USE_CROSS_ATTENTION": True, "TIMESTEPS": 1000},
+        ),
+    ],
+    ids=["velocity, classes", "edm"],
+)
+def test_a_program_of_torch_predicts_as_the_network_for_any_number_of_images(
+    training: dict[str, object],
+    network: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, out = make_run(tmp_path, training, **network), tmp_path / "out"
+    assert launch("export", [str(run), str(out), "--to", "torch"]) == 0
+    assert "verified with torch" in capsys.readouterr().out
+    card = (out / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    monkeypatch.chdir(out)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["prediction"].shape == (4, 3, 8, 8)
+
+    with zipfile.ZipFile(out / "model.pt2") as archive:
+        pickled = [name for name in archive.namelist() if name.endswith(".pt")]
+        for name in pickled:  # tensors, which torch reads without running anything
+            torch.load(io.BytesIO(archive.read(name)), weights_only=True)
+    assert len(pickled) == 1
+
+    model = load_network(run, device=torch.device("cpu"))
+    total, ids = model.schedule.num_timesteps, torch.arange(7)
+    x_t, t = normal(1, Stream.X_T, ids, (3, 8, 8)), total - ids
+    labels = None if network else ids % 4
+    time = model.schedule.network_time(t.double() / total, model.schedule.logsnr_at(t)).float()
+    alpha, sigma = model.schedule.alpha_sigma_at(t)
+    assert torch.equal(names["alpha"][t], alpha) and torch.equal(names["sigma"][t], sigma)
+    with torch.no_grad():
+        given = network_input(x_t, alpha, sigma, model.pred_type, model.schedule.sigma_data)
+        expected = model.network(given, time, labels)
+        found = names["network"](x_t, t, *(() if labels is None else (labels,)))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
