@@ -79,6 +79,8 @@ ELSEWHERE = {
     "python run.py --config configs/digits.yaml --training": "tests/cli/test_import_v3.py",
     "ddpm import-v3 X.yaml model.h5 --dry-run": "tests/cli/test_import_v3.py",
     "ddpm import-v3 X.yaml model.h5": "tests/cli/test_import_v3.py",
+    "ddpm export RUN OUT --to diffusers": "tests/cli/test_export.py",
+    "ddpm export RUN OUT --to diffusers --label 3": "tests/cli/test_export.py",
     "python benchmarks/overhead.py": MINUTES,
     "python benchmarks/sampling.py --rounds 8 --steps 3": MINUTES,
     "python benchmarks/sampling.py --rounds 5 --steps 10 --batch 256": MINUTES,
