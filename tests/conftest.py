@@ -92,10 +92,10 @@ def process_as_it_was() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with scikit-learn's digits as shards, packed once. Read it; to write, copy it."""
-    from ddpm.data import packing
+    from ddpm.data import open_source, packing
 
     folder = tmp_path_factory.mktemp("digits") / "shards"
-    packing.pack("digits", folder, progress=False)
+    packing.pack(open_source("digits"), folder, progress=False)
     return folder
 
 

@@ -152,7 +152,7 @@ def _pack(asked: argparse.Namespace) -> None:
             print(line)
         print(
             f"would pack {source.num_samples:,} images of {source.name} into "
-            f"{len(plan.shard_names)} shard(s) in {asked.out_dir}; nothing was written"
+            f"{len(plan.shards)} shard(s) in {asked.out_dir}; nothing was written"
         )
         return
     index = packing.pack(source, asked.out_dir, samples_per_shard=count)

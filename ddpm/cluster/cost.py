@@ -419,9 +419,17 @@ def _split(config: Config) -> tuple[int, int]:
     """(training images, validation images), without packing or indexing anything."""
     path = config.DATASET.PATH
     if not preparing.is_shards(path):
-        count = open_source(path, config.DATASET.LABEL_KEY).num_samples
+        source = open_source(path, config.DATASET.LABEL_KEY)
+        count = source.num_samples
+        if source.split:
+            (_, train), (_, held_out) = source.split
+            return train, held_out
     elif (Path(path) / INDEX_FILE).exists():
-        count = open_index(path).num_samples
+        index = open_index(path)
+        count = index.num_samples
+        if index.held_out is not None:
+            held_out = int(index.held_out.sum())
+            return count - held_out, held_out
     else:
         count = UNKNOWN_IMAGES
     held_out = int(is_validation(count, config.DATASET.VALIDATION_FRACTION).sum())

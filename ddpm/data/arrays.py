@@ -1,4 +1,4 @@
-"""Array files, NPZ, IDX and CIFAR-10's, as data from a stranger.
+"""Arrays in files, NPZ, NPY, IDX and CIFAR-10's, as data from a stranger; the digits.
 
 Headers are checked against sizes before anything is read, and nothing is unpickled. An array that
 lies uncompressed in its NPZ is mapped, not loaded, so it may be larger than memory; a compressed
@@ -6,6 +6,7 @@ one is refused when it would not fit, or expands like a zip bomb.
 """
 
 import gzip
+import hashlib
 import math
 import re
 import struct
@@ -14,6 +15,8 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -22,6 +25,16 @@ import psutil
 from numpy.typing import NDArray
 
 from ddpm.data.images import ArrayHeader, array_header
+from ddpm.data.source import (
+    DIGITS,
+    ArraySource,
+    Reading,
+    Source,
+    entries,
+    examples,
+    files_identity,
+)
+from ddpm.errors import InputError
 
 # Real images shrink to a third, drawings to a fiftieth; beyond this it is made to fill memory.
 _BOMB_RATIO = 200
@@ -32,6 +45,222 @@ _ZIP_LOCAL_HEADER = 30
 CIFAR_RECORD = 1 + 3 * 32 * 32
 _CIFAR_MOST = 1 << 28
 _BINARY = "take the binary version, cifar-10-binary.tar.gz, from the same page"
+_IDX_TRAINING = ("train-images-idx3-ubyte", "train-images.idx3-ubyte")
+
+
+class NpzSource(ArraySource):
+    """An NPZ file with `images` and, unless label_key is None, labels under that key."""
+
+    takes = "an NPZ file (.npz)"
+    options = ("--image-key",)
+
+    def __init__(self, path: Path, reading: Reading) -> None:
+        label_key, self.reading = reading.label_key, reading
+        self.name, self._path, self.has_labels = str(path), path, label_key is not None
+        try:
+            members = open_npz(path)
+        except (ValueError, OSError) as error:
+            raise InputError(f"{path}: {error}") from error
+        keys = [reading.image_key or "images"] + ([label_key] if label_key is not None else [])
+        there = ", ".join(members) or "nothing"
+        advice = {label_key: "; name another with LABEL_KEY, or null for images without labels"}
+        if missing := [key for key in keys if key not in members]:
+            lines = [
+                f"{path} has no array {k!r}, it has: {there}{advice.get(k, '')}" for k in missing
+            ]
+            raise InputError(lines)
+        self._members = [members[key] for key in keys]
+        if others := [key for key in members if key not in keys]:
+            self.notes = (f"{path}: {len(others)} array(s) not read: {examples(others)}",)
+        self._take(*((member.header.shape, member.header.dtype) for member in self._members))
+
+    @classmethod
+    def opened(cls, source: str, reading: Reading) -> Source | None:
+        path = Path(source)
+        return cls(path, reading) if path.suffix == ".npz" and path.is_file() else None
+
+    @cached_property
+    def _content(self) -> str:
+        return files_identity([self._path])
+
+    def identity(self) -> str:
+        key = self.reading.label_key
+        if key in ("labels", None):
+            return self._content
+        # Other labels of the same file are other data.
+        return hashlib.sha256(f"{self._content} {key}".encode()).hexdigest()
+
+    def _read(self, part: int) -> NDArray:
+        try:
+            return self._members[part].read()
+        except ValueError as error:
+            raise InputError(f"{self.name}: {error}") from error
+
+
+class NpySource(ArraySource):
+    """An NPY file of images alone, mapped where it lies."""
+
+    takes = "an NPY file (.npy)"
+
+    def __init__(self, path: Path, reading: Reading) -> None:
+        self.name, self.reading, self._path = str(path), reading, path
+        try:
+            with path.open("rb") as stream:
+                self._header = array_header(stream)
+            found = path.stat().st_size - self._header.header_bytes
+            if found != self._header.data_bytes:
+                raise ValueError(f"promises {self._header.data_bytes} bytes; {found} are there")
+        except (ValueError, OSError) as error:
+            raise InputError(f"{path}: {error}") from error
+        self._take((self._header.shape, self._header.dtype))
+
+    @classmethod
+    def opened(cls, source: str, reading: Reading) -> Source | None:
+        return cls(Path(source), reading) if source.endswith(".npy") else None
+
+    def identity(self) -> str:
+        return files_identity([self._path])
+
+    def _read(self, part: int) -> NDArray:
+        head = self._header
+        flat = np.memmap(self._path, head.dtype, "r", head.header_bytes)
+        return flat.reshape(head.shape, order="F" if head.is_fortran else "C")
+
+
+class IdxSource(ArraySource):
+    """An IDX file of images and, unless label_key is None, the labels file beside it."""
+
+    takes = "an IDX file (*-idx3-ubyte, *.gz)"
+
+    def __init__(self, path: Path, reading: Reading) -> None:
+        self.name, self.has_labels = str(path), reading.label_key is not None
+        self.reading, self._paths = reading, [path]
+        if self.has_labels:
+            stem = path.name.removesuffix(".gz").replace("images", "labels")
+            labels = _idx_file(path.parent, stem.replace("idx3", "idx1").replace("idx4", "idx1"))
+            if labels is None or labels == path:
+                raise InputError(
+                    f"{path} has no labels file beside it; put one there, "
+                    "or set LABEL_KEY to null for images without labels"
+                )
+            self._paths.append(labels)
+        promised, problems = [], []
+        for file in self._paths:
+            try:
+                promised.append((idx_shape(file), np.dtype(np.uint8)))
+            except (ValueError, OSError) as error:
+                problems.append(f"{file} {error}")
+        if problems:
+            raise InputError(problems)
+        self._take(*promised)
+
+    @classmethod
+    def opened(cls, source: str, reading: Reading) -> Source | None:
+        path = Path(source)
+        if path.is_dir():
+            pair = next((found for name in _IDX_TRAINING if (found := _idx_file(path, name))), None)
+            if pair is None:
+                return None
+            opened = cls(pair, reading)
+            if others := [e.name for e in entries(path) if e not in opened._paths]:
+                opened.notes = (
+                    f"{path}: {len(others)} file(s) not read: {examples(others)}; name another "
+                    "file of images to pack that",
+                )
+            return opened
+        return cls(path, reading) if "idx" in path.name else None
+
+    def identity(self) -> str:
+        return files_identity(self._paths)
+
+    def _read(self, part: int) -> NDArray:
+        try:
+            return read_idx(self._paths[part])
+        except ValueError as error:
+            raise InputError(f"{self._paths[part]} {error}") from error
+
+
+class DigitsSource(ArraySource):
+    """scikit-learn's handwritten digits."""
+
+    takes = f"`{DIGITS}`"
+
+    def __init__(self, reading: Reading) -> None:
+        self.name, self.has_labels, self.reading = DIGITS, reading.label_key is not None, reading
+        self._take(((1797, 8, 8), np.dtype(np.uint8)))
+        self.class_names = tuple("0123456789") if self.has_labels else None
+
+    @classmethod
+    def opened(cls, source: str, reading: Reading) -> Source | None:
+        return cls(reading) if source == DIGITS else None
+
+    def identity(self) -> str:
+        return hashlib.sha256(DIGITS.encode()).hexdigest()
+
+    def _read(self, part: int) -> NDArray:
+        # The file that sklearn.datasets.load_digits() reads, without its seconds of imports.
+        found = find_spec("sklearn")
+        if found is None or not found.origin:
+            raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
+        table = np.loadtxt(Path(found.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
+        if part:  # the labels
+            return table[:, -1].astype(np.int64)
+        # Whole numbers 0..16 in float64; np.rint rounds halves to even, but 255 v / 16 has none.
+        return np.rint(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+
+
+class CifarSource(ArraySource):
+    """The training images of CIFAR-10's binary version: the archive, or the folder in it.
+
+    A record is the class, a byte, and 32 x 32 red, then green, then blue values.
+    """
+
+    takes = "CIFAR-10's cifar-10-binary.tar.gz"
+
+    def __init__(self, path: Path, reading: Reading) -> None:
+        self.name, self.reading, self._path = str(path), reading, path
+        self.has_labels = reading.label_key is not None
+        try:
+            self._parts, names, others = cifar_parts(path)
+        except (ValueError, OSError) as error:
+            raise InputError(f"{path}: {error}") from error
+        self.class_names = names if self.has_labels else None
+        if others:
+            self.notes = (f"{path}: {len(others)} file(s) not read: {examples(others)}",)
+        count = sum(size for _, size in self._parts) // CIFAR_RECORD
+        self._take(((count, 32, 32, 3), np.dtype(np.uint8)))
+
+    @classmethod
+    def opened(cls, source: str, reading: Reading) -> Source | None:
+        path = Path(source)
+        is_archive = path.is_file() and path.name.endswith((".tar.gz", ".tgz", ".tar"))
+        is_folder = path.is_dir() and any(
+            (path / f"data_batch_1{end}").is_file() for end in (".bin", "")
+        )
+        return cls(path, reading) if is_archive or is_folder else None
+
+    def identity(self) -> str:
+        if self._path.is_file():
+            return files_identity([self._path])
+        return files_identity([self._path / name for name, _ in self._parts], self._path)
+
+    @cached_property
+    def _records(self) -> NDArray[np.uint8]:
+        try:
+            return read_cifar(self._path, self._parts)
+        except (ValueError, OSError) as error:
+            raise InputError(f"{self.name}: {error}") from error
+
+    def _read(self, part: int) -> NDArray:
+        if part:  # the labels
+            return self._records[:, 0]
+        planes = self._records[:, 1:].reshape(-1, 3, 32, 32)
+        return planes.transpose(0, 2, 3, 1)
+
+
+def _idx_file(folder: Path, name: str) -> Path | None:
+    """The IDX file of this name in `folder`, gzipped or not."""
+    return next((path for end in ("", ".gz") if (path := folder / f"{name}{end}").is_file()), None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -329,7 +329,7 @@ class Dataset:
             store,
             index.labels if has_labels else None,
             Preprocessor(dataset.PREPROCESSING, image_shape[1:]),
-            fraction=dataset.VALIDATION_FRACTION,
+            held_out=_held_out(index, dataset.VALIDATION_FRACTION),
             starts=index.starts,
             is_shuffled=index.is_shuffled,
             seed=seed,
@@ -359,7 +359,7 @@ class Dataset:
             MemoryStore(loaded.images),
             loaded.labels,
             Preprocessor(schema.Preprocessing(), (height, width)),
-            fraction=validation_fraction,
+            held_out=is_validation(source.num_samples, validation_fraction),
             starts=np.array([0, source.num_samples]),
             is_shuffled=False,
             seed=seed,
@@ -376,14 +376,13 @@ class Dataset:
         labels: NDArray[np.int64] | None,
         preprocessor: Preprocessor,
         *,
-        fraction: float,
+        held_out: NDArray[np.bool_],
         starts: NDArray[np.int64],
         is_shuffled: bool,
         seed: int,
     ) -> None:
         self._store, self._preprocessor, self._seed = store, preprocessor, seed
         self._labels = None if labels is None else torch.from_numpy(labels)
-        held_out = is_validation(int(starts[-1]), fraction)
         self._validation_ids = torch.from_numpy(np.flatnonzero(held_out))
         self._order = Order(np.flatnonzero(~held_out), starts, seed=seed, is_shuffled=is_shuffled)
         self.num_train = len(self._order.train_ids)
@@ -453,6 +452,12 @@ class Dataset:
     def close(self) -> None:
         """Closes the shards; reading opens them again."""
         self._store.close()
+
+
+def _held_out(index: Index, fraction: float) -> NDArray[np.bool_]:
+    """Mask of the samples for validation: those of the data's own split, else drawn."""
+    own = index.held_out
+    return is_validation(index.num_samples, fraction) if own is None else own
 
 
 def _to_model_space(batch: Pixels) -> Tensor:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ddpm.data.images import array_header
 from ddpm.data.scan import Sample, Scan, scan_tar
-from ddpm.data.source import examples, note
+from ddpm.data.source import examples, is_held_out, note
 from ddpm.errors import InputError, as_typed
 from ddpm.runs import ImageBar, storage
 
@@ -51,6 +51,7 @@ class Shard:
     samples: int
     bytes: int
     sha256: str
+    split: str | None = None  # the part of the data, where they came split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,16 @@ class Index:
     def labels(self) -> NDArray[np.int64] | None:
         """The class of every sample."""
         return None if self.num_classes is None else self.table["label"].astype(np.int64)
+
+    @cached_property
+    def held_out(self) -> NDArray[np.bool_] | None:
+        """Mask of the samples for validation, where the data came split; else None."""
+        if all(shard.split is None for shard in self.shards):
+            return None
+        return np.repeat(
+            [shard.split is not None and is_held_out(shard.split) for shard in self.shards],
+            [shard.samples for shard in self.shards],
+        )
 
     @property
     def num_bytes(self) -> int:
@@ -213,7 +224,8 @@ def _file_problems(index: Index) -> Iterator[str]:
 
 
 def data_sha256(shards: Sequence[Shard], table_sha256: str) -> str:
-    content = [FORMAT, [[shard.samples, shard.sha256] for shard in shards], table_sha256]
+    own = [[one.samples, one.sha256, *([one.split] if one.split else [])] for one in shards]
+    content = [FORMAT, own, table_sha256]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -333,6 +345,7 @@ def write_index(
     names: Sequence[str],
     scans: Sequence[Scan],
     *,
+    splits: Sequence[str | None] | None = None,
     class_names: tuple[str, ...] | None = None,
     is_shuffled: bool,
     recipe: str | None = None,
@@ -342,8 +355,10 @@ def write_index(
     if problems := _contradictions(folder, names, scans):
         raise InputError(problems)
     shards = tuple(
-        Shard(name=name, samples=len(scan.samples), bytes=scan.size, sha256=scan.sha256)
-        for name, scan in zip(names, scans, strict=True)
+        Shard(
+            name=name, samples=len(scan.samples), bytes=scan.size, sha256=scan.sha256, split=split
+        )
+        for name, scan, split in zip(names, scans, splits or [None] * len(names), strict=True)
     )
     shapes = {sample.header.shape for sample in samples}
     table = _table(samples)
@@ -427,6 +442,9 @@ def _traits(sample: Sample) -> tuple[str, str, str]:
 def _to_json(index: Index) -> dict[str, Any]:
     content = asdict(index)
     del content["folder"]
+    for shard in content["shards"]:
+        if shard["split"] is None:
+            del shard["split"]
     return {"format": FORMAT, **content}
 
 

@@ -15,7 +15,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +26,6 @@ from ddpm.data import images
 from ddpm.data.index import INDEX_FILE, LOCK_FILE, Index, open_index, write_index
 from ddpm.data.scan import Scan, scan_tar
 from ddpm.data.source import Loaded, Reading, Source, note
-from ddpm.data.sources import open_source
 from ddpm.errors import InputError, LockedError
 from ddpm.runs import ImageBar, storage
 
@@ -42,10 +43,9 @@ _log = logging.getLogger(__name__)
 
 
 def pack(
-    source: str | os.PathLike[str] | Source,
+    source: Source,
     out_dir: str | os.PathLike[str],
     *,
-    label_key: str | None = "labels",
     name: str | None = None,
     samples_per_shard: int | None = None,
     seed: int = 0,
@@ -53,20 +53,18 @@ def pack(
 ) -> Index:
     """The index of the shards in out_dir, packed now unless they are there already.
 
-    source: a path (see ddpm/data/sources.py), `digits`, or a Source.  label_key: key of the labels;
-    None packs images without labels.  name: start of the shards' names.  samples_per_shard: None
-    gives shards of at most 32 MiB of pixels.  seed: of the order of the samples.
+    name: start of the shards' names.  samples_per_shard: None gives shards of at most 32 MiB of
+    pixels.  seed: of the order of the samples.
 
     Raises InputError with all problems of the source, before anything is written, and when out_dir
     holds something else.  StorageError when writing fails.
     """
-    opened = source if isinstance(source, Source) else open_source(source, label_key)
-    plan = plan_packing(opened, name=name, samples_per_shard=samples_per_shard, seed=seed)
+    plan = plan_packing(source, name=name, samples_per_shard=samples_per_shard, seed=seed)
     folder = Path(out_dir)
     if index := _finished(folder, plan):
         return index
-    _require_place(folder, opened)
-    note(opened.notes)
+    _require_place(folder, source)
+    note(source.notes)
     with _folder(folder):
         if index := _finished(folder, plan):  # another process packed it while this one waited
             return index
@@ -83,10 +81,26 @@ class PackPlan:
     seed: int
     recipe: str
 
-    @property
-    def shard_names(self) -> list[str]:
-        count = -(-self.source.num_samples // self.samples_per_shard)
-        return [f"{self.name}-{number:06d}.tar" for number in range(count)]
+    @cached_property
+    def shards(self) -> list["ShardPlan"]:
+        """Every shard; one holds samples of one part alone where the data come split."""
+        planned: list[ShardPlan] = []
+        first, size = 0, self.samples_per_shard
+        for part, count in self.source.split or ((None, self.source.num_samples),):
+            stem = self.name if part is None else f"{self.name}-{part.lower()}"
+            for number, start in enumerate(range(first, first + count, size)):
+                samples = range(start, min(start + size, first + count))
+                planned.append(ShardPlan(f"{stem}-{number:06d}.tar", part, samples))
+            first += count
+        return planned
+
+
+class ShardPlan(NamedTuple):
+    """A shard's name, the part that it is of, and the numbers of its samples."""
+
+    name: str
+    split: str | None
+    samples: range
 
 
 def plan_packing(
@@ -103,7 +117,7 @@ def plan_packing(
     if problems:
         raise InputError(problems)
     content = [_PACKING, source.identity(), source.has_labels, shard_name, count, seed]
-    content += _different(source.reading)
+    content += _different(source.reading) + ([source.split] if source.split else [])
     return PackPlan(
         source=source,
         name=shard_name,
@@ -191,19 +205,19 @@ def _pack_into(folder: Path, plan: PackPlan, progress: bool) -> Index:
         ImageBar("packing", plan.source.num_samples, is_shown=progress) as bar,
         ThreadPoolExecutor(_THREADS) as pool,
     ):
-        for number, name in enumerate(plan.shard_names):
-            first = number * plan.samples_per_shard
-            rows = order[first : first + plan.samples_per_shard]
+        for name, _, samples in plan.shards:
+            rows = order[samples.start : samples.stop]
             scan = _kept_scan(folder / name, kept.get(name))
             if scan is None:
-                scan = _write_shard(folder, name, _members(loaded, rows, first, pool), bar)
+                scan = _write_shard(folder, name, _members(loaded, rows, samples.start, pool), bar)
             else:
                 bar.advance(len(rows))
             scans.append(scan)
     index = write_index(
         folder,
-        plan.shard_names,
+        [shard.name for shard in plan.shards],
         scans,
+        splits=[shard.split for shard in plan.shards],
         class_names=plan.source.class_names,
         is_shuffled=True,
         recipe=plan.recipe,
@@ -242,11 +256,16 @@ def _kept_scan(path: Path, sha256: str | None) -> Scan | None:
 
 
 def _order(plan: PackPlan) -> NDArray[np.int64]:
-    """The image of the source that is sample 0, 1, ..."""
+    """The image of the source that is sample 0, 1, ...; each part in an order of its own."""
     from ddpm.diffusion import philox
 
-    count = plan.source.num_samples
-    return philox.permutation(plan.seed, philox.Stream.ORDER, count, id=_PACK_ID).numpy()
+    orders, first = [], 0
+    for part, (_, count) in enumerate(plan.source.split or ((None, plan.source.num_samples),)):
+        place = {"id": _PACK_ID + part}
+        one = philox.permutation(plan.seed, philox.Stream.ORDER, count, **place).numpy()
+        orders.append(first + one)
+        first += count
+    return np.concatenate(orders)
 
 
 def _members(

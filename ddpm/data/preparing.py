@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.config import Config, image_shape
+from ddpm.config import Config, DatasetSection, image_shape
 from ddpm.data.images import ImageHeader
 from ddpm.data.index import (
     INDEX_FILE,
@@ -25,8 +25,8 @@ from ddpm.data.index import (
     shard_paths,
 )
 from ddpm.data.packing import pack, plan_packing
-from ddpm.data.source import DIGITS, Source, note
-from ddpm.data.sources import PictureSource, open_source
+from ddpm.data.source import DIGITS, PictureSource, Source, note
+from ddpm.data.sources import open_source
 from ddpm.errors import InputError, as_typed
 
 # From so many expected samples on, a side of the split is empty with a chance below 1e-27.
@@ -95,7 +95,7 @@ def check(config: Config, index: Index) -> list[str]:
         *_shape_problems(config, index.channels, [index.smallest_size]),
         *_class_problems(config, index.num_classes is not None),
         *_label_problems(config, index.labels),
-        *_split_problems(config, index.num_samples),
+        *_split_problems(config, index.num_samples, index.held_out is not None),
     ]
     return [f"DATASET.PATH {index.folder}: {problem}" for problem in problems]
 
@@ -159,7 +159,7 @@ def _shards_problems(folder: Path) -> list[str]:
 def _unpacked_problems(config: Config, source: Source, seen: list[ImageHeader]) -> list[str]:
     problems = [
         *_class_problems(config, source.has_labels),
-        *_split_problems(config, source.num_samples),
+        *_split_problems(config, source.num_samples, bool(source.split)),
     ]
     if source.image_shape is not None:
         channels, *size = source.image_shape
@@ -244,8 +244,16 @@ def _label_problems(config: Config, labels: NDArray[np.int64] | None) -> Iterato
         )
 
 
-def _split_problems(config: Config, num_samples: int) -> Iterator[str]:
+def _split_problems(config: Config, num_samples: int, is_split: bool) -> Iterator[str]:
+    """is_split: the data come with a split of their own."""
     fraction = config.DATASET.VALIDATION_FRACTION
+    if is_split:
+        if fraction != DatasetSection.VALIDATION_FRACTION:
+            yield (
+                f"comes with images for validation, but DATASET.VALIDATION_FRACTION is {fraction}; "
+                "leave it out, or name the folder of the training images"
+            )
+        return
     if num_samples * min(fraction, 1.0 - fraction) >= _SURELY_FILLED:
         return
     # Only data this small needs the split itself, and torch for it.

@@ -1,11 +1,13 @@
-"""Source of images: the class of every kind, arrays checked as one, the identity of files."""
+"""Source of images: the class of every kind; arrays and encoded pictures, checked as one;"""
 
 import hashlib
 import json
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -13,14 +15,21 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.data.images import MAX_LABEL, STRICT, Conversions, ImageHeader
+from ddpm.data.images import MAX_LABEL, STRICT, Conversions, ImageHeader, Pixels, decode, header
 from ddpm.errors import InputError
+from ddpm.runs import ImageBar
 
 DIGITS = "digits"
 # Sources up to this size are identified by their content, larger ones by names, sizes and times.
 _HASHED_BYTES = 1 << 28
 _HASHED_FILES = 1000
 _EXAMPLES = 3
+_THREADS = 4
+_BATCH = 1024
+_TRAIN = ("train", "training")
+_HELD_OUT = ("val", "valid", "validation", "test", "testing")  # as they are preferred
+PARTS = (*_TRAIN, *_HELD_OUT)
+_LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "lost+found")
 _log = logging.getLogger(__name__)
 _noted: set[str] = set()
 
@@ -67,7 +76,9 @@ class Source(ABC):
 
     takes: what a path must be, in words.  name: for messages.  num_samples.  image_shape:
     (C, H, W), None when only the pixels tell.  has_labels.  class_names: by class number, where
-    there are names.  notes: files and arrays that are there and not read, one line each.
+    there are names.  notes: files and arrays that are there and not read, one line each.  split:
+    the images of each part, (name, number), where the data come split; those of the first part, for
+    training, come first.  options: those of the command line that mean something to the kind.
     """
 
     name: str
@@ -76,8 +87,10 @@ class Source(ABC):
     has_labels: bool = False
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    split: tuple[tuple[str, int], ...] = ()
     reading: Reading = Reading()
     takes: ClassVar[str]
+    options: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     @abstractmethod
@@ -106,6 +119,25 @@ def note(lines: Iterable[str]) -> None:
         if line not in _noted:
             _noted.add(line)
             _log.warning("%s", line)
+
+
+def own_split(names: Iterable[str]) -> tuple[str, str] | None:
+    """Of parts of a data set, that for training and that for validation; None without both."""
+    by_word = {name.lower(): name for name in sorted(names)}
+    train = next((by_word[word] for word in _TRAIN if word in by_word), None)
+    held_out = next((by_word[word] for word in _HELD_OUT if word in by_word), None)
+    return (train, held_out) if train and held_out else None
+
+
+def split_note(name: str, split: Sequence[tuple[str, int]]) -> str:
+    """The parts that data come in, in words."""
+    found = " and ".join(f"{number:,} images of {part}" for part, number in split)
+    return f"{name}: {found}, the split that is there; no DATASET.VALIDATION_FRACTION is drawn"
+
+
+def is_held_out(part: str) -> bool:
+    """Whether a part is for validation."""
+    return part.lower() in _HELD_OUT
 
 
 def examples(names: Sequence[object]) -> str:
@@ -230,6 +262,122 @@ class _Arrays:
         return self._conversions.apply(image)
 
 
+class PictureSource(Source):
+    """Encoded pictures, each with a name for messages.  pictures: their bytes, by number."""
+
+    options = ("--alpha", "--bit-depth")
+    names: Sequence[object]
+    pictures: ImageSequence
+    _numbers: NDArray | None = None  # whole numbers, by picture
+
+    def labels(self) -> NDArray[np.int64] | None:
+        if self._numbers is None:
+            return None
+        refuse(f"{self.name}: {problem}" for problem in label_problems(self._numbers))
+        return self._numbers.astype(np.int64)
+
+    def load(self, *, progress: bool = False) -> Loaded:
+        """Decodes every picture once: all broken ones are known before anything is written."""
+        labels = self.labels()  # before the minutes of decoding
+        with ImageBar("checking", self.num_samples, is_shown=progress) as bar:
+            outcomes = []
+            for outcome in self._outcomes(range(self.num_samples), _decoded):
+                outcomes.append(outcome)
+                bar.advance()
+        headers = self._usable(self.names, outcomes)
+        return Loaded(
+            images=_Decoded(self),
+            labels=labels,
+            notes=counted(self.name, [one.changes for one in headers]),
+        )
+
+    def headers(self, limit_s: float) -> list[ImageHeader]:
+        """Size and type of the pictures, in evenly spaced rounds, of as many as the seconds allow.
+
+        Raises InputError with the problems that these show, before any is decoded.
+        """
+        rounds = -(-self.num_samples // _BATCH)
+        numbers: list[int] = []
+        outcomes: list[ImageHeader | str] = []
+        until = time.monotonic() + limit_s
+        for first in range(rounds):
+            if numbers and time.monotonic() > until:
+                break
+            some = range(first, self.num_samples, rounds)
+            numbers += some
+            outcomes += self._outcomes(some, header)
+        return self._usable([self.names[number] for number in numbers], outcomes)
+
+    def _usable(
+        self, names: Sequence[object], outcomes: list[ImageHeader | str]
+    ) -> list[ImageHeader]:
+        """The headers of pictures. Raises InputError with what cannot be used."""
+        broken = [(n, one) for n, one in zip(names, outcomes, strict=True) if isinstance(one, str)]
+        refuse(by_reason(broken))
+        headers = [one for one in outcomes if not isinstance(one, str)]
+        refuse(_channel_problems(names, [one.channels for one in headers]))
+        return headers
+
+    def _outcomes(
+        self,
+        numbers: Sequence[int],
+        look: Callable[[bytes, Conversions], ImageHeader],
+    ) -> Iterator[ImageHeader | str]:
+        """The header of each picture, or why it cannot be used; decoders release the interpreter,
+        so threads help.
+        """
+
+        def outcome(number: int) -> ImageHeader | str:
+            try:
+                return look(self.pictures[number], self.reading.conversions)
+            except (ValueError, OSError) as error:
+                return str(error)
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for start in range(0, len(numbers), _BATCH):
+                yield from pool.map(outcome, numbers[start : start + _BATCH])
+
+
+def refuse(problems: Iterable[str]) -> None:
+    if found := list(problems):
+        raise InputError(found)
+
+
+def _channel_problems(paths: Sequence[object], channels: Sequence[int]) -> list[str]:
+    """The odd ones, when some pictures are grey and some in colour."""
+    usual = 3 if 2 * sum(one == 3 for one in channels) >= len(channels) else 1
+    odd = [path for path, one in zip(paths, channels, strict=True) if one != usual]
+    own, others = ("grey", "RGB") if usual == 3 else ("RGB", "grey")
+    if len(odd) < 2:
+        return [f"{path} is {own}, most images are {others}; convert it" for path in odd]
+    return [
+        f"{len(odd):,} of {len(paths):,} pictures are {own}, most images are {others}; convert "
+        f"them: {examples(odd)}"
+    ]
+
+
+class _Decoded:
+    """The pictures of a source, each decoded as it is taken."""
+
+    def __init__(self, source: PictureSource) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return self._source.num_samples
+
+    def __getitem__(self, number: int) -> Pixels:
+        source = self._source
+        try:
+            return decode(source.pictures[number], source.reading.conversions)
+        except (ValueError, OSError) as error:  # it was whole when it was checked
+            raise InputError(f"{source.names[number]}: {error}") from error
+
+
+def _decoded(data: bytes, by: Conversions) -> ImageHeader:
+    decode(data, by)
+    return header(data, by)
+
+
 def counted(name: str, changes: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
     """A line for each change of images, with their number."""
     numbers = Counter(change for ones in changes for change in ones)
@@ -284,6 +432,12 @@ def _float_problems(images: NDArray) -> list[str]:
         f"{len(wrong)} float images have values outside [0, 1], the first is image {wrong[0]} "
         f"with {low:g} to {high:g}; scale them, or give uint8"
     ]
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, by name, without the litter of systems."""
+    entries = sorted(folder.iterdir())
+    return [e for e in entries if not e.name.startswith(".") and e.name.lower() not in _LITTER]
 
 
 def files_identity(paths: Sequence[Path], root: Path | None = None) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm.data import packing
+from ddpm.data import open_source, packing
 from ddpm.data.index import open_index, verify_shards
 from ddpm.data.source import ArraySource
 from tests.support.processes import forked
@@ -64,7 +64,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     Image.fromarray(GREY[0]).save(tmp_path / "in/a.png")
     inside = tmp_path / "in" / "shards"
-    found = problems_of(lambda: packing.pack(tmp_path / "in", inside, progress=False))
+    found = problems_of(lambda: packing.pack(open_source(tmp_path / "in"), inside, progress=False))
     assert "inside the source" in found[0] and not inside.exists()
     file = tmp_path / "thesis.txt"
     assert "is a file" in problems_of(lambda: packing.pack(source, file, progress=False))[0]

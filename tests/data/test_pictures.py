@@ -10,8 +10,18 @@ import pyarrow.parquet
 import pytest
 
 from ddpm.data import packing
-from ddpm.data.sources import PictureSource, open_source
-from tests.support.shard_data import COLOUR, GREY, LABELS, assert_holds, picture, problems_of
+from ddpm.data.source import PictureSource
+from ddpm.data.sources import open_source
+from tests.support.shard_data import (
+    COLOUR,
+    GREY,
+    LABELS,
+    as_multiset,
+    assert_holds,
+    picture,
+    problems_of,
+    stored,
+)
 
 
 def parquet(path: Path, rows: slice, **columns: object) -> None:
@@ -28,7 +38,7 @@ def test_parquet_by_file_and_by_folder(tmp_path: Path) -> None:
     folder.mkdir()
     parquet(folder / "train-00000-of-00002.parquet", slice(0, 30))
     parquet(folder / "train-00001-of-00002.parquet", slice(30, 40))
-    index = packing.pack(folder, tmp_path / "out", progress=False)
+    index = packing.pack(open_source(folder), tmp_path / "out", progress=False)
     assert_holds(index, COLOUR, LABELS)
     assert index.class_names == ("ant", "bee", "cat", "dog")
     one = open_source(folder / "train-00001-of-00002.parquet", None)
@@ -48,20 +58,31 @@ def test_a_bad_parquet_is_refused_in_words(tmp_path: Path) -> None:
     assert str(path) in problems_of(lambda: open_source(path))[0]
 
 
-def test_parts_in_one_folder_of_parquet_are_refused_and_other_entries_counted(
+def test_parts_in_one_folder_of_parquet_are_the_split_and_others_are_counted(
     tmp_path: Path,
 ) -> None:
-    parquet(tmp_path / "train-00000-of-00001.parquet", slice(0, 30))
+    parquet(tmp_path / "train-00000-of-00002.parquet", slice(0, 20))
+    parquet(tmp_path / "train-00001-of-00002.parquet", slice(20, 30))
     parquet(tmp_path / "test-00000-of-00001.parquet", slice(30, 40))
-    (problem,) = problems_of(lambda: open_source(tmp_path))
-    assert "test, train, which are parts" in problem and "train-00000-of" in problem
-    (tmp_path / "test-00000-of-00001.parquet").unlink()
-    (tmp_path / "sub").mkdir()
-    parquet(tmp_path / "sub" / "more.parquet", slice(30, 40))
+    parquet(tmp_path / "extra-00000-of-00001.parquet", slice(0, 40))
     (tmp_path / "README.md").write_text("of ants")
     source = open_source(tmp_path)
-    assert source.num_samples == 30
-    assert source.notes == (f"{tmp_path}: 2 file(s) or folder(s) not read: README.md, sub/",)
+    assert source.split == (("train", 30), ("test", 10))
+    assert "30 images of train and 10 images of test, the split that is there" in source.notes[0]
+    unread = "2 file(s) or folder(s) not read: README.md, extra-00000-of-00001.parquet"
+    assert source.notes[1] == f"{tmp_path}: {unread}"
+    index = packing.pack(source, tmp_path / "out", progress=False)
+    held_out = stored(index)[30:]
+    assert as_multiset(held_out, index.labels[30:]) == as_multiset(list(COLOUR[30:]), LABELS[30:])
+    (tmp_path / "test-00000-of-00001.parquet").unlink()
+    alone = open_source(tmp_path)
+    assert (alone.num_samples, alone.split) == (30, ())
+    for number in (0, 1):
+        (tmp_path / f"train-0000{number}-of-00002.parquet").unlink()
+    for part in ("test", "validation"):
+        parquet(tmp_path / f"{part}-00000-of-00001.parquet", slice(30, 40))
+    (problem,) = problems_of(lambda: open_source(tmp_path))
+    assert "test, validation, which are parts" in problem and "name one file" in problem
 
 
 def test_columns_that_hold_no_pictures_or_null_labels_are_named(tmp_path: Path) -> None:
@@ -124,7 +145,9 @@ def test_edms_zip_with_its_labels(tmp_path: Path) -> None:
     source = open_source(path)
     assert "1 file(s) not read: readme" in source.notes[0]
     assert_holds(packing.pack(source, tmp_path / "a", progress=False), COLOUR[:8], LABELS[:8])
-    plain = packing.pack(edm_zip(tmp_path / "b.zip", None), tmp_path / "b", progress=False)
+    plain = packing.pack(
+        open_source(edm_zip(tmp_path / "b.zip", None)), tmp_path / "b", progress=False
+    )
     assert_holds(plain, COLOUR[:8], None)
     for wrong, word in ((pairs[1:], "have no label"), ([["a", 1.5]], "whole number")):
         assert word in problems_of(lambda: open_source(edm_zip(tmp_path / "c.zip", wrong)))[0]  # noqa: B023

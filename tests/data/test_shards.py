@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddpm.data import packing, preparing
+from ddpm.data import open_source, packing, preparing
 from ddpm.data.index import open_index
 from tests.support.processes import at_once, exit_codes
 from tests.support.shard_data import (
@@ -69,7 +69,7 @@ def test_several_misfits_come_at_once(digits: Path) -> None:
 def test_classes_without_labels_and_empty_splits(tmp_path: Path) -> None:
     pixels = np.zeros((3, 8, 8), np.uint8)
     np.savez(tmp_path / "in.npz", images=pixels)
-    index = packing.pack(tmp_path / "in.npz", tmp_path / "out", label_key=None, progress=False)
+    index = packing.pack(open_source(tmp_path / "in.npz", None), tmp_path / "out", progress=False)
     (problem,) = preparing.check(
         make_config(tmp_path / "out", DATASET__VALIDATION_FRACTION=0.0), index
     )

@@ -64,7 +64,7 @@ def test_npz_round_trip(
     tmp_path: Path, save: Callable[..., None], pixels: NDArray, extension: str
 ) -> None:
     save(tmp_path / "in.npz", images=pixels, labels=LABELS[:, None].astype(np.int16))
-    index = packing.pack(tmp_path / "in.npz", tmp_path / "out", progress=False)
+    index = packing.pack(open_source(tmp_path / "in.npz"), tmp_path / "out", progress=False)
     expected = pixels if pixels.ndim == 4 else pixels[..., None]
     expected = expected if pixels.dtype == np.uint8 else expected.astype(np.float32)
     assert_holds(index, expected, LABELS)
@@ -76,11 +76,11 @@ def test_label_key_names_the_labels_and_null_leaves_them_out(tmp_path: Path) -> 
     path = tmp_path / "in.npz"
     np.savez(path, images=GREY, kind=LABELS)
     assert_holds(
-        packing.pack(path, tmp_path / "a", label_key="kind", progress=False),
+        packing.pack(open_source(path, "kind"), tmp_path / "a", progress=False),
         GREY[..., None],
         LABELS,
     )
-    index = packing.pack(path, tmp_path / "b", label_key=None, progress=False)
+    index = packing.pack(open_source(path, None), tmp_path / "b", progress=False)
     assert index.num_classes is None
     assert_holds(index, GREY[..., None], None)
 
@@ -94,11 +94,13 @@ def test_idx_pair_by_folder_and_by_file(tmp_path: Path, is_zipped: bool) -> None
         (folder / f"{part}-images-idx3-ubyte{end}").write_bytes(squeeze(idx(GREY[rows])))
         labels = LABELS[rows].astype(np.uint8)
         (folder / f"{part}-labels-idx1-ubyte{end}").write_bytes(squeeze(idx(labels)))
-    train = packing.pack(folder, tmp_path / "train", progress=False)
+    train = packing.pack(open_source(folder), tmp_path / "train", progress=False)
     assert_holds(train, GREY[:30, ..., None], LABELS[:30])
     test = folder / f"t10k-images-idx3-ubyte{end}"
     assert_holds(
-        packing.pack(test, tmp_path / "t10k", progress=False), GREY[30:, ..., None], LABELS[30:]
+        packing.pack(open_source(test), tmp_path / "t10k", progress=False),
+        GREY[30:, ..., None],
+        LABELS[30:],
     )
 
 
@@ -108,16 +110,16 @@ def test_subfolders_are_classes_sorted_by_name(tmp_path: Path) -> None:
     (tmp_path / "in/bee").mkdir()
     Image.fromarray(COLOUR[3]).save(tmp_path / "in" / names[3], lossless=True)
     (tmp_path / "in/ant/notes.txt").write_text("no image")
-    index = packing.pack(tmp_path / "in", tmp_path / "out", progress=False)
+    index = packing.pack(open_source(tmp_path / "in"), tmp_path / "out", progress=False)
     assert index.class_names == ("ant", "bee", "zebra")
     assert_holds(index, COLOUR[:4], np.array([2, 0, 0, 1]))
-    unlabelled = packing.pack(tmp_path / "in", tmp_path / "null", label_key=None, progress=False)
+    unlabelled = packing.pack(open_source(tmp_path / "in", None), tmp_path / "null", progress=False)
     assert_holds(unlabelled, COLOUR[:4], None)
 
 
 def test_flat_folder_has_no_labels(tmp_path: Path) -> None:
     save_pictures(tmp_path / "in", GREY, ["b.png", "a.png"])
-    index = packing.pack(tmp_path / "in", tmp_path / "out", progress=False)
+    index = packing.pack(open_source(tmp_path / "in"), tmp_path / "out", progress=False)
     assert_holds(index, GREY[:2, ..., None], None)
 
 
@@ -128,7 +130,7 @@ def test_palette_and_bilevel_images_lose_nothing(tmp_path: Path) -> None:
         picture = Image.fromarray(COLOUR[0]).convert(mode)
         picture.save(folder / "a.png")
         wanted = np.asarray(picture.convert("RGB" if mode == "P" else "L"))
-        index = packing.pack(folder, tmp_path / f"{name}-out", progress=False)
+        index = packing.pack(open_source(folder), tmp_path / f"{name}-out", progress=False)
         assert_holds(index, wanted.reshape(1, 6, 5, -1), None)
 
 
@@ -137,7 +139,7 @@ def test_sizes_may_vary(tmp_path: Path) -> None:
     folder.mkdir()
     for height, width in ((9, 12), (11, 10)):
         Image.fromarray(np.zeros((height, width), np.uint8)).save(folder / f"{height}.png")
-    index = packing.pack(folder, tmp_path / "out", progress=False)
+    index = packing.pack(open_source(folder), tmp_path / "out", progress=False)
     assert index.image_shape is None and index.smallest_size == (9, 10)
 
 
@@ -276,7 +278,7 @@ def test_chosen_classes_keep_the_order_they_are_given_in(tmp_path: Path) -> None
 
 def test_an_npy_is_images_alone(tmp_path: Path) -> None:
     np.save(tmp_path / "in.npy", COLOUR[..., :2] / 255)
-    index = packing.pack(tmp_path / "in.npy", tmp_path / "out", progress=False)
+    index = packing.pack(open_source(tmp_path / "in.npy"), tmp_path / "out", progress=False)
     assert_holds(index, (COLOUR[..., :2] / 255).astype(np.float32), None)
     np.save(tmp_path / "bad.npy", np.array([{}]), allow_pickle=True)
     assert "never loaded" in problems_of(lambda: open_source(tmp_path / "bad.npy"))[0]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ddpm.cli import evaluate as command
-from ddpm.data import packing
+from ddpm.data import open_source, packing
 from ddpm.data.index import open_index
 from ddpm.errors import InputError
 from ddpm.metrics.evaluation import METRICS, class_score
@@ -192,7 +192,7 @@ def test_a_folder_an_npz_and_shards_of_the_same_images_give_the_same(
     floats = saved(tmp_path / "f.npz", images.astype(np.float32) / 255, labels)
     adm = tmp_path / "adm.npz"
     np.savez(adm, arr_0=images, arr_1=labels)
-    packing.pack(npz, tmp_path / "shards", progress=False)
+    packing.pack(open_source(npz), tmp_path / "shards", progress=False)
     one = measured(real, npz)
     for other in (folder, floats, adm):
         assert values(measured(real, other)) == values(one)
@@ -311,7 +311,7 @@ def test_data_that_changed_since_the_training_is_refused(digits: Path, tmp_path:
 def test_a_classifier_needs_labels(digits: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     images, _ = digit_images(400)
-    packing.pack(saved(tmp_path / "y.npz", images), bare, label_key=None, progress=False)
+    packing.pack(open_source(saved(tmp_path / "y.npz", images), None), bare, progress=False)
     path = saved(tmp_path / "x.npz", digit_images(100, 5)[0])
     with pytest.raises(InputError, match="classifier features need data of two classes or more"):
         run(path, "--against", bare, "--features", "classifier", "--cache", tmp_path / "cache")

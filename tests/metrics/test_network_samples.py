@@ -12,7 +12,7 @@ import pytest
 
 from ddpm.config.rules import FID_SAMPLES
 from ddpm.config.schema import Config
-from ddpm.data import packing
+from ddpm.data import open_source, packing
 from ddpm.data.dataset import Dataset
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.distributed import Group
@@ -361,7 +361,7 @@ def test_a_best_that_too_few_training_images_could_never_give_is_refused(
 ) -> None:
     few = tmp_path / "few"
     np.savez(tmp_path / "x.npz", images=digit_images(60)[0], labels=np.arange(60) % 10)
-    packing.pack(tmp_path / "x.npz", few, progress=False)
+    packing.pack(open_source(tmp_path / "x.npz"), few, progress=False)
     config = tiny("EVALUATION.EVERY=1", "EVALUATION.FEATURES=pixels", "EVALUATION.BEST=kid")
     network, schedule = build(config)
     data = open_data(config, few)
