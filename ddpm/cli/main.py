@@ -27,6 +27,7 @@ COMMANDS = {
 # Packages that only some commands need: the extra of pyproject.toml that brings each.
 EXTRAS = {
     "h5py": "v3",
+    "lmdb": "lmdb",
     "matplotlib": "pictures",
     "optuna": "search",
     "torch_fidelity": "inception",

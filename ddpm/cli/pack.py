@@ -5,9 +5,14 @@ Needs no torch until it packs.
 
 import argparse
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from ddpm.cli.options import command_line
 from ddpm.errors import InputError
+
+if TYPE_CHECKING:
+    from ddpm.data import Loaded, Source
 
 _EXAMPLES = """\
 sources:
@@ -20,6 +25,9 @@ sources:
   FILE.parquet      encoded pictures (image, img) and label, as Hugging Face keeps them; or a folder
   cifar10 FILE      CIFAR-10's cifar-10-binary.tar.gz, into data/cifar10 unless OUT_DIR is given
   SHARDS            a folder of .tar shards, without OUT_DIR: indexed where they lie
+  SHARDS OUT_DIR    others' shards packed anew: also compressed, FILE.tar, URL/{000..099}.tar; URLs
+                    begin with https://, s3://, gs://, az:// or hf://
+  ANY OUT.zip       the ZIP of EDM's dataset tool instead of shards
 
 examples:
   ddpm pack digits shards/digits
@@ -29,6 +37,8 @@ examples:
   ddpm pack shards/fashion_mnist --verify
   ddpm pack cifar10 cifar-10-binary.tar.gz
   ddpm pack photos shards/photos --classes cat,dog --resize 64 --filter lanczos
+  ddpm pack photos --resize 64 --preview photos.png
+  ddpm pack 'https://example.org/birds-{000..099}.tar' shards/birds --image-key jpg
 
 Run the same command again to continue an interrupted packing.
 exit codes: 0 done, 2 bad input (all problems are listed), 5 storage, 75 interrupted
@@ -52,7 +62,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="KEY",
         help="key of the labels in the NPZ; null packs images without labels (default: labels)",
     )
-    read.add_argument("--image-key", metavar="KEY", help="of the images in the NPZ (images)")
+    read.add_argument(
+        "--image-key", metavar="KEY", help="of the images, where there are several or another name"
+    )
     read.add_argument(
         "--classes", metavar="A,B", help="class folders, in the order of their numbers; no others"
     )
@@ -81,6 +93,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--samples-per-shard", type=int, metavar="N", help="default: shards of about 32 MiB"
     )
+    made.add_argument(
+        "--preview", metavar="PNG", help="draw 64 images, as the network will see them, and labels"
+    )
     made.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
     made.add_argument("--verify", action="store_true", help="check every byte of the shards")
     return made
@@ -98,14 +113,18 @@ def main(argv: list[str] | None = None) -> int:
     elif asked.named_out is not None:
         raise InputError(f"{asked.named_out}: give SOURCE and OUT_DIR, no third path")
 
-    if preparing.is_shards(asked.source):
-        if asked.out_dir is not None:
-            raise InputError(f"{asked.source} holds shards already; leave OUT_DIR out")
+    if asked.out_dir is None and not asked.preview and preparing.is_shards(asked.source):
         if given := [f"--{name.replace('_', '-')}" for name in _OPTIONS if getattr(asked, name)]:
-            raise InputError(f"{', '.join(given)} changes nothing of shards; leave it out")
+            raise InputError(
+                f"{', '.join(given)} changes nothing of shards that stay where they are; give "
+                "OUT_DIR to pack them anew"
+            )
         _use(Path(asked.source), is_dry=asked.dry_run, verify=asked.verify)
-    elif asked.out_dir is None:
+    elif asked.out_dir is None and not asked.preview:
         raise InputError("OUT_DIR is missing: the folder for the shards")
+    elif asked.out_dir is None or asked.dry_run:
+        with TemporaryDirectory() as stage:
+            _look(asked, _source(asked, Path(stage) / "shards"))
     else:
         _pack(asked)
     return 0
@@ -125,15 +144,15 @@ def _use(folder: Path, *, is_dry: bool, verify: bool) -> None:
     print(f"{index}{'; every byte is as it was indexed' if verify else ''}")
 
 
-def _pack(asked: argparse.Namespace) -> None:
-    from ddpm.data import images, open_source, packing, verify_shards
+def _source(asked: argparse.Namespace, stage: Path) -> "Source":
+    """The source, read as the command line says."""
+    from ddpm.data import images, open_source
 
-    key = None if asked.label_key.lower() == "null" else asked.label_key
     if asked.filter and not asked.resize:
         raise InputError("--filter is of --resize; give it too")
-    source = open_source(
+    return open_source(
         asked.source,
-        key,
+        None if asked.label_key.lower() == "null" else asked.label_key,
         image_key=asked.image_key,
         classes=tuple(asked.classes.split(",")) if asked.classes else None,
         conversions=images.Conversions(
@@ -143,19 +162,54 @@ def _pack(asked: argparse.Namespace) -> None:
             size=_size(asked.resize) if asked.resize else None,
             resample=asked.filter or "bicubic",
         ),
+        stage=stage,
     )
-    count = asked.samples_per_shard
-    if asked.dry_run:
+
+
+def _look(asked: argparse.Namespace, source: "Source") -> None:
+    """Checks everything, and draws some of it where that is asked for."""
+    from ddpm.data import packing
+
+    loaded = source.load(progress=True)
+    for line in (*source.notes, *loaded.notes):
+        print(line)
+    if asked.preview:
+        _draw(asked.preview, source, loaded)
+    if asked.out_dir is not None:
+        count = asked.samples_per_shard
         plan = packing.plan_packing(source, name=None, samples_per_shard=count, seed=0)
-        loaded = source.load(progress=True)
-        for line in (*source.notes, *loaded.notes):
-            print(line)
         print(
             f"would pack {source.num_samples:,} images of {source.name} into "
             f"{len(plan.shards)} shard(s) in {asked.out_dir}; nothing was written"
         )
+
+
+def _draw(place: str, source: "Source", loaded: "Loaded") -> None:
+    from ddpm.data import packing
+    from ddpm.runs import png, storage
+
+    path = Path(place)
+    if path.suffix != ".png":
+        raise InputError(f"--preview is {path}; give a name that ends in .png")
+    storage.write_bytes(path, png(packing.preview(source, loaded)))
+    print(f"{path}: some of the {source.num_samples:,} images")
+
+
+def _pack(asked: argparse.Namespace) -> None:
+    from ddpm.data import INDEX_FILE, packing, verify_shards
+
+    out = Path(asked.out_dir)
+    if out.suffix == ".zip":
+        with TemporaryDirectory() as stage:
+            packing.write_edm_zip(_source(asked, Path(stage) / "shards"), out)
+        print(f"{out}: written as EDM's dataset tool does")
         return
-    index = packing.pack(source, asked.out_dir, samples_per_shard=count)
+    if not (out / INDEX_FILE).exists():
+        packing.require_place(out, asked.source)  # before anything is fetched
+    source = _source(asked, out / packing.STAGE)
+    if asked.preview:
+        _draw(asked.preview, source, source.load(progress=True))
+    index = packing.pack(source, out, samples_per_shard=asked.samples_per_shard)
     if asked.verify:
         verify_shards(index, progress=True)
     print(f"{index}{'; every byte was read back' if asked.verify else ''}")

@@ -1,4 +1,4 @@
-"""Arrays in files, NPZ, NPY, IDX and CIFAR-10's, as data from a stranger; the digits.
+"""Arrays in files, NPZ, NPY, HDF5, IDX and CIFAR-10's, as data from a stranger; the digits.
 
 Headers are checked against sizes before anything is read, and nothing is unpickled. An array that
 lies uncompressed in its NPZ is mapped, not loaded, so it may be larger than memory; a compressed
@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import psutil
@@ -127,6 +128,85 @@ class NpySource(ArraySource):
         return flat.reshape(head.shape, order="F" if head.is_fortran else "C")
 
 
+class Hdf5Source(ArraySource):
+    """Arrays of an HDF5 file: `images` and, unless label_key is None, labels under that key.
+
+    One that lies in one piece is mapped; one in chunks is loaded.
+    """
+
+    takes = "an HDF5 file (.h5, .hdf5)"
+    options = ("--image-key",)
+
+    def __init__(self, path: Path, reading: Reading) -> None:
+        import h5py
+
+        self.name, self._path, self.reading = str(path), path, reading
+        label_key, self.has_labels = reading.label_key, reading.label_key is not None
+        self._keys = [reading.image_key or "images", *([label_key] if label_key else [])]
+        problems, promised = [], []
+        try:
+            with h5py.File(path, "r") as file:
+                for key in self._keys:
+                    try:
+                        array = _own_array(file, key)
+                        promised.append((array.shape, array.dtype))
+                    except ValueError as error:
+                        problems.append(f"{path} {error}")
+                if others := [key for key in file if key not in self._keys]:
+                    self.notes = (f"{path}: {len(others)} array(s) not read: {examples(others)}",)
+        except (OSError, RuntimeError, KeyError) as error:
+            raise InputError(f"{path} is not a readable HDF5 file: {error}") from error
+        if problems:
+            raise InputError(problems)
+        self._take(*promised)
+
+    @classmethod
+    def opened(cls, source: str, reading: Reading) -> Source | None:
+        path = Path(source)
+        is_hdf5 = path.suffix.lower() in (".h5", ".hdf5") and path.is_file()
+        return cls(path, reading) if is_hdf5 else None
+
+    def identity(self) -> str:
+        content = f"{files_identity([self._path])} {self._keys}"
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def _read(self, part: int) -> NDArray:
+        import h5py
+
+        try:
+            with h5py.File(self._path, "r") as file:
+                array = _own_array(file, self._keys[part])
+                if array.chunks is None and (place := array.id.get_offset()) is not None:
+                    return np.memmap(self._path, array.dtype, "r", place, array.shape)
+                stored = array.id.get_storage_size()
+                _check_memory(array.nbytes, stored, f"array {self._keys[part]!r}")
+                return np.asarray(array[()])
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            raise InputError(f"{self._path}: {error}") from error
+
+
+def _own_array(file: Any, key: str) -> Any:
+    """The h5py data set under a key, its bytes in this file. Raises ValueError."""
+    import h5py
+
+    place = file
+    for name in key.split("/"):
+        link = place.get(name, getlink=True) if isinstance(place, h5py.Group) else None
+        if link is None:
+            raise ValueError(
+                f"has no array {key!r}, it has: {', '.join(file) or 'nothing'}; name another with "
+                "--image-key and --label-key, or null for images without labels"
+            )
+        if not isinstance(link, h5py.HardLink):
+            raise ValueError(f"has {key!r} by a link; only what lies in the file is read")
+        place = place[name]
+    if not isinstance(place, h5py.Dataset):
+        raise ValueError(f"has a group {key!r}; name an array in it")
+    if place.is_virtual or place.external:
+        raise ValueError(f"keeps {key!r} in other files; only what lies in the file is read")
+    return place
+
+
 class IdxSource(ArraySource):
     """An IDX file of images and, unless label_key is None, the labels file beside it."""
 
@@ -233,7 +313,7 @@ class CifarSource(ArraySource):
     @classmethod
     def opened(cls, source: str, reading: Reading) -> Source | None:
         path = Path(source)
-        is_archive = path.is_file() and path.name.endswith((".tar.gz", ".tgz", ".tar"))
+        is_archive = path.name.endswith((".tar.gz", ".tgz", ".tar")) and _begins_as_cifar(path)
         is_folder = path.is_dir() and any(
             (path / f"data_batch_1{end}").is_file() for end in (".bin", "")
         )
@@ -396,14 +476,20 @@ def cifar_parts(path: Path) -> tuple[list[tuple[str, int]], tuple[str, ...] | No
             names = tuple(stream.read().decode("ascii", "replace").split()) or None
         else:
             others.append(name)
-    if not parts and path.suffix == ".tar":
-        raise ValueError(
-            "holds no CIFAR-10, and a single shard is not taken; name the folder of the shards, "
-            f"{path.absolute().parent}"
-        )
     if not parts:
         raise ValueError(f"holds no CIFAR-10 (data_batch_1.bin ...); {_BINARY}, or unpack it")
     return sorted(parts), names, others
+
+
+def _begins_as_cifar(path: Path) -> bool:
+    """Whether an archive is CIFAR-10's, by the first of its names; it has eight."""
+    if not path.is_file():
+        return False
+    try:
+        names = (name.rpartition("/")[2] for name, _, _ in islice(_cifar_files(path), 9))
+        return any(re.fullmatch(r"data_batch_[0-9](\.bin)?", name) for name in names)
+    except ValueError:
+        return path.name.startswith("cifar-10")
 
 
 def read_cifar(path: Path, parts: list[tuple[str, int]]) -> NDArray[np.uint8]:

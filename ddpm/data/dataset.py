@@ -370,6 +370,55 @@ class Dataset:
         self.index = None
         return self
 
+    @classmethod
+    def from_torch(
+        cls,
+        dataset: ImageSequence,
+        *,
+        seed: int = 0,
+        validation_fraction: float = 0.1,
+    ) -> "Dataset":
+        """The images of a torch.utils.data.Dataset, or its pairs (image, label), in memory.
+
+        image: of Pillow; an array (H, W[, C]); a tensor (C, H, W); uint8 or float in [0, 1], so
+        before any normalisation.  Raises InputError where they differ in shape.
+        """
+        items = [dataset[number] for number in range(len(dataset))]
+        pairs = [item if isinstance(item, tuple | list) else (item,) for item in items]
+        images = [_as_array(pair[0]) for pair in pairs]
+        shapes = sorted({image.shape for image in images})
+        if len(shapes) != 1:
+            found = ", ".join(map(str, shapes[:3])) or "none"
+            raise InputError(f"images of one shape are taken, not of {found}; resize them")
+        numbers = [len(pair) for pair in pairs]
+        if len(set(numbers)) > 1 or numbers[0] > 2:
+            raise InputError("items are neither images nor pairs (image, label)")
+        labels = np.array([int(pair[1]) for pair in pairs]) if numbers[0] == 2 else None
+        return cls.from_arrays(
+            np.stack(images), labels, seed=seed, validation_fraction=validation_fraction
+        )
+
+    @classmethod
+    def from_huggingface(
+        cls,
+        dataset: ImageSequence,
+        image: str = "image",
+        label: str | None = "label",
+        *,
+        seed: int = 0,
+        validation_fraction: float = 0.1,
+    ) -> "Dataset":
+        """The rows of a split of Hugging Face's datasets, in memory: its columns image and label.
+
+        label: None for images without.  Raises InputError as from_torch does.
+        """
+        rows = [dataset[number] for number in range(len(dataset))]
+        keys = [image] if label is None else [image, label]
+        if rows and (missing := [key for key in keys if key not in rows[0]]):
+            raise InputError(f"no column {missing[0]!r}, there are: {', '.join(rows[0])}")
+        pairs = [tuple(row[key] for key in keys) for row in rows]
+        return cls.from_torch(pairs, seed=seed, validation_fraction=validation_fraction)
+
     def _take(
         self,
         store: MemoryStore | ShardStore,
@@ -452,6 +501,15 @@ class Dataset:
     def close(self) -> None:
         """Closes the shards; reading opens them again."""
         self._store.close()
+
+
+def _as_array(image: object) -> NDArray:
+    """An image (H, W[, C]) of Pillow, an array, or a tensor (C, H, W)."""
+    if isinstance(image, Tensor):
+        return (image.permute(1, 2, 0) if image.ndim == 3 else image).numpy()
+    if getattr(image, "mode", "L") not in ("L", "RGB"):
+        raise InputError(f"an image has mode {image.mode}; convert it to L or RGB")  # type: ignore[attr-defined]
+    return np.asarray(image)
 
 
 def _held_out(index: Index, fraction: float) -> NDArray[np.bool_]:

@@ -11,6 +11,8 @@ import json
 import logging
 import os
 import re
+import shutil
+import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -27,10 +29,11 @@ from ddpm.data.index import INDEX_FILE, LOCK_FILE, Index, open_index, write_inde
 from ddpm.data.scan import Scan, scan_tar
 from ddpm.data.source import Loaded, Reading, Source, note
 from ddpm.errors import InputError, LockedError
-from ddpm.runs import ImageBar, storage
+from ddpm.runs import ImageBar, captioned, storage
 
 _PACKING = 1  # raised when the same source would give other bytes
 _JOURNAL = "packing.jsonl"
+STAGE = ".staged"  # in the folder that is packed into: copies of remote shards
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SHARD_BYTES = 1 << 25
 _MEMBER_OVERHEAD = 2048
@@ -39,6 +42,7 @@ _UNKNOWN_SHARD_SAMPLES = 1024
 _RUN = 32
 _PACK_ID = 1 << 41  # of the draw that orders the samples; those of training lie below
 _THREADS = 4
+_PREVIEWED = 64
 _log = logging.getLogger(__name__)
 
 
@@ -63,7 +67,7 @@ def pack(
     folder = Path(out_dir)
     if index := _finished(folder, plan):
         return index
-    _require_place(folder, source)
+    require_place(folder, source.name)
     note(source.notes)
     with _folder(folder):
         if index := _finished(folder, plan):  # another process packed it while this one waited
@@ -130,7 +134,7 @@ def plan_packing(
 def _different(reading: Reading) -> list[object]:
     """What of a source's reading is not as usual; nothing for shards of earlier versions."""
     usual, own = asdict(Reading()), asdict(reading)
-    del own["label_key"]  # the source's identity and its labels say that
+    del own["label_key"], own["stage"]  # the source's identity and its labels say the first
     changed = {name: value for name, value in own.items() if value != usual[name]}
     return [changed] if changed else []
 
@@ -156,8 +160,9 @@ def _finished(folder: Path, plan: PackPlan) -> Index | None:
     return index
 
 
-def _require_place(folder: Path, source: Source) -> None:
-    origin = Path(source.name)
+def require_place(folder: Path, source: str) -> None:
+    """Raises InputError where the shards of a source may not be put into a folder."""
+    origin = Path(source)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder for the shards")
     if origin.is_dir() and folder.resolve().is_relative_to(origin.resolve()):
@@ -223,6 +228,7 @@ def _pack_into(folder: Path, plan: PackPlan, progress: bool) -> Index:
         recipe=plan.recipe,
     )
     storage.remove(folder / _JOURNAL)
+    shutil.rmtree(folder / STAGE, ignore_errors=True)
     return index
 
 
@@ -305,3 +311,54 @@ def _write_shard(
     entry = {"shard": name, "sha256": scan.sha256}
     storage.append_line(folder / _JOURNAL, json.dumps(entry))
     return scan
+
+
+def write_edm_zip(source: Source, path: Path, *, progress: bool = True) -> None:
+    """The ZIP of EDM's dataset tool: PNG files of one size, their classes in dataset.json.
+
+    Raises InputError for images that EDM does not read, before anything is written.
+    """
+    if path.exists():
+        raise InputError(f"{path} is there already; choose another name")
+    if source.split:
+        raise InputError(f"{source.name}: EDM's ZIP has no parts; name one, such as train")
+    loaded = source.load(progress=progress)
+    note((*source.notes, *loaded.notes))
+    labels = None if loaded.labels is None else loaded.labels.tolist()
+    names = [f"{row // 1000:05d}/img{row:08d}.png" for row in range(len(loaded.images))]
+    shapes = {tuple(loaded.images[row].shape) for row in range(len(names))}
+    height, width, channels = next(iter(shapes))
+    kinds = {loaded.images[0].dtype}
+    if len(shapes) > 1 or height != width or channels not in (1, 3) or kinds != {np.dtype("uint8")}:
+        some = ", ".join("x".join(map(str, shape)) for shape in sorted(shapes)[:3])
+        raise InputError(
+            f"{source.name}: EDM reads square 8-bit images of one size, grey or RGB; these are "
+            f"{some}{' and others' if len(shapes) > 3 else ''}; give --resize, --grey rgb"
+        )
+
+    def write(sink: storage.Sink) -> None:
+        # ZipFile takes what it cannot seek in. One date: the same images give the same bytes.
+        with (
+            zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive,  # type: ignore[call-overload]
+            ImageBar("packing", len(names), is_shown=progress) as bar,
+        ):
+            for row, name in enumerate(names):
+                archive.writestr(zipfile.ZipInfo(name), images.encode(loaded.images[row])[1])
+                bar.advance()
+            pairs = None if labels is None else list(zip(names, labels, strict=True))
+            archive.writestr(zipfile.ZipInfo("dataset.json"), json.dumps({"labels": pairs}))
+
+    storage.write_file(path, write)
+
+
+def preview(source: Source, loaded: Loaded) -> images.Pixels:
+    """A picture of some samples by class, after all conversions, each named by its class below."""
+    plan = plan_packing(source, name=None, samples_per_shard=None, seed=0)
+    rows = _order(plan)[:_PREVIEWED].tolist()
+    labels, names = loaded.labels, source.class_names
+    if labels is not None:
+        rows.sort(key=lambda row: int(labels[row]))
+    captions = ["" if labels is None else str(labels[row]) for row in rows]
+    if labels is not None and names:
+        captions = [names[labels[row]] for row in rows]
+    return captioned([loaded.images[row] for row in rows], captions)

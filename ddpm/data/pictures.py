@@ -1,8 +1,7 @@
-"""Encoded pictures: a folder of them, Parquet files, ZIP archives."""
+"""Encoded pictures: a folder of them, Parquet files, ZIP archives, LMDB."""
 
 import hashlib
 import json
-import re
 import zipfile
 import zlib
 from collections import defaultdict
@@ -16,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.data.source import (
+    EXTENSIONS,
     PARTS,
     PictureSource,
     Reading,
     Source,
+    by_part,
     by_reason,
     entries,
     examples,
@@ -30,8 +31,6 @@ from ddpm.data.source import (
 )
 from ddpm.errors import InputError
 
-_JPEG, _PPM = (".jpg", ".jpeg", ".jpe", ".jfif"), (".ppm", ".pgm", ".pbm", ".pnm")
-EXTENSIONS = (".png", *_JPEG, ".webp", ".bmp", *_PPM)
 # Pictures that are not read, so that none is left out with a note alone.
 _UNREAD = (
     *(".apng", ".avif", ".dcm", ".dng", ".exr", ".gif", ".heic", ".heif", ".hif", ".jp2", ".jxl"),
@@ -188,10 +187,13 @@ def _sorted_out(folder: Path) -> _Files:
 
 
 def _is_picture(path: Path) -> bool:
-    """Whether a file without an extension begins as a PNG, JPEG, WebP or BMP does."""
     with path.open("rb") as stream:
-        start = stream.read(12)
-    return start.startswith((b"\x89PNG", b"\xff\xd8\xff", b"BM")) or start[8:] == b"WEBP"
+        return _begins_as_picture(stream.read(12))
+
+
+def _begins_as_picture(start: bytes) -> bool:
+    """Whether bytes begin as a PNG, JPEG, WebP or BMP does."""
+    return start.startswith((b"\x89PNG", b"\xff\xd8\xff", b"BM")) or start[8:12] == b"WEBP"
 
 
 def _by_extension(folder: Path, unread: Sequence[Path]) -> str:
@@ -238,13 +240,13 @@ class ParquetSource(PictureSource):
     options = (*PictureSource.options, "--image-key")
 
     def __init__(
-        self, paths: list[Path], reading: Reading, name: str, held_out: list[Path] | None = None
+        self, paths: list[Path], reading: Reading, name: str, held_out: Sequence[Path] = ()
     ) -> None:
         import pyarrow
         import pyarrow.compute
         import pyarrow.parquet
 
-        self.name, self.reading, self._paths = name, reading, [*paths, *(held_out or [])]
+        self.name, self.reading, self._paths = name, reading, [*paths, *held_out]
         try:
             schema = pyarrow.parquet.read_schema(paths[0])
             there = schema.names
@@ -264,7 +266,7 @@ class ParquetSource(PictureSource):
                 raise ValueError(f"column {key!r} is {column.type}; give encoded pictures")
             self._counts = [
                 sum(pyarrow.parquet.read_metadata(path).num_rows for path in part)
-                for part in (paths, held_out or [])
+                for part in (paths, held_out)
             ]
             if column.null_count:
                 raise ValueError(f"{column.null_count:,} pictures of column {key!r} are empty")
@@ -294,24 +296,13 @@ class ParquetSource(PictureSource):
             files = [file for file in there if file.suffix == ".parquet" and file.is_file()]
             if not files:
                 return None
-            by_start: dict[str, list[Path]] = defaultdict(list)
-            for file in files:
-                by_start[re.split("[^a-z]", file.name.lower())[0]].append(file)
-            split = own_split(by_start)
-            parts = [start for start in sorted(by_start) if start in PARTS]
-            if split is None and len(parts) > 1:
-                raise InputError(
-                    f"{path} holds Parquet files of {', '.join(parts)}, which are parts of a data "
-                    f"set; name one file, such as {files[-1]}, or a folder with those of one part"
-                )
-            # Beside files for training, others are another part: `extra`, `unsupervised`.
-            train, held_out = split or (next(iter(parts), None), None)
-            taken = [by_start[part] for part in (train, held_out) if part is not None] or [files]
-            opened = cls(taken[0], reading, source, taken[1] if split else None)
-            if split is not None:
-                opened.split = tuple(zip(split, opened._counts, strict=True))
+            parts = by_part(path, files)
+            read = [file for part in parts.values() for file in part]
+            taken = [*parts.values(), []]
+            opened = cls(taken[0], reading, source, taken[1])
+            if None not in parts:
+                opened.split = tuple(zip(map(str, parts), opened._counts, strict=True))
                 opened.notes = (split_note(source, opened.split), *opened.notes)
-            read = [file for part in taken for file in part]
             if others := [f"{e.name}{'/' * e.is_dir()}" for e in there if e not in read]:
                 line = f"{path}: {len(others):,} file(s) or folder(s) not read: {examples(others)}"
                 opened.notes += (line,)
@@ -463,3 +454,56 @@ class _OfArchive:
             return self._archive.read(self._names[number])
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
             raise ValueError(f"is damaged in the archive: {error}") from error
+
+
+class LmdbSource(PictureSource):
+    """The encoded pictures of an LMDB, as LSUN comes: keys are names, there are no labels."""
+
+    takes = "an LMDB (folder with data.mdb, or .mdb)"
+
+    def __init__(self, path: Path, reading: Reading) -> None:
+        import lmdb
+
+        self.name, self.reading = str(path), reading
+        self._file = path / "data.mdb" if path.is_dir() else path
+        if reading.label_key not in ("labels", None):
+            raise InputError(f"{path}: an LMDB of pictures has no labels; give --label-key null")
+        try:
+            options = {"readonly": True, "lock": False, "readahead": False, "create": False}
+            self._data = lmdb.open(str(path), subdir=path.is_dir(), **options)
+            with self._data.begin(buffers=True) as read:
+                pairs = read.cursor()
+                found = [(bytes(key), _begins_as_picture(bytes(v[:12]))) for key, v in pairs]
+        except lmdb.Error as error:
+            raise InputError(f"{path} is not a readable LMDB: {error}") from error
+        keys = [key for key, is_picture in found if is_picture]
+        self.num_samples = len(keys)
+        if not keys:
+            raise InputError(f"{path} holds no encoded pictures among its {len(found):,} values")
+        self.names = [f"{path}: {key!r}" for key in keys]
+        self.pictures = _OfLmdb(self._data, keys)
+        if others := [repr(key) for key, is_picture in found if not is_picture]:
+            self.notes = (f"{path}: {len(others):,} value(s) not read: {examples(others)}",)
+
+    @classmethod
+    def opened(cls, source: str, reading: Reading) -> Source | None:
+        path = Path(source)
+        is_lmdb = path.suffix in (".mdb", ".lmdb") and path.is_file()
+        return cls(path, reading) if is_lmdb or (path / "data.mdb").is_file() else None
+
+    def identity(self) -> str:
+        return files_identity([self._file])
+
+
+class _OfLmdb:
+    """The values of an LMDB, each read as it is taken."""
+
+    def __init__(self, data: Any, keys: Sequence[bytes]) -> None:
+        self._data, self._keys = data, keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, number: int) -> bytes:
+        with self._data.begin() as read:
+            return bytes(read.get(self._keys[number]))

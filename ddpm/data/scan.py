@@ -100,8 +100,8 @@ def scan_tar(stream: BinaryIO, name: str) -> Scan:
         problems.append(f"{name}: {text}")
 
     try:
-        for key, members in groupby(_members(stream, note), key=lambda member: member.key):
-            sample = _sample(stream, key, members, note, unlabelled)
+        for key, found in groupby(members(stream, note), key=lambda member: member.key):
+            sample = _sample(stream, key, found, note, unlabelled)
             if key in keys:
                 note(f"sample {key} is there twice")
             elif sample is not None:
@@ -122,27 +122,32 @@ def scan_tar(stream: BinaryIO, name: str) -> Scan:
     )
 
 
-def _members(stream: BinaryIO, note: Callable[[object], None]) -> Iterator[_Member]:
-    """The members that may be part of a sample. Raises TarError where the structure is lost."""
+def members(
+    stream: BinaryIO, note: Callable[[object], None], *, any_name: bool = False
+) -> Iterator[_Member]:
+    """The members that may be part of a sample. Raises TarError where the structure is lost.
+
+    any_name: names do not matter, as they become no key of ours.
+    """
     if stream.read(6).startswith(_COMPRESSED):
         raise _Broken("is compressed; unpack it first, so that samples can be read one by one")
     size = stream.seek(0, 2)
     stream.seek(0)
-    with _opened(stream, size) as tar:
+    with _opened(stream, size, "utf-8" if any_name else "ascii") as tar:
         while (member := _next(tar, size)) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
             assert isinstance(member, _Member)
-            if problem := _problem(member):
+            if problem := _problem(member) or (None if any_name else _name_problem(member)):
                 note(f"{member.name!r} {problem}")
             elif not member.isdir():
                 yield member
         _check_end(stream, tar.offset, size)
 
 
-def _opened(stream: BinaryIO, size: int) -> tarfile.TarFile:
+def _opened(stream: BinaryIO, size: int, encoding: str) -> tarfile.TarFile:
     try:
         return tarfile.open(
-            fileobj=stream, mode="r:", tarinfo=_Member, encoding="ascii", errors="replace"
+            fileobj=stream, mode="r:", tarinfo=_Member, encoding=encoding, errors="surrogateescape"
         )
     except _Broken:
         raise
@@ -186,6 +191,11 @@ def _problem(member: tarfile.TarInfo) -> str | None:
         return _too_large(member)
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE):
         return f"is {_KINDS.get(member.type, 'of an unknown kind')}; only regular files are read"
+    return None
+
+
+def _name_problem(member: tarfile.TarInfo) -> str | None:
+    """The reason why a name may be no sample's key."""
     if member.name.startswith("/"):
         return "is an absolute path"
     if not member.isdir() and member.name.rpartition("/")[2].startswith((".", "/")):
@@ -228,7 +238,7 @@ def _sample(
                 crc = zlib.crc32(data)
                 sample = Sample(key, member.offset_data, member.size, crc, None, found)
             elif extension in LABEL_EXTENSIONS:
-                if (label := _label(extension, data)) is not None:
+                if (label := label_in(extension, data)) is not None:
                     labels[extension] = label
                 else:
                     silent.append(member.name)
@@ -254,11 +264,11 @@ def _checked_header(extension: str, data: bytes) -> images.ImageHeader:
     return images.header(data)
 
 
-def _label(extension: str, data: bytes) -> int | None:
-    """The class in a label member; None where a JSON member names none."""
+def label_in(extension: str, data: bytes, field: str = "label") -> int | None:
+    """The class in a label member; None where a JSON member has no such field."""
     if len(data) > _MAX_LABEL_BYTES:
         raise ValueError(f"has {len(data)} bytes; a label has few")
-    if extension == "cls":
+    if extension != "json":
         text = data.strip()
         if not text.isdigit():
             shown = text[:40].decode("ascii", "replace")
@@ -269,7 +279,7 @@ def _label(extension: str, data: bytes) -> int | None:
             content = json.loads(data)
         except (ValueError, RecursionError):
             raise ValueError("is not readable JSON") from None
-        label = content.get("label") if isinstance(content, dict) else None
+        label = content.get(field) if isinstance(content, dict) else None
     if label is None:
         return None
     if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label <= images.MAX_LABEL:

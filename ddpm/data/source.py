@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +27,13 @@ _HASHED_FILES = 1000
 _EXAMPLES = 3
 _THREADS = 4
 _BATCH = 1024
+_JPEG, _PPM = (".jpg", ".jpeg", ".jpe", ".jfif"), (".ppm", ".pgm", ".pbm", ".pnm")
+EXTENSIONS = (".png", *_JPEG, ".webp", ".bmp", *_PPM)
 _TRAIN = ("train", "training")
 _HELD_OUT = ("val", "valid", "validation", "test", "testing")  # as they are preferred
 PARTS = (*_TRAIN, *_HELD_OUT)
 _LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "lost+found")
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _noted: set[str] = set()
 
@@ -63,12 +67,14 @@ class Reading:
 
     label_key: key of the labels; None for images without.  image_key: key of the images; None for
     the usual one.  classes: class folders, in the order of their numbers; None for all, by name.
+    stage: folder for copies of shards that are remote or compressed; None where only headers count.
     """
 
     label_key: str | None = "labels"
     image_key: str | None = None
     classes: tuple[str, ...] | None = None
     conversions: Conversions = STRICT
+    stage: Path | None = None
 
 
 class Source(ABC):
@@ -127,6 +133,28 @@ def own_split(names: Iterable[str]) -> tuple[str, str] | None:
     train = next((by_word[word] for word in _TRAIN if word in by_word), None)
     held_out = next((by_word[word] for word in _HELD_OUT if word in by_word), None)
     return (train, held_out) if train and held_out else None
+
+
+def by_part(
+    place: object, files: Sequence[T], name: Callable[[T], str] = lambda file: Path(str(file)).name
+) -> dict[str | None, list[T]]:
+    """Files by the part of the data that their names begin with; {None: files} without parts.
+
+    Beside files for training, those of no part (`extra-0001`) are left out. Raises InputError for
+    several parts of which none is for training.
+    """
+    by_start: dict[str, list[T]] = defaultdict(list)
+    for file in files:
+        by_start[re.split("[^a-z]", name(file).lower())[0]].append(file)
+    parts = [start for start in sorted(by_start) if start in PARTS]
+    if split := own_split(parts):
+        return {part: by_start[part] for part in split}
+    if len(parts) > 1:
+        raise InputError(
+            f"{place} holds files of {', '.join(parts)}, which are parts of a data set; name one "
+            f"file, such as {name(files[-1])}, or a folder with those of one part"
+        )
+    return {None: by_start[parts[0]] if parts and parts[0] in _TRAIN else list(files)}
 
 
 def split_note(name: str, split: Sequence[tuple[str, int]]) -> str:
@@ -315,7 +343,7 @@ class PictureSource(Source):
         broken = [(n, one) for n, one in zip(names, outcomes, strict=True) if isinstance(one, str)]
         refuse(by_reason(broken))
         headers = [one for one in outcomes if not isinstance(one, str)]
-        refuse(_channel_problems(names, [one.channels for one in headers]))
+        refuse(_mixed_problems(names, headers))
         return headers
 
     def _outcomes(
@@ -343,11 +371,18 @@ def refuse(problems: Iterable[str]) -> None:
         raise InputError(found)
 
 
-def _channel_problems(paths: Sequence[object], channels: Sequence[int]) -> list[str]:
+def _kind(header: ImageHeader) -> str:
+    words = {1: "grey", 3: "RGB"}.get(header.channels, f"of {header.channels} channels")
+    return words if header.dtype == "uint8" else f"{words}, floats"
+
+
+def _mixed_problems(paths: Sequence[object], headers: Sequence[ImageHeader]) -> list[str]:
     """The odd ones, when some pictures are grey and some in colour."""
-    usual = 3 if 2 * sum(one == 3 for one in channels) >= len(channels) else 1
-    odd = [path for path, one in zip(paths, channels, strict=True) if one != usual]
-    own, others = ("grey", "RGB") if usual == 3 else ("RGB", "grey")
+    kinds = [_kind(header) for header in headers]
+    numbers = Counter(sorted(kinds))  # RGB before grey, where there are as many
+    others = max(numbers, key=numbers.__getitem__)
+    odd = [path for path, kind in zip(paths, kinds, strict=True) if kind != others]
+    own = " or ".join(kind for kind in numbers if kind != others)
     if len(odd) < 2:
         return [f"{path} is {own}, most images are {others}; convert it" for path in odd]
     return [

@@ -6,6 +6,9 @@
     *.tar.gz          CIFAR-10's binary version, or the folder in it
     *idx3-ubyte[.gz]  IDX images, their labels beside them; a folder of IDX: its training pair
     FILE.zip          pictures, and their classes in EDM's dataset.json
+    FILE.h5           HDF5 (h5py): arrays as in an NPZ
+    *.mdb             LMDB (lmdb) of encoded pictures without labels; or its folder
+    *.tar[.gz], URL   shards of others, here or remote, packed anew (tars.py)
     *.parquet         encoded pictures and labels, as Hugging Face keeps them; a folder of these
     FOLDER            png, jpg, webp, bmp, ppm; sub-folders are classes, numbered by name; a flat
                       one has no labels
@@ -19,9 +22,10 @@ import os
 from pathlib import Path
 
 from ddpm.data import images
-from ddpm.data.arrays import CifarSource, DigitsSource, IdxSource, NpySource, NpzSource
-from ddpm.data.pictures import FolderSource, ParquetSource, ZipSource
+from ddpm.data.arrays import CifarSource, DigitsSource, Hdf5Source, IdxSource, NpySource, NpzSource
+from ddpm.data.pictures import FolderSource, LmdbSource, ParquetSource, ZipSource
 from ddpm.data.source import DIGITS, Reading, Source
+from ddpm.data.tars import TarSource, is_pattern
 from ddpm.errors import InputError
 
 # In the order in which they are tried.
@@ -29,9 +33,12 @@ KINDS: tuple[type[Source], ...] = (
     DigitsSource,
     NpzSource,
     NpySource,
-    ParquetSource,
+    Hdf5Source,
     ZipSource,
+    LmdbSource,
     CifarSource,
+    TarSource,
+    ParquetSource,
     IdxSource,
     FolderSource,
 )
@@ -44,16 +51,25 @@ def open_source(
     image_key: str | None = None,
     classes: tuple[str, ...] | None = None,
     conversions: images.Conversions = images.STRICT,
+    stage: Path | None = None,
 ) -> Source:
-    """The source at a path, or `digits`. Raises InputError with the problems that headers show."""
+    """The source at a path, or `digits`. Raises InputError with the problems that headers show.
+
+    stage: where shards are copied to that are compressed or remote; without it none are read.
+    """
     path = Path(source)
     known = f"give {', '.join(kind.takes for kind in KINDS)}, or a folder of shards"
-    if str(source) != DIGITS and not path.exists():
+    is_path = str(source) != DIGITS and not is_pattern(str(source))
+    if is_path and not path.exists():
         raise InputError(f"{path} does not exist; {known}")
-    if str(source) != DIGITS and not path.is_dir() and not path.is_file():
+    if is_path and not path.is_dir() and not path.is_file():
         raise InputError(f"{path} is neither a file nor a folder; {known}")
     reading = Reading(
-        label_key=label_key, image_key=image_key, classes=classes, conversions=conversions
+        label_key=label_key,
+        image_key=image_key,
+        classes=classes,
+        conversions=conversions,
+        stage=stage,
     )
     for kind in KINDS:
         if (opened := kind.opened(str(source), reading)) is not None:

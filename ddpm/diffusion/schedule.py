@@ -27,7 +27,7 @@ difference is of the order of 1e-6, and float32 would keep two of its digits.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
 from typing import Protocol, TypeVar
@@ -253,6 +253,7 @@ class NoiseSchedule:
         Algorithm 1). Noise prediction is then undefined at t = T.
     time_input: what a network sees of the noise level, one of TIME_INPUTS; network_time().
     sigma_data: standard deviation of the data, which edm prediction takes (process.py); else None.
+    given: logsnr at t = 1 .. T, of a schedule of your own; see from_betas and from_logsnr.
 
     alphas_cumprod: abar, float64 (T + 1,) on the CPU, falling from 1 at t = 0.
     Raises ValueError for an unknown name or impossible numbers.
@@ -265,6 +266,7 @@ class NoiseSchedule:
     zero_terminal_snr: bool = False
     time_input: str = "time"
     sigma_data: float | None = None
+    given: tuple[float, ...] | None = field(default=None, repr=False)
     alphas_cumprod: Tensor = field(init=False, repr=False, compare=False)
     _family: Family = field(init=False, repr=False, compare=False)
     _table: AlphaSigma = field(init=False, repr=False, compare=False)
@@ -272,8 +274,10 @@ class NoiseSchedule:
 
     def __post_init__(self) -> None:
         self._check()
-        family = SCHEDULES[self.name]
-        if callable(family):
+        family = None if self.given is not None else SCHEDULES[self.name]
+        if self.given is not None:
+            table = pair_from_logsnr(torch.tensor([math.inf, *self.given], dtype=torch.float64))
+        elif callable(family):
             table = pair_from_betas(family(self.num_timesteps))
         else:
             table = family.alpha_sigma(times_of(self.num_timesteps))
@@ -293,8 +297,38 @@ class NoiseSchedule:
         ):
             object.__setattr__(self, name, value)
 
+    @classmethod
+    def from_betas(cls, betas: Tensor | Sequence[float]) -> "NoiseSchedule":
+        """The schedule of beta_1 .. beta_T: abar_t = prod (1 - beta_i)     (Ho et al. 2020, Eq. 4).
+
+        Raises ValueError for a beta outside (0, 1]; 1 may be the last alone.
+        """
+        beta = torch.as_tensor(betas, dtype=torch.float64).reshape(-1)
+        if not bool(((beta > 0) & (beta <= 1)).all()):
+            raise ValueError(f"beta is {_offender(beta, (beta > 0) & (beta <= 1))}; give (0, 1]")
+        return cls.from_logsnr(logsnr_of(pair_from_betas(beta))[1:])
+
+    @classmethod
+    def from_logsnr(cls, logsnr: Tensor | Sequence[float]) -> "NoiseSchedule":
+        """The schedule with this log SNR at t = 1 .. T, falling; -inf may be the last.
+
+        Between timesteps logsnr is linear. Raises ValueError where it does not fall.
+        """
+        values = torch.as_tensor(logsnr, dtype=torch.float64).reshape(-1)
+        falls = torch.cat([values.new_full((1,), math.inf), values]).diff() < 0
+        if not len(values) or not bool(falls.all()):
+            wrong = (
+                f"logsnr {_offender(values, falls)} does not fall" if len(values) else "is empty"
+            )
+            raise ValueError(f"{wrong}; give finite numbers, each below the one before")
+        return cls("given", len(values), given=tuple(values.tolist()))
+
     def _check(self) -> None:
-        if self.name not in SCHEDULES:
+        if self.given is not None and len(self.given) != self.num_timesteps:
+            raise ValueError(
+                f"num_timesteps is {self.num_timesteps}, but logsnr is given at {len(self.given)}"
+            )
+        if self.given is None and self.name not in SCHEDULES:
             raise ValueError(f"schedule is {self.name!r}; give one of {', '.join(SCHEDULES)}")
         if self.time_input not in TIME_INPUTS:
             raise ValueError(
@@ -315,7 +349,8 @@ class NoiseSchedule:
     @property
     def is_beta_defined(self) -> bool:
         """Whether the schedule is its table: then it depends on T, and time interpolates logsnr."""
-        return callable(SCHEDULES[self.name]) or self.zero_terminal_snr
+        is_table = self.given is not None or callable(SCHEDULES[self.name])
+        return is_table or self.zero_terminal_snr
 
     @property
     def logsnr_range(self) -> tuple[float, float]:

@@ -35,6 +35,7 @@ from .machine import peak_bytes as peak_bytes
 from .machine import read_memory_rows as read_memory_rows
 from .machine import reset_peak as reset_peak
 from .machine import watts as watts
+from .pictures import captioned as captioned
 from .pictures import columns_by_class as columns_by_class
 from .pictures import gif as gif
 from .pictures import grid as grid

@@ -10,7 +10,7 @@ from math import ceil, isqrt
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 Pixels = NDArray[np.uint8]
 
@@ -18,6 +18,8 @@ GAP = 2
 BACKGROUND = 128
 # Images whose shorter side is less are enlarged to at least this many pixels.
 READABLE = 32
+# Of a picture with captions: sides of a tile, height of a line, letters that fit.
+TILE, LINE, LETTERS = 96, 14, 16
 
 
 def grid(images: Pixels, columns: int | None = None) -> Pixels:
@@ -39,6 +41,33 @@ def grid(images: Pixels, columns: int | None = None) -> Pixels:
         left = GAP + index % columns * (width + GAP)
         canvas[top : top + height, left : left + width] = image
     return canvas
+
+
+def captioned(
+    images: Sequence[Pixels | NDArray[np.float32]], captions: Sequence[str], columns: int = 8
+) -> Pixels:
+    """One picture (H', W', 3) of images of any size, each in a tile with a line of text below.
+
+    images: (H, W, C), uint8 or floats in [0, 1].
+    """
+    step_x, step_y = TILE + GAP, TILE + LINE + GAP
+    rows = ceil(len(images) / columns)
+    size = (GAP + min(columns, len(images)) * step_x, GAP + rows * step_y)
+    canvas = Image.new("RGB", size, (BACKGROUND,) * 3)
+    draw = ImageDraw.Draw(canvas)
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        levels = image if image.dtype == np.uint8 else np.rint(image * 255).astype(np.uint8)
+        tile = Image.fromarray(_flat(_shown(levels[None])[0])).convert("RGB")
+        scale = TILE / max(tile.size)
+        scale = scale if scale < 1 else int(scale)  # pixels stay square
+        width, height = (max(1, round(side * scale)) for side in tile.size)
+        by = Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.NEAREST
+        left, top = GAP + index % columns * step_x, GAP + index // columns * step_y
+        place = (left + (TILE - width) // 2, top + (TILE - height) // 2)
+        canvas.paste(tile.resize((width, height), by), place)
+        words = caption if len(caption) <= LETTERS else f"{caption[: LETTERS - 1]}\u2026"
+        draw.text((left + 1, top + TILE + 1), words, fill="white", font_size=LINE - 4)
+    return np.asarray(canvas)
 
 
 def png(picture: Pixels) -> bytes:

@@ -90,11 +90,11 @@ def test_python_objects_in_an_npz_are_never_loaded(tmp_path: Path) -> None:
 
 LIMITED = """
 import resource, sys
-from ddpm.data import packing as shards
+from ddpm.data import open_source
 from ddpm.errors import InputError
 used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    shards.open_source(sys.argv[1]).load()
+    open_source(sys.argv[1]).load()
 except InputError as error:
     print(error)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used)

@@ -15,7 +15,6 @@ from ddpm.data.index import open_index
 from ddpm.data.source import is_held_out, own_split
 from ddpm.metrics.reference import real_data
 from tests.support.shard_data import (
-    GREY,
     LABELS,
     as_multiset,
     make_config,
@@ -25,22 +24,23 @@ from tests.support.shard_data import (
 )
 
 CLASSES = ("ant", "bee", "cat", "dog")
+IMAGES = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
 TRAIN, VAL = slice(0, 28), slice(28, 40)
 
 
 def image_net(root: Path, held_out: str = "val", has_classes: bool = True) -> Path:
-    """GREY in train/ and another folder, as ImageNet lies in its folders."""
+    """IMAGES in train/ and another folder, as ImageNet lies in its folders."""
     for part, rows in (("train", TRAIN), (held_out, VAL)):
         names = [
             f"{CLASSES[LABELS[row]]}/{row}.png" if has_classes else f"{row}.png"
             for row in range(40)[rows]
         ]
-        save_pictures(root / part, GREY[rows], names)
+        save_pictures(root / part, IMAGES[rows], names)
     return root
 
 
 def grey(rows: slice) -> list[NDArray]:
-    return list(GREY[rows, ..., None])
+    return list(IMAGES[rows, ..., None])
 
 
 @pytest.mark.parametrize("held_out", ["val", "Test", "validation"])
@@ -70,10 +70,13 @@ def test_the_split_that_is_there_is_taken_and_said(
 
 def test_training_and_evaluation_see_their_own_part(tmp_path: Path) -> None:
     folder = image_net(tmp_path / "in")
-    config = make_config(folder, tmp_path / "out", TRAINING__INPUT_IMAGE_SIZE=[6, 5])
+    config = make_config(
+        folder,
+        tmp_path / "out",
+    )
     assert preparing.source_problems(config) == []
     index = preparing.prepare(config, progress=False)
-    data = Dataset(index, config.DATASET, (1, 6, 5), seed=0)
+    data = Dataset(index, config.DATASET, (1, 8, 8), seed=0)
     assert (data.num_train, data.num_validation) == (28, 12)
 
     def pixels(images: torch.Tensor) -> list[NDArray]:
@@ -99,7 +102,6 @@ def test_a_fraction_beside_a_split_is_refused(tmp_path: Path) -> None:
         config = make_config(
             folder,
             tmp_path / "out",
-            TRAINING__INPUT_IMAGE_SIZE=[6, 5],
             DATASET__VALIDATION_FRACTION=fraction,
         )
         (problem,) = preparing.source_problems(config)
@@ -108,7 +110,7 @@ def test_a_fraction_beside_a_split_is_refused(tmp_path: Path) -> None:
 
 def test_without_classes_and_beside_other_parts(tmp_path: Path) -> None:
     folder = image_net(tmp_path / "in", has_classes=False)
-    save_pictures(folder / "test", GREY[:3], ["a.png", "b.png", "c.png"])
+    save_pictures(folder / "test", IMAGES[:3], ["a.png", "b.png", "c.png"])
     source = open_source(folder)
     assert source.split == (("train", 28), ("val", 12)) and not source.has_labels
     assert "3 file(s) not read: 3 .png (test/a.png" in source.notes[1]
@@ -116,7 +118,7 @@ def test_without_classes_and_beside_other_parts(tmp_path: Path) -> None:
 
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     folder = image_net(tmp_path / "in")
-    save_pictures(folder / "val", GREY[:1], ["elk/0.png"])
+    save_pictures(folder / "val", IMAGES[:1], ["elk/0.png"])
     (problem,) = problems_of(lambda: open_source(folder))
     assert "val has 1 class folder(s)" in problem and "train lacks: elk" in problem
     shutil.move(folder / "val/elk/0.png", folder / "val/0.png")
