@@ -163,15 +163,17 @@ class DatasetSection:
     NAME: Name = option(_REQUIRED, "Name of the data, part of the run directory's name")
     PATH: Text = option(
         _REQUIRED,
-        "NPZ or NPY file, image folder, IDX files, Parquet file or folder of them, EDM's ZIP, "
-        "CIFAR-10's binary archive, folder of shards, or `digits`",
+        "NPZ, NPY or HDF5 file, image folder, IDX files, Parquet file or folder of them, LMDB, "
+        "EDM's ZIP, CIFAR-10's binary archive, folder of shards, or `digits`",
         machine=True,
     )
     LABEL_KEY: Text | None = option(
         "labels",
         "Key of the labels in NPZ and Parquet; folders: sub-folders are classes unless null",
     )
-    VALIDATION_FRACTION: Number = option(0.1, "Share of images kept out of training", ge=0, lt=1)
+    VALIDATION_FRACTION: Number = option(
+        0.1, "Share of images kept out of training, unless the data come split", ge=0, lt=1
+    )
     CACHE: Literal["off", "memory"] = option("off", "Keep decoded images in memory", machine=True)
     STAGE: Annotated[str, Strict(), Field(pattern=_FOLDER), _PRINTABLE] = option(
         "off", "Folder on the node's own disk that shards are copied to first", machine=True

@@ -351,7 +351,7 @@ def write_edm_zip(source: Source, path: Path, *, progress: bool = True) -> None:
     storage.write_file(path, write)
 
 
-def preview(source: Source, loaded: Loaded) -> images.Pixels:
+def preview(source: Source, loaded: Loaded) -> NDArray[np.uint8]:
     """A picture of some samples by class, after all conversions, each named by its class below."""
     plan = plan_packing(source, name=None, samples_per_shard=None, seed=0)
     rows = _order(plan)[:_PREVIEWED].tolist()

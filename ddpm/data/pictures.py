@@ -469,9 +469,8 @@ class LmdbSource(PictureSource):
         if reading.label_key not in ("labels", None):
             raise InputError(f"{path}: an LMDB of pictures has no labels; give --label-key null")
         try:
-            options = {"readonly": True, "lock": False, "readahead": False, "create": False}
-            self._data = lmdb.open(str(path), subdir=path.is_dir(), **options)
-            with self._data.begin(buffers=True) as read:
+            data = _opened_lmdb(self._file)
+            with data.begin(buffers=True) as read:
                 pairs = read.cursor()
                 found = [(bytes(key), _begins_as_picture(bytes(v[:12]))) for key, v in pairs]
         except lmdb.Error as error:
@@ -481,7 +480,7 @@ class LmdbSource(PictureSource):
         if not keys:
             raise InputError(f"{path} holds no encoded pictures among its {len(found):,} values")
         self.names = [f"{path}: {key!r}" for key in keys]
-        self.pictures = _OfLmdb(self._data, keys)
+        self.pictures = _OfLmdb(data, keys)
         if others := [repr(key) for key, is_picture in found if not is_picture]:
             self.notes = (f"{path}: {len(others):,} value(s) not read: {examples(others)}",)
 
@@ -493,6 +492,22 @@ class LmdbSource(PictureSource):
 
     def identity(self) -> str:
         return files_identity([self._file])
+
+
+_lmdbs: dict[Path, tuple[int, Any]] = {}
+
+
+def _opened_lmdb(file: Path) -> Any:
+    """The environment of a file; a process may have one open once."""
+    import lmdb
+
+    place, time = file.resolve(), file.stat().st_mtime_ns
+    if place not in _lmdbs or _lmdbs[place][0] != time:
+        if place in _lmdbs:
+            _lmdbs.pop(place)[1].close()
+        options = {"readonly": True, "lock": False, "readahead": False, "create": False}
+        _lmdbs[place] = time, lmdb.open(str(place), subdir=False, **options)
+    return _lmdbs[place][1]
 
 
 class _OfLmdb:

@@ -293,7 +293,7 @@ class _Arrays:
 class PictureSource(Source):
     """Encoded pictures, each with a name for messages.  pictures: their bytes, by number."""
 
-    options = ("--alpha", "--bit-depth")
+    options: ClassVar[tuple[str, ...]] = ("--alpha", "--bit-depth")
     names: Sequence[object]
     pictures: ImageSequence
     _numbers: NDArray | None = None  # whole numbers, by picture

@@ -52,7 +52,7 @@ from ddpm.runs import ImageBar, storage
 
 _ENDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _REMOTE = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "hf": "huggingface_hub"}
-_OPENERS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+_OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 _LABELS = ("cls", "label", "labels")
 _MOST_SHARDS = 100_000
 # Real pictures do not shrink; beyond this a file is made to fill the disk.
@@ -273,7 +273,7 @@ def _urls(source: str) -> list[str]:
         return [str(path) for path in _shards_of(Path(source))]
     urls = [source]
     if "{" in source and not Path(source).exists():
-        from braceexpand import UnbalancedBracesError, braceexpand
+        from braceexpand import braceexpand
 
         try:
             urls = []
@@ -281,7 +281,7 @@ def _urls(source: str) -> list[str]:
                 urls.append(url)
                 if len(urls) > _MOST_SHARDS:
                     raise InputError(f"{shown(source)} names more than {_MOST_SHARDS:,} shards")
-        except UnbalancedBracesError as error:
+        except ValueError as error:
             raise InputError(f"{shown(source)}: its braces do not close") from error
     known = ("http", "https", *_REMOTE)
     for url in urls:

@@ -274,10 +274,11 @@ class NoiseSchedule:
 
     def __post_init__(self) -> None:
         self._check()
-        family = None if self.given is not None else SCHEDULES[self.name]
+        family: Family | Callable[[int], Tensor]
         if self.given is not None:
-            table = pair_from_logsnr(torch.tensor([math.inf, *self.given], dtype=torch.float64))
-        elif callable(family):
+            family = Interpolated(torch.tensor([math.inf, *self.given], dtype=torch.float64))
+            table = pair_from_logsnr(family.logsnr)
+        elif callable(family := SCHEDULES[self.name]):
             table = pair_from_betas(family(self.num_timesteps))
         else:
             table = family.alpha_sigma(times_of(self.num_timesteps))

@@ -56,7 +56,8 @@ def captioned(
     canvas = Image.new("RGB", size, (BACKGROUND,) * 3)
     draw = ImageDraw.Draw(canvas)
     for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        levels = image if image.dtype == np.uint8 else np.rint(image * 255).astype(np.uint8)
+        scaled = image if image.dtype == np.uint8 else np.rint(image * 255)
+        levels = scaled.astype(np.uint8)
         tile = Image.fromarray(_flat(_shown(levels[None])[0])).convert("RGB")
         scale = TILE / max(tile.size)
         scale = scale if scale < 1 else int(scale)  # pixels stay square

@@ -1,17 +1,21 @@
+import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ddpm import config
 from ddpm.cli import main, pack
 from ddpm.data import preparing
 from ddpm.data.index import open_index
 from ddpm.errors import InputError
-from tests.support.shard_data import cifar_archive, picture, write_tar
+from ddpm.runs.pictures import GAP, LINE, TILE
+from tests.support.shard_data import assert_holds, cifar_archive, picture, write_tar
 from tests.support.tree import ROOT
 
 
@@ -70,20 +74,25 @@ def test_verify_finds_damage(tmp_path: Path, npz: Path, capsys: pytest.CaptureFi
         pack.main([str(out), "--verify"])
 
 
-def test_foreign_shards_are_indexed_in_place(
+def test_foreign_shards_are_indexed_in_place_or_packed_anew(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    image = picture(np.zeros((4, 4), np.uint8))
-    write_tar(tmp_path / "a.tar", [("1.png", image), ("2.png", image)])
-    assert pack.main([str(tmp_path), "--dry-run"]) == 0
-    assert not (tmp_path / "index.json").exists()
-    assert pack.main([str(tmp_path)]) == 0
+    image, folder = picture(np.zeros((4, 4), np.uint8)), tmp_path / "in"
+    folder.mkdir()
+    write_tar(folder / "a.tar", [("1.png", image), ("2.png", image)])
+    assert pack.main([str(folder), "--dry-run"]) == 0
+    assert not (folder / "index.json").exists()
+    assert pack.main([str(folder)]) == 0
     assert "2 images" in capsys.readouterr().out.splitlines()[-1]
-    write_tar(tmp_path / "b.tar", [("3.png", image)])
-    assert pack.main([str(tmp_path)]) == 0
-    assert open_index(tmp_path).num_samples == 3
-    with pytest.raises(InputError, match="leave OUT_DIR out"):
-        pack.main([str(tmp_path), str(tmp_path / "out")])
+    write_tar(folder / "b.tar", [("3.png", image)])
+    assert pack.main([str(folder)]) == 0
+    assert open_index(folder).num_samples == 3
+    with pytest.raises(InputError, match="inside the source"):
+        pack.main([str(folder), str(folder / "out")])
+    for _ in range(2):  # the second time it is there already
+        assert pack.main([str(folder), str(tmp_path / "out"), "--grey", "rgb"]) == 0
+    index = open_index(tmp_path / "out")
+    assert (index.num_samples, index.channels, index.is_shuffled) == (3, 3, True)
 
 
 def test_bad_input_is_exit_code_2_with_one_line_a_problem(
@@ -154,3 +163,52 @@ def test_conversions_are_said_and_what_changes_nothing_is_refused(
         assert command(npz, tmp_path / "no", "--label-key", "kind", *wrong) == 2
         assert word in capsys.readouterr().err
     assert command(out, "--grey", "rgb") == 2 and not (tmp_path / "no").exists()
+
+
+def test_a_preview_shows_images_after_their_conversions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, picture_file = tmp_path / "in", tmp_path / "seen.png"
+    colours = {"ant": (250, 0, 0), "bee": (0, 250, 0)}
+    for name, colour in colours.items():
+        (folder / name).mkdir(parents=True)
+        pixels = np.full((20, 12, 3), colour, np.uint8)
+        for number in range(3):
+            (folder / name / f"{number}.png").write_bytes(picture(pixels))
+    assert command(folder, "--resize", "6", "--preview", picture_file) == 0
+    said = capsys.readouterr().out
+    assert "6 image(s) cropped and resized to 6x6" in said and "6 images" in said
+    seen = np.asarray(Image.open(picture_file)).astype(int)
+    middle = GAP + TILE // 2
+    row = [tuple(seen[middle, GAP + n * (TILE + GAP) + TILE // 2]) for n in range(6)]
+    assert row == [colours["ant"]] * 3 + [colours["bee"]] * 3  # by class
+    below = seen[GAP + TILE : GAP + TILE + LINE]
+    assert (below == 255).any() and not (seen[GAP : GAP + TILE] == 255).any()  # their names
+    assert command(folder, "--preview", tmp_path / "seen.txt") == 2
+    # Beside packing; and shards, which then stay without an index.
+    assert command(folder, tmp_path / "out", "--preview", picture_file) == 0
+    assert command(tmp_path / "out", "--preview", tmp_path / "shards.png") == 0
+    first, again = (Image.open(path).tobytes() for path in (picture_file, tmp_path / "shards.png"))
+    assert len(first) == len(again)
+
+
+def test_edms_zip_is_written_and_read_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), np.uint8)
+    labels = np.arange(30) % 3
+    np.savez(tmp_path / "in.npz", images=images, labels=labels, flat=images[:, :3])
+    for name in ("a.zip", "b.zip"):
+        assert command(tmp_path / "in.npz", tmp_path / name) == 0
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert archive.namelist()[:2] == ["00000/img00000000.png", "00000/img00000001.png"]
+        listed = json.loads(archive.read("dataset.json"))["labels"]
+        assert listed[29] == ["00000/img00000029.png", 2]
+    assert command(tmp_path / "a.zip", tmp_path / "out") == 0
+    assert_holds(open_index(tmp_path / "out"), images, labels)
+    capsys.readouterr()
+    assert command(tmp_path / "in.npz", tmp_path / "a.zip") == 2
+    assert "is there already" in capsys.readouterr().err
+    assert command(tmp_path / "in.npz", tmp_path / "c.zip", "--image-key", "flat") == 2
+    assert "EDM reads square" in capsys.readouterr().err and not (tmp_path / "c.zip").exists()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from ddpm.data import preparing
@@ -237,3 +238,49 @@ def test_bad_arrays_are_refused_in_words() -> None:
         Dataset.from_arrays(np.full((4, 4, 4), 2.0))
     with pytest.raises(InputError, match="one label an image"):
         Dataset.from_arrays(np.zeros((4, 4, 4), np.uint8), np.zeros(3, int))
+
+
+class Items:
+    """A data set with a length and items, as torch has them."""
+
+    def __init__(self, *items: object) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, number: int) -> object:
+        return self._items[number % len(self._items)]  # never IndexError
+
+
+def test_data_of_torch_and_of_hugging_face_are_those_of_arrays() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 6, 5, 3), np.uint8)
+    labels = np.arange(40) % 4
+    tensors = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    known = Dataset.from_arrays(pixels, labels, seed=3)
+    rows = [
+        {"img": Image.fromarray(p), "fine": int(n)} for p, n in zip(pixels, labels, strict=True)
+    ]
+    for found in (
+        Dataset.from_torch(
+            torch.utils.data.TensorDataset(tensors, torch.from_numpy(labels)), seed=3
+        ),
+        Dataset.from_torch(Items(*zip(map(Image.fromarray, pixels), labels, strict=True)), seed=3),
+        Dataset.from_huggingface(Items(*rows), "img", "fine", seed=3),
+    ):
+        assert found.sha256 == known.sha256 and found.num_classes == 4
+        positions = torch.arange(60)
+        one, other = (d.read(d.order(positions), positions) for d in (found, known))
+        assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+    floats = Dataset.from_torch(Items(*(tensors / 255)))
+    assert floats.num_classes is None and floats.image_shape == (3, 6, 5)
+    for call, word in (
+        (lambda: Dataset.from_torch(Items(pixels[0], pixels[0, :3])), "of one shape"),
+        (lambda: Dataset.from_torch(Items(*(tensors / 127.5 - 1))), r"outside \[0, 1\]"),
+        (lambda: Dataset.from_torch(Items((pixels[0], 1), pixels[0])), "neither images nor pairs"),
+        (lambda: Dataset.from_torch(Items(Image.new("RGBA", (4, 4)))), "mode RGBA"),
+        (lambda: Dataset.from_huggingface(Items(*rows), "image"), "there are: img, fine"),
+        (lambda: Dataset.from_torch(Items()), "not of none"),
+    ):
+        with pytest.raises(InputError, match=word):
+            call()

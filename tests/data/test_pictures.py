@@ -61,27 +61,29 @@ def test_a_bad_parquet_is_refused_in_words(tmp_path: Path) -> None:
 def test_parts_in_one_folder_of_parquet_are_the_split_and_others_are_counted(
     tmp_path: Path,
 ) -> None:
-    parquet(tmp_path / "train-00000-of-00002.parquet", slice(0, 20))
-    parquet(tmp_path / "train-00001-of-00002.parquet", slice(20, 30))
-    parquet(tmp_path / "test-00000-of-00001.parquet", slice(30, 40))
-    parquet(tmp_path / "extra-00000-of-00001.parquet", slice(0, 40))
-    (tmp_path / "README.md").write_text("of ants")
-    source = open_source(tmp_path)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    parquet(folder / "train-00000-of-00002.parquet", slice(0, 20))
+    parquet(folder / "train-00001-of-00002.parquet", slice(20, 30))
+    parquet(folder / "test-00000-of-00001.parquet", slice(30, 40))
+    parquet(folder / "extra-00000-of-00001.parquet", slice(0, 40))
+    (folder / "README.md").write_text("of ants")
+    source = open_source(folder)
     assert source.split == (("train", 30), ("test", 10))
     assert "30 images of train and 10 images of test, the split that is there" in source.notes[0]
     unread = "2 file(s) or folder(s) not read: README.md, extra-00000-of-00001.parquet"
-    assert source.notes[1] == f"{tmp_path}: {unread}"
+    assert source.notes[1] == f"{folder}: {unread}"
     index = packing.pack(source, tmp_path / "out", progress=False)
     held_out = stored(index)[30:]
     assert as_multiset(held_out, index.labels[30:]) == as_multiset(list(COLOUR[30:]), LABELS[30:])
-    (tmp_path / "test-00000-of-00001.parquet").unlink()
-    alone = open_source(tmp_path)
+    (folder / "test-00000-of-00001.parquet").unlink()
+    alone = open_source(folder)
     assert (alone.num_samples, alone.split) == (30, ())
     for number in (0, 1):
-        (tmp_path / f"train-0000{number}-of-00002.parquet").unlink()
+        (folder / f"train-0000{number}-of-00002.parquet").unlink()
     for part in ("test", "validation"):
-        parquet(tmp_path / f"{part}-00000-of-00001.parquet", slice(30, 40))
-    (problem,) = problems_of(lambda: open_source(tmp_path))
+        parquet(folder / f"{part}-00000-of-00001.parquet", slice(30, 40))
+    (problem,) = problems_of(lambda: open_source(folder))
     assert "test, validation, which are parts" in problem and "name one file" in problem
 
 
@@ -181,3 +183,21 @@ def test_an_encrypted_dataset_json_is_refused(tmp_path: Path) -> None:
         archive.writestr("dataset.json", "{}")
         archive.getinfo("dataset.json").flag_bits |= 1
     assert "encrypted" in problems_of(lambda: open_source(tmp_path / "in.zip"))[0]
+
+
+def test_the_pictures_of_an_lmdb(tmp_path: Path) -> None:
+    lmdb = pytest.importorskip("lmdb")
+    with lmdb.open(str(tmp_path / "in"), map_size=1 << 24) as data, data.begin(write=True) as write:
+        for row, pixels in enumerate(COLOUR):
+            write.put(b"%06d" % row, picture(pixels, "WEBP", lossless=True))
+        write.put(b"length", b"40")
+    before = {path: path.read_bytes() for path in (tmp_path / "in").iterdir()}
+    for path in (tmp_path / "in", tmp_path / "in" / "data.mdb"):
+        source = open_source(path)
+        assert source.notes == (f"{path}: 1 value(s) not read: b'length'",)
+        index = packing.pack(source, tmp_path / path.name.replace("in", "out"), progress=False)
+        assert_holds(index, COLOUR, None)
+    assert {path: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
+    assert "no labels" in problems_of(lambda: open_source(tmp_path / "in", "kind"))[0]
+    (tmp_path / "bad.mdb").write_bytes(b"x" * 9000)
+    assert "not a readable LMDB" in problems_of(lambda: open_source(tmp_path / "bad.mdb"))[0]

@@ -281,3 +281,40 @@ def test_an_npy_is_images_alone(tmp_path: Path) -> None:
     assert_holds(index, (COLOUR[..., :2] / 255).astype(np.float32), None)
     np.save(tmp_path / "bad.npy", np.array([{}]), allow_pickle=True)
     assert "never loaded" in problems_of(lambda: open_source(tmp_path / "bad.npy"))[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": (7, 6, 5, 3), "compression": "gzip"}])
+def test_hdf5_in_one_piece_and_in_chunks(tmp_path: Path, options: dict) -> None:
+    import h5py
+
+    with h5py.File(tmp_path / "in.h5", "w") as file:
+        file.create_dataset("train/x", data=COLOUR, **options)
+        file["labels"], file["other"] = LABELS, np.zeros(3)
+        file["floats"] = (COLOUR / 255).astype(">f4")
+        file["odd"] = [b"a", b"b"]
+        file["away"] = h5py.ExternalLink("other.h5", "/x")
+        layout = h5py.VirtualLayout((40, 6, 5, 3), np.uint8)
+        layout[:] = h5py.VirtualSource("other.h5", "x", (40, 6, 5, 3))
+        file.create_virtual_dataset("virtual", layout)
+        file.create_dataset("raw", (40, 6, 5), np.uint8, external=[("/etc/passwd", 0, 1200)])
+    source = open_source(tmp_path / "in.h5", image_key="train/x")
+    assert "not read" in source.notes[0]
+    assert_holds(packing.pack(source, tmp_path / "out", progress=False), COLOUR, LABELS)
+    floats = open_source(tmp_path / "in.h5", None, image_key="floats")
+    assert_holds(
+        packing.pack(floats, tmp_path / "floats", progress=False),
+        (COLOUR / 255).astype(np.float32),
+        None,
+    )
+    for key, word in (
+        ("away", "by a link"),
+        ("virtual", "in other files"),
+        ("raw", "in other files"),
+        ("train", "a group"),
+        ("none", "has no array 'none', it has: away, floats"),
+        ("odd", "have shape (2,)"),
+    ):
+        (problem, *_) = problems_of(lambda: open_source(tmp_path / "in.h5", None, image_key=key))  # noqa: B023
+        assert word in problem
+    (tmp_path / "bad.h5").write_bytes((tmp_path / "in.h5").read_bytes()[:900])
+    assert "not a readable HDF5" in problems_of(lambda: open_source(tmp_path / "bad.h5"))[0]

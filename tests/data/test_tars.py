@@ -9,6 +9,7 @@ import http.server
 import io
 import json
 import lzma
+import pickle
 import shutil
 import subprocess
 import tarfile
@@ -21,6 +22,7 @@ import pytest
 
 from ddpm.cli import main
 from ddpm.data import packing
+from ddpm.data.index import open_index
 from ddpm.data.source import ArraySource, Source
 from ddpm.data.sources import open_source
 from ddpm.data.tars import shown
@@ -181,8 +183,6 @@ def test_compressed_shards_are_unpacked_beside_the_new_ones(
     assert main.launch("pack", [str(folder), str(out)]) == 0
     assert sorted(p.name for p in out.iterdir() if p.name.startswith(".")) == []
     twice = np.concatenate([COLOUR[:6]] * 2), np.concatenate([LABELS[:6]] * 2)
-    from ddpm.data.index import open_index
-
     assert_holds(open_index(out), *twice)
 
 
@@ -274,8 +274,6 @@ def test_our_own_shards_are_packed_anew_with_the_names_of_classes(tmp_path: Path
     source = ArraySource(GREY, LABELS, class_names=names)
     packing.pack(source, tmp_path / "a", progress=False)
     assert main.launch("pack", [str(tmp_path / "a"), str(tmp_path / "b"), "--grey", "rgb"]) == 0
-    from ddpm.data.index import open_index
-
     index = open_index(tmp_path / "b")
     assert index.class_names == tuple(names)
     assert_holds(index, GREY[..., None].repeat(3, axis=3), LABELS)
@@ -301,8 +299,6 @@ def test_what_no_shard_may_hold_is_refused(tmp_path: Path, case: str) -> None:
 
 def test_names_become_no_paths_and_pickles_no_objects(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
-    import pickle
-
     trap = pickle.dumps(Trap(marker))
     content = [
         ("../../up.png", PNG),
@@ -411,15 +407,12 @@ def test_shards_at_a_server_are_fetched_once_and_a_cut_answer_again(
     (folder / "s-2.tar").rename(folder / "plain")
     (folder / "s-2.tar.gz").write_bytes(gzip.compress((folder / "plain").read_bytes()))
     _Answers.cut = {"/s-1.tar"}
-    url = f"{address}/s-{{0.tar,1.tar,2.tar.gz}}?token=SECRET"
     url = f"{address}/s-{{0,1}}.tar?token=SECRET"
     out = tmp_path / "out"
     assert main.launch("pack", [url, str(out)]) == 0
     assert _Answers.seen == ["/s-0.tar", "/s-1.tar", "/s-1.tar"]
     said = capsys.readouterr()
     assert "SECRET" not in said.out + said.err + caplog.text
-    from ddpm.data.index import open_index
-
     both = np.concatenate([COLOUR[:6]] * 2), np.concatenate([LABELS[:6]] * 2)
     assert_holds(open_index(out), *both)
     assert sorted(path.name for path in out.glob(".*")) == []
@@ -462,6 +455,10 @@ def test_object_stores_are_read_through_fsspec(tmp_path: Path) -> None:
         protocol = "s3"
         store: dict = {}
         pseudo_dirs = [""]
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return super()._strip_protocol(path.replace("s3://", "memory://"))
 
     fsspec.register_implementation("s3", Bucket, clobber=True)
     try:

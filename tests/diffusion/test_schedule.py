@@ -2,7 +2,8 @@
 
 import math
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -347,3 +348,41 @@ def test_places_outside_a_schedule_are_refused() -> None:
             ValueError, match="logsnr is .*, but linear with 10 timesteps goes from"
         ):
             schedule.time_from_logsnr(torch.tensor([0.0, logsnr]))
+
+
+@pytest.mark.parametrize("name", ["iddpm_linear", "iddpm_cosine", "cosine"])
+def test_a_schedule_of_ones_own_betas_or_logsnr_is_the_same_schedule(name: str) -> None:
+    known = NoiseSchedule(name, 50)
+    betas = 1 - known.alphas_cumprod[1:] / known.alphas_cumprod[:-1]
+    for own in (
+        NoiseSchedule.from_betas(betas.tolist()),
+        NoiseSchedule.from_logsnr(known.logsnr_at(torch.arange(1, 51))),
+    ):
+        assert own.num_timesteps == 50 and own.is_beta_defined
+        assert_close(own.alphas_cumprod, known.alphas_cumprod, rtol=1e-9, atol=0)
+        assert pickle.loads(pickle.dumps(own)) == own and hash(own) == hash(replace(own))
+        assert own != known
+        time = torch.tensor([0.3, 0.77], dtype=torch.float64)
+        assert_close(own.time_from_logsnr(own.logsnr(time)), time, rtol=1e-9, atol=0)
+    end = NoiseSchedule.from_betas([0.1, 0.5, 1.0])
+    assert end.alphas_cumprod.tolist() == pytest.approx([1, 0.9, 0.45, 0])
+    shifted = replace(own, logsnr_shift=1.0)
+    assert_close(shifted.logsnr_at(torch.tensor([5])), own.logsnr_at(torch.tensor([5])) + 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: NoiseSchedule.from_betas([0.1, 0.0]), r"beta is 0.0; give \(0, 1\]"),
+        (lambda: NoiseSchedule.from_betas([0.1, 1.0, 0.1]), "does not fall"),
+        (lambda: NoiseSchedule.from_logsnr([3.0, 3.0]), "logsnr 3.0 does not fall"),
+        (lambda: NoiseSchedule.from_logsnr([math.nan]), "logsnr nan does not fall"),
+        (lambda: NoiseSchedule.from_logsnr([]), "is empty"),
+        (lambda: replace(NoiseSchedule.from_logsnr([1.0]), num_timesteps=2), "given at 1"),
+    ],
+)
+def test_impossible_numbers_make_no_schedule(
+    make: Callable[[], NoiseSchedule], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

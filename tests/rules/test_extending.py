@@ -12,6 +12,7 @@ import pytest
 from tests.support.tree import ROOT
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
+IN_PYTHON = "A network, schedule and data of your own"
 SECTIONS = {part.partition("\n")[0]: part for part in PAGE.split("\n## ")[1:]}
 
 
@@ -46,7 +47,7 @@ def test_what_the_page_adds_works(tmp_path: Path) -> None:
     examples = []
     for title, section in SECTIONS.items():
         changes, parts = blocks(section, "diff"), blocks(section, "python")
-        assert changes and parts, title
+        assert parts and (changes or title == IN_PYTHON), title
         for change in changes:
             apply(change, tmp_path)
         examples.append("\n".join(parts))
