@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ddpm.data.images import array_header
 from ddpm.data.scan import Sample, Scan, scan_tar
-from ddpm.data.source import examples, is_held_out, note
+from ddpm.data.source import examples, is_held_out, note, own_split
 from ddpm.errors import InputError, as_typed
 from ddpm.runs import ImageBar, storage
 
@@ -130,6 +130,8 @@ class Index:
     def __str__(self) -> str:
         size = "x".join(map(str, self.image_shape[1:])) if self.image_shape else "varying size"
         classes = f"{self.num_classes} classes" if self.num_classes else "no labels"
+        if self.held_out is not None:
+            classes += f", {self.held_out.sum():,} for validation"
         return (
             f"{self.folder}: {self.num_samples:,} images of {size}, {self.channels} "
             f"{'channel' if self.channels == 1 else 'channels'}, {classes}, "
@@ -308,7 +310,7 @@ def scan_folder(folder: Path, *, progress: bool = False) -> tuple[list[Path], li
 
 
 def _unread(folder: Path, shards: Sequence[Path]) -> Iterator[str]:
-    """What lies beside foreign shards and is not read."""
+    """What lies beside foreign shards and is not read; parts that are not kept apart."""
     ours = (INDEX_FILE, LOCK_FILE)
     others = [
         path.name
@@ -320,6 +322,11 @@ def _unread(folder: Path, shards: Sequence[Path]) -> Iterator[str]:
     ]
     if others:
         yield f"{folder}: {len(others):,} not read beside the shards: {examples(others)}"
+    if split := own_split({re.split("[^a-z]", path.name.lower())[0] for path in shards}):
+        yield (
+            f"{folder}: shards of {' and '.join(split)} are used as one data set where they lie; "
+            f"`{as_typed('pack')} {folder} OUT_DIR` packs them anew and keeps the split"
+        )
 
 
 def shard_paths(folder: Path) -> list[Path]:

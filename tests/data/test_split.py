@@ -53,6 +53,7 @@ def test_the_split_that_is_there_is_taken_and_said(
     said = f"28 images of train and 12 images of {held_out}, the split that is there"
     assert any(said in line for line in caplog.messages)
     word = held_out.lower()
+    assert "4 classes, 12 for validation, in 5 shards" in str(index)
     names = [f"shard-train-00000{n}.tar" for n in range(3)] + [
         f"shard-{word}-00000{n}.tar" for n in range(2)
     ]

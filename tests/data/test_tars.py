@@ -237,7 +237,7 @@ def test_labels_by_a_member_or_a_field_of_json(tmp_path: Path) -> None:
     )
 
 
-def test_parts_by_the_names_of_shards(tmp_path: Path) -> None:
+def test_parts_by_the_names_of_shards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for name, rows in (
@@ -257,6 +257,8 @@ def test_parts_by_the_names_of_shards(tmp_path: Path) -> None:
             ],
         )
     shutil.copy(folder / "val-0.tar", folder / "extra-0.tar")
+    assert main.launch("pack", [str(folder), "--dry-run"]) == 0  # where they lie
+    assert "shards of train and val are used as one data set" in caplog.text
     source = opened(folder, tmp_path)
     assert source.split == (("train", 30), ("val", 10))
     assert "1 shard(s) not read" in source.notes[-1] and "extra-0.tar" in source.notes[-1]
