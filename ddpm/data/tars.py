@@ -24,6 +24,7 @@ import time
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -59,7 +60,7 @@ _MOST_SHARDS = 100_000
 _BOMB_RATIO, _BOMB_BYTES = 200, 1 << 26
 _SHARE = 0.9  # of the free disk
 _PIECE = 1 << 20
-_TIMEOUT_S, _TRIES, _PAUSE_S = 60, 3, 1.0
+_THREADS, _TIMEOUT_S, _TRIES, _PAUSE_S = 4, 60, 3, 1.0
 
 
 class _Place(NamedTuple):
@@ -298,9 +299,12 @@ def _urls(source: str) -> list[str]:
 def _laid_down(urls: Sequence[str], stage: Path) -> list[Path]:
     """A plain tar on a disk for each shard."""
     paths = []
-    with ImageBar("fetching shards", len(urls), is_shown=len(urls) > 1) as bar:
-        for url in urls:
-            paths.append(_plain(url, stage))
+    with (
+        ImageBar("fetching shards", len(urls), is_shown=len(urls) > 1) as bar,
+        ThreadPoolExecutor(_THREADS) as pool,
+    ):
+        for path in pool.map(lambda url: _plain(url, stage), urls):
+            paths.append(path)
             bar.advance()
     return paths
 
