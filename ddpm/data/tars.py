@@ -172,9 +172,13 @@ class TarSource(PictureSource):
         if end := next((one for one in keys if one in there and one != "json"), None):
             return end, ""
         first = {end: self._first(end) for end in ("json", "txt") if end in there}
-        for field in keys if "json" in first else ():
-            if self._label(first["json"], "json", field) is not None:
-                return "json", field
+        try:
+            for field in keys if "json" in first else ():
+                if self._label(first["json"], "json", field) is not None:
+                    return "json", field
+        except ValueError as error:
+            name = self.names[first["json"]]
+            raise InputError(f"{name}: {error}; or give --label-key null") from error
         if key == "labels" and "txt" in first:  # of whole numbers; else they are captions
             with suppress(ValueError):
                 self._label(first["txt"], "txt", "")

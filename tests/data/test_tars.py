@@ -237,6 +237,24 @@ def test_labels_by_a_member_or_a_field_of_json(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("data", "word"),
+    [
+        (b'{"label": "cat"}', "label 'cat' is not a whole number"),
+        (b"{", "not readable JSON"),
+        (b"[" * 100_000, "not readable JSON"),
+        (b'{"label": 1, "x": "' + b"x" * (1 << 20) + b'"}', "a label has few"),
+    ],
+)
+def test_json_that_is_no_label_is_refused_and_left_out_with_null(
+    tmp_path: Path, data: bytes, word: str
+) -> None:
+    write_tar(tmp_path / "a.tar", [("a.png", PNG), ("a.json", data)])
+    (problem,) = problems_of(lambda: opened(tmp_path / "a.tar", tmp_path))
+    assert word in problem and "'a': " in problem and "--label-key null" in problem
+    assert not opened(tmp_path / "a.tar", tmp_path, None).has_labels
+
+
 def test_parts_by_the_names_of_shards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
