@@ -157,6 +157,7 @@ def _finished(folder: Path, plan: PackPlan) -> Index | None:
         raise InputError(
             f"{folder} holds shards of something else, or packed otherwise; choose another folder"
         )
+    shutil.rmtree(folder / STAGE, ignore_errors=True)
     return index
 
 

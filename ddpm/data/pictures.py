@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from ddpm.data.source import (
@@ -29,7 +30,8 @@ from ddpm.data.source import (
     refuse,
     split_note,
 )
-from ddpm.errors import InputError
+from ddpm.errors import InputError, as_typed
+from ddpm.runs import storage
 
 # Pictures that are not read, so that none is left out with a note alone.
 _UNREAD = (
@@ -38,6 +40,7 @@ _UNREAD = (
 )
 _EDM = "dataset.json"
 _MOST_BYTES = 1 << 28
+_MEMORY_SHARE, _ROWS = 0.5, 256  # of Parquet: what is loaded whole, rows that are read at once
 
 
 class FolderSource(PictureSource):
@@ -234,6 +237,8 @@ def _files(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Pa
 class ParquetSource(PictureSource):
     """Parquet files as Hugging Face's datasets keeps them: a column of encoded pictures (bytes, or
     {bytes, path}) and one of whole numbers.
+
+    Pictures that memory does not hold are laid down in `Reading.stage`: row groups are read whole.
     """
 
     takes = "Parquet files (.parquet)"
@@ -243,7 +248,6 @@ class ParquetSource(PictureSource):
         self, paths: list[Path], reading: Reading, name: str, held_out: Sequence[Path] = ()
     ) -> None:
         import pyarrow
-        import pyarrow.compute
         import pyarrow.parquet
 
         self.name, self.reading, self._paths = name, reading, [*paths, *held_out]
@@ -256,22 +260,13 @@ class ParquetSource(PictureSource):
                 usual = reading.label_key == "labels"
                 label = _first(("labels", "label") if usual else (reading.label_key,), there)
             keys = [one for one in (key, label) if one is not None]
-            table = pyarrow.parquet.read_table(self._paths, columns=keys, memory_map=True)
-            column = table.column(key)
-            if pyarrow.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
-                column = pyarrow.compute.struct_field(column, "bytes")
-            if not pyarrow.types.is_binary(column.type) and not pyarrow.types.is_large_binary(
-                column.type
-            ):
-                raise ValueError(f"column {key!r} is {column.type}; give encoded pictures")
+            self.pictures = self._pictures_of(key)
             self._counts = [
                 sum(pyarrow.parquet.read_metadata(path).num_rows for path in part)
                 for part in (paths, held_out)
             ]
-            if column.null_count:
-                raise ValueError(f"{column.null_count:,} pictures of column {key!r} are empty")
             if label is not None:
-                numbers = table.column(label)
+                numbers = pyarrow.parquet.read_table(self._paths, columns=[label]).column(label)
                 if not pyarrow.types.is_integer(numbers.type):
                     raise ValueError(f"column {label!r} is {numbers.type}; give whole numbers")
                 if count := numbers.null_count:
@@ -279,8 +274,7 @@ class ParquetSource(PictureSource):
                 self._numbers = numbers.to_numpy()
         except (ValueError, OSError, pyarrow.ArrowException) as error:
             raise InputError(f"{name}: {error}") from error
-        self.num_samples, self.has_labels = len(column), label is not None
-        self.pictures = _OfColumn(column)
+        self.num_samples, self.has_labels = len(self.pictures), label is not None
         self.names = [f"{name}: row {row}" for row in range(self.num_samples)]
         self.class_names = _class_names(schema.metadata, label) if label else None
         if others := [one for one in there if one not in keys]:
@@ -309,10 +303,85 @@ class ParquetSource(PictureSource):
             return opened
         return cls([path], reading, source) if path.suffix == ".parquet" else None
 
+    def _pictures_of(self, key: str) -> "_OfColumn | _LaidDown":
+        import pyarrow.parquet
+
+        needed = sum(_column_bytes(path, key) for path in self._paths)
+        available = psutil.virtual_memory().available
+        if needed <= _MEMORY_SHARE * available:
+            table = pyarrow.parquet.read_table(self._paths, columns=[key], memory_map=True)
+            return _OfColumn(_encoded(table.column(key), key))
+        if self.reading.stage is None:
+            raise ValueError(
+                f"column {key!r} needs {needed:,} bytes of memory, {available:,} are available; "
+                f"pack it first, which takes disk instead: `{as_typed('pack')} {self.name} OUT_DIR`"
+            )
+        ends: list[int] = []
+
+        def write(sink: storage.Sink) -> None:
+            for path in self._paths:
+                with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
+                    for batch in file.iter_batches(_ROWS, columns=[key]):
+                        for value in _encoded(batch.column(0), key):
+                            sink.write(value.as_py())
+                            ends.append(sink.tell())
+
+        storage.make_folder(self.reading.stage)
+        storage.require_space(self.reading.stage, needed)
+        storage.write_file(self.reading.stage / "pictures", write)
+        return _LaidDown(self.reading.stage / "pictures", ends)
+
     def identity(self) -> str:
         content = files_identity(self._paths)
         keys = [self.reading.label_key, self.reading.image_key]
         return hashlib.sha256(json.dumps([content, keys]).encode()).hexdigest()
+
+
+def _encoded(column: Any, key: str) -> Any:
+    """The bytes of a column of pictures. Raises ValueError."""
+    import pyarrow
+    import pyarrow.compute
+
+    if pyarrow.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
+        column = pyarrow.compute.struct_field(column, "bytes")
+    if not pyarrow.types.is_binary(column.type) and not pyarrow.types.is_large_binary(column.type):
+        raise ValueError(f"column {key!r} is {column.type}; give encoded pictures")
+    if column.null_count:
+        raise ValueError(f"{column.null_count:,} pictures of column {key!r} are empty")
+    return column
+
+
+def _column_bytes(path: Path, key: str) -> int:
+    """The bytes of a column in memory, as the file's footer says."""
+    import pyarrow.parquet
+
+    found = pyarrow.parquet.read_metadata(path)
+    parts = (
+        found.row_group(group).column(number)
+        for group in range(found.num_row_groups)
+        for number in range(found.num_columns)
+    )
+    return sum(
+        part.total_uncompressed_size
+        for part in parts
+        if part.path_in_schema.partition(".")[0] == key
+    )
+
+
+class _LaidDown:
+    """Pictures one after the other in a file, each read as it is taken."""
+
+    def __init__(self, path: Path, ends: list[int]) -> None:
+        self._path, self._starts = path, np.array([0, *ends], np.int64)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, number: int) -> bytes:
+        first, last = self._starts[number : number + 2].tolist()
+        with self._path.open("rb") as stream:
+            stream.seek(first)
+            return stream.read(last - first)
 
 
 class _OfColumn:

@@ -12,6 +12,7 @@ import pytest
 from ddpm.data import packing
 from ddpm.data.source import PictureSource
 from ddpm.data.sources import open_source
+from ddpm.errors import InputError
 from tests.support.shard_data import (
     COLOUR,
     GREY,
@@ -128,6 +129,24 @@ def test_a_column_of_pictures_is_not_copied(tmp_path: Path) -> None:
     command = [sys.executable, "-c", script, str(path)]
     peak = int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
     assert peak < 1.5 * table.nbytes
+
+
+def test_a_column_beyond_memory_is_laid_down_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ddpm.data.pictures._MEMORY_SHARE", 0)
+    monkeypatch.setattr("ddpm.data.pictures._ROWS", 7)
+    path, out = tmp_path / "in.parquet", tmp_path / "out"
+    parquet(path, slice(0, 40), bare=[None] * 40)
+    (problem,) = problems_of(lambda: open_source(path))
+    assert "bytes of memory" in problem and f"pack {path} OUT_DIR" in problem
+    for _ in range(2):  # the second time it is there already
+        source = open_source(path, stage=out / packing.STAGE)
+        assert (out / packing.STAGE / "pictures").is_file()
+        assert_holds(packing.pack(source, out, progress=False), COLOUR, LABELS)
+        assert not list(out.glob(".*"))
+    with pytest.raises(InputError, match="give encoded pictures"):
+        open_source(path, image_key="label", stage=tmp_path / "stage")
 
 
 def edm_zip(path: Path, labels: object, **more: bytes) -> Path:
