@@ -275,10 +275,12 @@ def test_parts_by_the_names_of_shards(tmp_path: Path, caplog: pytest.LogCaptureF
             ],
         )
     shutil.copy(folder / "val-0.tar", folder / "extra-0.tar")
+    (folder / "stats.json").touch()
     assert main.launch("pack", [str(folder), "--dry-run"]) == 0  # where they lie
     assert "shards of train and val are used as one data set" in caplog.text
     source = opened(folder, tmp_path)
     assert source.split == (("train", 30), ("val", 10))
+    assert source.notes[0] == f"{folder}: 1 not read beside the shards: stats.json"
     assert "1 shard(s) not read" in source.notes[-1] and "extra-0.tar" in source.notes[-1]
     index = packing.pack(source, tmp_path / "out", progress=False)
     assert index.held_out is not None and index.held_out.sum() == 10
