@@ -112,6 +112,8 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError("cifar10 needs its FILE, cifar-10-binary.tar.gz: `ddpm pack cifar10 FILE`")
     elif asked.named_out is not None:
         raise InputError(f"{asked.named_out}: give SOURCE and OUT_DIR, no third path")
+    if asked.preview and not asked.preview.endswith(".png"):
+        raise InputError(f"--preview is {asked.preview}; give a name that ends in .png")
 
     if asked.out_dir is None and not asked.preview and preparing.is_shards(asked.source):
         if given := [f"--{name.replace('_', '-')}" for name in _OPTIONS if getattr(asked, name)]:
@@ -189,8 +191,6 @@ def _draw(place: str, source: "Source", loaded: "Loaded") -> None:
     from ddpm.runs import png, storage
 
     path = Path(place)
-    if path.suffix != ".png":
-        raise InputError(f"--preview is {path}; give a name that ends in .png")
     storage.write_bytes(path, png(packing.preview(source, loaded)))
     print(f"{path}: some of the {source.num_samples:,} images")
 
