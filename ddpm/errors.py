@@ -73,10 +73,13 @@ def run_main(main: Callable[[], int | None]) -> int:
     """The exit code of main(); known errors become lines on stderr, Ctrl-C becomes 75."""
     try:
         return main() or 0
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return stop.exit_code
     except DdpmError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
+        print("stopped; run it again to continue", file=sys.stderr)
         return Interrupted.exit_code

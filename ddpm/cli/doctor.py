@@ -5,6 +5,7 @@ packages are missing, since that is a finding too. Always exits 0: a machine wit
 ill. On a terminal a table; piped, plain lines; --json, a list of objects.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -271,12 +272,18 @@ def show(findings: list[Diagnosis]) -> None:
     Console(markup=False, highlight=False).print(table)
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = command_line("doctor", __doc__)
+    result.add_argument("--json", action="store_true", help="print a list of objects")
+    return result
+
+
 def main(argv: list[str] | None = None) -> int:
     """Prints the findings; 0."""
-    parser = command_line("doctor", __doc__)
-    parser.add_argument("--json", action="store_true", help="print a list of objects")
+    args = parser().parse_args(argv)
     findings = examine()
-    if parser.parse_args(argv).json:
+    if args.json:
         print(json.dumps([asdict(each) for each in findings], indent=2))
     else:
         show(findings)

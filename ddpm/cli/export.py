@@ -18,6 +18,7 @@ took and how images are drawn, and
 It is there whole or not at all.
 """
 
+import argparse
 import hashlib
 import io
 import json
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ddpm.cli.options import command_line
 from ddpm.errors import InputError, as_typed
+from ddpm.runs import find_run
 from ddpm.sampling import parse_ema
 
 if TYPE_CHECKING:
@@ -105,22 +107,27 @@ class _Export(NamedTuple):
     tried: str = ""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exports; 0."""
-    parser = command_line("export", __doc__)
-    parser.add_argument("source", type=Path, help="run directory or checkpoint")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder, made")
-    parser.add_argument("--to", choices=_FORMS, required=True, help="for what")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = command_line("export", __doc__)
+    result.add_argument("source", type=find_run, help="run or checkpoint")
+    result.add_argument("out", type=Path, metavar="OUT", help="folder, made")
+    result.add_argument("--to", choices=_FORMS, required=True, help="for what")
+    result.add_argument(
         "--ema",
         type=parse_ema,
         metavar="DECAY",
         help="averaged weights; 0 = as trained, unaveraged",
     )
-    parser.add_argument(
+    result.add_argument(
         "--label", metavar="N|none", help="diffusers: the one class to draw; else as it is asked to"
     )
-    args = parser.parse_args(argv)
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exports; 0."""
+    args = parser().parse_args(argv)
     if args.out.exists():
         raise InputError(f"{args.out} is there already; give another OUT")
     if args.label is not None and args.to != "diffusers":

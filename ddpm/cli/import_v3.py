@@ -9,6 +9,7 @@ here, computed as Keras does, so that it predicts what it predicted there (docs/
 The run is for sample, evaluate and report as any other; no data are needed to make it.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,14 +28,19 @@ _AS_V3 = (
 )
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = command_line("import-v3", __doc__)
+    result.add_argument("config", type=Path, metavar="CONFIG", help="v3's YAML file")
+    result.add_argument("weights", type=Path, metavar="WEIGHTS.h5", help="v3's weights")
+    result.add_argument("overrides", nargs="*", metavar="SECTION.KEY=value", help="changed keys")
+    result.add_argument("--dry-run", action="store_true", help="check all, write nothing")
+    return result
+
+
 def main(argv: list[str] | None = None) -> int:
     """Imports; 0."""
-    parser = command_line("import-v3", __doc__)
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="v3's YAML file")
-    parser.add_argument("weights", type=Path, metavar="WEIGHTS.h5", help="v3's weights")
-    parser.add_argument("overrides", nargs="*", metavar="SECTION.KEY=value", help="changed keys")
-    parser.add_argument("--dry-run", action="store_true", help="check all, write nothing")
-    args = parser.parse_intermixed_args(argv)
+    args = parser().parse_intermixed_args(argv)
     run = import_run(args.config, args.weights, args.overrides, dry=args.dry_run)
     if args.dry_run:
         print(f"would make {run}; nothing was written")

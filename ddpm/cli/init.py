@@ -7,6 +7,7 @@ Nothing is overwritten. slurm/site.env names the interpreter that this command r
 room for the account, partition and modules of your cluster.
 """
 
+import argparse
 import shlex
 import shutil
 import sys
@@ -18,11 +19,16 @@ from ddpm.errors import InputError, StorageError
 SHARE = Path(__file__).resolve().parent.parent / "share"
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = command_line("init", __doc__)
+    result.add_argument("dir", type=Path, metavar="DIR", help="made if it is not there")
+    return result
+
+
 def main(argv: list[str] | None = None) -> int:
     """Copies the folders; 0."""
-    parser = command_line("init", __doc__)
-    parser.add_argument("dir", type=Path, metavar="DIR", help="made if it is not there")
-    folder = parser.parse_args(argv).dir
+    folder = parser().parse_args(argv).dir
     sources = sorted(SHARE.iterdir())
     if there := [str(folder / one.name) for one in sources if (folder / one.name).exists()]:
         raise InputError([f"{path} is there already; give another DIR" for path in there])

@@ -3,6 +3,8 @@
 `ddpm train`, `python -m ddpm train` and `python launch/train.py` are the same command.
 """
 
+import io
+import os
 import sys
 from difflib import get_close_matches
 from importlib import import_module, metadata
@@ -19,8 +21,11 @@ COMMANDS = {
     "pack": "images as WebDataset shards with an index",
     "export": "a network as a folder of its own: weights and a model card",
     "import-v3": "a run of the weights that DDPM v3 left in a Keras .h5",
+    "cancel": "asks a run, a sweep or images in bulk to save and stop",
+    "logs": "the log of a run, or of jobs",
     "status": "progress of runs and sweeps: what runs, waits and failed, and why",
     "doctor": "the machine: devices, packages, disks and what they mean",
+    "completion": "a script with which bash completes all of this",
     "init": "copies of slurm/, configs/ and sweeps/ to edit and submit",
 }
 
@@ -47,6 +52,8 @@ def cli() -> int:
 def launch(name: str, arguments: list[str] | None = None) -> int:
     """The exit code of one command; arguments: None takes those of this process."""
     given = sys.argv[1:] if arguments is None else arguments
+    if sys.stdout is sys.__stdout__ and not sys.stdout.isatty():
+        _outlive_readers()
 
     def main() -> int:
         try:
@@ -59,6 +66,29 @@ def launch(name: str, arguments: list[str] | None = None) -> int:
         return code
 
     return run_main(main)
+
+
+class _Pipe(io.FileIO):
+    """Standard output, which may be closed before the work is done, as by `| head`: what is written
+    then is lost and nothing else, since all results are in files.
+    """
+
+    def write(self, data: object) -> int:
+        try:
+            return super().write(data)  # type: ignore[arg-type]
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return super().write(data)  # type: ignore[arg-type]
+
+
+def _outlive_readers() -> None:
+    old = sys.stdout
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_Pipe(old.fileno(), "w", closefd=False)),
+        encoding=old.encoding,
+        errors=old.errors,
+        line_buffering=old.line_buffering,
+    )
 
 
 def _no_command(name: str) -> int:

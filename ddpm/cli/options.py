@@ -29,6 +29,11 @@ def command_line(name: str, text: str | None, more: str | None = None) -> argpar
     )
 
 
+def add_verbose(result: argparse.ArgumentParser) -> None:
+    """Adds -v, for --dry-run."""
+    result.add_argument("-v", "--verbose", action="store_true", help="--dry-run with all there is")
+
+
 def job_options(args: argparse.Namespace, *more: str) -> "JobOptions | None":
     """The options of many small jobs; None without --cluster, InputError for the others alone.
 

@@ -8,25 +8,31 @@ examples:
   ddpm report training_outputs/digits_8x8x1/.../linear_1000_velocity_MSE_... --dry-run
 """
 
+import argparse
 import os
 import webbrowser
-from pathlib import Path
 
 from ddpm import report
 from ddpm.cli.options import command_line
+from ddpm.runs import find_run
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = command_line("report", __doc__)
+    result.add_argument("folder", type=find_run, help="OUTPUT_DIR/sweeps/NAME or a run")
+    result.add_argument("--open", action="store_true", help="show it in the browser")
+    result.add_argument("--wandb", action="store_true", help="make or update its W&B report")
+    result.add_argument(
+        "--baseline", metavar="KEY=VALUE,...", help="a cell that all others are compared with too"
+    )
+    result.add_argument("--dry-run", action="store_true", help="print the answer, write nothing")
+    return result
 
 
 def main(argv: list[str] | None = None) -> int:
     """Builds the report of the folder named on the command line; 0."""
-    parser = command_line("report", __doc__)
-    parser.add_argument("folder", type=Path, help="OUTPUT_DIR/sweeps/NAME or a run directory")
-    parser.add_argument("--open", action="store_true", help="show it in the browser")
-    parser.add_argument("--wandb", action="store_true", help="make or update its W&B report")
-    parser.add_argument(
-        "--baseline", metavar="KEY=VALUE,...", help="a cell that all others are compared with too"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the answer, write nothing")
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     make = report.assess if arguments.dry_run else report.build
     made = make(arguments.folder, baseline=arguments.baseline)
     made.print()

@@ -20,9 +20,10 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm.cli.options import add_jobs, command_line, job_options
+from ddpm.cli.options import add_jobs, add_verbose, command_line, job_options
 from ddpm.config import is_keras_file, load_generation
 from ddpm.errors import InputError, as_typed
+from ddpm.runs import find_run
 from ddpm.sampling import BATCH_SIZE, BulkOptions, is_bulk_folder, parse_ema, read_request
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = command_line("sample", __doc__)
     result.add_argument(
-        "source", type=Path, help="run directory, checkpoint, YAML naming one, or folder of --num"
+        "source",
+        type=find_run,
+        help="run (directory, first digits of its id, latest), checkpoint, YAML, folder of --num",
     )
     result.add_argument(
         "overrides", nargs="*", metavar="IMAGE_GENERATION.KEY=value", help="changed keys"
@@ -55,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"images of one network call (default: {BATCH_SIZE}; in bulk as many as fit)",
     )
     result.add_argument("--dry-run", action="store_true", help="check all, draw and write nothing")
+    add_verbose(result)
     bulk = result.add_argument_group("in bulk")
     bulk.add_argument("--num", type=int, metavar="N", help="images in all, drawn in units")
     bulk.add_argument("--unit", type=int, metavar="N", help="images of a unit (default: by --num)")
@@ -90,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         from ddpm.cluster import dry_run
 
-        return dry_run.images(plan, request)
+        return dry_run.images(plan, request, verbose=args.verbose)
     return submit_images.run(plan, request, should_stop=stop_on_signals())
 
 
@@ -102,9 +106,13 @@ def _import_keras(args: argparse.Namespace) -> None:
         return
     from ddpm.cli.import_v3 import import_run
 
-    run = import_run(args.source, Path(model), dry=args.dry_run)
+    looks = args.dry_run or args.status or args.verify
+    run = import_run(args.source, Path(model), dry=looks)
     if not run.is_dir():
-        raise InputError(f"{model} is imported where images are drawn; leave --dry-run out")
+        raise InputError(
+            f"{model} is imported where images are drawn; leave --dry-run, --status and --verify "
+            "out"
+        )
     args.overrides.append(f"IMAGE_GENERATION.MODEL_PATH={run}")
 
 

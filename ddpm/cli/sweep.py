@@ -16,7 +16,7 @@ another has begun.
 import argparse
 from pathlib import Path
 
-from ddpm.cli.options import add_jobs, command_line, job_options
+from ddpm.cli.options import add_jobs, add_verbose, command_line, job_options
 from ddpm.sweep import plan as sweep
 
 
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--dry-run",
         action="store_true",
-        help="check every cell, print time and batch script; write nothing",
+        help="check every cell, print time and job; write nothing",
     )
     result.add_argument(
         "--no-probe",
@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_false",
         help="do not measure a few steps: no predicted time, groups by number alone",
     )
+    add_verbose(result)
     jobs = add_jobs(result, "many small jobs", "group")
     jobs.add_argument(
         "--group-size",
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         from ddpm.cluster import dry_run
 
-        return dry_run.sweep(planned, options, probe=args.probe)
+        return dry_run.sweep(planned, options, probe=args.probe, verbose=args.verbose)
     from ddpm.cli.signals import stop_on_signals
 
     if options:

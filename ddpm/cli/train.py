@@ -9,8 +9,8 @@ examples:
 import argparse
 from pathlib import Path
 
-from ddpm.cli.options import command_line
-from ddpm.runs import load_file
+from ddpm.cli.options import add_verbose, command_line
+from ddpm.runs import find_run, load_file
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,11 +20,13 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("overrides", nargs="*", metavar="SECTION.KEY=value", help="changed keys")
     which = result.add_mutually_exclusive_group()
     which.add_argument("--new", action="store_true", help="start another run of this config")
-    which.add_argument("--resume", metavar="DIR", help="continue exactly this run directory")
+    which.add_argument(
+        "--resume", type=find_run, metavar="DIR", help="continue exactly this run"
+    )
     result.add_argument(
         "--dry-run",
         action="store_true",
-        help="check all, print network, time and batch script; write nothing",
+        help="check all, print network, time and job; write nothing",
     )
     result.add_argument(
         "--no-probe",
@@ -32,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_false",
         help="--dry-run without the seconds that measuring a few steps takes",
     )
+    add_verbose(result)
     result.add_argument("--plan", metavar="FILE", help=argparse.SUPPRESS)  # for slurm/job.sh
     return result
 
@@ -53,10 +56,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         from ddpm.cluster import dry_run
 
-        return dry_run.training(loaded, run_training.checked(loaded), probe=args.probe)
+        return dry_run.training(
+            loaded, run_training.checked(loaded), probe=args.probe, verbose=args.verbose
+        )
     return run_training.run(
         loaded,
         new=args.new,
-        resume=args.resume,
+        resume=args.resume and str(args.resume),
         should_stop=should_stop,
     )

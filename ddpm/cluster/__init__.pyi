@@ -10,7 +10,10 @@ from .ray_cluster import plan_evaluation as plan_evaluation
 from .ray_cluster import write_plan as write_plan
 from .run_evaluation import EvaluationOptions as EvaluationOptions
 from .status import Status as Status
+from .status import as_plain as as_plain
 from .status import show as show
 from .status import watch as watch
 from .submit import JobOptions as JobOptions
+from .submit import living as living
 from .submit_images import Watch as Watch
+from .task import STOP as STOP

@@ -1,4 +1,7 @@
-"""--dry-run: the trainings or images to make, their time, the batch script; writes nothing."""
+"""--dry-run: the trainings or images to make, their time, the job; writes nothing.
+
+Some ten lines; with -v the configuration, the network's parts, every cell and the batch script too.
+"""
 
 import os
 import shlex
@@ -24,13 +27,21 @@ from ddpm.sampling import BulkSampler, bulk
 from ddpm.sweep import Sweep, cell_name
 
 SCRIPTS = Path(ddpm.__file__).parent / "share" / "slurm"
-_NOT_FOR_JOBS = ("--dry-run", "--no-probe")
+_NOT_FOR_JOBS = ("--dry-run", "--no-probe", "-v", "--verbose")
+_FEW = 6  # cells that are shown without -v
 
 
-def training(config: Config, workers: Workers, *, probe: bool) -> int:
+def training(config: Config, workers: Workers, *, probe: bool, verbose: bool = False) -> int:
     """One training that has been checked."""
-    print(configuration.to_yaml(config))
-    print(cost.network_summary(config))
+    options, network = config.TRAINING, config.TRAINING.NETWORK
+    if verbose:
+        print(configuration.to_yaml(config))
+        print(cost.network_summary(config))
+    print(
+        f"{config.DATASET.NAME}: {network.SCHEDULER}, {network.TIMESTEPS} timesteps, "
+        f"{options.PRED_TYPE}, {options.LOSS_FN}, seed {options.SEED}"
+    )
+    print(f"{configuration.architecture_tag(config)}: {cost.network_summary(config).line}")
     device = "GPU" if workers.gpus else "CPU"
     print(
         f"would train on the {device} with {workers.count} worker(s), each with {workers.cpus} "
@@ -38,11 +49,13 @@ def training(config: Config, workers: Workers, *, probe: bool) -> int:
     )
     if probe:
         _print_time(_predicted([config], workers), workers, 1)
-    _print_script("train.sh")
+    _print_script("train.sh", verbose)
     return 0
 
 
-def sweep(planned: Sweep, options: JobOptions | None, *, probe: bool) -> int:
+def sweep(
+    planned: Sweep, options: JobOptions | None, *, probe: bool, verbose: bool = False
+) -> int:
     """Every cell of a sweep, in one allocation or, with options, as many small jobs.
 
     InputError with all that keeps any trial from starting.
@@ -50,7 +63,7 @@ def sweep(planned: Sweep, options: JobOptions | None, *, probe: bool) -> int:
     if options is None:
         workers, side_by_side = run_sweep.checked(planned)
         _check_window(planned)
-        _print_cells(planned)
+        _print_cells(planned, verbose)
         print(
             f"would run {len(planned.trials)} trials, {side_by_side} side by side, each with "
             f"{workers.count} worker(s) of {workers.cpus} core(s) and "
@@ -61,9 +74,9 @@ def sweep(planned: Sweep, options: JobOptions | None, *, probe: bool) -> int:
         if probe:
             found = _predicted(open_sweep.all_configs(planned), workers)
             _print_time(found, workers, side_by_side)
-        _print_script("sweep.sh")
+        _print_script("sweep.sh", verbose)
     else:
-        _arrays(planned, options, probe=probe)
+        _arrays(planned, options, probe=probe, verbose=verbose)
     return 0
 
 
@@ -73,13 +86,13 @@ def _check_window(planned: Sweep) -> None:
         raise InputError(problems)
 
 
-def _arrays(planned: Sweep, options: JobOptions, *, probe: bool) -> None:
+def _arrays(planned: Sweep, options: JobOptions, *, probe: bool, verbose: bool) -> None:
     """The array jobs that --cluster would submit, or the processes it would start."""
     request, workers = checked(planned, options)
     _check_window(planned)
     if options.cluster == "slurm":
         slurm.require_slurm()
-    _print_cells(planned)
+    _print_cells(planned, verbose)
     found, todo = None, len(planned.trials)
     if probe:
         found = _predicted([trial.config for trial in planned.trials], workers)
@@ -98,22 +111,24 @@ def _arrays(planned: Sweep, options: JobOptions, *, probe: bool) -> None:
     most = slurm.largest_array()
     if tasks > most:
         print(f"{-(-tasks // most)} array jobs: this site allows {most} tasks in each")
-    _print_array(request, open_sweep.folder_of(planned), min(tasks, most))
+    _print_array(request, open_sweep.folder_of(planned), min(tasks, most), verbose)
 
 
-def _print_array(request: JobResources, folder: Path, tasks: int) -> None:
+def _print_array(request: JobResources, folder: Path, tasks: int, verbose: bool) -> None:
     """The batch script of an array of so many tasks, and the options that it leaves to others."""
     text = submit.script(request, folder / "submitit", tasks)
-    print("\n" + framed("what sbatch gets", text))
+    print("\n" + framed("what sbatch gets", text) if verbose else "what sbatch gets: -v")
     with submit.undisturbed(request, text):
         for option, value in from_environment(os.environ).items():
             print(f"from the environment: --{option}={value}")
 
 
-def _print_cells(planned: Sweep) -> None:
-    console = Console()
-    for trial in planned.trials:
+def _print_cells(planned: Sweep, verbose: bool) -> None:
+    console, shown = Console(), planned.trials if verbose else planned.trials[:_FEW]
+    for trial in shown:
         console.print(f"{cell_name(trial.cell)} · seed {trial.seed}", markup=False)
+    if more := len(planned.trials) - len(shown):
+        print(f"... and {more} more (-v)")
     run_sweep.print_skipped(planned, console)
 
 
@@ -145,16 +160,18 @@ def _print_time(found: Forecast | None, workers: Workers, side_by_side: int) -> 
         print(f"  {line}")
 
 
-def _print_script(name: str) -> None:
+def _print_script(name: str, verbose: bool) -> None:
     """What `sbatch slurm/NAME` would submit for this command line."""
     is_here = Path("slurm", name).is_file()
     path = Path("slurm", name) if is_here else SCRIPTS / name
     words = sys.argv[2:] if sys.argv[0] == "ddpm" else sys.argv[1:]
     arguments = [word for word in words if word not in _NOT_FOR_JOBS]
     where = "" if is_here else ", from a folder with slurm/ (`ddpm init DIR` makes one)"
-    print(f"\nas a SLURM job{where}:\n")
-    print(f"  sbatch slurm/{name} {shlex.join(arguments)}\n")
-    print(framed(f"slurm/{name}", as_submitted(path.read_text(), os.environ)))
+    print(f"as a SLURM job{where}:\n  sbatch slurm/{name} {shlex.join(arguments)}")
+    if verbose:
+        print("\n" + framed(f"slurm/{name}", as_submitted(path.read_text(), os.environ)))
+    else:
+        print("more of all this: -v")
 
 
 def framed(title: str, text: str) -> str:
@@ -163,7 +180,7 @@ def framed(title: str, text: str) -> str:
     return f"{rule} {title}\n{text.rstrip()}\n{rule}"
 
 
-def images(plan: BulkSampler, request: JobResources | None) -> int:
+def images(plan: BulkSampler, request: JobResources | None, *, verbose: bool = False) -> int:
     """Images in bulk that have been checked."""
     if request is not None and request.cluster == "slurm":
         slurm.require_slurm()
@@ -184,5 +201,5 @@ def images(plan: BulkSampler, request: JobResources | None) -> int:
     )
     if request.cluster != "slurm" or not tasks:
         return 0
-    _print_array(request, plan.folder, min(tasks, slurm.largest_array()))
+    _print_array(request, plan.folder, min(tasks, slurm.largest_array()), verbose)
     return 0

@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,13 @@ _SILENCE_S = 300.0  # a run that says nothing for so long, and for some reports'
 class RunStatus:
     """A training as its files show it.
 
-    state: of STATES.  name: for people.  note: words beside it.  eta_s: until its last step.
+    state: of STATES.  name: for people.  path: its directory, made or not.  note: words beside it.  eta_s: until its last step.
     gpu_hours, core_hours: of its attempts, busy or not, one of them 0.
     """
 
     state: str
     name: str = ""
+    path: str = ""
     step: int = 0
     total: int | None = None
     loss: float | None = None
@@ -87,7 +88,9 @@ def read(path: Path, jobs: JobStates) -> RunStatus:
     alive = _is_alive(path, held_by, row, jobs)
     latest = held_by if "host" in held_by else facts
     job = latest.get("job")
-    state = "running" if alive else "done" if done else "failed" if failed else "stopped"
+    imported = facts.get("imported", {})  # weights trained elsewhere
+    over = "done" if done or imported else "failed" if failed else "stopped"
+    state = "running" if alive else over
     total = facts.get("total_steps") or (done.get("summary") or {}).get("steps")
     pace = _seconds_per_step(row)
     step = int(row.get("step", 0))
@@ -103,6 +106,8 @@ def read(path: Path, jobs: JobStates) -> RunStatus:
         note = f"{lines[-1]} (exit code {code})" + slurm * (ended != f"FAILED, exit code {code}")
     elif state == "stopped":
         note = f"since {datetime.fromtimestamp(_last_sign(path)):%Y-%m-%d %H:%M}{slurm}"
+    elif imported:
+        note = f"imported from {imported.get('file')}"
     gpu_hours, core_hours = _hours(facts.get("attempts", []), _end(path, alive, done, failed))
     return RunStatus(
         state=state,
@@ -241,7 +246,7 @@ class Status:
 
     def _run(self, path: Path) -> RunStatus:
         path = path.absolute()
-        return replace(self._status(path), name=_TIME.sub(" ", path.name))
+        return replace(self._status(path), name=_TIME.sub(" ", path.name), path=str(path))
 
     def _status(self, path: Path) -> RunStatus:
         """The run in a directory, and whether its job waits to go on with it."""
@@ -262,7 +267,8 @@ class Status:
             trial = planned["trial"]
             blank = Outcome(**{key: planned[key] for key in ("trial", "cell", "seed", "run_dir")})
             found = self._trial(planned, outcomes.get(trial), jobs.get(trial, []), folder)
-            rows.append(replace(found, name=blank.name))
+            path = _moved(Path(planned["run_dir"]), folder)
+            rows.append(replace(found, name=blank.name, path=str(path)))
         driven = bool(storage.is_held(folder / "sweep.lock"))
         return StatusSection(title=f"sweep {folder.name}", rows=rows, is_driven=driven)
 
@@ -319,6 +325,14 @@ def totals(sections: Iterable[StatusSection]) -> Totals:
         eta_s=_eta(rows, is_driven),
         has_ended=not (counts["running"] or counts["queued"] or is_driven),
     )
+
+
+def as_plain(sections: Sequence[StatusSection]) -> dict[str, Any]:
+    """All of it as JSON values, for programs."""
+    return {
+        "sections": [asdict(section) for section in sections],
+        "totals": asdict(totals(sections)),
+    }
 
 
 def _eta(rows: Sequence[RunStatus], planned_too: bool) -> float | None:

@@ -37,6 +37,8 @@ class PartCost:
     flops: int
     activation_bytes: int
 
+_DECIMAL, _BINARY = ("", " K", " M", " G", " T"), (" B", " KiB", " MiB", " GiB", " TiB")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
@@ -48,6 +50,13 @@ class Summary:
     activation_bytes_per_image: int
     parts: tuple[PartCost, ...]
 
+    @property
+    def line(self) -> str:
+        """The totals."""
+        flops = _scaled(self.flops_per_image, 1000, _DECIMAL)
+        size = _scaled(self.activation_bytes_per_image, 1024, _BINARY)
+        return f"{self.parameters:,} parameters; {flops} FLOPs and {size} of activations an image"
+
     def __str__(self) -> str:
         total = ("total", self.parameters, self.flops_per_image, self.activation_bytes_per_image)
         parts = ((p.name, p.parameters, p.flops, p.activation_bytes) for p in self.parts)
@@ -55,8 +64,8 @@ class Summary:
             (
                 name,
                 f"{parameters:,}",
-                _scaled(flops, 1000, ("", " K", " M", " G", " T")),
-                _scaled(size, 1024, (" B", " KiB", " MiB", " GiB", " TiB")),
+                _scaled(flops, 1000, _DECIMAL),
+                _scaled(size, 1024, _BINARY),
             )
             for name, parameters, flops, size in (*parts, total)
         ]

@@ -12,13 +12,14 @@ edited training_config.yaml does, and would silently draw other images than the 
 for.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ddpm import config as configuration
-from ddpm.config import Config
+from ddpm.config import Config, Training
 from ddpm.errors import InputError, StorageError
 from ddpm.runs import checkpoint
 
@@ -29,6 +30,29 @@ MEMORY = "memory.csv"
 DONE = "DONE.json"
 STOP = "STOP"
 LOCK = ".lock"
+_SHORT = re.compile(r"latest|[0-9a-f]{3,8}")
+_RUN_ID = re.compile(r"[0-9a-f]{8}")
+
+
+def find_run(text: str) -> Path:
+    """The path that a command line names, or the run of a short name where no such path is:
+    `latest` or the first digits of a run id, of training_outputs or below an OUTPUT_DIR (`out/3f2`).
+
+    latest: the run that was started last. Raises InputError where there is none, or several.
+    """
+    path = Path(text)
+    if path.exists() or not _SHORT.fullmatch(path.name):
+        return path
+    output = path.parent if len(path.parts) > 1 else Path(Training().OUTPUT_DIR)
+    digits = "" if path.name == "latest" else path.name
+    found = [p for p in output.glob(f"*/*/*_{digits}*") if _RUN_ID.fullmatch(id_of(p))]
+    found = [p for p in found if id_of(p).startswith(digits) and (p / PROVENANCE).is_file()]
+    if not found:
+        raise InputError(f"{text}: no such path, and no run in {output} is called so; give one")
+    if digits and len({id_of(p) for p in found}) > 1:
+        names = "\n".join(map(str, sorted(found)))
+        raise InputError(f"{text}: begins the ids of several runs; give more digits:\n{names}")
+    return max(found, key=lambda p: (p / PROVENANCE).stat().st_mtime)
 
 
 def existing(root: Path, run_id: str) -> list[Path]:

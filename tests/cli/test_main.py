@@ -1,7 +1,10 @@
 """The command `ddpm`: its list of commands, how it shows itself, and what it installs."""
 
+import contextlib
+import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -13,10 +16,12 @@ from pathlib import Path
 import pytest
 
 from ddpm.cli import init, main
-from ddpm.errors import InputError
+from ddpm.errors import InputError, Interrupted, run_main
 from tests.support.tree import ROOT
 
-LAUNCHERS = sorted(set(main.COMMANDS) - {"doctor", "export", "import-v3", "init"})
+LAUNCHERS = sorted(set(main.COMMANDS) - {
+    *("doctor", "export", "import-v3", "init", "cancel", "logs", "completion")
+})
 
 
 def run(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -127,3 +132,79 @@ def stubs() -> list[Path]:
     """Files beside the modules that the package needs at run time."""
     kinds = ("*.pyi", "*.css", "*.js", "*.html")
     return [path for kind in kinds for path in (ROOT / "ddpm").rglob(kind)]
+
+
+def test_a_reader_that_leaves_ends_no_work(tmp_path: Path) -> None:
+    """As `ddpm ... | head -0`: what is left to say goes nowhere, and the exit code is the work's."""
+    (tmp_path / "talk.py").write_text(
+        "import pathlib, sys\n"
+        "def main(arguments):\n"
+        "    for line in range(9999): print('many words', flush=line % 99 == 0)\n"
+        "    pathlib.Path(arguments[0]).touch()\n"
+        "    return int(arguments[1])\n"
+    )
+    code = (
+        "import sys, ddpm.cli; from ddpm.cli.main import launch; "
+        f"ddpm.cli.__path__.append({str(tmp_path)!r}); sys.exit(launch('talk', sys.argv[1:]))"
+    )
+    for exit_code in ("0", "4"):
+        kept = tmp_path / exit_code
+        words = [sys.executable, "-c", code, str(kept), exit_code]
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (int(exit_code), "") and kept.exists()
+
+
+def test_an_interruption_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    def ctrl_c() -> int:
+        raise KeyboardInterrupt
+
+    def stopped() -> int:
+        raise Interrupted("stopped at step 3")
+
+    assert run_main(ctrl_c) == run_main(stopped) == 75
+    assert capsys.readouterr().err == "stopped; run it again to continue\nstopped at step 3\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["st"], {"status"}),
+        (["train", "--re"], {"--resume"}),
+        (["train", "TRAINING.PRED"], {"TRAINING.PRED_TYPE="}),
+        (
+            ["train", "TRAINING.PRED_TYPE", "=", "v"],
+            {"velocity"},
+        ),
+        (["train", "TRAINING.COMPILE", "="], {"true", "false"}),
+        (["sample", "IMAGE_GENERATION.NUM_S"], {"IMAGE_GENERATION.NUM_STEPS="}),
+        (["sample", "TRAINING.S"], set()),
+        (["sample", "--format", ""], {"shards", "npz", "png"}),
+        (["status", "l"], {"latest"}),
+        (["logs", "0"], {"01234567"}),
+        (["import-v3", "--d"], {"--dry-run"}),
+        (["completion", "--h"], {"--help"}),
+    ],
+)
+def test_bash_completes_commands_options_keys_values_and_runs(
+    typed: list[str], offered: set[str], tmp_path: Path, completion: str
+) -> None:
+    for run_id in ("01234567", "abcdef01"):
+        (tmp_path / "training_outputs" / "a" / "b" / f"cosine_{run_id}").mkdir(parents=True)
+    words = " ".join(map(shlex.quote, ["ddpm", *typed]))
+    script = (
+        f"compopt() {{ :; }}\n{completion}\nCOMP_WORDS=({words})\nCOMP_CWORD={len(typed)}\n"
+        '_ddpm\nprintf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-uc", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stderr == "" and set(done.stdout.split()) == offered
+
+
+@pytest.fixture(scope="module")
+def completion() -> str:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main.launch("completion", []) == 0
+    return printed.getvalue()

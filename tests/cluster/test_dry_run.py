@@ -66,7 +66,13 @@ def test_a_training_shows_its_script_and_command_and_writes_nothing(
     words = [str(DIGITS), "TRAINING.SEED=7", f"TRAINING.OUTPUT_DIR={tmp_path}/it's $(here)"]
     monkeypatch.setattr(sys, "argv", ["launch/train.py", *words, "--dry-run", "--no-probe"])
     assert launch("train") == 0
+    short = capsys.readouterr().out
+    assert f"  sbatch slurm/train.sh {shlex.join(words)}\n" in short
+    assert len(short.splitlines()) <= 10 and "#SBATCH" not in short and "SCHEDULER:" not in short
+    sys.argv.append("-v")
+    assert launch("train") == 0
     shown = capsys.readouterr().out
+    assert "  SCHEDULER: " in shown and "one image of 1x8x8" in shown
     assert f"  sbatch slurm/train.sh {shlex.join(words)}\n" in shown
     assert "#SBATCH --partition=gpu    # SBATCH_PARTITION" in shown
     assert "#SBATCH --time=7:00:00    # SBATCH_TIMELIMIT" in shown

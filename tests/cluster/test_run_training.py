@@ -121,7 +121,9 @@ def test_a_sweep_finds_the_cell_that_does_not_fit_the_data(tmp_path: Path) -> No
 def test_dry_run_prints_the_configuration_and_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train_dry(small(tmp_path / "out")) == 0
+    config = small(tmp_path / "out")
+    checked = run_training.checked(config)
+    assert dry_run.training(config, checked, probe=False, verbose=True) == 0
     shown = capsys.readouterr().out
     assert "one image of 1x8x8" in shown and "PartCost" not in shown
     assert "nothing was written" in shown

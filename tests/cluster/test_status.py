@@ -456,3 +456,97 @@ def test_a_glance_at_the_lock_refuses_nobody(tmp_path: Path) -> None:
             process.kill()
             process.communicate()
     assert storage.is_held(path) is False and storage.is_held(tmp_path / "none") is False
+
+
+def test_json_has_every_number_and_the_run_s_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run = began(out, seed=1)
+    sweep_of(out, [run])
+    assert launch("status", [str(out), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    (section,) = shown["sections"]
+    assert section["title"] == "sweep grid" and not section["is_driven"]
+    first = section["rows"][0]
+    assert (first["state"], first["step"], first["total"], first["loss"]) == ("running", 10, 40, 0.1)
+    assert first["path"] == str(run.path)
+    assert shown["totals"]["counts"]["running"] == 1 and shown["totals"]["eta_s"] is not None
+    with pytest.raises(SystemExit, match="^2$"):
+        launch("status", [str(out), "--json", "--watch"])
+    run.close()
+
+
+def test_an_imported_run_is_done(tmp_path: Path) -> None:
+    run = began(tmp_path / "out", step=0, imported={"file": "v3.h5", "sha256": "0"})
+    run.close()
+    found = only(run.path)
+    assert (found.state, found.note) == ("done", "imported from v3.h5")
+
+
+def test_cancel_asks_a_run_to_stop_and_says_where_nothing_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = began(tmp_path / "out")
+    assert launch("cancel", [str(tmp_path / "out" / "latest")]) == 0
+    assert capsys.readouterr().out == f"{run.path}: asked to save and stop\n"
+    assert run.stop_requested
+    storage.remove(run.path / "STOP")
+    run.close()
+    assert launch("cancel", [str(run.path)]) == 0
+    assert "nothing runs or waits" in capsys.readouterr().out and not run.stop_requested
+    assert launch("cancel", [str(tmp_path)]) == 2
+    assert "no run, no sweep and no images in bulk" in capsys.readouterr().err
+
+
+def test_cancel_stops_a_sweep_and_takes_its_jobs_out_of_the_queue(
+    tmp_path: Path, no_slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = sweep_of(tmp_path / "out", [])
+    assert launch("cancel", [str(folder)]) == 0
+    assert "nothing runs or waits" in capsys.readouterr().out and not (folder / "stop").exists()
+    with storage.lock(folder / "sweep.lock", "it"):
+        assert launch("cancel", [str(folder)]) == 0
+    assert (folder / "stop").exists() and "asked to save and stop" in capsys.readouterr().out
+    storage.remove(folder / "stop")
+    blank = {"name": "sweep-grid", "cluster": "slurm", "group": "jobs/x.json"}
+    jobs = [blank | {"job": f"70_{n}", "trials": [f"{n}" * 8]} for n in (0, 1)]
+    storage.write_json(folder / "jobs.json", jobs)
+    put(no_slurm, "squeue", *(f"70_{n}|7{n}|PENDING|Priority|sweep-grid" for n in (0, 1)))
+    (no_slurm / "scancel").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/cancelled\n')
+    (no_slurm / "scancel").chmod(0o755)
+    assert launch("cancel", [str(folder)]) == 0
+    assert (tmp_path / "cancelled").read_text() == "70\n" and (folder / "stop").exists()
+    assert capsys.readouterr().out.splitlines()[1:] == ["scancel 70"]
+
+
+def test_cancel_takes_a_run_that_waits_out_of_the_queue(
+    foreign: RunDirectory, no_slurm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(no_slurm, "squeue", "31|31|PENDING|BeginTime|train")
+    put(no_slurm, "scancel")
+    assert launch("cancel", [str(foreign.path)]) == 0
+    assert capsys.readouterr().out == "scancel 31\n" and not foreign.stop_requested
+    (no_slurm / "scancel").write_text("#!/bin/sh\necho Access denied >&2\nexit 1\n")
+    assert launch("cancel", [str(foreign.path)]) == 1
+    assert capsys.readouterr().err == "error: scancel 31: Access denied\n"
+
+
+def test_logs_are_the_last_lines_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", os.defpath)
+    run = began(tmp_path / "out")
+    run.close()
+    (run.path / "train.log").write_text("one\ntwo\nthree\n")
+    assert launch("logs", [str(run.path), "-n", "2"]) == 0
+    assert capfd.readouterr().out == "two\nthree\n"
+    folder = sweep_of(tmp_path / "out", [run])
+    assert launch("logs", [str(folder)]) == 2
+    assert "no train.log and no output of jobs" in capfd.readouterr().err
+    (folder / "submitit").mkdir()
+    for job in ("7_0", "7_1"):
+        (folder / "submitit" / f"{job}_0_log.out").write_text(f"of {job}\n")
+    assert launch("logs", [str(folder)]) == 0
+    shown = capfd.readouterr().out
+    assert "of 7_0\n" in shown and "of 7_1\n" in shown

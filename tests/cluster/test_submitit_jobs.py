@@ -324,7 +324,7 @@ def test_sbatch_gets_what_the_dry_run_has_shown(
     env = slurm | {"SBATCH_TIMELIMIT": "1-00", "SBATCH_PARTITION": "gpu", "SBATCH_WAIT": "1"}
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert small.main(*options, "--dry-run", "--no-probe") == 0
+    assert small.main(*options, "--dry-run", "--no-probe", "-v") == 0
     shown = capsys.readouterr().out
     assert not small.out.exists()
     assert launch("sweep", small.argv(*options)[2:]) == 75

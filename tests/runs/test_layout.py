@@ -1,6 +1,7 @@
 """A run's configuration is what its checkpoints were trained with, at whichever door it is read."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,10 +12,10 @@ import pytest
 
 from ddpm import config as configuration
 from ddpm.cli import evaluate, report, sample, train
-from ddpm.errors import StorageError, run_main
+from ddpm.errors import InputError, StorageError, run_main
 from ddpm.runs import checkpoint, layout
 from ddpm.runs.directory import RunDirectory
-from ddpm.runs.layout import load_run
+from ddpm.runs.layout import find_run, load_run
 from ddpm.sweep import load_sweep
 from tests.support.tree import ROOT
 
@@ -197,3 +198,39 @@ def test_the_configuration_of_an_earlier_run_keeps_its_hash() -> None:
     ]
     sha256 = "14d1c004dab5a48ec1695e3c4a917bc5f0e145c395d275555c282684ccba5b10"
     assert configuration.config_sha256(earlier) == sha256
+
+
+def named(out: Path, run_id: str, started: float) -> Path:
+    """A run directory as far as its name and its start go."""
+    path = out / "digits_8x8x1" / "unet" / f"cosine_20260101-000000-0_{run_id}"
+    path.mkdir(parents=True)
+    (path / layout.PROVENANCE).write_text("{}")
+    os.utime(path / layout.PROVENANCE, (started, started))
+    return path
+
+
+def test_a_short_name_is_the_run_whose_id_begins_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = Path("training_outputs")
+    one, two = named(out, "0123aaaa", 2e9), named(out, "0124bbbb", 1e9)
+    other = named(tmp_path / "out", "0123aaaa", 1e9)
+    for text, path in {
+        "latest": one,
+        "0124": two,
+        "0123aaaa": one,
+        "training_outputs/latest": one,
+        f"{tmp_path}/out/0123": other,
+        "out": Path("out"),
+        "no/such/path": Path("no/such/path"),
+        "digits": Path("digits"),
+    }.items():
+        assert find_run(text).resolve() == path.resolve(), text
+    with pytest.raises(InputError, match="several runs; give more digits:(.*\n)*.*0124bbbb"):
+        find_run("012")
+    for text in ("fff", "out2/latest", "out/0124"):
+        with pytest.raises(InputError, match=f"{text}: no such path, and no run in "):
+            find_run(text)
+    (tmp_path / "latest").mkdir()
+    assert find_run("latest") == Path("latest")

@@ -147,7 +147,7 @@ def test_sbatch_gets_what_the_dry_run_has_shown(
     monkeypatch.setenv("PATH", slurm["PATH"])
     words = (bulk.run, *bulk.overrides, "--num", 64, "--unit", 8)
     options = (*words, "--cluster", "slurm", "--jobs", 4, "--sbatch", "mem=4G")
-    code, shown, errors = command(*options, "--dry-run")
+    code, shown, errors = command(*options, "--dry-run", "-v")
     assert code == 0, errors
     assert "by 4 task(s), 4 at a time, each with 1 core(s), 0 GPU and 60 minutes" in shown
     assert not bulk.out.exists()

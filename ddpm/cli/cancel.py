@@ -1,0 +1,71 @@
+"""Asks a run, the trials of a sweep or images in bulk to save and stop, wherever they are.
+
+examples:
+  ddpm cancel latest
+  ddpm cancel training_outputs/sweeps/pred_types
+
+What runs sees the request within a step; the same command as before continues it. Jobs that wait
+in SLURM's queue, and the array jobs of a sweep or of images, are cancelled with scancel.
+"""
+
+import argparse
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from ddpm.cli.options import command_line
+from ddpm.errors import DdpmError, InputError
+from ddpm.runs import CONFIG, find_run, storage
+from ddpm.sampling import is_bulk_folder
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = command_line("cancel", __doc__)
+    result.add_argument(
+        "run",
+        type=find_run,
+        help="run (directory, first digits of its id, latest), sweep folder, or images in bulk",
+    )
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Ask; 0, where nothing runs too."""
+    folder: Path = parser().parse_args(argv).run
+    print("\n".join(_cancelled(folder)) or f"{folder}: nothing runs or waits")
+    return 0
+
+
+def _cancelled(folder: Path) -> Iterator[str]:
+    """A line for everything that was asked to stop."""
+    from ddpm.cluster import STOP, Status, living
+
+    if not is_bulk_folder(folder) and not (folder / "sweep.json").is_file():
+        if not (folder / CONFIG).is_file():
+            raise InputError(f"{folder} is no run, no sweep and no images in bulk; give one")
+        from ddpm.runs import RunDirectory
+
+        run = Status(folder).read()[0].rows[0]
+        if run.state == "running":
+            RunDirectory(folder).request_stop()
+            yield f"{folder}: asked to save and stop"
+        elif run.state == "queued" and run.job:
+            yield from _scancel([run.job])
+        return
+    jobs, is_driven = living(folder), is_bulk_folder(folder)
+    is_driven = is_driven or bool(storage.is_held(folder / "sweep.lock"))
+    if jobs or is_driven:
+        storage.write_text(folder / STOP, "")
+        yield f"{folder}: asked to save and stop"
+    yield from _scancel(
+        list(dict.fromkeys(one.job.partition("_")[0] for one in jobs if one.cluster == "slurm"))
+    )
+
+
+def _scancel(jobs: list[str]) -> Iterator[str]:
+    if jobs:
+        done = subprocess.run(["scancel", *jobs], capture_output=True, text=True)
+        if done.returncode:
+            raise DdpmError(f"scancel {' '.join(jobs)}: {done.stderr.strip()}")
+        yield f"scancel {' '.join(jobs)}"
