@@ -1,15 +1,17 @@
-"""What documents quote from the code: docs/configuration.md, the map of docs/architecture.md.
+"""Made from the code: docs/configuration.md, the map of docs/architecture.md, configs/schema.json.
 
 python docs/build.py            also: make docs
 """
 
 import ast
+import json
 from pathlib import Path
 
 from ddpm import config
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS, ARCHITECTURE = ROOT / "docs" / "configuration.md", ROOT / "docs" / "architecture.md"
+SCHEMA = ROOT / "configs" / "schema.json"
 MAP_START, MAP_END = "<!-- file map: make docs -->", "<!-- end of the file map -->"
 HEAD = """# Configuration
 
@@ -22,8 +24,16 @@ in named choices. On the command line `SECTION.KEY=value` after the file changes
 Every mistake in a file is reported at once, one line each, before anything is written (exit code
 2).
 
-`ddpm.config.json_schema()` gives the same keys, types and limits as a JSON schema, with which an
-editor completes and checks the keys as they are typed.
+[configs/schema.json](../configs/schema.json) has the same keys, types and limits as a JSON schema.
+The first line of each file of [configs](../configs) names it, so that an editor that reads such
+lines (VS Code with the YAML extension, and others with yaml-language-server) completes and checks
+keys as they are typed.
+
+Some words of the field are read as the keys and values here, and it is said so in a line:
+`PRED_TYPE: epsilon`, `sample`, `x0`, `v_prediction`; and in place of their keys, also without a
+section, `PREDICTION_TYPE`, `NUM_TRAIN_TIMESTEPS`, `NUM_INFERENCE_STEPS`, `GUIDANCE_SCALE`,
+`CFG_SCALE`, `CLASS_DROPOUT_PROB`, `ETA`. A run keeps our words, and is the same run
+([glossary](glossary.md)).
 
 """
 
@@ -57,9 +67,15 @@ def architecture_page() -> str:
     return f"{before}{MAP_START}\n\n{table}\n\n{MAP_END}{rest.partition(MAP_END)[2]}"
 
 
+def schema() -> str:
+    """The text of configs/schema.json."""
+    return json.dumps(config.json_schema(), indent=1) + "\n"
+
+
 def main() -> None:
-    """Rewrites both documents in place."""
+    """Rewrites all of them in place."""
     KEYS.write_text(configuration_page())
+    SCHEMA.write_text(schema())
     ARCHITECTURE.write_text(architecture_page())
 
 

@@ -25,9 +25,7 @@ from ddpm.runs import find_run
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = command_line("evaluate", __doc__)
-    result.add_argument(
-        "source", type=find_run, metavar="SOURCE", help="run, checkpoint or images"
-    )
+    result.add_argument("source", type=find_run, metavar="SOURCE", help="run, checkpoint or images")
     result.add_argument(
         "overrides", nargs="*", metavar="IMAGE_GENERATION.KEY=value", help="how a run is drawn from"
     )

@@ -4,12 +4,14 @@ examples:
   ddpm report training_outputs/sweeps/pred_types
   ddpm report training_outputs/sweeps/pred_types --open
   ddpm report training_outputs/sweeps/pred_types --wandb
+  ddpm report latest --tensorboard
   ddpm report training_outputs/sweeps/schedules --baseline SCHEDULER=linear
   ddpm report training_outputs/digits_8x8x1/.../linear_1000_velocity_MSE_... --dry-run
 """
 
 import argparse
 import os
+import shlex
 import webbrowser
 
 from ddpm import report
@@ -23,6 +25,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("folder", type=find_run, help="OUTPUT_DIR/sweeps/NAME or a run")
     result.add_argument("--open", action="store_true", help="show it in the browser")
     result.add_argument("--wandb", action="store_true", help="make or update its W&B report")
+    result.add_argument(
+        "--tensorboard", action="store_true", help="write TensorBoard's event files beside it"
+    )
     result.add_argument(
         "--baseline", metavar="KEY=VALUE,...", help="a cell that all others are compared with too"
     )
@@ -51,6 +56,10 @@ def main(argv: list[str] | None = None) -> int:
     if made.best is not None:
         print(f"best configuration: {made.best}")
     print(f"report: {made.html}")
+    if arguments.tensorboard:
+        from ddpm.tracking import write_events
+
+        print(f"curves: tensorboard --logdir {shlex.quote(str(write_events(made)))}")
     if arguments.wandb:
         from ddpm.tracking import wandb_report
 

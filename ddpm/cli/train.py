@@ -20,9 +20,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("overrides", nargs="*", metavar="SECTION.KEY=value", help="changed keys")
     which = result.add_mutually_exclusive_group()
     which.add_argument("--new", action="store_true", help="start another run of this config")
-    which.add_argument(
-        "--resume", type=find_run, metavar="DIR", help="continue exactly this run"
-    )
+    which.add_argument("--resume", type=find_run, metavar="DIR", help="continue exactly this run")
     result.add_argument(
         "--dry-run",
         action="store_true",

@@ -53,9 +53,7 @@ def training(config: Config, workers: Workers, *, probe: bool, verbose: bool = F
     return 0
 
 
-def sweep(
-    planned: Sweep, options: JobOptions | None, *, probe: bool, verbose: bool = False
-) -> int:
+def sweep(planned: Sweep, options: JobOptions | None, *, probe: bool, verbose: bool = False) -> int:
     """Every cell of a sweep, in one allocation or, with options, as many small jobs.
 
     InputError with all that keeps any trial from starting.

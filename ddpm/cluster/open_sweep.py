@@ -44,6 +44,7 @@ from ddpm.sweep import (
     is_inside,
     tuned_trial,
 )
+from ddpm.tracking import wandb_problems
 from ddpm.training import steps_per_epoch, total_steps
 
 WITHIN = "within.json"
@@ -395,7 +396,7 @@ def _numbers(of: OpenSweep, racing: Collection[str]) -> dict[str, dict[str, dict
 
 def problems(sweep: Sweep) -> list[str]:
     """All that keeps any trial from starting, here or as a small job."""
-    found = preparing.source_problems(*(t.config for t in sweep.trials))
+    found = preparing.source_problems(*(t.config for t in sweep.trials)) + wandb_problems()
     found += [problem for t in sweep.trials for problem in start_problems(t.config)]
     measured_by = {
         (t.config.EVALUATION.FEATURES, t.config.EVALUATION.WEIGHTS): t.config for t in sweep.trials

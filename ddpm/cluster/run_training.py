@@ -1,10 +1,15 @@
 """One training from its configuration: find its data and its directory, choose where it runs, show
 it running.
+
+Under torchrun every process runs this; rank 0 finds and holds the directory, and tells the others.
 """
 
+import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +18,15 @@ from rich.console import Console
 
 from ddpm import config as configuration
 from ddpm.cluster.ray_cluster import running_ray
-from ddpm.cluster.workers import Workers, workers_for
+from ddpm.cluster.workers import Workers, torchrun_size, workers_for
 from ddpm.config import Config
 from ddpm.data import preparing
-from ddpm.distributed import CPU, Group, best_device
+from ddpm.distributed import CPU, Group, best_device, process_group
 from ddpm.errors import InputError, Interrupted
 from ddpm.metrics import inception_problems
-from ddpm.runs import RunClaim, RunDirectory, Tail, claimed, watch
+from ddpm.runs import RunClaim, RunDirectory, Tail, claimed, failure_recorded, watch
 from ddpm.sampling import locate, open_data, start_problems
-from ddpm.tracking import wandb_tracker
+from ddpm.tracking import wandb_problems, wandb_tracker
 from ddpm.training import Job, total_steps, work
 
 
@@ -33,8 +38,26 @@ def run(
     should_stop: Callable[[], bool],
 ) -> int:
     """Train to the end and print where everything lies; 0. A finished run is not repeated."""
-    console = Console()
     workers = checked(config)
+    with process_group() if torchrun_size() else nullcontext(Group()) as group:
+        if group.is_main:
+            return _lead(config, workers, group, new=new, resume=resume, should_stop=should_stop)
+        if job := _of_rank_0(group):
+            work(job, group)
+    return 0
+
+
+def _lead(
+    config: Config,
+    workers: Workers,
+    group: Group,
+    *,
+    new: bool,
+    resume: str | None,
+    should_stop: Callable[[], bool],
+) -> int:
+    """The training as the only process sees it, or the first of torchrun's."""
+    console = Console()
     if resume and locate(Path(resume))[1] is not None:
         raise InputError(f"--resume {resume} is a checkpoint; give the run directory it lies in")
     index = preparing.prepare(config)
@@ -45,7 +68,9 @@ def run(
         directory = RunDirectory.find_or_name(config, data.sha256, new=new)
     with claimed(directory, another=new) as claim:
         claim.run.refuse_another(config, data.sha256)
-        if not claim.run.is_finished:
+        if claim.run.is_finished:
+            _of_rank_0(group)
+        else:
             job = Job(
                 config=configuration.to_dict(config),
                 run_dir=str(claim.run.path),
@@ -54,7 +79,7 @@ def run(
                 command=tuple(sys.argv),
             )
             steps = total_steps(config.TRAINING, data.num_train)
-            _train(job, claim, workers, steps, console, should_stop)
+            _train(job, claim, workers, group, steps, console, should_stop)
     _print_summary(RunDirectory(claim.run.path), console)
     return 0
 
@@ -63,19 +88,23 @@ def _train(
     job: Job,
     claim: RunClaim,
     workers: Workers,
+    group: Group,
     steps: int,
     console: Console,
     should_stop: Callable[[], bool],
 ) -> None:
-    """In this process with one worker, else through Ray Train."""
+    """In this process with one worker or under torchrun, else through Ray Train."""
     console.print(f"run directory: {job.run_dir}", soft_wrap=True)
     tail = Tail(Path(job.run_dir), "training", steps)
-    if workers.count == 1:
+    if workers.count == 1 or group.size > 1:
         device = best_device() if workers.gpus else CPU
-        with watch([tail], console):
+        _of_rank_0(group, job)
+        # alone it records its failure itself
+        recorded = failure_recorded(claim.run.path) if group.size > 1 else nullcontext()
+        with watch([tail], console), recorded:
             work(
                 job,
-                Group(device=device),
+                group if group.size > 1 else Group(device=device),
                 tracker=wandb_tracker(None),
                 should_stop=should_stop,
                 on_held=claim.release,
@@ -92,10 +121,18 @@ def _train(
         ray_train.run(job, workers, meanwhile=claim.release_if_held)
 
 
+def _of_rank_0(group: Group, job: Job | None = None) -> Job | None:
+    """The job that rank 0 calls this with, on every process; None where there is nothing to do."""
+    own = torch.tensor(list(json.dumps(job and asdict(job)).encode()), dtype=torch.uint8)
+    first, *_ = group.passing(own)
+    told = json.loads(bytes(first.tolist()))
+    return Job(**told | {"command": tuple(told["command"])}) if told else None
+
+
 def checked(config: Config) -> Workers:
     """The workers of a training that can start; InputError with all that keeps it from it."""
     workers, problems = None, [*preparing.source_problems(config), *start_problems(config)]
-    problems += inception_problems(config)
+    problems += [*inception_problems(config), *wandb_problems()]
     try:
         workers = workers_for(config)
         if workers.gpus and not torch.cuda.is_available() and "RAY_ADDRESS" not in os.environ:

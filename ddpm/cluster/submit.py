@@ -2,6 +2,7 @@
 this process ("debug"); submitted, watched, and how they ended.
 
     jobs.json      which job has which items
+    code/          copies of this code, one a version: what the jobs import
     submitit/      of submitit: logs, and a pickled FileTask, the path of a file
 
 submitit makes the batch script, submits arrays, requeues on USR2. What runs and how a job ended is
@@ -30,7 +31,7 @@ from ddpm.cluster import slurm
 from ddpm.cluster.slurm import GPU_OPTIONS, VARIABLES, from_environment, minutes, options_in
 from ddpm.cluster.task import POLL_S, STOP, FileTask, Journal, TaskFile
 from ddpm.errors import InputError, Interrupted
-from ddpm.runs import storage
+from ddpm.runs import provenance, storage
 
 Cluster = Literal["slurm", "local", "debug"]
 FILE = "jobs.json"
@@ -197,7 +198,8 @@ def submit(
             executor._executor.parameters["visible_gpus"] = visible
         calls = [FileTask(command, str(task.path), resources.requeues) for task in some]
         apart = _detached() if resources.cluster == "local" else nullcontext()
-        with apart, undisturbed(resources, script(resources, own, len(some))):
+        quiet = undisturbed(resources, script(resources, own, len(some)))
+        with apart, quiet, _frozen_code(folder):
             try:
                 jobs = executor.submit_array(calls)
             except submitit.core.utils.FailedJobError as error:
@@ -270,6 +272,21 @@ def undisturbed(resources: JobResources, text: str) -> Iterator[None]:
         yield
     finally:
         os.environ.update(taken)
+
+
+@contextmanager
+def _frozen_code(folder: Path) -> Iterator[None]:
+    """A block whose jobs import a copy of this code as it is now, however late they start."""
+    code, names = str(provenance.frozen(folder.absolute())), ("PYTHONPATH", "PYTHONSAFEPATH")
+    kept = {name: os.environ[name] for name in names if name in os.environ}
+    os.environ["PYTHONPATH"] = os.pathsep.join([code, *filter(None, [kept.get("PYTHONPATH")])])
+    os.environ["PYTHONSAFEPATH"] = "1"  # else `python -m` looks where the job was submitted first
+    try:
+        yield
+    finally:
+        for name in names:
+            del os.environ[name]
+        os.environ.update(kept)
 
 
 @contextmanager

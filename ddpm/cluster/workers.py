@@ -1,4 +1,4 @@
-"""Machine or SLURM job of this process, and the workers that follow from it: how many there are,
+"""Machine, SLURM job or torchrun of this process, and the workers that follow from it: how many there are,
 and the cores and GPUs of each.
 """
 
@@ -126,12 +126,22 @@ def _whole(env: Mapping[str, str], name: str, default: int) -> int:
 
 
 def machine() -> Machine:
-    """The SLURM job of this process, else this machine as far as this process may use it."""
-    if job := slurm_job():
+    """The SLURM job of this process, else this machine as far as this process may use it; under
+    torchrun as many such machines as there are nodes.
+    """
+    size = torchrun_size()
+    if not size and (job := slurm_job()):
         return job
     import torch  # seconds, which a job's check of its configuration does without
 
-    return Machine(job_id=None, cpus=(available_cpus(),), gpus_per_node=torch.cuda.device_count())
+    nodes = size // int(os.environ["LOCAL_WORLD_SIZE"]) if size else 1
+    cpus = (available_cpus(),) * max(1, nodes)
+    return Machine(job_id=None, cpus=cpus, gpus_per_node=torch.cuda.device_count())
+
+
+def torchrun_size(env: Mapping[str, str] = os.environ) -> int:
+    """Processes that torchrun has started, this one among them; 0 without it."""
+    return int(env["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in env else 0
 
 
 def available_cpus() -> int:
@@ -149,7 +159,13 @@ def workers_for(config: Config) -> Workers:
     gpus = float(there.num_gpus > 0) if wanted.GPUS_PER_WORKER is None else wanted.GPUS_PER_WORKER
     if gpus and not there.num_gpus and not elsewhere:
         raise InputError(_no_gpu(gpus, there))
-    count = wanted.NUM_WORKERS or there.count_for(gpus)
+    started = torchrun_size()
+    if started and wanted.NUM_WORKERS not in (None, started):
+        raise InputError(
+            f"CLUSTER.NUM_WORKERS is {wanted.NUM_WORKERS} but torchrun has started {started} "
+            "process(es), each a worker; leave the key out"
+        )
+    count = started or wanted.NUM_WORKERS or there.count_for(gpus)
     if count * gpus > there.num_gpus and not elsewhere:
         raise InputError(
             f"{count} worker(s) of {gpus:g} GPU(s) each are more than the {there.num_gpus} of "

@@ -11,6 +11,7 @@ no lines. OmegaConf resolves `${SECTION.KEY}`; it does not merge, since creating
 configuration takes it 30 ms, ten times a whole `load`, and a sweep builds a configuration a cell.
 """
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -45,6 +46,23 @@ Tree = dict[str, "Tree"] | list["Tree"] | str | int | float | bool | None
 COMMAND_LINE = "command line"
 # Keys of earlier versions: their null stands in the training_config.yaml of every run of that time.
 _GONE = ("IMAGE_GENERATION.DYNAMIC_THRESHOLD", "IMAGE_GENERATION.BETWEEN")
+
+# The field's words for what has another name here (docs/glossary.md); read as ours, and said so.
+FIELD_KEYS = {
+    "PREDICTION_TYPE": "TRAINING.PRED_TYPE",
+    "CLASS_DROPOUT_PROB": "TRAINING.LABEL_DROP",
+    "NUM_TRAIN_TIMESTEPS": "TRAINING.NETWORK.TIMESTEPS",
+    "NUM_INFERENCE_STEPS": "IMAGE_GENERATION.NUM_STEPS",
+    "ETA": "IMAGE_GENERATION.DDIM_ETA",
+    "GUIDANCE_SCALE": "IMAGE_GENERATION.GUIDANCE",
+    "CFG_SCALE": "IMAGE_GENERATION.GUIDANCE",
+}
+FIELD_VALUES = {
+    **dict.fromkeys(("epsilon", "eps"), "noise"),
+    **dict.fromkeys(("sample", "x0", "x_start"), "image"),
+    **dict.fromkeys(("v_prediction", "v"), "velocity"),
+}
+log = logging.getLogger(__name__)
 
 _Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Both quotes and both block styles; the C and the Python parser mark plain text differently.
@@ -199,9 +217,34 @@ def read_text(text: str, source: str) -> Document:
     tree = _Reader(document).tree(text)
     if isinstance(tree, dict):
         document.tree = tree
+        _in_our_words(document)
     elif tree is not None:
         document.problems.append(f"{source}: holds no sections; write SECTION: and its keys below")
     return document
+
+
+def _in_our_words(document: Document) -> None:
+    """Puts what stands under a key of the field, at the top or in a section, under its key here."""
+    for key in [key for key, _ in leaves(document.tree)]:
+        *above, name = key.split(".")
+        if name not in FIELD_KEYS or (above and above[0] not in sections_under(Config)):
+            continue
+        ours, below = FIELD_KEYS[name], document.tree
+        for section_name in above:
+            below = cast(dict[str, Tree], below[section_name])
+        value = below.pop(name)
+        if _has(document.tree, ours):
+            document.refuse(key, f"{key} is {ours}, which is given too; keep one")
+            continue
+        set_key(document.tree, ours, value)
+        document.places[ours] = document.place(key)
+        _say(name, ours)
+
+
+@cache
+def _say(word: str, ours: str) -> None:
+    """Once, what a word of the field is called here."""
+    log.warning("%s is called %s here (docs/glossary.md)", word, ours)
 
 
 def read_plain(mapping: object, source: str) -> Document:
@@ -233,6 +276,10 @@ def read_override(text: str) -> tuple[str, Tree]:
     key = name.strip().upper()
     if not equals or not key:
         raise InputError(f"{COMMAND_LINE}: {text!r} is no override; write SECTION.KEY=value")
+    top, _, last = key.rpartition(".")
+    if last in FIELD_KEYS and (not top or top in sections_under(Config)):
+        _say(last, FIELD_KEYS[last])
+        key = FIELD_KEYS[last]
     plain = value.strip()
     is_text = key in keys_under(Config) and str in _kinds(keys_under(Config)[key].annotation)
     # Quotes are YAML's: 'null' is a word; all else is as the shell gave it, # and * and a: b.
@@ -373,6 +420,12 @@ def copy_tree(tree: dict[str, Tree]) -> dict[str, Tree]:
     return {k: copy_tree(v) if isinstance(v, dict) else v for k, v in tree.items()}
 
 
+def _has(tree: Tree, key: str) -> bool:
+    above, _, name = key.rpartition(".")
+    section_tree = _at_key(tree, above)
+    return isinstance(section_tree, dict) and name in section_tree
+
+
 def _at_key(tree: Tree, key: str) -> Tree:
     for name in key.split("."):
         tree = tree.get(name) if isinstance(tree, dict) else None
@@ -502,6 +555,8 @@ def read_value(document: Document, root: type, key: str, value: Tree) -> Value:
 
 def nearest_key(key: str, root: type = Config) -> str | None:
     """The known key or section that a wrong dotted key most likely stands for."""
+    if root is Config and (ours := FIELD_KEYS.get(key.rpartition(".")[2].upper())):
+        return ours
     known = [name for name in (*sections_under(root), *keys_under(root)) if name]
     above, _, name = key.rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == above}
@@ -549,7 +604,12 @@ def _read(value: Tree, kinds: Sequence[Any]) -> object:
         return value
     for kind in kinds:
         if get_origin(kind) is Literal:
-            return {one.lower(): one for one in get_args(kind)}.get(value.lower(), value)
+            choices = {one.lower(): one for one in get_args(kind)}
+            word = value.lower()
+            if word not in choices and (ours := FIELD_VALUES.get(word)) in choices:
+                _say(word, str(ours))
+                word = str(ours)
+            return choices.get(word, value)
         if kind is bool and value.lower() in _WORDS:
             return _WORDS[value.lower()]
         if kind is int and _INTEGER.fullmatch(value):

@@ -543,6 +543,9 @@ class Wandb:
     PROJECT: Name = option("ddpm", "Project", machine=True)
     ENTITY: Name | None = option(None, "User or team", machine=True)
     TAGS: Annotated[tuple[Name, ...], all_different] = option((), "Tags of the run", machine=True)
+    SYSTEM: Flag = option(
+        False, "Show the use of cores, memory and GPUs by time there too", machine=True
+    )
 
 
 @section

@@ -37,6 +37,7 @@ class PartCost:
     flops: int
     activation_bytes: int
 
+
 _DECIMAL, _BINARY = ("", " K", " M", " G", " T"), (" B", " KiB", " MiB", " GiB", " TiB")
 
 

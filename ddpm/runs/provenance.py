@@ -9,7 +9,9 @@ import hashlib
 import os
 import platform
 import re
+import secrets
 import shlex
+import shutil
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from ddpm.runs import storage
 
 PACKAGES = ("torch", "numpy", "safetensors", "webdataset", "ray", "wandb")
 # Facts that a bit-identical continuation needs unchanged, and what to call them.
@@ -32,6 +36,7 @@ _SECRET_NAME = re.compile(r"(?i)(api[_-]?key|token|secret|passw|credential)")
 _URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 _MASK = "***"
 _PACKAGE = Path(__file__).parent.parent
+_FROZEN = "frozen.json"  # beside a copy of the package: the state of git when it was made
 
 
 def attempt(command: Sequence[str]) -> dict[str, Any]:
@@ -41,6 +46,7 @@ def attempt(command: Sequence[str]) -> dict[str, Any]:
         "command": masked(command),
         "git": git_state(),
         "source_sha256": source_sha256(),
+        "frozen": str(_PACKAGE.parent) if (_PACKAGE.parent / _FROZEN).exists() else None,
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
         "host": socket.gethostname(),
@@ -100,7 +106,12 @@ def masked(command: Sequence[str]) -> str:
 
 
 def git_state() -> dict[str, Any] | None:
-    """{"commit", "dirty"} of the checkout the package runs from; None outside of one."""
+    """{"commit", "dirty"} of the checkout the package runs from, or was copied from; None outside
+    of one.
+    """
+    if kept := storage.read_json(_PACKAGE.parent / _FROZEN):
+        state: dict[str, Any] | None = kept["git"]
+        return state
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         return None
@@ -114,6 +125,23 @@ def source_sha256() -> str:
         digest.update(f"{path.relative_to(_PACKAGE)}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def frozen(folder: Path) -> Path:
+    """A copy of this code in `folder`/code, one a version: what is edited later does not reach it.
+
+    The package is found there by a PYTHONPATH that begins with it. Raises StorageError.
+    """
+    home = folder / "code" / source_sha256()[:12]
+    if not home.is_dir():
+        temporary = home.with_name(f".{home.name}.{secrets.token_hex(4)}.tmp")
+        storage.make_folder(home.parent)
+        with storage.explained(home):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(_PACKAGE, temporary / _PACKAGE.name, ignore=ignored)
+        storage.write_json(temporary / _FROZEN, {"git": git_state()})
+        storage.rename(temporary, home)
+    return home
 
 
 def _git(*arguments: str) -> str | None:

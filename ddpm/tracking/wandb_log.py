@@ -10,7 +10,7 @@ Training never waits for a server that does not answer, nor fails with it: witho
 nothing sensible answers within seconds, the attempt is logged offline and says so. The key is only
 looked for, as wandb does: in the environment, then in .netrc. It is never kept, shown or written.
 
-While a run trains, W&B shows the rows of metrics.jsonl by `step`. Measures of the final
+While a run trains, W&B shows the rows of metrics.jsonl by `step`, as `train/loss` and `val/...`. Measures of the final
 network are curves with axes of their own: the x0-error over log SNR, and the quality of its samples
 over the number of sampling steps. Lower is better for all of them but the accuracies.
 """
@@ -31,6 +31,7 @@ from urllib.parse import urlsplit
 
 from ddpm import config as configuration
 from ddpm.config import Config
+from ddpm.errors import InputError
 from ddpm.metrics import QUALITY_MEASURES, Quality, QualityPoint, read_quality
 from ddpm.runs import RunDirectory, RunState, memory_usage, read_memory_rows, storage
 from ddpm.sweep import cell_name
@@ -80,6 +81,13 @@ def quality_rows(quality: Quality | None) -> list[dict[str, float]]:
         where += "" if point.ema_length is None else f" length={point.ema_length:g}"
         row |= {f"{QUALITY}{name} {where}": value for name, value in _values(point).items()}
     return [rows[steps] for steps in sorted(rows) if len(rows[steps]) > 1]
+
+
+def shown_name(name: str) -> str:
+    """A number of metrics.jsonl under the group that W&B shows it in: `train/loss`, `val/...`."""
+    if name.startswith("val_"):
+        return f"val/{name.removeprefix('val_')}"
+    return name if "/" in name or name in (STEP, "images") else f"train/{name}"
 
 
 def final_quality(quality: Quality | None) -> dict[str, float]:
@@ -157,6 +165,13 @@ def first_line(error: BaseException) -> str:
 
 
 MODES = ("disabled", "offline", "online")  # from the most private to the least
+_MODE_WORDS: dict[str, dict[str, str | None]] = {
+    "WANDB_MODE": {"": None, **{m: m for m in MODES}, "dryrun": "offline", "run": "online"},
+    "WANDB_DISABLED": {
+        **dict.fromkeys(("", "false", "0", "no", "off"), None),
+        **dict.fromkeys(("true", "1", "yes", "on"), "disabled"),
+    },
+}
 START_S = 3.4  # for probe and start together; going offline instead takes the rest of 5 s
 FINISH_S = 30.0
 LONGEST_TAG = 64  # of W&B
@@ -180,9 +195,31 @@ def wandb_tracker(
 
 
 def mode_of(config: Config) -> str:
-    """WANDB.MODE; the environment's WANDB_MODE can only make it more private."""
-    wanted = [config.WANDB.MODE, os.environ.get("WANDB_MODE", "")]
-    return min((mode for mode in wanted if mode in MODES), key=MODES.index)
+    """WANDB.MODE; the environment can only make it more private. InputError as said_mode."""
+    return min((config.WANDB.MODE, said_mode() or "online"), key=MODES.index)
+
+
+def said_mode() -> str | None:
+    """The mode that WANDB_MODE and WANDB_DISABLED say, in any case and in wandb's older words too;
+    None without them.  Raises InputError for a word that is none: what was meant to be private
+    must not go online.
+    """
+    said = {}
+    for name, words in _MODE_WORDS.items():
+        text = os.environ.get(name, "")
+        if text.strip().lower() not in words:
+            raise InputError(f"{name} is {text!r}; allowed: {', '.join(filter(None, words))}")
+        said[name] = words[text.strip().lower()]
+    return min(filter(None, said.values()), key=MODES.index, default=None)
+
+
+def wandb_problems() -> list[str]:
+    """Words of the environment that are none of W&B's."""
+    try:
+        said_mode()
+    except InputError as error:
+        return list(error.problems)
+    return []
 
 
 def labels(config: Config, group: str | None, cell: Mapping[str, object] | None) -> dict[str, Any]:
@@ -286,7 +323,7 @@ class WandbTracker:
             # The command line may hold what is nobody's business; provenance.json has it masked.
             x_disable_meta=True,
             x_disable_machine_info=True,
-            x_disable_stats=True,
+            x_disable_stats=not config.WANDB.SYSTEM,
             disable_git=True,
             save_code=False,
             init_timeout=timeout_s,
@@ -316,7 +353,7 @@ class WandbTracker:
         """One step, with the sample grid drawn at it; steps that W&B has already are left out."""
         if self._run is None or step < self._next:
             return
-        values = {key: value for key, value in numbers.items() if value is not None}
+        values = {shown_name(key): v for key, v in numbers.items() if v is not None}
         picture = self._directory.inline_gen / f"step-{step:08d}.png"
         if picture.exists():
             import wandb
@@ -347,7 +384,8 @@ class WandbTracker:
     def _end(self, exit_code: int, summary: Mapping[str, Any]) -> None:
         run, self._run = self._run, None
         if run is not None:
-            run.summary.update({key: value for key, value in summary.items() if value is not None})
+            names = {key: shown_name(key) if key.startswith("val_") else key for key in summary}
+            run.summary.update({names[key]: v for key, v in summary.items() if v is not None})
             run.finish(exit_code=exit_code)
 
 

@@ -31,7 +31,7 @@ from ddpm.report import (
 )
 from ddpm.runs import storage
 from ddpm.tracking import wandb_log
-from ddpm.tracking.wandb_log import address, first_line, has_key, why_not_online
+from ddpm.tracking.wandb_log import address, first_line, has_key, said_mode, why_not_online
 
 if TYPE_CHECKING:
     import wandb
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 FILE, UPLOADS = "wandb_report.json", "wandb_uploads.txt"
 OF_THE_SWEEP = "sweep/"  # what numbers begin with that one run alone does not know
-_LOSSES = ("loss", "n_loss", "i_loss", "v_loss")
+_LOSSES = tuple(f"train/{name}" for name in ("loss", "n_loss", "i_loss", "v_loss"))
 _LONGEST_TITLE = 128  # of a W&B report
 _WIDTH = 24  # of a grid of panels, in W&B's units
 _MOST_RUNS = 100  # that a panel draws at once
@@ -111,7 +111,7 @@ def specification(made: ReportFiles) -> Specification:
 
 def _numbers(made: ReportFiles) -> tuple[str, ...]:
     """The measures of the headline; a run's x0-error over its own levels."""
-    start = OF_THE_SWEEP if made.sweep.is_sweep else "val_"
+    start = OF_THE_SWEEP if made.sweep.is_sweep else "val/"
     return tuple(f"{start}{measure}" for measure in made.ranking.measures)
 
 
@@ -155,8 +155,8 @@ def panels(made: ReportFiles) -> dict[str, list[Any]]:
         *map(wr.SummaryMetric, numbers.values()),
     ]
     lines = [wr.ParallelCoordinatesPlotColumn(metric=column) for column in columns]
-    logged = {name for trial in sweep.trials for name in trial.metrics}
-    measured = [n for n in (*(f"val_{m}" for m in MEASURES), *_LOSSES) if n in logged]
+    logged = {wandb_log.shown_name(name) for trial in sweep.trials for name in trial.metrics}
+    measured = [n for n in (*(f"val/{m}" for m in MEASURES), *_LOSSES) if n in logged]
     of_gpu = ("gpu_allocated", "gpu_peak") if cost == "gpu_seconds" else ()
     quality = dict.fromkeys(
         name for t in sweep.trials for row in wandb_log.quality_rows(t.quality) for name in row
@@ -305,8 +305,9 @@ def review(made: ReportFiles) -> list[str]:
 
 def _why_not_published() -> str | None:
     """Why nobody asked for a server: WANDB_MODE says so, or there is no key."""
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
-        return f"WANDB_MODE is {os.environ['WANDB_MODE']}"
+    if said_mode() in ("offline", "disabled"):
+        name = "WANDB_MODE" if os.environ.get("WANDB_MODE") else "WANDB_DISABLED"
+        return f"{name} is {os.environ[name]}"
     return None if has_key() else "no API key (set WANDB_API_KEY or run `wandb login`)"
 
 

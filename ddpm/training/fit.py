@@ -5,9 +5,10 @@ model.fit(dataset, epochs=100)
 images = model.sample_images(num_images=64)
 """
 
+import base64
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.progress import track
@@ -21,7 +22,49 @@ from ddpm.metrics import sigma_data_of
 from ddpm.sampling import grids
 from ddpm.training.loss import standard_loss
 from ddpm.training.step import TrainState, with_weights
-from ddpm.training.trainer import StepReport, train
+from ddpm.training.trainer import LONGEST_WINDOW, StepReport, steps_per_epoch, train
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+class History(list[StepReport]):
+    """Reports of a training; prints as a table, and a notebook draws its losses above that."""
+
+    @property
+    def table(self) -> "DataFrame":
+        """The numbers, a row a report, by step."""
+        from pandas import DataFrame
+
+        rows = [{"step": one.step, "images": one.images, **one.metrics} for one in self]
+        return DataFrame(rows, columns=None if rows else ["step"]).set_index("step")
+
+    def __repr__(self) -> str:
+        return repr(self.table)
+
+    def _repr_html_(self) -> str:
+        table = self.table
+        html: str = table.to_html(max_rows=10)
+        losses = [name for name in table if name == "loss" or name.startswith("val_")]
+        if not losses:
+            return html
+        import vl_convert
+
+        rows = table[losses].reset_index().melt("step", var_name="measure").dropna()
+        axes = {"x": ("step", "quantitative"), "y": ("value", "quantitative")}
+        encoding: dict[str, Any] = {
+            channel: {"field": name, "type": kind} for channel, (name, kind) in axes.items()
+        }
+        encoding["color"] = {"field": "measure", "type": "nominal"}
+        spec = {
+            "data": {"values": rows.to_dict("records")},
+            "mark": {"type": "line", "point": True},
+            "encoding": encoding,
+            "width": 420,
+            "height": 200,
+        }
+        picture = base64.b64encode(vl_convert.vegalite_to_svg(spec).encode()).decode()
+        return f'<img alt="loss" src="data:image/svg+xml;base64,{picture}">{html}'
 
 
 class DiffusionModel:
@@ -63,8 +106,9 @@ class DiffusionModel:
         learning_rate: float = 2e-4,
         ema_decay: float = 0.999,
         show_progress: bool = True,
-    ) -> list[StepReport]:
-        """Train for `epochs` passes over the dataset, from where the last fit ended; all reports.
+    ) -> History:
+        """Train for `epochs` passes over the dataset, from where the last fit ended; all reports,
+        printed as a table.
 
         Called again with a larger `epochs` it continues as if it had never stopped.
         """
@@ -89,7 +133,10 @@ class DiffusionModel:
             state=self.state,
             group=Group(device=best_device()),
         )
-        history = list(track(reports, "training", disable=not show_progress))
+        epoch = steps_per_epoch(training, dataset.num_train)
+        ahead = epochs - (self.state.step // epoch if self.state else 0)
+        number = ahead * -(-epoch // LONGEST_WINDOW)
+        history = History(track(reports, "training", total=number, disable=not show_progress))
         if history:
             self.state = history[-1].state
             assert self.state is not None

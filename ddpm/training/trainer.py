@@ -10,7 +10,7 @@ number of workers and threads.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -36,8 +36,8 @@ class StepReport:
     step: int
     images: int
     metrics: dict[str, float]
-    samples: np.ndarray | None = None  # uint8 (N, H, W, C)
-    state: TrainState | None = None
+    samples: np.ndarray | None = field(default=None, repr=False)  # uint8 (N, H, W, C)
+    state: TrainState | None = field(default=None, repr=False)
     stopped: bool = False  # the run was asked to stop: this is the last report
 
 

@@ -19,9 +19,10 @@ from ddpm.cli import init, main
 from ddpm.errors import InputError, Interrupted, run_main
 from tests.support.tree import ROOT
 
-LAUNCHERS = sorted(set(main.COMMANDS) - {
-    *("doctor", "export", "import-v3", "init", "cancel", "logs", "completion")
-})
+LAUNCHERS = sorted(
+    set(main.COMMANDS)
+    - {*("doctor", "export", "import-v3", "init", "cancel", "logs", "completion")}
+)
 
 
 def run(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from ddpm import config as configuration
+from ddpm.cli.main import launch
 from ddpm.cluster import dry_run, run_sweep, run_training
 from ddpm.cluster.workers import workers_for
 from ddpm.config.schema import Config
 from ddpm.errors import InputError
+from ddpm.runs.directory import RunDirectory
 from ddpm.sampling.generation import ImageGenerator
 from ddpm.sampling.loading import load_network
 from ddpm.sampling.request import read_request
@@ -305,3 +307,32 @@ def test_a_dry_run_refuses_a_window_that_no_cell_reaches(tmp_path: Path) -> None
     for start in (lambda: sweep_dry(planned), lambda: run_sweep.run(planned, should_stop=never)):
         (line,) = problems_of(start)
         assert line.startswith("no cell reaches a log SNR from ")
+
+
+@pytest.mark.long
+def test_torchrun_trains_the_same_weights(tmp_path: Path) -> None:
+    """Two processes, to the bit what one trains under exact numerics; again: nothing is repeated."""
+    exact = ("TRAINING.NUMERICS=exact", "TRAINING.MICRO_BATCH=16", "CLUSTER.GPUS_PER_WORKER=0")
+    file = tmp_path / "small.yaml"
+    file.write_text(configuration.to_yaml(small(tmp_path / "one", *exact)))
+    assert launch("train", [str(file)]) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", str(ROOT / "launch" / "train.py"), str(file)]
+    command += [f"TRAINING.OUTPUT_DIR={tmp_path / 'two'}"]
+    for number in (1, 2):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("results: ") == 1
+        (run,) = (tmp_path / "two").glob("*/*/*_????????")
+        facts = RunDirectory(run).provenance
+        assert facts["workers"] == 2 and len(facts["attempts"]) == 1, number
+    one, two = (
+        max(tmp_path.glob(f"{name}/*/*/*/checkpoints/*/model.safetensors")).read_bytes()
+        for name in ("one", "two")
+    )
+    assert one == two
+    refused = subprocess.run(
+        [*command, "CLUSTER.NUM_WORKERS=3"], cwd=ROOT, capture_output=True, text=True, timeout=250
+    )
+    assert refused.returncode != 0
+    assert "NUM_WORKERS is 3 but torchrun has started 2 process(es)" in refused.stderr

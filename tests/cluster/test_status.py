@@ -469,7 +469,12 @@ def test_json_has_every_number_and_the_run_s_directory(
     (section,) = shown["sections"]
     assert section["title"] == "sweep grid" and not section["is_driven"]
     first = section["rows"][0]
-    assert (first["state"], first["step"], first["total"], first["loss"]) == ("running", 10, 40, 0.1)
+    assert (first["state"], first["step"], first["total"], first["loss"]) == (
+        "running",
+        10,
+        40,
+        0.1,
+    )
     assert first["path"] == str(run.path)
     assert shown["totals"]["counts"]["running"] == 1 and shown["totals"]["eta_s"] is not None
     with pytest.raises(SystemExit, match="^2$"):

@@ -27,6 +27,7 @@ from ddpm.cluster.submit_sweep import group_size, left, record_death
 from ddpm.cluster.task import Journal, TaskFile, write_tasks
 from ddpm.cluster.workers import Workers
 from ddpm.errors import InputError
+from ddpm.runs import provenance
 from ddpm.sweep.ledger import Ledger, Outcome
 from ddpm.training import Job
 from tests.cluster import test_sweep_run
@@ -135,6 +136,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     answers = {
         "sbatch": f'n=$(ls "{tools}" | grep -c kept)\n'
         f'cp "$1" "{tools}/kept-$n"\nenv | grep ^SBATCH_ >"{tools}/env-$n"\n'
+        f'echo "$PYTHONPATH" >"{tools}/path-$n"\n'
         "echo Submitted batch job 7$n",
         "srun": "exit 1",
         "squeue": 'touch "$0.asked"; exit 0',
@@ -159,6 +161,9 @@ def test_local_jobs_a_killed_process_fails_its_trial_alone(small: Small) -> None
     wait_for("another process goes on", lambda: small.runners() not in ([], [runner]))
     for path in small.out.glob("*/*/*/metrics.jsonl"):
         assert path.stat().st_size  # the killed trial has left its directory as it was
+        facts = json.loads((path.parent / "provenance.json").read_text())
+        code = small.folder / "code" / facts["source_sha256"][:12]
+        assert facts["frozen"] == str(code) and (code / "ddpm" / "errors.py").is_file()
     wait_for("a trial is recorded as failed", lambda: "failed" in small.statuses())
     (small.folder / "stop").touch()
     output, _ = driver.communicate(timeout=900)
@@ -335,6 +340,8 @@ def test_sbatch_gets_what_the_dry_run_has_shown(
     for line in ("--time=30", "--mem=4G", "--signal=USR2@120", "--requeue", "--cpus-per-task=1"):
         assert f"#SBATCH {line}\n" in first.read_text()
     assert (tmp_path / "tools" / "env-0").read_text() == "SBATCH_PARTITION=gpu\n"
+    code = (tmp_path / "tools" / "path-0").read_text().strip().split(os.pathsep)[0]
+    assert code == str(small.folder / "code" / provenance.source_sha256()[:12])
     assert "from the environment: --partition=gpu" in shown
     folder = small.folder / "submitit"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700

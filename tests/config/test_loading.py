@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddpm import config as c
+from ddpm.config import loading
 from ddpm.config.loading import build, read_text
 from ddpm.config.schema import Config, keys_under
 from ddpm.errors import InputError
@@ -404,3 +405,58 @@ def test_loading_is_fast_and_imports_no_heavy_package() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ""
     assert cpu_seconds < 1.0
+
+
+@pytest.mark.parametrize("word", ["epsilon", "eps", "noise", "NOISE", "Epsilon"])
+def test_a_word_of_the_field_is_the_same_run(word: str, tmp_path: Path) -> None:
+    ours = loading.load(ROOT / "configs" / "digits.yaml", ["TRAINING.PRED_TYPE=noise"])
+    path = tmp_path / "field.yaml"
+    text = (ROOT / "configs" / "digits.yaml").read_text()
+    path.write_text(re.sub(r"PRED_TYPE: \w+", f"PRED_TYPE: {word}", text))
+    for found in (
+        loading.load(path),
+        loading.load(ROOT / "configs" / "digits.yaml", [f"prediction_type={word}"]),
+        loading.load(ROOT / "configs" / "digits.yaml", [f"TRAINING.PRED_TYPE={word}"]),
+    ):
+        assert found == ours and c.config_sha256(found) == c.config_sha256(ours)
+
+
+def test_words_of_the_field_are_read_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loading._say.cache_clear()
+    path = tmp_path / "field.yaml"
+    path.write_text(
+        "DATASET: {NAME: d, PATH: digits}\n"
+        "TRAINING: {PREDICTION_TYPE: v_prediction, CLASS_DROPOUT_PROB: 0.3, LOSS_SPACE: x0,\n"
+        "  NETWORK: {NUM_CLASSES: 3}}\n"
+        "IMAGE_GENERATION: {cfg_scale: 3, num_inference_steps: 7, GEN_TASK: class_cond}\n"
+        "NUM_TRAIN_TIMESTEPS: 40\n"
+    )
+    for _ in range(2):
+        found = loading.load(path, ["ETA=0.5"])
+    training, generation = found.TRAINING, found.IMAGE_GENERATION
+    assert (training.PRED_TYPE, training.LABEL_DROP) == ("velocity", 0.3)
+    assert (training.LOSS_SPACE, training.NETWORK.TIMESTEPS) == ("image", 40)
+    assert (generation.GUIDANCE, generation.NUM_STEPS, generation.DDIM_ETA) == (3, 7, 0.5)
+    assert sorted(line.partition(" (")[0] for line in caplog.messages) == [
+        "CFG_SCALE is called IMAGE_GENERATION.GUIDANCE here",
+        "CLASS_DROPOUT_PROB is called TRAINING.LABEL_DROP here",
+        "ETA is called IMAGE_GENERATION.DDIM_ETA here",
+        "NUM_INFERENCE_STEPS is called IMAGE_GENERATION.NUM_STEPS here",
+        "NUM_TRAIN_TIMESTEPS is called TRAINING.NETWORK.TIMESTEPS here",
+        "PREDICTION_TYPE is called TRAINING.PRED_TYPE here",
+        "v_prediction is called velocity here",
+        "x0 is called image here",
+    ]
+    # the command line wins over the file, in whatever words
+    assert loading.load(path, ["IMAGE_GENERATION.GUIDANCE=2"]).IMAGE_GENERATION.GUIDANCE == 2
+    path.write_text(path.read_text().replace("GEN_TASK", "guidance: 2, GEN_TASK"))
+    with pytest.raises(InputError) as caught:
+        loading.load(path)
+    assert caught.value.problems == (
+        f"{path}:4: IMAGE_GENERATION.CFG_SCALE is IMAGE_GENERATION.GUIDANCE, which is given too; "
+        "keep one",
+    )
+    with pytest.raises(InputError, match="IMAGE_GENERATION.SAMPLER is sample; allowed: one of"):
+        loading.load(ROOT / "configs" / "digits.yaml", ["IMAGE_GENERATION.SAMPLER=sample"])

@@ -149,6 +149,7 @@ _WANDB = {
     "ENTITY": "test_project_and_entity_are_where_the_tracker_goes",
     "MODE": "test_disabled_is_nothing_at_all",
     "TAGS": "test_offline_by_default_and_every_number_arrives",
+    "SYSTEM": "test_system_shows_what_the_machine_does",
 }
 OBSERVED = {
     f"{section}.{name}": test

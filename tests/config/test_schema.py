@@ -1,12 +1,16 @@
 """ddpm.config.schema: limits and their words; generated mistakes are refused, no valid value is."""
 
 import dataclasses
+import json
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from jsonschema import Draft202012Validator
 
 from ddpm import config as c
 from ddpm.config.schema import Config, json_schema, keys_under, sections_under
@@ -293,3 +297,16 @@ def test_the_json_schema_knows_every_key_with_its_meaning() -> None:
         "type": "integer",
     }
     assert len(ITEMS) == len(keys_under(Config)) > 100
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_editors_find_no_fault_in_our_configurations(path: Path) -> None:
+    named = re.match(r"# yaml-language-server: \$schema=(\S+)\n", path.read_text())
+    assert named
+    schema = json.loads((path.parent / named[1]).read_text())
+    assert schema == json.loads(json.dumps(json_schema())), "run `make docs`"
+    checks, tree = Draft202012Validator(schema), yaml.safe_load(path.read_text())
+    assert list(checks.iter_errors(tree)) == []
+    tree["TRAINING"]["SEEED"] = 1
+    tree["TRAINING"]["PRED_TYPE"] = "speed"
+    assert len(list(checks.iter_errors(tree))) == 2

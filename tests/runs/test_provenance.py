@@ -70,3 +70,26 @@ def test_the_commit_and_its_changes_are_seen(
     state = provenance.git_state()
     assert state is not None and state["dirty"] is True
     assert provenance.source_sha256() != digest
+
+
+def test_a_frozen_copy_knows_its_commit_and_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "repo" / "ddpm"
+    (package / "__pycache__").mkdir(parents=True)
+    (package / "a.py").write_text("1")
+    monkeypatch.setattr(provenance, "_PACKAGE", package)
+    state = {"commit": "c" * 40, "dirty": True}
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance, "git_state", lambda: state)
+        home = provenance.frozen(tmp_path / "sweep")
+    assert provenance.attempt(["x"])["frozen"] is None
+    digest = provenance.source_sha256()
+    assert home == tmp_path / "sweep" / "code" / digest[:12]
+    (package / "a.py").write_text("2")
+    assert provenance.frozen(tmp_path / "sweep") != home
+    assert len(list((tmp_path / "sweep" / "code").iterdir())) == 2
+    monkeypatch.setattr(provenance, "_PACKAGE", home / "ddpm")
+    assert provenance.source_sha256() == digest and provenance.git_state() == state
+    assert provenance.attempt(["x"])["frozen"] == str(home)
+    assert not list(home.rglob("__pycache__"))

@@ -123,7 +123,7 @@ def test_the_evaluation_has_an_axis_of_its_own_and_its_numbers_are_in_the_summar
     summary = {}
     for record in found["summary"]:
         summary |= record.get("update", {})
-    assert summary["val_mean_log10_mse"] == -1.5 and summary["bits_per_dim"] == 3.25
+    assert summary["val/mean_log10_mse"] == -1.5 and summary["bits_per_dim"] == 3.25
     assert summary["peak_memory_bytes"] == 7
     assert summary["quality/fid"] == 3.0 and "quality/kid" not in summary
 

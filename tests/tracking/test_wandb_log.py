@@ -24,8 +24,16 @@ import numpy as np
 import pytest
 
 from ddpm import config
+from ddpm.cli.main import launch
 from ddpm.runs.directory import RunDirectory
-from ddpm.tracking.wandb_log import FINAL_SAMPLES, WandbTracker, mode_of, wandb_tracker
+from ddpm.tracking.wandb_log import (
+    FINAL_SAMPLES,
+    WandbTracker,
+    mode_of,
+    shown_name,
+    wandb_problems,
+    wandb_tracker,
+)
 from tests.runs.test_directory import DATA, Report, make_config, report, start, state
 
 ROOT = Path(__file__).parent.parent.parent
@@ -35,7 +43,7 @@ CANARY = "local" + "c" * 35
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No key and no server but those a test sets."""
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+    for name in ("WANDB_MODE", "WANDB_DISABLED", "WANDB_API_KEY", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
 
@@ -103,8 +111,8 @@ def test_offline_by_default_and_every_number_arrives(settings: config.Config) ->
 
     rows = history(run)
     assert [row["step"] for row in rows] == [row["_step"] for row in rows] == [10, 20, 30]
-    assert [row["loss"] for row in rows] == [0.1, 0.05, 0.25]
-    assert rows[1]["learning_rate"] == 2e-4 and rows[1]["time/seconds"] == 0.5
+    assert [row["train/loss"] for row in rows] == [0.1, 0.05, 0.25]
+    assert rows[1]["train/learning_rate"] == 2e-4 and rows[1]["time/seconds"] == 0.5
     assert all(row["memory/process_rss"] > 0 and row["images"] > 0 for row in rows)
     assert "samples._type" not in rows[0] and rows[2]["samples._type"] == "image-file"
     media = list((run.path / "wandb").glob("offline-run-*/files/media/images/*.png"))
@@ -142,7 +150,7 @@ def test_a_resumed_run_has_one_fragment_with_each_step_once(settings: config.Con
     assert steps(run) == [10, 20, 30, 40]
     expected = run.metrics()
     for row, own in zip(history(run), expected, strict=True):
-        assert {key: row[key] for key in own} == own
+        assert {key: row[shown_name(key)] for key in own} == own
         assert row["memory/process_rss"] > 0
 
 
@@ -278,11 +286,45 @@ def test_the_environment_can_only_make_it_more_private(
         ("online", "disabled", "disabled"),
         ("offline", "online", "offline"),
         ("disabled", "online", "disabled"),
-        ("online", "nonsense", "online"),
         ("online", "", "online"),
+        ("online", "dryrun", "offline"),
+        ("online", "OFFLINE", "offline"),
+        ("online", "Disabled", "disabled"),
+        ("offline", "run", "offline"),
     ):
         monkeypatch.setenv("WANDB_MODE", says)
-        assert mode_of(with_wandb(tmp_path, MODE=wanted)) == mode
+        assert mode_of(with_wandb(tmp_path, MODE=wanted)) == mode and not wandb_problems()
+    monkeypatch.setenv("WANDB_MODE", "online")
+    for says, mode in (("true", "disabled"), ("1", "disabled"), ("false", "online")):
+        monkeypatch.setenv("WANDB_DISABLED", says)
+        assert mode_of(with_wandb(tmp_path, MODE="online")) == mode
+
+
+@pytest.mark.parametrize("name", ["WANDB_MODE", "WANDB_DISABLED"])
+def test_a_word_that_is_none_is_refused_before_anything_is_written(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It may have been meant to keep the run private."""
+    monkeypatch.setenv(name, "offlin")
+    monkeypatch.chdir(tmp_path)
+    digits, sweep = ROOT / "configs" / "digits.yaml", ROOT / "sweeps" / "pred_types.yaml"
+    for command, file in (("train", digits), ("sweep", sweep)):
+        assert launch(command, [str(file), "WANDB.MODE=online"]) == 2
+        assert f"error: {name} is 'offlin'; allowed: " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_system_shows_what_the_machine_does(tmp_path: Path) -> None:
+    for wanted in (False, True):
+        settings = with_wandb(tmp_path / str(wanted), SYSTEM=wanted)
+        run = opened(settings)
+        tracker = wandb_tracker(None)(settings, run)
+        assert tracker._run.settings.x_disable_stats is not wanted
+        tracker.close()
+        run.close()
 
 
 def test_a_tracker_that_cannot_start_does_not_stop_the_training(

@@ -111,12 +111,12 @@ def test_all_of_a_run_arrives_each_step_once(
     assert summary["tags"] == ["cosine", "velocity", "T=250"]
     assert summary["name"] == "cosine · velocity · T=250 seed 0"
     assert summary["state"] == "finished"
-    assert [(step, value) for key, step, value in numbers if key == "loss"] == [
+    assert [(step, value) for key, step, value in numbers if key == "train/loss"] == [
         (10, 0.1),
         (20, 0.05),
         (30, 0.25),
     ]
     assert [value for key, _, value in numbers if key == "x0_error"] == [0.8, 0.5, 0.1]
     assert [value for key, _, value in numbers if key == "quality/fid ddim eta=0"] == [9.0, 3.0]
-    assert (summary["val_mean_log10_mse"], summary["bits_per_dim"]) == (-1.5, 3.25)
+    assert (summary["val/mean_log10_mse"], summary["bits_per_dim"]) == (-1.5, 3.25)
     assert summary["quality/fid"] == 3.0

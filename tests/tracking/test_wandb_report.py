@@ -149,7 +149,7 @@ def test_every_panel_draws_what_runs_log(folder: Path) -> None:
     drawn = {
         str(name) for panel in panels if type(panel).__name__ == "LinePlot" for name in panel.y
     }
-    for name in ("x0_error", "loss", "v_loss", "memory/process_rss"):
+    for name in ("x0_error", "train/loss", "train/v_loss", "memory/process_rss"):
         assert any(f"'{name}'" in one or one == name for one in drawn), (name, drawn)
     grouped = [title for title, grid in found.items() if grid.runsets[0].groupby]
     assert grouped == ["x0-error by noise level", "Training curves"]

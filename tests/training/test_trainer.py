@@ -1,7 +1,9 @@
 """Training as a pure function of the seed: reports, resume, accumulation, stops, NaN, spaces."""
 
+import base64
 import dataclasses
 import math
+import re
 import time
 from functools import cache
 
@@ -424,3 +426,18 @@ def test_fp16_gradients_that_never_become_finite_stop_the_run() -> None:
     options = settings(10, PRECISION="fp16")
     with pytest.raises(NonFiniteError, match="non-finite gradient norm"):
         list(train(options, network(), SCHEDULE, digits(), loss=loss))
+
+
+def test_a_history_prints_as_a_table_and_draws_its_losses() -> None:
+    model = DiffusionModel(network(), NoiseSchedule("cosine", 100), pred_type="noise")
+    history = model.fit(digits(), epochs=2, batch_size=256, show_progress=False)
+    shown = repr(history)
+    assert len(history) == 2 and len(shown.splitlines()) < 12 and "tensor" not in shown
+    assert len(repr(history[-1])) < 3000 and history[-1].state is not None
+    assert list(history.table.index) == [one.step for one in history]
+    assert list(history.table["loss"]) == [one.metrics["loss"] for one in history]
+    html = history._repr_html_()
+    picture = re.search(r'src="data:image/svg\+xml;base64,([^"]+)"', html)
+    assert picture and b"<svg" in base64.b64decode(picture[1]) and html.count("<tr") == 4
+    none = type(history)()
+    assert repr(none) and "<img" not in none._repr_html_()
