@@ -52,8 +52,9 @@ def cli() -> int:
 def launch(name: str, arguments: list[str] | None = None) -> int:
     """The exit code of one command; arguments: None takes those of this process."""
     given = sys.argv[1:] if arguments is None else arguments
-    if sys.stdout is sys.__stdout__ and not sys.stdout.isatty():
-        _outlive_readers()
+    out = sys.stdout
+    if out is sys.__stdout__ and isinstance(out, io.TextIOWrapper) and not out.isatty():
+        sys.stdout = _outliving_readers(out)
 
     def main() -> int:
         try:
@@ -81,9 +82,8 @@ class _Pipe(io.FileIO):
             return super().write(data)  # type: ignore[arg-type]
 
 
-def _outlive_readers() -> None:
-    old = sys.stdout
-    sys.stdout = io.TextIOWrapper(
+def _outliving_readers(old: io.TextIOWrapper) -> io.TextIOWrapper:
+    return io.TextIOWrapper(
         io.BufferedWriter(_Pipe(old.fileno(), "w", closefd=False)),
         encoding=old.encoding,
         errors=old.errors,

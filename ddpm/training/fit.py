@@ -40,7 +40,7 @@ class History(list[StepReport]):
         return DataFrame(rows, columns=None if rows else ["step"]).set_index("step")
 
     def __repr__(self) -> str:
-        return repr(self.table)
+        return str(self.table.to_string(max_rows=20, max_cols=8, float_format="{:.4g}".format))
 
     def _repr_html_(self) -> str:
         table = self.table

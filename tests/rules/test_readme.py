@@ -76,6 +76,8 @@ ELSEWHERE = {
     "python -m experiments few_steps --short": "tests/experiments/test_published.py",
     "python -m experiments hidden_plane": "tests/experiments/test_published.py",
     "python -m experiments skip_prefix RUN": "needs more than the 4 timesteps trained here",
+    "python -m torch.distributed.run --standalone --nproc-per-node=2 launch/train.py "
+    "configs/digits.yaml": "tests/cluster/test_run_training.py",
     "python run.py --config configs/digits.yaml --training": "tests/cli/test_import_v3.py",
     "ddpm import-v3 X.yaml model.h5 --dry-run": "tests/cli/test_import_v3.py",
     "ddpm import-v3 X.yaml model.h5": "tests/cli/test_import_v3.py",

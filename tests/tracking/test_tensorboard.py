@@ -41,7 +41,7 @@ def test_a_sweep_becomes_a_folder_of_events_a_trial(
         (name,) = (name for name in found if name.endswith(outcome["trial"]))
         assert name == f"{outcome['cell'][PRED_TYPE]}_seed_0_{outcome['trial']}"
         events = list(values(found[name]))
-        run = Path(outcome["run_dir"])
+        run = tmp_path / outcome["run_dir"]
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         scalars = {(tag, step): v.simple_value for tag, step, v in events if tag != SAMPLES}
         expected = {
