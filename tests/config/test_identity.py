@@ -47,6 +47,7 @@ MACHINE = {
     "CLUSTER.CPUS_PER_WORKER": 2,
     "CLUSTER.GPUS_PER_WORKER": 0.5,
     "WANDB.MODE": "online",
+    "WANDB.SYSTEM": True,
     "WANDB.PROJECT": "other",
     "WANDB.ENTITY": "me",
     "WANDB.TAGS": "[a]",
