@@ -118,7 +118,7 @@ def drawn(
             denoise=data.estimate,
             eta=eta,
         )
-        offset, with_slope, with_noise = SAMPLERS[sampler](move)
+        offset, with_slope, with_noise = SAMPLERS[sampler].step(move)
         mean = (with_slope - offset) * mean + offset
         variance = (with_slope - offset).square() * variance + (with_noise - offset).square()
     return GaussianDraws(mean=mean, variance=variance)

@@ -17,8 +17,7 @@ def command_line(name: str, text: str | None, more: str | None = None) -> argpar
     """
 
     def shown(part: str | None) -> str:
-        lines = re.sub(rf"^  ddpm {name}\b", f"  {as_typed(name)}", part or "", flags=re.M)
-        return lines.replace("%", "%%")
+        return re.sub(rf"^  ddpm {name}\b", f"  {as_typed(name)}", part or "", flags=re.M)
 
     return argparse.ArgumentParser(
         prog=as_typed(name).removeprefix("python "),

@@ -15,6 +15,9 @@ Rule = object  # the line; where the rule holds, something that is false
 _NET, _HYPER = "TRAINING.NETWORK", "TRAINING.HYPER_PARAMETERS"
 _GEN, _CROP = "IMAGE_GENERATION", "DATASET.PREPROCESSING"
 WHOLE = ("trailing", "linspace")  # spacings that walk whole timesteps alone
+# As sampling.SAMPLERS has them, which needs torch: with the ancestral sampler's noise, and without.
+ANCESTRAL = ("ddpm", "dpmpp_2m_sde")
+NOISE_FREE = ("heun", "dpmpp_2m")
 # Five images a dimension at least, as ddpm/metrics/distances.py has it.
 FID_SAMPLES = {"classifier": 160, "pixels": 160, "inception": 10_240}
 
@@ -222,14 +225,14 @@ def generation(c: Config) -> Iterator[Rule]:
         "one of them, the other null"
     )
     yield (
-        g.SAMPLER in ("ddpm", "dpmpp_2m_sde")
+        g.SAMPLER in ANCESTRAL
         and g.DDIM_ETA != 1.0
         and f"{_GEN}.SAMPLER is {g.SAMPLER} but DDIM_ETA is {g.DDIM_ETA}; give DDIM_ETA 1.0 or "
         "SAMPLER ddim"
     )
     # 1.0 is the default and 0.0 is what they do; anything between was meant for ddim
     yield (
-        g.SAMPLER in ("heun", "dpmpp_2m")
+        g.SAMPLER in NOISE_FREE
         and g.DDIM_ETA not in (0.0, 1.0)
         and f"{_GEN}.SAMPLER is {g.SAMPLER}, which draws no noise, but DDIM_ETA is {g.DDIM_ETA}; "
         "give DDIM_ETA 0.0 or SAMPLER ddim"

@@ -21,7 +21,8 @@ iddpm_cosine and sigmoid clip beta at 0.999. laplace and shifted_cosine (before 
 logsnr = -15, as the latter's paper has it. The three with betas depend on T, and so does every
 schedule rescaled to zero terminal SNR.
 
-A new schedule is a function of its betas, or a Family with its inverse, and a line in SCHEDULES.
+A new schedule is a function of its betas, or a Family with its inverse, a line in SCHEDULES and its
+name in the configuration's schema (docs/extending.md).
 Families compute sigma by a formula of their own, never as sqrt(1 - abar): near time 0 the
 difference is of the order of 1e-6, and float32 would keep two of its digits.
 """

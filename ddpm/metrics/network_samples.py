@@ -54,6 +54,7 @@ from ddpm.metrics.reference import (
 from ddpm.metrics.window import Window
 from ddpm.runs import digest, gpu_share, storage
 from ddpm.sampling import (
+    SAMPLERS,
     LoadedModel,
     PowerEma,
     SamplerOptions,
@@ -74,7 +75,6 @@ _KEYS = (
     *("SEED", "SAMPLING_STEPS", "SAMPLING_METHOD", "SAMPLING_ETAS"),
     *("SAMPLING_NUM", "SAMPLING_LOGSNR"),
 )
-_METHODS = {"ddim": "DDIM", "heun": "Heun", "dpmpp_2m": "DPM-Solver++(2M)"}  # in the protocol
 
 log = logging.getLogger("ddpm.run")
 
@@ -348,7 +348,7 @@ def _nothing_yet(
         num=options.SAMPLING_NUM,
         protocol=(
             f"{options.SAMPLING_NUM:,} samples of seed {options.SEED} ({name}, "
-            f"{_METHODS[options.SAMPLING_METHOD]}, x0 clipped, {levels}) against "
+            f"{SAMPLERS[options.SAMPLING_METHOD].title}, x0 clipped, {levels}) against "
             f"{len(real.train_ids):,} train images of {real.name} "
             f"({real.data.sha256[:8]}); {extractor.description} ({extractor.sha256[:8]}); FID "
             "extrapolated to infinitely many samples, KID unbiased; 95 % intervals over samples"

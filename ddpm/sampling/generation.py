@@ -28,7 +28,14 @@ from ddpm.sampling.denoise import Network
 from ddpm.sampling.film import Film, to_uint8
 from ddpm.sampling.loading import LoadedModel, load_network
 from ddpm.sampling.request import BATCH_SIZE, SampleRequest, guide_weights
-from ddpm.sampling.samplers import Constrain, SamplerOptions, SampleState, Start, sample_steps
+from ddpm.sampling.samplers import (
+    SAMPLERS,
+    Constrain,
+    SamplerOptions,
+    SampleState,
+    Start,
+    sample_steps,
+)
 
 OnState = Callable[[Tensor, SampleState], None]
 # A picture of more is too large to look at; the NPZ file has them all.
@@ -112,13 +119,9 @@ def draw_batch(
 
 
 def num_calls(options: SamplerOptions, schedule: NoiseSchedule, *, begin: float = 1.0) -> int:
-    """Network calls of an image from time `begin`, those of steps taken again counted too.
-
-    heun makes two a step, but for the last.
-    """
+    """Network calls of an image from time `begin`, those of steps taken again counted too."""
     steps = len(options.levels(schedule, begin)) - 1
-    inner = (steps - 1) * (1 + options.resamples)
-    return 1 + inner * (2 if options.sampler == "heun" else 1)
+    return 1 + (steps - 1) * (1 + options.resamples) * SAMPLERS[options.sampler].calls
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -112,12 +112,27 @@ def dpmpp_2m_sde(move: Move) -> Tensor:
     return _extrapolated(move, ddpm(move), -move.then.alpha * torch.expm1(move.log_rho))
 
 
-SAMPLERS: dict[str, Callable[[Move], Tensor]] = {
-    "ddim": ddim,
-    "ddpm": ddpm,
-    "heun": heun,
-    "dpmpp_2m": dpmpp_2m,
-    "dpmpp_2m_sde": dpmpp_2m_sde,
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """A sampler as the reverse process, its costs and its configuration know it.
+
+    step: x_s from a Move.  title: as reports write it.
+    calls: of the network, in every step but the last, which is one call for all.
+    noise: none; all, that of the ancestral sampler; or eta, as much as ddim_eta says.
+    """
+
+    step: Callable[[Move], Tensor]
+    title: str
+    calls: int
+    noise: Literal["none", "all", "eta"]
+
+
+SAMPLERS = {
+    "ddim": Sampler(step=ddim, title="DDIM", calls=1, noise="eta"),
+    "ddpm": Sampler(step=ddpm, title="DDPM", calls=1, noise="all"),
+    "heun": Sampler(step=heun, title="Heun", calls=2, noise="none"),
+    "dpmpp_2m": Sampler(step=dpmpp_2m, title="DPM-Solver++(2M)", calls=1, noise="none"),
+    "dpmpp_2m_sde": Sampler(step=dpmpp_2m_sde, title="DPM-Solver++(2M) SDE", calls=1, noise="all"),
 }
 
 
@@ -191,7 +206,7 @@ class SamplerOptions:
         check_choice("pred_type", self.pred_type, PRED_TYPES)
         check_choice("sampler", self.sampler, tuple(SAMPLERS))
         _check_eta(self.ddim_eta)
-        if self.ddim_eta != 0 and self.sampler != "ddim":
+        if self.ddim_eta != 0 and SAMPLERS[self.sampler].noise != "eta":
             raise ValueError(
                 f"eta is {self.ddim_eta} but sampler is {self.sampler}; eta belongs to ddim"
             )
@@ -341,7 +356,7 @@ def _walk(
     def noise(stream: Stream, key: int) -> Tensor:
         return normal(options.seed, stream, ids, image_shape, step=key)
 
-    step, before = SAMPLERS[options.sampler], None
+    step, before = SAMPLERS[options.sampler].step, None
     x_t = constrain(_first_state(start, path[0], noise(Stream.X_T, 0)), path[0], ids)
     for now, end in pairwise(path):
         for visit in range(1 if end.is_clean else 1 + options.resamples):

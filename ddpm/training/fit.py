@@ -72,7 +72,8 @@ class DiffusionModel:
 
     network: any callable module (x_t (N, C, H, W), time (N,) in [0, 1], labels (N,) or None) ->
     (N, C, H, W).  pred_type: one of PRED_TYPES; sigma_data that the schedule lacks is measured by
-    the first fit() of edm.  seed: of everything random in training.
+    the first fit() of edm.  seed: of noise, timesteps, dropout and dropped labels; the order of
+    images is the dataset's, the first weights are the network's.
     Override `loss` for another objective.
     """
 
@@ -107,11 +108,16 @@ class DiffusionModel:
         ema_decay: float = 0.999,
         show_progress: bool = True,
     ) -> History:
-        """Train for `epochs` passes over the dataset, from where the last fit ended; all reports,
-        printed as a table.
+        """Train up to `epochs` passes over the dataset in all; a report of every step, which
+        prints as a table.
 
-        Called again with a larger `epochs` it continues as if it had never stopped.
+        Called again with a larger `epochs` it continues as if it had never stopped. Raises
+        ValueError for another ema_decay than before: no average of it was kept.
         """
+        ema = f"ema-{ema_decay:g}"
+        if self.state is not None and ema not in self.state.tensors:
+            kept = ", ".join(one[4:] for one in self.state.tensors if one.startswith("ema-"))
+            raise ValueError(f"ema_decay is {ema_decay:g}; an earlier fit has {kept}, give that")
         hyper = HyperParameters(
             EPOCHS=epochs,
             BATCH_SIZE=batch_size,
@@ -140,7 +146,7 @@ class DiffusionModel:
         if history:
             self.state = history[-1].state
             assert self.state is not None
-            self.ema_network = with_weights(self.network, self.state.tensors[f"ema-{ema_decay:g}"])
+            self.ema_network = with_weights(self.network, self.state.tensors[ema])
         return history
 
     def sample_images(

@@ -115,13 +115,16 @@ def work(
             with closing(tracked) if tracked else nullcontext():
                 listeners = [run.record, tracked.log if tracked else None, on_report]
                 heard = [each for each in listeners if each and group.is_main]
-                _train(job, config, data, window, run, state, sigma_data, group, heard, stops)
+                worker = _Worker(
+                    job=job, config=config, data=data, window=window, run=run, group=group
+                )
+                worker.train(state, sigma_data, heard, stops)
                 peak = peak_bytes()  # measuring is no training
                 measure_samples(run.path, config, data, window, group, should_stop=stops)
                 began.gather(group)
                 if not group.is_main:
                     return {}
-                summary = _finish(job, config, data, window, run, peak, began)
+                summary = worker.finish(peak, began)
                 if tracked:
                     tracked.finish(summary)
             return summary
@@ -156,110 +159,108 @@ def _start(
     return TrainState.restored(found.tensors, found.state) if found else None
 
 
-def _train(
-    job: Job,
-    config: Config,
-    data: Dataset,
-    window: Window,
-    run: RunDirectory,
-    state: TrainState | None,
-    sigma_data: float | None,
-    group: Group,
-    listeners: list[Callable[[StepReport], None]],
-    should_stop: Callable[[], bool],
-) -> None:
-    """Every report to the listeners; Interrupted when stopped."""
-    training, options = config.TRAINING, config.EVALUATION
+@dataclass(frozen=True, kw_only=True)
+class _Worker:
+    """One process of a training that has its run directory."""
 
-    def verdict(row: dict[str, float]) -> Patience:
-        return judge([*run.metrics(), row], options)
+    job: Job
+    config: Config
+    data: Dataset
+    window: Window
+    run: RunDirectory
+    group: Group
 
-    is_enough = group.is_main and options.PATIENCE is not None
-    if group.any(is_enough and Patience.ENOUGH in judge(run.metrics(), options)):
-        return  # and was killed before it could say that it is done
-    network, schedule = build(config)
-    schedule = dataclasses.replace(schedule, sigma_data=sigma_data)
-    epoch = steps_per_epoch(training, data.num_train)
-    sampler = None
-    if training.INLINE_GEN.ENABLE:
-        sampler = Every(
-            steps=training.INLINE_GEN.PERIOD * epoch,
-            call=lambda network: grids.sample_grid(network, schedule, config),
-        )
-    last: StepReport | None = None
-    traced = training.PROFILE if group.is_main else 0
-    with profiler(run.path / "profile.json", traced) as on_step:
-        for report in train(
-            training,
-            network,
-            schedule,
-            data,
-            state=state,
-            group=group,
-            sampler=sampler,
-            evaluator=_evaluator(config, schedule, data, window, group),
-            judge=None if options.BEST is None else verdict,
-            should_stop=should_stop,
-            pause_at=job.pause_at,
-            on_step=on_step,
-        ):
-            last = report
-            for listener in listeners:
-                listener(report)
-    if last and last.stopped:
-        # whoever started the workers may kill them all when the first ends: none before it is saved
-        group.wait()
-        raise Interrupted(
-            f"stopped at step {last.step}, saved in {run.path}; "
-            "run the same command again to continue"
-        )
+    def train(
+        self,
+        state: TrainState | None,
+        sigma_data: float | None,
+        listeners: list[Callable[[StepReport], None]],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """Every report to the listeners; Interrupted when stopped."""
+        training, options, run = self.config.TRAINING, self.config.EVALUATION, self.run
 
+        def verdict(row: dict[str, float]) -> Patience:
+            return judge([*run.metrics(), row], options)
 
-def _evaluator(
-    config: Config, schedule: NoiseSchedule, data: Dataset, window: Window, group: Group
-) -> Every | None:
-    if config.EVALUATION.EVERY is None:
-        return None
-    steps = config.EVALUATION.EVERY * steps_per_epoch(config.TRAINING, data.num_train)
-    of_samples = None
-    if config.EVALUATION.FEATURES is not None:
-        of_samples = sample_metrics(config, schedule, data, group)
+        is_enough = self.group.is_main and options.PATIENCE is not None
+        if self.group.any(is_enough and Patience.ENOUGH in judge(run.metrics(), options)):
+            return  # and was killed before it could say that it is done
+        network, schedule = build(self.config)
+        schedule = dataclasses.replace(schedule, sigma_data=sigma_data)
+        epoch = steps_per_epoch(training, self.data.num_train)
+        sampler = None
+        if training.INLINE_GEN.ENABLE:
+            sampler = Every(
+                steps=training.INLINE_GEN.PERIOD * epoch,
+                call=lambda network: grids.sample_grid(network, schedule, self.config),
+            )
+        last: StepReport | None = None
+        traced = training.PROFILE if self.group.is_main else 0
+        with profiler(run.path / "profile.json", traced) as on_step:
+            for report in train(
+                training,
+                network,
+                schedule,
+                self.data,
+                state=state,
+                group=self.group,
+                sampler=sampler,
+                evaluator=self._evaluator(schedule, epoch),
+                judge=None if options.BEST is None else verdict,
+                should_stop=should_stop,
+                pause_at=self.job.pause_at,
+                on_step=on_step,
+            ):
+                last = report
+                for listener in listeners:
+                    listener(report)
+        if last and last.stopped:
+            # whoever started the workers may kill them all when the first ends: none before it is
+            # saved
+            self.group.wait()
+            raise Interrupted(
+                f"stopped at step {last.step}, saved in {run.path}; "
+                "run the same command again to continue"
+            )
 
-    def measure(network: nn.Module) -> dict[str, float]:
-        numbers = validation_metrics(network, schedule, config, data, window, group)
-        return numbers | (of_samples(network) if of_samples else {})
+    def _evaluator(self, schedule: NoiseSchedule, epoch: int) -> Every | None:
+        options = self.config.EVALUATION
+        if options.EVERY is None:
+            return None
+        of_samples = None
+        if options.FEATURES is not None:
+            of_samples = sample_metrics(self.config, schedule, self.data, self.group)
 
-    return Every(steps=steps, call=measure)
+        def measure(network: nn.Module) -> dict[str, float]:
+            numbers = validation_metrics(
+                network, schedule, self.config, self.data, self.window, self.group
+            )
+            return numbers | (of_samples(network) if of_samples else {})
 
+        return Every(steps=options.EVERY * epoch, call=measure)
 
-def _finish(
-    job: Job,
-    config: Config,
-    data: Dataset,
-    window: Window,
-    run: RunDirectory,
-    peak_memory: int,
-    began: Began,
-) -> dict[str, Any]:
-    """Evaluation and samples of the final EMA network, written into the run; its summary."""
-    last = max(checkpoint.steps(run.checkpoints))
-    run.record_memory("evaluation", last)
-    numbers = evaluate_run(run.path, data, window)
-    run.record_memory("sampling", last)
-    grids.save_samples(run.path, config)
-    rows, best = run.metrics(), run.best_step
-    costs = cost(rows, gpu_share(config))
-    summary = {
-        "steps": rows[-1]["step"],
-        "images": rows[-1]["images"],
-        "final_loss": rows[-1]["loss"],
-        **costs,
-        "images_per_s": rows[-1]["images"] / (costs["seconds"] or math.inf),
-        "peak_memory_bytes": peak_memory,
-        "packed": job.packed,
-        **({} if best is None else {"best_step": best}),
-        **numbers,
-        **began.took(),
-    }
-    run.finish(summary)
-    return summary
+    def finish(self, peak_memory: int, began: Began) -> dict[str, Any]:
+        """Evaluation and samples of the final EMA network, written into the run; its summary."""
+        run = self.run
+        last = max(checkpoint.steps(run.checkpoints))
+        run.record_memory("evaluation", last)
+        numbers = evaluate_run(run.path, self.data, self.window)
+        run.record_memory("sampling", last)
+        grids.save_samples(run.path, self.config)
+        rows, best = run.metrics(), run.best_step
+        costs = cost(rows, gpu_share(self.config))
+        summary = {
+            "steps": rows[-1]["step"],
+            "images": rows[-1]["images"],
+            "final_loss": rows[-1]["loss"],
+            **costs,
+            "images_per_s": rows[-1]["images"] / (costs["seconds"] or math.inf),
+            "peak_memory_bytes": peak_memory,
+            "packed": self.job.packed,
+            **({} if best is None else {"best_step": best}),
+            **numbers,
+            **began.took(),
+        }
+        run.finish(summary)
+        return summary

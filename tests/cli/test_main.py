@@ -62,6 +62,7 @@ def test_help_shows_how_the_command_was_called(
     with pytest.raises(SystemExit, match="^0$"):
         main.launch(name, ["--help"])
     text = capsys.readouterr().out
+    assert "%%" not in text
     assert text.startswith(f"usage: {shown.removeprefix('python ')} [-h]")
     examples = [line for line in text.splitlines() if line.startswith(f"  {shown} ")]
     assert examples and all(line.count("python ") == called.count("python ") for line in examples)

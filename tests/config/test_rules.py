@@ -359,7 +359,9 @@ def test_the_words_are_those_of_the_mathematics() -> None:
     assert get_args(schema.PredType) == process.PRED_TYPES
     assert get_args(schema.LossFn) == process.LOSS_FNS
     assert get_args(schema.LossWeighting) == process.LOSS_WEIGHTINGS
-    assert set(get_args(schema.Sampler)) == set(SAMPLERS)
+    assert get_args(schema.Sampler) == tuple(SAMPLERS)
+    assert set(rules.ANCESTRAL) == {name for name, one in SAMPLERS.items() if one.noise == "all"}
+    assert set(rules.NOISE_FREE) == {name for name, one in SAMPLERS.items() if one.noise == "none"}
     assert get_args(schema.Spacing) == SPACINGS and rules.WHOLE == WHOLE
 
 

@@ -56,7 +56,7 @@ def step(
     move = Move(
         estimate=believe(x_t, now), now=now, then=then, draw=lambda: noise, denoise=believe, **extra
     )
-    return SAMPLERS[sampler](move)
+    return SAMPLERS[sampler].step(move)
 
 
 # A single step of DDIM
@@ -148,7 +148,7 @@ def test_the_last_step_returns_the_estimate_and_draws_nothing(sampler: str) -> N
         before=(before, believe(3 * x_t, before)),
         eta=1.0 if sampler == "ddim" else 0.0,
     )
-    assert torch.equal(SAMPLERS[sampler](move), believe(x_t, now).x0_hat)
+    assert torch.equal(SAMPLERS[sampler].step(move), believe(x_t, now).x0_hat)
 
 
 @every_schedule

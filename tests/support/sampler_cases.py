@@ -58,7 +58,7 @@ def carried(
             before=before,
             eta=eta,
         )
-        x_t, before = SAMPLERS[sampler](move), (now, estimate)
+        x_t, before = SAMPLERS[sampler].step(move), (now, estimate)
     return x_t
 
 

@@ -152,6 +152,8 @@ def test_a_fitted_edm_model_measures_its_data_and_draws_by_it() -> None:
     data, schedule = digits(), NoiseSchedule("cosine", 100, time_input="logsnr")
     model = DiffusionModel(network(), schedule, pred_type="edm")
     model.fit(data, epochs=1, batch_size=32, show_progress=False)
+    with pytest.raises(ValueError, match=r"ema_decay is 0.9; an earlier fit has 0.999, give that"):
+        model.fit(data, epochs=2, batch_size=32, ema_decay=0.9, show_progress=False)
     assert model.schedule.sigma_data == data_deviation(data)
     assert model.state is not None and model.state.sigma_data == data_deviation(data)
     assert model.sample_images(2).shape == (2, 8, 8, 1)
