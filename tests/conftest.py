@@ -32,6 +32,19 @@ for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_RUN_ID", "RAY_ADDRESS"):
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+
+def is_roomy_memory(folder: str, free: int = 4 * 2**30) -> bool:
+    """Whether files can be kept in memory there, and programs run."""
+    if not os.path.ismount(folder) or not os.access(folder, os.W_OK):
+        return False
+    found = os.statvfs(folder)
+    return not found.f_flag & os.ST_NOEXEC and found.f_bavail * found.f_frsize > free
+
+
+# A test's own files are synced by the thousand, which a disk takes minutes for.
+if is_roomy_memory("/dev/shm"):
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 HOME = Path(tempfile.mkdtemp(prefix="ddpm-home-"))
 # Matplotlib's fonts and the script of charts take seconds to make: kept, beside pytest's own cache.
@@ -100,7 +113,30 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def digits_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An OUTPUT_DIR of measures of the digits: their classifier is trained once for all tests."""
+def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 200 of them likewise, to be trained on where their number does not matter."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    from ddpm.data import packing
+    from ddpm.data.source import ArraySource
+
+    folder, found = tmp_path_factory.mktemp("few") / "shards", load_digits()
+    images = np.round(found.images[:200, ..., None] * (255 / 16)).astype(np.uint8)
+    packing.pack(ArraySource(images, found.target[:200]), folder, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits_output(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An OUTPUT_DIR with the digits' classifier, trained for fewer steps and once for all tests."""
+    from ddpm.metrics import classifier
+    from ddpm.metrics.reference import classifier_features, real_data
+    from tests.support.tiny_training import tiny
+
     own = tmp_path_factory.getbasetemp()
-    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "digits-output"
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "digits-output"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "STEPS", 200)
+        classifier_features(real_data(tiny(f"TRAINING.OUTPUT_DIR={folder}"), digits))
+    return folder

@@ -12,8 +12,8 @@ from ddpm.cluster.submit import JobOptions
 from ddpm.cluster.submit_images import checked
 from ddpm.errors import StorageError
 from ddpm.sampling.bulk import BulkFolder, parse_name, total
-from tests.cluster.test_submitit_jobs import wait_for
 from tests.support.bulk_data import Bulk, files_of
+from tests.support.processes import until
 from tests.support.small_run import make_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -58,7 +58,7 @@ def test_ctrl_c_detaches_a_duplicate_watches_and_a_process_that_dies_has_another
     bulk: Bulk, undisturbed: BulkFolder
 ) -> None:
     first = bulk.start(*IN_UNITS, "--cluster", "local", "--jobs", 2)
-    wait_for("two jobs draw", lambda: len(bulk.runners()) == 2 and drawn(bulk) > 8)
+    until("two jobs draw", lambda: len(bulk.runners()) == 2 and drawn(bulk) > 8)
     first.send_signal(signal.SIGINT)
     output, _ = first.communicate(timeout=900)
     assert first.returncode == 75 and "detached; 2 job(s) go on" in output, output
@@ -80,7 +80,7 @@ def test_term_ends_a_task_for_good_and_the_next_command_draws_the_rest(
     bulk: Bulk, undisturbed: BulkFolder
 ) -> None:
     driver = bulk.start(*IN_UNITS, "--cluster", "local", "--jobs", 1)
-    wait_for("a job draws", lambda: bulk.runners() and drawn(bulk) > 8)
+    until("a job draws", lambda: bulk.runners() and drawn(bulk) > 8)
     (runner,) = bulk.runners()
     runner.parents()[0].terminate()
     output, _ = driver.communicate(timeout=900)
@@ -116,7 +116,7 @@ def test_a_task_that_fails_by_itself_is_named_with_its_reason(bulk: Bulk) -> Non
     """Here the checkpoint, pruned by a training that goes on."""
     mine = Bulk(make_run(bulk.out.parent), bulk.out, KEYS)
     driver = mine.start(*IN_UNITS, "--cluster", "local", "--jobs", 1)
-    wait_for("a job is there", lambda: mine.jobs())
+    until("a job is there", lambda: mine.jobs())
     for path in mine.run.glob("checkpoints/*/*"):
         path.unlink()
     output, _ = driver.communicate(timeout=900)

@@ -85,6 +85,7 @@ def test_a_training_shows_its_script_and_command_and_writes_nothing(
 def test_a_sweep_shows_cells_time_and_hours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(cost, "BUDGET_S", 0.3)
     small = Small(tmp_path)
     monkeypatch.setattr(sys, "argv", [*small.argv("--dry-run")[1:]])
     assert launch("sweep") == 0
@@ -110,10 +111,9 @@ def small_config(**changed: object) -> config.Config:
 
 @pytest.mark.slow
 def test_passes_are_those_that_the_run_makes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted, in a real run, by the network itself."""
-    from ddpm.data import preparing
     from ddpm.diffusion.unet import UNet
     from ddpm.distributed import Group
     from ddpm.training import worker
@@ -124,6 +124,7 @@ def test_passes_are_those_that_the_run_makes(
             "TRAINING.INLINE_GEN.PERIOD": 4,
             **{"EVALUATION.EVERY": 3, "EVALUATION.FEATURES": "pixels", "EVALUATION.SAMPLES": 65},
             "TRAINING.NETWORK.TIMESTEPS": 20,
+            "TRAINING.INLINE_GEN.REVERSE_STRIDE": 10,
         }
     )
     images, forward = [], UNet.forward
@@ -134,11 +135,10 @@ def test_passes_are_those_that_the_run_makes(
         return forward(self, x, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(UNet, "forward", counted)
-    index = preparing.prepare(cell, progress=False)
     job = worker.Job(
         config=config.to_dict(cell),
         run_dir=str(tmp_path / "run"),
-        data_dir=str(index.folder),
+        data_dir=str(digits),
         threads=1,
         command=(),
     )
@@ -161,7 +161,8 @@ def test_a_probe_sees_the_batch() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key", ["PRED_TYPE", "LOSS_SPACE"])
-def test_a_probe_needs_no_data_for_edm(key: str) -> None:
+def test_a_probe_needs_no_data_for_edm(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "BUDGET_S", 0.3)
     cell = small_config(**{f"TRAINING.{key}": "edm"})
     assert cost.measure(cell, threads=1, uses_gpu=False).step_s > 0
 
@@ -191,7 +192,7 @@ def test_a_network_that_does_not_fit_is_told() -> None:
 
 @pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost, "BUDGET_S", 0.3)  # seconds of a probe
+    monkeypatch.setattr(cost, "BUDGET_S", 0.3)
     large = small_config(**{"TRAINING.HYPER_PARAMETERS.BATCH_SIZE": 1_000_000})
     speed = cost.measure(large, threads=1, uses_gpu=False)
     assert "TRAINING.MICRO_BATCH cuts a batch" in speed.note

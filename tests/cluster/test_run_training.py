@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -24,7 +23,9 @@ from ddpm.sampling.generation import ImageGenerator
 from ddpm.sampling.loading import load_network
 from ddpm.sampling.request import read_request
 from ddpm.sweep.plan import Sweep, load_sweep
+from tests.support.processes import until
 from tests.support.shard_data import problems_of
+from tests.support.tiny_training import overrides, tiny
 from tests.support.tree import ROOT
 
 
@@ -33,23 +34,8 @@ def never() -> bool:
 
 
 def small(out: Path, *overrides: str, wandb: str = "disabled") -> Config:
-    """Digits with a network that trains in a second."""
-    return configuration.load(
-        ROOT / "configs" / "digits.yaml",
-        [
-            f"TRAINING.OUTPUT_DIR={out}",
-            "TRAINING.NETWORK.FIRST_CHANNEL=8",
-            "TRAINING.NETWORK.NUM_RES_BLOCKS=1",
-            "TRAINING.HYPER_PARAMETERS.EPOCHS=1",
-            "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH=2",
-            "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS=0",
-            "TRAINING.INLINE_GEN.ENABLE=false",
-            "EVALUATION.NUM=8",
-            "IMAGE_GENERATION.NUM_STEPS=2",
-            f"WANDB.MODE={wandb}",
-            *overrides,
-        ],
-    )
+    """A training of a second, whose results go to `out`."""
+    return tiny(f"TRAINING.OUTPUT_DIR={out}", f"WANDB.MODE={wandb}", *overrides)
 
 
 def sweep_of(tmp_path: Path, grid: str, *overrides: str) -> Sweep:
@@ -133,13 +119,13 @@ def test_dry_run_prints_the_configuration_and_the_table(
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def trained(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> tuple[Path, str]:
     """A folder with one run, which W&B was to mirror without a key; and what was printed."""
     folder, printed = tmp_path_factory.mktemp("trained"), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
         patch.setenv("WANDB_MODE", "online")
         patch.setenv("NETRC", str(folder / "none"))
-        config = small(folder / "out", wandb="online")
+        config = small(folder / "out", f"DATASET.PATH={few_digits}", wandb="online")
         assert run_training.run(config, new=False, resume=None, should_stop=never) == 0
     return folder, printed.getvalue()
 
@@ -155,15 +141,16 @@ def test_warnings_are_on_the_screen_as_in_the_log(trained: tuple[Path, str]) -> 
 
 @pytest.mark.slow
 def test_resume_takes_a_run_of_the_same_configuration_alone(
-    trained: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+    trained: tuple[Path, str], few_digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, config = trained[0], small(trained[0] / "out")
+    folder, data = trained[0], f"DATASET.PATH={few_digits}"
+    config = small(folder / "out", data)
     (run,) = [path.parent for path in folder.glob("out/*/*/*/DONE.json")]
-    again = small(folder / "out", "WANDB.PROJECT=other")
+    again = small(folder / "out", data, "WANDB.PROJECT=other")
     assert run_training.run(again, new=False, resume=str(run), should_stop=never) == 0
     assert str(run) in capsys.readouterr().out.replace("\n", "")
 
-    other = small(folder / "out", "TRAINING.SEED=7")
+    other = small(folder / "out", data, "TRAINING.SEED=7")
     lines = problems_of(
         lambda: run_training.run(other, new=False, resume=str(run), should_stop=never)
     )
@@ -176,9 +163,10 @@ def test_resume_takes_a_run_of_the_same_configuration_alone(
 
 @pytest.mark.slow
 def test_without_validation_images_a_run_is_not_measured_and_a_sweep_refused(
-    tmp_path: Path,
+    tmp_path: Path, few_digits: Path
 ) -> None:
-    config = small(tmp_path / "out", "DATASET.VALIDATION_FRACTION=0", "EVALUATION.EVERY=1")
+    keys = (f"DATASET.PATH={few_digits}", "DATASET.VALIDATION_FRACTION=0", "EVALUATION.EVERY=1")
+    config = small(tmp_path / "out", *keys)
     assert run_training.run(config, new=False, resume=None, should_stop=never) == 0
     assert not list(tmp_path.glob("out/*/*/*/evaluation.json"))
     grid = "TRAINING.PRED_TYPE: [noise, image]"
@@ -205,7 +193,8 @@ def test_workers_take_what_the_machine_has(
     expected: tuple[int, int, float],
 ) -> None:
     machine(monkeypatch, gpus=gpus, cores=16)
-    workers = workers_for(small(tmp_path, *overrides))
+    config = small(tmp_path, "TRAINING.HYPER_PARAMETERS.BATCH_SIZE=128", *overrides)
+    workers = workers_for(config)
     assert (workers.count, workers.cpus, workers.gpus) == expected
 
 
@@ -250,20 +239,16 @@ def test_trials_are_packed_on_what_the_machine_has(
 @pytest.mark.long
 def test_ctrl_c_saves_what_several_workers_train(tmp_path: Path) -> None:
     """More workers than most machines that test have cores; Ray's own handler would abort."""
-    settings = [
+    settings = overrides(
         f"TRAINING.OUTPUT_DIR={tmp_path}",
-        "TRAINING.NETWORK.FIRST_CHANNEL=8",
         "TRAINING.HYPER_PARAMETERS.EPOCHS=100000",
+        "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH=10",
         "TRAINING.HYPER_PARAMETERS.SAVE_PERIOD=null",
-        "TRAINING.INLINE_GEN.ENABLE=false",
-        "WANDB.MODE=disabled",
         "CLUSTER.NUM_WORKERS=3",
-    ]
+    )
     command = [sys.executable, ROOT / "launch" / "train.py", ROOT / "configs" / "digits.yaml"]
     driver = subprocess.Popen([*command, *settings], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and not list(tmp_path.glob("*/*/*/metrics.jsonl")):
-        time.sleep(0.2)
+    until("it trains", lambda: list(tmp_path.glob("*/*/*/metrics.jsonl")))
     driver.send_signal(signal.SIGINT)
     _, errors = driver.communicate(timeout=90)
     assert driver.returncode == 75, errors
@@ -312,7 +297,7 @@ def test_a_dry_run_refuses_a_window_that_no_cell_reaches(tmp_path: Path) -> None
 @pytest.mark.long
 def test_torchrun_trains_the_same_weights(tmp_path: Path) -> None:
     """Two processes, to the bit what one trains under exact numerics; again: nothing is repeated."""
-    exact = ("TRAINING.NUMERICS=exact", "TRAINING.MICRO_BATCH=16", "CLUSTER.CPUS_PER_WORKER=1")
+    exact = ("TRAINING.NUMERICS=exact", "TRAINING.MICRO_BATCH=4", "CLUSTER.CPUS_PER_WORKER=1")
     file = tmp_path / "small.yaml"
     file.write_text(configuration.to_yaml(small(tmp_path / "one", *exact)))
     assert launch("train", [str(file)]) == 0

@@ -29,7 +29,8 @@ from ddpm.runs.logs import failure_recorded
 from ddpm.sweep.ledger import Ledger, Outcome
 from tests.runs.test_directory import DATA, make_config, report, start
 from tests.support import train_process
-from tests.support.processes import forked
+from tests.support.processes import forked, until
+from tests.support.tiny_training import DIGITS, overrides
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FACTS = {"total_steps": 40, "workers": 2, "cpus_per_worker": 3, "gpus_per_worker": 0}
@@ -104,18 +105,17 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_stopped_the_moment_it_dies(tmp_path: Path, digits: Path) -> None:
+def test_a_killed_run_is_stopped_the_moment_it_dies(tmp_path: Path, few_digits: Path) -> None:
     """A real training, alive and then killed with -9."""
     from tests.training.test_resume import make_job
 
-    job = make_job(tmp_path, digits, {"TRAINING.HYPER_PARAMETERS.EPOCHS": 2000})
+    job = make_job(tmp_path, few_digits, {"TRAINING.HYPER_PARAMETERS.EPOCHS": 2000})
     (tmp_path / "job.json").write_text(json.dumps(asdict(job)))
     process = forked(train_process.run, str(tmp_path / "job.json"), said=tmp_path / "said")
     try:
-        run_dir, deadline = Path(job.run_dir), time.monotonic() + 300
-        while not (run_dir / "metrics.jsonl").exists():
-            assert process.exitcode is None and time.monotonic() < deadline
-            time.sleep(0.05)
+        run_dir = Path(job.run_dir)
+        until("it trains", lambda: (run_dir / "metrics.jsonl").exists() or process.exitcode)
+        assert process.exitcode is None
         alive = only(run_dir)
         assert alive.state == "running" and alive.total == 10_000 and alive.step > 0
     finally:
@@ -225,17 +225,14 @@ def test_a_failed_run_says_why_until_it_starts_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_that_fails_leaves_its_reason(tmp_path: Path) -> None:
+def test_a_training_that_fails_leaves_its_reason(tmp_path: Path, few_digits: Path) -> None:
     """A real one, whose numbers run away."""
     out = tmp_path / "out"
-    words = [
-        str(ROOT / "configs" / "digits.yaml"),
-        *("TRAINING.NETWORK.FIRST_CHANNEL=8", "TRAINING.NETWORK.NUM_RES_BLOCKS=1"),
-        *("TRAINING.HYPER_PARAMETERS.EPOCHS=2", "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS=0"),
-        *("TRAINING.HYPER_PARAMETERS.LEARNING_RATE=1e4", "TRAINING.CLIP_NORM=null"),
-        *("WANDB.MODE=disabled", f"TRAINING.OUTPUT_DIR={out}"),
-    ]
-    assert launch("train", words) == 4
+    diverging = ("TRAINING.HYPER_PARAMETERS.LEARNING_RATE=1e4", "TRAINING.CLIP_NORM=null")
+    length = "TRAINING.HYPER_PARAMETERS.EPOCHS=10"
+    places = (f"DATASET.PATH={few_digits}", f"TRAINING.OUTPUT_DIR={out}")
+    words = overrides(*diverging, length, *places)
+    assert launch("train", [str(DIGITS), *words]) == 4
     found = only(out)
     assert found.state == "failed" and "non-finite" in found.note
     assert found.note.endswith("(exit code 4)") and found.total == 20

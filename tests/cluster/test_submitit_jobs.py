@@ -9,8 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -31,6 +30,7 @@ from ddpm.runs import provenance
 from ddpm.sweep.ledger import Ledger, Outcome
 from ddpm.training import Job
 from tests.cluster import test_sweep_run
+from tests.support.processes import until
 from tests.support.tree import ROOT
 
 pytestmark = pytest.mark.timeout(1800)
@@ -113,13 +113,6 @@ class Small:
         return sum(p.read_bytes().count(b"\n") for p in self.out.glob("*/*/*/metrics.jsonl"))
 
 
-def wait_for(what: str, true: Callable[[], object], seconds: float = 900) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
-        time.sleep(0.1)
-
-
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Small]:
     made = Small(tmp_path)
@@ -155,16 +148,16 @@ def test_local_jobs_a_killed_process_fails_its_trial_alone(small: Small) -> None
     command tries it again, and nothing else.
     """
     driver = small.start("--cluster", "local", "--jobs", "1", **LONG)
-    wait_for("a trial trains", lambda: small.steps() > 2)
+    until("a trial trains", lambda: small.steps() > 2)
     (runner,) = small.runners()
     runner.kill()
-    wait_for("another process goes on", lambda: small.runners() not in ([], [runner]))
+    until("another process goes on", lambda: small.runners() not in ([], [runner]))
     for path in small.out.glob("*/*/*/metrics.jsonl"):
         assert path.stat().st_size  # the killed trial has left its directory as it was
         facts = json.loads((path.parent / "provenance.json").read_text())
         code = small.folder / "code" / facts["source_sha256"][:12]
         assert facts["frozen"] == str(code) and (code / "ddpm" / "errors.py").is_file()
-    wait_for("a trial is recorded as failed", lambda: "failed" in small.statuses())
+    until("a trial is recorded as failed", lambda: "failed" in small.statuses())
     (small.folder / "stop").touch()
     output, _ = driver.communicate(timeout=900)
     assert driver.returncode == 75, output
@@ -195,7 +188,7 @@ def test_debug_jobs_run_a_sweep_to_its_report(
 @pytest.mark.long
 def test_ctrl_c_detaches_and_every_way_goes_on_with_what_is_left(small: Small) -> None:
     driver = small.start("--cluster", "local", "--jobs", "2", **LONG)
-    wait_for("two processes train", lambda: len(small.runners()) == 2 and small.steps() > 4)
+    until("two processes train", lambda: len(small.runners()) == 2 and small.steps() > 4)
     driver.send_signal(signal.SIGINT)
     output, _ = driver.communicate(timeout=900)
     assert driver.returncode == 75 and "detached; 2 job(s) go on" in output, output
@@ -204,7 +197,7 @@ def test_ctrl_c_detaches_and_every_way_goes_on_with_what_is_left(small: Small) -
     plain = small.run(**LONG)
     assert plain.returncode == 3 and "hold trials of it" in plain.stderr, plain.stderr
     second = small.start("--cluster", "local", "--jobs", "2", **LONG)
-    wait_for("a trial ends", lambda: small.statuses())
+    until("a trial ends", lambda: small.statuses())
     small.folder.joinpath("stop").touch()
     output, _ = second.communicate(timeout=900)
     assert "0 to submit, 4 held by living jobs" in output
@@ -235,7 +228,7 @@ def test_usr2_saves_and_requeues_and_the_result_is_the_same(small: Small, tmp_pa
     text = small.file.read_text().replace("PRED_TYPE: [image, velocity]", "PRED_TYPE: [image]")
     small.file.write_text(text)
     driver = small.start("--cluster", "local", "--jobs", "1", **changed)
-    wait_for("a trial trains", lambda: small.steps() > 4)
+    until("a trial trains", lambda: small.steps() > 4)
     (runner,) = small.runners()
     for process in (*runner.children(recursive=True), runner, runner.parents()[0]):
         process.send_signal(signal.SIGUSR2)  # as SLURM does: every process of the step
@@ -259,7 +252,7 @@ def test_usr2_saves_and_requeues_and_the_result_is_the_same(small: Small, tmp_pa
 @pytest.mark.long
 def test_term_saves_and_ends_for_good(small: Small) -> None:
     driver = small.start("--cluster", "local", "--jobs", "1", **LONG)
-    wait_for("a trial trains", lambda: small.steps() > 4)
+    until("a trial trains", lambda: small.steps() > 4)
     (runner,) = small.runners()
     runner.parents()[0].terminate()
     output, _ = driver.communicate(timeout=900)
@@ -332,7 +325,7 @@ def test_sbatch_gets_what_the_dry_run_has_shown(
     assert small.main(*options, "--dry-run", "--no-probe", "-v") == 0
     shown = capsys.readouterr().out
     assert not small.out.exists()
-    assert launch("sweep", small.argv(*options)[2:]) == 75
+    assert launch("sweep", small.argv(*options, "--no-probe")[2:]) == 75
     assert "4 of 4 trials have not ended" in capsys.readouterr().err
     first, second = (tmp_path / "tools" / f"kept-{n}" for n in (0, 1))
     assert first.read_text().rstrip() in shown

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -13,6 +12,7 @@ import pytest
 from ddpm.cli import sweep
 from ddpm.errors import LockedError
 from ddpm.sweep.ledger import Ledger
+from tests.support.processes import until
 from tests.support.tree import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
@@ -26,7 +26,9 @@ GRID:
 SMALL = {
     "TRAINING.NETWORK.FIRST_CHANNEL": 8,
     "TRAINING.NETWORK.NUM_RES_BLOCKS": 1,
+    "TRAINING.NETWORK.TIMESTEPS": 60,
     "TRAINING.INLINE_GEN.NUMS": 10,
+    "TRAINING.INLINE_GEN.REVERSE_STRIDE": 30,
     "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH": 4,
     "TRAINING.HYPER_PARAMETERS.EPOCHS": 6,
     "TRAINING.HYPER_PARAMETERS.SAVE_PERIOD": 1,
@@ -77,19 +79,14 @@ def test_a_killed_sweep_continues_and_reruns_no_finished_trial(tmp_path: Path) -
     """kill -9 of the driver: its trials die too, and the same command does only what is left."""
     argv = command(tmp_path)
     driver = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + 200
-    while not outcomes(tmp_path) and time.monotonic() < deadline:
-        assert driver.poll() is None, "the sweep ended before a trial did"
-        time.sleep(0.2)
+    until("a trial ends", lambda: outcomes(tmp_path) or driver.poll() is not None)
+    assert driver.poll() is None, "the sweep ended before a trial did"
     below = psutil.Process(driver.pid).children(recursive=True)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     finished = outcomes(tmp_path)
     assert 1 <= len(finished) < 4
-    deadline = time.monotonic() + 30
-    while any(map(is_alive, below)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not [process for process in below if is_alive(process)]
+    until("all that it started is dead", lambda: not any(map(is_alive, below)), 30)
     finished = outcomes(tmp_path)
     before = attempts(tmp_path)
     done = subprocess.run(argv, capture_output=True, text=True, timeout=400)
@@ -115,9 +112,7 @@ def test_sigterm_saves_trials_of_several_workers_and_asks_to_run_again(tmp_path:
     longer = {"TRAINING.HYPER_PARAMETERS.EPOCHS": 5000, "CLUSTER.NUM_WORKERS": 2}
     argv = command(tmp_path, **longer)
     driver = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and not list(tmp_path.glob("out/*/*/*/metrics.jsonl")):
-        time.sleep(0.2)
+    until("a trial trains", lambda: list(tmp_path.glob("out/*/*/*/metrics.jsonl")))
     driver.send_signal(signal.SIGTERM)
     _, errors = driver.communicate(timeout=100)
     assert driver.returncode == 75, errors

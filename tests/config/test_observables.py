@@ -89,16 +89,10 @@ _GENERATION = {
     **dict.fromkeys(
         (
             *("RANDOM_SEED", "NUM_STEPS", "REVERSE_STRIDE", "DDIM_ETA"),
-            *("SAMPLER", "CLIP_DENOISE", "GUIDANCE"),
-        ),
-        _OPTION,
-    ),
-    **dict.fromkeys(
-        (
-            *("SPACING", "RECOMPUTE_NOISE"),
+            *("SAMPLER", "CLIP_DENOISE", "GUIDANCE", "SPACING", "RECOMPUTE_NOISE"),
             *("GUIDE", "GUIDANCE_INTERVAL", "GUIDANCE_RESCALE"),
         ),
-        "test_every_sampling_option_changes_the_images",
+        _OPTION,
     ),
     "MODEL_PATH": "test_a_yaml_names_its_run_and_brings_its_own_options",
     "GEN_TASK": "test_random_uncond_is_the_null_class",

@@ -5,10 +5,10 @@ import os
 import re
 import stat
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from tests.cluster.test_run_training import never, small
 from tests.support import stage_process
 from tests.support import storage_faults as faults
 from tests.support.dataset_data import damage, make_colour, open_colour, pack
+from tests.support.processes import exit_codes, forked
 from tests.training.test_resume import undisturbed
 
 
@@ -58,10 +59,8 @@ def states(folder: Path) -> dict[str, tuple[int, int]]:
     return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.glob("*.tar")}
 
 
-def start(index: Index, place: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, stage_process.__file__, str(index.folder), str(place)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+def start(index: Index, place: Path, said: Path) -> BaseProcess:
+    return forked(stage_process.run, str(index.folder), str(place), said=said)
 
 
 def megabytes_copied(output: str) -> list[float]:
@@ -158,33 +157,34 @@ def test_a_killed_copy_goes_on_where_it_was(tmp_path: Path, place: Path) -> None
     """kill -9 in the middle of a copy of 160 MB: whole shards stay, the torn ones go."""
     pixels = np.random.default_rng(0).integers(0, 256, (640, 288, 288, 3), np.uint8)
     index = pack(tmp_path / "shards", pixels, per_shard=16)
-    process = start(index, place)
+    process = start(index, place, tmp_path / "first")
     while len(list(place.rglob("*.tar"))) < 5:
-        assert process.poll() is None
+        assert process.exitcode is None
         time.sleep(0.001)
     process.kill()
-    process.communicate()
+    process.join()
     (folder,) = place.glob("*/*/")
     before = states(folder)
     assert 5 <= len(before) < len(index.shards), "the kill came too late"
-    second = start(index, place)
-    out, errors = second.communicate()
-    assert second.returncode == 0, errors
+    second = start(index, place, tmp_path / "second")
+    assert exit_codes([second]) == [0], (tmp_path / "second").read_text()
     assert_whole(folder, index)
     kept = {name: state for name, state in states(folder).items() if name in before}
     assert kept == before, "what was whole was copied again"
     missing = sum(s.bytes for s in index.shards if s.name not in before) / 1e6
-    assert megabytes_copied(out) == [pytest.approx(missing, abs=1.0)]
+    copied = megabytes_copied((tmp_path / "second").read_text())
+    assert copied == [pytest.approx(missing, abs=1.0)]
 
 
 @pytest.mark.slow
-def test_of_three_workers_of_a_node_one_copies(index: Index, place: Path) -> None:
-    workers = [start(index, place) for _ in range(3)]
-    outputs = [worker.communicate() for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0, 0], outputs
-    copied = [number for out, _ in outputs for number in megabytes_copied(out)]
+def test_of_three_workers_of_a_node_one_copies(tmp_path: Path, index: Index, place: Path) -> None:
+    said = [tmp_path / f"said-{number}" for number in range(3)]
+    codes = exit_codes([start(index, place, path) for path in said])
+    outputs = [path.read_text() for path in said]
+    assert codes == [0, 0, 0], outputs
+    copied = [number for out in outputs for number in megabytes_copied(out)]
     assert copied == [pytest.approx(index.num_bytes / 1e6, abs=0.2)]
-    assert len({out.splitlines()[-1] for out, _ in outputs}) == 1
+    assert len({out.splitlines()[-1] for out in outputs}) == 1
 
 
 def test_a_stop_ends_waiting_for_another_copier(index: Index, place: Path) -> None:

@@ -11,8 +11,9 @@ from ddpm.diffusion.summary import summarize
 from ddpm.diffusion.unet import UNet
 from tests.diffusion.test_unet import batch, small
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 def test_flops_of_a_small_network_by_hand() -> None:
     """One level of 8 channels at 4x4: 1 + 2 + 2 blocks, all but the second middle one attend."""
     network = small(
@@ -32,7 +33,6 @@ def test_flops_of_a_small_network_by_hand() -> None:
     assert summarize(network, (2, 4, 4)).flops_per_image == expected
 
 
-@pytest.mark.slow
 def test_summary_adds_up_and_touches_nothing() -> None:
     network = small(num_classes=3, dropout=0.2).eval()
     network.encoder[0].train()
@@ -50,7 +50,6 @@ def test_summary_adds_up_and_touches_nothing() -> None:
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.3}, {"use_cross_attention": True}])
 def test_activation_bytes_are_what_autograd_keeps(options: dict[str, object]) -> None:
     network = small(**options)
@@ -74,7 +73,6 @@ def test_activation_bytes_are_what_autograd_keeps(options: dict[str, object]) ->
     assert summarize(network, (1, 8, 8)).activation_bytes_per_image == kept(4) - kept(3)
 
 
-@pytest.mark.slow
 def test_activation_bytes_fall_with_checkpointing() -> None:
     plain, checkpointed = small(), small(checkpoint_activations=True)
     size = summarize(plain, (1, 8, 8)).activation_bytes_per_image
@@ -82,7 +80,6 @@ def test_activation_bytes_fall_with_checkpointing() -> None:
     assert checkpointed.encoder[0].stages[0].checkpoint_activations
 
 
-@pytest.mark.slow
 def test_no_part_keeps_less_than_nothing() -> None:
     options = {"channel_mult": [1, 2, 2], "has_attention": [False, True, True]}
     for is_on in (False, True):
@@ -90,7 +87,6 @@ def test_no_part_keeps_less_than_nothing() -> None:
         assert all(part.activation_bytes >= 0 for part in report.parts)
 
 
-@pytest.mark.slow
 def test_activation_bytes_of_mixed_precision_leave_out_copies_of_weights() -> None:
     plain = small()
     size = summarize(plain, (1, 8, 8)).activation_bytes_per_image
@@ -99,7 +95,6 @@ def test_activation_bytes_of_mixed_precision_leave_out_copies_of_weights() -> No
     assert 0.4 * size < half < 0.8 * size
 
 
-@pytest.mark.slow
 def test_summary_is_a_table_of_parts() -> None:
     lines = str(summarize(small(), (1, 8, 8))).splitlines()
     assert lines[0] == "one image of 1x8x8"
@@ -110,7 +105,6 @@ def test_summary_is_a_table_of_parts() -> None:
     assert lines[-1].startswith("total") and len({len(line) for line in lines[1:]}) == 1
 
 
-@pytest.mark.slow
 def test_a_large_network_is_summarised_without_running_it() -> None:
     with torch.device("meta"):
         network = UNet(256, 3, 128, [1, 2, 4, 8], [False, False, True, True], dropout=0.1)

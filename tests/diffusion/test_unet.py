@@ -269,12 +269,18 @@ def test_channels_last_agrees() -> None:
     assert_close(turned(x.to(memory_format=torch.channels_last), time), expected)
 
 
+LEVELS = {"channel_mult": [1, 2], "has_attention": [False, False]}
+ATTENDS = {"channel_mult": [1], "has_attention": [True], "use_cross_attention": True}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("dropout", "checkpoints"), [(0.0, False), (0.4, True)])
-def test_traces_as_one_graph(dropout: float, checkpoints: bool) -> None:
-    options = {"num_classes": 3, "use_cross_attention": True, "block_size": 2}
-    network = small(dropout=dropout, checkpoint_activations=checkpoints, **options)
-    assert_compiled_agrees(network, "aot_eager")
+@pytest.mark.parametrize(
+    "options",
+    [LEVELS, ATTENDS | {"block_size": 2, "dropout": 0.4, "checkpoint_activations": True}],
+    ids=["levels", "attends"],
+)
+def test_traces_as_one_graph(options: dict[str, object]) -> None:
+    assert_compiled_agrees(small(num_classes=3, **options), "aot_eager")
 
 
 @pytest.mark.long

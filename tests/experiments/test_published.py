@@ -17,7 +17,6 @@ from ddpm.diffusion.process import convert, diffuse, elementwise_loss
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.errors import InputError, Interrupted, run_main
 from ddpm.metrics.intervals import Interval
-from ddpm.metrics.quality import Quality, QualityPoint
 from ddpm.report.reading import SweepResults, read
 from ddpm.sweep.ledger import Ledger
 from experiments import __main__ as results
@@ -43,7 +42,9 @@ from experiments.hidden_plane import (
 )
 from experiments.skip_prefix import Point
 from experiments.trials import StudyOptions, each, planned
-from tests.support.tiny_sweep import PRED_TYPE, make_sweep
+from tests.support.known_sweeps import PRED_TYPE, quality_of
+from tests.support.synthetic_sweep import make_sweep
+from tests.support.tiny_training import overrides
 from tests.support.tree import ROOT
 
 WEIGHTING, SPACE = "TRAINING.LOSS_WEIGHTING", "TRAINING.LOSS_SPACE"
@@ -183,7 +184,7 @@ def test_what_the_figure_shows_is_what_is_claimed() -> None:
 
 
 def swept(tmp_path: Path, grid: dict[str, list], seeds: tuple[int, ...]) -> Path:
-    return make_sweep(tmp_path, grid, seeds, steps=8, num=8)
+    return make_sweep(tmp_path, grid, seeds, rows=2, inline=0, has_quality=False)
 
 
 @pytest.mark.slow
@@ -238,29 +239,8 @@ def test_effects_are_fitted_without_the_cells_that_did_not_learn() -> None:
 def with_fids(found: SweepResults, fid_of: Callable[[dict], float]) -> SweepResults:
     """The sweep as though its samples had these FIDs by the cell, a little by the seed."""
 
-    def quality(fid: float) -> Quality:
-        point = QualityPoint(
-            sampler="dpmpp_2m",
-            num_steps=25,
-            eta=0.0,
-            evaluations=25,
-            seconds=1.0,
-            fid=Interval(value=fid, low=0, high=9, n=64),
-            kid=None,
-            accuracy=None,
-        )
-        return Quality(
-            features="pixels",
-            num=1024,
-            protocol="",
-            unit="core-seconds",
-            is_beta_defined=False,
-            identity={},
-            points=(point,),
-        )
-
     trials = (
-        replace(one, quality=quality(fid_of(dict(one.cell)) * 1.01**one.seed))
+        replace(one, quality=quality_of(1.0, fid_of(dict(one.cell)) * 1.01**one.seed))
         for one in found.trials
     )
     return replace(found, trials=tuple(trials))
@@ -282,7 +262,7 @@ def test_the_shift_is_judged_at_each_size(tmp_path: Path) -> None:
     for one, value in zip(made.claims, expected, strict=True):
         assert one.values == pytest.approx((value,) * 2, abs=1e-4)
     assert [finding.verdict for finding in made.findings] == ["agrees"] * 3
-    assert "FID of 1,024 samples" in made.setting and "| 32x32 |" in made.markdown()
+    assert "FID of 4,096 samples" in made.setting and "| 32x32 |" in made.markdown()
 
 
 @pytest.mark.slow
@@ -375,15 +355,7 @@ def test_a_result_is_made_by_one_command_and_made_again_without_training(tmp_pat
         "SEEDS=[0]",
         "TUNE.MAX_CONCURRENT=1",
         "CLUSTER.CPUS_PER_WORKER=1",
-        "TRAINING.HYPER_PARAMETERS.EPOCHS=1",
-        "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH=2",
-        "TRAINING.HYPER_PARAMETERS.BATCH_SIZE=8",
-        "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS=0",
-        "TRAINING.NETWORK.FIRST_CHANNEL=8",
-        "TRAINING.NETWORK.TIMESTEPS=50",
-        "TRAINING.INLINE_GEN.ENABLE=false",
-        "EVALUATION.NUM=16",
-        "WANDB.MODE=disabled",
+        *overrides(),
     ]
     words = ["truncated_snr", "--output", str(tmp_path), *small]
     assert results.main(words) == 0

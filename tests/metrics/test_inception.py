@@ -18,8 +18,9 @@ from ddpm.metrics.inception import (
     require_sound,
     self_check,
 )
-from tests.config.test_effects import tiny
 from tests.support.moments_process import Known, images_of
+from tests.support.shard_data import Trap
+from tests.support.tiny_training import tiny
 
 
 def refused(weights: Path | None) -> str:
@@ -42,16 +43,6 @@ def test_a_missing_package_and_a_missing_file_are_told_at_once() -> None:
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert f"--weights {tmp_path / 'none.pth'}: No such file" in refused(tmp_path / "none.pth")
-
-
-class Trap:
-    """Leaves a mark when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return Path.touch, (self.mark,)
 
 
 def test_a_pickle_is_refused_and_nothing_in_it_runs(tmp_path: Path) -> None:

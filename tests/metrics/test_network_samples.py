@@ -38,9 +38,9 @@ from ddpm.runs.directory import RunDirectory
 from ddpm.sampling.loading import build, open_data
 from ddpm.sampling.samplers import SamplerOptions
 from ddpm.training.worker import work
-from tests.config.test_effects import rows, run, tiny
 from tests.support.digits_runs import digit_images, digits_run
 from tests.support.processes import exit_codes
+from tests.support.tiny_training import rows, run, tiny
 from tests.training.test_resume import fingerprint, make_job, start, stop
 
 ASKED = {"SAMPLING_STEPS": (1, 3), "SAMPLING_ETAS": (0.0, 1.0), "SAMPLING_NUM": 200}
@@ -289,7 +289,6 @@ SAMPLED = {
     "EVALUATION.EVERY": 2,
     "EVALUATION.FEATURES": "pixels",
     "EVALUATION.SAMPLES": 200,
-    "TRAINING.INLINE_GEN.REVERSE_STRIDE": 250,
     "TRAINING.HYPER_PARAMETERS.EPOCHS": 2,
 }
 
@@ -317,14 +316,13 @@ def test_features_and_samples_say_what_is_measured_of_samples(
     tmp_path: Path, digits: Path, digits_output: Path
 ) -> None:
     """The classifier's features tell classes, too; fewer samples are other ones."""
-    common = ("EVALUATION.EVERY=2", "TRAINING.INLINE_GEN.REVERSE_STRIDE=50")
     output = f"TRAINING.OUTPUT_DIR={digits_output}"
     more, fewer = (
         rows(
             run(
                 tmp_path / str(samples),
                 digits,
-                *common,
+                "EVALUATION.EVERY=2",
                 output,
                 "EVALUATION.FEATURES=classifier",
                 f"EVALUATION.SAMPLES={samples}",
@@ -339,7 +337,7 @@ def test_features_and_samples_say_what_is_measured_of_samples(
     assert not any(FID in row for row in fewer)  # it would mean nothing
     best = RunDirectory(tmp_path / "128" / "run").best_step
     assert best == min((row[KID], row["step"]) for row in fewer if KID in row)[1]
-    plain = rows(run(tmp_path / "plain", digits, *common, output))
+    plain = rows(run(tmp_path / "plain", digits, "EVALUATION.EVERY=2", output))
     assert not any(FID in row for row in plain)
 
 

@@ -14,6 +14,8 @@ from ddpm.metrics.features import Moments
 from ddpm.metrics.reference import RealData, classifier_features, pixel_features, reference_of
 from tests.support.digits_runs import real_digits
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def real(digits: Path, tmp_path: Path) -> RealData:
@@ -31,7 +33,6 @@ def test_the_split_is_that_of_training(real: RealData) -> None:
     assert (real.data.validation(10_000).ids.numpy() == held_out).all()
 
 
-@pytest.mark.slow
 def test_images_come_as_the_bytes_they_were_packed_from(real: RealData) -> None:
     from sklearn.datasets import load_digits
 
@@ -40,7 +41,6 @@ def test_images_come_as_the_bytes_they_were_packed_from(real: RealData) -> None:
     assert sorted(image.tobytes() for image in packed) == sorted(i.tobytes() for i in known)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_moments_are_those_of_every_image_of_the_split(real: RealData, split: str) -> None:
     extractor = pixel_features(real)
@@ -54,7 +54,6 @@ def test_moments_are_those_of_every_image_of_the_split(real: RealData, split: st
     assert {len(block) for block in found.blocks()} <= {len(vectors) // 16, len(vectors) // 16 + 1}
 
 
-@pytest.mark.slow
 def test_they_are_computed_once(real: RealData) -> None:
     extractor = pixel_features(real)
     first = reference_of(real, "train", extractor)
@@ -72,7 +71,6 @@ def replaced(real: RealData, one: Path, other: Path) -> None:
         shutil.copy(one.with_suffix(end), other.with_suffix(end))
 
 
-@pytest.mark.slow
 def test_statistics_of_another_split_are_refused(real: RealData) -> None:
     extractor = pixel_features(real)
     for split in ("train", "validation"):
@@ -83,7 +81,6 @@ def test_statistics_of_another_split_are_refused(real: RealData) -> None:
         reference_of(real, "validation", extractor)
 
 
-@pytest.mark.slow
 def test_statistics_of_another_extractor_or_data_set_are_refused(real: RealData) -> None:
     extractor = pixel_features(real)
     reference_of(real, "train", extractor)
@@ -96,7 +93,6 @@ def test_statistics_of_another_extractor_or_data_set_are_refused(real: RealData)
             reference_of(real, "train", extractor)
 
 
-@pytest.mark.slow
 def test_a_classifier_is_trained_once_and_says_how_good_it_is(
     real: RealData, monkeypatch: pytest.MonkeyPatch
 ) -> None:

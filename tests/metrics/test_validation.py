@@ -33,8 +33,8 @@ from ddpm.metrics.window import data_deviation, data_window, resolved_window
 from ddpm.metrics.x0_error import X0Error, summary
 from ddpm.report.reading import read
 from ddpm.sampling.loading import load_network, open_data
-from tests.config.test_effects import tiny
 from tests.support.small_run import make_run
+from tests.support.tiny_training import tiny
 
 V3 = ("linear", "cosine", "cos6")
 MEAN, VARIANCE = 0.5, 0.25

@@ -12,7 +12,8 @@ from ddpm.cluster.cost import Speed, predict, wall_s
 from ddpm.cluster.workers import Workers
 from ddpm.report.costs import predicted_cost
 from ddpm.report.reading import SweepResults, read
-from tests.support.tiny_sweep import PRED_TYPE, make_sweep
+from tests.support.known_sweeps import PRED_TYPE
+from tests.support.synthetic_sweep import make_sweep
 from tests.support.tree import ROOT
 
 CONFIG = configuration.load(
@@ -26,7 +27,7 @@ CONFIG = configuration.load(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_sweep(tmp_path_factory.mktemp("out"), {PRED_TYPE: ["noise", "image"]}, steps=4)
+    return make_sweep(tmp_path_factory.mktemp("out"), {PRED_TYPE: ["noise", "image"]}, (0,), rows=4)
 
 
 def measured(folder: Path, facts: dict, **summary: float) -> SweepResults:
@@ -108,7 +109,7 @@ def test_trainings_side_by_side_end_when_the_last_round_does() -> None:
     assert wall_s([7.0], 81) == 7.0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_prediction_is_made_in_a_process_of_its_own(tmp_path: Path) -> None:
     """Trials of one cost share a probe; four times the steps is four times the training."""
     hyper = replace(CONFIG.TRAINING.HYPER_PARAMETERS, EPOCHS=240)

@@ -21,14 +21,16 @@ from ddpm.metrics.x0_error import MEASURES, X0Error, summary
 from ddpm.report import reading
 from ddpm.report.charts import vega
 from ddpm.report.page import as_html
-from tests.support.tiny_sweep import GRID, PRED_TYPE, SCHEDULER, make_sweep
+from tests.support.known_sweeps import GRID_9, PRED_TYPE, SCHEDULER
+from tests.support.synthetic_sweep import make_sweep
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An OUTPUT_DIR with a sweep of nine real, small trainings. Copy it to change it."""
+    """An OUTPUT_DIR with a sweep of nine trainings that learned nothing. Copy it to change it."""
     output_dir = tmp_path_factory.mktemp("report")
-    make_sweep(output_dir, steps=12, num=16)
+    plain = {"inline": 0, "has_quality": False, "has_bits": False}
+    make_sweep(output_dir, GRID_9, (0,), rows=12, factor=4.0, has_references=True, **plain)  # type: ignore[arg-type]
     return output_dir
 
 
@@ -37,6 +39,13 @@ def folder(trained: Path, tmp_path: Path) -> Path:
     """The sweep folder of a copy of its own."""
     shutil.copytree(trained, tmp_path / "out")
     return tmp_path / "out" / "sweeps" / "tiny"
+
+
+@pytest.fixture(scope="module")
+def made(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> report.ReportFiles:
+    """The report of the sweep as it is; look, do not change."""
+    copy = shutil.copytree(trained, tmp_path_factory.mktemp("made") / "out")
+    return report.build(copy / "sweeps" / "tiny")
 
 
 def change(path: Path, **facts: object) -> None:
@@ -57,14 +66,14 @@ def html(folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_the_numbers_are_those_of_the_evaluation_files(folder: Path) -> None:
+def test_the_numbers_are_those_of_the_evaluation_files(made: report.ReportFiles) -> None:
     errors = {}
     for number in range(9):
-        with np.load(run_dir(folder, number) / "evaluation.npz") as saved:
+        with np.load(run_dir(made.sweep.folder, number) / "evaluation.npz") as saved:
             errors[f"{number:08x}"] = X0Error(**{name: saved[name] for name in saved.files})
-    ranking = report.build(folder).ranking
+    ranking = made.ranking
     levels = ranking.levels
-    assert ranking.is_window and set(levels) < set(range(-8, 10))
+    assert ranking.is_window and set(levels) == set(range(-4, 5))
     assert len(ranking.standings) == 9 and not ranking.excluded
     for standing in ranking.standings:
         trial = standing.trials[0]
@@ -78,22 +87,20 @@ def test_the_numbers_are_those_of_the_evaluation_files(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_first_screen_has_question_answer_and_next_command(folder: Path) -> None:
-    made = report.build(folder)
+def test_the_first_screen_has_question_answer_and_next_command(made: report.ReportFiles) -> None:
     text = made.html.read_text()
     screen = text[: text.index("<h2>")]
-    assert "Which prediction type and schedule denoise digits best?" in screen
+    assert "Which cell of a large grid denoises best?" in screen
     assert made.verdict.headline in unescape(screen)
     assert "9 of 9 trials finished" in screen
     assert "One training seed" in screen and "claims nothing about the cells beyond" in screen
-    # Nothing was learned in so few steps, so that is what to do first.
+    # nothing was learned, so that is what to do first
     assert f"{made.sweep.command} TRAINING.HYPER_PARAMETERS.EPOCHS=10" in screen
 
 
 @pytest.mark.slow
-def test_best_yaml_is_the_recommended_configuration(folder: Path) -> None:
-    made = report.build(folder)
-    assert made.best == folder / "best.yaml" and made.ranking.recommended is not None
+def test_best_yaml_is_the_recommended_configuration(made: report.ReportFiles) -> None:
+    assert made.best == made.sweep.folder / "best.yaml" and made.ranking.recommended is not None
     best = config.load(made.best)
     assert best.TRAINING.PRED_TYPE == made.ranking.recommended.cell[PRED_TYPE]
     assert best.TRAINING.NETWORK.SCHEDULER == made.ranking.recommended.cell[SCHEDULER]
@@ -106,8 +113,8 @@ def page_without_vega(text: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_page_needs_nothing_but_itself(folder: Path) -> None:
-    text = page_without_vega(html(folder))
+def test_the_page_needs_nothing_but_itself(made: report.ReportFiles) -> None:
+    text = page_without_vega(made.html.read_text())
     assert "://" not in re.sub(r"data:image/png;base64,[\w+/=]+", "", text)
     assert text.count("data:image/png") == 10  # nine cells and the real images
 
@@ -212,7 +219,7 @@ def test_a_diverged_trial_is_not_ranked(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
-        ({"data_sha256": "0" * 64}, "2 different data sets"),
+        ({"data_sha256": "1" * 64}, "2 different data sets"),
         ({"seed": 1}, "different (image, noise)"),
     ],
 )
@@ -282,7 +289,7 @@ def test_results_csv_has_a_row_a_trial(folder: Path) -> None:
     assert [row["rank"] for row in rows[:8]] == [str(k) for k in range(1, 9)]
     best = made.ranking.standings[0]
     assert float(rows[0][MEASURES[0]]) == best.value(MEASURES[0])
-    assert rows[0]["packed"] == "true" and float(rows[0]["peak_memory_bytes"]) == 3 * 2**27
+    assert rows[0]["packed"] == "true" and float(rows[0]["peak_memory_bytes"]) >= 700 * 2**20
     assert rows[8]["reason"] == "no, really\nnot" and rows[9]["reason"] == "undefined at T"
     assert rows[9][SCHEDULER] == "zero"
 
@@ -297,12 +304,7 @@ def test_the_printed_table_has_every_cell_and_the_answer(folder: Path) -> None:
         flat = " ".join(text.split())
         assert made.verdict.headline in flat and "evaluation error" in flat
         assert max(map(len, text.splitlines()[:-1])) <= width
-    assert "384 MiB" in text
-
-
-@pytest.mark.slow
-def test_the_report_is_the_same_each_time(folder: Path) -> None:
-    assert html(folder) == html(folder)
+    assert "700 MiB" in text
 
 
 def test_no_torch_is_imported() -> None:
@@ -341,9 +343,9 @@ def test_a_baseline_stands_in_page_answer_and_statistics(
 
 
 @pytest.mark.slow
-def test_statistics_json_has_the_numbers_of_the_page(folder: Path) -> None:
-    text = html(folder)
-    said = json.loads((folder / "statistics.json").read_text())
+def test_statistics_json_has_the_numbers_of_the_page(made: report.ReportFiles) -> None:
+    text = made.html.read_text()
+    said = json.loads((made.sweep.folder / "statistics.json").read_text())
     assert said["format"] == 3 and said["against_baseline"] is None
     for measure in MEASURES:
         part = said["measures"][measure]
@@ -360,13 +362,13 @@ def test_a_thousand_trials_make_a_report_that_still_opens(folder: Path) -> None:
     template = json.loads(outcome(folder, 0).read_text())
     key = "TRAINING.HYPER_PARAMETERS.LEARNING_RATE"
     rates = [k / 1e5 for k in range(1, 38)]
-    grid = GRID | {key: rates}
+    grid = GRID_9 | {key: rates}
     facts |= {"planned": [], "grid": grid}
     trials = [
         ({SCHEDULER: s, PRED_TYPE: p, key: rate}, seed, 3 * i + j)
         for rate in rates
-        for i, s in enumerate(GRID[SCHEDULER])
-        for j, p in enumerate(GRID[PRED_TYPE])
+        for i, s in enumerate(GRID_9[SCHEDULER])
+        for j, p in enumerate(GRID_9[PRED_TYPE])
         for seed in (0, 1, 2)
     ]
     for number, (cell, seed, of) in enumerate(trials):
@@ -382,6 +384,5 @@ def test_a_thousand_trials_make_a_report_that_still_opens(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_page_of_an_assessed_sweep_is_the_built_one(folder: Path) -> None:
-    made = report.build(folder)
-    assert as_html(report.assess(folder)) == made.html.read_text()
+def test_the_page_of_an_assessed_sweep_is_the_built_one(made: report.ReportFiles) -> None:
+    assert as_html(report.assess(made.sweep.folder)) == made.html.read_text()

@@ -25,8 +25,8 @@ from ddpm.report.labels import aligned, axes_of, common_digits
 from ddpm.report.page import _DEEP, _PALE, as_markdown, escaped, luminance, shade, table
 from ddpm.report.sections import Chart, Table
 from ddpm.report.verdict import sentences
+from tests.support.known_sweeps import GRID_9, PRED_TYPE, SCHEDULER, TIMESTEPS
 from tests.support.synthetic_sweep import STEPS, make_sweep
-from tests.support.tiny_sweep import GRID, PRED_TYPE, SCHEDULER, TIMESTEPS
 
 CSS = Path(report.__file__).with_name("templates").joinpath("report.css").read_text()
 
@@ -34,14 +34,15 @@ CSS = Path(report.__file__).with_name("templates").joinpath("report.css").read_t
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> report.ReportFiles:
     """The report of 9 cells with two seeds; look, do not change."""
-    folder = make_sweep(tmp_path_factory.mktemp("pages"), GRID, (0, 1), rows=20, inline=3)
+    folder = make_sweep(tmp_path_factory.mktemp("pages"), GRID_9, (0, 1), rows=20, inline=3)
     return report.build(folder)
 
 
 @pytest.fixture
 def folder(made: report.ReportFiles, tmp_path: Path) -> Path:
-    """A copy of its sweep folder; the run directories stay where they are."""
-    return Path(shutil.copytree(made.sweep.folder, tmp_path / "sweeps" / "synthetic"))
+    """The sweep folder of a copy of its own."""
+    shutil.copytree(made.sweep.folder.parents[1], tmp_path / "out")
+    return tmp_path / "out" / "sweeps" / "tiny"
 
 
 def section(made: report.ReportFiles, anchor: str) -> str:
@@ -233,7 +234,7 @@ def test_a_training_curve_is_over_steps_time_or_compute(made: report.ReportFiles
 
 @pytest.mark.slow
 def test_the_charts_of_a_large_grid_hold_the_best_cells(tmp_path: Path) -> None:
-    grid = {**GRID, TIMESTEPS: [50, 100, 250, 500, 1000]}
+    grid = {**GRID_9, TIMESTEPS: [50, 100, 250, 500, 1000]}
     folder = make_sweep(tmp_path, grid, (0,), rows=5, has_quality=False, inline=0)
     made = report.assess(folder)
     axes = axes_of(made.sweep)
@@ -296,7 +297,7 @@ def test_report_md_has_the_answer_the_table_and_the_commands(made: report.Report
     assert len({len(row) for row in rows[:11]}) == 1  # aligned, to be read as plain text
     first = made.ranking.standings[0]
     assert rows[2].split("|")[2].strip() == first.label
-    assert "python launch/sweep.py sweeps/synthetic.yaml" in text
+    assert "python launch/sweep.py sweeps/tiny.yaml" in text
     assert re.search(r"git checkout \w{12} && ddpm train \S+ --new", text)
     for section in made.sections:
         assert f"\n## {section.title}\n" in text

@@ -11,18 +11,20 @@ import pytest
 
 from ddpm import report
 from ddpm.metrics import quality as quality_file
-from ddpm.metrics.intervals import Interval
 from ddpm.metrics.quality import LeftOut, Quality, QualityPoint, SamplePictures
 from ddpm.metrics.x0_error import X0Error, continuous_bound
 from ddpm.report import reading
 from ddpm.report.costs import discrete_bound
-from tests.support.tiny_sweep import PRED_TYPE, make_sweep
+from tests.support.known_sweeps import PRED_TYPE, around, point_of, points_of
+from tests.support.synthetic_sweep import make_sweep
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output_dir = tmp_path_factory.mktemp("quality")
-    make_sweep(output_dir, {PRED_TYPE: ["noise", "velocity", "image"]}, steps=12, num=16)
+    plain = {"inline": 0, "has_quality": False, "has_bits": False}
+    grid = {PRED_TYPE: ["noise", "velocity", "image"]}
+    make_sweep(output_dir, grid, (0,), rows=12, **plain)  # type: ignore[arg-type]
     return output_dir
 
 
@@ -38,30 +40,13 @@ def run_dir(folder: Path, number: int) -> Path:
 
 
 def point(num_steps: int, eta: float, fid: float) -> QualityPoint:
-    return QualityPoint(
-        sampler="ddim",
-        num_steps=num_steps,
-        eta=eta,
-        evaluations=num_steps,
-        seconds=1.25,
-        fid=Interval(value=fid, low=fid - 1, high=fid + 1, n=512),
-        kid=None,
-        accuracy=Interval(value=0.5, low=0.4, high=0.6, n=512),
-        reasons={"kid": "too few"},
-    )
+    own = {"fid": around(fid, 1, 512), "accuracy": around(0.5, 0.1, 512)}
+    return point_of(num_steps, eta=eta, seconds=1.25, reasons={"kid": "too few"}, **own)
 
 
 def written(place: Path, *points: QualityPoint) -> tuple[Quality, SamplePictures]:
-    quality = Quality(
-        features="pixels",
-        num=512,
-        protocol="some samples",
-        unit="core-seconds",
-        is_beta_defined=False,
-        identity={"step": 12},
-        points=points,
-        left_out=(LeftOut(num_steps=60, eta=0.0, reason="too many"),),
-    )
+    left = LeftOut(num_steps=60, eta=0.0, reason="too many")
+    quality = points_of(*points, num=512, identity={"step": 12}, left_out=(left,))
     images = np.random.default_rng(0).integers(0, 256, (len(points), 5, 8, 8, 1), np.uint8)
     pictures = SamplePictures(images=images, labels=np.arange(5))
     quality_file.store_quality(place, quality, pictures)

@@ -41,9 +41,8 @@ def apply(change: str, root: Path) -> None:
 @pytest.mark.slow
 def test_what_the_page_adds_works(tmp_path: Path) -> None:
     """All of it in one copy of the tree, and every example in a namespace of its own."""
-    skipped = shutil.ignore_patterns("__pycache__")
     for folder in ("ddpm", "configs"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=skipped, symlinks=True)
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True)
     examples = []
     for title, section in SECTIONS.items():
         changes, parts = blocks(section, "diff"), blocks(section, "python")

@@ -23,6 +23,7 @@ from ddpm import errors
 from ddpm.cli import main
 from ddpm.errors import run_main
 from experiments import __main__ as results
+from tests.support.tiny_training import overrides
 from tests.support.tree import ROOMS, ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -32,19 +33,13 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 
-SMALL = (
+SMALL = overrides(
     "TRAINING.HYPER_PARAMETERS.EPOCHS=1",
-    "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH=2",
-    "TRAINING.HYPER_PARAMETERS.BATCH_SIZE=8",
-    "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS=0",
-    "TRAINING.INLINE_GEN.NUMS=10",
     "TRAINING.NETWORK.TIMESTEPS=4",
-    "TRAINING.NETWORK.FIRST_CHANNEL=8",
-    "TRAINING.NETWORK.NUM_RES_BLOCKS=1",
+    "TRAINING.INLINE_GEN.REVERSE_STRIDE=2",
     "TRAINING.EMA_POWER=[0.05,0.1]",
     "IMAGE_GENERATION.NUM_GEN_IMAGES=10",
     "IMAGE_GENERATION.NUM_STEPS=4",
-    "EVALUATION.NUM=16",
 )
 DATA_NOT_HERE = "needs Debian's dataset-fashion-mnist"
 A_CLUSTER = "needs a cluster"

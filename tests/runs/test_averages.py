@@ -25,7 +25,7 @@ from ddpm.runs.directory import RunDirectory
 from ddpm.sampling.generation import ImageGenerator, draw_batch
 from ddpm.sampling.loading import load_network, open_data
 from ddpm.sampling.request import PowerEma, ema_of, parse_ema, read_request, weights_name
-from tests.cluster.test_run_training import ROOT, never, small
+from tests.cluster.test_run_training import never, small
 from tests.support.small_run import make_run
 
 EPOCHS, STEPS = 10, 3
@@ -34,25 +34,16 @@ EPOCHS, STEPS = 10, 3
 pytestmark = pytest.mark.slow  # a training each module
 
 
-def power(out: Path) -> Config:
-    """Digits with a very small network, 30 steps, ten times saved."""
-    return configuration.load(
-        ROOT / "configs" / "digits.yaml",
-        [
-            f"TRAINING.OUTPUT_DIR={out}",
-            "TRAINING.EMA_POWER=[0.05,0.2]",
-            "TRAINING.NETWORK.FIRST_CHANNEL=8",
-            "TRAINING.NETWORK.NUM_RES_BLOCKS=1",
-            f"TRAINING.HYPER_PARAMETERS.EPOCHS={EPOCHS}",
-            f"TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH={STEPS}",
-            "TRAINING.HYPER_PARAMETERS.SAVE_PERIOD=1",
-            "TRAINING.HYPER_PARAMETERS.BATCH_SIZE=8",
-            "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS=0",
-            "TRAINING.INLINE_GEN.ENABLE=false",
-            "CLUSTER.CPUS_PER_WORKER=1",
-            "EVALUATION.NUM=8",
-            "WANDB.MODE=disabled",
-        ],
+def power(out: Path, data: Path) -> Config:
+    """Of 30 steps, ten times saved."""
+    return small(
+        out,
+        f"DATASET.PATH={data}",
+        "TRAINING.EMA_POWER=[0.05,0.2]",
+        f"TRAINING.HYPER_PARAMETERS.EPOCHS={EPOCHS}",
+        f"TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH={STEPS}",
+        "TRAINING.HYPER_PARAMETERS.SAVE_PERIOD=1",
+        "CLUSTER.CPUS_PER_WORKER=1",
     )
 
 
@@ -75,8 +66,8 @@ def kept(run: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(power(tmp_path_factory.mktemp("power")))
+def run(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Path:
+    return train(power(tmp_path_factory.mktemp("power"), few_digits))
 
 
 @pytest.fixture
@@ -101,13 +92,13 @@ def test_one_is_kept_every_save_period_whatever_becomes_of_checkpoints(run: Path
 @pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [STEPS * 4, STEPS * 4 + 1])
 def test_an_interrupted_training_keeps_the_same_to_the_bit(
-    run: Path, tmp_path: Path, stop_after: int
+    run: Path, tmp_path: Path, few_digits: Path, stop_after: int
 ) -> None:
-    half = train(power(tmp_path), stop_after)
+    half = train(power(tmp_path, few_digits), stop_after)
     # what was saved because of the stop is no snapshot
     assert all(s % STEPS == 0 for s in checkpoint.steps(half / averages.FOLDER))
     assert not RunDirectory(half).is_finished
-    assert kept(train(power(tmp_path))) == kept(run)
+    assert kept(train(power(tmp_path, few_digits))) == kept(run)
 
 
 def test_snapshots_after_the_checkpoint_continued_from_are_dropped(copy: Path) -> None:
@@ -238,12 +229,18 @@ def test_a_curve_is_of_a_run_and_of_some_lengths(run: Path) -> None:
         command.main([str(run / "checkpoints" / "step-00000030"), "--ema-curve"])
 
 
-def test_samples_at_the_end_are_drawn_by_each_of_ema_lengths(copy: Path) -> None:
+def test_samples_at_the_end_are_drawn_by_each_of_ema_lengths(
+    copy: Path, digits: Path, digits_output: Path
+) -> None:
     directory = RunDirectory(copy)
     config = directory.config()
     options = {"SAMPLING_STEPS": (2,), "SAMPLING_NUM": 256, "EMA_LENGTHS": (0.01, 0.1, 0.2)}
-    config = replace(config, EVALUATION=replace(config.EVALUATION, **options))  # type: ignore[arg-type]
-    data = open_data(config, Path(directory.provenance["data_dir"]))
+    config = replace(
+        config,
+        EVALUATION=replace(config.EVALUATION, **options),  # type: ignore[arg-type]
+        TRAINING=replace(config.TRAINING, OUTPUT_DIR=str(digits_output)),
+    )
+    data = open_data(config, digits)
     quality = measure_samples(copy, config, data, data_window(data), ALONE)
     assert quality is not None
     # what the snapshots cannot give is left out with the reason

@@ -28,6 +28,7 @@ from ddpm.runs.checkpoint import (
     steps,
 )
 from tests.support import storage_faults as faults
+from tests.support.shard_data import Trap
 
 MANIFEST = {"config_sha256": "c" * 64, "data_sha256": "d" * 64, "torch": "2.13.0", "threads": 1}
 
@@ -251,16 +252,6 @@ def test_another_format_is_bad_input_and_never_set_aside(checkpoints: Path) -> N
     assert folder.is_dir()
 
 
-class Payload:
-    """Unpickling one writes a marker file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return os.mkdir, (str(self.marker),)
-
-
 NAMES = ["model.safetensors", "state.json", "MANIFEST.json", "optimizer.safetensors"]
 NAMES += ["model.pt", "optimizer.pkl", ".metadata", "data.pickle", "__init__.py", "tuner.pkl"]
 
@@ -271,7 +262,7 @@ def test_pickles_are_never_executed(
     name: str, is_listed: bool, checkpoints: Path, tmp_path: Path
 ) -> None:
     marker, folder = tmp_path / "executed", folder_of(checkpoints, 200)
-    payload = pickle.dumps(Payload(marker))
+    payload = pickle.dumps(Trap(marker))
     if is_listed:  # an attacker's manifest may vouch for it
         contents = {entry.name: entry.read_bytes() for entry in folder.iterdir()} | {name: payload}
         files = {

@@ -4,10 +4,7 @@ nothing.
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
@@ -16,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from ddpm import config as configuration
 from ddpm.cli.main import launch
 from ddpm.cluster import open_sweep
 from ddpm.cluster.run_trial import TrialTask, run_trial
@@ -29,37 +25,15 @@ from ddpm.sweep.plan import load_sweep
 from tests.cluster.test_run_training import ROOT, small
 from tests.cluster.test_searches import ALONE
 from tests.runs.test_directory import DATA, make_config, start
-from tests.support.processes import at_once, exit_codes
+from tests.support.processes import at_once, exit_codes, forked, until
+from tests.support.tiny_training import DIGITS, overrides
 
 
-def until(condition: Callable[[], Any]) -> Any:
-    """What `condition` says, once it says something."""
-    deadline = time.monotonic() + 200
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return found
-
-
-def training(out: Path, *more: str) -> list[str]:
+def training(out: Path, data: Path, *more: str) -> list[str]:
     """The arguments of a short training whose data are packed already."""
-    settings = [
-        f"TRAINING.OUTPUT_DIR={out}",
-        "TRAINING.NETWORK.FIRST_CHANNEL=8",
-        "TRAINING.NETWORK.NUM_RES_BLOCKS=1",
-        "TRAINING.HYPER_PARAMETERS.EPOCHS=5",
-        "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH=2",
-        "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS=0",
-        "TRAINING.INLINE_GEN.ENABLE=false",
-        "EVALUATION.NUM=8",
-        "IMAGE_GENERATION.NUM_STEPS=2",
-        "WANDB.MODE=disabled",
-        "CLUSTER.CPUS_PER_WORKER=1",
-        *more,
-    ]
-    file = ROOT / "configs" / "digits.yaml"
-    preparing.prepare(configuration.load(file, settings))
-    return [str(file), *settings]
+    places = (f"DATASET.PATH={data}", f"TRAINING.OUTPUT_DIR={out}")
+    settings = overrides(*places, "CLUSTER.CPUS_PER_WORKER=1", *more)
+    return [str(DIGITS), *settings]
 
 
 def runs(out: Path) -> list[Path]:
@@ -83,16 +57,18 @@ def launched(
 def assert_lost(process: BaseProcess, said: Path, out: Path) -> None:
     """It left promptly with exit code 3, naming the one run directory and who holds it."""
     assert exit_codes([process], 200) == [3], said.read_text()
-    (place,) = until(lambda: runs(out))
+    (place,) = until("a run directory", lambda: runs(out))
     assert f"run directory {place} is in use by process " in said.read_text()
 
 
 @pytest.mark.slow
-def test_one_of_five_at_once_trains_and_the_others_name_it(tmp_path: Path) -> None:
+def test_one_of_five_at_once_trains_and_the_others_name_it(
+    tmp_path: Path, few_digits: Path
+) -> None:
     out = tmp_path / "out"
-    arguments = training(out)
+    arguments = training(out, few_digits)
     with launched(5, tmp_path, *arguments) as all_:
-        winner = until(lambda: held_by(out))
+        winner = until("it is held", lambda: held_by(out))
         # so that it has not ended before the slowest of the others has looked
         os.kill(winner, signal.SIGSTOP)
         losers = {one: said for one, said in all_.items() if one.pid != winner}
@@ -113,11 +89,11 @@ def test_one_of_five_at_once_trains_and_the_others_name_it(tmp_path: Path) -> No
 @pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-def test_one_of_three_with_several_workers_starts_them(tmp_path: Path) -> None:
+def test_one_of_three_with_several_workers_starts_them(tmp_path: Path, few_digits: Path) -> None:
     """The others leave before Ray is there, while the directory has still to be made."""
     out = tmp_path / "out"
-    with launched(3, tmp_path, *training(out, "CLUSTER.NUM_WORKERS=2")) as all_:
-        until(lambda: sum(one.exitcode is not None for one in all_) == 2)
+    with launched(3, tmp_path, *training(out, few_digits, "CLUSTER.NUM_WORKERS=2")) as all_:
+        until("two left", lambda: sum(one.exitcode is not None for one in all_) == 2)
         assert not runs(out)
         for one, said in all_.items():
             if one.exitcode is not None:
@@ -125,9 +101,8 @@ def test_one_of_three_with_several_workers_starts_them(tmp_path: Path) -> None:
         ((first, said),) = ((one, said) for one, said in all_.items() if one.exitcode is None)
         (place,) = runs(out)
         id_lock = layout.id_lock(place)
-        until(
-            lambda: not storage.is_held(id_lock)
-        )  # the worker holds the directory, or it has ended
+        # the worker holds the directory, or it has ended
+        until("the id is free", lambda: not storage.is_held(id_lock))
         assert exit_codes([first], 600) == [0], said.read_text()
     assert runs(out) == [place] and RunDirectory(place).is_finished
 
@@ -164,31 +139,28 @@ def test_a_claim_names_its_directory_until_that_is_held(tmp_path: Path) -> None:
     assert runs(tmp_path / "out") == [claim.run.path]
 
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from ddpm.runs import RunDirectory, claimed
-with claimed(RunDirectory(Path(sys.argv[1]))):
-    print("held", flush=True)
-    time.sleep(600)
-"""
+def hold(run: Path) -> int:
+    """Claims a run and keeps it."""
+    with claimed(RunDirectory(run)):
+        print("held", flush=True)
+        time.sleep(600)
+    return 1
 
 
 @pytest.mark.slow
 def test_a_claim_dies_with_its_process(tmp_path: Path) -> None:
-    run = RunDirectory.find_or_name(make_config(tmp_path / "out"), DATA)
-    command = [sys.executable, "-c", HOLD, str(run.path)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as holder:
-        try:
-            assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
-            with pytest.raises(LockedError, match=f"process {holder.pid}"), claimed(run):
-                pass
-        finally:
-            holder.kill()
-        holder.wait()
-        with claimed(run) as claim:
-            assert claim.run.path == run.path
-            assert storage.signature(layout.id_lock(run.path))["pid"] == os.getpid()
+    run, said = RunDirectory.find_or_name(make_config(tmp_path / "out"), DATA), tmp_path / "said"
+    holder = forked(hold, run.path, said=said)
+    try:
+        until("it is held", lambda: said.exists() and said.read_text() == "held\n")
+        with pytest.raises(LockedError, match=f"process {holder.pid}"), claimed(run):
+            pass
+    finally:
+        holder.kill()
+    holder.join()
+    with claimed(run) as claim:
+        assert claim.run.path == run.path
+        assert storage.signature(layout.id_lock(run.path))["pid"] == os.getpid()
     assert not runs(tmp_path / "out")
 
 

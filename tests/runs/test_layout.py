@@ -17,31 +17,20 @@ from ddpm.runs import checkpoint, layout
 from ddpm.runs.directory import RunDirectory
 from ddpm.runs.layout import find_run, load_run
 from ddpm.sweep import load_sweep
+from tests.support.tiny_training import DIGITS, overrides
 from tests.support.tree import ROOT
 
 pytestmark = pytest.mark.slow  # a training each module
 
 NETWORK = "TRAINING.NETWORK"
-OVERRIDES = (
-    f"{NETWORK}.TIMESTEPS=20",
-    f"{NETWORK}.FIRST_CHANNEL=8",
-    f"{NETWORK}.CHANNEL_MULTIPLIER=[1]",
-    f"{NETWORK}.HAS_ATTENTION=[false]",
-    f"{NETWORK}.NUM_RES_BLOCKS=1",
-    "TRAINING.HYPER_PARAMETERS.EPOCHS=1",
-    "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH=2",
-    "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS=0",
-    "TRAINING.EMA_POWER=[0.05,0.1]",
-    "TRAINING.INLINE_GEN.ENABLE=false",
-    "EVALUATION.NUM=8",
-    "WANDB.MODE=disabled",
-)
 
 
 def training(out: Path, *more: str) -> list[str]:
     """The command line of a training of a second."""
-    keys = (*OVERRIDES, f"TRAINING.OUTPUT_DIR={out}", "CLUSTER.GPUS_PER_WORKER=0")
-    return [str(ROOT / "configs" / "digits.yaml"), *keys, *more]
+    keys = (f"{NETWORK}.TIMESTEPS=20", "TRAINING.INLINE_GEN.REVERSE_STRIDE=10")
+    keys += ("TRAINING.HYPER_PARAMETERS.EPOCHS=1", "TRAINING.EMA_POWER=[0.05,0.1]")
+    keys += ("CLUSTER.GPUS_PER_WORKER=0",)
+    return [str(DIGITS), *overrides(*keys, f"TRAINING.OUTPUT_DIR={out}", *more)]
 
 
 @pytest.fixture(scope="module")

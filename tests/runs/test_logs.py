@@ -11,7 +11,7 @@ from ddpm.runs import checkpoint
 from ddpm.runs.directory import RunDirectory
 from ddpm.runs.logs import Patience, best_step, judge
 from ddpm.training.trainer import Every, train
-from tests.config.test_effects import rows, run, tiny
+from tests.support.tiny_training import rows, run, tiny
 from tests.training.test_trainer import SCHEDULE, digits, network, settings
 
 MEASURE = "mean_log10_mse"
@@ -77,7 +77,9 @@ def test_the_best_is_saved_and_enough_ends_the_training_whole() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_keeps_the_checkpoint_of_its_best_evaluation(tmp_path: Path, digits: Path) -> None:
+def test_a_run_keeps_the_checkpoint_of_its_best_evaluation(
+    tmp_path: Path, few_digits: Path
+) -> None:
     """A learning rate that soon spoils what it has learned; of checkpoints only the newest kept."""
     changed = (
         "EVALUATION.EVERY=1",
@@ -87,9 +89,9 @@ def test_a_run_keeps_the_checkpoint_of_its_best_evaluation(tmp_path: Path, digit
         "TRAINING.CHECKPOINTS_KEEP=1",
         "TRAINING.HYPER_PARAMETERS.EPOCHS=40",
         "TRAINING.HYPER_PARAMETERS.LR_TYPE=constant",
-        "TRAINING.HYPER_PARAMETERS.LEARNING_RATE=0.05",
+        "TRAINING.HYPER_PARAMETERS.LEARNING_RATE=0.2",
     )
-    path = run(tmp_path, digits, *changed)
+    path = run(tmp_path, few_digits, *changed)
     measured = {row["step"]: row[f"val_{MEASURE}"] for row in rows(path)}
     best, last = min(measured, key=lambda step: (measured[step], step)), max(measured)
     directory = RunDirectory(path)
@@ -101,7 +103,7 @@ def test_a_run_keeps_the_checkpoint_of_its_best_evaluation(tmp_path: Path, digit
     # killed when the last step was saved, before the run had said that it was done
     before = (path / "metrics.jsonl").read_text()
     (path / "DONE.json").unlink()
-    run(tmp_path, digits, *changed)
+    run(tmp_path, few_digits, *changed)
     assert (path / "metrics.jsonl").read_text() == before and directory.is_finished
 
 

@@ -17,8 +17,9 @@ from ddpm.training.step import TrainState
 from ddpm.training.trainer import StepReport
 from tests.support.small_run import STEP, make_config, make_run, weights
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 @pytest.mark.parametrize(
     ("ema", "name", "seed"), [(None, "ema-0.9", 1), (0.99, "ema-0.99", 2), (0, "model", 0)]
 )
@@ -33,7 +34,6 @@ def test_the_weights_asked_for_are_loaded(
             assert torch.equal(tensor.cpu(), expected[key]), key
 
 
-@pytest.mark.slow
 def test_a_network_is_loaded_in_the_order_that_is_fastest_to_draw_with(run: Path) -> None:
     """The channels of a pixel side by side; what it predicts is the same up to rounding."""
     model = load_network(run)
@@ -46,7 +46,6 @@ def test_a_network_is_loaded_in_the_order_that_is_fastest_to_draw_with(run: Path
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_and_left_as_it_is(tmp_path: Path) -> None:
     path = make_run(tmp_path)
     run = RunDirectory(path)
@@ -64,7 +63,6 @@ def test_a_damaged_checkpoint_is_passed_over_and_left_as_it_is(tmp_path: Path) -
     assert newest.is_dir()
 
 
-@pytest.mark.slow
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     folder = folder_of(run / "checkpoints", STEP)

@@ -38,10 +38,6 @@ def all_pairs(num_timesteps: int) -> tuple[Tensor, Tensor]:
     return t, s
 
 
-def pairs_of(path: list[int]) -> tuple[Tensor, Tensor]:
-    return torch.tensor(path[:-1]), torch.tensor(path[1:])
-
-
 def constant(value: float, like: Tensor) -> Tensor:
     return torch.full((len(like),), value, dtype=torch.float64)
 

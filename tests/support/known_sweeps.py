@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -107,6 +108,24 @@ def known_sweep(
     )
 
 
+def around(value: float, half: float = 0.0, n: int = 4096) -> Interval:
+    """The interval of so much on both sides."""
+    return Interval(value=value, low=value - half, high=value + half, n=n)
+
+
+def point_of(steps: int, **facts: Any) -> QualityPoint:
+    """Samples of so many network calls; what is not given was not measured."""
+    usual = {"sampler": "ddim", "eta": 0.0, "evaluations": steps, "seconds": 1.0}
+    usual |= dict.fromkeys(("fid", "kid", "accuracy"))
+    return QualityPoint(num_steps=steps, **usual | facts)
+
+
+def points_of(*points: QualityPoint, **facts: Any) -> Quality:
+    """The samples of a trial."""
+    usual = {"features": "pixels", "num": 4096, "protocol": "p", "unit": "core-seconds"}
+    return Quality(points=points, **usual | {"is_beta_defined": False, "identity": {}} | facts)
+
+
 def quality_of(
     kid: float,
     fid: float,
@@ -118,33 +137,15 @@ def quality_of(
     tenth of them in any other number of calls than the first.
     """
 
-    def interval(value: float) -> Interval:
-        half = 1.96 * error * abs(value)
-        return Interval(value=value, low=value - half, high=value + half, n=4096)
+    def measured(count: int, value: float) -> Interval:
+        value = value if count == calls[0] else value / 10
+        return around(value, 1.96 * error * abs(value))
 
-    points = tuple(
-        QualityPoint(
-            sampler="dpmpp_2m",
-            num_steps=count,
-            eta=0.0,
-            evaluations=count,
-            seconds=1.0,
-            fid=interval(fid if count == calls[0] else fid / 10),
-            kid=interval(kid if count == calls[0] else kid / 10),
-            accuracy=None,
-        )
+    points = [
+        point_of(count, sampler="dpmpp_2m", fid=measured(count, fid), kid=measured(count, kid))
         for count in calls
-    )
-    return Quality(
-        features="classifier",
-        num=4096,
-        protocol="p",
-        unit="core-seconds",
-        is_beta_defined=False,
-        identity={},
-        points=points,
-        real=real or {},
-    )
+    ]
+    return points_of(*points, features="classifier", real=real or {})
 
 
 def sampled_sweep(
@@ -171,12 +172,6 @@ def sampled_sweep(
 def known_ranking(values: np.ndarray, cells: Sequence[Mapping[str, object]]) -> Ranking:
     """The ranking of `known_sweep`."""
     return rank(known_sweep(values, cells))
-
-
-def in_order(ranking: Ranking, cells: Sequence[Mapping[str, object]]) -> list[int]:
-    """The place in the ranking of each cell."""
-    found = [standing.cell for standing in ranking.standings]
-    return [found.index(dict(cell)) for cell in cells]
 
 
 FIRST, SECOND = MEASURES

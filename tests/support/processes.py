@@ -8,19 +8,21 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+Found = TypeVar("Found")
 FORKS = multiprocessing.get_context("forkserver")
 # The optimizer imports torch._dynamo when it is made; the command, what it needs when it runs.
 FORKS.set_forkserver_preload(
     [
         "torch._dynamo",
         *("ddpm.cli.train", "ddpm.cluster.run_training"),
-        *(f"tests.support.{name}_process" for name in ("moments", "train")),
+        *(f"tests.support.{name}_process" for name in ("moments", "stage", "train")),
         *("tests.support.processes", "tests.support.shard_data"),
     ]
 )
@@ -94,6 +96,15 @@ def workers(count: int) -> list[dict[str, str]]:
         port = probe.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
     return [os.environ | shared | {"RANK": str(rank)} for rank in range(count)]
+
+
+def until(what: str, found: Callable[[], Found], seconds: float = 300.0) -> Found:
+    """The first true value that is found."""
+    deadline = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
+        time.sleep(0.05)
+    return value
 
 
 def exit_codes(processes: list[BaseProcess], timeout: float = 600.0) -> list[int | None]:

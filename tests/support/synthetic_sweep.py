@@ -1,7 +1,8 @@
 """A sweep folder of any size with known effects, written without a training: every file of a trial.
 
 The x0-error of a trial is a falling curve times 10 ** (effect of its cell + draw of its seed), with
-the same pairs for all, so that what a report says of it is known.
+the same pairs for all, so that what a report says of it is known. References: the lines of the best
+linear estimate, at twice the curve, and of memorisation, and real images.
 """
 
 import json
@@ -13,17 +14,12 @@ import numpy as np
 
 from ddpm.config.identity import to_yaml
 from ddpm.config.loading import from_dict
-from ddpm.metrics.intervals import Interval
-from ddpm.metrics.quality import (
-    Quality,
-    QualityPoint,
-    SamplePictures,
-    store_quality,
-)
+from ddpm.metrics.quality import QualityPoint, SamplePictures, store_quality
 from ddpm.runs.pictures import grid as grid_of
 from ddpm.runs.pictures import png
-from tests.support.tiny_sweep import PRED_TYPE, SCHEDULER, TIMESTEPS, config_of
+from tests.support.known_sweeps import PRED_TYPE, SCHEDULER, TIMESTEPS, around, point_of, points_of
 
+LEARNING_RATE = "TRAINING.HYPER_PARAMETERS.LEARNING_RATE"
 LEVELS = np.arange(-10, 13)
 EFFECTS = {
     "velocity": 0.0,
@@ -36,9 +32,36 @@ EFFECTS = {
 STEPS = (5, 10, 20, 50, 100)
 
 
+def config_of(cell: dict, seed: int, steps: int) -> dict:
+    network = {
+        "SCHEDULER": cell.get(SCHEDULER, "cosine"),
+        "TIMESTEPS": cell.get(TIMESTEPS, 1000),
+        "NUM_CLASSES": 10,
+        "CHANNEL_MULTIPLIER": [1, 2],
+        "HAS_ATTENTION": [False, False],
+    }
+    return {
+        "DATASET": {"NAME": "digits", "PATH": "digits"},
+        "TRAINING": {
+            "INPUT_IMAGE_SIZE": 8,
+            "INPUT_IMAGE_CHANNEL": 1,
+            "PRED_TYPE": cell.get(PRED_TYPE, "velocity"),
+            "SEED": seed,
+            "HYPER_PARAMETERS": {
+                "EPOCHS": 1,
+                "STEPS_PER_EPOCH": steps,
+                "BATCH_SIZE": 64,
+                "WARMUP_STEPS": 0,
+                "LEARNING_RATE": cell.get(LEARNING_RATE, 0.003),
+            },
+            "NETWORK": network,
+        },
+    }
+
+
 def effect(cell: Mapping[str, object]) -> float:
     """log10 of the factor on the x0-error of a cell."""
-    rate = cell.get("TRAINING.HYPER_PARAMETERS.LEARNING_RATE", 1e-3)
+    rate = cell.get(LEARNING_RATE, 1e-3)
     length = cell.get(TIMESTEPS, 1000)
     assert isinstance(rate, float) and isinstance(length, int)
     named = EFFECTS.get(str(cell.get(PRED_TYPE)), 0) + EFFECTS.get(str(cell.get(SCHEDULER)), 0)
@@ -55,13 +78,17 @@ def make_sweep(
     shape: tuple[int, int, int] = (8, 8, 1),
     inline: int = 6,
     has_quality: bool = True,
+    has_bits: bool = True,
+    has_references: bool = False,
     failing: int = 0,
+    factor: float = 1.0,
 ) -> Path:
     """Writes every trial of the grid; returns the sweep folder.
 
     runs: at most so many run directories, which trials then share.  failing: trials that failed.
+    factor: on all errors; above 2 nothing was learned.
     """
-    folder = output_dir / "sweeps" / "synthetic"
+    folder = output_dir / "sweeps" / "tiny"
     (folder / "ledger").mkdir(parents=True)
     cells = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
     planned = []
@@ -69,18 +96,32 @@ def make_sweep(
         trial, place = f"{number:08x}", number if runs is None else number % runs
         run_dir = output_dir / "digits_8x8x1" / f"run_{place:08x}"
         if place == number:
-            write_run(run_dir, cell, seed, number, rows, shape, inline, has_quality)
+            write_run(
+                run_dir, cell, seed, number, rows, shape, inline, has_quality, has_bits, factor
+            )
         outcome = {"trial": trial, "cell": cell, "seed": seed, "status": "done", "reason": None}
-        outcome |= {"run_dir": str(run_dir), "summary": summary_of(number, rows)}
+        outcome |= {"run_dir": str(run_dir.relative_to(output_dir))}
+        outcome |= {"summary": summary_of(number, rows)}
         if number >= len(cells) * len(seeds) - failing:
             outcome |= {"status": "failed", "reason": f"step {number}: non-finite loss"}
         (folder / "ledger" / f"{trial}.json").write_text(json.dumps(outcome))
         planned.append({"trial": trial, "cell": cell, "seed": seed})
-    facts = {"name": "synthetic", "grid": grid, "seeds": list(seeds), "skipped": []}
+    facts = {"name": "tiny", "grid": grid, "seeds": list(seeds), "skipped": []}
     facts |= {"planned": planned, "question": "Which cell of a large grid denoises best?"}
-    facts |= {"command": ["launch/sweep.py", "sweeps/synthetic.yaml"]}
+    facts |= {"command": ["launch/sweep.py", "sweeps/tiny.yaml"]}
     (folder / "sweep.json").write_text(json.dumps(facts))
+    if has_references:
+        write_references(folder, shape)
     return folder
+
+
+def write_references(folder: Path, shape: tuple[int, int, int]) -> None:
+    linear = 0.6 / (1 + np.exp(LEVELS))
+    lines = {"gaussian": linear.tolist(), "memorisation": (linear / 100).tolist()}
+    facts = {"format": 1, "data_sha256": "0" * 64, "seed": 0, "pairs": 32, "num_train": 1000}
+    (folder / "references.json").write_text(json.dumps(facts | lines | {"levels": LEVELS.tolist()}))
+    images, labels = pictures(np.random.default_rng(0), shape)
+    np.savez_compressed(folder / "references.npz", images=images, labels=labels)
 
 
 def summary_of(number: int, rows: int) -> dict[str, object]:
@@ -99,18 +140,24 @@ def write_run(
     shape: tuple[int, int, int],
     inline: int,
     has_quality: bool,
+    has_bits: bool,
+    factor: float,
 ) -> None:
     """Everything a finished trial leaves."""
     run_dir.mkdir(parents=True)
     draws = np.random.default_rng(number)
-    factor = 10 ** (effect(cell) + 0.005 * draws.standard_normal())
+    factor *= 10 ** (effect(cell) + 0.005 * draws.standard_normal())
     pairs = np.random.default_rng(0).lognormal(0, 0.3, (len(LEVELS), 32))
     mse = factor * (0.3 / (1 + np.exp(LEVELS)))[:, None] * pairs
     np.savez(run_dir / "evaluation.npz", levels=LEVELS, mse=mse, ids=np.arange(32))
     facts: dict[str, object] = {"seed": 0, "data_sha256": "0" * 64}
-    bits = {"value": 4 + factor, "evaluation_error": 0.01, "terms": [1e-4, 3.0, 1.0]}
-    bits |= {"timesteps": [50, 20, 0]}
-    (run_dir / "evaluation.json").write_text(json.dumps(facts | {"bits_per_dim": bits}))
+    bits: dict[str, object] = {
+        "value": 4 + factor,
+        "evaluation_error": 0.01,
+        "terms": [1e-4, 3.0, 1.0],
+    }
+    facts |= {"bits_per_dim": bits | {"timesteps": [50, 20, 0]}} if has_bits else {}
+    (run_dir / "evaluation.json").write_text(json.dumps(facts))
     (run_dir / "training_config.yaml").write_text(
         to_yaml(from_dict(config_of(dict(cell), seed, 40)))
     )
@@ -143,7 +190,7 @@ def metrics(factor: float, rows: int, draws: np.random.Generator) -> list[str]:
 def provenance() -> dict[str, object]:
     facts: dict[str, object] = {"git": {"commit": "ab12cd34" * 5, "dirty": False}, "torch": "2.13"}
     facts |= {"host": "node", "cpu": "a processor", "cores": 2, "gpus": [], "workers": 1}
-    return facts | {"gpus_per_worker": 0, "command": "launch/sweep.py sweeps/synthetic.yaml"}
+    return facts | {"gpus_per_worker": 0, "command": "launch/sweep.py sweeps/tiny.yaml"}
 
 
 def pictures(
@@ -164,31 +211,11 @@ def write_quality(
     """sample_quality.json and .npz: the better, the more steps."""
     points = tuple(_point(steps, factor * draws.lognormal(0, 0.02)) for steps in STEPS)
     images = np.stack([pictures(draws, shape, 200 / steps)[0][::2] for steps in STEPS])
-    quality = Quality(
-        features="a small classifier",
-        num=1000,
-        protocol="v1",
-        unit="core-seconds",
-        is_beta_defined=False,
-        identity={},
-        points=points,
-    )
+    quality = points_of(*points, features="a small classifier", num=1000)
     store_quality(run_dir, quality, SamplePictures(images=images, labels=np.arange(10).repeat(2)))
 
 
 def _point(steps: int, factor: float) -> QualityPoint:
     fid = factor * (4 + 60 / steps)
-    return QualityPoint(
-        sampler="ddim",
-        num_steps=steps,
-        eta=0.0,
-        evaluations=steps,
-        seconds=0.2 * steps,
-        fid=_around(fid, 0.5),
-        kid=_around(fid / 1000, 5e-4),
-        accuracy=_around(1 - fid / 40, 0.02),
-    )
-
-
-def _around(value: float, half: float) -> Interval:
-    return Interval(value=value, low=value - half, high=value + half)
+    numbers = {"fid": around(fid, 0.5), "kid": around(fid / 1000, 5e-4)}
+    return point_of(steps, seconds=0.2 * steps, accuracy=around(1 - fid / 40, 0.02), **numbers)

@@ -11,7 +11,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 from ddpm.cli.report import main
 from ddpm.tracking.wandb_log import SAMPLES, shown_name
-from tests.support.tiny_sweep import PRED_TYPE, make_sweep
+from tests.support.known_sweeps import PRED_TYPE
+from tests.support.synthetic_sweep import make_sweep
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +31,7 @@ def values(path: Path) -> Iterator[tuple[str, int, Any]]:
 def test_a_sweep_becomes_a_folder_of_events_a_trial(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_sweep(tmp_path, {PRED_TYPE: ["noise", "velocity"]}, seeds=(0,), steps=8, num=16)
+    make_sweep(tmp_path, {PRED_TYPE: ["noise", "velocity"]}, (0,), rows=8, has_quality=False)
     folder = tmp_path / "sweeps" / "tiny"
     for _ in range(2):
         assert main([str(folder), "--tensorboard"]) == 0

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ddpm.metrics.intervals import Interval
-from ddpm.metrics.quality import Quality, QualityPoint, SamplePictures, store_quality
+from ddpm.metrics.quality import SamplePictures, store_quality
 from ddpm.runs.pictures import png
 from ddpm.tracking.wandb_log import final_quality, labels, quality_rows, wandb_tracker
 from tests.runs.test_directory import report
-from tests.support.known_sweeps import quality_of
+from tests.support.known_sweeps import around, point_of, points_of, quality_of
 from tests.tracking.test_wandb_log import everything, feed, opened, with_wandb
 
 CELL = {
@@ -34,30 +33,12 @@ EVALUATION = {
 def write_quality(folder: Path) -> None:
     """Three points, of which each lacks some measures."""
 
-    def point(
-        num_steps: int, eta: float, fid: float | None, accuracy: float | None
-    ) -> QualityPoint:
-        around = [v if v is None else Interval(value=v, low=v, high=v) for v in (fid, accuracy)]
-        return QualityPoint(
-            sampler="ddim",
-            num_steps=num_steps,
-            eta=eta,
-            evaluations=num_steps,
-            seconds=1.0,
-            fid=around[0],
-            kid=None,
-            accuracy=around[1],
-        )
-
-    quality = Quality(
-        features="pixels",
-        num=1,
-        protocol="",
-        unit="core-seconds",
-        is_beta_defined=False,
-        identity={},
-        points=(point(50, 0.0, 3.0, None), point(10, 0.0, 9.0, None), point(10, 1.0, None, 0.5)),
+    points = (
+        point_of(50, fid=around(3.0)),
+        point_of(10, fid=around(9.0)),
+        point_of(10, eta=1.0, accuracy=around(0.5)),
     )
+    quality = points_of(*points, num=1)
     images = np.zeros((3, 1, 8, 8, 1), np.uint8)
     store_quality(folder, quality, SamplePictures(images=images, labels=np.zeros(1, np.int64)))
 

@@ -21,10 +21,12 @@ from ddpm.metrics.x0_error import MEASURES
 from ddpm.tracking import wandb_report
 from ddpm.tracking.wandb_report import Place, build_report, specification
 from tests.report.test_report import change, outcome, run_dir
-from tests.support.synthetic_sweep import make_sweep as make_files
-from tests.support.tiny_sweep import PRED_TYPE, SCHEDULER, make_sweep
+from tests.support.known_sweeps import PRED_TYPE, SCHEDULER
+from tests.support.synthetic_sweep import make_sweep
 from tests.support.wandb_server import Server, serving
 from tests.tracking.test_wandb_labels import write_quality
+
+pytestmark = pytest.mark.slow
 
 KEY = "local" + "c" * 35
 PLACE = ("me", "ddpm")
@@ -43,7 +45,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An OUTPUT_DIR with a sweep of two schedules, two prediction types and two seeds."""
     output_dir = tmp_path_factory.mktemp("wandb-report")
     grid = {SCHEDULER: ["linear", "cosine"], PRED_TYPE: ["noise", "velocity"]}
-    make_sweep(output_dir, grid, seeds=(0, 1), steps=8, num=16)
+    plain = {"inline": 0, "has_quality": False, "has_bits": False, "has_references": True}
+    make_sweep(output_dir, grid, (0, 1), rows=8, **plain)  # type: ignore[arg-type]
     return output_dir
 
 
@@ -91,7 +94,6 @@ def grids(blocks: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-@pytest.mark.slow
 def test_its_sections_are_those_of_the_page_and_its_words_those_of_the_verdict(
     folder: Path,
 ) -> None:
@@ -118,12 +120,11 @@ def panels_of(built: report.ReportFiles) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["all there is", "nothing measured", "one run", "a bare run"])
 def test_its_sections_are_those_of_the_page_whatever_there_is(kind: str, tmp_path: Path) -> None:
     is_full = kind in ("all there is", "one run")
     grid = {SCHEDULER: ["linear", "cosine"], PRED_TYPE: ["noise", "velocity"]}
-    folder = make_files(tmp_path, grid, (0, 1), rows=10, has_quality=is_full, failing=1)
+    folder = make_sweep(tmp_path, grid, (0, 1), rows=10, has_quality=is_full, failing=1)
     (folder / "race.json").write_text('{"of": 4, "looks": [{"seeds": 2, "racing": ["a", "b"]}]}')
     if not is_full:
         for path in tmp_path.glob("digits_8x8x1/*/*"):
@@ -137,7 +138,6 @@ def test_its_sections_are_those_of_the_page_whatever_there_is(kind: str, tmp_pat
     assert len(on_the_page) == {"all there is": 15, "one run": 8}.get(kind, len(on_the_page))
 
 
-@pytest.mark.slow
 def test_every_panel_draws_what_runs_log(folder: Path) -> None:
     found = panels_of(report.assess(folder))
     panels = [panel for grid in found.values() for panel in grid.panels]
@@ -155,7 +155,6 @@ def test_every_panel_draws_what_runs_log(folder: Path) -> None:
     assert grouped == ["x0-error by noise level", "Training curves"]
 
 
-@pytest.mark.slow
 def test_samples_measured_over_sampling_steps_have_a_panel_and_a_column(folder: Path) -> None:
     write_quality(run_dir(folder, 5))
     (run_dir(folder, 6) / "sample_quality.json").write_text('{"points": "of another format"}')
@@ -168,7 +167,6 @@ def test_samples_measured_over_sampling_steps_have_a_panel_and_a_column(folder: 
     assert "quality/fid" in columns and columns[0].startswith("sweep/")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("why", ["no login", "offline", "disabled"])
 def test_without_a_server_the_specification_is_written_and_it_says_how_to_publish(
     why: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -192,7 +190,6 @@ def test_without_a_server_the_specification_is_written_and_it_says_how_to_publis
     assert "wandb sync" not in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_a_second_call_updates_the_same_report(
     folder: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,7 +220,6 @@ def test_a_second_call_updates_the_same_report(
     ]
 
 
-@pytest.mark.slow
 def test_the_table_of_the_server_ranks_as_the_report_does(folder: Path, server: Server) -> None:
     made(folder)
     ranking = report.assess(folder).ranking
@@ -260,7 +256,6 @@ def test_the_table_of_the_server_ranks_as_the_report_does(folder: Path, server: 
     assert not table["grouping"]
 
 
-@pytest.mark.slow
 def test_wandbs_own_models_know_every_block(folder: Path, server: Server) -> None:
     from wandb_workspaces.reports.v2 import interface, internal
 
@@ -275,7 +270,6 @@ def test_wandbs_own_models_know_every_block(folder: Path, server: Server) -> Non
     assert not [panel for panel in panels if isinstance(panel, interface.UnknownPanel)]
 
 
-@pytest.mark.slow
 def test_what_the_server_lacks_or_has_besides_is_said(
     folder: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -324,7 +318,6 @@ MISTAKES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_failure_says_what_to_do_and_the_offline_report_is_there(
     mistake: Any,

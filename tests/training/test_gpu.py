@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm.config.identity import to_dict
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.diffusion.unet import UNet
 from ddpm.distributed import Group
@@ -22,10 +21,9 @@ from ddpm.sampling.loading import build, open_data
 from ddpm.sampling.samplers import sample
 from ddpm.training import worker
 from ddpm.training.step import Stepper, kernels
-from ddpm.training.worker import Job
 from experiments import terminal_snr
 from experiments.hidden_plane import SAMPLES, Plane, drawn, trained
-from tests.config.test_effects import rows, tiny
+from tests.support.tiny_training import job_of, rows, tiny
 
 pytestmark = [
     pytest.mark.gpu,
@@ -34,22 +32,16 @@ pytestmark = [
 
 GPU = Group(device=torch.device("cuda", 0))
 EXACT = ("TRAINING.NUMERICS=exact", "TRAINING.MICRO_BATCH=8", "TRAINING.NETWORK.DROPOUT_RATE=0.2")
+LEVELS = (
+    "TRAINING.NETWORK.CHANNEL_MULTIPLIER=[1,2]",
+    "TRAINING.NETWORK.HAS_ATTENTION=[false,true]",
+)
 LONGER = "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH=20"
-
-
-def job(folder: Path, digits: Path, *overrides: str) -> Job:
-    return Job(
-        config=to_dict(tiny(*overrides)),
-        run_dir=str(folder / "run"),
-        data_dir=str(digits),
-        threads=1,
-        command=("test",),
-    )
 
 
 def train(folder: Path, digits: Path, *overrides: str, group: Group = GPU) -> Path:
     """The directory of a finished training."""
-    worker.work(job(folder, digits, *overrides), group)
+    worker.work(job_of(folder, digits, *LEVELS, *overrides), group)
     return folder / "run"
 
 
@@ -66,7 +58,7 @@ def test_trainings_interrupted_or_not_have_the_same_bits(tmp_path: Path, digits:
     whole = weights(train(tmp_path / "whole", digits, *EXACT))
     asked = iter([False] * 3 + [True] * 9)
     with pytest.raises(Interrupted):
-        worker.work(job(tmp_path, digits, *EXACT), GPU, should_stop=lambda: next(asked))
+        worker.work(job_of(tmp_path, digits, *LEVELS, *EXACT), GPU, should_stop=lambda: next(asked))
     found = weights(train(tmp_path, digits, *EXACT))
     assert found.keys() == whole.keys()
     for part, tensors in whole.items():

@@ -10,49 +10,36 @@ from pathlib import Path
 
 import pytest
 
-from ddpm import config
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import RunDirectory
 from ddpm.training.worker import Job
 from tests.support import processes, train_process
-from tests.support.processes import exit_codes, forked
+from tests.support.processes import exit_codes, forked, until
+from tests.support.tiny_training import TINY, job_of
 
-DIGITS = Path(__file__).parent.parent.parent / "configs" / "digits.yaml"
+pytestmark = pytest.mark.slow
+
 KILLS = 20
 
 
-SETTINGS = {
-    "TRAINING.NETWORK.FIRST_CHANNEL": 8,
-    "TRAINING.NETWORK.NUM_RES_BLOCKS": 1,
-    "TRAINING.NETWORK.CHANNEL_MULTIPLIER": "[1]",
-    "TRAINING.NETWORK.HAS_ATTENTION": "[true]",
+SETTINGS = TINY | {
     "TRAINING.NETWORK.DROPOUT_RATE": 0.2,
     "TRAINING.MICRO_BATCH": 4,
     "TRAINING.EMA_DECAYS": [0.9, 0.99],
-    "TRAINING.INLINE_GEN.ENABLE": "false",
     "TRAINING.HYPER_PARAMETERS.BATCH_SIZE": 24,
     "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH": 5,
     "TRAINING.HYPER_PARAMETERS.EPOCHS": 8,
     "TRAINING.HYPER_PARAMETERS.SAVE_PERIOD": 1,
     "TRAINING.HYPER_PARAMETERS.WARMUP_STEPS": 10,
-    "EVALUATION.NUM": 16,
-    "IMAGE_GENERATION.NUM_STEPS": 2,
     "DATASET.VALIDATION_FRACTION": 0.5,
 }
 
 
-def make_job(root: Path, digits: Path, changed: dict[str, object]) -> Job:
+def make_job(root: Path, data: Path, changed: dict[str, object]) -> Job:
     """Digits with dropout, two micro-batches on each of three workers, batches across passes."""
     settings = SETTINGS | changed | {"TRAINING.OUTPUT_DIR": root}
-    loaded = config.load(DIGITS, [f"{key}={value}" for key, value in settings.items()])
-    return Job(
-        config=config.to_dict(loaded),
-        run_dir=str(root / "run_00000000"),
-        data_dir=str(digits),
-        threads=1,
-        command=("test",),
-        wait_s=20.0,
-    )
+    made = job_of(root, data, *(f"{key}={value}" for key, value in settings.items()))
+    return replace(made, run_dir=str(root / "run_00000000"), wait_s=20.0)
 
 
 def start(job: Job, root: Path, workers: int) -> list[BaseProcess]:
@@ -94,10 +81,10 @@ def fingerprint(run_dir: Path) -> dict[str, str]:
 
 
 def undisturbed(
-    root: Path, digits: Path, workers: int, changed: dict[str, object] | None = None
+    root: Path, data: Path, workers: int, changed: dict[str, object] | None = None
 ) -> dict[str, str]:
     root.mkdir()
-    job = make_job(root, digits, changed or {})
+    job = make_job(root, data, changed or {})
     codes = exit_codes(start(job, root, workers))
     words = [said(root, rank).read_text()[-2000:] for rank, code in enumerate(codes) if code]
     assert codes == [0] * workers, words
@@ -130,14 +117,14 @@ def wait_for_a_random_instant(
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_twenty_kills_leave_no_trace_on_three_workers(tmp_path: Path, digits: Path) -> None:
+def test_twenty_kills_leave_no_trace_on_three_workers(tmp_path: Path, few_digits: Path) -> None:
     """kill -9 of one worker or all at random instants; weights, EMAs, optimizer, metrics equal."""
     hyper = "TRAINING.HYPER_PARAMETERS"
     longer = {f"{hyper}.EPOCHS": 45, f"{hyper}.STEPS_PER_EPOCH": 2}
-    reference = undisturbed(tmp_path / "reference", digits, 3, longer)
+    reference = undisturbed(tmp_path / "reference", few_digits, 3, longer)
     root = tmp_path / "killed"
     root.mkdir()
-    job = make_job(root, digits, longer)
+    job = make_job(root, few_digits, longer)
     rng, steps = random.Random(0), set()
     for _ in range(KILLS):
         started = start(job, root, 3)
@@ -152,19 +139,18 @@ def test_twenty_kills_leave_no_trace_on_three_workers(tmp_path: Path, digits: Pa
     assert fingerprint(Path(job.run_dir)) == reference
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_pause_is_at_its_very_step_and_leaves_no_trace(tmp_path: Path, digits: Path) -> None:
+def test_a_pause_is_at_its_very_step_and_leaves_no_trace(tmp_path: Path, few_digits: Path) -> None:
     """On all workers; and what the finished run cost is what the cores of all of them did."""
     short = {"TRAINING.HYPER_PARAMETERS.EPOCHS": 4}
-    reference = undisturbed(tmp_path / "reference", digits, 2, short)
+    reference = undisturbed(tmp_path / "reference", few_digits, 2, short)
     paid = [float(said(tmp_path / "reference", n).read_text().split()[-1]) for n in (0, 1)]
     summary = RunDirectory(tmp_path / "reference" / "run_00000000").summary
     assert summary["trial_core_seconds"] == pytest.approx(sum(paid), rel=0.1)
 
     root = tmp_path / "paused"
     root.mkdir()
-    job = make_job(root, digits, short | {"TRAINING.HYPER_PARAMETERS.SAVE_PERIOD": "null"})
+    job = make_job(root, few_digits, short | {"TRAINING.HYPER_PARAMETERS.SAVE_PERIOD": "null"})
     paused = start(replace(job, pause_at=13), root, 2)  # within an epoch of 5 steps
     assert exit_codes(paused) == [75, 75]
     run = RunDirectory(Path(job.run_dir))
@@ -174,45 +160,43 @@ def test_a_pause_is_at_its_very_step_and_leaves_no_trace(tmp_path: Path, digits:
     assert fingerprint(Path(job.run_dir)) == reference
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("changed", [{}, {"PRED_TYPE": "edm", "LOGSNR_DENSITY": "adaptive"}])
 def test_exact_numerics_give_the_same_bits_for_one_two_and_four_workers(
-    changed: dict[str, str], tmp_path: Path, digits: Path
+    changed: dict[str, str], tmp_path: Path, few_digits: Path
 ) -> None:
     exact = {
         "TRAINING.NUMERICS": "exact",
         "TRAINING.MICRO_BATCH": 6,
         "TRAINING.HYPER_PARAMETERS.EPOCHS": 2,
+        "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH": 3,
         "EVALUATION.EVERY": 1,  # all workers share in it
         **{f"TRAINING.{key}": value for key, value in changed.items()},
     }
-    found = [undisturbed(tmp_path / f"{n}", digits, n, exact) for n in (1, 2, 4)]
+    found = [undisturbed(tmp_path / f"{n}", few_digits, n, exact) for n in (1, 2, 4)]
     assert found[0] == found[1] == found[2]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_any_number_of_workers_follows_the_same_loss(tmp_path: Path, digits: Path) -> None:
+def test_any_number_of_workers_follows_the_same_loss(tmp_path: Path, few_digits: Path) -> None:
     """fast numerics: the same samples and draws, sums in another order."""
     losses = []
     for workers in (1, 3):
         root = tmp_path / str(workers)
-        undisturbed(root, digits, workers, {"TRAINING.HYPER_PARAMETERS.EPOCHS": 2})
+        undisturbed(root, few_digits, workers, {"TRAINING.HYPER_PARAMETERS.EPOCHS": 2})
         text = (root / "run_00000000" / "metrics.jsonl").read_text()
         losses.append([json.loads(line)["loss"] for line in text.splitlines()])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-@pytest.mark.slow
 def test_no_worker_ends_a_stopped_run_before_it_is_saved(
-    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, few_digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray Train kills the others when one worker ends; a save takes seconds on slow storage."""
     monkeypatch.setenv("DDPM_TEST_FSYNC_S", "0.1")
     job = make_job(
         tmp_path,
-        digits,
+        few_digits,
         {
             "TRAINING.HYPER_PARAMETERS.EPOCHS": 100_000,
             "TRAINING.HYPER_PARAMETERS.SAVE_PERIOD": "null",
@@ -221,9 +205,7 @@ def test_no_worker_ends_a_stopped_run_before_it_is_saved(
     run = RunDirectory(Path(job.run_dir))
     started = start(job, tmp_path, 2)
     try:
-        deadline = time.monotonic() + 120
-        while not rows_of(run.path) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until("it trains", lambda: rows_of(run.path))
         assert not checkpoint.steps(run.checkpoints)
         run.request_stop()
         assert exit_codes(started[1:]) == [75]
