@@ -128,6 +128,18 @@ def test_run_py_draws_as_v3_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert arrays["images"].shape == (3, 8, 8, 3)
 
 
+@pytest.mark.parametrize("look", ["--status", "--verify", "--dry-run"])
+def test_a_look_at_images_of_v3_imports_nothing(
+    look: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = write_h5(tmp_path / "model.h5", keras_layers(model()))
+    config = v3(tmp_path, weights)
+    before = sorted(tmp_path.rglob("*"))
+    assert main.launch("sample", [str(config), look]) == 2
+    assert "is imported where images are drawn; leave --dry-run, " in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_run_py_trains_by_the_same_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
