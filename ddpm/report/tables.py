@@ -17,13 +17,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as Grid
 
-from ddpm.metrics import MEASURES, QUALITY_MEASURES, QualityPoint
-from ddpm.report import costs as quality
+from ddpm.metrics import MEASURES, QUALITY_MEASURES, QualityPoint, continuous_bound
 from ddpm.report.costs import cost, speed
 from ddpm.report.effects import Analysis, Term, analyse
 from ddpm.report.labels import NAMES, duration, number_with_error, signed, size, text
 from ddpm.report.ranking import CONFIDENCE, Comparison, Ranking, Standing, against
-from ddpm.report.reading import SweepResults, Value
+from ddpm.report.reading import SweepResults, Value, mapping, number
 from ddpm.report.scatter import Spread
 from ddpm.report.verdict import Conclusion, meaning_of_errors, pairing, sentences
 from ddpm.runs import storage
@@ -81,62 +80,96 @@ def _with_error(standing: Standing, measure: str) -> str:
     return f"{value} \u00b1{error}"
 
 
+_OF_SUMMARY = (
+    *("images_per_s", "packed", "seconds", "core_seconds", "gpu_seconds"),
+    *("peak_memory_bytes", "steps", "final_loss"),
+)
+# continuous_bound: bits/dim between the lowest and the highest log SNR ranked on.
+# bits_per_dim: the discrete bound, which is not comparable across schedules and timesteps.
 _COLUMNS = (
-    "rank",
-    "status",
-    "trial",
-    "seed",
-    *MEASURES,
+    *("rank", "status", "trial", "seed", *MEASURES),
     *(f"{measure}_evaluation_error" for measure in MEASURES),
-    "images_per_s",
-    "packed",
-    "seconds",
-    "core_seconds",
-    "gpu_seconds",
-    "peak_memory_bytes",
-    "steps",
-    "final_loss",
-    "reason",
-    "run_dir",
+    *(*_OF_SUMMARY, "reason", "run_dir"),
+    *("continuous_bound", "continuous_bound_evaluation_error"),
+    *("bits_per_dim", "bits_per_dim_evaluation_error", "energy_joules", "sampling_images"),
 )
 
 
 def csv_text(sweep: SweepResults, ranking: Ranking) -> str:
-    """results.csv: one row a trial, best cell first; skipped cells last, with their reason."""
+    """results.csv: one row a trial, best cell first; skipped cells last, with their reason.
+
+    The columns of its samples, such as fid_10_eta0, stand last, the fewest steps first.
+    """
     import pandas
 
-    keys = tuple(dict.fromkeys(key for trial in sweep.trials for key in trial.cell))
-    more = quality.columns(sweep)
-    rows = _rows(sweep, ranking, keys, more)
-    frame = pandas.DataFrame(rows, columns=[*keys, *_COLUMNS, *more], dtype=object)
+    keys = dict.fromkeys(key for trial in sweep.trials for key in trial.cell)
+    points = {_tag(p): p for t in sweep.trials if t.quality for p in t.quality.points}
+    ordered = sorted(points.values(), key=lambda p: (p.guidance != 1, p.num_steps, p.eta))
+    columns = [*keys, *_COLUMNS, *(name for point in ordered for name in _of_point(point))]
+    rows = [[_plain(row.get(name)) for name in columns] for row in _rows(sweep, ranking)]
+    frame = pandas.DataFrame(rows, columns=columns, dtype=object)
     return frame.to_csv(index=False, lineterminator="\n")
 
 
-def _rows(
-    sweep: SweepResults, ranking: Ranking, keys: tuple[str, ...], more: tuple[str, ...]
-) -> Iterator[list[str]]:
+def _rows(sweep: SweepResults, ranking: Ranking) -> Iterator[dict[str, object]]:
     apart = () if ranking.none_learned else ranking.failed  # else they are ranked as well
     every = [*ranking.standings, *(standing for standing, _ in apart)]
     places = {t.key: place for place, one in enumerate(every) for t in one.trials.values()}
     ranked, last = len(ranking.standings), len(every)
     for trial in sorted(sweep.trials, key=lambda t: places.get(t.key, last)):
+        row: dict[str, object] = {
+            **trial.cell,
+            "status": trial.status,
+            "trial": trial.name,
+            "seed": trial.seed,
+            **{name: trial.summary.get(name) for name in _OF_SUMMARY},
+            "reason": trial.reason,
+            "run_dir": trial.run_dir,
+            "energy_joules": trial.number("energy_joules"),
+            "sampling_images": trial.quality and trial.quality.num,
+        }
         place = places.get(trial.key, last)
-        of_trial = {m: every[place].numbers[m].get(trial.seed) for m in MEASURES if place < last}
-        found = [one for m in MEASURES if (one := of_trial.get(m)) is not None]
-        cells = [_plain(trial.cell.get(key)) for key in keys]
-        numbers = [_plain(one.value) for one in found] or [""] * len(MEASURES)
-        errors = [_plain(one.error) for one in found] or [""] * len(MEASURES)
-        rank = str(place + 1) if place < ranked and trial.seed in every[place].trials else ""
-        costs = [_plain(trial.summary.get(name)) for name in _COLUMNS[8:16]]
-        measured = quality.cells(trial, ranking.levels if found else ())
-        run_dir = "" if trial.run_dir is None else str(trial.run_dir)
-        yield [*cells, rank, trial.status, trial.name, str(trial.seed), *numbers, *errors, *costs,
-               trial.reason or "", run_dir,
-               *(_plain(measured.get(name)) for name in more)]  # fmt: skip
+        if place < ranked and trial.seed in every[place].trials:
+            row["rank"] = place + 1
+        for measure in MEASURES if place < last else ():
+            if (one := every[place].numbers[measure].get(trial.seed)) is not None:
+                row |= {measure: one.value, f"{measure}_evaluation_error": one.error}
+        if trial.error is not None and MEASURES[0] in row and len(ranking.levels) > 1:
+            bound = continuous_bound(trial.error, ranking.levels)
+            row["continuous_bound"], row["continuous_bound_evaluation_error"] = bound
+        bits = mapping(trial.evaluation.get("bits_per_dim"))
+        row["bits_per_dim"] = number(bits.get("value"))
+        row["bits_per_dim_evaluation_error"] = number(bits.get("evaluation_error"))
+        for point in trial.quality.points if trial.quality else ():
+            row |= _of_point(point)
+        yield row
     for skipped in sweep.skipped:
-        cells = [_plain(skipped.cell.get(key)) for key in keys]
-        blank = [""] * (len(_COLUMNS) - 4)
-        yield [*cells, "", "skipped", *blank, skipped.reason, "", *[""] * len(more)]
+        yield {**skipped.cell, "status": "skipped", "reason": skipped.reason}
+
+
+def _of_point(point: QualityPoint) -> dict[str, object]:
+    """What a trial's samples at one point put into columns of their own."""
+    tag = _tag(point)
+    return {
+        **{f"{name}_{tag}{end}": value for name, end, value in _ends(point)},
+        f"evaluations_{tag}": point.evaluations,
+        f"sampling_seconds_{tag}": point.seconds,
+    }
+
+
+def _ends(point: QualityPoint) -> Iterator[tuple[str, str, float | None]]:
+    """Each quality of samples with the ends of its interval, as parts of columns."""
+    for name in QUALITY_MEASURES:
+        one = point.interval(name)
+        yield from ((name, "", one and one.value), (name, "_low", one and one.low))
+        yield name, "_high", one and one.high
+
+
+def _tag(point: QualityPoint) -> str:
+    """A point as part of a column's name: 10_eta0, 25_eta0.5, 25_eta0_guidance2."""
+    guided = "" if point.guidance == 1 else f"_guidance{point.guidance:g}"
+    length = "" if point.ema_length is None else f"_length{point.ema_length:g}"
+    return f"{point.num_steps}_eta{point.eta:g}{guided}{length}"
 
 
 def _plain(value: object) -> str:
@@ -203,11 +236,7 @@ def tables(sweep: SweepResults) -> dict[str, "pandas.DataFrame"]:
 def _sampling(trial: str, point: QualityPoint) -> dict[str, Value]:
     names = ("sampler", "num_steps", "eta", "guidance", "ema_length", "evaluations", "seconds")
     row: dict[str, Value] = {"trial": trial} | {name: getattr(point, name) for name in names}
-    for name in QUALITY_MEASURES:
-        one = point.interval(name)
-        row |= {name: one and one.value, f"{name}_low": one and one.low}
-        row[f"{name}_high"] = one and one.high
-    return row
+    return row | {f"{name}{end}": value for name, end, value in _ends(point)}
 
 
 def _write(path: Path, content: bytes) -> Path:
