@@ -8,9 +8,9 @@ from itertools import combinations
 
 from ddpm.metrics import QUALITY_MEASURES, Interval, QualityPoint, interval
 from ddpm.report.costs import front
-from ddpm.report.labels import Axes, Cell, cell_label, listed
+from ddpm.report.labels import Axes, Cell, listed
 from ddpm.report.ranking import CONFIDENCE, Ranking, rank, shared_points
-from ddpm.report.reading import SweepResults, TrialResult
+from ddpm.report.reading import SweepResults, TrialResult, grouped
 
 TITLES = {"fid": "FID", "kid": "KID", "accuracy": "accuracy"}
 
@@ -18,20 +18,15 @@ TITLES = {"fid": "FID", "kid": "KID", "accuracy": "accuracy"}
 @dataclass(frozen=True, kw_only=True)
 class Spot:
     """One cell sampled in one way: mean over seeds, with the interval over them where it has two or
-    more, else the interval of its one trial.
+    more, else the interval of its one trial.  point: of one of its trials.
     """
 
     cell: Cell
     label: str
-    method: str
-    num_steps: int
-    evaluations: float
+    point: QualityPoint
     seconds: float
     num_seeds: int
     qualities: Mapping[str, Interval]
-    eta: float = 0.0
-    guidance: float = 1.0
-    ema_length: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +88,8 @@ def along(sweep: SweepResults, ranking: Ranking) -> list[Along]:
     point = ranking.point
     if point is None or ranking.none_learned:
         return []
-    cells: dict[str, list[TrialResult]] = {}
-    for standing in ranking.standings:
-        cells[standing.label] = list(standing.trials.values())
-    alike = [
-        p for p in shared_points(list(cells.values()))
-        if (p.sampler, p.eta) == (point.sampler, point.eta)
-    ]  # fmt: skip
+    cells = [list(standing.trials.values()) for standing in ranking.standings]
+    alike = [p for p in shared_points(cells) if (p.sampler, p.eta) == (point.sampler, point.eta)]
     found = []
     axes: tuple[tuple[str, dict[float, QualityPoint]], ...] = (
         ("network calls", {p.evaluations: p for p in alike if p.guidance == point.guidance}),
@@ -108,7 +98,7 @@ def along(sweep: SweepResults, ranking: Ranking) -> list[Along]:
     for name, points in axes:
         if len(points) > 1:
             confidence = 1 - (1 - CONFIDENCE) / len(points)
-            trials = tuple(trial for some in cells.values() for trial in some)
+            trials = tuple(trial for some in cells for trial in some)
             some = replace(sweep, trials=trials, tuning=())
             rankings = {k: rank(some, at=points[k], confidence=confidence) for k in sorted(points)}
             kept = {k: r for k, r in rankings.items() if r.of_samples and r.standings}
@@ -126,32 +116,20 @@ def method(point: QualityPoint) -> str:
 
 def spots_of(sweep: SweepResults, axes: Axes) -> list[Spot]:
     """Every cell at every point at which it was sampled, in the grid's order."""
-    found: dict[tuple[str, str, int], list[tuple[TrialResult, QualityPoint]]] = {}
-    for trial in sweep.trials:
-        for point in trial.quality.points if trial.quality is not None else ():
-            key = (trial.key, method(point), point.num_steps)
-            found.setdefault(key, []).append((trial, point))
-    return [_spot(some, sweep, axes) for some in found.values()]
+    drawn = [(t, point) for t in sweep.trials if t.quality for point in t.quality.points]
+    alike = grouped(drawn, lambda one: (one[0].key, method(one[1]), one[1].num_steps))
+    return [_spot(some[0][0], [point for _, point in some], axes) for some in alike.values()]
 
 
-def _spot(
-    some: Sequence[tuple[TrialResult, QualityPoint]], sweep: SweepResults, axes: Axes
-) -> Spot:
-    trial, point = some[0]
-    points = [one for _, one in some]
+def _spot(trial: TrialResult, points: Sequence[QualityPoint], axes: Axes) -> Spot:
     found = {
         name: [one for point in points if (one := point.interval(name)) is not None]
         for name in QUALITY_MEASURES
     }
     return Spot(
         cell=trial.cell,
-        label=cell_label(trial.cell, tuple(axes.values)) if sweep.is_sweep else "this run",
-        method=method(point),
-        eta=point.eta,
-        guidance=point.guidance,
-        ema_length=point.ema_length,
-        num_steps=point.num_steps,
-        evaluations=point.evaluations,
+        label=axes.label(trial.cell),
+        point=points[0],
         seconds=sum(one.seconds for one in points) / len(points),
         num_seeds=len(points),
         qualities={name: over_seeds(seen) for name, seen in found.items() if seen},
@@ -171,7 +149,7 @@ def best_front(spots: Sequence[Spot], name: str) -> list[Spot]:
     some = [spot for spot in spots if name in spot.qualities]
     sign = -1 if name == "accuracy" else 1  # of the others, lower is better
     values = [sign * spot.qualities[name].value for spot in some]
-    return [some[place] for place in front([spot.evaluations for spot in some], values)]
+    return [some[place] for place in front([spot.point.evaluations for spot in some], values)]
 
 
 def left_out(sweep: SweepResults, axes: Axes) -> list[tuple[str, str]]:
@@ -179,7 +157,7 @@ def left_out(sweep: SweepResults, axes: Axes) -> list[tuple[str, str]]:
     return list(
         dict.fromkeys(
             (
-                cell_label(trial.cell, tuple(axes.values)),
+                axes.label(trial.cell),
                 f"{left.num_steps} steps, \u03b7={left.eta:g}"
                 f"{'' if left.ema_length is None else f', length {left.ema_length:g}'}"
                 f"{'' if left.guidance == 1 else f', guidance {left.guidance:g}'}: {left.reason}",

@@ -17,8 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ddpm.metrics import MEASURES
-from ddpm.report.best_samples import TITLES, Spot
-from ddpm.report.costs import Cost, cost, front, gpus
+from ddpm.report.best_samples import TITLES, Spot, method
+from ddpm.report.costs import front, gpus
 from ddpm.report.labels import (
     NAMES,
     Axes,
@@ -29,7 +29,7 @@ from ddpm.report.labels import (
     spoken,
     with_error,
 )
-from ddpm.report.ranking import Ranking
+from ddpm.report.ranking import Ranking, Standing
 from ddpm.report.reading import SweepResults, TrialResult
 from ddpm.report.scaling import Law, seconds_of
 from ddpm.report.tuning import Tuning
@@ -216,7 +216,7 @@ def over_cost(ranking: Ranking, axes: Axes) -> Spec | None:
     if len(standings) < 2:
         return None
     size, unit = next((u for u in reversed(_UNITS) if max(seconds) >= 2 * u[0]), _UNITS[0])
-    title = f"{cost_of(ranking).unit.removesuffix('-seconds')} time per trial ({unit})"
+    title = f"{ranking.standings[0].cost.device} time per trial ({unit})"
     is_wide = max(seconds) > _WIDE * min(seconds) > 0
     x = _number("cost", title=title, scale={"type": "log" if is_wide else "linear"})
     names = _series([one.cell for one in standings], axes)
@@ -310,7 +310,7 @@ def over_choice(tuning: Tuning, axes: Axes) -> Spec:
     for measure in tuning.ranking.measures:
         rows: list[Row] = [
             {"panel": title, "series": axes.series_name(one.cell), "choice": draw.cell[key],
-             "cell": cell_label(one.cell, tuple(axes.values)), "value": draw.value(measure),
+             "cell": axes.label(one.cell), "value": draw.value(measure),
              "is_chosen": draw is one.best,
              "tip": with_error(draw.value(measure), draw.error(measure))}
             for title, some in groups.items() for one in tuning.cells if one.cell in some
@@ -339,10 +339,11 @@ def sampling_curves(
     """Each quality of samples over network calls or guidance, a row of facets a quality."""
     cells = list({id(spot.cell): spot.cell for spot in spots}.values())
     groups = chosen(cells, axes.facets, axes, ranking)
-    ways = [spot.method for spot in spots]
+    ways = [method(spot.point) for spot in spots]
     if over == "guidance":
-        lengths = ["" if s.ema_length is None else f" length={s.ema_length:g}" for s in spots]
-        ways = [f"\u03b7={s.eta:g}{length}" for s, length in zip(spots, lengths, strict=True)]
+        points = [spot.point for spot in spots]
+        lengths = ["" if p.ema_length is None else f" length={p.ema_length:g}" for p in points]
+        ways = [f"\u03b7={p.eta:g}{length}" for p, length in zip(points, lengths, strict=True)]
     several = len({*ways}) > 1
     series = _series(cells, axes)
     shared = {
@@ -358,9 +359,9 @@ def sampling_curves(
         rows: list[Row] = [
             {"panel": ", ".join(filter(None, [title, way if several else ""])),
              "series": axes.series_name(spot.cell), "cell": spot.label,
-             "calls": spot.evaluations if over == "calls" else spot.guidance,
+             "calls": spot.point.evaluations if over == "calls" else spot.point.guidance,
              "value": found.value, "low": found.low, "high": found.high,
-             "tip": f"{spot.method}, {spot.num_steps} steps: {interval_text(found)}"}
+             "tip": f"{method(spot.point)}, {spot.point.num_steps} steps: {interval_text(found)}"}
             for title, group in groups.items() for spot, way in zip(spots, ways, strict=True)
             if spot.cell in group and (found := spot.qualities.get(name)) is not None
         ]  # fmt: skip
@@ -391,7 +392,7 @@ def learning_curves(
     found: dict[str, list[Row]] = {
         name: [
             row | {"panel": panels[id(cell)], "series": axes.series_name(cell),
-                   "cell": cell_label(cell, tuple(axes.values))}
+                   "cell": axes.label(cell)}
             for cell in cells if id(cell) in panels
             for row in learning_curve([t for t in having if t.cell == cell], name)
         ]
@@ -499,16 +500,10 @@ def chosen(
     return {title: group for title, group in groups.items() if title in kept}
 
 
-def known_costs(ranking: Ranking) -> tuple[list[Any], list[float]]:
+def known_costs(ranking: Ranking) -> tuple[list[Standing], list[float]]:
     """The cells whose cost is known, and their seconds of compute per trial."""
-    costs = [cost(list(one.trials.values())).compute_seconds for one in ranking.standings]
-    known = [(s, c) for s, c in zip(ranking.standings, costs, strict=True) if c is not None]
-    return [standing for standing, _ in known], [seconds for _, seconds in known]
-
-
-def cost_of(ranking: Ranking) -> Cost:
-    """The cost of the first cell, whose unit is that of all."""
-    return cost(list(ranking.standings[0].trials.values()))
+    known = [(one, s) for one in ranking.standings if (s := one.seconds) is not None]
+    return [one for one, _ in known], [seconds for _, seconds in known]
 
 
 def _references(sweep: SweepResults) -> list[tuple[str, list[tuple[int, float]]]]:

@@ -3,7 +3,7 @@
 A cell is on the front when no other cell is both cheaper and better (Pareto efficiency).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -25,8 +25,19 @@ class Cost:
     seconds: float | None
     energy_joules: float | None = None
 
+    @property
+    def device(self) -> str:
+        """What the seconds are of: core or GPU."""
+        return self.unit.removesuffix("-seconds")
 
-def cost(trials: Sequence[TrialResult]) -> Cost:
+    def speed(self, packed: str = "") -> str:
+        """Images/s, marked where trials ran side by side."""
+        if self.images_per_s is None:
+            return "\u2013"
+        return f"{self.images_per_s:,.0f}" + packed * self.is_packed
+
+
+def cost(trials: Collection[TrialResult]) -> Cost:
     """The cost of trials of one cell."""
     return Cost(
         compute_seconds=_mean([compute_seconds(trial) for trial in trials]),
@@ -75,13 +86,6 @@ def front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
             found.append(place)
             lowest = values[place]
     return found
-
-
-def speed(of: Cost) -> str:
-    """Images/s, with a star where trials ran side by side."""
-    if of.images_per_s is None:
-        return "\u2013"
-    return f"{of.images_per_s:,.0f}" + ("*" if of.is_packed else "")
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

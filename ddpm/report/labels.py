@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import floor, inf, isfinite, log10
 
 from ddpm.metrics import MEASURES, Interval
-from ddpm.report.reading import SweepResults, Value
+from ddpm.report.reading import SweepResults, Value, grouped
 
 NAMES = {
     MEASURES[0]: "mean log10 error",
@@ -218,9 +218,7 @@ class Axes:
 
     def style(self, cell: Cell) -> int:
         """The colour number of a cell's curve."""
-        return (
-            0 if self.series is None else place_of(self.values[self.series], cell.get(self.series))
-        )
+        return 0 if self.series is None else self.place(self.series, cell)
 
     def series_name(self, cell: Cell) -> str:
         """What a cell's curve is called in the legend."""
@@ -229,10 +227,11 @@ class Axes:
     def grouped(self, cells: Iterable[Cell], keys: Sequence[str]) -> dict[str, list[Cell]]:
         """Cells by their values of `keys`, in the grid's order; one group named "" without keys."""
         ordered = sorted(cells, key=lambda cell: [self.place(key, cell) for key in keys])
-        groups: dict[str, list[Cell]] = {}
-        for cell in ordered:
-            groups.setdefault(cell_label(cell, keys) if keys else "", []).append(cell)
-        return groups
+        return grouped(ordered, lambda cell: cell_label(cell, keys) if keys else "")
+
+    def label(self, cell: Cell) -> str:
+        """A cell by the keys in which cells of the sweep differ."""
+        return cell_label(cell, tuple(self.values))
 
     def place(self, key: str, cell: Cell) -> int:
         """Number of a cell's value among the grid's values of `key`."""
@@ -241,8 +240,7 @@ class Axes:
 
 def axes_of(sweep: SweepResults) -> Axes:
     """The roles of a sweep's factors."""
-    cells = [*(trial.cell for trial in sweep.trials), *(one.cell for one in sweep.skipped)]
-    keys = varied(cells)
+    keys = varied(sweep.cells)
     series = PRED_TYPE if PRED_TYPE in keys else (keys[-1] if keys else None)
     others = [key for key in keys if key != series]
     rows = SCHEDULER if SCHEDULER in others else (others[0] if others else None)
@@ -250,13 +248,13 @@ def axes_of(sweep: SweepResults) -> Axes:
         series=series,
         rows=rows,
         panels=tuple(key for key in others if key != rows),
-        values={key: _values(key, sweep, cells) for key in keys},
+        values={key: _values(key, sweep) for key in keys},
     )
 
 
-def _values(key: str, sweep: SweepResults, cells: Iterable[Cell]) -> tuple[Value, ...]:
-    seen = {_text(v): v for v in (*sweep.grid.get(key, ()), *(c[key] for c in cells if key in c))}
-    values = tuple(seen.values())
+def _values(key: str, sweep: SweepResults) -> tuple[Value, ...]:
+    found = (cell[key] for cell in sweep.cells if key in cell)
+    values = tuple({_text(v): v for v in (*sweep.grid.get(key, ()), *found)}.values())
     if key == PRED_TYPE:
         return tuple(sorted(values, key=lambda v: place_of(_PRED_TYPES, v)))
     return values
@@ -270,3 +268,8 @@ def place_of(values: Sequence[Value], value: Value) -> int:
 
 def _text(value: Value) -> str:
     return json.dumps(value, sort_keys=True)
+
+
+def capital(words: str) -> str:
+    """The words with a capital first letter."""
+    return words[:1].upper() + words[1:]

@@ -23,8 +23,7 @@ from ddpm.errors import InputError, as_typed
 from ddpm.metrics import MEASURES
 from ddpm.report import charts
 from ddpm.report.cautions import flags, is_confounded
-from ddpm.report.costs import cost, speed
-from ddpm.report.labels import NAMES, duration, number_with_error, signed, size
+from ddpm.report.labels import NAMES, capital, duration, number_with_error, signed, size
 from ddpm.report.ranking import Ranking, Standing, kendall_tau, rank, with_baseline
 from ddpm.report.reading import SweepResults, read
 from ddpm.report.sections import Chart, Section, Table, sections, shown_path
@@ -171,7 +170,7 @@ def _environment() -> "jinja2.Environment":
         keep_trailing_newline=True,
     )
     found.filters |= {"md": escaped, "anchor": _anchor, "fenced": _fenced, "shade": shade}
-    found.filters |= {"md_table": table, "capital": lambda words: words[:1].upper() + words[1:]}
+    found.filters |= {"md_table": table, "capital": capital}
     found.globals["rows_shown"] = _ROWS
     return found
 
@@ -187,7 +186,7 @@ def _lead(report: ReportFiles) -> dict[str, Any]:
         headline += " (Prediction type and loss space vary together.)"
     return {
         "sweep": sweep,
-        "question": sweep.question[:1].upper() + sweep.question[1:] or sweep.name,
+        "question": capital(sweep.question) or sweep.name,
         "kind": "Sweep" if sweep.is_sweep else "Run",
         "progress": progress(sweep),
         "headline": headline,
@@ -297,20 +296,16 @@ def _facts(ranking: Ranking, verdict: Conclusion, is_sweep: bool) -> list[tuple[
     best = ranking.recommended
     if best is None:
         return []
-    costs = cost(list(best.trials.values()))
-    unit = costs.unit.removesuffix("-seconds")
+    costs = best.cost
     waited = "" if costs.seconds is None else f"{duration(costs.seconds)} of waiting"
-    spent = (f"Cost of a training, {unit} time", duration(costs.compute_seconds), waited)
+    spent = (f"Cost of a training, {costs.device} time", duration(costs.compute_seconds), waited)
     if is_sweep:
         title = {"winner": "Winner", "none": "Cell"}.get(verdict.kind, "Recommended")
-        names = {
-            measure: NAMES[measure][:1].upper() + NAMES[measure][1:] for measure in best.numbers
-        }
-        numbers = [(names[measure], *_value(best, measure)) for measure in ranking.measures]
+        numbers = [(capital(NAMES[m]), *_value(best, m)) for m in ranking.measures]
         values = [(title, best.label, ""), *numbers, spent]
     else:
         packed = "packed: others ran beside it" if costs.is_packed else ""
-        values = [spent, ("Images per second", speed(costs).rstrip("*"), packed)]
+        values = [spent, ("Images per second", costs.speed(), packed)]
         values.append(("Peak memory", size(costs.peak_memory_bytes), ""))
     return [value for value in values if value[1] != "\u2013"]
 

@@ -47,9 +47,9 @@ from ddpm.metrics import (
     interval,
     summary,
 )
-from ddpm.report.costs import compute_seconds
+from ddpm.report.costs import Cost, cost
 from ddpm.report.labels import TIMESTEPS, cell_label, listed, ranges, text, varied
-from ddpm.report.reading import SweepResults, TrialResult, Value, number, sequence
+from ddpm.report.reading import SweepResults, TrialResult, Value, grouped, number, sequence
 from ddpm.report.scatter import (
     Difference,
     Spread,
@@ -144,12 +144,15 @@ class Standing:
         """Validation images it was evaluated on."""
         return len(_error(next(iter(self.trials.values()))).ids)
 
+    @cached_property
+    def cost(self) -> Cost:
+        """What its trainings took."""
+        return cost(self.trials.values())
+
     @property
     def seconds(self) -> float | None:
         """Core- or GPU-seconds of a training, mean over seeds; None where they are not known."""
-        found = [compute_seconds(trial) for trial in self.trials.values()]
-        known = [one for one in found if one is not None]
-        return sum(known) / len(known) if known else None
+        return self.cost.compute_seconds
 
 
 Family = Literal["pairs", "baseline"]
@@ -453,10 +456,10 @@ def rank(
 
     at: how the samples compared were drawn, one of shared_points(); None is the headline's.
     """
-    keys = varied([*(t.cell for t in sweep.trials), *(s.cell for s in sweep.skipped)])
+    keys = varied(sweep.cells)
     usable: list[tuple[str, list[TrialResult]]] = []
     excluded: list[tuple[str, str]] = []
-    for trials in _by_cell(sweep.trials):
+    for trials in grouped(sweep.trials, lambda trial: trial.key).values():
         label = cell_label(trials[0].cell, keys)
         reasons = {id(trial): _why_not(trial, sweep.is_sweep) for trial in trials}
         good = [trial for trial in trials if reasons[id(trial)] is None]
@@ -618,13 +621,6 @@ def shared_seeds(standings: Iterable[Standing]) -> list[int]:
     """The seeds all of these cells have."""
     sets = [set(standing.trials) for standing in standings]
     return sorted(set.intersection(*sets)) if sets else []
-
-
-def _by_cell(trials: Sequence[TrialResult]) -> list[list[TrialResult]]:
-    cells: dict[str, list[TrialResult]] = {}
-    for trial in trials:
-        cells.setdefault(trial.key, []).append(trial)
-    return list(cells.values())
 
 
 def shared_points(cells: Sequence[Sequence[TrialResult]]) -> list[QualityPoint]:

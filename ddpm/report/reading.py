@@ -7,12 +7,13 @@ is None, empty, or a line in `SweepResults.problems`.
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from ddpm.errors import InputError
 from ddpm.metrics import Quality, X0Error, read_quality
 from ddpm.runs import load_run
 
+Item, Key = TypeVar("Item"), TypeVar("Key")
 Value = object  # a leaf of a configuration or of JSON: text, number, truth value, list or null
 
 
@@ -40,6 +42,14 @@ def mapping(value: Value) -> dict[str, Value]:
 def sequence(value: Value) -> list[Value]:
     """The value when it is a list, else an empty one."""
     return value if isinstance(value, list) else []
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """The items by what key(item) gives, both in the order in which they come."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def read_metrics(path: Path) -> dict[str, np.ndarray]:
@@ -180,6 +190,11 @@ class SweepResults:
     window: tuple[int, int] | None = None
     # by TrialResult.key: level of log SNR -> the weight of the x0-error in the training loss
     weights: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+
+    @property
+    def cells(self) -> list[Mapping[str, Value]]:
+        """Those of its trials, then those that were skipped."""
+        return [one.cell for one in (*self.trials, *self.skipped)]
 
     def with_status(self, status: str) -> tuple[TrialResult, ...]:
         """The trials that ended so."""

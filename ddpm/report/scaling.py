@@ -21,9 +21,9 @@ import numpy as np
 
 from ddpm.metrics import MEASURES, interval, t_quantile
 from ddpm.report.costs import front, gpus
-from ddpm.report.labels import NAMES, cell_label, duration, number_with_error, signed, varied
+from ddpm.report.labels import NAMES, cell_label, duration, signed, varied, with_error
 from ddpm.report.ranking import Ranking, Standing, shared_seeds
-from ddpm.report.reading import TrialResult
+from ddpm.report.reading import TrialResult, grouped
 
 SIZES = ("TRAINING.NETWORK.FIRST_CHANNEL", "TRAINING.HYPER_PARAMETERS.EPOCHS")
 _LEAST = 3  # sizes of a line
@@ -92,12 +92,11 @@ def _families(ranking: Ranking) -> dict[str, list[Standing]]:
     keys = varied(one.cell for one in ranking.standings)
     if not any(key in SIZES for key in keys) or ranking.none_learned:
         return {}
-    families: dict[str, list[Standing]] = {}
-    for one in ranking.standings:
-        others = [key for key in keys if key not in SIZES]
-        name = cell_label(one.cell, others) if others else "all cells"
-        families.setdefault(name, []).append(one)
-    return families
+    others = [key for key in keys if key not in SIZES]
+    return grouped(
+        ranking.standings,
+        lambda one: cell_label(one.cell, others) if others else "all cells",
+    )
 
 
 def _law(name: str, cells: Sequence[Standing], measure: str) -> Law | None:
@@ -128,7 +127,7 @@ def _law(name: str, cells: Sequence[Standing], measure: str) -> Law | None:
 def slope_in_words(law: Law) -> str:
     """`-0.21 +- 0.03`."""
     value, half = law.slope
-    return " \u00b1 ".join(number_with_error(value, half)) if half == half else signed(value, 2)
+    return with_error(value, half) if half == half else signed(value, 2)
 
 
 def crossings(found: Sequence[Law]) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 from ddpm.errors import as_typed
 from ddpm.metrics import MEASURES, QUALITY_MEASURES, Interval
 from ddpm.report import charts, strips
-from ddpm.report.best_samples import TITLES, Spot, best_front, left_out, spots_of
+from ddpm.report.best_samples import TITLES, Spot, best_front, left_out, method, spots_of
 from ddpm.report.cautions import commit, differences
 from ddpm.report.charts import GAUSSIAN, MEMORISATION
 from ddpm.report.costs import compute_seconds, cost, front, predicted_cost
@@ -28,6 +28,7 @@ from ddpm.report.labels import (
     Cell,
     aligned,
     axes_of,
+    capital,
     cell_label,
     common_digits,
     duration,
@@ -36,15 +37,14 @@ from ddpm.report.labels import (
     listed,
     number_with_error,
     part,
-    place_of,
     probability,
     signed,
     size,
     spoken,
     text,
-    varied,
+    with_error,
 )
-from ddpm.report.ranking import ALIKE, Comparison, Gap, Ranking, Standing, against, agreement
+from ddpm.report.ranking import ALIKE, Comparison, Ranking, Standing, against, agreement
 from ddpm.report.reading import SweepResults, TrialResult, Value, mapping, number, sequence
 from ddpm.report.scaling import SIZES, crossings, laws, measures_of, slope_in_words, unresolved
 from ddpm.report.tuning import tuning_of
@@ -175,7 +175,7 @@ def _note(words: str) -> Text:
 
 
 def _title(measure: str) -> str:
-    return _capital(NAMES[measure])
+    return capital(NAMES[measure])
 
 
 def ranked(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
@@ -184,7 +184,7 @@ def ranked(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]
     if not standings or not sweep.is_sweep:
         return
     first, second = ranking.measures
-    spent = [cost(list(standing.trials.values())) for standing in standings]
+    spent = [standing.cost for standing in standings]
     digits = {m: common_digits([s.error(m) for s in standings]) for m in ranking.measures}
     correct = [_accuracy(ranking, standing) for standing in standings]
     has_classes = any(correct)
@@ -198,14 +198,14 @@ def ranked(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]
         numbers = [
             aligned(standing.value(m), standing.error(m), digits[m]) for m in ranking.measures
         ]
-        speed = _NONE if one.images_per_s is None else f"{one.images_per_s:,.0f}"
         seconds = one.compute_seconds
         rows.append(
             [str(place + 1), standing.label, *(" \u00b1 ".join(pair) for pair in numbers),
              str(ranking.rank(place, second)), *[correct[place] or _NONE] * has_classes,
              str(len(standing.trials)),
              _NONE if seconds is None else f"{seconds:,.{0 if seconds >= 100 else 1}f}",
-             speed + " packed" * (one.is_packed and not all_packed), size(one.peak_memory_bytes)]
+             one.speed() + " packed" * (one.is_packed and not all_packed),
+             size(one.peak_memory_bytes)]
         )  # fmt: skip
     if ranking.real:
         real = [ranking.real.get(m) for m in ranking.measures]
@@ -218,7 +218,7 @@ def ranked(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]
     best = None if ranking.recommended is None else ranking.place(ranking.recommended)
     right = (0, *range(2, len(head)))
     yield Table(head=head, rows=rows, right=right, label=1, best=best, has_filter=True)
-    errors = _capital(meaning_of_errors(standings))
+    errors = capital(meaning_of_errors(standings))
     yield _note(
         f"Lower is better; cells stand in the order of the mean of log10. {_measured_on(ranking)} "
         f"{errors}."
@@ -278,10 +278,6 @@ def _accuracy(ranking: Ranking, standing: Standing) -> str:
     return f"{100 * sum(found) / len(found):.1f} %" if found else ""
 
 
-def _capital(words: str) -> str:
-    return words[:1].upper() + words[1:]
-
-
 def compared(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
     """Every cell against the recommended one, and against a baseline where one was named."""
     best = ranking.recommended
@@ -334,7 +330,11 @@ def _against(caption: str, ranking: Ranking, found: Sequence[Comparison]) -> Tab
     for one in found:
         ratio = one.ratios[first]
         shown = [signed(ratio, 2) if isfinite(ratio) else _NONE] * with_ratio
-        gaps = [w for g in one.gaps.values() for w in (_difference(g), ratio_text(10**g.mean))]
+        gaps = [
+            w
+            for g in one.gaps.values()
+            for w in (with_error(g.mean, g.half_width), ratio_text(10**g.mean))
+        ]
         rows.append([one.standing.label, *gaps, *shown, OUTCOMES[one.outcome]])
     head = ["cell", *(words for m in ranking.measures for words in (_log_name(m), "that is")),
             *["paired / unpaired"] * with_ratio, "the cell is"]  # fmt: skip
@@ -343,10 +343,6 @@ def _against(caption: str, ranking: Ranking, found: Sequence[Comparison]) -> Tab
 
 def _log_name(measure: str) -> str:
     return NAMES[measure] if measure == MEASURES[0] else f"log10 of {NAMES[measure]}"
-
-
-def _difference(gap: Gap) -> str:
-    return " \u00b1 ".join(number_with_error(gap.mean, gap.half_width))
 
 
 def ratio_text(ratio: float) -> str:
@@ -367,7 +363,7 @@ def factors(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block
         if found.reason is not None:
             yield from said if measure == ranking.measures[0] else ()
             continue
-        yield Text(words=_capital(_log_name(measure)), kind="heading")
+        yield Text(words=capital(_log_name(measure)), kind="heading")
         yield from said
         yield _variance(found)
         if found.error is not None:
@@ -403,8 +399,7 @@ def _effects(found: Analysis) -> Table:
     return Table(
         head=("factor", "value", "effect"),
         rows=[
-            [spoken(one.key), part(one.key, value),
-             " \u00b1 ".join(number_with_error(float(mean), float(width)))]
+            [spoken(one.key), part(one.key, value), with_error(float(mean), float(width))]
             for one in effects
             for value, mean, width in zip(one.levels, one.means, one.half_widths, strict=True)
         ],
@@ -418,13 +413,12 @@ def heat_maps(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Blo
     """Both measures over two factors, a pair of tables a value of the others."""
     if axes.series is None or axes.rows is None or not ranking.standings:
         return
-    cells = [*(trial.cell for trial in sweep.trials), *(one.cell for one in sweep.skipped)]
-    panels = charts.chosen(cells, axes.panels, axes, ranking, _PANELS)
+    panels = charts.chosen(sweep.cells, axes.panels, axes, ranking, _PANELS)
     for measure in ranking.measures:
         for title, group in panels.items():
             caption = f"{_title(measure)}, {title}" if title else _title(measure)
             yield _heat_map(sweep, ranking, axes, group, measure, caption)
-    if rest := len(axes.grouped(cells, axes.panels)) - len(panels):
+    if rest := len(axes.grouped(sweep.cells, axes.panels)) - len(panels):
         yield _note(
             f"The {len(panels)} panels that hold the best cells are shown; {rest} more are in "
             "results.csv."
@@ -454,10 +448,7 @@ def _heat_map(
     digits = common_digits([standing.error(measure) for standing in ranking.standings])
     for standing, value, log in zip(ranking.standings, numbers, logs, strict=True):
         if standing.cell in group:
-            place = (
-                place_of(rows, standing.cell.get(axes.rows)),
-                place_of(columns, standing.cell.get(axes.series)),
-            )
+            place = axes.place(axes.rows, standing.cell), axes.place(axes.series, standing.cell)
             many = number_with_error(value, standing.error(measure))[0]
             words[place] = many if digits is None else signed(value, digits)
             shades[place] = (
@@ -624,7 +615,7 @@ def total(sweep: SweepResults) -> str:
     known = [(t, s) for t in sweep.trials if (s := compute_seconds(t)) is not None]
     if not known:
         return "What the trainings took was not recorded."
-    unit = cost([trial for trial, _ in known]).unit.removesuffix("-seconds")
+    unit = cost([trial for trial, _ in known]).device
     lost = sum(seconds for trial, seconds in known if trial.status != "done")
     spent = sum(seconds for _, seconds in known)
     more = f"; {duration(lost)} of it went into trials that did not finish" if lost else ""
@@ -660,17 +651,16 @@ def _fronts(ranking: Ranking) -> str:
 
 def _cost_rows(ranking: Ranking) -> tuple[list[str], list[list[str]]]:
     """Cost of each cell, mean over its seeds and in all, without columns nobody has recorded."""
-    kind = charts.cost_of(ranking).unit.removesuffix("-seconds")
+    kind = ranking.standings[0].cost.device
     head = ("cell", "trials", f"{kind} time per trial", f"{kind} time in all", "wall time",
             "images/s", "peak memory", "energy")  # fmt: skip
     rows = []
     for standing in ranking.standings:
         trials = list(standing.trials.values())
-        one, spent = cost(trials), [s for t in trials if (s := compute_seconds(t)) is not None]
-        speed = _NONE if one.images_per_s is None else f"{one.images_per_s:,.0f}"
+        one, spent = standing.cost, [s for t in trials if (s := compute_seconds(t)) is not None]
         rows.append((standing.label, str(len(trials)), duration(one.compute_seconds),
                      duration(sum(spent) if spent else None), duration(one.seconds),
-                     speed + " packed" * one.is_packed, size(one.peak_memory_bytes),
+                     one.speed() + " packed" * one.is_packed, size(one.peak_memory_bytes),
                      energy(one.energy_joules)))  # fmt: skip
     kept = [k for k in range(len(head)) if any(row[k] != _NONE for row in rows)]
     return [head[k] for k in kept], [[row[k] for k in kept] for row in rows]
@@ -681,7 +671,10 @@ def samples(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block
     having = [trial for trial in sweep.trials if trial.samples is not None]
     shown = strips.shown_trials(ranking, axes, having)
     grids = [
-        (f"{cell_label(t.cell, tuple(axes.values))}, seed {t.seed}", strips.sample_grid(t.samples))
+        (
+            f"{axes.label(t.cell)}, seed {t.seed}",
+            strips.grid_url(t.samples.images, t.samples.labels),
+        )
         for t in shown
         if t.samples and t.samples.images.size
     ]
@@ -698,7 +691,7 @@ def samples(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block
     classes = strips.classes_of(first)
     real = None if sweep.references is None else sweep.references.samples
     if real is not None and real.images.size:
-        picture = [("real validation images", strips.sample_grid(real))]
+        picture = [("real validation images", strips.grid_url(real.images, real.labels))]
         yield Pictures(grids=picture, classes=strips.classes_of(real))
     side_by_side = len({axes.style(trial.cell) for trial in shown})
     is_even = len(shown) % side_by_side == 0 and 2 <= side_by_side <= 4
@@ -721,8 +714,8 @@ def samples_over_steps(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Ite
     """Quality and pictures of samples by the number of sampling steps."""
     every, lost = spots_of(sweep, axes), left_out(sweep, axes)
     names = [name for name in QUALITY_MEASURES if any(name in spot.qualities for spot in every)]
-    base = ranking.point.guidance if ranking.point else every[0].guidance if every else 1.0
-    spots = [spot for spot in every if spot.guidance == base]
+    base = ranking.point.guidance if ranking.point else every[0].point.guidance if every else 1.0
+    spots = [spot for spot in every if spot.point.guidance == base]
     if names:
         yield _note(_how_measured(sweep))
         yield _best_by_calls(spots, names)
@@ -732,9 +725,9 @@ def samples_over_steps(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Ite
         )
         spec = charts.sampling_curves(spots, names, ranking, axes)
         yield Chart(name="quality of samples over network calls per image", spec=spec)
-        most = max(spot.num_steps for spot in every)
-        guided = [spot for spot in every if spot.num_steps == most]
-        if len({spot.guidance for spot in guided}) > 1:
+        most = max(spot.point.num_steps for spot in every)
+        guided = [spot for spot in every if spot.point.num_steps == most]
+        if len({spot.point.guidance for spot in guided}) > 1:
             yield _note(
                 f"Guidance away from the null class, at {most} steps: 1 is the network alone, any "
                 "other costs twice its network calls."
@@ -776,10 +769,10 @@ def _how_measured(sweep: SweepResults) -> str:
 
 def _best_by_calls(spots: Sequence[Spot], names: Sequence[str]) -> Table:
     best = {name: best_front(spots, name) for name in names}
-    calls = sorted({spot.evaluations for some in best.values() for spot in some})
+    calls = sorted({spot.point.evaluations for some in best.values() for spot in some})
     rows = []
     for count in calls:
-        here = {name: [s for s in best[name] if s.evaluations == count] for name in names}
+        here = {name: [s for s in best[name] if s.point.evaluations == count] for name in names}
         said = [
             f"{some[0].label}: {interval_text(some[0].qualities[name])}" if some else _NONE
             for name, some in here.items()
@@ -792,8 +785,8 @@ def _best_by_calls(spots: Sequence[Spot], names: Sequence[str]) -> Table:
 def _points(sweep: SweepResults, spots: Sequence[Spot], names: Sequence[str]) -> Table:
     units = dict.fromkeys(trial.quality.unit for trial in sweep.trials if trial.quality)
     rows = [
-        [spot.label, str(spot.num_seeds), spot.method, str(spot.num_steps), f"{spot.evaluations:g}",
-         f"{spot.seconds:,.1f}" if isfinite(spot.seconds) else _NONE,
+        [spot.label, str(spot.num_seeds), method(spot.point), str(spot.point.num_steps),
+         f"{spot.point.evaluations:g}", f"{spot.seconds:,.1f}" if isfinite(spot.seconds) else _NONE,
          *(interval_text(spot.qualities[n]) if n in spot.qualities else _NONE for n in names)]
         for spot in spots
     ]  # fmt: skip
@@ -852,9 +845,8 @@ def tuned(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
     clipped = any("clipped_share" in trial.metrics for trial in sweep.tuning)
     rows = []
     for one in sorted(found.cells, key=lambda cell: found.score(cell.best)):
-        values = one.values(one.best, found.keys)
-        shown = [text(value) for value in values.values()]
-        rows.append([cell_label(one.cell, _keys(sweep)), *shown,
+        shown = [text(value) for value in found.values(one.best).values()]
+        rows.append([axes.label(one.cell), *shown,
                      *(number_with_error(one.best.value(m), one.best.error(m))[0]
                        for m in found.ranking.measures),
                      *[_clipped(one.best)] * clipped,
@@ -921,15 +913,10 @@ def failures(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Bloc
     ]
     rows += [(cell_label(one.cell, keys), _NONE, "skipped", one.reason) for one in sweep.skipped]
     named = {t.key for t in sweep.trials if t.status != "done"}
-    done = {cell_label(t.cell, _keys(sweep)) for t in sweep.trials if t.key not in named}
+    done = {axes.label(t.cell) for t in sweep.trials if t.key not in named}
     rows += [(label, "", "not ranked", why) for label, why in ranking.excluded if label in done]
     if rows:
         yield Table(head=("cell", "seed", "status", "reason"), rows=rows, wrap=(3,))
-
-
-def _keys(sweep: SweepResults) -> tuple[str, ...]:
-    """The varied keys, in the order labels use."""
-    return varied([*(t.cell for t in sweep.trials), *(s.cell for s in sweep.skipped)])
 
 
 def configuration(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
@@ -958,8 +945,7 @@ def provenance(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Bl
     if having and sweep.is_sweep:
         best = ranking.recommended
         one = having[0] if best is None else best.trials[min(best.trials)]
-        label = cell_label(one.cell, tuple(axes.values))
-        yield Text(words=f"Only {label}, seed {one.seed}:")
+        yield Text(words=f"Only {axes.label(one.cell)}, seed {one.seed}:")
         yield Text(words=reproduce(one), kind="command")
     values: dict[str, dict[str, None]] = {}
     for trial in sweep.trials:
@@ -969,11 +955,7 @@ def provenance(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Bl
     facts = [(key, listed(list(seen), limit=4)) for key, seen in values.items()]
     if facts:
         yield Table(head=("recorded", "value"), rows=facts, wrap=(1,))
-    rows = [
-        (cell_label(t.cell, _keys(sweep)) if sweep.is_sweep else "this run", str(t.seed), t.name,
-         reproduce(t))
-        for t in having
-    ]  # fmt: skip
+    rows = [(axes.label(t.cell), str(t.seed), t.name, reproduce(t)) for t in having]
     fold = f"Commands of {len(rows)} trials" if len(rows) > 12 else ""
     if rows:
         yield Table(head=("cell", "seed", "trial", "reproduce with"), rows=rows, wrap=(3,),
@@ -1005,7 +987,7 @@ def _flat(tree: Mapping[str, Value], path: str = "") -> list[tuple[str, Value]]:
 
 def bits(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
     """The bound on bits/dim of each trial, in the order of the grid: nothing is ranked by it."""
-    keys, rows = _keys(sweep), []
+    rows = []
     for trial in sweep.trials:
         found = mapping(trial.evaluation.get("bits_per_dim"))
         value, error = number(found.get("value")), number(found.get("evaluation_error"))
@@ -1014,9 +996,8 @@ def bits(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
         terms = [number(term) for term in sequence(found.get("terms"))]
         ends = [f"{terms[k]:.2g}" for k in (0, -1)] if terms else ["", ""]
         steps = str(len(sequence(found.get("timesteps"))) - 1)
-        label = cell_label(trial.cell, keys) if sweep.is_sweep else "this run"
-        shown = " \u00b1 ".join(number_with_error(value, error))
-        rows.append((label, str(trial.seed), shown, *ends, steps))
+        shown = with_error(value, error)
+        rows.append((axes.label(trial.cell), str(trial.seed), shown, *ends, steps))
     if rows:
         yield _note(
             "The variational bound, lower is better, \u00b1 evaluation error; over a walk of so "

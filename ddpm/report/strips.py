@@ -14,7 +14,7 @@ from PIL import Image
 
 from ddpm.metrics import ARRAYS, read_pictures
 from ddpm.report.best_samples import method
-from ddpm.report.labels import Axes, cell_label
+from ddpm.report.labels import Axes
 from ddpm.report.ranking import Ranking
 from ddpm.report.reading import Samples, SweepResults, TrialResult
 from ddpm.runs import pictures
@@ -24,11 +24,6 @@ _CLASSES = 20  # shown of more
 _WIDEST = 360  # pixels of a picture over training; wider ones are reduced to it
 _ROWS, _FRAMES = 12, 8  # of a film: trials and moments
 T = TypeVar("T")
-
-
-def sample_grid(samples: Samples, *, rows: int = 4, largest: int = 64) -> str:
-    """The grid of a trial's final samples, see `grid_url`."""
-    return grid_url(samples.images, samples.labels, rows=rows, largest=largest)
 
 
 def classes_of(samples: Samples) -> list[str]:
@@ -111,7 +106,7 @@ def over_training(sweep: SweepResults, ranking: Ranking, axes: Axes) -> dict[str
     trials = shown_trials(ranking, axes, [t for t in sweep.trials if len(t.inline) > 1])
     stems = _spread(sorted({path.stem for trial in trials for path in trial.inline}), _FRAMES)
     rows = {
-        _name(trial, sweep, axes): {
+        axes.label(trial.cell): {
             _step(path.stem): url
             for path in trial.inline
             if path.stem in stems and (url := picture_url(path))
@@ -124,7 +119,7 @@ def over_training(sweep: SweepResults, ranking: Ranking, axes: Axes) -> dict[str
 def over_steps(sweep: SweepResults, ranking: Ranking, axes: Axes) -> dict[str, dict[str, str]]:
     """The samples of the best cells by sampler and number of steps: cell -> steps -> URL."""
     having = [t for t in sweep.trials if t.quality and t.run_dir and (t.run_dir / ARRAYS).exists()]
-    rows = {_name(t, sweep, axes): _by_steps(t) for t in shown_trials(ranking, axes, having)}
+    rows = {axes.label(t.cell): _by_steps(t) for t in shown_trials(ranking, axes, having)}
     return {name: row for name, row in rows.items() if row}
 
 
@@ -160,10 +155,6 @@ def shown_trials(ranking: Ranking, axes: Axes, having: Sequence[TrialResult]) ->
         return first[:_ROWS]
     keys = (*axes.panels, *((axes.rows,) if axes.rows else ()), *filter(None, (axes.series,)))
     return sorted(first, key=lambda t: [axes.place(key, t.cell) for key in keys])
-
-
-def _name(trial: TrialResult, sweep: SweepResults, axes: Axes) -> str:
-    return cell_label(trial.cell, tuple(axes.values)) if sweep.is_sweep else "this run"
 
 
 def _spread(values: Sequence[T], most: int) -> list[T]:

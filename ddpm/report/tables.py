@@ -18,10 +18,9 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from ddpm.metrics import MEASURES, QUALITY_MEASURES, QualityPoint, continuous_bound
-from ddpm.report.costs import cost, speed
 from ddpm.report.effects import Analysis, Term, analyse
-from ddpm.report.labels import NAMES, duration, number_with_error, signed, size, text
-from ddpm.report.ranking import CONFIDENCE, Comparison, Ranking, Standing, against
+from ddpm.report.labels import NAMES, capital, duration, number_with_error, signed, size, text
+from ddpm.report.ranking import CONFIDENCE, Comparison, Ranking, against
 from ddpm.report.reading import SweepResults, Value, mapping, number
 from ddpm.report.scatter import Spread
 from ddpm.report.verdict import Conclusion, meaning_of_errors, pairing, sentences
@@ -60,24 +59,22 @@ def _print_ranking(sweep: SweepResults, ranking: Ranking, console: Console) -> N
     for heading in ("images/s", "compute", "memory") if wide else ("images/s",):
         table.add_column(heading, justify="right", no_wrap=True)
     for place, standing in enumerate(ranking.standings):
-        costs = cost(list(standing.trials.values()))
-        both = [_with_error(standing, measure) for measure in ranking.measures]
+        costs = standing.cost
+        both = [
+            " \u00b1".join(number_with_error(standing.value(m), standing.error(m)))
+            for m in ranking.measures
+        ]
         second = str(ranking.rank(place, ranking.measures[1]))
         rest = [duration(costs.compute_seconds), size(costs.peak_memory_bytes)] if wide else []
-        table.add_row(str(place + 1), standing.label, *both, second, speed(costs), *rest)
+        table.add_row(str(place + 1), standing.label, *both, second, costs.speed("*"), *rest)
     console.print(table)
     packed = any(trial.summary.get("packed") is True for trial in sweep.trials)
     star = " *: packed, several trials shared the machine." if packed else ""
     on = f"log SNR {signed(ranking.levels[0])} to {signed(ranking.levels[-1])}"
     if ranking.point is not None:
         on = f"{ranking.num_samples:,} samples each, {ranking.point.evaluations} network calls"
-    note = f"{on[:1].upper()}{on[1:]}; {meaning_of_errors(ranking.standings)}.{star}"
+    note = f"{capital(on)}; {meaning_of_errors(ranking.standings)}.{star}"
     console.print(note, style="dim", highlight=False)
-
-
-def _with_error(standing: Standing, measure: str) -> str:
-    value, error = number_with_error(standing.value(measure), standing.error(measure))
-    return f"{value} \u00b1{error}"
 
 
 _OF_SUMMARY = (

@@ -16,7 +16,7 @@ import numpy as np
 
 from ddpm.metrics import MEASURES
 from ddpm.report.ranking import Ranking, Standing, kendall_tau, rank
-from ddpm.report.reading import SweepResults, TrialResult, Value
+from ddpm.report.reading import SweepResults, TrialResult, Value, grouped
 
 LENGTH = "EVALUATION.EMA_LENGTHS"  # chosen among those of one training
 
@@ -33,10 +33,6 @@ class TunedCell:
     best: Standing
     is_at_edge: bool
 
-    def values(self, standing: Standing, keys: Sequence[str]) -> dict[str, Value]:
-        """The numbers of SPACE of one of its draws."""
-        return {key: standing.cell[key] for key in keys}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
@@ -45,6 +41,10 @@ class Tuning:
     keys: tuple[str, ...]
     ranking: Ranking
     cells: tuple[TunedCell, ...]
+
+    def values(self, draw: Standing) -> dict[str, Value]:
+        """The numbers of SPACE of a draw."""
+        return {key: draw.cell[key] for key in self.keys}
 
     def score(self, standing: Standing) -> float:
         """Mean of log10 over the measures, lower is better.
@@ -76,17 +76,15 @@ class Tuning:
         """Kendall's tau between the order of the cells at the best draw for all and each at its
         own, and that draw; None for fewer than three cells or where no draw was trained in all.
         """
-        by_draw: dict[str, list[Standing]] = {}
-        for one in self.cells:
-            for standing in one.draws:
-                by_draw.setdefault(str(one.values(standing, self.keys)), []).append(standing)
+        draws = (draw for one in self.cells for draw in one.draws)
+        by_draw = grouped(draws, lambda draw: str(self.values(draw)))
         whole = [some for some in by_draw.values() if len(some) == len(self.cells)]
         if len(self.cells) < 3 or not whole:
             return None
         common = min(whole, key=lambda some: sum(map(self.score, some)))
         before = np.array([self.score(standing) for standing in common])
         after = np.array([self.score(one.best) for one in self.cells])
-        return kendall_tau(before, after), self.cells[0].values(common[0], self.keys)
+        return kendall_tau(before, after), self.values(common[0])
 
 
 def tuning_of(sweep: SweepResults) -> Tuning | None:
@@ -103,11 +101,8 @@ def tuning_of(sweep: SweepResults) -> Tuning | None:
     failed = [] if ranking.none_learned else [standing for standing, _ in ranking.failed]
     every = [*ranking.standings, *failed]
     found = Tuning(keys=keys, ranking=ranking, cells=())
-    groups: dict[str, list[Standing]] = {}
-    for standing in every:
-        groups.setdefault(str(_grid_cell(standing, sweep)), []).append(standing)
     cells = []
-    for draws in groups.values():
+    for draws in grouped(every, lambda one: str(_grid_cell(one, sweep))).values():
         learned = [one for one in draws if one in ranking.standings] or draws
         best = min(learned, key=found.order)
         draws.sort(key=lambda one: [float(one.cell[key]) for key in keys])  # type: ignore[arg-type]
@@ -142,7 +137,7 @@ def chosen_within(sweep: SweepResults) -> list[dict[str, dict[str, Value]]]:
     found = tuning_of(sweep)
     if found is None:
         return []
-    chosen = [(one, one.values(one.best, found.keys)) for one in found.cells]
+    chosen = [(one, found.values(one.best)) for one in found.cells]
     return [
         # one length is a list of one, as the key has it
         {"cell": dict(one.cell), "chosen": {k: [v] if k == LENGTH else v for k, v in some.items()}}

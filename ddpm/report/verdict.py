@@ -26,9 +26,9 @@ from ddpm.report.effects import Analysis, Effect
 from ddpm.report.labels import (
     NAMES,
     above,
+    capital,
     interval_text,
     listed,
-    number_with_error,
     part,
     percent,
     probability,
@@ -36,6 +36,7 @@ from ddpm.report.labels import (
     signed,
     spoken,
     varied,
+    with_error,
 )
 from ddpm.report.race import RACE, decided_for
 from ddpm.report.ranking import Comparison, Ranking, Standing, against
@@ -350,11 +351,7 @@ def _choice(found: Spread) -> str:
 
 def _of_a_run(ranking: Ranking) -> Conclusion:
     (standing,) = ranking.standings
-    numbers = [
-        f"{NAMES[m]} {value} \u00b1 {error}"
-        for m in MEASURES
-        for value, error in [number_with_error(standing.value(m), standing.error(m))]
-    ]
+    numbers = [f"{NAMES[m]} {with_error(standing.value(m), standing.error(m))}" for m in MEASURES]
     over = "the data's window of " if ranking.is_window else ""
     sentence = (
         f"Averaged over {over}log SNR {ranges(ranking.levels)}, on {standing.num_pairs} validation "
@@ -492,7 +489,7 @@ def sentences(analysis: Analysis) -> tuple[str, ...]:
 
 
 def _factor(analysis: Analysis, key: str) -> list[str]:
-    name = spoken(key)[:1].upper() + spoken(key)[1:]
+    name = capital(spoken(key))
     found = [term for term in analysis.interactions(key) if term.p < _SIGNIFICANT]
     partners = [k for k in analysis.factors if any(k in term.keys for term in found) and k != key]
     if not partners:
@@ -551,8 +548,7 @@ def _without_best(effect: Effect, names: Sequence[str], order: Sequence[int]) ->
 
 
 def _by(effect: Effect, names: Sequence[str], a: int, b: int) -> str:
-    value, width = number_with_error(effect.differences[b, a], effect.widths[a, b])
-    return f"{names[b]} by {value} \u00b1 {width}"
+    return f"{names[b]} by {with_error(effect.differences[b, a], effect.widths[a, b])}"
 
 
 def _counted(effects: Sequence[Effect]) -> str:

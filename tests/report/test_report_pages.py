@@ -103,7 +103,7 @@ def test_quality_is_over_seeds_where_there_are_several(made: report.ReportFiles)
             for trial in made.sweep.trials
             if trial.cell == spot.cell and trial.quality
             for point in trial.quality.points
-            if point.num_steps == spot.num_steps and point.fid
+            if point.num_steps == spot.point.num_steps and point.fid
         ]
         one = spot.qualities["fid"]
         assert one.value == pytest.approx(np.mean(found))
@@ -122,7 +122,7 @@ def test_the_front_over_steps_names_the_best_cell_at_each_number_of_calls(
         str(steps) for steps in STEPS
     ]
     spots = spots_of(made.sweep, axes_of(made.sweep))
-    best = min((s for s in spots if s.num_steps == 5), key=lambda s: s.qualities["fid"].value)
+    best = min((s for s in spots if s.point.num_steps == 5), key=lambda s: s.qualities["fid"].value)
     assert best.label in rows[0]
 
 
