@@ -20,9 +20,9 @@ and one seed there is no error, and no p.
 All numbers are compared as logarithms: an effect is a ratio of errors.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cached_property, reduce
 from itertools import combinations
 from math import inf, nan, prod, sqrt
 
@@ -58,14 +58,8 @@ class Effect:
         return -1 if self.differences[a, b] < 0 else 1
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Noise:
-    """What effects are held against: one mean square, or one a stratum where seeds are blocks."""
-
-    variance: float
-    dof: int
-    cells: int
-    strata: Strata | None
+# weights (trials,) -> the mean square that weights @ y is compared with, and its degrees of freedom
+Noise = Callable[[np.ndarray], tuple[float, float]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -132,9 +126,7 @@ class Design:
         """Of weights @ y: Tukey's for all pairs of levels of all families together."""
         if np.abs(lost).max() > 1e-6:
             return inf
-        variance, dof = noise.variance, float(noise.dof)
-        if noise.strata is not None:
-            variance, dof = noise.strata.share(np.bincount(self.cell, weights, noise.cells))
+        variance, dof = noise(weights)
         together = 1 - (1 - CONFIDENCE) / families
         size = sqrt(variance * float(weights @ weights))
         return tukey_quantile(together, levels, rounded(dof)) * size
@@ -156,6 +148,11 @@ class Design:
         """Sum of squares left by seeds and these terms, and the rank of the fit."""
         x = np.hstack([self.base(), *(self.columns(term) for term in terms)])
         return residual(self.y, x)
+
+    @cached_property
+    def within(self) -> tuple[float, int]:
+        """Sum of squares left by seeds and cells, and the rank of the fit."""
+        return residual(self.y, np.hstack([self.base(), self.cells()]))
 
     def cells(self) -> np.ndarray:
         """One column a cell, (trials, cells)."""
@@ -260,13 +257,14 @@ class Analysis:
         Differences of levels hold at 95 % for all factors and places together.
         """
         assert self.design is not None and self.error is not None
-        noise = Noise(
-            variance=self.error.squares / self.error.dof,
-            dof=self.error.dof,
-            cells=int(self.design.cell.max()) + 1,
-            strata=self.strata,
-        )
-        return self.design.effect(key, held or {}, noise, places * len(self.factors))
+        return self.design.effect(key, held or {}, self._noise, places * len(self.factors))
+
+    def _noise(self, weights: np.ndarray) -> tuple[float, float]:
+        """One mean square for all, or one a stratum where seeds are blocks."""
+        assert self.design is not None and self.error is not None
+        if self.strata is not None:
+            return self.strata.share(np.bincount(self.design.cell, weights))
+        return self.error.squares / self.error.dof, float(self.error.dof)
 
 
 def analyse(ranking: Ranking, measure: str) -> Analysis:
@@ -329,7 +327,7 @@ def _factor_error(
         squares, rank = design.residual(sets)
         name = term_name(factors) if len(factors) < 4 else "interactions of three and more"
     else:
-        squares, rank = residual(design.y, np.hstack([design.base(), design.cells()]))
+        squares, rank = design.within
         name = "seeds within cells" if design.seeds is None else "seeds \u00d7 cells"
     dof = len(design.y) - rank
     return Term(name=name, keys=(), dof=dof, squares=squares) if dof > 0 and squares > 0 else None
@@ -338,7 +336,7 @@ def _factor_error(
 def _beyond(design: Design, sets: Sequence[tuple[str, ...]]) -> tuple[float, int]:
     """What the cells explain beyond pairs of factors."""
     left, rank = design.residual(sets)
-    least, most = residual(design.y, np.hstack([design.base(), design.cells()]))
+    least, most = design.within
     return max(left - least, 0.0), most - rank
 
 
@@ -372,7 +370,7 @@ def _seeds(design: Design, error: Term | None, total: float) -> Term | None:
     if design.seeds is None:
         return None
     left, rank = residual(design.y, design.cells())
-    with_it, with_rank = residual(design.y, np.hstack([design.base(), design.cells()]))
+    with_it, with_rank = design.within
     term = Term(name="seeds", keys=(), dof=with_rank - rank, squares=max(left - with_it, 0.0))
     noise = (error.squares / error.dof, float(error.dof)) if error is not None else (nan, nan)
     return _tested(term, *noise, total)
