@@ -30,7 +30,7 @@ from ddpm.metrics import (
     training_weights,
     write_references,
 )
-from ddpm.report import RACE, look
+from ddpm.report import RACE, left_by, look
 from ddpm.runs import RunDirectory, Tail, lock, make_folder, read_json, write_json
 from ddpm.sampling import open_data, start_problems
 from ddpm.sweep import (
@@ -373,8 +373,9 @@ def _race(of: OpenSweep) -> Iterator[Round]:
             yield Round(trials=todo)
         if number > len(taken):
             found = look(_numbers(of, racing), number, len(race.looks), len(cells))
-            facts = {"candidates": found.candidates, "racing": found.racing}
-            taken.append({"seeds": count, "is_decided": found.is_decided, **facts})
+            left = left_by(found)
+            facts = {"candidates": found, "racing": left}
+            taken.append({"seeds": count, "is_decided": len(left) <= 1, **facts})
             write_json(path, {"of": len(race.looks), "cells": sorted(cells), "looks": taken})
         racing = taken[number - 1]["racing"]
         if taken[number - 1]["is_decided"]:

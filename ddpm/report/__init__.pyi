@@ -9,6 +9,7 @@ from .page import assess as assess
 from .page import build as build
 from .page import section_text as section_text
 from .race import RACE as RACE
+from .race import left_by as left_by
 from .race import look as look
 from .ranking import rank as rank
 from .reading import SweepResults as SweepResults

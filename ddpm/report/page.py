@@ -243,7 +243,9 @@ def next_command(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> 
     if sweep.command and is_open and len(ranking.standings) > 1:
         more = list(range(max(seeds) + 1, max(seeds) + 1 + max(2, len(seeds))))
         why = "one seed says nothing of another" if len(seeds) == 1 else "to tell the cells apart"
-        return f"More seeds, {why}", _again(sweep.command, "SEEDS", _short([*seeds, *more]))
+        return f"More seeds, {why}", _again(
+            sweep.command, "SEEDS", f"[{','.join(map(str, [*seeds, *more]))}]"
+        )
     trial = next(iter(best.trials.values()))
     config = sweep.best_yaml or (trial.run_dir and trial.run_dir / "training_config.yaml")
     if config is None or not isinstance(epochs, int):
@@ -265,10 +267,6 @@ def _again(command: str, key: str, value: object) -> str:
     """The command with this value of a key, in place of one that it gives."""
     words = [word for word in shlex.split(command) if not word.startswith(f"{key}=")]
     return f"{shlex.join(words)} {key}={value}"
-
-
-def _short(seeds: Sequence[int]) -> str:
-    return "[" + ",".join(map(str, seeds)) + "]"
 
 
 def settled(sweep: SweepResults, ranking: Ranking) -> float | None:

@@ -19,7 +19,6 @@ race leaves.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
@@ -32,23 +31,6 @@ RACE = "race.json"  # of a sweep's folder: the looks that were taken
 
 # cell -> what each of its seeds gave by one measure, lower is better
 Numbers = Mapping[str, Mapping[int, float]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """What a look found: the cells that may be the best, by each measure; the leader first."""
-
-    candidates: Mapping[str, tuple[str, ...]]
-
-    @property
-    def is_decided(self) -> bool:
-        """Whether at most one cell is left."""
-        return len(self.racing) <= 1
-
-    @property
-    def racing(self) -> tuple[str, ...]:
-        """The cells that are still in the race."""
-        return left_by(self.candidates)
 
 
 def left_by(candidates: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
@@ -65,13 +47,16 @@ def confidence(number: int, looks: int, cells: int, measures: int) -> float:
     return 1 - 2 * ERROR / (max(cells, 2) * measures) * spent
 
 
-def look(measures: Mapping[str, Numbers], number: int, looks: int, cells: int) -> Look:
-    """Compare the cells that are still racing at look `number` of `looks`, from 1.
+def look(
+    measures: Mapping[str, Numbers], number: int, looks: int, cells: int
+) -> dict[str, tuple[str, ...]]:
+    """The cells that may be the best by each measure, the leader first, at look `number` of
+    `looks`, from 1.
 
-    measures: their numbers by each measure.  cells: that the race began with.
+    measures: the numbers of those still racing by each.  cells: that the race began with.
     """
     level = confidence(number, looks, cells, len(measures))
-    return Look(candidates={m: candidates(numbers, level) for m, numbers in measures.items()})
+    return {measure: candidates(numbers, level) for measure, numbers in measures.items()}
 
 
 def candidates(numbers: Numbers, level: float) -> tuple[str, ...]:

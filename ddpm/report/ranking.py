@@ -208,17 +208,13 @@ class Ranking:
     baseline: int | None = None  # the place of a cell that others are compared with beforehand
     confidence: float = CONFIDENCE
 
-    def order(self, measure: str) -> tuple[int, ...]:
-        """Places in `standings` from the lowest of the measure up."""
-        return self._orders[measure]
-
     def rank(self, place: int, measure: str) -> int:
         """1 for the lowest."""
-        return self._ranks[measure][place]
+        return 1 + self.orders[measure].index(place)
 
     def lowest(self, measure: str) -> Standing:
         """The cell with the lowest number."""
-        return self.standings[self.order(measure)[0]]
+        return self.standings[self.orders[measure][0]]
 
     @property
     def of_samples(self) -> bool:
@@ -241,18 +237,15 @@ class Ranking:
         return float(found.means[self.place(standing)])
 
     @cached_property
-    def _orders(self) -> dict[str, tuple[int, ...]]:
-        def place(k: int, measure: str) -> tuple[float, float]:
-            standing = self.standings[k]
+    def orders(self) -> dict[str, tuple[int, ...]]:
+        """Places in `standings` by each measure, from the lowest up."""
+
+        def key(place: int, measure: str) -> tuple[float, float]:
+            standing = self.standings[place]
             return self.estimate(standing, measure), standing.value(measure)
 
         places = range(len(self.standings))
-        return {m: tuple(sorted(places, key=lambda k: place(k, m))) for m in self.measures}
-
-    @cached_property
-    def _ranks(self) -> dict[str, dict[int, int]]:
-        orders = self._orders.items()
-        return {m: {place: k + 1 for k, place in enumerate(order)} for m, order in orders}
+        return {m: tuple(sorted(places, key=lambda place: key(place, m))) for m in self.measures}
 
     @property
     def num_seeds(self) -> int:
@@ -362,7 +355,7 @@ class Ranking:
     @cached_property
     def tied(self) -> tuple[Standing, ...]:
         """The cells that no measure tells from its lowest, in the order of the ranking."""
-        rows = [self.signs[m][self.order(m)[0]] for m in self.measures]
+        rows = [self.signs[m][self.orders[m][0]] for m in self.measures]
         return tuple(one for k, one in enumerate(self.standings) if not any(row[k] for row in rows))
 
     @cached_property
@@ -502,7 +495,7 @@ def rank(
         confidence=confidence,
         problem=None if standings else "No cell has every number that is compared.",
     )
-    order = ranking.order(measures[0]) if standings else ()
+    order = ranking.orders[measures[0]] if standings else ()
     return replace(ranking, standings=tuple(standings[place] for place in order))
 
 
@@ -675,12 +668,6 @@ def _points(trial: TrialResult, place: int) -> list[QualityPoint]:
     ]
 
 
-def _value_and_error(point: QualityPoint, measure: str) -> tuple[float, float]:
-    one = point.interval(measure)
-    assert one is not None  # of `_points`
-    return one.value, (one.high - one.low) / (2 * 1.96)
-
-
 def _way(point: QualityPoint) -> tuple[str, int, float, float, int]:
     return point.sampler, point.num_steps, point.eta, point.guidance, point.evaluations
 
@@ -705,8 +692,10 @@ def _standing(
                 )
         same = [p for p in _points(trial, place) if point and _way(p) == _way(point)]
         for measure in OF_SAMPLES if same else ():
-            value, error = _value_and_error(same[0], measure)
-            numbers[measure][trial.seed] = Number(value=value, error=error)
+            one = same[0].interval(measure)
+            assert one is not None  # of `_points`
+            error = (one.high - one.low) / (2 * 1.96)
+            numbers[measure][trial.seed] = Number(value=one.value, error=error)
     steps = number(trials[0].config.get(TIMESTEPS))
     return Standing(
         cell=trials[0].cell,

@@ -9,7 +9,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
@@ -125,12 +125,12 @@ class TrialResult:
     reason: str | None
     run_dir: Path | None
     summary: Mapping[str, Value]
-    config: Mapping[str, Value]  # dotted keys
-    provenance: Mapping[str, Value]
-    metrics: Mapping[str, np.ndarray]  # the columns of metrics.jsonl
-    evaluation: Mapping[str, Value]
-    error: X0Error | None
-    samples: Samples | None
+    config: Mapping[str, Value] = field(default_factory=dict)  # dotted keys
+    provenance: Mapping[str, Value] = field(default_factory=dict)
+    metrics: Mapping[str, np.ndarray] = field(default_factory=dict)  # columns of metrics.jsonl
+    evaluation: Mapping[str, Value] = field(default_factory=dict)
+    error: X0Error | None = None
+    samples: Samples | None = None
     inline: tuple[Path, ...] = ()  # sample grids over training, the earliest first
     quality: Quality | None = None  # of its samples; their pictures are read where they are shown
 
@@ -309,7 +309,7 @@ def _trial(folder: Path, name: str, outcome: Mapping[str, Value]) -> TrialResult
     run_dir = _run_dir(folder, outcome.get("run_dir"))
     config = {} if run_dir is None else _config(run_dir)
     seed = outcome.get("seed", config.get("TRAINING.SEED", 0))
-    return TrialResult(
+    trial = TrialResult(
         name=str(outcome.get("trial", name)),
         cell=mapping(outcome.get("cell")),
         seed=seed if isinstance(seed, int) else 0,
@@ -318,13 +318,19 @@ def _trial(folder: Path, name: str, outcome: Mapping[str, Value]) -> TrialResult
         run_dir=run_dir,
         summary=mapping(outcome.get("summary")),
         config=config,
-        provenance={} if run_dir is None else mapping(read_json(run_dir / "provenance.json")),
-        metrics={} if run_dir is None else read_metrics(run_dir / "metrics.jsonl"),
-        evaluation={} if run_dir is None else mapping(read_json(run_dir / "evaluation.json")),
-        error=None if run_dir is None else _error(run_dir / "evaluation.npz"),
-        samples=None if run_dir is None else _samples(run_dir / "samples.npz"),
-        quality=None if run_dir is None else read_quality(run_dir),
-        inline=() if run_dir is None else tuple(sorted((run_dir / "inline_gen").glob("*.png"))),
+    )
+    if run_dir is None:
+        return trial
+    arrays = read_arrays(run_dir / "evaluation.npz", ("levels", "mse", "ids"))
+    return replace(
+        trial,
+        provenance=mapping(read_json(run_dir / "provenance.json")),
+        metrics=read_metrics(run_dir / "metrics.jsonl"),
+        evaluation=mapping(read_json(run_dir / "evaluation.json")),
+        error=None if arrays is None else X0Error(**arrays),
+        samples=_samples(run_dir / "samples.npz"),
+        quality=read_quality(run_dir),
+        inline=tuple(sorted((run_dir / "inline_gen").glob("*.png"))),
     )
 
 
@@ -343,11 +349,6 @@ def _run_dir(folder: Path, value: Value) -> Path | None:
         return None
     path = Path(value) if Path(value).is_absolute() else folder.absolute().parents[1] / value
     return path if path.is_dir() else None
-
-
-def _error(path: Path) -> X0Error | None:
-    arrays = read_arrays(path, ("levels", "mse", "ids"))
-    return None if arrays is None else X0Error(**arrays)
 
 
 def _samples(path: Path) -> Samples | None:
