@@ -159,15 +159,7 @@ def variational_bound(
         for now, then in zip(levels[:-1], levels[1:], strict=True):
             time = x0.new_full((len(x0),), now.network_time)
             x0_hat = denoised(
-                network,
-                x0,
-                epsilon,
-                now.alpha,
-                now.sigma,
-                time,
-                given_labels,
-                pred_type,
-                schedule.sigma_data,
+                network, schedule, pred_type, x0, epsilon, now.alpha, now.sigma, time, given_labels
             )
             if then.is_clean:
                 before = levels[-3] if len(levels) > 2 else None
@@ -184,14 +176,14 @@ def variational_bound(
 
 def denoised(
     network: Network,
+    schedule: NoiseSchedule,
+    pred_type: str,
     x0: Tensor,
     noise: Tensor,
     alpha: Tensor,
     sigma: Tensor,
     time: Tensor,
     labels: Tensor | None,
-    pred_type: str,
-    sigma_data: float | None,
 ) -> Tensor:
     """x0_hat of clean images diffused to one level, float64 (N, C, H, W); never under autocast.
 
@@ -200,10 +192,12 @@ def denoised(
     alpha, sigma = (one.expand(len(x0)).to(x0.device) for one in (alpha, sigma))
     # The estimate is of what the network was given: x_t rounded to float32.
     x_t = diffuse(x0, noise, alpha, sigma).float()
-    given = network_input(x_t, alpha, sigma, pred_type, sigma_data)
+    given = network_input(x_t, alpha, sigma, pred_type, schedule.sigma_data)
     pred = network(given, time.float(), labels)
     with torch.autocast(x0.device.type, enabled=False):
-        return x0_from_pred(pred.double(), x_t.double(), alpha, sigma, pred_type, sigma_data)
+        return x0_from_pred(
+            pred.double(), x_t.double(), alpha, sigma, pred_type, schedule.sigma_data
+        )
 
 
 def decoder_std(first: Level, before: Level | None) -> Tensor:

@@ -150,29 +150,23 @@ def principal_components(images: Iterable[Pixels]) -> dict[str, Tensor]:
 @contextmanager
 def exact_arithmetic(threads: int | None = None) -> Iterator[None]:
     """Full float32, deterministic kernels and so many CPU threads inside; as before afterwards."""
-    backends = torch.backends
-    before = (
-        torch.get_num_threads(),
-        backends.cuda.matmul.allow_tf32,
-        backends.cudnn.allow_tf32,
-        backends.cudnn.deterministic,
-        backends.cudnn.benchmark,
+    before, backends = torch.get_num_threads(), torch.backends
+    wanted = (
+        (backends.cuda.matmul, "allow_tf32", False),
+        (backends.cudnn, "allow_tf32", False),
+        (backends.cudnn, "deterministic", True),
+        (backends.cudnn, "benchmark", False),
     )
+    saved = [getattr(module, name) for module, name, _ in wanted]
     try:
-        _set_arithmetic(threads or before[0], False, False, True, False)
+        torch.set_num_threads(threads or before)
+        for module, name, value in wanted:
+            setattr(module, name, value)
         yield
     finally:
-        _set_arithmetic(*before)
-
-
-def _set_arithmetic(
-    threads: int, matmul_tf32: bool, conv_tf32: bool, deterministic: bool, benchmark: bool
-) -> None:
-    torch.set_num_threads(threads)
-    torch.backends.cuda.matmul.allow_tf32 = matmul_tf32
-    torch.backends.cudnn.allow_tf32 = conv_tf32
-    torch.backends.cudnn.deterministic = deterministic
-    torch.backends.cudnn.benchmark = benchmark
+        torch.set_num_threads(before)
+        for (module, name, _), value in zip(wanted, saved, strict=True):
+            setattr(module, name, value)
 
 
 @dataclass(kw_only=True)

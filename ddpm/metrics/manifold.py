@@ -25,7 +25,6 @@ near everything.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -76,12 +75,20 @@ def measure_manifold(
     touching = _TOUCHING * y.square().sum(dim=1).mean()
     narrow, wide = _radii_of_whole(y, (PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS), workers)
     own = _radii_of_parts(x, PRECISION_NEIGHBOURS, workers) + touching
-    found = _balls(x, groups, y, _Radii(narrow + touching, wide + touching, own), count)
-    inside, balls = (
-        torch.cat(list(workers.passing(part))).numpy() for part in (found.inside, found.balls)
+    member = nn.functional.one_hot(groups, count).to(torch.float32)  # (n, K)
+    is_inside = torch.zeros(len(x), dtype=torch.bool)  # (n,), in a narrow ball of the reference
+    around = torch.zeros(len(x), dtype=torch.float64)  # (n,), wide balls around each sample
+    recalled_by, held_by = [], []  # (m,), how often in a ball of the samples; (m, K), samples held
+    for rows, squared in _squared_distances(y, x):  # a part of the reference, all samples
+        is_inside |= (squared <= narrow[rows, None] + touching).any(dim=0)
+        is_held = squared <= wide[rows, None] + touching
+        around += is_held.sum(dim=0)
+        recalled_by.append((squared <= own).sum(dim=1))
+        held_by.append(is_held.to(torch.float32) @ member)
+    inside, balls = (torch.cat(list(workers.passing(part))).numpy() for part in (is_inside, around))
+    recalled, held = (
+        workers.sum_(torch.cat(parts).to(workers.device)).cpu() for parts in (recalled_by, held_by)
     )
-    recalled = workers.sum_(found.recalled.to(workers.device)).cpu()
-    held = workers.sum_(found.held.to(workers.device)).cpu()
     return Manifold(
         precision=intervals.share(int(inside.sum()), len(inside)),
         recall=intervals.share(
@@ -90,42 +97,6 @@ def measure_manifold(
         density=intervals.mean(balls / DENSITY_NEIGHBOURS, len(inside)),
         coverage=_coverage(held, len(inside)),
     )
-
-
-class _Radii(NamedTuple):
-    """Squared radii of the balls: of the reference, (m,), two kinds; of these samples, (n,)."""
-
-    narrow: Tensor
-    wide: Tensor
-    own: Tensor
-
-
-class _Balls(NamedTuple):
-    """Samples in balls, balls around samples.
-
-    inside: (n,) bool, samples inside a narrow ball.  balls: (n,) float64, wide balls around each.
-    recalled: (m,) how often in a ball of the samples.  held: (m, K) samples in each wide ball.
-    """
-
-    inside: Tensor
-    balls: Tensor
-    recalled: Tensor
-    held: Tensor
-
-
-def _balls(x: Tensor, groups: Tensor, y: Tensor, radii: _Radii, count: int) -> _Balls:
-    """All samples x of this worker against all of the reference y."""
-    member = nn.functional.one_hot(groups, count).to(torch.float32)  # (n, K)
-    inside = torch.zeros(len(x), dtype=torch.bool)
-    balls = torch.zeros(len(x), dtype=torch.float64)
-    recalled, held = [], []
-    for rows, squared in _squared_distances(y, x):  # a part of the reference, all samples
-        inside |= (squared <= radii.narrow[rows, None]).any(dim=0)
-        is_held = squared <= radii.wide[rows, None]
-        balls += is_held.sum(dim=0)
-        recalled.append((squared <= radii.own).sum(dim=1))
-        held.append(is_held.to(torch.float32) @ member)
-    return _Balls(inside, balls, torch.cat(recalled), torch.cat(held))
 
 
 def _coverage(held: Tensor, n: int) -> Interval:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from ddpm.metrics.intervals import Interval
 from ddpm.runs import storage
@@ -44,9 +45,9 @@ class QualityPoint:
     eta: float
     evaluations: int
     seconds: float
-    fid: Interval | None
-    kid: Interval | None
-    accuracy: Interval | None
+    fid: Interval | None = None
+    kid: Interval | None = None
+    accuracy: Interval | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
     guidance: float = 1.0
     ema_length: float | None = None
@@ -91,9 +92,9 @@ class Quality:
     features: str
     num: int
     protocol: str
-    unit: str
-    is_beta_defined: bool
-    identity: Mapping[str, Any]
+    unit: str = "core-seconds"
+    is_beta_defined: bool = False
+    identity: Mapping[str, Any] = field(default_factory=dict)
     points: tuple[QualityPoint, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     real: Mapping[str, Interval] = field(default_factory=dict)
@@ -126,9 +127,15 @@ def store_quality(folder: Path, quality: Quality, pictures: SamplePictures) -> N
 def read_quality(folder: Path) -> Quality | None:
     """The content of sample_quality.json; None where there is none, or a damaged or foreign one."""
     facts = _facts(folder)
+    if facts is None:
+        return None
     try:
-        return None if facts is None else _quality(facts)
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        for point in facts["points"]:
+            for measure in QUALITY_MEASURES:
+                if point.get(measure):
+                    point[measure]["n"] = facts["num"]
+        return TypeAdapter(Quality).validate_python(facts)
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
 
 
@@ -153,53 +160,3 @@ def _facts(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return facts if isinstance(facts, dict) and facts.get("format") == QUALITY_FORMAT else None
-
-
-def _quality(facts: Mapping[str, Any]) -> Quality:
-    num = int(facts["num"])
-    return Quality(
-        features=str(facts["features"]),
-        num=num,
-        protocol=str(facts["protocol"]),
-        unit=str(facts.get("unit", "core-seconds")),
-        is_beta_defined=bool(facts.get("is_beta_defined", False)),
-        identity=dict(facts.get("identity", {})),
-        points=tuple(_point(one, num) for one in facts["points"]),
-        left_out=tuple(
-            LeftOut(
-                num_steps=int(one["num_steps"]),
-                eta=float(one["eta"]),
-                reason=str(one["reason"]),
-                guidance=float(one.get("guidance", 1)),
-                ema_length=_length(one),
-            )
-            for one in facts.get("left_out", ())
-        ),
-        real={str(name): Interval(**one) for name, one in facts.get("real", {}).items()},
-    )
-
-
-def _length(facts: Mapping[str, Any]) -> float | None:
-    found = facts.get("ema_length")
-    return None if found is None else float(found)
-
-
-def _point(facts: Mapping[str, Any], num: int) -> QualityPoint:
-    def interval(name: str) -> Interval | None:
-        found = facts.get(name)
-        if found is None:
-            return None
-        value, low, high = (float(found[end]) for end in ("value", "low", "high"))
-        return Interval(value=value, low=low, high=high, n=num)
-
-    return QualityPoint(
-        sampler=str(facts["sampler"]),
-        num_steps=int(facts["num_steps"]),
-        eta=float(facts["eta"]),
-        guidance=float(facts.get("guidance", 1)),
-        ema_length=_length(facts),
-        evaluations=int(facts["evaluations"]),
-        seconds=float(facts["seconds"]),
-        **{measure: interval(measure) for measure in QUALITY_MEASURES},
-        reasons={str(key): str(value) for key, value in facts.get("reasons", {}).items()},
-    )

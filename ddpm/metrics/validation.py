@@ -153,15 +153,7 @@ def measure_x0_error(
             x0, noise = batch.images[part].double(), draws[part].double()
             labels_ = None if wanted is None else wanted[part]
             x0_hat = denoised(
-                network,
-                x0,
-                noise,
-                alpha,
-                sigma,
-                time[part],
-                labels_,
-                pred_type,
-                schedule.sigma_data,
+                network, schedule, pred_type, x0, noise, alpha, sigma, time[part], labels_
             )
             errors.append((x0_hat - x0).square().flatten(1).mean(dim=1))
         rows.append(torch.cat(errors))
