@@ -60,7 +60,7 @@ def sweep(planned: Sweep, options: JobOptions | None, *, probe: bool, verbose: b
     """
     if options is None:
         workers, side_by_side = run_sweep.checked(planned)
-        _check_window(planned)
+        open_sweep.check_window(planned)
         _print_cells(planned, verbose)
         print(
             f"would run {len(planned.trials)} trials, {side_by_side} side by side, each with "
@@ -78,16 +78,10 @@ def sweep(planned: Sweep, options: JobOptions | None, *, probe: bool, verbose: b
     return 0
 
 
-def _check_window(planned: Sweep) -> None:
-    """InputError where cells cannot be measured over the window of the data."""
-    if problems := open_sweep.window_unseen(planned):
-        raise InputError(problems)
-
-
 def _arrays(planned: Sweep, options: JobOptions, *, probe: bool, verbose: bool) -> None:
     """The array jobs that --cluster would submit, or the processes it would start."""
     request, workers = checked(planned, options)
-    _check_window(planned)
+    open_sweep.check_window(planned)
     if options.cluster == "slurm":
         slurm.require_slurm()
     _print_cells(planned, verbose)

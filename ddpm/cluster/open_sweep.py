@@ -127,8 +127,7 @@ def opened(sweep: Sweep, *, workers: Workers, packed: bool) -> Iterator[OpenSwee
     folder = folder_of(sweep)
     data = _data_of(sweep)
     window = data_window(next(iter(data.values())))
-    if problems := comparable.window_problems(levels_by_cell(sweep), window, sweep.tune):
-        raise InputError(problems)
+    _require_window(sweep, window)
     of = OpenSweep(
         sweep=sweep, folder=folder, workers=workers, packed=packed, data=data, window=window
     )
@@ -181,22 +180,27 @@ def all_configs(sweep: Sweep) -> list[Config]:
     return [*found, *(trial.config for trial in compared)]
 
 
-def window_unseen(sweep: Sweep) -> list[str]:
-    """Why cells cannot be measured over the window of the data, found without writing anything;
-    nothing of large data that are not packed yet, whose window only a sweep finds.
+def check_window(sweep: Sweep) -> None:
+    """InputError where cells cannot be measured over the window of the data, found without writing
+    anything. Large data that are not packed yet pass: their window only a sweep finds.
     """
     config = sweep.trials[0].config
     index = preparing.found(config)
     if index is not None:
         window = data_window(open_data(config, index.folder.absolute()))
     elif open_source(config.DATASET.PATH, config.DATASET.LABEL_KEY).num_samples > _FEW_IMAGES:
-        return []
+        return
     else:
         with TemporaryDirectory() as folder:
             training = replace(config.TRAINING, OUTPUT_DIR=folder)
             index = preparing.prepare(replace(config, TRAINING=training), progress=False)
             window = data_window(open_data(config, index.folder.absolute()))
-    return comparable.window_problems(levels_by_cell(sweep), window, sweep.tune)
+    _require_window(sweep, window)
+
+
+def _require_window(sweep: Sweep, window: Window) -> None:
+    if problems := comparable.window_problems(levels_by_cell(sweep), window, sweep.tune):
+        raise InputError(problems)
 
 
 def data_key(config: Config) -> str:

@@ -26,11 +26,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -248,7 +247,8 @@ def running_ray(least_cpus: int = 0) -> Iterator[None]:
     where those are fewer: Ray would wait for ever for more cores than it knows of. Its logs and
     sockets lie in a folder that only this user enters, and go with it.
     """
-    job = _of_the_job()
+    folder_of_job = os.environ.get(FOLDER)  # outside of a SLURM job there is none
+    job = JobFolder(Path(folder_of_job)) if folder_of_job else None
     address = job.wait_for_head(PATIENCE_S) if job else os.environ.get("RAY_ADDRESS")
     os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
     handlers = {number: signal.getsignal(number) for number in TAKEN_BY_RAY}
@@ -269,25 +269,15 @@ def running_ray(least_cpus: int = 0) -> Iterator[None]:
                     logging_level=logging.ERROR,
                     _temp_dir=str(folder),
                 )
-            _give_back(handlers)
+            # ray.init has put its own handlers, which die, in the place of ours
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
             if job:
                 _wait_for_nodes(job)
             yield
         finally:
             ray.shutdown()
-
-
-def _give_back(handlers: Mapping[signal.Signals, Any]) -> None:
-    """Install these signal handlers again: ray.init has put its own, which die, in their place."""
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def _of_the_job() -> JobFolder | None:
-    """The folder of the SLURM job whose batch script starts Ray; None outside of one."""
-    path = os.environ.get(FOLDER)
-    return JobFolder(Path(path)) if path else None
 
 
 def _wait_for_nodes(job: JobFolder) -> None:

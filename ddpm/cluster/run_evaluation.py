@@ -154,16 +154,14 @@ def run(options: EvaluationOptions, *, dry: bool = False) -> int:
     if dry:
         console.print(_plan(options, request, workers), soft_wrap=True, highlight=False)
         return 0
-    path = _alone(options) if workers.count == 1 else _together(options, workers)
+    if workers.count == 1:
+        path = measure(options, prepare(options), Group(device=best_device()))
+    else:
+        path = _together(options, workers)
+    assert path is not None  # rank 0 has written it
     show(storage.read_json(path), console)
     console.print(f"record: {path}", soft_wrap=True, highlight=False)
     return 0
-
-
-def _alone(options: EvaluationOptions) -> Path:
-    path = measure(options, prepare(options), Group(device=best_device()))
-    assert path is not None  # one worker is rank 0
-    return path
 
 
 def _together(options: EvaluationOptions, workers: Workers) -> Path:

@@ -56,13 +56,7 @@ def run(sweep: Sweep, *, should_stop: Callable[[], bool], probe: bool = True) ->
     with opened(sweep, workers=workers, packed=concurrent > 1) as of:
         _refuse_array_jobs(of)
         remove(of.stop_file)
-        print_skipped(sweep, console)
-        console.print(
-            f"sweep {sweep.name}: {len(of.trials)} trials, {len(of.todo())} to run, {concurrent} "
-            "side by side"
-        )
-        console.print(f"results go to {of.folder}", soft_wrap=True)
-        print_window(of, console)
+        print_start(of, f"{len(of.todo())} to run, {concurrent} side by side", console)
         if probe:
             _predict(of, concurrent, console)
         allowance = Allowance(of)
@@ -194,8 +188,13 @@ class Allowance:
                 self._of.ledger.record(trial.outcome.unrun(f"{what}: {self.spent}"))
 
 
-def print_window(of: OpenSweep, console: Console) -> None:
-    """The window of log SNR in a line, and a line for each cell that does not reach all of it."""
+def print_start(of: OpenSweep, todo: str, console: Console) -> None:
+    """The trials to run and the folder of results; the window of log SNR, and a line for each cell
+    that does not reach all of it.
+    """
+    print_skipped(of.sweep, console)
+    console.print(f"sweep {of.sweep.name}: {len(of.trials)} trials, {todo}")
+    console.print(f"results go to {of.folder}", soft_wrap=True)
     low, high = of.window
     console.print(
         f"errors are averaged over log SNR {low} to {high}, where 1 to 99 % of these images' "

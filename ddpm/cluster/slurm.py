@@ -20,36 +20,18 @@ _ANSWER_S, _PATIENCE_S = 30.0, 5.0
 _DEFAULT_ARRAY = 1001  # SLURM's own default of MaxArraySize
 
 
-# Options of sbatch by the variable that sets them. The variables outrank the #SBATCH lines of a
+# Options of sbatch and the variable that sets each. The variables outrank the #SBATCH lines of a
 # script, the command line outranks both.
+_OPTIONS = (
+    "account array constraint cpus-per-gpu error exclusive export gpus gpus-per-node gpus-per-task "
+    "gres hint job-name mem mem-per-cpu mem-per-gpu no-requeue open-mode output partition qos "
+    "requeue reservation signal time wait wckey"
+)
 VARIABLES = {
-    "account": "SBATCH_ACCOUNT",
+    **{name: f"SBATCH_{name.upper().replace('-', '_')}" for name in _OPTIONS.split()},
     "array": "SBATCH_ARRAY_INX",
-    "constraint": "SBATCH_CONSTRAINT",
-    "cpus-per-gpu": "SBATCH_CPUS_PER_GPU",
-    "error": "SBATCH_ERROR",
-    "exclusive": "SBATCH_EXCLUSIVE",
-    "export": "SBATCH_EXPORT",
-    "gpus": "SBATCH_GPUS",
-    "gpus-per-node": "SBATCH_GPUS_PER_NODE",
-    "gpus-per-task": "SBATCH_GPUS_PER_TASK",
-    "gres": "SBATCH_GRES",
-    "hint": "SBATCH_HINT",
-    "job-name": "SBATCH_JOB_NAME",
     "mem": "SBATCH_MEM_PER_NODE",
-    "mem-per-cpu": "SBATCH_MEM_PER_CPU",
-    "mem-per-gpu": "SBATCH_MEM_PER_GPU",
-    "no-requeue": "SBATCH_NO_REQUEUE",
-    "open-mode": "SBATCH_OPEN_MODE",
-    "output": "SBATCH_OUTPUT",
-    "partition": "SBATCH_PARTITION",
-    "qos": "SBATCH_QOS",
-    "requeue": "SBATCH_REQUEUE",
-    "reservation": "SBATCH_RESERVATION",
-    "signal": "SBATCH_SIGNAL",
     "time": "SBATCH_TIMELIMIT",
-    "wait": "SBATCH_WAIT",
-    "wckey": "SBATCH_WCKEY",
 }
 GPU_OPTIONS = ("gpus", "gpus-per-node", "gpus-per-task", "gres")
 _SHORT = {

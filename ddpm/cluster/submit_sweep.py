@@ -152,13 +152,8 @@ def run_array(
         if not jobs:
             remove(of.stop_file)
         todo = [trial for trial in of.todo() if trial.trial_id not in taken]
-        run_sweep.print_skipped(sweep, console)
-        console.print(
-            f"sweep {sweep.name}: {len(of.trials)} trials, {len(todo)} to submit, "
-            f"{len(taken)} held by living jobs"
-        )
-        console.print(f"results go to {folder}", soft_wrap=True)
-        run_sweep.print_window(of, console)
+        what = f"{len(todo)} to submit, {len(taken)} held by living jobs"
+        run_sweep.print_start(of, what, console)
         by_number = options.cluster != "slurm" or options.group_size or not probe or not todo
         seconds = None if by_number else _expected_s(of)
         size = group_size(len(todo), options, resources.jobs, seconds) if todo else 1
