@@ -84,12 +84,7 @@ def intervals(ranking: Ranking) -> Spec:
     charts: list[Spec] = []
     datasets: dict[str, list[Row]] = {}
     for measure in ranking.measures:
-        rows: list[Row] = []
-        for one in shown:
-            value, error = one.value(measure), one.error(measure)
-            error = error if isfinite(error) else 0.0
-            rows.append({"cell": one.label, "value": value, "low": value - error,
-                         "high": value + error, "tip": with_error(value, error)})  # fmt: skip
+        rows: list[Row] = [{"cell": one.label} | _with_interval(one, measure) for one in shown]
         is_log = measure != MEASURES[0] and min(row["low"] for row in rows) > 0
         scale = _scale(is_log) | {"nice": False, "padding": 8}
         shared = {
@@ -115,6 +110,13 @@ def intervals(ranking: Ranking) -> Spec:
             layers.insert(0, band | {"data": {"name": f"real {measure}"}})
         charts.append(_chart(layers, measure, width=330, height={"step": 17}))
     return {"hconcat": charts, "spacing": 18, "datasets": datasets}
+
+
+def _with_interval(one: Standing, measure: str) -> Row:
+    value, error = one.value(measure), one.error(measure)
+    error = error if isfinite(error) else 0.0
+    low, high = value - error, value + error
+    return {"value": value, "low": low, "high": high, "tip": with_error(value, error)}
 
 
 def x0_curves(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Spec:
@@ -224,13 +226,11 @@ def over_cost(ranking: Ranking, axes: Axes) -> Spec | None:
     charts: list[Spec] = []
     datasets: dict[str, list[Row]] = {}
     for measure in ranking.measures:
-        rows = []
-        for one, spent in zip(standings, seconds, strict=True):
-            value, error = one.value(measure), one.error(measure)
-            error = error if isfinite(error) else 0.0
-            rows.append({"cell": one.label, "series": axes.series_name(one.cell),
-                         "cost": spent / size, "value": value, "low": value - error,
-                         "high": value + error, "tip": with_error(value, error)})  # fmt: skip
+        rows: list[Row] = [
+            {"cell": one.label, "series": axes.series_name(one.cell), "cost": spent / size,
+             **_with_interval(one, measure)}
+            for one, spent in zip(standings, seconds, strict=True)
+        ]  # fmt: skip
         y = _y(NAMES[measure], [row["low"] for row in rows] + [row["high"] for row in rows],
                may_be_log=measure != MEASURES[0])  # fmt: skip
         points = _layer(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ddpm.errors import as_typed
-from ddpm.metrics import MEASURES, QUALITY_MEASURES, Interval
+from ddpm.metrics import MEASURES, QUALITY_MEASURES
 from ddpm.report import charts, strips
 from ddpm.report.best_samples import TITLES, Spot, best_front, left_out, method, spots_of
 from ddpm.report.cautions import commit, differences
@@ -174,10 +174,6 @@ def _note(words: str) -> Text:
     return Text(words=words, kind="note")
 
 
-def _title(measure: str) -> str:
-    return capital(NAMES[measure])
-
-
 def ranked(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
     """Every ranked cell with the measures of the headline, their errors and its cost."""
     standings = ranking.standings
@@ -209,8 +205,11 @@ def ranked(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]
         )  # fmt: skip
     if ranking.real:
         real = [ranking.real.get(m) for m in ranking.measures]
-        shown = [_NONE if one is None else _half(one, digits[m])
-                 for m, one in zip(ranking.measures, real, strict=True)]  # fmt: skip
+        shown = [
+            _NONE if one is None
+            else " \u00b1 ".join(aligned(one.value, (one.high - one.low) / 2, digits[m]))
+            for m, one in zip(ranking.measures, real, strict=True)
+        ]  # fmt: skip
         right_of = ranking.real.get("accuracy")
         accuracy = f"{100 * right_of.value:.1f} %" if right_of else _NONE
         rows.append(["", "real images", *shown, "", *[accuracy] * has_classes,
@@ -228,10 +227,6 @@ def ranked(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]
         yield Chart(name=name, spec=charts.intervals(ranking))
 
 
-def _half(one: Interval, digits: int | None) -> str:
-    return " \u00b1 ".join(aligned(one.value, (one.high - one.low) / 2, digits))
-
-
 def _measured_on(ranking: Ranking) -> str:
     """On what the numbers of the ranking were measured."""
     if ranking.point is not None:
@@ -247,11 +242,11 @@ def _measured_on(ranking: Ranking) -> str:
         if ranking.is_window
         else f"the {len(ranking.levels)} log-SNR levels from {low} to {high} that all cells share"
     )
+    first, second = (capital(NAMES[measure]) for measure in MEASURES)
     return (
-        f"Averages run over {window}. {_title(MEASURES[0])}: mean over levels of log10 MSE of the "
-        "x0 estimate; 0.1 lower is a 21 % smaller error at every level. "
-        f"{_title(MEASURES[1])}: mean over levels of SNR \u00d7 MSE, the error of the noise; the "
-        "nearly clean levels weigh most."
+        f"Averages run over {window}. {first}: mean over levels of log10 MSE of the x0 estimate; 0.1 "
+        f"lower is a 21 % smaller error at every level. {second}: mean over levels of SNR \u00d7 "
+        "MSE, the error of the noise; the nearly clean levels weigh most."
     )
 
 
@@ -386,12 +381,11 @@ def _variance(found: Analysis) -> Table:
 
 
 def _line(name: str, term: Term) -> list[str]:
+    fitted = [name, str(term.dof), f"{term.squares:.3g}"]
     if not isfinite(term.f):
-        return [name, str(term.dof), f"{term.squares:.3g}", _NONE, _NONE, _NONE, _NONE]
+        return [*fitted, *4 * [_NONE]]
     p = probability(term.p).removeprefix("p ").removeprefix("= ")
-    share = f"{100 * term.share:.0f} %"
-    numbers = (f"{term.squares:.3g}", f"{term.f:,.1f}", f"{term.over:.0f}")
-    return [name, str(term.dof), *numbers, p, share]
+    return [*fitted, f"{term.f:,.1f}", f"{term.over:.0f}", p, f"{100 * term.share:.0f} %"]
 
 
 def _effects(found: Analysis) -> Table:
@@ -416,7 +410,7 @@ def heat_maps(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Blo
     panels = charts.chosen(sweep.cells, axes.panels, axes, ranking, _PANELS)
     for measure in ranking.measures:
         for title, group in panels.items():
-            caption = f"{_title(measure)}, {title}" if title else _title(measure)
+            caption = capital(NAMES[measure]) + (f", {title}" if title else "")
             yield _heat_map(sweep, ranking, axes, group, measure, caption)
     if rest := len(axes.grouped(sweep.cells, axes.panels)) - len(panels):
         yield _note(
@@ -433,32 +427,29 @@ def _heat_map(
     sweep: SweepResults, ranking: Ranking, axes: Axes, group: list[Cell], measure: str, caption: str
 ) -> Table:
     assert axes.series is not None and axes.rows is not None
-    rows, columns = axes.values[axes.rows], axes.values[axes.series]
-    places = [(i, j) for i in range(len(rows)) for j in range(len(columns))]
+    key, other = axes.rows, axes.series
+    rows, columns = axes.values[key], axes.values[other]
+
+    def place(cell: Cell) -> tuple[int, int]:
+        return axes.place(key, cell), axes.place(other, cell)
+
     ended = [(t.cell, {"done": "not ranked"}.get(t.status, t.status)) for t in sweep.trials]
     ended += [(one.cell, "skipped") for one in sweep.skipped]
-    words = {
-        (axes.place(axes.rows, cell), axes.place(axes.series, cell)): word
-        for cell, word in ended
-        if cell in group
-    }
+    words = {place(cell): word for cell, word in ended if cell in group}
     shades: dict[tuple[int, int], float] = {}
     logs = [standing.log10(measure) for standing in ranking.standings]
-    numbers = [standing.value(measure) for standing in ranking.standings]
+    most, least = max(logs), min(logs)
     digits = common_digits([standing.error(measure) for standing in ranking.standings])
-    for standing, value, log in zip(ranking.standings, numbers, logs, strict=True):
+    for standing, log in zip(ranking.standings, logs, strict=True):
         if standing.cell in group:
-            place = axes.place(axes.rows, standing.cell), axes.place(axes.series, standing.cell)
+            at, value = place(standing.cell), standing.value(measure)
             many = number_with_error(value, standing.error(measure))[0]
-            words[place] = many if digits is None else signed(value, digits)
-            shades[place] = (
-                1.0 if max(logs) == min(logs) else ((max(logs) - log) / (max(logs) - min(logs)))
-            )
-    shown = {place: words.get(place, "not trained") for place in places}
+            words[at] = many if digits is None else signed(value, digits)
+            shades[at] = 1.0 if most == least else (most - log) / (most - least)
     return Table(
-        head=("", *(part(axes.series, value) for value in columns)),
+        head=("", *(part(other, value) for value in columns)),
         rows=[
-            [part(axes.rows, value), *(shown[i, j] for j in range(len(columns)))]
+            [part(key, value), *(words.get((i, j), "not trained") for j in range(len(columns)))]
             for i, value in enumerate(rows)
         ],
         caption=caption,
