@@ -99,11 +99,6 @@ class Quality:
     left_out: tuple[LeftOut, ...] = ()
     real: Mapping[str, Interval] = field(default_factory=dict)
 
-    def point(self, num_steps: int, eta: float) -> QualityPoint | None:
-        """The point with these; None where it was left out or not asked for."""
-        same = (p for p in self.points if (p.num_steps, p.eta) == (num_steps, eta))
-        return next(same, None)
-
 
 def store_quality(folder: Path, quality: Quality, pictures: SamplePictures) -> None:
     """Both files, durably."""

@@ -167,21 +167,14 @@ class Gap:
     interval.
     """
 
-    mean: float
-    half_width: float
-    num_seeds: int  # the fewer of the two; 1 with evaluation error
-    basis: Basis
-    is_own: bool = False  # rests on the spread of these two cells alone
-
-    @property
-    def is_told_apart(self) -> bool:
-        """Whether the interval leaves zero out."""
-        return abs(self.mean) > self.half_width
+    mean: float = 0.0
+    half_width: float = inf
+    basis: Basis = "none"
 
     @property
     def sign(self) -> int:
-        """1 where it is told to be higher, -1 lower, 0 where that cannot be told."""
-        return (1 if self.mean > 0 else -1) if self.is_told_apart else 0
+        """1 where the interval lies above zero, -1 below, 0 where it contains zero."""
+        return (1 if self.mean > 0 else -1) if abs(self.mean) > self.half_width else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,13 +289,13 @@ class Ranking:
         confidence = 1 - (1 - self.confidence) / len(self.measures)
         if not worse.is_resolved(measure) and not better.is_resolved(measure):
             # Both count as their evaluation errors, and the ratio of those says nothing.
-            return Gap(mean=0.0, half_width=inf, num_seeds=0, basis="none")
+            return Gap()
         if (found := self.spread(measure)) is not None:
             return self._over_seeds(found, worse, better, confidence, family)
         seeds = sorted(worse.numbers[measure].keys() & better.numbers[measure].keys())
         mean = worse.log10(measure) - better.log10(measure)
         if not seeds:
-            return Gap(mean=mean, half_width=inf, num_seeds=0, basis="none")
+            return Gap(mean=mean)
         if measure in MEASURES:
             pairs = [_influences(one, seeds[0], measure, self.levels) for one in (worse, better)]
             return self._over_pairs(mean, pairs[0] - pairs[1], confidence, family)
@@ -310,7 +303,7 @@ class Ranking:
         width = self._quantile(confidence, inf, self._no_loads(family)) * sqrt(
             sum(np.square(errors))
         )
-        return Gap(mean=mean, half_width=width, num_seeds=1, basis="evaluation")
+        return Gap(mean=mean, half_width=width, basis="evaluation")
 
     def level_gap(self, a: Standing, b: Standing, level: int) -> Gap:
         """a - b of log10 MSE at a level of log SNR, for all pairs of cells and levels together."""
@@ -326,14 +319,14 @@ class Ranking:
             return self._over_seeds(found, a, b, confidence, "pairs")
         seeds = shared_seeds((a, b))
         if not seeds:
-            return Gap(mean=0.0, half_width=inf, num_seeds=0, basis="none")
+            return Gap()
         mean = _log_mse(a, seeds[0], level) - _log_mse(b, seeds[0], level)
         pairs = [influence(_error(one.trials[seeds[0]]), [level])[0] for one in (a, b)]
         return self._over_pairs(mean, pairs[0] - pairs[1], confidence, "pairs")
 
     @cached_property
     def signs(self) -> Mapping[str, np.ndarray]:
-        """By each measure (C, C): -1 where the row's cell is told to be lower, 1 higher, else 0."""
+        """By each measure (C, C): -1 where the row's cell is lower beyond its interval, 1 higher, else 0."""
         count = len(self.standings)
         found = {measure: np.zeros((count, count), dtype=np.int64) for measure in self.measures}
         for measure, signs in found.items():
@@ -391,16 +384,13 @@ class Ranking:
         self, found: Spread, a: Standing, b: Standing, confidence: float, family: Family
     ) -> Gap:
         difference = found.difference(self.place(a), self.place(b))
-        count = min(len(a.trials), len(b.trials))
         if not isfinite(difference.error):
-            return Gap(mean=difference.mean, half_width=inf, num_seeds=count, basis="none")
+            return Gap(mean=difference.mean)
         loads = self._loads(b, difference) if family == "baseline" else ()
         return Gap(
             mean=difference.mean,
             half_width=self._quantile(confidence, difference.dof, loads) * difference.error,
-            num_seeds=count,
             basis="paired" if found.is_paired else "unpaired",
-            is_own=difference.is_own,
         )
 
     def _over_pairs(
@@ -408,10 +398,10 @@ class Ranking:
     ) -> Gap:
         count = len(differences)
         if count < 2:
-            return Gap(mean=mean, half_width=inf, num_seeds=1, basis="none")
+            return Gap(mean=mean)
         error = float(differences.std(ddof=1)) / sqrt(count)
         width = self._quantile(confidence, float(count - 1), self._no_loads(family))
-        return Gap(mean=mean, half_width=width * error, num_seeds=1, basis="evaluation")
+        return Gap(mean=mean, half_width=width * error, basis="evaluation")
 
     def _quantile(self, confidence: float, dof: float, loads: Sequence[float]) -> float:
         dof = rounded(dof) if isfinite(dof) else dof

@@ -244,9 +244,9 @@ def _measured_on(ranking: Ranking) -> str:
     )
     first, second = (capital(NAMES[measure]) for measure in MEASURES)
     return (
-        f"Averages run over {window}. {first}: mean over levels of log10 MSE of the x0 estimate; 0.1 "
-        f"lower is a 21 % smaller error at every level. {second}: mean over levels of SNR \u00d7 "
-        "MSE, the error of the noise; the nearly clean levels weigh most."
+        f"Averages run over {window}. {first}: mean over levels of log10 MSE of the x0 estimate; "
+        f"0.1 lower is a 21 % smaller error at every level. {second}: mean over levels of "
+        "SNR \u00d7 MSE, the error of the noise; the nearly clean levels weigh most."
     )
 
 

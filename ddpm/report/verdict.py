@@ -39,7 +39,7 @@ from ddpm.report.labels import (
     with_error,
 )
 from ddpm.report.race import RACE, decided_for
-from ddpm.report.ranking import Comparison, Ranking, Standing, against
+from ddpm.report.ranking import Ranking, Standing, against
 from ddpm.report.reading import SweepResults, Value, mapping, number, read_json, sequence
 from ddpm.report.scatter import CHOICE_DOF, Spread
 from ddpm.sweep import cell_name
@@ -51,7 +51,7 @@ _CHEAPER = 0.9  # a share of another cell's cost that is worth a word
 class Conclusion:
     """What the first screen says."""
 
-    kind: str  # winner | tied | disagree | undecided | none
+    kind: str = "none"  # winner | tied | disagree | undecided | none
     headline: str
     sentences: tuple[str, ...]
 
@@ -60,7 +60,7 @@ def judge(sweep: SweepResults, ranking: Ranking) -> Conclusion:
     """The verdict on a sweep's ranking."""
     standings = ranking.standings
     if ranking.problem:
-        return Conclusion(kind="none", headline="No comparison.", sentences=(ranking.problem,))
+        return Conclusion(headline="No comparison.", sentences=(ranking.problem,))
     if not standings:
         return _nothing(sweep)
     if not sweep.is_sweep:
@@ -70,16 +70,11 @@ def judge(sweep: SweepResults, ranking: Ranking) -> Conclusion:
         headline = (
             f"Only {standings[0].label} can be compared; there is nothing to compare it with."
         )
-        return Conclusion(
-            kind="none", headline=headline, sentences=(*learned, scope(sweep, ranking))
-        )
+        return Conclusion(headline=headline, sentences=(*learned, scope(sweep, ranking)))
     if ranking.none_learned and len(ranking.failed) == len(standings):
         headline = "No answer: no network has learned more than the data's mean and covariance."
-        return Conclusion(
-            kind="none",
-            headline=headline,
-            sentences=(*learned, *filter(None, [against_baseline(ranking)]), scope(sweep, ranking)),
-        )
+        said = (*learned, against_baseline(ranking), scope(sweep, ranking))
+        return Conclusion(headline=headline, sentences=tuple(filter(None, said)))
     kind, headline = _verdict(ranking)
     lead = ranking.recommended
     assert lead is not None
@@ -359,21 +354,21 @@ def _of_a_run(ranking: Ranking) -> Conclusion:
         "one sweep."
     )
     headline = f"x0-error of this run: {numbers[0]}, {numbers[1]}."
-    return Conclusion(kind="none", headline=headline, sentences=(sentence, *_learned(ranking)))
+    return Conclusion(headline=headline, sentences=(sentence, *_learned(ranking)))
 
 
 def _nothing(sweep: SweepResults) -> Conclusion:
+    headline = "No answer yet."
     if not sweep.is_sweep:
+        headline = "This run has not been evaluated yet."
         why = "It has no evaluation.npz; a run writes one when it ends."
-        return Conclusion(
-            kind="none", headline="This run has not been evaluated yet.", sentences=(why,)
-        )
-    done = len(sweep.with_status("done"))
-    if sweep.planned_tuning and not sweep.trials:
+    elif sweep.planned_tuning and not sweep.trials:
         why = "The trainings that choose within each cell come first; none that compares has begun."
-        return Conclusion(kind="none", headline="No answer yet.", sentences=(why,))
-    why = "No trial has finished." if not done else "No finished trial has been evaluated."
-    return Conclusion(kind="none", headline="No answer yet.", sentences=(why,))
+    elif not sweep.with_status("done"):
+        why = "No trial has finished."
+    else:
+        why = "No finished trial has been evaluated."
+    return Conclusion(headline=headline, sentences=(why,))
 
 
 def _by_level(ranking: Ranking, first: Standing, second: Standing) -> str:
@@ -394,7 +389,7 @@ def against_baseline(ranking: Ranking) -> str:
     if ranking.baseline is None or len(ranking.standings) < 2:
         return ""
     reference = ranking.standings[ranking.baseline]
-    found: tuple[Comparison, ...] = against(ranking, reference, "baseline")
+    found = against(ranking, reference, "baseline")
     parts = []
     for outcome, words in (
         ("lower", "better"),

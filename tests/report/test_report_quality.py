@@ -64,7 +64,6 @@ def test_a_trial_reads_its_quality_and_its_pictures(folder: Path) -> None:
     (run_dir(folder, 1) / quality_file.FACTS).write_text('{"format": 1, "points": [3]}')
     first, second, third = (trial.quality for trial in reading.read(folder).trials)
     assert first == quality and second is None and third is None
-    assert first.point(10, 1.0) == quality.points[1] and first.point(10, 0.0) is None
     found = quality_file.read_pictures(run_dir(folder, 0))
     assert found is not None and (found.images == pictures.images).all()
     facts = json.loads((run_dir(folder, 0) / quality_file.FACTS).read_text())
