@@ -469,24 +469,18 @@ def classifier_s(configs: Iterable[Config]) -> float:
     writes nothing.
     """
     different = {str((one.DATASET, configuration.image_shape(one))): one for one in configs}
-    return sum(
-        _classifier_s(one)
-        for one in different.values()
-        if needs_classifier(one) and not _has_classifier(one)
-    )
+    return sum(_classifier_s(one) for one in different.values() if _lacks_classifier(one))
 
 
-def needs_classifier(config: Config) -> bool:
-    """By the samples of evaluations, or by those of the end."""
+def _lacks_classifier(config: Config) -> bool:
+    """Whether evaluations, or the samples at the end, need a classifier that is not kept."""
     options = config.EVALUATION
     on_the_way = options.EVERY is not None and options.FEATURES == "classifier"
     at_the_end = config.DATASET.LABEL_KEY is not None and bool(walks(config))
-    return on_the_way or at_the_end
-
-
-def _has_classifier(config: Config) -> bool:
+    if not on_the_way and not at_the_end:
+        return False
     index = preparing.found(config)
-    return index is not None and has_classifier(
+    return index is None or not has_classifier(
         as_real_data(config, open_data(config, index.folder))
     )
 

@@ -396,7 +396,8 @@ def _require_the_same(facts: dict, group: Group) -> None:
 def _trained(real: RealData, num_classes: int, stem: Path, facts: dict) -> Kept:
     labels = real.labels(real.train_ids)
     assert labels is not None  # there are classes
-    whole = _in_memory(real)
+    is_small = len(real.train_ids) * int(np.prod(real.image_shape)) <= _IN_MEMORY
+    whole = np.concatenate(list(real.batches(real.train_ids))) if is_small else None
 
     def read(places: NDArray[np.int64]) -> Pixels:
         return real.images(real.train_ids[places]) if whole is None else whole[places]
@@ -419,13 +420,6 @@ def _accuracy(judge: ClassifierFeatures, real: RealData) -> float | None:
     statistics = collect(judge, real.batches(ids), deal(len(ids)), labels=labels, kept=0)
     assert statistics.judged is not None and statistics.judged.hits is not None
     return statistics.judged.hits / len(ids)
-
-
-def _in_memory(real: RealData) -> Pixels | None:
-    """All training images, where they are small."""
-    if len(real.train_ids) * int(np.prod(real.image_shape)) > _IN_MEMORY:
-        return None
-    return np.concatenate(list(real.batches(real.train_ids)))
 
 
 def _stem(real: RealData, what: str, facts: dict) -> Path:

@@ -3,9 +3,6 @@ folder, an NPZ, IDX or shards.
 
 Every run is drawn from in the same way, so that what is compared is comparable: images 0 .. N - 1
 of seed 0, the classes in turn, DDIM of at most 50 steps, eta 0, x0 clipped, batches of 64.
-
-A floor is the number that held-out real images get: samples as good as real ones would get it. A
-number that depends on how many images it is of has a floor at equal numbers only.
 """
 
 import os

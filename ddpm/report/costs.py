@@ -39,9 +39,10 @@ class Cost:
 
 def cost(trials: Collection[TrialResult]) -> Cost:
     """The cost of trials of one cell."""
+    on_gpu = any(trial.number("gpu_seconds") is not None or gpus(trial) > 0 for trial in trials)
     return Cost(
         compute_seconds=_mean([compute_seconds(trial) for trial in trials]),
-        unit="GPU-seconds" if any(map(is_on_gpu, trials)) else "core-seconds",
+        unit="GPU-seconds" if on_gpu else "core-seconds",
         images_per_s=_mean([trial.number("images_per_s") for trial in trials]),
         is_packed=any(trial.summary.get("packed") is True for trial in trials),
         peak_memory_bytes=_mean([trial.number("peak_memory_bytes") for trial in trials]),
@@ -54,11 +55,6 @@ def gpus(trial: TrialResult) -> float:
     """GPUs a trial was given; 0 where it ran on cores, or where that was not recorded."""
     found = [number(trial.provenance.get(key)) for key in ("workers", "gpus_per_worker")]
     return found[0] * found[1] if all(map(isfinite, found)) else 0.0
-
-
-def is_on_gpu(trial: TrialResult) -> bool:
-    """Whether a trial's compute is counted in GPU-seconds."""
-    return trial.number("gpu_seconds") is not None or gpus(trial) > 0
 
 
 def compute_seconds(trial: TrialResult) -> float | None:

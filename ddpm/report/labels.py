@@ -153,11 +153,6 @@ def interval_text(one: Interval) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def percent(value: float) -> str:
-    """`3.1 %`, `12 %`: two digits, however small."""
-    return f"{signed_digits(value)} %"
-
-
 def signed_digits(value: float) -> str:
     """A number in two digits, in full, with a true minus sign."""
     digits = max(1 - floor(log10(abs(value))), 0) if value else 0

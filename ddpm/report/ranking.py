@@ -326,7 +326,7 @@ class Ranking:
 
     @cached_property
     def signs(self) -> Mapping[str, np.ndarray]:
-        """By each measure (C, C): -1 where the row's cell is lower beyond its interval, 1 higher, else 0."""
+        """By each measure (C, C): the sign of the gap of the row's cell and the column's."""
         count = len(self.standings)
         found = {measure: np.zeros((count, count), dtype=np.int64) for measure in self.measures}
         for measure, signs in found.items():

@@ -19,7 +19,7 @@ from math import sqrt
 
 import numpy as np
 
-from ddpm.metrics import MEASURES, interval, t_quantile
+from ddpm.metrics import interval, t_quantile
 from ddpm.report.costs import front, gpus
 from ddpm.report.labels import NAMES, cell_label, duration, signed, varied, with_error
 from ddpm.report.ranking import Ranking, Standing, shared_seeds
@@ -168,8 +168,3 @@ def _crossing(one: Law, other: Law, confidence: float) -> str | None:
         f"{by} {cheap.name} is better up to {duration(until)} of compute and {dear.name} from "
         f"{duration(since)} on; their lines cross at {duration(at)}."
     )
-
-
-def measures_of(ranking: Ranking) -> tuple[str, ...]:
-    """Those of the headline and the x0-error."""
-    return tuple(dict.fromkeys((*ranking.measures, MEASURES[0])))

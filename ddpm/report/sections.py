@@ -46,7 +46,7 @@ from ddpm.report.labels import (
 )
 from ddpm.report.ranking import ALIKE, Comparison, Ranking, Standing, against, agreement
 from ddpm.report.reading import SweepResults, TrialResult, Value, mapping, number, sequence
-from ddpm.report.scaling import SIZES, crossings, laws, measures_of, slope_in_words, unresolved
+from ddpm.report.scaling import SIZES, crossings, laws, slope_in_words, unresolved
 from ddpm.report.tuning import tuning_of
 from ddpm.report.verdict import (
     against_baseline,
@@ -571,7 +571,7 @@ def costs(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
 def scaled(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
     """Slopes of log error over compute of cells that differ in size, and where two cross."""
     rows, families = [], []
-    for measure in measures_of(ranking):
+    for measure in dict.fromkeys((*ranking.measures, MEASURES[0])):
         if lost := unresolved(ranking, measure):
             yield _note(
                 f"Left out of the lines of {NAMES[measure]}: {len(lost)} of "

@@ -20,7 +20,7 @@ from rich.table import Table as Grid
 from ddpm.metrics import MEASURES, QUALITY_MEASURES, QualityPoint, continuous_bound
 from ddpm.report.effects import Analysis, Term, analyse
 from ddpm.report.labels import NAMES, capital, duration, number_with_error, signed, size, text
-from ddpm.report.ranking import CONFIDENCE, Comparison, Ranking, against
+from ddpm.report.ranking import CONFIDENCE, Comparison, Family, Ranking, Standing, against
 from ddpm.report.reading import SweepResults, Value, mapping, number
 from ddpm.report.scatter import Spread
 from ddpm.report.verdict import Conclusion, meaning_of_errors, pairing, sentences
@@ -274,18 +274,17 @@ def statistics(ranking: Ranking) -> Json:
             for m, one in ranking.real.items()
         },
         "measures": {m: _measure(ranking, m) for m in ranking.measures} if several else {},
-        "against_recommended": best
-        and {
-            "reference": best.label,
-            "correction": "Tukey, all pairs of cells, and Bonferroni over measures",
-            "cells": [_comparison(one) for one in against(ranking, best, "pairs")],
-        },
-        "against_baseline": base
-        and {
-            "reference": base.label,
-            "correction": "Dunnett, and Bonferroni over measures",
-            "cells": [_comparison(one) for one in against(ranking, base, "baseline")],
-        },
+        "against_recommended": best and _against(ranking, best, "pairs"),
+        "against_baseline": base and _against(ranking, base, "baseline"),
+    }
+
+
+def _against(ranking: Ranking, reference: Standing, family: Family) -> Json:
+    by = "Tukey, all pairs of cells, and" if family == "pairs" else "Dunnett, and"
+    return {
+        "reference": reference.label,
+        "correction": f"{by} Bonferroni over measures",
+        "cells": [_comparison(one) for one in against(ranking, reference, family)],
     }
 
 

@@ -7,7 +7,7 @@ comparison then rests on fresh seeds alone, so that nothing is both chosen and j
 trainings.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf, nan
@@ -101,12 +101,17 @@ def tuning_of(sweep: SweepResults) -> Tuning | None:
     failed = [] if ranking.none_learned else [standing for standing, _ in ranking.failed]
     every = [*ranking.standings, *failed]
     found = Tuning(keys=keys, ranking=ranking, cells=())
+
+    def place(draw: Standing) -> list[float]:
+        return [float(draw.cell[key]) for key in keys]  # type: ignore[arg-type]
+
     cells = []
     for draws in grouped(every, lambda one: str(_grid_cell(one, sweep))).values():
         learned = [one for one in draws if one in ranking.standings] or draws
         best = min(learned, key=found.order)
-        draws.sort(key=lambda one: [float(one.cell[key]) for key in keys])  # type: ignore[arg-type]
-        at_edge = any(_is_extreme(best, draws, key) for key in keys)
+        draws.sort(key=place)
+        ends = [(min(k), max(k)) for k in zip(*map(place, draws), strict=True)]
+        at_edge = any(one in some for one, some in zip(place(best), ends, strict=True))
         cell = _grid_cell(best, sweep)
         cells.append(TunedCell(cell=cell, draws=tuple(draws), best=best, is_at_edge=at_edge))
     return replace(found, cells=tuple(cells))
@@ -147,9 +152,3 @@ def chosen_within(sweep: SweepResults) -> list[dict[str, dict[str, Value]]]:
 
 def _grid_cell(standing: Standing, sweep: SweepResults) -> dict[str, Value]:
     return {k: v for k, v in standing.cell.items() if k not in sweep.space and k != LENGTH}
-
-
-def _is_extreme(best: Standing, draws: Sequence[Standing], key: str) -> bool:
-    """Whether no draw that was tried lies beyond the best one on one of its sides."""
-    values = [float(one.cell[key]) for one in draws]  # type: ignore[arg-type]
-    return float(best.cell[key]) in (min(values), max(values))  # type: ignore[arg-type]

@@ -30,10 +30,10 @@ from ddpm.report.labels import (
     interval_text,
     listed,
     part,
-    percent,
     probability,
     ranges,
     signed,
+    signed_digits,
     spoken,
     varied,
     with_error,
@@ -94,13 +94,14 @@ def judge(sweep: SweepResults, ranking: Ranking) -> Conclusion:
 
 
 def _verdict(ranking: Ranking) -> tuple[str, str]:
-    names = _either(ranking)
+    each = [NAMES[measure] for measure in ranking.measures]
+    names, both = " or ".join(each), " and ".join(each)
     where = "" if ranking.spread(ranking.measures[0]) is not None else " of this run"
     what = "draws the best samples" if ranking.of_samples else "has the lowest x0-error"
     if (best := ranking.winner) is not None:
         rows = [ranking.signs[measure][ranking.place(best)] for measure in ranking.measures]
         if all((row < 0).sum() == len(row) - 1 for row in rows):
-            return "winner", f"{best.label} {what}{where}, by both {_both(ranking)}."
+            return "winner", f"{best.label} {what}{where}, by both {both}."
         return "winner", (
             f"{best.label} {what}{where}: no cell beats it by {names}, and it beats every other by "
             "at least one."
@@ -134,8 +135,7 @@ def _verdict(ranking: Ranking) -> tuple[str, str]:
                      for m in ranking.measures)]  # fmt: skip
     why = f"does not itself beat {listed(left)}" if left else f"is beaten by {listed(better)}"
     return "undecided", (
-        f"Undecided{where}: only {only.label} is tied with the lowest by both {_both(ranking)}, "
-        f"but it {why}."
+        f"Undecided{where}: only {only.label} is tied with the lowest by both {both}, but it {why}."
     )
 
 
@@ -147,14 +147,6 @@ def _why_no_samples(sweep: SweepResults, ranking: Ranking) -> str:
     reasons = [p.reasons[name] for p in points for name in ("fid", "kid") if name in p.reasons]
     why = reasons[0] if reasons else "the cells were not all drawn and measured alike"
     return f"Samples were drawn but are not compared: {why.rstrip('.')}."
-
-
-def _both(ranking: Ranking) -> str:
-    return " and ".join(NAMES[measure] for measure in ranking.measures)
-
-
-def _either(ranking: Ranking) -> str:
-    return " or ".join(NAMES[measure] for measure in ranking.measures)
 
 
 def _learned(ranking: Ranking) -> list[str]:
@@ -232,7 +224,7 @@ def _recommendation(ranking: Ranking, lead: Standing) -> str:
     much = 100 * (10 ** ranking.loss(lead) - 1)
     said = f"Recommended: {lead.label}"
     if much > 0:
-        said += f", at most {percent(much)} above the lowest by either measure as measured"
+        said += f", at most {signed_digits(much)} % above the lowest by either measure as measured"
     else:
         said += ", the lowest by every measure"
     rival = ranking.lowest(ranking.measures[0])
