@@ -1,4 +1,4 @@
-"""Sweep held by this process: its trials with their data and run directories, and the rounds in
+"""Sweep that this process runs: its trials with their data and run directories, and the rounds in
 which they are trained.
 
 A round is a set of trials to train: all of a grid, those of asha or bayes, one look of a race of
@@ -54,7 +54,7 @@ _MOST_DRAWN = 100  # cells whose weights by noise level are kept for a chart
 
 @dataclass(kw_only=True)
 class OpenSweep:
-    """A sweep whose folder this process holds.
+    """A sweep whose folder this process has locked.
 
     trials: those to be run, to which a search may add.  pool: all that may be needed.  workers: of
     each.  packed: whether trials share the machine.  data: by data_key().  window: of
@@ -119,7 +119,7 @@ def tail_of(trial: Trial) -> Tail:
 
 @contextmanager
 def opened(sweep: Sweep, *, workers: Workers, packed: bool) -> Iterator[OpenSweep]:
-    """The sweep, its data packed, its folder made and held until the block ends.
+    """The sweep, its data packed, its folder made and locked until the block ends.
 
     LockedError when another process holds the folder, InputError with all that does not fit the
     data.
@@ -349,7 +349,7 @@ def _within(of: OpenSweep) -> Iterator[Round]:
 
 def _ladder(trial: Trial, metric: str) -> Ladder:
     every = trial.config.EVALUATION.EVERY
-    assert every is not None  # ddpm/sweep/comparable.py has asked for it
+    assert every is not None  # ddpm/sweep/comparable.py requires it
     steps = every * steps_per_epoch(trial.config.TRAINING, trial.num_train)
     return Ladder(metric=metric, every=steps, total=trial.steps)
 

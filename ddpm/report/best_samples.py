@@ -153,7 +153,7 @@ def best_front(spots: Sequence[Spot], name: str) -> list[Spot]:
 
 
 def left_out(sweep: SweepResults, axes: Axes) -> list[tuple[str, str]]:
-    """Cell, and what was asked for and could not be drawn, with the reason."""
+    """Cell, and the sampling that was configured and was not possible, with the reason."""
     return list(
         dict.fromkeys(
             (

@@ -54,7 +54,7 @@ _UNITS = ((1, "s"), (60, "min"), (3600, "h"))
 
 @cache
 def vega() -> str:
-    """The JavaScript that draws the charts, defining `vegaEmbed`; no network is asked.
+    """The JavaScript that draws the charts, defining `vegaEmbed`; nothing is fetched.
 
     Putting it together takes seconds, so it is kept in the user's cache folder.
     """
@@ -148,7 +148,7 @@ def x0_curves(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Spec:
                      axis=_SHORT),
         "tooltip": [_name("cell"), _number("level", title="log SNR"),
                     _number("mse", title="MSE", format=".4g")],
-        **_told_apart(names),
+        **_colours(names),
     }  # fmt: skip
     layers = [  # of a layer without rows Vega warns
         _layer({"type": "line", **style}, shared) | _where(condition)
@@ -190,7 +190,7 @@ def weight_curves(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Spec | N
                      scale={"type": "log", "nice": False}),
         "tooltip": [_name("cell"), _number("level", title="log SNR"),
                     _number("weight", title="weight", format=".3g")],
-        **_told_apart(names),
+        **_colours(names),
     }  # fmt: skip
     layers = [_layer({"type": "line"}, shared), _layer(_point(26), shared, shape=_shape(names))]
     window = ranking.levels[0], ranking.levels[-1]
@@ -222,7 +222,7 @@ def over_cost(ranking: Ranking, axes: Axes) -> Spec | None:
     is_wide = max(seconds) > _WIDE * min(seconds) > 0
     x = _number("cost", title=title, scale={"type": "log" if is_wide else "linear"})
     names = _series([one.cell for one in standings], axes)
-    shared = {"x": x, **_told_apart(names)}
+    shared = {"x": x, **_colours(names)}
     charts: list[Spec] = []
     datasets: dict[str, list[Row]] = {}
     for measure in ranking.measures:
@@ -279,7 +279,7 @@ def over_compute(families: Sequence[Sequence[Law]], axes: Axes) -> Spec:
         shared = {
             "x": _number("compute", title="seconds of training compute", scale=log, axis=_SHORT),
             "y": _number("value", title=title, scale=log, axis=_SHORT),
-            **_told_apart(names),
+            **_colours(names),
         }
         tooltip = [_name("cell"), _number("compute", title="seconds", format=".3g"),
                    _number("value", title=title, format=".3g")]  # fmt: skip
@@ -303,7 +303,7 @@ def over_choice(tuning: Tuning, axes: Axes) -> Spec:
     shared = {
         "x": _number("choice", title=spoken(key), scale=_scale(_is_wide(tried)), axis=_SHORT),
         "detail": _name("cell"),
-        **_told_apart(names),
+        **_colours(names),
     }
     charts: list[Spec] = []
     datasets: dict[str, list[Row]] = {}
@@ -351,7 +351,7 @@ def sampling_curves(
                      title="guidance" if over == "guidance" else "network calls per image",
                      scale={"type": "linear" if over == "guidance" else "log", "nice": False}),
         "detail": _name("cell"),
-        **_told_apart(series),
+        **_colours(series),
     }  # fmt: skip
     charts: list[Spec] = []
     datasets: dict[str, list[Row]] = {}
@@ -422,7 +422,7 @@ def learning_curves(
             "detail": _name("cell"),
             "tooltip": [_name("cell"), _number("steps", title="optimizer steps"),
                         _number("mean", title=titles[name], format=".4g")],
-            **_told_apart(names),
+            **_colours(names),
         }  # fmt: skip
         layers = [
             _layer({"type": "line"}, shared, y=y("mean")),
@@ -528,7 +528,7 @@ def _picked(charts: Sequence[Spec]) -> Spec:
     return {"name": "picked", "select": select, "bind": "legend", "views": views}
 
 
-def _told_apart(names: Sequence[str]) -> Spec:
+def _colours(names: Sequence[str]) -> Spec:
     """The colour of a series; pale while others are picked."""
     return {"color": _by_series(names), "opacity": _opacity(1, 0.08)}
 

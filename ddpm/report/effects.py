@@ -8,7 +8,7 @@ Columns are sum-to-zero contrasts, so that the effects of a factor's levels are 
 unweighted mean; ranks, not counts of columns, give degrees of freedom, so that missing cells need
 no care. A term's sum of squares is what it explains beyond all terms that do not contain it (type
 II): the classical one for a complete grid, and well defined where cells failed or seeds are
-missing. It is held against its own changes from seed to seed, MS_e of the term x seeds (see
+missing. It is tested against its own changes from seed to seed, MS_e of the term x seeds (see
 `scatter.strata`), or, where cells share no seeds, against the scatter within cells. Its share of
 the variance is omega^2, near zero on average where nothing is there:
 
@@ -36,7 +36,7 @@ from ddpm.report.scatter import Strata, f_survival, rounded, split, strata, tuke
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """A factor's levels compared, the other factors averaged over or held.
+    """A factor's levels compared, the other factors averaged over or fixed.
 
     levels: its values.  means: their distances from the factor's mean.  half_widths: of each of
     `means`, alone, at 95 %.  differences, widths: (L, L), first minus second, and the half-widths
@@ -72,16 +72,16 @@ class Design:
     values: Mapping[str, tuple[Value, ...]]
     seeds: np.ndarray | None  # None: cells share none, no blocks
 
-    def effect(self, key: str, held: Mapping[str, Value], noise: Noise, families: int) -> Effect:
-        """A factor's levels compared at the values `held` of others, over the rest of them.
+    def effect(self, key: str, fixed: Mapping[str, Value], noise: Noise, families: int) -> Effect:
+        """A factor's levels compared at the values `fixed` of others, averaged over the rest.
 
         families: of how many such comparisons the differences of levels hold together.
         """
         rows = np.ones(len(self.y), dtype=bool)
-        for other, value in held.items():
+        for other, value in fixed.items():
             rows &= self.codes[other] == place_of(self.values[other], value)
         own = self.columns((key,))
-        terms = self._beside(key, [other for other in self.codes if other not in held])
+        terms = self._beside(key, [other for other in self.codes if other not in fixed])
         x = np.hstack([own, self.base(), *(self.columns(term) for term in terms)])[rows]
         levels = self.values[key]
         coding = np.zeros((len(levels), x.shape[1]))  # (L, columns)
@@ -251,13 +251,13 @@ class Analysis:
         """The interactions that a factor takes part in."""
         return tuple(term for term in self.terms if key in term.keys and len(term.keys) > 1)
 
-    def effect(self, key: str, held: Mapping[str, Value] | None = None, places: int = 1) -> Effect:
-        """A factor's levels compared, at the values `held` of others; places: how many such.
+    def effect(self, key: str, fixed: Mapping[str, Value] | None = None, places: int = 1) -> Effect:
+        """A factor's levels compared, at the values `fixed` of others; places: how many such.
 
         Differences of levels hold at 95 % for all factors and places together.
         """
         assert self.design is not None and self.error is not None
-        return self.design.effect(key, held or {}, self._noise, places * len(self.factors))
+        return self.design.effect(key, fixed or {}, self._noise, places * len(self.factors))
 
     def _noise(self, weights: np.ndarray) -> tuple[float, float]:
         """One mean square for all, or one a stratum where seeds are blocks."""
@@ -307,7 +307,7 @@ def analyse(ranking: Ranking, measure: str) -> Analysis:
 def _noise(
     error: Term | None, by_factor: Strata | None, factors: Sequence[str], keys: Sequence[str]
 ) -> tuple[float, float]:
-    """The mean square that a term is held against, and its degrees of freedom; NaN for none."""
+    """The mean square that a term is tested against, and its degrees of freedom; NaN for none."""
     if by_factor is not None:
         numbers = tuple(factors.index(key) for key in keys)
         for one, square, dof in zip(

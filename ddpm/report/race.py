@@ -6,7 +6,7 @@ cells that lead have intervals that hold zero or less. The race is over when one
 none is (the measures disagree), or at the most seeds.
 
 Looking again and again finds differences where there are none, so the looks share the error. A
-false winner must have been told to be better than a cell that is at least as good: of K cells, by
+false winner must have seemed better than a cell that is at least as good: of K cells, by
 any of K one-sided errors (K - 1 against one that is best, one more where two are) by any of M
 measures. Of that error each look spends twice what the one before it did, for most races are
 decided late; so a two-sided interval at look l of L has confidence
@@ -69,7 +69,7 @@ def candidates(numbers: Numbers, level: float) -> tuple[str, ...]:
     shared = sorted(set.intersection(*(set(seeds) for seeds in there.values()))) if there else []
     names = list(there)
     if len(names) < 2 or len(shared) < 2:
-        return tuple(numbers)  # nothing can be told: all stay in the race
+        return tuple(numbers)  # nothing is known yet: all stay in the race
     block = np.array([[there[name][seed] for seed in shared] for name in names])
     order = np.argsort(block.mean(axis=1), kind="stable")
     first = block[order[0]]

@@ -64,7 +64,7 @@ OF_SAMPLES = ("kid", "fid")
 # Of a grid's combinations; with fewer, what each key does cannot be separated.
 _LEAST_FILLED = 0.5
 CONFIDENCE = 0.95
-ALIKE = 1.1  # costs within this ratio are not told apart
+ALIKE = 1.1  # costs within this ratio count as equal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -643,8 +643,8 @@ def _lengths(trial: TrialResult) -> list[Value]:
     """Those of the averages that its samples were to be drawn by, the first first."""
     if trial.quality is None:
         return []
-    asked = sequence(trial.quality.identity.get("EMA_LENGTHS"))
-    return asked or list(dict.fromkeys(point.ema_length for point in trial.quality.points))
+    wanted = sequence(trial.quality.identity.get("EMA_LENGTHS"))
+    return wanted or list(dict.fromkeys(point.ema_length for point in trial.quality.points))
 
 
 def _points(trial: TrialResult, place: int) -> list[QualityPoint]:

@@ -19,14 +19,14 @@ the projection on T and M_T the mean square of T x seeds,
 
     Var(c . cell means) = v sum_T w_T M_T,    w_T = |P_T c|^2 / |c|^2,    v M if all M_T were one M
 
-on as many degrees of freedom as Satterthwaite (1946) gives. A main effect so is held against its
+on as many degrees of freedom as Satterthwaite (1946) gives. A main effect so is tested against its
 own changes over seeds, which is the F test of a design with seeds as random blocks.
 
 Unequal scatter. One prediction type may scatter over seeds many times as much as another. Then one
 common figure is too small for the first and too large for the second, and real winners are lost.
 Levels of a factor whose mean squares differ by more than chance (F tests, Bonferroni for every way
 to part the levels) become groups. Each group has a mean square of its own, pooled over its cells
-alone and split into strata as above; a difference between groups is also held against what the
+alone and split into strata as above; a difference between groups is also tested against what the
 difference of the two groups' means does from seed to seed. Satterthwaite's degrees of freedom make
 this the paired form of Games and Howell (1976), and unpaired their form itself. An inequality that
 may be chance (p >= 0.05) is used only where it widens an interval.
