@@ -49,7 +49,7 @@ from ddpm.metrics.bits_per_dim import (
     variational_bound,
 )
 from ddpm.metrics.window import Window, data_window
-from ddpm.metrics.x0_error import MEASURES, X0Error, summary
+from ddpm.metrics.x0_error import X0Error, summary
 from ddpm.runs import LARGEST_ERROR, RunDirectory, checkpoint, load_run, snapshots, storage
 from ddpm.sampling import RAW, Ema, Network, PowerEma, load_network, locate, open_data, to_uint8
 
@@ -172,8 +172,7 @@ def metrics_of(error: X0Error, window: Window) -> dict[str, float]:
     levels = levels_inside(error.levels.tolist(), window)
     if not levels:  # a schedule too short to pass any integer
         return {}
-    numbers = summary(error, levels)
-    return {f"val_{measure}": numbers.value(measure) for measure in MEASURES}
+    return {f"val_{measure}": value for measure, (value, _) in summary(error, levels).items()}
 
 
 def validation_metrics(
@@ -449,7 +448,6 @@ def ema_curve(run: Path, num: int = 12, *, dry: bool = False) -> None:
     data = open_data(config, Path(directory.provenance["data_dir"]))
     batch = data.validation(config.EVALUATION.NUM).to(device)
     levels = levels_inside(levels_of(model.schedule), data_window(data))
-    names = [name for measure in MEASURES for name in (measure, f"{measure}_evaluation_error")]
     points: list[dict[str, Any]] = []
     for name, ema, length in averages:
         network = load_network(model.folder, ema, device=device).network
@@ -460,10 +458,14 @@ def ema_curve(run: Path, num: int = 12, *, dry: bool = False) -> None:
                 "sigma_rel": length,
                 "is_tracked": length is None or length in tracked,
                 "fit_error": 0.0 if length is None else missing[length],
-                **{one: finite(getattr(found, one)) for one in names},
+                **{
+                    f"{measure}{end}": finite(number)
+                    for measure, numbers in found.items()
+                    for end, number in zip(("", "_evaluation_error"), numbers, strict=True)
+                },
             }
         )
-        print(f"{name:14}", *(f"{measure} {found.value(measure):.4f}" for measure in MEASURES))
+        print(f"{name:14}", *(f"{measure} {value:.4f}" for measure, (value, _) in found.items()))
     facts = {"format": 1, "step": model.step, "levels": list(levels), "pairs": len(batch.ids)}
     facts |= {"left_out": left_out, "points": points}
     storage.write_json(folder / "ema_curve.json", facts)

@@ -52,48 +52,25 @@ class X0Error:
         return self.mse.mean(axis=1), standard_error(self.mse)
 
 
-@dataclass(frozen=True, kw_only=True)
-class X0Summary:
-    """The two numbers of one trained network over `levels`, each with its evaluation error."""
-
-    levels: tuple[int, ...]
-    num_pairs: int
-    mean_log10_mse: float
-    mean_log10_mse_evaluation_error: float
-    snr_weighted_mse: float
-    snr_weighted_mse_evaluation_error: float
-
-    def value(self, measure: str) -> float:
-        """One of the two numbers by its name in MEASURES."""
-        return float(getattr(self, measure))
-
-    def evaluation_error(self, measure: str) -> float:
-        """Its standard error over pairs."""
-        return float(getattr(self, f"{measure}_evaluation_error"))
-
-
 def common_levels(levels: Iterable[Iterable[int]]) -> tuple[int, ...]:
     """The levels every one of these lists holds, ascending: the only ones averaged over."""
     sets = [{int(level) for level in one} for one in levels]
     return tuple(sorted(set.intersection(*sets))) if sets else ()
 
 
-def summary(error: X0Error, levels: Sequence[int]) -> X0Summary:
-    """Both numbers of `error` over `levels`, with their evaluation errors."""
+def summary(error: X0Error, levels: Sequence[int]) -> dict[str, tuple[float, float]]:
+    """Each of MEASURES over `levels`: the number of a trained network and its evaluation error."""
     if not levels:
         raise ValueError("no log-SNR level to average over; the cells share none")
     mean = error.at(levels).mean(axis=1)
-    spread = standard_error(influence(error, levels))
     with np.errstate(divide="ignore"):
-        log_mean = float(np.log10(mean).mean())
-    return X0Summary(
-        levels=tuple(levels),
-        num_pairs=error.mse.shape[1],
-        mean_log10_mse=log_mean,
-        mean_log10_mse_evaluation_error=float(spread[0]),
-        snr_weighted_mse=float((np.exp(np.asarray(levels, dtype=np.float64)) * mean).mean()),
-        snr_weighted_mse_evaluation_error=float(spread[1]),
-    )
+        log_mean = np.log10(mean).mean()
+    snr_mean = (np.exp(np.asarray(levels, dtype=np.float64)) * mean).mean()
+    errors = standard_error(influence(error, levels))
+    return {
+        measure: (float(value), float(spread))
+        for measure, value, spread in zip(MEASURES, (log_mean, snr_mean), errors, strict=True)
+    }
 
 
 def continuous_bound(error: X0Error, levels: Sequence[int]) -> tuple[float, float]:

@@ -673,12 +673,9 @@ def _standing(
     numbers: dict[str, dict[int, Number]] = {measure: {} for measure in (*MEASURES, *OF_SAMPLES)}
     for trial in trials:
         if set(levels) <= set(own):
-            found = summary(_error(trial), levels)
-            for measure in MEASURES:
+            for measure, (value, error) in summary(_error(trial), levels).items():
                 numbers[measure][trial.seed] = Number(
-                    value=found.value(measure),
-                    error=found.evaluation_error(measure),
-                    is_log10=measure == MEASURES[0],
+                    value=value, error=error, is_log10=measure == MEASURES[0]
                 )
         same = [p for p in _points(trial, place) if point and _way(p) == _way(point)]
         for measure in OF_SAMPLES if same else ():

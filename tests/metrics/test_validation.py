@@ -392,7 +392,7 @@ def test_a_run_is_measured_by_its_ema_and_a_report_reads_it(tmp_path: Path) -> N
     levels = [level for level in levels_of(model.schedule) if -3 <= level <= 2]
     assert (
         len(levels) == 6
-        and numbers["val_mean_log10_mse"] == summary(trial.error, levels).mean_log10_mse
+        and numbers["val_mean_log10_mse"] == summary(trial.error, levels)["mean_log10_mse"][0]
     )
 
     model.network.train()

@@ -80,7 +80,7 @@ def test_the_numbers_are_those_of_the_evaluation_files(made: report.ReportFiles)
         found = summary(errors[trial.name], levels)
         for measure in MEASURES:
             one = standing.numbers[measure][0]
-            assert (one.value, one.error) == (found.value(measure), found.evaluation_error(measure))
+            assert (one.value, one.error) == found[measure]
     for measure in MEASURES:
         ordered = [ranking.standings[place].value(measure) for place in ranking.orders[measure]]
         assert ordered == sorted(ordered)
