@@ -22,7 +22,8 @@ from ddpm.errors import InputError
 from ddpm.metrics import Quality, X0Error, read_quality
 from ddpm.runs import load_run
 
-Item, Key = TypeVar("Item"), TypeVar("Key")
+Item = TypeVar("Item")
+Key = TypeVar("Key")
 Value = object  # a leaf of a configuration or of JSON: text, number, truth value, list or null
 
 
@@ -194,7 +195,7 @@ class SweepResults:
     @property
     def cells(self) -> list[Mapping[str, Value]]:
         """Those of its trials, then those that were skipped."""
-        return [one.cell for one in (*self.trials, *self.skipped)]
+        return [*(trial.cell for trial in self.trials), *(one.cell for one in self.skipped)]
 
     def with_status(self, status: str) -> tuple[TrialResult, ...]:
         """The trials that ended so."""

@@ -158,8 +158,8 @@ def _ends(point: QualityPoint) -> Iterator[tuple[str, str, float | None]]:
     """Each quality of samples with the ends of its interval, as parts of columns."""
     for name in QUALITY_MEASURES:
         one = point.interval(name)
-        yield from ((name, "", one and one.value), (name, "_low", one and one.low))
-        yield name, "_high", one and one.high
+        for end, place in (("", "value"), ("_low", "low"), ("_high", "high")):
+            yield name, end, None if one is None else getattr(one, place)
 
 
 def _tag(point: QualityPoint) -> str:
