@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -151,7 +152,7 @@ def principal_components(images: Iterable[Pixels]) -> dict[str, Tensor]:
 def exact_arithmetic(threads: int | None = None) -> Iterator[None]:
     """Full float32, deterministic kernels and so many CPU threads inside; as before afterwards."""
     before, backends = torch.get_num_threads(), torch.backends
-    wanted = (
+    wanted: tuple[tuple[Any, str, bool], ...] = (
         (backends.cuda.matmul, "allow_tf32", False),
         (backends.cudnn, "allow_tf32", False),
         (backends.cudnn, "deterministic", True),
