@@ -451,7 +451,7 @@ def learning_curve(trials: Sequence[TrialResult], name: str) -> list[Row]:
     steps = sorted(set.intersection(*({*one["steps"]} for one in columns)))
     if len(steps) < 2:
         return []
-    kinds = set.intersection(*(set(one) for one in columns))
+    kinds = [kind for kind in columns[0] if all(kind in one for one in columns)]
     rows = [np.searchsorted(one["steps"], steps) for one in columns]
     parts = np.array_split(np.arange(len(steps)), min(len(steps), _POINTS))
     starts, counts = [part[0] for part in parts], [len(part) for part in parts]
