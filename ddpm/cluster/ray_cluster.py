@@ -395,13 +395,6 @@ def _source_address(target: str) -> str:
         return str(probe.getsockname()[0])
 
 
-def _interface(ip: str) -> str:
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(address.address == ip for address in addresses):
-            return name
-    return "lo"
-
-
 def _free_port(ip: str, share: Machine) -> int:
     """A free port that follows from the job's number, so that jobs of one node do not collide."""
     first = 20_000 + int(share.job_id or 0) * 7 % 12_000
@@ -423,7 +416,8 @@ def _temporary_folder(share: Machine) -> Path:
 
 def _start(share: Machine, ip: str, temporary: Path, place: list[str]) -> subprocess.Popen[bytes]:
     """`ray start` of this node's share of the job, its words in a log beside its temporaries."""
-    interface = _interface(ip)
+    addresses = psutil.net_if_addrs().items()
+    interface = next((name for name, of in addresses if any(a.address == ip for a in of)), "lo")
     env = (
         NODE_QUIET | os.environ | {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
     )

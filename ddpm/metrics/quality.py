@@ -16,6 +16,7 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,14 @@ def read_quality(folder: Path) -> Quality | None:
             for measure in QUALITY_MEASURES:
                 if point.get(measure):
                     point[measure]["n"] = facts["num"]
-        return TypeAdapter(Quality).validate_python(facts)
+        return _checker().validate_python(facts)
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
+
+
+@cache
+def _checker() -> TypeAdapter[Quality]:
+    return TypeAdapter(Quality)  # takes milliseconds to make
 
 
 def read_pictures(folder: Path) -> SamplePictures | None:

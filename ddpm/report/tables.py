@@ -22,7 +22,7 @@ from ddpm.report.effects import Analysis, Term, analyse
 from ddpm.report.labels import NAMES, capital, duration, number_with_error, signed, size, text
 from ddpm.report.ranking import CONFIDENCE, Comparison, Family, Ranking, Standing, against
 from ddpm.report.reading import SweepResults, Value, mapping, number
-from ddpm.report.scatter import Spread
+from ddpm.report.scatter import Groups
 from ddpm.report.verdict import Conclusion, meaning_of_errors, pairing, sentences
 from ddpm.runs import storage
 
@@ -297,16 +297,14 @@ def _measure(ranking: Ranking, measure: str) -> Json:
         "dof": found.dof if found else None,
         "variance": found.variance if found else None,
         "set_apart": [ranking.standings[place].label for place in found.apart] if found else [],
-        "groups": _groups(ranking, found) if found and found.groups else [],
+        "groups": _groups(ranking, found.groups) if found and found.groups else [],
         "factors": _factors(analysis),
         "sentences": list(sentences(analysis)),
     }
 
 
-def _groups(ranking: Ranking, found: Spread) -> list[Json]:
+def _groups(ranking: Ranking, groups: Groups) -> list[Json]:
     """Cells that scatter alike, the widest group first; p: of so large a difference by chance."""
-    assert found.groups is not None
-    groups = found.groups
     return [
         {
             "cells": [ranking.standings[place].label for place in cells],
