@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.metrics.x0_error import MEASURES
-from ddpm.report.race import look
+from ddpm.report.race import left_by, look
 from ddpm.sweep.spec import Race
 
 
@@ -33,9 +33,8 @@ def run(values: NDArray[np.float64], race: Race) -> Result:
             }
             for place, measure in enumerate(MEASURES)
         }
-        found = look(numbers, number, len(race.looks), len(values))
-        racing = list(found.racing)
-        if found.is_decided:
+        racing = list(left_by(look(numbers, number, len(race.looks), len(values))))
+        if len(racing) <= 1:
             break
     return Result(winner=racing[0] if len(racing) == 1 else None, seeds=sum(seeds.values()))
 
