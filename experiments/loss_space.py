@@ -125,7 +125,7 @@ def _log_fid_after(images: int) -> Callable[[TrialResult], float]:
 
 def _log_mse(trial: TrialResult, levels: Sequence[int]) -> float:
     assert trial.error is not None  # trials that are done have been evaluated
-    return summary(trial.error, levels).mean_log10_mse
+    return summary(trial.error, levels)["mean_log10_mse"][0]
 
 
 def _fit(grid: np.ndarray, axis: int) -> np.ndarray:

@@ -106,7 +106,7 @@ def _errors(cells: Cells) -> tuple[Errors, tuple[int, ...]]:
     levels = common_levels([LEVELS, *there])
 
     def value(trial: TrialResult) -> float:
-        number = inf if trial.error is None else summary(trial.error, levels).mean_log10_mse
+        number = inf if trial.error is None else summary(trial.error, levels)["mean_log10_mse"][0]
         return number if isfinite(number) else inf
 
     errors = {
