@@ -169,7 +169,6 @@ def test_exact_numerics_give_the_same_bits_for_one_two_and_four_workers(
         "TRAINING.NUMERICS": "exact",
         "TRAINING.MICRO_BATCH": 6,
         "TRAINING.HYPER_PARAMETERS.EPOCHS": 2,
-        "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH": 3,
         "EVALUATION.EVERY": 1,  # all workers share in it
         **{f"TRAINING.{key}": value for key, value in changed.items()},
     }
