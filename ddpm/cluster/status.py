@@ -55,7 +55,8 @@ _SILENCE_S = 300.0  # a run that says nothing for so long, and for some reports'
 class RunStatus:
     """A training as its files show it.
 
-    state: of STATES.  name: for people.  path: its directory, made or not.  note: words beside it.  eta_s: until its last step.
+    state: of STATES.  name: for people.  path: its directory, made or not.  note: words beside it.
+    eta_s: until its last step.
     gpu_hours, core_hours: of its attempts, busy or not, one of them 0.
     """
 

@@ -1,6 +1,4 @@
-"""Machine, SLURM job or torchrun of this process, and the workers that follow from it: how many there are,
-and the cores and GPUs of each.
-"""
+"""Machine, SLURM job or torchrun of this process, and the number, cores and GPUs of its workers."""
 
 import os
 import re

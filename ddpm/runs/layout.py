@@ -36,7 +36,7 @@ _RUN_ID = re.compile(r"[0-9a-f]{8}")
 
 def find_run(text: str) -> Path:
     """The path that a command line names, or the run of a short name where no such path is:
-    `latest` or the first digits of a run id, of training_outputs or below an OUTPUT_DIR (`out/3f2`).
+    `latest` or the first digits of a run id, of training_outputs or of an OUTPUT_DIR (`out/3f2`).
 
     latest: the run that was started last. Raises InputError where there is none, or several.
     """

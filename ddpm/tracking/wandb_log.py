@@ -10,9 +10,10 @@ Training never waits for a server that does not answer, nor fails with it: witho
 nothing sensible answers within seconds, the attempt is logged offline and says so. The key is only
 looked for, as wandb does: in the environment, then in .netrc. It is never kept, shown or written.
 
-While a run trains, W&B shows the rows of metrics.jsonl by `step`, as `train/loss` and `val/...`. Measures of the final
-network are curves with axes of their own: the x0-error over log SNR, and the quality of its samples
-over the number of sampling steps. Lower is better for all of them but the accuracies.
+While a run trains, W&B shows the rows of metrics.jsonl by `step`, as `train/loss` and `val/...`.
+Measures of the final network are curves with axes of their own: the x0-error over log SNR, and the
+quality of its samples over the number of sampling steps. Lower is better for all of them but the
+accuracies.
 """
 
 import logging

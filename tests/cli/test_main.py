@@ -137,7 +137,7 @@ def stubs() -> list[Path]:
 
 
 def test_a_reader_that_leaves_ends_no_work(tmp_path: Path) -> None:
-    """As `ddpm ... | head -0`: what is left to say goes nowhere, and the exit code is the work's."""
+    """As `ddpm ... | head -0`: what is left to say is lost, the exit code is the work's."""
     (tmp_path / "talk.py").write_text(
         "import pathlib, sys\n"
         "def main(arguments):\n"

@@ -296,7 +296,7 @@ def test_a_dry_run_refuses_a_window_that_no_cell_reaches(tmp_path: Path) -> None
 
 @pytest.mark.long
 def test_torchrun_trains_the_same_weights(tmp_path: Path) -> None:
-    """Two processes, to the bit what one trains under exact numerics; again: nothing is repeated."""
+    """Two processes, to the bit what one trains in exact numerics; again: nothing is repeated."""
     exact = ("TRAINING.NUMERICS=exact", "TRAINING.MICRO_BATCH=4", "CLUSTER.CPUS_PER_WORKER=1")
     file = tmp_path / "small.yaml"
     file.write_text(configuration.to_yaml(small(tmp_path / "one", *exact)))
