@@ -27,7 +27,11 @@ def parser() -> argparse.ArgumentParser:
     result = command_line("evaluate", __doc__)
     result.add_argument("source", type=find_run, metavar="SOURCE", help="run, checkpoint or images")
     result.add_argument(
-        "overrides", nargs="*", metavar="IMAGE_GENERATION.KEY=value", help="how a run is drawn from"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="IMAGE_GENERATION.KEY=value",
+        help="how a run is drawn from",
     )
     result.add_argument(
         "--against",

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ddpm.cli.options import command_line
 from ddpm.errors import InputError, as_typed
-from ddpm.runs import find_run
+from ddpm.runs import find_run, id_of
 from ddpm.sampling import parse_ema
 
 if TYPE_CHECKING:
@@ -381,7 +381,7 @@ def _card(model: "LoadedModel", made: _Export) -> Iterator[str]:
 
 
 def _cost(summary: Mapping[str, Any]) -> str:
-    hours = {"GPU-hours": "gpu_seconds", "core-hours": "core_seconds", "hours": "seconds"}
+    hours = {"GPU-hours": "gpu_seconds", "hours of CPU time": "core_seconds", "hours": "seconds"}
     known = [f"{summary[key] / 3600:.3g} {unit}" for unit, key in hours.items() if summary.get(key)]
     return ", ".join(known) or "not known: the run has not ended"
 
@@ -394,7 +394,8 @@ def _measures(run: Path, weights_sha256: str) -> Iterator[str]:
         if record["samples"].get("weights_sha256") == weights_sha256:
             found.append(record)
     if not found:
-        yield f"None of these weights is kept; `{as_typed('evaluate')} {run.name}` measures them."
+        call = f"{as_typed('evaluate')} {id_of(run)}"
+        yield f"None was taken of these weights; `{call}` measures them."
     for record in found:
         yield from ("| measure | value | 95 % interval | n |", "|---|---|---|---|")
         for name, one in record["measures"].items():

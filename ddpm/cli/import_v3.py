@@ -33,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
     result = command_line("import-v3", __doc__)
     result.add_argument("config", type=Path, metavar="CONFIG", help="v3's YAML file")
     result.add_argument("weights", type=Path, metavar="WEIGHTS.h5", help="v3's weights")
-    result.add_argument("overrides", nargs="*", metavar="SECTION.KEY=value", help="changed keys")
+    result.add_argument(
+        "overrides", nargs="*", default=[], metavar="SECTION.KEY=value", help="changed keys"
+    )
     result.add_argument("--dry-run", action="store_true", help="check all, write nothing")
     return result
 

@@ -100,7 +100,7 @@ def _no_command(name: str) -> int:
         hint = f"did you mean {near[0]}? " if near else ""
         raise InputError(f"{name!r} is no command; {hint}give one of {', '.join(COMMANDS)}")
     print("usage: ddpm COMMAND ...      (ddpm COMMAND --help, ddpm --version)\n\ncommands:")
-    print(*(f"  {command:10}{line}" for command, line in COMMANDS.items()), sep="\n")
+    print(*(f"  {command:12}{line}" for command, line in COMMANDS.items()), sep="\n")
     print("\nexit codes: 0 done, 1 done but trials failed, 2 bad input, 3 the run is in use,")
     print("4 non-finite numbers, 5 storage, 6 budget spent, 75 interrupted: run it again")
     return 0

@@ -43,7 +43,11 @@ def parser() -> argparse.ArgumentParser:
         help="run (directory, first digits of its id, latest), checkpoint, YAML, folder of --num",
     )
     result.add_argument(
-        "overrides", nargs="*", metavar="IMAGE_GENERATION.KEY=value", help="changed keys"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="IMAGE_GENERATION.KEY=value",
+        help="changed keys",
     )
     result.add_argument(
         "--ema",

@@ -24,7 +24,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = command_line("sweep", __doc__)
     result.add_argument("sweep", help="YAML file with BASE, GRID, SPACE, SEEDS, TUNE")
-    result.add_argument("overrides", nargs="*", metavar="SECTION.KEY=value", help="changes of BASE")
+    result.add_argument(
+        "overrides", nargs="*", default=[], metavar="SECTION.KEY=value", help="changes of BASE"
+    )
     result.add_argument(
         "--dry-run",
         action="store_true",

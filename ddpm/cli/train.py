@@ -17,7 +17,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = command_line("train", __doc__)
     result.add_argument("config", help="YAML file")
-    result.add_argument("overrides", nargs="*", metavar="SECTION.KEY=value", help="changed keys")
+    result.add_argument(
+        "overrides", nargs="*", default=[], metavar="SECTION.KEY=value", help="changed keys"
+    )
     which = result.add_mutually_exclusive_group()
     which.add_argument("--new", action="store_true", help="start another run of this config")
     which.add_argument("--resume", type=find_run, metavar="DIR", help="continue exactly this run")

@@ -229,7 +229,8 @@ class Status:
         if found is None:
             raise InputError(
                 f"{folder} is no run directory (training_config.yaml), no sweep (sweep.json) and "
-                "no OUTPUT_DIR with either (DATA/NETWORK/NAME_ID, sweeps/NAME); give one of them"
+                "no OUTPUT_DIR with either (DATA/NETWORK/NAME_ID, sweeps/NAME); give one of them, "
+                "three or more digits of a run's id, or latest"
             )
         self._kind = found
 

@@ -384,6 +384,8 @@ class Dataset:
         before any normalisation.  Raises InputError where they differ in shape.
         """
         items = [dataset[number] for number in range(len(dataset))]
+        if any(isinstance(item, dict) for item in items):
+            raise InputError("items are dicts; give pairs (image, label), or use from_huggingface")
         pairs = [item if isinstance(item, tuple | list) else (item,) for item in items]
         images = [_as_array(pair[0]) for pair in pairs]
         shapes = sorted({image.shape for image in images})
@@ -393,7 +395,10 @@ class Dataset:
         numbers = [len(pair) for pair in pairs]
         if len(set(numbers)) > 1 or numbers[0] > 2:
             raise InputError("items are neither images nor pairs (image, label)")
-        labels = np.array([int(pair[1]) for pair in pairs]) if numbers[0] == 2 else None
+        try:
+            labels = np.array([int(pair[1]) for pair in pairs]) if numbers[0] == 2 else None
+        except ValueError:
+            raise InputError("labels are no whole numbers; give 0, 1, ... by class") from None
         return cls.from_arrays(
             np.stack(images), labels, seed=seed, validation_fraction=validation_fraction
         )

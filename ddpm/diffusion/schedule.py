@@ -305,7 +305,7 @@ class NoiseSchedule:
 
         Raises ValueError for a beta outside (0, 1]; 1 may be the last alone.
         """
-        beta = torch.as_tensor(betas, dtype=torch.float64).reshape(-1)
+        beta = _as_row(betas, "betas")
         if not bool(((beta > 0) & (beta <= 1)).all()):
             raise ValueError(f"beta is {_offender(beta, (beta > 0) & (beta <= 1))}; give (0, 1]")
         return cls.from_logsnr(logsnr_of(pair_from_betas(beta))[1:])
@@ -316,13 +316,13 @@ class NoiseSchedule:
 
         Between timesteps logsnr is linear. Raises ValueError where it does not fall.
         """
-        values = torch.as_tensor(logsnr, dtype=torch.float64).reshape(-1)
+        values = _as_row(logsnr, "logsnr")
         falls = torch.cat([values.new_full((1,), math.inf), values]).diff() < 0
-        if not len(values) or not bool(falls.all()):
-            wrong = (
-                f"logsnr {_offender(values, falls)} does not fall" if len(values) else "is empty"
+        if not bool(falls.all()):
+            raise ValueError(
+                f"logsnr {_offender(values, falls)} does not fall; give finite numbers, each below "
+                "the one before"
             )
-            raise ValueError(f"{wrong}; give finite numbers, each below the one before")
         return cls("given", len(values), given=tuple(values.tolist()))
 
     def _check(self) -> None:
@@ -446,6 +446,17 @@ def _table_on(device: torch.device, schedule: NoiseSchedule) -> tuple[Tensor, Te
     """alpha, sigma and logsnr of all timesteps: copied once, as a step must not wait for a GPU."""
     alpha, sigma = schedule._table
     return alpha.to(device), sigma.to(device), schedule._logsnr.to(device)
+
+
+def _as_row(values: Tensor | Sequence[float], name: str) -> Tensor:
+    """One number for each timestep, float64 (T,); ValueError for anything else."""
+    try:
+        row = torch.as_tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} are no numbers ({error}); give one a timestep") from None
+    if row.ndim != 1 or not len(row):
+        raise ValueError(f"{name} have shape {tuple(row.shape)}; give one number a timestep")
+    return row
 
 
 def _offender(values: Tensor, is_valid: Tensor) -> float | int:

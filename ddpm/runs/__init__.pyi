@@ -20,6 +20,7 @@ from .layout import MEMORY as MEMORY
 from .layout import METRICS as METRICS
 from .layout import PROVENANCE as PROVENANCE
 from .layout import find_run as find_run
+from .layout import id_of as id_of
 from .layout import load_file as load_file
 from .layout import load_run as load_run
 from .layout import refuse_edited as refuse_edited

@@ -20,7 +20,7 @@ from typing import Any
 
 from ddpm import config as configuration
 from ddpm.config import Config, Training
-from ddpm.errors import InputError, StorageError
+from ddpm.errors import InputError, StorageError, as_typed
 from ddpm.runs import checkpoint
 
 CONFIG = "training_config.yaml"
@@ -48,7 +48,10 @@ def find_run(text: str) -> Path:
     found = [p for p in output.glob(f"*/*/*_{digits}*") if _RUN_ID.fullmatch(id_of(p))]
     found = [p for p in found if id_of(p).startswith(digits) and (p / PROVENANCE).is_file()]
     if not found:
-        raise InputError(f"{text}: no such path, and no run in {output} is called so; give one")
+        raise InputError(
+            f"{text}: no such path, and no run in {output} has such an id; "
+            f"`{as_typed('status')} {output}` lists them"
+        )
     if digits and len({id_of(p) for p in found}) > 1:
         names = "\n".join(map(str, sorted(found)))
         raise InputError(f"{text}: begins the ids of several runs; give more digits:\n{names}")

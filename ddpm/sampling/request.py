@@ -103,7 +103,10 @@ def locate(source: Path) -> tuple[Path, Path | None]:
             f"and name that: {as_typed('import-v3')} CONFIG {source}"
         )
     if not source.is_dir():
-        raise InputError(f"{source} is no folder; name a run directory or a checkpoint")
+        raise InputError(
+            f"{source} is no folder; name a run directory or a checkpoint, three or more digits of "
+            "a run's id, or latest"
+        )
     if (source / CONFIG_FILE).is_file():
         return source, None
     run = source.resolve().parent.parent

@@ -205,9 +205,10 @@ def test_an_export_that_draws_other_images_is_refused(
     ("training", "network"),
     [
         ({}, {}),
-        (
+        pytest.param(
             {"PRED_TYPE": "edm"},
             {"NUM_CLASSES": None, "BLOCK_SIZE": 2, "USE_CROSS_ATTENTION": True, "TIMESTEPS": 1000},
+            marks=pytest.mark.long,
         ),
     ],
     ids=["velocity, classes", "edm"],

@@ -37,7 +37,7 @@ def test_the_list_names_every_command_and_every_command_is_a_file() -> None:
     shown = run("-m", "ddpm", "--help")
     assert shown.returncode == 0
     for name, line in main.COMMANDS.items():
-        assert f"  {name:10}{line}\n" in shown.stdout
+        assert f"  {name:12}{line}\n" in shown.stdout
         assert (ROOT / "ddpm" / "cli" / f"{name.replace('-', '_')}.py").is_file()
     assert {path.stem for path in (ROOT / "launch").glob("*.py")} == set(LAUNCHERS)
 
@@ -183,7 +183,7 @@ def test_an_interruption_is_no_error(capsys: pytest.CaptureFixture[str]) -> None
         (["train", "TRAINING.COMPILE", "="], {"true", "false"}),
         (["sample", "IMAGE_GENERATION.NUM_S"], {"IMAGE_GENERATION.NUM_STEPS="}),
         (["sample", "TRAINING.S"], set()),
-        (["sample", "--format", ""], {"shards", "npz", "png"}),
+        (["sample", "--format", ""], {"shards", "npz", "adm", "png"}),
         (["status", "l"], {"latest"}),
         (["logs", "0"], {"01234567"}),
         (["import-v3", "--d"], {"--dry-run"}),

@@ -371,8 +371,8 @@ def test_the_arguments_are_those_of_network_and_schedule() -> None:
         (UNet, c.network_arguments(config)),
         (NoiseSchedule, c.schedule_arguments(config)),
     ):
-        of_data = {"sigma_data"}  # which no configuration knows
-        assert set(arguments) == set(inspect.signature(target).parameters) - of_data
+        unknown = {"sigma_data", "given"}  # to configurations: of data, and of Python
+        assert set(arguments) == set(inspect.signature(target).parameters) - unknown
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULES)

@@ -281,6 +281,8 @@ def test_data_of_torch_and_of_hugging_face_are_those_of_arrays() -> None:
         (lambda: Dataset.from_torch(Items(Image.new("RGBA", (4, 4)))), "mode RGBA"),
         (lambda: Dataset.from_huggingface(Items(*rows), "image"), "there are: img, fine"),
         (lambda: Dataset.from_torch(Items()), "not of none"),
+        (lambda: Dataset.from_torch(Items(*rows)), "items are dicts; give pairs"),
+        (lambda: Dataset.from_torch(Items((pixels[0], "cat"))), "labels are no whole numbers"),
     ):
         with pytest.raises(InputError, match=word):
             call()

@@ -377,7 +377,9 @@ def test_a_schedule_of_ones_own_betas_or_logsnr_is_the_same_schedule(name: str) 
         (lambda: NoiseSchedule.from_betas([0.1, 1.0, 0.1]), "does not fall"),
         (lambda: NoiseSchedule.from_logsnr([3.0, 3.0]), "logsnr 3.0 does not fall"),
         (lambda: NoiseSchedule.from_logsnr([math.nan]), "logsnr nan does not fall"),
-        (lambda: NoiseSchedule.from_logsnr([]), "is empty"),
+        (lambda: NoiseSchedule.from_logsnr([]), r"logsnr have shape \(0,\)"),
+        (lambda: NoiseSchedule.from_betas(torch.ones(2, 2)), r"betas have shape \(2, 2\)"),
+        (lambda: NoiseSchedule.from_betas("linear"), "betas are no numbers"),
         (lambda: replace(NoiseSchedule.from_logsnr([1.0]), num_timesteps=2), "given at 1"),
     ],
 )
