@@ -189,15 +189,11 @@ def _measure(config: Config, threads: int, device: torch.device, limit_s: float)
     if training.COMPILE:
         notes.append("measured without torch.compile, which is faster on a GPU")
     size, seconds, per_image = _step_seconds(config, network, device, fits)
-    if size == 1 < batch and device == CPU:
-        # what one image took is mostly what a step takes for any number of them
-        per_s = _convolution_flops_per_s(training.NETWORK.FIRST_CHANNEL)
-        per_image = min(per_image, _step_flops(config) / batch / per_s)
-        notes.append(
-            f"a step of {batch} images is taken from one image and the FLOPs of the others, "
-            f"at the {per_s / 1e9:.3g} GFLOP/s of a convolution here"
-        )
-    elif size < batch:
+    if size < batch:
+        if device == CPU:
+            # threads that wait for a core make a step slow, whatever the number of its images
+            per_s = _convolution_flops_per_s(training.NETWORK.FIRST_CHANNEL)
+            per_image = min(per_image, _step_flops(config) / batch / per_s)
         notes.append(f"a step of {batch} images is taken from steps of up to {size}")
     calls = max(1, min(PROBE_IMAGES, fits, int(BUDGET_S / 3 / max(per_image / 3, 1e-9))))
     return Speed(
