@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ddpm.cli.options import command_line
-from ddpm.errors import InputError
+from ddpm.errors import InputError, as_typed
 
 if TYPE_CHECKING:
     from ddpm.data import Loaded, Source
@@ -108,12 +108,19 @@ def main(argv: list[str] | None = None) -> int:
 
     if asked.source == _CIFAR and asked.out_dir is not None:
         asked.source, asked.out_dir = asked.out_dir, asked.named_out or f"data/{_CIFAR}"
+        _require_cifar(Path(asked.source))
     elif asked.source == _CIFAR:
         raise InputError("cifar10 needs its FILE, cifar-10-binary.tar.gz: `ddpm pack cifar10 FILE`")
     elif asked.named_out is not None:
         raise InputError(f"{asked.named_out}: give SOURCE and OUT_DIR, no third path")
     if asked.preview and not asked.preview.endswith(".png"):
         raise InputError(f"--preview is {asked.preview}; give a name that ends in .png")
+    if asked.preview and not (folder := Path(asked.preview).parent).is_dir():
+        raise InputError(f"folder {folder} of --preview does not exist; make it")
+    if _is_zip(asked):
+        options = {"--verify": asked.verify, "--samples-per-shard": asked.samples_per_shard}
+        if of_shards := [name for name, value in options.items() if value]:
+            raise InputError(f"{', '.join(of_shards)}: of shards, not of a ZIP; leave it out")
 
     if asked.out_dir is None and not asked.preview and preparing.is_shards(asked.source):
         if given := [f"--{name.replace('_', '-')}" for name in _OPTIONS if getattr(asked, name)]:
@@ -130,6 +137,21 @@ def main(argv: list[str] | None = None) -> int:
     else:
         _pack(asked)
     return 0
+
+
+def _is_zip(asked: argparse.Namespace) -> bool:
+    return asked.out_dir is not None and Path(asked.out_dir).suffix == ".zip"
+
+
+def _require_cifar(path: Path) -> None:
+    """Raises InputError for what is there and no CIFAR-10."""
+    from ddpm.data import is_cifar
+
+    if path.exists() and not is_cifar(path):
+        raise InputError(
+            f"{path} is not CIFAR-10's binary archive (it has no data_batch_1.bin); to pack it as "
+            f"it is: `{as_typed('pack')} {path} OUT_DIR`"
+        )
 
 
 def _use(folder: Path, *, is_dry: bool, verify: bool) -> None:
@@ -172,12 +194,20 @@ def _look(asked: argparse.Namespace, source: "Source") -> None:
     """Checks everything, and draws some of it where that is asked for."""
     from ddpm.data import packing
 
-    loaded = source.load(progress=True)
+    is_zip = _is_zip(asked)
+    loaded = (
+        packing.load_for_edm(source, Path(asked.out_dir)) if is_zip else source.load(progress=True)
+    )
     for line in (*source.notes, *loaded.notes):
         print(line)
     if asked.preview:
         _draw(asked.preview, source, loaded)
-    if asked.out_dir is not None:
+    if is_zip:
+        print(
+            f"would pack {source.num_samples:,} images of {source.name} into {asked.out_dir}; "
+            "nothing was written"
+        )
+    elif asked.out_dir is not None:
         count = asked.samples_per_shard
         plan = packing.plan_packing(source, name=None, samples_per_shard=count, seed=0)
         print(
@@ -192,27 +222,46 @@ def _draw(place: str, source: "Source", loaded: "Loaded") -> None:
 
     path = Path(place)
     storage.write_bytes(path, png(packing.preview(source, loaded)))
-    print(f"{path}: some of the {source.num_samples:,} images")
+    number = source.num_samples
+    drawn = min(number, packing.PREVIEWED)
+    print(f"{path}: {f'{drawn} of' if drawn < number else 'all'} {number:,} images")
 
 
 def _pack(asked: argparse.Namespace) -> None:
     from ddpm.data import INDEX_FILE, packing, verify_shards
 
     out = Path(asked.out_dir)
-    if out.suffix == ".zip":
+    if _is_zip(asked):
         with TemporaryDirectory() as stage:
-            packing.write_edm_zip(_source(asked, Path(stage) / "shards"), out)
-        print(f"{out}: written as EDM's dataset tool does")
+            _pack_zip(asked, _source(asked, Path(stage) / "shards"), out)
         return
     if not (out / INDEX_FILE).exists():
         packing.require_place(out, asked.source)  # before anything is fetched
-    source = _source(asked, out / packing.STAGE)
-    if asked.preview:
-        _draw(asked.preview, source, source.load(progress=True))
-    index = packing.pack(source, out, samples_per_shard=asked.samples_per_shard)
+    with packing.stage(out) as place:
+        source = _source(asked, place)
+        if asked.preview:
+            _draw(asked.preview, source, source.load(progress=True))
+        index = packing.pack(source, out, samples_per_shard=asked.samples_per_shard)
     if asked.verify:
         verify_shards(index, progress=True)
     print(f"{index}{'; every byte was read back' if asked.verify else ''}")
+
+
+def _pack_zip(asked: argparse.Namespace, source: "Source", out: Path) -> None:
+    from ddpm.data import packing
+
+    loaded = packing.load_for_edm(source, out)
+    if asked.preview:
+        _draw(asked.preview, source, loaded)
+    packing.write_edm_zip(source, loaded, out)
+    height, width, channels = loaded.images[0].shape
+    labels, names = loaded.labels, source.class_names or ()
+    highest = 0 if labels is None else int(labels.max()) + 1
+    classes = "no labels" if labels is None else f"{max(highest, len(names))} classes"
+    print(
+        f"{out}: {source.num_samples:,} images of {height}x{width}, {channels} "
+        f"channel{'' if channels == 1 else 's'}, {classes}, written as EDM's dataset tool does"
+    )
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -217,8 +217,9 @@ def _concluded(
         form = plan.request.bulk.format if plan.request.bulk else "shards"
         made = bulk.export(begun, num, plan.request.stem, form, is_fresh=is_fresh)
     names = ", ".join(path.name for path in made)
+    shards = bulk.several(len(begun.present()), "shard")
     console.print(
-        f"done: {num:,} images in {folder}: {len(begun.present()):,} shards in shards, {names}",
+        f"done: {num:,} images in {folder}: {shards} in shards, {names}",
         soft_wrap=True,
         markup=False,
         highlight=False,
@@ -266,7 +267,8 @@ class BulkProgress:
 
     def lines(self) -> list[str]:
         """Everything, a line each."""
-        found = [f"{self.there:,} of {self.num:,} images are there, in {self.units:,} units"]
+        units = bulk.several(self.units, "unit")
+        found = [f"{self.there:,} of {self.num:,} images are there, in {units}"]
         if self.missing:
             images = bulk.total(self.missing)
             found.append(f"missing: {images:,} images: {bulk.describe(self.missing)}")

@@ -2,6 +2,7 @@ from . import images as images
 from . import packing as packing
 from . import preparing as preparing
 from . import staging as staging
+from .arrays import is_cifar as is_cifar
 from .arrays import open_npz as open_npz
 from .dataset import Batch as Batch
 from .dataset import Dataset as Dataset

@@ -13,7 +13,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -35,7 +35,7 @@ from ddpm.data.source import (
     examples,
     files_identity,
 )
-from ddpm.errors import InputError
+from ddpm.errors import InputError, as_typed
 
 # Real images shrink to a third, drawings to a fiftieth; beyond this it is made to fill memory.
 _BOMB_RATIO = 200
@@ -63,13 +63,8 @@ class NpzSource(ArraySource):
         except (ValueError, OSError) as error:
             raise InputError(f"{path}: {error}") from error
         keys = [reading.image_key or "images"] + ([label_key] if label_key is not None else [])
-        there = ", ".join(members) or "nothing"
-        advice = {label_key: "; name another with LABEL_KEY, or null for images without labels"}
         if missing := [key for key in keys if key not in members]:
-            lines = [
-                f"{path} has no array {k!r}, it has: {there}{advice.get(k, '')}" for k in missing
-            ]
-            raise InputError(lines)
+            raise InputError([f"{path} {_missing(path, k, members, reading)}" for k in missing])
         self._members = [members[key] for key in keys]
         if others := [key for key in members if key not in keys]:
             self.notes = (f"{path}: {len(others)} array(s) not read: {examples(others)}",)
@@ -148,11 +143,11 @@ class Hdf5Source(ArraySource):
             with h5py.File(path, "r") as file:
                 for key in self._keys:
                     try:
-                        array = _own_array(file, key)
+                        array = _own_array(file, key, reading)
                         promised.append((array.shape, array.dtype))
                     except ValueError as error:
                         problems.append(f"{path} {error}")
-                if others := [key for key in file if key not in self._keys]:
+                if others := [key for key in _arrays(file) if key not in self._keys]:
                     self.notes = (f"{path}: {len(others)} array(s) not read: {examples(others)}",)
         except (OSError, RuntimeError, KeyError) as error:
             raise InputError(f"{path} is not a readable HDF5 file: {error}") from error
@@ -175,7 +170,7 @@ class Hdf5Source(ArraySource):
 
         try:
             with h5py.File(self._path, "r") as file:
-                array = _own_array(file, self._keys[part])
+                array = _own_array(file, self._keys[part], self.reading)
                 if array.chunks is None and (place := array.id.get_offset()) is not None:
                     return np.memmap(self._path, array.dtype, "r", place, array.shape)
                 stored = array.id.get_storage_size()
@@ -185,7 +180,39 @@ class Hdf5Source(ArraySource):
             raise InputError(f"{self._path}: {error}") from error
 
 
-def _own_array(file: Any, key: str) -> Any:
+def _missing(path: object, key: str, there: Iterable[str], reading: Reading) -> str:
+    """The absence of an array, those that are there, and the remedy: of `ddpm pack`, which has a
+    stage, or of a configuration.
+    """
+    if reading.stage is not None:
+        option = "--label-key" if key == reading.label_key else "--image-key"
+        advice = f"name another with {option}"
+        advice += ", or null for images without labels" if key == reading.label_key else ""
+    elif key == reading.label_key:
+        advice = "name another with LABEL_KEY, or null for images without labels"
+    else:
+        advice = (
+            f"pack it: `{as_typed('pack')} {path} DIR --image-key KEY --label-key KEY`, then "
+            "DATASET.PATH=DIR"
+        )
+    return f"has no array {key!r}, it has: {', '.join(there) or 'nothing'}; {advice}"
+
+
+def _arrays(file: Any) -> list[str]:
+    """The arrays of an HDF5 file, in groups too, and links that lead out of their place."""
+    import h5py
+
+    found: list[str] = []
+
+    def look(name: str, link: object) -> None:
+        if not isinstance(link, h5py.HardLink) or isinstance(file[name], h5py.Dataset):
+            found.append(name)
+
+    file.visititems_links(look)
+    return found
+
+
+def _own_array(file: Any, key: str, reading: Reading) -> Any:
     """The h5py data set under a key, its bytes in this file. Raises ValueError."""
     import h5py
 
@@ -193,10 +220,7 @@ def _own_array(file: Any, key: str) -> Any:
     for name in key.split("/"):
         link = place.get(name, getlink=True) if isinstance(place, h5py.Group) else None
         if link is None:
-            raise ValueError(
-                f"has no array {key!r}, it has: {', '.join(file) or 'nothing'}; name another with "
-                "--image-key and --label-key, or null for images without labels"
-            )
+            raise ValueError(_missing(file.filename, key, _arrays(file), reading))
         if not isinstance(link, h5py.HardLink):
             raise ValueError(f"has {key!r} by a link; only what lies in the file is read")
         place = place[name]
@@ -312,12 +336,7 @@ class CifarSource(ArraySource):
 
     @classmethod
     def opened(cls, source: str, reading: Reading) -> Source | None:
-        path = Path(source)
-        is_archive = path.name.endswith((".tar.gz", ".tgz", ".tar")) and _begins_as_cifar(path)
-        is_folder = path.is_dir() and any(
-            (path / f"data_batch_1{end}").is_file() for end in (".bin", "")
-        )
-        return cls(path, reading) if is_archive or is_folder else None
+        return cls(Path(source), reading) if is_cifar(Path(source)) else None
 
     def identity(self) -> str:
         if self._path.is_file():
@@ -479,6 +498,13 @@ def cifar_parts(path: Path) -> tuple[list[tuple[str, int]], tuple[str, ...] | No
     if not parts:
         raise ValueError(f"holds no CIFAR-10 (data_batch_1.bin ...); {_BINARY}, or unpack it")
     return sorted(parts), names, others
+
+
+def is_cifar(path: Path) -> bool:
+    """Whether a path is CIFAR-10's archive or the folder in it, of whichever version."""
+    if path.is_dir():
+        return any((path / f"data_batch_1{end}").is_file() for end in (".bin", ""))
+    return path.name.endswith((".tar.gz", ".tgz", ".tar")) and _begins_as_cifar(path)
 
 
 def _begins_as_cifar(path: Path) -> bool:

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -28,7 +28,7 @@ from ddpm.data import images
 from ddpm.data.index import INDEX_FILE, LOCK_FILE, Index, open_index, write_index
 from ddpm.data.scan import Scan, scan_tar
 from ddpm.data.source import Loaded, Reading, Source, note
-from ddpm.errors import InputError, LockedError
+from ddpm.errors import InputError, LockedError, as_typed
 from ddpm.runs import ImageBar, captioned, storage
 
 _PACKING = 1  # raised when the same source would give other bytes
@@ -42,7 +42,7 @@ _UNKNOWN_SHARD_SAMPLES = 1024
 _RUN = 32
 _PACK_ID = 1 << 41  # of the draw that orders the samples; those of training lie below
 _THREADS = 4
-_PREVIEWED = 64
+PREVIEWED = 64
 _log = logging.getLogger(__name__)
 
 
@@ -177,9 +177,35 @@ def require_place(folder: Path, source: str) -> None:
 
 
 @contextmanager
+def stage(folder: Path) -> Iterator[Path]:
+    """The place of copies of shards; of a source with problems only whole ones stay, with a note,
+    so that no second try fetches them, and no empty folder.
+    """
+    place = folder / STAGE
+    made = _missing((place, folder, *folder.parents)) or [place, folder]
+    try:
+        yield place
+    except InputError:
+        if place.is_dir() and (whole := len(list(place.glob("*.tar")))):
+            note([f"{place} keeps {whole:,} whole shard(s) for the next try"])
+        _remove_empty(made)
+        raise
+
+
+def _missing(places: Iterable[Path]) -> list[Path]:
+    return [place for place in places if not place.exists()]
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+@contextmanager
 def _folder(folder: Path) -> Iterator[None]:
     """Makes and locks the folder; a source with problems leaves no trace of it."""
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    made = _missing((folder, *folder.parents))
     storage.make_folder(folder)
     lock, what = folder / LOCK_FILE, f"the shards in {folder}"
     held = ExitStack()
@@ -194,9 +220,7 @@ def _folder(folder: Path) -> Iterator[None]:
         except InputError:
             if not (folder / _JOURNAL).exists() and not (folder / INDEX_FILE).exists():
                 lock.unlink(missing_ok=True)
-                for place in made:
-                    if place.is_dir() and not any(place.iterdir()):
-                        place.rmdir()
+                _remove_empty(made)
             raise
 
 
@@ -314,20 +338,21 @@ def _write_shard(
     return scan
 
 
-def write_edm_zip(source: Source, path: Path, *, progress: bool = True) -> None:
-    """The ZIP of EDM's dataset tool: PNG files of one size, their classes in dataset.json.
-
-    Raises InputError for images that EDM does not read, before anything is written.
+def load_for_edm(source: Source, path: Path, *, progress: bool = True) -> Loaded:
+    """The images of a source, which may be put into a ZIP at a path. Raises InputError for those
+    that EDM does not read, and where the ZIP is there already.
     """
     if path.exists():
         raise InputError(f"{path} is there already; choose another name")
     if source.split:
-        raise InputError(f"{source.name}: EDM's ZIP has no parts; name one, such as train")
+        part = Path(source.name) / source.split[0][0]
+        typed = f"name one: `{as_typed('pack')} {part} {path}`"
+        others = f"give a folder or file of one, such as {source.split[0][0]}, alone"
+        raise InputError(
+            f"{source.name}: EDM's ZIP has no parts; {typed if part.is_dir() else others}"
+        )
     loaded = source.load(progress=progress)
-    note((*source.notes, *loaded.notes))
-    labels = None if loaded.labels is None else loaded.labels.tolist()
-    names = [f"{row // 1000:05d}/img{row:08d}.png" for row in range(len(loaded.images))]
-    shapes = {tuple(loaded.images[row].shape) for row in range(len(names))}
+    shapes = {tuple(loaded.images[row].shape) for row in range(source.num_samples)}
     height, width, channels = next(iter(shapes))
     kinds = {loaded.images[0].dtype}
     if len(shapes) > 1 or height != width or channels not in (1, 3) or kinds != {np.dtype("uint8")}:
@@ -336,6 +361,14 @@ def write_edm_zip(source: Source, path: Path, *, progress: bool = True) -> None:
             f"{source.name}: EDM reads square 8-bit images of one size, grey or RGB; these are "
             f"{some}{' and others' if len(shapes) > 3 else ''}; give --resize, --grey rgb"
         )
+    return loaded
+
+
+def write_edm_zip(source: Source, loaded: Loaded, path: Path, *, progress: bool = True) -> None:
+    """The ZIP of EDM's dataset tool: PNG files of one size, their classes in dataset.json."""
+    note((*source.notes, *loaded.notes))
+    labels = None if loaded.labels is None else loaded.labels.tolist()
+    names = [f"{row // 1000:05d}/img{row:08d}.png" for row in range(len(loaded.images))]
 
     def write(sink: storage.Sink) -> None:
         # ZipFile takes what it cannot seek in. One date: the same images give the same bytes.
@@ -355,7 +388,7 @@ def write_edm_zip(source: Source, path: Path, *, progress: bool = True) -> None:
 def preview(source: Source, loaded: Loaded) -> NDArray[np.uint8]:
     """A picture of some samples by class, after all conversions, each named by its class below."""
     plan = plan_packing(source, name=None, samples_per_shard=None, seed=0)
-    rows = _order(plan)[:_PREVIEWED].tolist()
+    rows = _order(plan)[:PREVIEWED].tolist()
     labels, names = loaded.labels, source.class_names
     if labels is not None:
         rows.sort(key=lambda row: int(labels[row]))

@@ -137,7 +137,8 @@ class FolderSource(PictureSource):
             if unknown := [name for name in _folders(where) if name not in folders]:
                 yield (
                     f"{where} has {len(unknown)} class folder(s) that {self._root / self._parts[0]}"
-                    f" lacks: {examples(unknown)}; classes are those of the training images"
+                    f" lacks: {examples(unknown)}; classes are those of the training images: move "
+                    f"the others out of {where}, or name {self._root / self._parts[0]} alone"
                 )
         if all(name.lower() in PARTS for name in folders):
             yield (

@@ -145,6 +145,8 @@ def members(
 
 
 def _opened(stream: BinaryIO, size: int, encoding: str) -> tarfile.TarFile:
+    head = stream.read(tarfile.BLOCKSIZE)
+    stream.seek(0)
     try:
         return tarfile.open(
             fileobj=stream, mode="r:", tarinfo=_Member, encoding=encoding, errors="surrogateescape"
@@ -152,7 +154,22 @@ def _opened(stream: BinaryIO, size: int, encoding: str) -> tarfile.TarFile:
     except _Broken:
         raise
     except (tarfile.TarError, ValueError) as error:
+        if head and not _is_header(head):
+            raise _Broken(f"is no tar (it begins `{_readable(head[:10])}`)") from error
         _raise_broken(size, 0, error)
+
+
+def _is_header(head: bytes) -> bool:
+    """Whether a first block, perhaps damaged or cut off, was a member's header: by POSIX's mark
+    or its checksum in octal digits; where it ends before both, by the NUL behind the name.
+    """
+    if len(head) < tarfile.BLOCKSIZE:
+        return b"\0" in head
+    return head[257:262] == b"ustar" or head[148:154].strip(b" \0").isdigit()
+
+
+def _readable(data: bytes) -> str:
+    return "".join(c if c.isprintable() else "?" for c in data.decode("ascii", "replace"))
 
 
 def _next(tar: tarfile.TarFile, size: int) -> tarfile.TarInfo | None:

@@ -27,6 +27,7 @@ _HASHED_FILES = 1000
 _EXAMPLES = 3
 _THREADS = 4
 _BATCH = 1024
+_VERBS = {"has": "have", "is": "are"}
 _JPEG, _PPM = (".jpg", ".jpeg", ".jpe", ".jfif"), (".ppm", ".pgm", ".pbm", ".pnm")
 EXTENSIONS = (".png", *_JPEG, ".webp", ".bmp", *_PPM)
 _TRAIN = ("train", "training")
@@ -186,9 +187,15 @@ def by_reason(found: Iterable[tuple[object, str]], what: str = "pictures") -> li
     return [
         f"{ones[0][0]}: {ones[0][1]}"
         if len(ones) == 1
-        else f"{len(ones):,} {what}: {ones[0][1]}: {examples([path for path, _ in ones])}"
+        else f"{len(ones):,} {what}: {_of_many(ones[0][1])}: {examples([p for p, _ in ones])}"
         for ones in groups.values()
     ]
+
+
+def _of_many(reason: str) -> str:
+    """The reason, `has ...` or `is ...` of one, with the verb of several."""
+    verb, _, rest = reason.partition(" ")
+    return f"{_VERBS.get(verb, verb)} {rest}".rstrip()
 
 
 class ArraySource(Source):
@@ -424,6 +431,8 @@ def _image_problems(shape: Shape, dtype: np.dtype) -> list[str]:
     problems = []
     if len(shape) not in (3, 4) or 0 in shape:
         problems.append(f"have shape {shape}; give (N, H, W) or (N, H, W, C)")
+    elif len(shape) == 4 and shape[1] in (1, 3, 4) and shape[3] > 4:
+        problems.append(f"of shape {shape} look like (N, C, H, W); give (N, H, W, C)")
     if dtype != np.uint8 and dtype.kind != "f":
         problems.append(f"are {dtype}; give uint8, or floats in [0, 1]")
     return problems

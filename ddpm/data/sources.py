@@ -25,7 +25,7 @@ from ddpm.data import images
 from ddpm.data.arrays import CifarSource, DigitsSource, Hdf5Source, IdxSource, NpySource, NpzSource
 from ddpm.data.pictures import FolderSource, LmdbSource, ParquetSource, ZipSource
 from ddpm.data.source import DIGITS, Reading, Source
-from ddpm.data.tars import TarSource, is_pattern
+from ddpm.data.tars import TarSource, is_pattern, shown
 from ddpm.errors import InputError
 
 # In the order in which they are tried.
@@ -75,6 +75,8 @@ def open_source(
         if (opened := kind.opened(str(source), reading)) is not None:
             _require_used(opened)
             return opened
+    if "://" in str(source):
+        raise InputError(f"{shown(str(source))}: only .tar shards are read from a URL")
     raise InputError(f"{path} is no source of images; {known}")
 
 

@@ -78,7 +78,7 @@ _Sample = dict[str, _Place]  # by extension
 class TarSource(PictureSource):
     """Images of foreign shards, which only packing reads."""
 
-    takes = "WebDataset shards (.tar, .tar.gz, https://, s3://, hf://)"
+    takes = "WebDataset shards (.tar, .tar.gz; https://, s3://, gs://, az://, hf://)"
     options = (*PictureSource.options, "--image-key")
 
     def __init__(self, source: str, reading: Reading) -> None:
@@ -97,10 +97,12 @@ class TarSource(PictureSource):
         self._paths = _laid_down(self._urls, reading.stage)
         problems: list[str] = []
         nameless: list[str] = []
-        by_shard = [
-            _samples(number, path, shown(url), problems, nameless)
-            for number, (path, url) in enumerate(zip(self._paths, self._urls, strict=True))
-        ]
+        by_shard = []
+        for number, (path, url) in enumerate(zip(self._paths, self._urls, strict=True)):
+            before = len(problems)
+            by_shard.append(_samples(number, path, shown(url), problems, nameless))
+            if len(problems) > before and path.parent == reading.stage:
+                storage.remove(path)  # a copy that the next try would only refuse again
         refuse(problems)
         self.names = [
             f"{shown(url)}: {key!r}"
@@ -427,7 +429,7 @@ def _opened(url: str) -> Iterator[tuple[_Counted, str]]:
         except ImportError as error:
             raise InputError(
                 f"{shown(url)}: {scheme}:// needs the package {_REMOTE[scheme]}: "
-                f"pip install {_REMOTE[scheme]}"
+                "pip install 'ddpm[remote]'"
             ) from error
         info = files.info(path)
         marks = (info.get(key) for key in ("ETag", "etag", "LastModified", "mtime", "created"))

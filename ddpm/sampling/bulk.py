@@ -77,6 +77,11 @@ def manifest_of(folder: Path, unit: range) -> Path:
     return folder / f"{name_of(unit)}.json"
 
 
+def several(count: int, noun: str) -> str:
+    """A number of things: `1 unit`, `2 units`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def total(units: Iterable[range]) -> int:
     """Number of images in the units."""
     return sum(map(len, units))
@@ -363,8 +368,8 @@ class BulkCheck:
         state = "whole" if self.is_whole else "not whole"
         once = "at least once" if self.twice else "exactly once"
         found.append(
-            f"{state}: {self.there:,} of {self.num:,} images in {self.units:,} units, each of them "
-            f"{once}, every file checked by SHA-256"
+            f"{state}: {self.there:,} of {self.num:,} images in {several(self.units, 'unit')}, "
+            f"each of them {once}, every file checked by SHA-256"
         )
         return found
 

@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import subprocess
@@ -211,3 +212,68 @@ def test_edms_zip_is_written_and_read_again(
     assert "is there already" in capsys.readouterr().err
     assert command(tmp_path / "in.npz", tmp_path / "c.zip", "--image-key", "flat") == 2
     assert "EDM reads square" in capsys.readouterr().err and not (tmp_path / "c.zip").exists()
+
+
+def test_cifar10_takes_cifar10_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    birds = write_tar(tmp_path / "birds.tar", [("1.png", picture(np.zeros((4, 4), np.uint8)))])
+    assert command("cifar10", birds, tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "is not CIFAR-10's binary archive" in said and f"ddpm pack {birds} OUT_DIR" in said
+    assert command("cifar10", tmp_path / "none.tar.gz", tmp_path / "out") == 2
+    assert "does not exist" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_zip_has_a_preview_a_summary_and_no_options_of_shards(
+    tmp_path: Path, npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [npz, tmp_path / "out.zip", "--label-key", "kind"]
+    assert command(*words, "--verify", "--samples-per-shard", "9") == 2
+    assert "--verify, --samples-per-shard: of shards, not of a ZIP" in capsys.readouterr().err
+    assert command(*words, "--preview", tmp_path / "none" / "seen.png") == 2
+    assert f"folder {tmp_path / 'none'} of --preview does not exist" in capsys.readouterr().err
+    assert command(*words, "--dry-run") == 0
+    assert f"into {words[1]}; nothing was written" in capsys.readouterr().out
+    assert not words[1].exists()
+    assert command(*words, "--preview", tmp_path / "seen.png") == 0
+    seen, last = capsys.readouterr().out.splitlines()
+    assert seen == f"{tmp_path / 'seen.png'}: all 50 images" and (tmp_path / "seen.png").exists()
+    assert last.startswith(f"{words[1]}: 50 images of 4x4, 1 channel, 3 classes")
+    np.savez(npz, images=np.zeros((65, 4, 4), np.uint8))
+    assert command(npz, "--label-key", "null", "--preview", tmp_path / "seen.png") == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'seen.png'}: 64 of 65 images\n"
+
+
+def test_a_dry_run_refuses_what_packing_into_a_zip_would(
+    tmp_path: Path, npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    for part in ("train", "val"):
+        (folder / part / "cat").mkdir(parents=True)
+        pixels = np.zeros((4, 4), np.uint8)
+        (folder / part / "cat" / "1.png").write_bytes(picture(pixels))
+    np.savez(npz, images=np.zeros((5, 4, 6), np.uint8))
+    out = tmp_path / "out.zip"
+    for option in ([], ["--dry-run"]):
+        assert command(folder, out, *option) == 2
+        assert f"`ddpm pack {folder / 'train'} {out}`" in capsys.readouterr().err
+        assert command(npz, out, "--label-key", "null", *option) == 2
+        assert "EDM reads square" in capsys.readouterr().err
+    assert command(folder / "train", out) == 0
+
+
+def test_a_failed_packing_leaves_whole_copies_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, source, out = picture(np.zeros((4, 4), np.uint8)), tmp_path / "in", tmp_path / "a" / "b"
+    source.mkdir()
+    (source / "0.tar.gz").write_bytes(gzip.compress(b"<html>log in</html>"))
+    assert command(source, out) == 2
+    assert "is no tar (it begins `<html>log `)" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+    whole = write_tar(tmp_path / "whole.tar", [("1.png", image)]).read_bytes()
+    (source / "1.tar.gz").write_bytes(gzip.compress(whole))
+    assert command(source, out) == 2
+    (kept,) = (out / ".staged").iterdir()
+    assert kept.read_bytes() == whole and "keeps 1 whole shard(s)" in caplog.text
+    (source / "0.tar.gz").unlink()
+    assert command(source, out) == 0 and not (out / ".staged").exists()

@@ -40,9 +40,16 @@ def raw_npz(path: Path, **members: bytes) -> Path:
 
 
 BAD_NPZ: dict[str, tuple[dict[str, NDArray], list[str]]] = {
-    "no images": ({"x": GREY, "labels": LABELS}, ["'images'", "x, labels"]),
+    "no images": (
+        {"x": GREY, "labels": LABELS},
+        ["'images'", "x, labels", "then DATASET.PATH=DIR"],
+    ),
     "no labels": ({"images": GREY}, ["'labels'", "LABEL_KEY"]),
     "flat": ({"images": GREY.reshape(40, 30), "labels": LABELS}, ["(40, 30)", "(N, H, W, C)"]),
+    "channels first": (
+        {"images": COLOUR.transpose(0, 3, 1, 2).repeat(2, axis=3), "labels": LABELS},
+        ["images of shape (40, 3, 6, 10) look like (N, C, H, W); give (N, H, W, C)"],
+    ),
     "empty": ({"images": GREY[:0], "labels": LABELS[:0]}, ["(0, 6, 5)"]),
     "int64": ({"images": GREY.astype(int), "labels": LABELS}, ["int64", "uint8"]),
     "complex": ({"images": GREY * 1j, "labels": LABELS}, ["complex128"]),
@@ -222,7 +229,7 @@ def test_all_bad_pictures_are_reported_at_once_and_nothing_is_written(tmp_path: 
     )
     # One reason is one line: the number of pictures, three of them.
     assert len(found) < len(bad) and len({line.split(": ")[1] for line in found}) == len(found)
-    assert any(line.startswith("4 pictures: has an alpha channel") for line in found), found
+    assert any(line.startswith("4 pictures: have an alpha channel") for line in found), found
     assert not (tmp_path / "out").exists()
     for name, (content, word) in bad.items():
         folder = tmp_path / "one" / name

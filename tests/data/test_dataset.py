@@ -238,6 +238,8 @@ def test_bad_arrays_are_refused_in_words() -> None:
         Dataset.from_arrays(np.full((4, 4, 4), 2.0))
     with pytest.raises(InputError, match="one label an image"):
         Dataset.from_arrays(np.zeros((4, 4, 4), np.uint8), np.zeros(3, int))
+    with pytest.raises(InputError, match=r"shape \(30, 3, 8, 8\) look like \(N, C, H, W\)"):
+        Dataset.from_arrays(np.zeros((30, 3, 8, 8), np.uint8))
 
 
 class Items:

@@ -240,3 +240,12 @@ def test_sizes_that_are_no_octal_numbers_are_refused(tmp_path: Path, size: bytes
     (tmp_path / "a.tar").write_bytes(header + bytes(20 * 512))
     (problem,) = problems_of(lambda: index_foreign(tmp_path))
     assert "damaged" in problem or "says it has" in problem
+
+
+@pytest.mark.parametrize("length", [1, 100])
+def test_a_page_in_a_shards_place_is_no_tar(tmp_path: Path, length: int) -> None:
+    (tmp_path / "a.tar").write_bytes(b"<html>log in</html>" * length)
+    assert "is no tar (it begins `<html>log `)" in problems_of(lambda: index_foreign(tmp_path))[0]
+    write_tar(tmp_path / "a.tar", [("1.png", PNG)])
+    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[: 200 + 250 * (length > 1)])
+    assert "is truncated" in problems_of(lambda: index_foreign(tmp_path))[0]

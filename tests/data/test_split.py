@@ -122,6 +122,8 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     save_pictures(folder / "val", IMAGES[:1], ["elk/0.png"])
     (problem,) = problems_of(lambda: open_source(folder))
     assert "val has 1 class folder(s)" in problem and "train lacks: elk" in problem
+    assert f"or name {folder / 'train'} alone" in problem
+    assert open_source(folder / "train").num_samples == 28
     shutil.move(folder / "val/elk/0.png", folder / "val/0.png")
     (folder / "val/elk").rmdir()
     (problem,) = problems_of(lambda: open_source(folder))

@@ -494,7 +494,10 @@ def test_object_stores_are_read_through_fsspec(tmp_path: Path) -> None:
         assert problem.startswith("s3://bucket/2.tar: ")
     finally:
         fsspec.register_implementation("s3", "s3fs.S3FileSystem", clobber=True)
-    assert "pip install adlfs" in problems_of(lambda: opened("az://a/b/c.tar", tmp_path))[0]
+    assert (
+        "adlfs: pip install 'ddpm[remote]'"
+        in problems_of(lambda: opened("az://a/b/c.tar", tmp_path))[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -507,3 +510,16 @@ def test_object_stores_are_read_through_fsspec(tmp_path: Path) -> None:
 )
 def test_what_is_shown_of_a_url_is_no_secret(url: str, plain: str) -> None:
     assert shown(url) == plain
+
+
+def test_urls_of_other_things_than_shards_are_refused_as_they_were_given(tmp_path: Path) -> None:
+    problems = problems_of(lambda: opened("https://a.org/birds?token=secret", tmp_path))
+    assert problems == ["https://a.org/birds: only .tar shards are read from a URL"]
+
+
+def test_several_samples_have_and_one_has(tmp_path: Path) -> None:
+    twice = [(f"{row}.{end}.png", PNG) for row in range(2) for end in "ab"]
+    path = write_tar(tmp_path / "a.tar", twice[:2])
+    assert "'0': has several images" in problems_of(lambda: opened(path, tmp_path))[0]
+    path = write_tar(tmp_path / "a.tar", twice)
+    assert "2 samples: have several images" in problems_of(lambda: opened(path, tmp_path))[0]

@@ -20,12 +20,14 @@ from ddpm.errors import DdpmError, InputError, Interrupted, StorageError
 from ddpm.runs import storage
 from ddpm.runs.checkpoint import folder_of
 from ddpm.sampling.bulk import (
+    BulkCheck,
     BulkFolder,
     check_bulk,
     describe,
     manifest_of,
     name_of,
     parse_name,
+    several,
     shard_of,
     units,
 )
@@ -534,3 +536,9 @@ def test_images_of_two_channels_are_arrays(tmp_path: Path) -> None:
     found = [(index, images.decode(data)) for index, data, _ in series.images(unit)]
     assert [index for index, _ in found] == [6, 7]
     assert all((image == pixels[index - 6]).all() for index, image in found)
+
+
+def test_one_of_a_kind_is_said_in_the_singular() -> None:
+    check = BulkCheck(num=8, units=1, missing=[], damaged=[], twice=[], devices=["cpu"])
+    assert "8 of 8 images in 1 unit, each" in check.lines()[-1]
+    assert (several(1, "shard"), several(1200, "shard")) == ("1 shard", "1,200 shards")
