@@ -54,7 +54,7 @@ def _print_ranking(sweep: SweepResults, ranking: Ranking, console: Console) -> N
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("cell", overflow="fold")
     headings = [NAMES[measure].replace(" error", "\nerror") for measure in ranking.measures]
-    for heading in (*headings, "#"):
+    for heading in (*headings, "# by it"):
         table.add_column(heading, justify="right", no_wrap=True)
     for heading in ("images/s", "compute", "memory") if wide else ("images/s",):
         table.add_column(heading, justify="right", no_wrap=True)

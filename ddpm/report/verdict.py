@@ -104,7 +104,7 @@ def _verdict(ranking: Ranking) -> tuple[str, str]:
             return "winner", f"{best.label} {what}{where}, by both {both}."
         return "winner", (
             f"{best.label} {what}{where}: no cell beats it by {names}, and it beats every other by "
-            "at least one."
+            "one of them at least."
         )
     for one in ranking.measures:
         for other in ranking.measures:
@@ -123,8 +123,8 @@ def _verdict(ranking: Ranking) -> tuple[str, str]:
         rest = len(ranking.standings) - len(tied)
         return "tied", (
             f"No winner{where}: {_group(ranking, tied)} are tied, none told apart from the "
-            f"lowest by {names}. The other {'cell is' if rest == 1 else f'{rest} are'} worse by at "
-            "least one."
+            f"lowest by {names}. The other {'cell is' if rest == 1 else f'{rest} are'} worse by "
+            "one of them at least."
         )
     (only,) = tied
     beaten = np.any([ranking.signs[m][ranking.place(only)] < 0 for m in ranking.measures], axis=0)

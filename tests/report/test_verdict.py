@@ -55,7 +55,7 @@ def judged(sweep: SweepResults) -> tuple[Ranking, Conclusion]:
             [0, 0.01, 0],
             "winner",
             "linear draws the best samples: no cell beats it by KID or FID\u221e, and it beats "
-            "every other by at least one.",
+            "every other by one of them at least.",
         ),
         (
             [-0.2, 0, 0],
@@ -68,7 +68,7 @@ def judged(sweep: SweepResults) -> tuple[Ranking, Conclusion]:
             [0.01, 0, 0],
             "tied",
             "No winner: linear and cosine are tied, none told apart from the lowest by KID or "
-            "FID\u221e. The other cell is worse by at least one.",
+            "FID\u221e. The other cell is worse by one of them at least.",
         ),
         (
             [0, 0.01, 0.02],
