@@ -118,8 +118,11 @@ def main(argv: list[str] | None = None) -> int:
     if asked.preview and not (folder := Path(asked.preview).parent).is_dir():
         raise InputError(f"folder {folder} of --preview does not exist; make it")
     if _is_zip(asked):
-        options = {"--verify": asked.verify, "--samples-per-shard": asked.samples_per_shard}
-        if of_shards := [name for name, value in options.items() if value]:
+        is_given = {
+            "--verify": asked.verify,
+            "--samples-per-shard": asked.samples_per_shard is not None,
+        }
+        if of_shards := [name for name in is_given if is_given[name]]:
             raise InputError(f"{', '.join(of_shards)}: of shards, not of a ZIP; leave it out")
 
     if asked.out_dir is None and not asked.preview and preparing.is_shards(asked.source):

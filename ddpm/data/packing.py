@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from ddpm.data import images
 from ddpm.data.index import INDEX_FILE, LOCK_FILE, Index, open_index, write_index
 from ddpm.data.scan import Scan, scan_tar
-from ddpm.data.source import Loaded, Reading, Source, note
+from ddpm.data.source import STAGED_PICTURES, Loaded, Reading, Source, note
 from ddpm.errors import InputError, LockedError, as_typed
 from ddpm.runs import ImageBar, captioned, storage
 
@@ -186,6 +186,7 @@ def stage(folder: Path) -> Iterator[Path]:
     try:
         yield place
     except InputError:
+        storage.remove(place / STAGED_PICTURES)
         if place.is_dir() and (whole := len(list(place.glob("*.tar")))):
             note([f"{place} keeps {whole:,} whole shard(s) for the next try"])
         _remove_empty(made)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ddpm.data.source import (
     EXTENSIONS,
     PARTS,
+    STAGED_PICTURES,
     PictureSource,
     Reading,
     Source,
@@ -329,8 +330,8 @@ class ParquetSource(PictureSource):
 
         storage.make_folder(self.reading.stage)
         storage.require_space(self.reading.stage, needed)
-        storage.write_file(self.reading.stage / "pictures", write)
-        return _LaidDown(self.reading.stage / "pictures", ends)
+        storage.write_file(self.reading.stage / STAGED_PICTURES, write)
+        return _LaidDown(self.reading.stage / STAGED_PICTURES, ends)
 
     def identity(self) -> str:
         content = files_identity(self._paths)

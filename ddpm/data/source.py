@@ -33,6 +33,7 @@ EXTENSIONS = (".png", *_JPEG, ".webp", ".bmp", *_PPM)
 _TRAIN = ("train", "training")
 _HELD_OUT = ("val", "valid", "validation", "test", "testing")  # as they are preferred
 PARTS = (*_TRAIN, *_HELD_OUT)
+STAGED_PICTURES = "pictures"  # in `Reading.stage`, of one reading: no other takes them
 _LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "lost+found")
 T = TypeVar("T")
 _log = logging.getLogger(__name__)

@@ -227,7 +227,7 @@ def test_a_zip_has_a_preview_a_summary_and_no_options_of_shards(
     tmp_path: Path, npz: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [npz, tmp_path / "out.zip", "--label-key", "kind"]
-    assert command(*words, "--verify", "--samples-per-shard", "9") == 2
+    assert command(*words, "--verify", "--samples-per-shard", "0") == 2
     assert "--verify, --samples-per-shard: of shards, not of a ZIP" in capsys.readouterr().err
     assert command(*words, "--preview", tmp_path / "none" / "seen.png") == 2
     assert f"folder {tmp_path / 'none'} of --preview does not exist" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from PIL import Image
 from ddpm.data import open_source, packing
 from ddpm.data.index import open_index, verify_shards
 from ddpm.data.source import ArraySource
+from ddpm.errors import InputError
 from tests.support.processes import forked
 from tests.support.shard_data import (
     COLOUR,
@@ -116,3 +117,11 @@ def test_a_damaged_leftover_is_written_again(tmp_path: Path) -> None:
     flip(out / whole.shards[1].name, 600)
     assert packing.pack(source, out, samples_per_shard=10, progress=False) == whole
     verify_shards(open_index(out))
+
+
+def test_pictures_of_a_failed_reading_do_not_stay(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="bad"), packing.stage(tmp_path / "out") as place:
+        place.mkdir(parents=True)
+        (place / "pictures").write_bytes(b"...")
+        raise InputError("bad")
+    assert not any(tmp_path.iterdir())
