@@ -81,5 +81,5 @@ def run_main(main: Callable[[], int | None]) -> int:
             print(f"error: {line}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("stopped; run it again to continue", file=sys.stderr)
+        print("stopped; run the same command again to continue", file=sys.stderr)
         return Interrupted.exit_code

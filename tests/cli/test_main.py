@@ -167,7 +167,8 @@ def test_an_interruption_is_no_error(capsys: pytest.CaptureFixture[str]) -> None
         raise Interrupted("stopped at step 3")
 
     assert run_main(ctrl_c) == run_main(stopped) == 75
-    assert capsys.readouterr().err == "stopped; run it again to continue\nstopped at step 3\n"
+    said = "stopped; run the same command again to continue\nstopped at step 3\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(
