@@ -153,7 +153,9 @@ def test_passes_are_those_that_the_run_makes(
 def test_a_probe_sees_the_batch() -> None:
     cell = small_config(**{"TRAINING.NETWORK.FIRST_CHANNEL": 16})
     speed = cost.measure(cell, threads=1, uses_gpu=False)
-    assert not speed.on_gpu and speed.note == "" and "1 thread(s)" in speed.device
+    assert not speed.on_gpu and "1 thread(s)" in speed.device
+    # a machine too busy for whole steps says so
+    assert speed.note == "" or speed.note.startswith("a step of 128 images is taken from steps")
     longer = replace_batch(cell, 512)
     ratio = cost.measure(longer, threads=1, uses_gpu=False).step_s / speed.step_s
     assert 1.0 < ratio < 16.0, "four times the images, on a machine that does other things too"
