@@ -155,7 +155,7 @@ def test_a_probe_sees_the_batch() -> None:
     speed = cost.measure(cell, threads=1, uses_gpu=False)
     assert not speed.on_gpu and "1 thread(s)" in speed.device
     # a machine too busy for whole steps says so
-    assert speed.note == "" or speed.note.startswith("a step of 128 images is taken from steps")
+    assert speed.note == "" or " images is taken from steps of up to " in speed.note
     longer = replace_batch(cell, 512)
     ratio = cost.measure(longer, threads=1, uses_gpu=False).step_s / speed.step_s
     assert 1.0 < ratio < 16.0, "four times the images, on a machine that does other things too"
