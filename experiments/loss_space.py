@@ -12,6 +12,7 @@ from math import isfinite, log10, nan
 
 import numpy as np
 
+from ddpm.errors import InputError
 from ddpm.metrics import common_levels, summary
 from ddpm.report import SweepResults, TrialResult, rank
 from experiments.claims import Claim, Numbers, Result, new_figure, png, spread
@@ -47,7 +48,7 @@ def result(options: StudyOptions) -> Result:
 def compare(found: SweepResults) -> Result:
     """The trainings of a sweep over both factors, at every length at which all measured a FID.
 
-    InputError where a cell has no training that ended well.
+    InputError where a cell has no training that ended well, or no such length is there.
     """
     wanted = tuple(itertools.product(PREDICTIONS, PREDICTIONS))
     cells = by_cell(found.with_status("done"), KEYS, wanted)
@@ -66,6 +67,11 @@ def compare(found: SweepResults) -> Result:
     every = [cells.trials[cell][seed] for cell in wanted for seed in cells.seeds]
     levels = common_levels(one.error.levels for one in every if one.error is not None)
     lengths = sorted(set.intersection(*(set(_log_fids(one)) for one in every)))
+    if not lengths:
+        raise InputError(
+            "no FID was measured at a step that all trainings share; give EVALUATION.FEATURES and "
+            "EVALUATION.EVERY"
+        )
     by_length = {images: grids(_log_fid_after(images), unlearned) for images in lengths}
     last = by_length[lengths[-1]]
     features = found.trials[0].config.get("EVALUATION.FEATURES")

@@ -20,7 +20,7 @@ from ddpm.sampling import is_bulk_folder
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Parser of `ddpm cancel`."""
     result = command_line("cancel", __doc__)
     result.add_argument(
         "run",

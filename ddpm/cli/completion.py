@@ -46,7 +46,7 @@ complete -o default -F _ddpm ddpm
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Parser of `ddpm completion`."""
     return command_line("completion", __doc__)
 
 

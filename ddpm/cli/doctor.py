@@ -273,7 +273,7 @@ def show(findings: list[Diagnosis]) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Parser of `ddpm doctor`."""
     result = command_line("doctor", __doc__)
     result.add_argument("--json", action="store_true", help="print a list of objects")
     return result

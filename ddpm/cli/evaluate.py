@@ -23,7 +23,7 @@ from ddpm.runs import find_run
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Parser of `ddpm evaluate`."""
     result = command_line("evaluate", __doc__)
     result.add_argument("source", type=find_run, metavar="SOURCE", help="run, checkpoint or images")
     result.add_argument(

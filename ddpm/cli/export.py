@@ -108,7 +108,7 @@ class _Export(NamedTuple):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Parser of `ddpm export`."""
     result = command_line("export", __doc__)
     result.add_argument("source", type=find_run, help="run or checkpoint")
     result.add_argument("out", type=Path, metavar="OUT", help="folder, made")

@@ -29,7 +29,7 @@ _AS_V3 = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Parser of `ddpm import-v3`."""
     result = command_line("import-v3", __doc__)
     result.add_argument("config", type=Path, metavar="CONFIG", help="v3's YAML file")
     result.add_argument("weights", type=Path, metavar="WEIGHTS.h5", help="v3's weights")

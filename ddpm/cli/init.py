@@ -20,7 +20,7 @@ SHARE = Path(__file__).resolve().parent.parent / "share"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Parser of `ddpm init`."""
     result = command_line("init", __doc__)
     result.add_argument("dir", type=Path, metavar="DIR", help="made if it is not there")
     return result

@@ -16,7 +16,7 @@ from ddpm.runs import find_run
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Parser of `ddpm logs`."""
     result = command_line("logs", __doc__)
     result.add_argument("run", type=find_run, help="run (directory, digits of its id, latest) ...")
     result.add_argument("-f", "--follow", action="store_true", help="show what comes, too")

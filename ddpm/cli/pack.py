@@ -50,7 +50,7 @@ _OPTIONS = ("image_key", "classes", "alpha", "grey", "bit_depth", "resize", "fil
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Parser of `ddpm pack`."""
     made = command_line("pack", __doc__, _EXAMPLES)
     made.add_argument("source", metavar="SOURCE", help="what to pack, see below")
     made.add_argument("out_dir", metavar="OUT_DIR", nargs="?", help="folder for the shards")

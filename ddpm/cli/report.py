@@ -20,7 +20,7 @@ from ddpm.runs import find_run
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Parser of `ddpm report`."""
     result = command_line("report", __doc__)
     result.add_argument("folder", type=find_run, help="OUTPUT_DIR/sweeps/NAME or a run")
     result.add_argument("--open", action="store_true", help="show it in the browser")

@@ -35,7 +35,7 @@ _OF_BULK = ("unit", "format")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Parser of `ddpm sample`."""
     result = command_line("sample", __doc__)
     result.add_argument(
         "source",

@@ -1,5 +1,6 @@
-"""What runs, what waits, what failed and why: a run, a sweep or a whole OUTPUT_DIR. Works from any
-machine that sees the files, while they are written, and changes nothing.
+"""Status of a run, a sweep or a whole OUTPUT_DIR: progress, what waits, what failed and why.
+
+Works from any machine that sees the files, while they are written, and changes nothing.
 
 examples:
   ddpm status                    of training_outputs
@@ -17,7 +18,7 @@ from ddpm.runs import find_run
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Parser of `ddpm status`."""
     result = command_line("status", __doc__)
     result.add_argument(
         "dir",

@@ -21,7 +21,7 @@ from ddpm.sweep import plan as sweep
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Parser of `ddpm sweep`."""
     result = command_line("sweep", __doc__)
     result.add_argument("sweep", help="YAML file with BASE, GRID, SPACE, SEEDS, TUNE")
     result.add_argument(

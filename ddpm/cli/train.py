@@ -14,7 +14,7 @@ from ddpm.runs import find_run, load_file
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Parser of `ddpm train`."""
     result = command_line("train", __doc__)
     result.add_argument("config", help="YAML file")
     result.add_argument(

@@ -108,8 +108,7 @@ class DiffusionModel:
         ema_decay: float = 0.999,
         show_progress: bool = True,
     ) -> History:
-        """Train up to `epochs` passes over the dataset in all; a report of every step, which
-        prints as a table.
+        """Train up to `epochs` passes over the dataset in all; the reports, which print as a table.
 
         Called again with a larger `epochs` it continues as if it had never stopped. Raises
         ValueError for another ema_decay than before: no average of it was kept.

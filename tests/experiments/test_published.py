@@ -208,6 +208,8 @@ def test_a_training_that_diverged_counts_as_infinitely_bad(tmp_path: Path) -> No
 def test_the_effect_of_the_loss_space_is_told_from_that_of_the_output(tmp_path: Path) -> None:
     """Rows differ by 0.5, columns by 0.2, at twice the length; half of both before."""
     folder = swept(tmp_path, {SPACE: KINDS, PRED_TYPE: KINDS}, (0, 1))
+    with pytest.raises(InputError, match="no FID was measured at a step that all trainings share"):
+        loss_space.compare(read(folder))
     for outcome in Ledger(folder / "ledger").outcomes().values():
         row, column = KINDS.index(outcome.cell[SPACE]), KINDS.index(outcome.cell[PRED_TYPE])
         log_fid = 0.5 * (row == 1) + 0.1 * column
