@@ -47,6 +47,8 @@ def find_run(text: str) -> Path:
     digits = "" if path.name == "latest" else path.name
     found = [p for p in output.glob(f"*/*/*_{digits}*") if _RUN_ID.fullmatch(id_of(p))]
     found = [p for p in found if id_of(p).startswith(digits) and (p / PROVENANCE).is_file()]
+    if not found and not digits:
+        raise InputError(f"{text}: {output} holds no run yet; train one, or name a run directory")
     if not found:
         raise InputError(
             f"{text}: no such path, and no run in {output} has such an id; "

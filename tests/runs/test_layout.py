@@ -218,7 +218,9 @@ def test_a_short_name_is_the_run_whose_id_begins_so(
         assert find_run(text).resolve() == path.resolve(), text
     with pytest.raises(InputError, match="several runs; give more digits:(.*\n)*.*0124bbbb"):
         find_run("012")
-    for text in ("fff", "out2/latest", "out/0124"):
+    with pytest.raises(InputError, match="^out2/latest: out2 holds no run yet; train one, or"):
+        find_run("out2/latest")
+    for text in ("fff", "out/0124"):
         with pytest.raises(InputError, match=f"{text}: no such path, and no run in "):
             find_run(text)
     (tmp_path / "latest").mkdir()
