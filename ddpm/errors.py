@@ -6,6 +6,7 @@ living run; 4 non-finite numbers; 5 storage; 6 a sweep's budget is spent and tri
 interrupted, run the same command again.
 """
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -63,10 +64,13 @@ class Interrupted(DdpmError):
     exit_code = 75
 
 
-def as_typed(name: str) -> str:
-    """`ddpm NAME`, or `python launch/NAME.py` where that is how this process was started."""
+def as_typed(name: str, *words: object) -> str:
+    """`ddpm NAME WORDS`, or `python launch/NAME.py WORDS` where that is how this process was
+    started; words are quoted as a shell needs them.
+    """
     is_launcher = Path(sys.argv[0]).absolute().parent.name == "launch"
-    return f"python launch/{name}.py" if is_launcher else f"ddpm {name}"
+    program = f"python launch/{name}.py" if is_launcher else f"ddpm {name}"
+    return shlex.join([*program.split(), *map(str, words)])
 
 
 def run_main(main: Callable[[], int | None]) -> int:

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         print(f"would make {run}; nothing was written")
         return 0
-    print(f"run: {run}\nimages of it: {as_typed('sample')} {run}")
+    print(f"run: {run}\nimages of it: {as_typed('sample', run)}")
     return 0
 
 

@@ -153,7 +153,7 @@ def _require_cifar(path: Path) -> None:
     if path.exists() and not is_cifar(path):
         raise InputError(
             f"{path} is not CIFAR-10's binary archive (it has no data_batch_1.bin); to pack it as "
-            f"it is: `{as_typed('pack')} {path} OUT_DIR`"
+            f"it is: `{as_typed('pack', path, 'OUT_DIR')}`"
         )
 
 

@@ -16,7 +16,6 @@ draw, this process only watches, and Ctrl-C leaves them alone.
 """
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -161,7 +160,7 @@ def _look(args: argparse.Namespace) -> int:
     print(*verdict.lines(), sep="\n")
     if verdict.is_whole:
         return 0
-    again = f"{as_typed('sample')} {shlex.quote(str(found.folder))} --num {num}"
+    again = as_typed("sample", found.folder, "--num", num)
     print(f"to draw what is wrong again: {again}")
     return 1
 

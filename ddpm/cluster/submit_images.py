@@ -5,7 +5,6 @@ same command, started again, watches what lives and draws only what no job has.
 """
 
 import os
-import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -115,7 +114,7 @@ def run(
         slurm.require_slurm()
     begun = plan.begin()
     folder = begun.folder
-    look = f"{as_typed('sample')} {shlex.quote(str(folder))} --status"
+    look = as_typed("sample", folder, "--status")
     with begun.launching():
         jobs, todo = _todo(plan, begun, console)
         tasks = []

@@ -7,7 +7,6 @@ ordinary sweep continues what array jobs began, and the other way round.
 """
 
 import os
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -166,7 +165,7 @@ def run_array(
                 submit.run_here(folder, "trials", tasks)
             return run_sweep.conclude(of, console)
         jobs = submit.submit(resources, folder, "trials", tasks, jobs, console)
-        look = f"{as_typed('status')} {shlex.quote(str(folder))}"
+        look = as_typed("status", folder)
         if jobs:
             console.print(submit.how_to(jobs, look, folder), soft_wrap=True, markup=False)
         with watch(of.tails(), console):

@@ -134,7 +134,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     document = read_file(Path(path))
     if "BASE" in document.tree:
         raise InputError(
-            f"{path}: has a BASE, so it is a sweep; `{as_typed('sweep')} {path}` runs it"
+            f"{path}: has a BASE, so it is a sweep; `{as_typed('sweep', path)}` runs it"
         )
     apply_overrides(document, overrides)
     built = build(document)

@@ -192,7 +192,7 @@ def _missing(path: object, key: str, there: Iterable[str], reading: Reading) -> 
         advice = "name another with LABEL_KEY, or null for images without labels"
     else:
         advice = (
-            f"pack it: `{as_typed('pack')} {path} DIR --image-key KEY --label-key KEY`, then "
+            f"pack it: `{as_typed('pack', path, 'DIR')} --image-key KEY --label-key KEY`, then "
             "DATASET.PATH=DIR"
         )
     return f"has no array {key!r}, it has: {', '.join(there) or 'nothing'}; {advice}"

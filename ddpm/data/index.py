@@ -325,7 +325,7 @@ def _unread(folder: Path, shards: Sequence[Path]) -> Iterator[str]:
     if split := own_split({re.split("[^a-z]", path.name.lower())[0] for path in shards}):
         yield (
             f"{folder}: shards of {' and '.join(split)} are used as one data set where they lie; "
-            f"`{as_typed('pack')} {folder} OUT_DIR` packs them anew and keeps the split"
+            f"`{as_typed('pack', folder, 'OUT_DIR')}` packs them anew and keeps the split"
         )
 
 

@@ -347,7 +347,7 @@ def load_for_edm(source: Source, path: Path, *, progress: bool = True) -> Loaded
         raise InputError(f"{path} is there already; choose another name")
     if source.split:
         part = Path(source.name) / source.split[0][0]
-        typed = f"name one: `{as_typed('pack')} {part} {path}`"
+        typed = f"name one: `{as_typed('pack', part, path)}`"
         others = f"give a folder or file of one, such as {source.split[0][0]}, alone"
         raise InputError(
             f"{source.name}: EDM's ZIP has no parts; {typed if part.is_dir() else others}"

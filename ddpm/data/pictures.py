@@ -314,9 +314,10 @@ class ParquetSource(PictureSource):
             table = pyarrow.parquet.read_table(self._paths, columns=[key], memory_map=True)
             return _OfColumn(_encoded(table.column(key), key))
         if self.reading.stage is None:
+            typed = as_typed("pack", self.name, "OUT_DIR")
             raise ValueError(
                 f"column {key!r} needs {needed:,} bytes of memory, {available:,} are available; "
-                f"pack it first, which takes disk instead: `{as_typed('pack')} {self.name} OUT_DIR`"
+                f"pack it first, which takes disk instead: `{typed}`"
             )
         ends: list[int] = []
 

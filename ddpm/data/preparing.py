@@ -150,7 +150,7 @@ def _shards_problems(folder: Path) -> list[str]:
     """Problems of foreign shards without an index."""
     paths = shard_paths(folder)
     if sum(path.stat().st_size for path in paths) > _MOST_SCANNED:
-        note([f"{folder}: these shards have no index yet; `{as_typed('pack')} {folder}` makes it"])
+        note([f"{folder}: these shards have no index yet; `{as_typed('pack', folder)}` makes it"])
     else:
         scan_folder(folder)
     return []

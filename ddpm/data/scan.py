@@ -17,11 +17,12 @@ from itertools import groupby
 from typing import BinaryIO, NamedTuple, NoReturn
 
 from ddpm.data import images
+from ddpm.errors import as_typed
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "npy")
 LABEL_EXTENSIONS = ("cls", "json")
 MAX_MEMBER_BYTES = 1 << 28
-_MAX_LABEL_BYTES = 1 << 20
+_MAX_LABEL_BYTES, _MAX_NAME = 1 << 20, 100
 _NAME = re.compile(r"[A-Za-z0-9_./-]+")
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 _KINDS = {
@@ -255,10 +256,16 @@ def _sample(
                 crc = zlib.crc32(data)
                 sample = Sample(key, member.offset_data, member.size, crc, None, found)
             elif extension in LABEL_EXTENSIONS:
-                if (label := label_in(extension, data)) is not None:
-                    labels[extension] = label
-                else:
+                label = label_in(extension, data)
+                if isinstance(label, str):
+                    typed = as_typed("pack", "FOLDER", "OUT_DIR")
+                    raise ValueError(
+                        f"label {label!r} is not a whole number from 0; `{typed}` numbers names"
+                    )
+                if label is None:
                     silent.append(member.name)
+                else:
+                    labels[extension] = label
             else:
                 allowed = ", ".join((*IMAGE_EXTENSIONS, *LABEL_EXTENSIONS))
                 raise ValueError(f"has an extension that is not read; allowed are {allowed}")
@@ -281,24 +288,25 @@ def _checked_header(extension: str, data: bytes) -> images.ImageHeader:
     return images.header(data)
 
 
-def label_in(extension: str, data: bytes, field: str = "label") -> int | None:
-    """The class in a label member; None where a JSON member has no such field."""
+def label_in(extension: str, data: bytes, field: str = "label") -> int | str | None:
+    """The class in a label member, its number or its name; None where JSON has no such field."""
     if len(data) > _MAX_LABEL_BYTES:
         raise ValueError(f"has {len(data)} bytes; a label has few")
-    if extension != "json":
-        text = data.strip()
-        if not text.isdigit():
-            shown = text[:40].decode("ascii", "replace")
-            raise ValueError(f"label {shown!r} is not a whole number from 0")
-        label: object = int(text[:20])
-    else:
+    label: object = data.decode("utf-8", "replace").strip()
+    if extension == "json":
         try:
             content = json.loads(data)
         except (ValueError, RecursionError):
             raise ValueError("is not readable JSON") from None
         label = content.get(field) if isinstance(content, dict) else None
-    if label is None:
-        return None
-    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label <= images.MAX_LABEL:
-        raise ValueError(f"label {label!r} is not a whole number from 0 to {images.MAX_LABEL}")
-    return label
+    if isinstance(label, str) and label.isascii() and label.isdigit():
+        label = int(label[:20])
+    is_number = isinstance(label, int) and not isinstance(label, bool)
+    if label is None or (is_number and 0 <= label <= images.MAX_LABEL):  # type: ignore[operator]
+        return label  # type: ignore[return-value]
+    if isinstance(label, str) and label.isprintable() and 0 < len(label) <= _MAX_NAME:
+        return label
+    raise ValueError(
+        f"label {str(label)[:40]!r} is not a whole number from 0 to {images.MAX_LABEL}, nor a name "
+        f"of one line and at most {_MAX_NAME} letters"
+    )

@@ -171,7 +171,7 @@ def _copy(shard: Shard, source: Path, target: Path, halted: threading.Event) -> 
         if sink.written().sha256 != shard.sha256:
             raise InputError(
                 f"{source} is damaged (its SHA-256 is not the index's); find all damage with "
-                f"`{as_typed('pack')} {source.parent} --verify`"
+                f"`{as_typed('pack', source.parent, '--verify')}`"
             )
 
     storage.remove(target)

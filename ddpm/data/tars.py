@@ -35,6 +35,7 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ddpm.data.scan import label_in, members
 from ddpm.data.source import (
@@ -183,10 +184,10 @@ class TarSource(PictureSource):
         except ValueError as error:
             name = self.names[first["json"]]
             raise InputError(f"{name}: {error}; or give --label-key null") from error
-        if key == "labels" and "txt" in first:  # of whole numbers; else they are captions
+        if key == "labels" and "txt" in first:  # of whole numbers; else they may be captions
             with suppress(ValueError):
-                self._label(first["txt"], "txt", "")
-                return "txt", ""
+                if isinstance(self._label(first["txt"], "txt", ""), int):
+                    return "txt", ""
         if key != "labels":
             raise InputError(
                 f"{self.name}: samples have no label {key!r}, as a member or in .json; their other "
@@ -198,8 +199,9 @@ class TarSource(PictureSource):
     def _first(self, end: str) -> int:
         return next(n for n, sample in enumerate(self._samples) if end in sample)
 
-    def _read_labels(self, end: str, field: str) -> Any:
-        labels: list[int] = []
+    def _read_labels(self, end: str, field: str) -> NDArray[np.int64]:
+        """The class of each sample; names are numbered in their sorted order, and counted."""
+        labels: list[int | str] = []
         problems = []
         for number, name in enumerate(self.names):
             try:
@@ -210,9 +212,26 @@ class TarSource(PictureSource):
             except ValueError as error:
                 problems.append((name, str(error)))
         refuse(by_reason(problems, "samples"))
-        return np.array(labels, np.int64)
+        counts = Counter(sorted(label for label in labels if isinstance(label, str)))
+        if not counts:
+            return np.array(labels, np.int64)
+        if numbers := [n for n, label in enumerate(labels) if isinstance(label, int)]:
+            raise InputError(
+                f"{self.name}: .{end} has names of classes, but {len(numbers):,} numbers: "
+                f"{examples([self.names[n] for n in numbers])}; name another with --label-key"
+            )
+        if 2 * len(counts) > len(labels):
+            raise InputError(
+                f"{self.name}: .{end} has {len(counts):,} different texts in {len(labels):,} "
+                "samples: captions, not classes; name another with --label-key, or null"
+            )
+        self.class_names = tuple(counts)
+        found = examples([f"{name!r} of {count:,}" for name, count in counts.items()])
+        self.notes += (f"{self.name}: {len(counts):,} classes by name: {found}",)
+        place = {name: number for number, name in enumerate(counts)}
+        return np.array([place[label] for label in labels], np.int64)  # type: ignore[index]
 
-    def _label(self, number: int, end: str, field: str) -> int | None:
+    def _label(self, number: int, end: str, field: str) -> int | str | None:
         place = self._samples[number].get(end)
         return None if place is None else label_in(end, _read(self._paths, place), field)
 
@@ -230,8 +249,9 @@ class TarSource(PictureSource):
             self.split = tuple(zip(map(str, parts), numbers, strict=True))
             self.notes += (split_note(self.name, self.split),)
         if not self.has_labels and self.reading.label_key is not None:
+            texts = "; --label-key txt takes texts as names of classes" if unread["txt"] else ""
             self.notes += (
-                f"{self.name}: no labels (.cls, or label in .json): images without classes",
+                f"{self.name}: no labels (.cls, or label in .json): images without classes{texts}",
             )
         if unread:
             kinds = ", ".join(f"{count:,} {end}" for end, count in sorted(unread.items()))

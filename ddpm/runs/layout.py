@@ -52,7 +52,7 @@ def find_run(text: str) -> Path:
     if not found:
         raise InputError(
             f"{text}: no such path, and no run in {output} has such an id; "
-            f"`{as_typed('status')} {output}` lists them"
+            f"`{as_typed('status', output)}` lists them"
         )
     if digits and len({id_of(p) for p in found}) > 1:
         names = "\n".join(map(str, sorted(found)))

@@ -100,7 +100,7 @@ def locate(source: Path) -> tuple[Path, Path | None]:
     if configuration.is_keras_file(source.name):
         raise InputError(
             f"{source} is a Keras file, weights without their configuration; make a run of both "
-            f"and name that: {as_typed('import-v3')} CONFIG {source}"
+            f"and name that: {as_typed('import-v3', 'CONFIG', source)}"
         )
     if not source.is_dir():
         raise InputError(

@@ -223,7 +223,7 @@ def tuned_trial(sweep: Sweep, cell: Cell, chosen: Mapping[str, object], seed: in
 def write_best(config: Config, path: Path) -> None:
     """Writes a configuration as a file ready to train, its first line the command for it."""
     header = (
-        f"# {as_typed('train')} {path}\n"
+        f"# {as_typed('train', path)}\n"
         "# The cell that a sweep recommends. For a training at full size raise\n"
         "# TRAINING.HYPER_PARAMETERS.EPOCHS and TRAINING.NETWORK.FIRST_CHANNEL.\n"
     )

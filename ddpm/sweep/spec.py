@@ -272,7 +272,7 @@ def read_base(document: Document, path: Path, overrides: list[str]) -> Document:
     elif "BASE" not in document.tree and "DATASET" in document.tree:
         raise InputError(
             f"{path}: has no BASE, so it is the configuration of one training; "
-            f"`{as_typed('train')} {path}` runs it"
+            f"`{as_typed('train', path)}` runs it"
         )
     else:
         document.refuse(

@@ -1,6 +1,8 @@
 import gzip
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -212,6 +214,15 @@ def test_edms_zip_is_written_and_read_again(
     assert "is there already" in capsys.readouterr().err
     assert command(tmp_path / "in.npz", tmp_path / "c.zip", "--image-key", "flat") == 2
     assert "EDM reads square" in capsys.readouterr().err and not (tmp_path / "c.zip").exists()
+
+
+def test_a_command_that_an_error_advises_can_be_pasted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_tar(tmp_path / "it's a file.tar", [])
+    assert command("cifar10", path) == 2
+    (advised,) = re.findall("`(.*)`", capsys.readouterr().err)
+    assert shlex.split(advised) == ["ddpm", "pack", str(path), "OUT_DIR"]
 
 
 def test_cifar10_takes_cifar10_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

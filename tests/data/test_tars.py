@@ -22,7 +22,7 @@ import pytest
 
 from ddpm.cli import main
 from ddpm.data import packing
-from ddpm.data.index import open_index
+from ddpm.data.index import open_index, scan_folder
 from ddpm.data.source import ArraySource, Source
 from ddpm.data.sources import open_source
 from ddpm.data.tars import shown
@@ -202,7 +202,7 @@ def test_several_images_a_sample_are_chosen_from_and_the_others_counted(tmp_path
     assert "6 samples" in problem and "input.png, mask.png; name --image-key" in problem
     for key in ("mask", "mask.png"):
         source = opened(tmp_path / "a.tar", tmp_path, image_key=key)
-        assert not source.has_labels and source.notes[0].endswith("images without classes")
+        assert not source.has_labels and "images without classes; --label-key" in source.notes[0]
         unread = "19 member(s) not read: 6 input.png, 6 meta.json, 1 of no sample, 6 txt"
         assert source.notes[1] == f"{tmp_path / 'a.tar'}: {unread}"
         index = packing.pack(source, tmp_path / key, progress=False)
@@ -240,7 +240,8 @@ def test_labels_by_a_member_or_a_field_of_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "word"),
     [
-        (b'{"label": "cat"}', "label 'cat' is not a whole number"),
+        (b'{"label": ["cat"]}', "is not a whole number"),
+        (b'{"label": "a\\nb"}', "nor a name of one line"),
         (b"{", "not readable JSON"),
         (b"[" * 100_000, "not readable JSON"),
         (b'{"label": 1, "x": "' + b"x" * (1 << 20) + b'"}', "a label has few"),
@@ -253,6 +254,35 @@ def test_json_that_is_no_label_is_refused_and_left_out_with_null(
     (problem,) = problems_of(lambda: opened(tmp_path / "a.tar", tmp_path))
     assert word in problem and "'a': " in problem and "--label-key null" in problem
     assert not opened(tmp_path / "a.tar", tmp_path, None).has_labels
+
+
+@pytest.mark.parametrize(("end", "key"), [("txt", "txt"), ("cls", "labels"), ("json", "species")])
+def test_names_are_classes_in_sorted_order_and_counted(tmp_path: Path, end: str, key: str) -> None:
+    names = ["owl", "Cat", "owl", "dog bone", "Cat", "dog bone"]
+    texts = [json.dumps({"species": n}) if end == "json" else f"{n}\n" for n in names]
+    images = [(f"{row}.png", picture(COLOUR[row])) for row in ROWS]
+    labels = [(f"{row}.{end}", text.encode()) for row, text in enumerate(texts)]
+    source = opened(write_tar(tmp_path / "a.tar", images + labels), tmp_path, key)
+    assert source.class_names == ("Cat", "dog bone", "owl")
+    assert source.notes == (
+        f"{tmp_path / 'a.tar'}: 3 classes by name: 'Cat' of 2, 'dog bone' of 2, 'owl' of 2",
+    )
+    index = packing.pack(source, tmp_path / "out", progress=False)
+    assert_holds(index, COLOUR[:6], np.array([2, 0, 2, 1, 0, 1]))
+    assert index.class_names == source.class_names
+    caption = (labels[0][0], b"7" if end != "json" else b'{"species": 7}')
+    write_tar(tmp_path / "b.tar", [*images, caption, *labels[1:]])
+    (problem,) = problems_of(lambda: opened(tmp_path / "b.tar", tmp_path, key))
+    assert "has names of classes, but 1 numbers" in problem
+    write_tar(tmp_path / "c.tar", [images[0], labels[0]])
+    (problem,) = problems_of(lambda: opened(tmp_path / "c.tar", tmp_path, key))
+    assert "1 different texts in 1 samples: captions, not classes" in problem
+    if end == "txt":
+        (*_, note, _) = opened(tmp_path / "a.tar", tmp_path).notes
+        assert "--label-key txt takes texts as names of classes" in note
+    elif end == "cls":
+        (problem, *_) = problems_of(lambda: scan_folder(tmp_path))
+        assert "`ddpm pack FOLDER OUT_DIR` numbers names" in problem
 
 
 def test_parts_by_the_names_of_shards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
