@@ -132,9 +132,9 @@ def _draw(args: argparse.Namespace) -> int:
     if args.plan:
         return _write_plan(args.plan)
 
-    from ddpm.sampling import generate
+    from ddpm.sampling import ImageGenerator
 
-    print(generate(request).describe())
+    print(ImageGenerator(request).run().describe())
     return 0
 
 

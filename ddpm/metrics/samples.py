@@ -50,7 +50,6 @@ from ddpm.sampling import (
     SECTION,
     ImageGenerator,
     SampleRequest,
-    generate,
     locate,
     read_request,
     to_uint8,
@@ -158,8 +157,8 @@ def request_of(
 
 def drawn(request: SampleRequest, group: Group = ALONE) -> SampleSet:
     """The images of a request, drawn unless they are there, by all workers that call this."""
-    made = generate(request, group=group)
     generator = ImageGenerator(request)
+    made = generator.run(group)
     facts, sampler = generator.recipe(), generator.sampler
     steps, stride = sampler.num_steps, sampler.reverse_stride
     spaced = f"every {stride}th step" if steps is None else f"{steps} steps"

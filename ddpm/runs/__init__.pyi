@@ -52,6 +52,7 @@ from .progress import shown as shown
 from .progress import watch as watch
 from .provenance import cpu_model as cpu_model
 from .storage import Sink as Sink
+from .storage import digest as digest
 from .storage import is_held as is_held
 from .storage import lock as lock
 from .storage import make_folder as make_folder
@@ -59,4 +60,3 @@ from .storage import read_json as read_json
 from .storage import remove as remove
 from .storage import write_json as write_json
 from .tensors import Kept as Kept
-from .tensors import digest as digest

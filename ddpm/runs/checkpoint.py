@@ -85,8 +85,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def encode(manifest: Mapping[str, Any]) -> bytes:
     """The manifest with its own SHA-256, which covers all else, in the one accepted form."""
     body = {key: value for key, value in manifest.items() if key != "sha256"}
-    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    return (json.dumps({**body, "sha256": digest}, indent=2, sort_keys=True) + "\n").encode()
+    return (
+        json.dumps({**body, "sha256": storage.digest(body)}, indent=2, sort_keys=True) + "\n"
+    ).encode()
 
 
 def read_bytes(folder: Path, name: str) -> bytes:

@@ -71,6 +71,11 @@ class SystemCalls:
 system = SystemCalls()
 
 
+def digest(facts: Mapping[str, Any]) -> str:
+    """SHA-256 of facts as JSON, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
 @contextmanager
 def explained(path: Path, needed: int | None = None) -> Iterator[None]:
     """Turns an OSError of the block into the StorageError about `path`.

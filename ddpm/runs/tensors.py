@@ -29,11 +29,6 @@ class Kept:
     results: dict[str, Any]
 
 
-def digest(facts: Mapping[str, Any]) -> str:
-    """The SHA-256 of facts, whatever the order of their keys."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
 def write(
     stem: Path,
     tensors: Mapping[str, Tensor],

@@ -11,7 +11,6 @@ from .film import to_uint8 as to_uint8
 from .generation import ImageGenerator as ImageGenerator
 from .generation import draw as draw
 from .generation import draw_batch as draw_batch
-from .generation import generate as generate
 from .generation import num_calls as num_calls
 from .grids import grid_sampler as grid_sampler
 from .grids import sample_images as sample_images

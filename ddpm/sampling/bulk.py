@@ -39,10 +39,10 @@ from numpy.typing import NDArray
 
 from ddpm.data import images
 from ddpm.errors import InputError, as_typed
-from ddpm.runs import ImageBar, grid, png, storage
-from ddpm.sampling.request import BULK_RECIPE, is_bulk_folder
+from ddpm.runs import ImageBar, digest, grid, png, storage
+from ddpm.sampling.request import BULK_RECIPE, MAX_PICTURED, is_bulk_folder
 
-PICTURE, MAX_PICTURED = "grid.png", 400
+PICTURE = "grid.png"
 _ASKED, _UNIT, _BATCH, _LAUNCH_LOCK = "asked.json", "unit.json", "batch.json", "launch.lock"
 _LAUNCH_S = 600.0  # another launch may take so long to check what is there, and to submit
 _ABANDONED_S = 3600.0  # a file that nobody has written to for so long has lost its writer
@@ -99,11 +99,6 @@ def describe(units: Iterable[range]) -> str:
     return ", ".join(shown + more)
 
 
-def digest(recipe: Mapping[str, Any]) -> str:
-    """SHA-256 of a recipe, which every manifest names."""
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-
-
 @dataclass(frozen=True, kw_only=True)
 class BulkFolder:
     """Images in bulk that have been begun.  unit: images of a whole unit."""
@@ -139,6 +134,7 @@ class BulkFolder:
 
     @property
     def digest(self) -> str:
+        """SHA-256 of the recipe, which every manifest names."""
         return digest(self.recipe)
 
     @property

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from ddpm import config as configuration
 from ddpm.distributed import device_of
 from ddpm.errors import DdpmError, InputError, Interrupted, StorageError
-from ddpm.runs import RunDirectory, storage
-from ddpm.sampling.bulk import BulkFolder, digest, manifest_of, total, units
+from ddpm.runs import RunDirectory, digest, storage
+from ddpm.sampling.bulk import BulkFolder, manifest_of, total, units
 from ddpm.sampling.generation import ImageGenerator
 from ddpm.sampling.request import (
     BULK_REQUEST,
@@ -48,15 +48,8 @@ class BulkSampler:
     Raises InputError with all that is wrong.
     """
 
-    def __init__(
-        self,
-        request: SampleRequest,
-        *,
-        jobs: int | None = None,
-        generator: ImageGenerator | None = None,
-    ) -> None:
-        self.request = request
-        self.generator = generator or ImageGenerator(request)
+    def __init__(self, request: SampleRequest, *, jobs: int | None = None) -> None:
+        self.request, self.generator = request, ImageGenerator(request)
         recipe = self.generator.recipe()
         plain = {key: value for key, value in recipe.items() if key not in _NOT_OF_THE_RECIPE}
         self.recipe = json.loads(json.dumps(plain))

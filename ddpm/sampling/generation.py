@@ -7,7 +7,6 @@ and image i is a function of (weights, seed, i, its label) alone, in grids while
 run's samples, in what IMAGE_GENERATION asks for.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,12 +21,12 @@ from ddpm import config as configuration
 from ddpm.diffusion import NoiseSchedule
 from ddpm.distributed import ALONE, Group, device_of, whole_batches
 from ddpm.errors import InputError, NonFiniteError
-from ddpm.runs import ImageBar, RunDirectory, grid, npz, png, storage
+from ddpm.runs import ImageBar, RunDirectory, digest, grid, npz, png, storage
 from ddpm.sampling import tasks
 from ddpm.sampling.denoise import Network
 from ddpm.sampling.film import Film, to_uint8
 from ddpm.sampling.loading import LoadedModel, load_network
-from ddpm.sampling.request import BATCH_SIZE, SampleRequest, guide_weights
+from ddpm.sampling.request import BATCH_SIZE, MAX_PICTURED, SampleRequest, guide_weights
 from ddpm.sampling.samplers import (
     SAMPLERS,
     Constrain,
@@ -38,8 +37,6 @@ from ddpm.sampling.samplers import (
 )
 
 OnState = Callable[[Tensor, SampleState], None]
-# A picture of more is too large to look at; the NPZ file has them all.
-MAX_PICTURED = 400
 
 
 def draw(
@@ -143,15 +140,6 @@ class Generated:
         return f"{opening}: {self.num_images} images in {self.images}, {picture}"
 
 
-def generate(request: SampleRequest, *, progress: bool = True, group: Group = ALONE) -> Generated:
-    """The images of a request, drawn with as many threads as the run was trained with.
-
-    group: workers that all call this; each draws its share in whole batches, rank 0 saves.
-    """
-    torch.set_num_threads(RunDirectory(request.run).threads)
-    return ImageGenerator(request).run(progress=progress, group=group)
-
-
 class ImageGenerator:
     """Images of a request, drawn in this process and saved.
 
@@ -163,13 +151,13 @@ class ImageGenerator:
     Where the name is taken by images of another recipe, eight digits of its SHA-256 are added.
     """
 
-    def __init__(self, request: SampleRequest, *, device: torch.device | None = None) -> None:
+    def __init__(self, request: SampleRequest) -> None:
         self.request = request
-        self.model = load_network(request.checkpoint or request.run, request.ema, device=device)
+        self.model = load_network(request.checkpoint or request.run, request.ema)
         self.guide: LoadedModel | None = None
         if request.options.GUIDE is not None:
             source, ema = guide_weights(request.options.GUIDE, request.ema)
-            self.guide = load_network(source or self.model.folder, ema, device=device)
+            self.guide = load_network(source or self.model.folder, ema)
             seen = self.model.schedule.time_input
             if self.guide.schedule.time_input != seen:
                 raise InputError(
@@ -187,14 +175,19 @@ class ImageGenerator:
         self.sampler = sampler_options(request, self.model)
         self._constrain = tasks.constraint_of(request)
 
-    def run(self, *, progress: bool = True, group: Group = ALONE) -> Generated:
-        """Draw and save; what the same recipe has drawn before is left as it is."""
+    def run(self, group: Group = ALONE) -> Generated:
+        """Draw, with the threads the run was trained with, and save; what the same recipe has drawn
+        before is left as it is.
+
+        group: workers that all call this; each draws its share in whole batches, rank 0 saves.
+        """
+        torch.set_num_threads(RunDirectory(self.request.run).threads)
         recipe = self.recipe()
         generated = place(self.request, recipe)
         if group.any(group.is_main and generated.was_there):
             return generated
         film = Film(self._calls, self.request.options.EXPORT_EVERY) if generated.film else None
-        images = self.draw(film, progress=progress and group.size == 1, group=group)
+        images = self.draw(film, group)
         if group.is_main:
             self._save(generated, recipe, images, film)
         if group.size > 1:
@@ -218,9 +211,7 @@ class ImageGenerator:
             storage.write_bytes(generated.film, film.file(len(images), form))
         storage.write_json(generated.recipe, recipe)
 
-    def draw(
-        self, film: Film | None = None, *, progress: bool = False, group: Group = ALONE
-    ) -> NDArray[np.uint8]:
+    def draw(self, film: Film | None = None, group: Group = ALONE) -> NDArray[np.uint8]:
         """The images, uint8 (N, H, W, C); with several workers on rank 0, none on the others.
 
         Whole batches are shared out, so the bits are those that one worker gives them.
@@ -229,7 +220,7 @@ class ImageGenerator:
         channels, height, width = self.request.image_shape
         own = whole_batches(count, size, group)
         nothing = np.empty((0, height, width, channels), np.uint8)
-        with ImageBar("drawing", count, is_shown=progress) as bar:
+        with ImageBar("drawing", count, is_shown=group.size == 1) as bar:
             watch = _watch(film, bar, count, self._calls)
             batches = [
                 self.batch(first, size, on_state=watch)
@@ -353,13 +344,10 @@ def sampler_options(request: SampleRequest, model: LoadedModel) -> SamplerOption
 
 def place(request: SampleRequest, recipe: Mapping[str, object]) -> Generated:
     """The files of a recipe: named as v3 names them, with its digits where that name is taken."""
-    text = json.dumps(recipe, sort_keys=True)
-    digits = hashlib.sha256(text.encode()).hexdigest()[:8]
-    for stem in (request.stem, f"{request.stem}_{digits}"):
+    wanted = digest(recipe)
+    for stem in (request.stem, f"{request.stem}_{wanted[:8]}"):
         path = request.folder / f"{stem}.json"
-        is_same = (
-            path.is_file() and json.dumps(json.loads(path.read_text()), sort_keys=True) == text
-        )
+        is_same = path.is_file() and digest(json.loads(path.read_text())) == wanted
         if is_same or not path.exists():
             break
     options = request.options

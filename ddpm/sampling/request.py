@@ -29,6 +29,8 @@ CONFIG_FILE = "training_config.yaml"
 RAW = "model"
 # Small, since the last batch is filled up: one image costs a whole batch.
 BATCH_SIZE = 16
+# A picture of more images is too large to look at; the files have them all.
+MAX_PICTURED = 400
 INPAINTING = ("channel_inpaint", "inpaint")
 # Without any, two fifths of what the known part says about the rest are lost (docs/sampling.md).
 INPAINTING_RESAMPLES = 8

@@ -187,7 +187,7 @@ def test_images_are_drawn_with_a_length_and_guided_by_another(run: Path, tmp_pat
     assert recipe["weights"] == "power-0.1"
     assert recipe["sampler"]["guide_sha256"] == load_network(run, PowerEma(0.2)).sha256
     request = read_request(run, overrides, ema=PowerEma(0.1), batch_size=2)
-    assert ImageGenerator(request).run(progress=False).was_there
+    assert ImageGenerator(request).run().was_there
     with pytest.raises(InputError, match="the weights drawn from themselves"):
         read_request(run, overrides, ema=PowerEma(0.2))
 

@@ -24,6 +24,6 @@ def draw(run: Path, tmp_path: Path) -> Draw:
     def drawn(batch_size: int = 4, ema: float | None = None, **keys: object) -> Generated:
         words = overrides(**{"GEN_SAVE_DIR": tmp_path / "out", **keys})
         request = read_request(run, words, ema=ema, batch_size=batch_size)
-        return ImageGenerator(request).run(progress=False)
+        return ImageGenerator(request).run()
 
     return drawn

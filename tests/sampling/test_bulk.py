@@ -112,8 +112,8 @@ def test_image_i_sits_in_slot_i_mod_b_of_batch_i_div_b(bulk: Bulk) -> None:
     """Wherever a unit begins and ends: bits may depend on the slot, on other machines than this."""
     series = bulk.draw(5)
     request = read_request(series.folder, bulk=BulkOptions())
-    generator = Recording(request)
-    sampler = BulkSampler(request, generator=generator)
+    sampler = BulkSampler(request)
+    sampler.generator = generator = Recording(request)
     sampler.draw(series, series.missing(22), should_stop=lambda: False)
     assert generator.asked == [(first, 4) for first in (0, 4, 8, 12, 16, 20)]
 
@@ -338,7 +338,8 @@ def test_a_device_too_small_for_the_batch_that_was_settled_says_so(bulk: Bulk) -
 
     series = bulk.draw(8)
     request = read_request(series.folder, bulk=BulkOptions())
-    sampler = BulkSampler(request, generator=Small(request))
+    sampler = BulkSampler(request)
+    sampler.generator = Small(request)
     with pytest.raises(DdpmError, match="drawn 4 at a time, for which this device has too little"):
         sampler.draw(series, [range(8, 16)], should_stop=lambda: False)
 

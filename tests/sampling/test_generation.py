@@ -312,7 +312,7 @@ def test_files_are_named_as_v3_names_them(run: Path, keys: dict[str, object], st
 @pytest.mark.slow
 def test_images_go_into_the_run_by_default(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    generated = ImageGenerator(read_request(run)).run(progress=False)
+    generated = ImageGenerator(read_request(run)).run()
     stem = run / "generated" / "ddim_eta0.0_steps4_gen_5x8x8x3"
     assert generated.images == stem.with_name(f"{stem.name}.npz")
     assert generated.picture == stem.with_name(f"{stem.name}.png")

@@ -124,7 +124,7 @@ def test_a_yaml_names_its_run_and_brings_its_own_options(run: Path, tmp_path: Pa
     path.write_text(configuration.to_yaml(configuration.from_dict(plain)))
     request = read_request(path, ["IMAGE_GENERATION.RANDOM_SEED=4"])
     assert (request.run, request.options.NUM_GEN_IMAGES, request.seed) == (run, 2, 4)
-    assert len(images_of(ImageGenerator(request).run(progress=False))) == 2
+    assert len(images_of(ImageGenerator(request).run())) == 2
 
     plain["IMAGE_GENERATION"] = {}
     path.write_text(configuration.to_yaml(configuration.from_dict(plain)))
@@ -160,7 +160,7 @@ def test_the_tasks_of_v3_run_from_its_section_unchanged(
     base = np.random.default_rng(0).random((3, 8, 8, 3), dtype=np.float32)
     npz, path = save(tmp_path / "base.npz", images=base), tmp_path / "v3.yaml"
     path.write_text(V3.format(run=run, task=task, base=npz, out=tmp_path / "out"))
-    done = ImageGenerator(read_request(path)).run(progress=False)
+    done = ImageGenerator(read_request(path)).run()
     assert done.images.name == "ddim_eta1.0_rev5_gen_4x8x8x3.npz"
     known = (base[np.arange(4) % 3][..., 1] * 255).round().astype(np.uint8)
     assert (images_of(done)[..., 1] == known).all() == (task == "channel_inpaint")
