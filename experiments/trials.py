@@ -10,7 +10,7 @@ from rich.progress import track
 
 from ddpm.errors import InputError, Interrupted
 from ddpm.report import SweepResults, TrialResult, read
-from ddpm.sweep import plan
+from ddpm.sweep import Sweep, load_sweep
 
 T = TypeVar("T")
 Cell = tuple[object, ...]
@@ -40,17 +40,17 @@ class StudyOptions:
     should_stop: Callable[[], bool] = lambda: False
 
 
-def planned(name: str, options: StudyOptions, short: Sequence[str]) -> plan.Sweep:
+def planned(name: str, options: StudyOptions, short: Sequence[str]) -> Sweep:
     """sweeps/{name}.yaml, the overrides of its shorter form where that is asked for."""
     given = {word.partition("=")[0].upper() for word in options.overrides}
     words = [word for word in short if word.partition("=")[0] not in given]
     overrides = [*(words if options.is_short else ()), *options.overrides]
     if options.output is not None:
         overrides.append(f"TRAINING.OUTPUT_DIR={options.output}")
-    return plan.load_sweep(SWEEPS / f"{name}.yaml", overrides)
+    return load_sweep(SWEEPS / f"{name}.yaml", overrides)
 
 
-def trained(wanted: plan.Sweep, options: StudyOptions) -> SweepResults:
+def trained(wanted: Sweep, options: StudyOptions) -> SweepResults:
     """The sweep run to its end, with its own report; trials that failed are among its trials."""
     from ddpm.cluster import folder_of, run_sweep
 

@@ -17,7 +17,7 @@ import argparse
 from pathlib import Path
 
 from ddpm.cli.options import add_jobs, add_verbose, command_line, job_options
-from ddpm.sweep import plan as sweep
+from ddpm.sweep import load_sweep
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the sweep; the exit code."""
     args = parser().parse_intermixed_args(argv)
-    planned, options = sweep.load_sweep(args.sweep, args.overrides), job_options(args, "group_size")
+    planned, options = load_sweep(args.sweep, args.overrides), job_options(args, "group_size")
     if args.plan:
         from ddpm.cluster import plan
 

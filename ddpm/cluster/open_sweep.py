@@ -40,9 +40,9 @@ from ddpm.sweep import (
     Sweep,
     Trial,
     cell_name,
-    comparable,
     is_inside,
     tuned_trial,
+    window_problems,
 )
 from ddpm.tracking import wandb_problems
 from ddpm.training import steps_per_epoch, total_steps
@@ -199,7 +199,7 @@ def check_window(sweep: Sweep) -> None:
 
 
 def _require_window(sweep: Sweep, window: Window) -> None:
-    if problems := comparable.window_problems(levels_by_cell(sweep), window, sweep.tune):
+    if problems := window_problems(levels_by_cell(sweep), window, sweep.tune):
         raise InputError(problems)
 
 

@@ -22,6 +22,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from ddpm.cluster.open_sweep import OpenSweep, Round
 from ddpm.cluster.run_trial import FilePoll, HalvedTrial, TrialTask, run_trial
+from ddpm.config import MEASURES
 from ddpm.errors import InputError
 from ddpm.runs import RunDirectory, storage
 from ddpm.sweep import (
@@ -32,8 +33,8 @@ from ddpm.sweep import (
     Sweep,
     Trial,
     cell_name,
-    comparable,
-    cost,
+    column,
+    to_minimise,
 )
 
 TIME, VALUE = "evaluation", "value"
@@ -328,11 +329,11 @@ def final(metric: str, outcome: Outcome) -> float | None:
     run = RunDirectory(Path(outcome.run_dir))
     if metric == "bits_per_dim":
         value = storage.read_json(run.path / "evaluation.json").get(metric, {}).get("value")
-    elif metric in comparable.SAMPLE_METRICS:
-        value = run.metrics()[-1].get(comparable.column(metric))
+    elif MEASURES[metric].of == "samples":
+        value = run.metrics()[-1].get(column(metric))
     else:
-        value = outcome.summary.get({"loss": "final_loss"}.get(metric, comparable.column(metric)))
-    return None if value is None else cost(metric, value)
+        value = outcome.summary.get({"loss": "final_loss"}.get(metric, column(metric)))
+    return None if value is None else to_minimise(metric, value)
 
 
 def distributions(of: OpenSweep) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from ddpm.cluster.workers import Workers, workers_of_trials
 from ddpm.errors import BudgetSpent, DdpmError, InputError, Interrupted, LockedError
 from ddpm.report import predicted_cost
 from ddpm.runs import remove, watch
-from ddpm.sweep import Sweep, Trial, comparable
+from ddpm.sweep import Sweep, Trial, missed_levels
 
 LOOK_S = 2.0  # between looks at the budget
 
@@ -201,7 +201,7 @@ def print_start(of: OpenSweep, todo: str, console: Console) -> None:
         "variance is resolved",
         soft_wrap=True,
     )
-    for name, those in comparable.missed(levels_by_cell(of.sweep), of.window).items():
+    for name, those in missed_levels(levels_by_cell(of.sweep), of.window).items():
         console.print(
             f"{name} reaches no log SNR of {', '.join(map(str, those))} in it; it is trained and "
             "measured where it is",

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm import config as configuration
 from ddpm.cluster.workers import Workers
+from ddpm.config import MEASURES
 from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import DdpmError, Interrupted, LockedError
 from ddpm.runs import NewRows, RunDirectory, claimed, storage
-from ddpm.sweep import Ladder, Ledger, Outcome, Rung, Trial, comparable, row_of
+from ddpm.sweep import Ladder, Ledger, Outcome, Rung, Trial, column, row_of
 from ddpm.training import Job, work
 
 if TYPE_CHECKING:
@@ -123,13 +124,13 @@ class HalvedTrial:
         at = verdict["evaluation"]
         rung = next(rung for rung in reversed(self._rungs) if rung.evaluation == at)
         metric = self._ladder.metric
-        value = rung.value * comparable.sign(metric)
+        value = rung.value * MEASURES[metric].sign
         reason = (
             f"stopped early by asha at evaluation {at} of {self._ladder.evaluations}, after "
             f"{rung.images:,} images: {metric} {value:.4g}, in place {verdict['place']} of the "
             f"{verdict['of']} that had come so far"
         )
-        measured = {comparable.column(metric): value, "images": rung.images, "step": rung.step}
+        measured = {column(metric): value, "images": rung.images, "step": rung.step}
         return blank.stopped(reason, measured | {"rung": at})
 
 

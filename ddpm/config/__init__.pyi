@@ -34,7 +34,9 @@ from .loading import read_yaml as read_yaml
 from .loading import set_key as set_key
 from .loading import validate as validate
 from .rules import FID_SAMPLES as FID_SAMPLES
+from .schema import MEASURES as MEASURES
 from .schema import SAFE_NAME as SAFE_NAME
+from .schema import X0_MEASURES as X0_MEASURES
 from .schema import Config as Config
 from .schema import Count as Count
 from .schema import DatasetSection as DatasetSection

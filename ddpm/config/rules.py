@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import get_args
 
-from ddpm.config.schema import Augmentation, Config, height_width, is_keras_file
+from ddpm.config.schema import MEASURES, Augmentation, Config, height_width, is_keras_file
 
 Rule = object  # the line; where the rule holds, something that is false
 
@@ -343,7 +343,8 @@ def evaluation(c: Config) -> Iterator[Rule]:
         "channels and it takes 1 or 3; give FEATURES classifier or pixels"
     )
     yield (
-        e.BEST in ("fid_infinity", "kid")
+        e.BEST
+        and MEASURES[e.BEST].of == "samples"
         and e.FEATURES is None
         and f"EVALUATION.BEST is {e.BEST} but FEATURES is null, so nothing is drawn; "
         "give FEATURES classifier, pixels or inception"

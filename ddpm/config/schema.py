@@ -446,6 +446,34 @@ class ImageGeneration:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A number by which trained networks are compared; `val_` and its name is its column of metrics.
+
+    title: in sentences and tables.  of: numbers of "x0-error", and of "samples" of as many network
+    calls, compare all networks.  key: in sample_quality.json and statistics.json.  sign: -1 where
+    higher is better.
+    """
+
+    title: str
+    of: Literal["x0-error", "samples", "training", "likelihood"]
+    key: str
+    sign: int = 1
+
+
+MEASURES: Mapping[str, Measure] = {
+    "mean_log10_mse": Measure(title="mean log10 error", of="x0-error", key="mean_log10_mse"),
+    "snr_weighted_mse": Measure(title="SNR-weighted error", of="x0-error", key="snr_weighted_mse"),
+    # FID extrapolated to infinitely many samples
+    "fid_infinity": Measure(title="FID\u221e", of="samples", key="fid"),
+    "kid": Measure(title="KID", of="samples", key="kid"),
+    "class_accuracy": Measure(title="class accuracy", of="samples", key="accuracy", sign=-1),
+    "loss": Measure(title="loss", of="training", key="loss"),
+    "bits_per_dim": Measure(title="bits/dim", of="likelihood", key="bits_per_dim"),
+}
+X0_MEASURES = tuple(name for name, one in MEASURES.items() if one.of == "x0-error")
+
+
 @section
 class Evaluation:
     """What trained networks are compared by, while they train and at the end."""

@@ -51,7 +51,6 @@ from .window import Window as Window
 from .window import data_window as data_window
 from .window import resolved_window as resolved_window
 from .window import sigma_data_of as sigma_data_of
-from .x0_error import MEASURES as MEASURES
 from .x0_error import RESOLVED as RESOLVED
 from .x0_error import X0Error as X0Error
 from .x0_error import common_levels as common_levels

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ddpm import config as configuration
-from ddpm.config import FID_SAMPLES, Config, plain
+from ddpm.config import FID_SAMPLES, MEASURES, Config, plain
 from ddpm.data import Dataset
 from ddpm.diffusion import NoiseSchedule
 from ddpm.distributed import Group, device_of
@@ -69,7 +69,7 @@ from ddpm.sampling import (
 BATCH = Extractor.batch_size
 PICTURED = 100  # images of each point that are kept to be looked at
 # In sample_quality.json and in the table of metrics.
-_NAMES = {"fid": "fid_infinity", "kid": "kid", "accuracy": "class_accuracy"}
+_NAMES = {one.key: name for name, one in MEASURES.items() if one.of == "samples"}
 # Of EVALUATION: all that the samples depend on besides the network.
 _KEYS = (
     *("SEED", "SAMPLING_STEPS", "SAMPLING_METHOD", "SAMPLING_ETAS"),

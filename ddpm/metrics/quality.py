@@ -24,12 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from ddpm.config import MEASURES
 from ddpm.metrics.intervals import Interval
 from ddpm.runs import storage
 
 QUALITY_FORMAT = 1
 FACTS, ARRAYS = "sample_quality.json", "sample_quality.npz"
-QUALITY_MEASURES = ("fid", "kid", "accuracy")
+QUALITY_MEASURES = tuple(one.key for one in MEASURES.values() if one.of == "samples")
 
 
 @dataclass(frozen=True, kw_only=True)

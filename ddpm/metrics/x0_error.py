@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ddpm.config import X0_MEASURES
 from ddpm.metrics.intervals import standard_error
 
-MEASURES = ("mean_log10_mse", "snr_weighted_mse")
 RESOLVED = (0.01, 0.99)  # shares of the data's variance between which levels are averaged over
 
 
@@ -59,7 +59,7 @@ def common_levels(levels: Iterable[Iterable[int]]) -> tuple[int, ...]:
 
 
 def summary(error: X0Error, levels: Sequence[int]) -> dict[str, tuple[float, float]]:
-    """Each of MEASURES over `levels`: the number of a trained network and its evaluation error."""
+    """Each of X0_MEASURES over `levels`: the number of a trained network and its evaluation error."""
     if not levels:
         raise ValueError("no log-SNR level to average over; the cells share none")
     mean = error.at(levels).mean(axis=1)
@@ -69,7 +69,7 @@ def summary(error: X0Error, levels: Sequence[int]) -> dict[str, tuple[float, flo
     errors = standard_error(influence(error, levels))
     return {
         measure: (float(value), float(spread))
-        for measure, value, spread in zip(MEASURES, (log_mean, snr_mean), errors, strict=True)
+        for measure, value, spread in zip(X0_MEASURES, (log_mean, snr_mean), errors, strict=True)
     }
 
 

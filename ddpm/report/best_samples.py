@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+from ddpm.config import MEASURES
 from ddpm.metrics import QUALITY_MEASURES, Interval, QualityPoint, interval
 from ddpm.report.costs import front
 from ddpm.report.labels import Axes, Cell, listed
 from ddpm.report.ranking import CONFIDENCE, Ranking, rank, shared_points
 from ddpm.report.reading import SweepResults, TrialResult, grouped
 
-TITLES = {"fid": "FID", "kid": "KID", "accuracy": "accuracy"}
+_SIGNS = {one.key: one.sign for one in MEASURES.values()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +148,7 @@ def over_seeds(found: Sequence[Interval]) -> Interval:
 def best_front(spots: Sequence[Spot], name: str) -> list[Spot]:
     """The spots on the Pareto front of a quality over network calls, from the cheapest."""
     some = [spot for spot in spots if name in spot.qualities]
-    sign = -1 if name == "accuracy" else 1  # of the others, lower is better
-    values = [sign * spot.qualities[name].value for spot in some]
+    values = [_SIGNS[name] * spot.qualities[name].value for spot in some]
     return [some[place] for place in front([spot.point.evaluations for spot in some], values)]
 
 

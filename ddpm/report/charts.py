@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ddpm.metrics import MEASURES
-from ddpm.report.best_samples import TITLES, Spot, method
+from ddpm.config import X0_MEASURES
+from ddpm.report.best_samples import Spot, method
 from ddpm.report.costs import front, gpus
 from ddpm.report.labels import (
     NAMES,
@@ -41,7 +41,7 @@ Row = dict[str, Any]
 GAUSSIAN, MEMORISATION = "Gaussian fit", "memorisation"
 FACETS = 12  # charts side by side; of more, those that hold the best cells
 LOSSES = {"n_loss": "noise loss", "i_loss": "image loss", "v_loss": "velocity loss"}
-COMPARABLE = {f"val_{measure}": NAMES[measure] for measure in MEASURES}
+COMPARABLE = {f"val_{measure}": NAMES[measure] for measure in X0_MEASURES}
 _SYMBOLS = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 _LOGARITHMIC = 4  # positive numbers whose ratio is larger are drawn on a logarithmic scale
 _WIDE = 8  # the same of costs
@@ -85,7 +85,7 @@ def intervals(ranking: Ranking) -> Spec:
     datasets: dict[str, list[Row]] = {}
     for measure in ranking.measures:
         rows: list[Row] = [{"cell": one.label} | _with_interval(one, measure) for one in shown]
-        is_log = measure != MEASURES[0] and min(row["low"] for row in rows) > 0
+        is_log = measure != X0_MEASURES[0] and min(row["low"] for row in rows) > 0
         scale = _scale(is_log) | {"nice": False, "padding": 8}
         shared = {
             "y": _name("cell", sort=labels, title=None, axis=None if charts else {}),
@@ -232,7 +232,7 @@ def over_cost(ranking: Ranking, axes: Axes) -> Spec | None:
             for one, spent in zip(standings, seconds, strict=True)
         ]  # fmt: skip
         y = _y(NAMES[measure], [row["low"] for row in rows] + [row["high"] for row in rows],
-               may_be_log=measure != MEASURES[0])  # fmt: skip
+               may_be_log=measure != X0_MEASURES[0])  # fmt: skip
         points = _layer(
             _point(55), shared, y=y("value"), shape=_shape(names),
             tooltip=[_name("cell"), _name("tip", title=NAMES[measure]),
@@ -275,7 +275,7 @@ def over_compute(families: Sequence[Sequence[Law]], axes: Axes) -> Spec:
         usual = _series([one.cell for law in laws for one in law.cells], axes)
         names = usual if {*names} <= {*usual} else names  # in the colours of the other charts
         log = {"type": "log", "nice": False}
-        title = NAMES[measure] if measure != MEASURES[0] else "geometric mean of the x0-error"
+        title = NAMES[measure] if measure != X0_MEASURES[0] else "geometric mean of the x0-error"
         shared = {
             "x": _number("compute", title="seconds of training compute", scale=log, axis=_SHORT),
             "y": _number("value", title=title, scale=log, axis=_SHORT),
@@ -316,7 +316,7 @@ def over_choice(tuning: Tuning, axes: Axes) -> Spec:
             for title, some in groups.items() for one in tuning.cells if one.cell in some
             for draw in one.draws
         ]  # fmt: skip
-        may_be_log = measure != MEASURES[0]
+        may_be_log = measure != X0_MEASURES[0]
         y = _y(NAMES[measure], [row["value"] for row in rows], may_be_log=may_be_log)
         tooltip = [_name("cell"), _number("choice", title=spoken(key)), _name("tip")]
         points = _layer(_point(30), shared, y=y("value"), shape=_shape(names), tooltip=tooltip)
@@ -365,12 +365,12 @@ def sampling_curves(
             for title, group in groups.items() for spot, way in zip(spots, ways, strict=True)
             if spot.cell in group and (found := spot.qualities.get(name)) is not None
         ]  # fmt: skip
-        y = _y(TITLES[name], [row["low"] for row in rows] + [row["high"] for row in rows])
+        y = _y(NAMES[name], [row["low"] for row in rows] + [row["high"] for row in rows])
         layers = [
             _layer({"type": "line"}, shared, y=y("value")),
             _layer({"type": "rule"}, shared, y=y("low"), y2={"field": "high"}),
             _layer(_point(30), shared, y=y("value"), shape=_shape(series),
-                   tooltip=[_name("cell"), _name("tip", title=TITLES[name])]),
+                   tooltip=[_name("cell"), _name("tip", title=NAMES[name])]),
         ]  # fmt: skip
         chart = _chart(layers, name, width=290, height=190)
         charts.append(_facets(chart, list(dict.fromkeys(row["panel"] for row in rows))))

@@ -5,15 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, inf, isfinite, log10
 
-from ddpm.metrics import MEASURES, Interval
+from ddpm.config import MEASURES
+from ddpm.metrics import Interval
 from ddpm.report.reading import SweepResults, Value, grouped
 
-NAMES = {
-    MEASURES[0]: "mean log10 error",
-    MEASURES[1]: "SNR-weighted error",
-    "kid": "KID",
-    "fid": "FID\u221e",  # extrapolated to infinitely many samples
-}
+NAMES = {one.key: one.title for one in MEASURES.values()}
 PRED_TYPE, SCHEDULER, TIMESTEPS = (
     "TRAINING.PRED_TYPE",
     "TRAINING.NETWORK.SCHEDULER",

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
+from ddpm.config import X0_MEASURES
 from ddpm.errors import InputError, as_typed
-from ddpm.metrics import MEASURES
 from ddpm.report import charts
 from ddpm.report.cautions import flags, is_confounded
 from ddpm.report.labels import NAMES, capital, duration, number_with_error, signed, size
@@ -273,7 +273,7 @@ def settled(sweep: SweepResults, ranking: Ranking) -> float | None:
     """Kendall's tau of the cells' order by validation error at two thirds of training and at its
     end; None where that was not measured, or for fewer than three cells.
     """
-    name, rows = f"val_{MEASURES[0]}", []
+    name, rows = f"val_{X0_MEASURES[0]}", []
     for standing in ranking.standings:
         ends = []
         for trial in standing.trials.values():

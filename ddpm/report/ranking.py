@@ -35,9 +35,9 @@ from typing import Literal
 
 import numpy as np
 
+from ddpm.config import X0_MEASURES
 from ddpm.errors import InputError
 from ddpm.metrics import (
-    MEASURES,
     RESOLVED,
     Interval,
     QualityPoint,
@@ -190,7 +190,7 @@ class Ranking:
     levels: tuple[int, ...]
     standings: tuple[Standing, ...]
     excluded: tuple[tuple[str, str], ...]  # (cell, reason)
-    measures: tuple[str, ...] = MEASURES
+    measures: tuple[str, ...] = X0_MEASURES
     is_window: bool = False
     point: QualityPoint | None = None
     num_samples: int = 0
@@ -212,7 +212,7 @@ class Ranking:
     @property
     def of_samples(self) -> bool:
         """Whether samples are compared, not the x0-error."""
-        return self.measures != MEASURES
+        return self.measures != X0_MEASURES
 
     def estimate(self, standing: Standing, measure: str) -> float:
         """The number that is compared: where trials are missing, least squares on cells and seeds.
@@ -296,7 +296,7 @@ class Ranking:
         mean = worse.log10(measure) - better.log10(measure)
         if not seeds:
             return Gap(mean=mean)
-        if measure in MEASURES:
+        if measure in X0_MEASURES:
             pairs = [_influences(one, seeds[0], measure, self.levels) for one in (worse, better)]
             return self._over_pairs(mean, pairs[0] - pairs[1], confidence, family)
         errors = [one.numbers[measure][seeds[0]].log10_error for one in (worse, better)]
@@ -460,7 +460,7 @@ def rank(
     if problem or not usable:
         return Ranking(levels=levels, standings=(), excluded=tuple(excluded), problem=problem)
     point = at or (_headline_point(usable) if sweep.is_sweep else None)
-    measures = MEASURES if point is None else OF_SAMPLES
+    measures = X0_MEASURES if point is None else OF_SAMPLES
     place = _length_place(every)
     found = [_standing(label, trials, levels, point, place) for label, trials in usable]
     standings = [one for one in found if all(map(one.has, measures))]
@@ -559,10 +559,10 @@ def agreement(ranking: Ranking) -> tuple[float, float, float, int] | None:
 
     NaN ends for fewer than five cells; None without samples.
     """
-    both = [s for s in ranking.standings if s.has(MEASURES[0]) and s.has(OF_SAMPLES[1])]
+    both = [s for s in ranking.standings if s.has(X0_MEASURES[0]) and s.has(OF_SAMPLES[1])]
     if not ranking.of_samples or len(both) < 3:
         return None
-    a, b = (np.array([s.log10(m) for s in both]) for m in (MEASURES[0], OF_SAMPLES[1]))
+    a, b = (np.array([s.log10(m) for s in both]) for m in (X0_MEASURES[0], OF_SAMPLES[1]))
     tau, count = kendall_tau(a, b), len(both)
     if count < 5 or abs(tau) == 1:
         return tau, nan, nan, count
@@ -584,8 +584,8 @@ def _ratio(ranking: Ranking, a: Standing, b: Standing, measure: str) -> float:
 
 def _influences(standing: Standing, seed: int, measure: str, levels: Sequence[int]) -> np.ndarray:
     """What each pair contributes to log10 of a measure, to first order, (N,)."""
-    found = influence(_error(standing.trials[seed]), levels)[MEASURES.index(measure)]
-    if measure == MEASURES[0]:
+    found = influence(_error(standing.trials[seed]), levels)[X0_MEASURES.index(measure)]
+    if measure == X0_MEASURES[0]:
         return found
     # To first order, the logarithm of a mean is the mean over itself.
     return found / (standing.numbers[measure][seed].value * log(10))
@@ -670,12 +670,12 @@ def _standing(
     place: int,
 ) -> Standing:
     own = common_levels(_error(trial).levels for trial in trials)
-    numbers: dict[str, dict[int, Number]] = {measure: {} for measure in (*MEASURES, *OF_SAMPLES)}
+    numbers: dict[str, dict[int, Number]] = {measure: {} for measure in (*X0_MEASURES, *OF_SAMPLES)}
     for trial in trials:
         if set(levels) <= set(own):
             for measure, (value, error) in summary(_error(trial), levels).items():
                 numbers[measure][trial.seed] = Number(
-                    value=value, error=error, is_log10=measure == MEASURES[0]
+                    value=value, error=error, is_log10=measure == X0_MEASURES[0]
                 )
         same = [p for p in _points(trial, place) if point and _way(p) == _way(point)]
         for measure in OF_SAMPLES if same else ():

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from ddpm.config import X0_MEASURES
 from ddpm.errors import as_typed
-from ddpm.metrics import MEASURES, QUALITY_MEASURES
+from ddpm.metrics import QUALITY_MEASURES
 from ddpm.report import charts, strips
-from ddpm.report.best_samples import TITLES, Spot, best_front, left_out, method, spots_of
+from ddpm.report.best_samples import Spot, best_front, left_out, method, spots_of
 from ddpm.report.cautions import commit, differences
 from ddpm.report.charts import GAUSSIAN, MEMORISATION
 from ddpm.report.costs import compute_seconds, cost, front, predicted_cost
@@ -242,7 +243,7 @@ def _measured_on(ranking: Ranking) -> str:
         if ranking.is_window
         else f"the {len(ranking.levels)} log-SNR levels from {low} to {high} that all cells share"
     )
-    first, second = (capital(NAMES[measure]) for measure in MEASURES)
+    first, second = (capital(NAMES[measure]) for measure in X0_MEASURES)
     return (
         f"Averages run over {window}. {first}: mean over levels of log10 MSE of the x0 estimate; "
         f"0.1 lower is a 21 % smaller error at every level. {second}: mean over levels of "
@@ -337,7 +338,7 @@ def _against(caption: str, ranking: Ranking, found: Sequence[Comparison]) -> Tab
 
 
 def _log_name(measure: str) -> str:
-    return NAMES[measure] if measure == MEASURES[0] else f"log10 of {NAMES[measure]}"
+    return NAMES[measure] if measure == X0_MEASURES[0] else f"log10 of {NAMES[measure]}"
 
 
 def ratio_text(ratio: float) -> str:
@@ -571,7 +572,7 @@ def costs(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
 def scaled(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
     """Slopes of log error over compute of cells that differ in size, and where two cross."""
     rows, families = [], []
-    for measure in dict.fromkeys((*ranking.measures, MEASURES[0])):
+    for measure in dict.fromkeys((*ranking.measures, X0_MEASURES[0])):
         if lost := unresolved(ranking, measure):
             yield _note(
                 f"Left out of the lines of {NAMES[measure]}: {len(lost)} of "
@@ -769,7 +770,7 @@ def _best_by_calls(spots: Sequence[Spot], names: Sequence[str]) -> Table:
             for name, some in here.items()
         ]
         rows.append([f"{count:g}", *said])
-    head = ("calls per image", *(f"best {TITLES[name]} [interval]" for name in names))
+    head = ("calls per image", *(f"best {NAMES[name]} [interval]" for name in names))
     return Table(head=head, rows=rows, wrap=range(1, len(head)))
 
 
@@ -782,7 +783,7 @@ def _points(sweep: SweepResults, spots: Sequence[Spot], names: Sequence[str]) ->
         for spot in spots
     ]  # fmt: skip
     head = ["cell", "seeds", "sampler", "steps", "calls per image", " / ".join(units),
-            *(f"{TITLES[name]} [interval]" for name in names)]  # fmt: skip
+            *(f"{NAMES[name]} [interval]" for name in names)]  # fmt: skip
     return Table(head=head, rows=rows, right=(1, *range(3, len(head))), is_short=False,
                  fold=f"The numbers of {len(rows)} points")  # fmt: skip
 

@@ -17,7 +17,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as Grid
 
-from ddpm.metrics import MEASURES, QUALITY_MEASURES, QualityPoint, continuous_bound
+from ddpm.config import X0_MEASURES
+from ddpm.metrics import QUALITY_MEASURES, QualityPoint, continuous_bound
 from ddpm.report.effects import Analysis, Term, analyse
 from ddpm.report.labels import NAMES, capital, duration, number_with_error, signed, size, text
 from ddpm.report.ranking import CONFIDENCE, Comparison, Family, Ranking, Standing, against
@@ -84,8 +85,8 @@ _OF_SUMMARY = (
 # continuous_bound: bits/dim between the lowest and the highest log SNR ranked on.
 # bits_per_dim: the discrete bound, which is not comparable across schedules and timesteps.
 _COLUMNS = (
-    *("rank", "status", "trial", "seed", *MEASURES),
-    *(f"{measure}_evaluation_error" for measure in MEASURES),
+    *("rank", "status", "trial", "seed", *X0_MEASURES),
+    *(f"{measure}_evaluation_error" for measure in X0_MEASURES),
     *(*_OF_SUMMARY, "reason", "run_dir"),
     *("continuous_bound", "continuous_bound_evaluation_error"),
     *("bits_per_dim", "bits_per_dim_evaluation_error", "energy_joules", "sampling_images"),
@@ -128,10 +129,10 @@ def _rows(sweep: SweepResults, ranking: Ranking) -> Iterator[dict[str, object]]:
         place = places.get(trial.key, last)
         if place < ranked and trial.seed in every[place].trials:
             row["rank"] = place + 1
-        for measure in MEASURES if place < last else ():
+        for measure in X0_MEASURES if place < last else ():
             if (one := every[place].numbers[measure].get(trial.seed)) is not None:
                 row |= {measure: one.value, f"{measure}_evaluation_error": one.error}
-        if trial.error is not None and MEASURES[0] in row and len(ranking.levels) > 1:
+        if trial.error is not None and X0_MEASURES[0] in row and len(ranking.levels) > 1:
             bound = continuous_bound(trial.error, ranking.levels)
             row["continuous_bound"], row["continuous_bound_evaluation_error"] = bound
         bits = mapping(trial.evaluation.get("bits_per_dim"))

@@ -14,7 +14,7 @@ from math import inf, nan
 
 import numpy as np
 
-from ddpm.metrics import MEASURES
+from ddpm.config import X0_MEASURES
 from ddpm.report.ranking import Ranking, Standing, kendall_tau, rank
 from ddpm.report.reading import SweepResults, TrialResult, Value, grouped
 
@@ -69,7 +69,7 @@ class Tuning:
 
     def order(self, standing: Standing) -> tuple[float, float]:
         """The score, then, of draws that are equal by it, the x0-error."""
-        error = standing.log10(MEASURES[0]) if standing.has(MEASURES[0]) else inf
+        error = standing.log10(X0_MEASURES[0]) if standing.has(X0_MEASURES[0]) else inf
         return self.score(standing), error
 
     def order_kept(self) -> tuple[float, dict[str, Value]] | None:

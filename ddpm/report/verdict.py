@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm.metrics import MEASURES
+from ddpm.config import X0_MEASURES
 from ddpm.report.best_samples import along
 from ddpm.report.effects import Analysis, Effect
 from ddpm.report.labels import (
@@ -338,7 +338,9 @@ def _choice(found: Spread) -> str:
 
 def _of_a_run(ranking: Ranking) -> Conclusion:
     (standing,) = ranking.standings
-    numbers = [f"{NAMES[m]} {with_error(standing.value(m), standing.error(m))}" for m in MEASURES]
+    numbers = [
+        f"{NAMES[m]} {with_error(standing.value(m), standing.error(m))}" for m in X0_MEASURES
+    ]
     over = "the data's window of " if ranking.is_window else ""
     sentence = (
         f"Averaged over {over}log SNR {ranges(ranking.levels)}, on {standing.num_pairs} validation "

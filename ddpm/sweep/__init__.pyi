@@ -1,10 +1,11 @@
-from . import comparable as comparable
-from . import plan as plan
 from .comparable import IMAGE_KEYS as IMAGE_KEYS
 from .comparable import Ladder as Ladder
 from .comparable import Rung as Rung
-from .comparable import cost as cost
+from .comparable import column as column
+from .comparable import missed_levels as missed_levels
 from .comparable import row_of as row_of
+from .comparable import to_minimise as to_minimise
+from .comparable import window_problems as window_problems
 from .ledger import Ledger as Ledger
 from .ledger import Outcome as Outcome
 from .ledger import cell_name as cell_name

@@ -18,8 +18,8 @@ from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 from ddpm import config as configuration
-from ddpm.config import FID_SAMPLES, Config
-from ddpm.sweep.spec import MEASURES, Race, Tune
+from ddpm.config import FID_SAMPLES, MEASURES, X0_MEASURES, Config
+from ddpm.sweep.spec import Race, Tune
 
 if TYPE_CHECKING:  # ddpm.runs needs torch, reading a sweep file does not
     from ddpm.runs import RunState
@@ -44,17 +44,11 @@ IMAGE_KEYS = (
 _AUGMENT = tuple(
     f"DATASET.PREPROCESSING.{name}" for name in ("AUGMENT", "AUGMENT_TYPE", "CROP_TYPE")
 )
-SAMPLE_METRICS = ("fid_infinity", "kid", "class_accuracy")
 
 
 def column(metric: str) -> str:
     """The metric's name among the numbers of a report and of a summary."""
     return metric if metric == "loss" else f"val_{metric}"
-
-
-def sign(metric: str) -> int:
-    """1 where a lower number is better, -1 where a higher one is."""
-    return -1 if metric == "class_accuracy" else 1
 
 
 def problems(
@@ -80,7 +74,7 @@ def problems(
         )
     if tune.SEARCH != "grid":
         found += [*_search_problems(tune, race, configs)]
-    elif race is not None and tune.METRIC not in MEASURES:
+    elif race is not None and tune.METRIC not in X0_MEASURES:
         found.append(
             f"SEEDS is auto but TUNE.METRIC is {tune.METRIC}; a race is decided by what "
             "the report compares, samples where all draw some, else the x0-error: leave METRIC out"
@@ -91,7 +85,7 @@ def problems(
 def _metric_problems(
     tune: Tune, varied: Collection[str], configs: Sequence[Config]
 ) -> Iterable[str]:
-    instead = f"use {MEASURES[0]} or {MEASURES[1]}, which compare all cells"
+    instead = f"use {' or '.join(X0_MEASURES)}, which compare all cells"
     reasons = {
         "loss": (
             (*_LOSS, *_AUGMENT),
@@ -110,7 +104,7 @@ def _metric_problems(
             f"cells differ in {', '.join(bad)}: they would be measured on different images; run "
             f"one sweep for each value, with {bad[0]}=VALUE behind the sweep file"
         )
-    if tune.METRIC in SAMPLE_METRICS:
+    if MEASURES[tune.METRIC].of == "samples":
         if any(one.EVALUATION.FEATURES is None for one in configs):
             yield (
                 f"TUNE.METRIC is {tune.METRIC} but EVALUATION.FEATURES is null; give `classifier` "
@@ -189,7 +183,7 @@ def _search_problems(tune: Tune, race: Race | None, configs: Sequence[Config]) -
                 "which trials are compared"
             )
         if tune.METRIC == "bits_per_dim":
-            yield f"{named} but bits_per_dim is measured at the end alone; use {MEASURES[0]}"
+            yield f"{named} but bits_per_dim is measured at the end alone; use {X0_MEASURES[0]}"
     if len({_length(one) for one in configs}) > 1:
         yield (
             f"{named} but cells see different numbers of images between evaluations or in all; "
@@ -212,7 +206,7 @@ def _calls(config: Config) -> int:
     return steps.get("num_steps") or -(-total // steps["reverse_stride"])
 
 
-def missed(
+def missed_levels(
     levels: Mapping[str, Collection[int]], window: tuple[int, int]
 ) -> dict[str, tuple[int, ...]]:
     """The levels of the window that cells do not reach, of those that miss some.
@@ -230,13 +224,13 @@ def window_problems(
     """Why cells cannot be measured over the window: all of them, or some of a search, which would
     average over other levels than the rest.
     """
-    lacking, (low, high) = missed(levels, window), window
+    lacking, (low, high) = missed_levels(levels, window), window
     if levels and all(len(lacking.get(name, ())) == 1 + high - low for name in levels):
         return [
             f"no cell reaches a log SNR from {low} to {high}, where these images are resolved; "
             "give another TRAINING.NETWORK.LOGSNR_SHIFT, or more TIMESTEPS"
         ]
-    if tune.SEARCH == "grid" or tune.METRIC not in MEASURES:
+    if tune.SEARCH == "grid" or tune.METRIC not in X0_MEASURES:
         return []
     return [
         f"{name} reaches no log SNR of {', '.join(map(str, those))}, and a search averages over "
@@ -277,14 +271,14 @@ class Ladder:
             evaluation=-(-step // self.every),
             step=step,
             images=int(row["images"]),
-            value=cost(self.metric, row[name]),
+            value=to_minimise(self.metric, row[name]),
         )
 
 
-def cost(metric: str, value: object) -> float:
+def to_minimise(metric: str, value: object) -> float:
     """The metric's value so that lower is better; infinite where it is no finite number."""
     is_number = isinstance(value, int | float) and isfinite(value)
-    return sign(metric) * float(value) if is_number else inf  # type: ignore[arg-type]
+    return MEASURES[metric].sign * float(value) if is_number else inf  # type: ignore[arg-type]
 
 
 def row_of(report: "RunState") -> dict[str, Any]:

@@ -57,7 +57,6 @@ T = TypeVar("T")
 Axes = dict[str, tuple[Value, ...]]
 Seeds = Annotated[tuple[Annotated[Int, Field(ge=0, le=2**63 - 1)], ...], all_different]
 KEYS = ("BASE", "GRID", "NAMES", "SPACE", "SEEDS", "TUNE")
-MEASURES = ("mean_log10_mse", "snr_weighted_mse")  # of ddpm/metrics/x0_error.py, without its numpy
 Metric = Literal[
     "mean_log10_mse",
     "snr_weighted_mse",

@@ -17,8 +17,9 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ddpm.config import X0_MEASURES
 from ddpm.errors import InputError, as_typed
-from ddpm.metrics import MEASURES, QUALITY_MEASURES
+from ddpm.metrics import QUALITY_MEASURES
 from ddpm.report import (
     NAMES,
     ReportFiles,
@@ -156,7 +157,7 @@ def panels(made: ReportFiles) -> dict[str, list[Any]]:
     ]
     lines = [wr.ParallelCoordinatesPlotColumn(metric=column) for column in columns]
     logged = {wandb_log.shown_name(name) for trial in sweep.trials for name in trial.metrics}
-    measured = [n for n in (*(f"val/{m}" for m in MEASURES), *_LOSSES) if n in logged]
+    measured = [n for n in (*(f"val/{m}" for m in X0_MEASURES), *_LOSSES) if n in logged]
     of_gpu = ("gpu_allocated", "gpu_peak") if cost == "gpu_seconds" else ()
     quality = dict.fromkeys(
         name for t in sweep.trials for row in wandb_log.quality_rows(t.quality) for name in row

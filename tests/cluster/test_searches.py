@@ -19,7 +19,7 @@ from ddpm.errors import InputError
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import RunDirectory
 from ddpm.runs.storage import write_json
-from ddpm.sweep import comparable
+from ddpm.sweep.comparable import missed_levels
 from ddpm.sweep.plan import Trial, load_sweep
 from tests.support.tree import ROOT
 
@@ -221,7 +221,7 @@ def test_a_cell_that_is_added_changes_neither_window_nor_numbers(tmp_path: Path)
     path.write_text(json.dumps(facts))  # as an earlier version left it
     with opened(tmp_path, text.replace("1.0]", "1.0, 9.0]"), SHORT) as of:
         assert report.read(of.folder).window == of.window == window
-        lacking = comparable.missed(open_sweep.levels_by_cell(of.sweep), window)
+        lacking = missed_levels(open_sweep.levels_by_cell(of.sweep), window)
         assert lacking == {"LOGSNR_SHIFT=9.0": (-4, -3, -2, -1, 0)}
         run_here(of)
         after = of.ledger.outcomes()

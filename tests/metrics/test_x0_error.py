@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from ddpm.config import X0_MEASURES
 from ddpm.metrics.intervals import interval, t_quantile
 from ddpm.metrics.x0_error import (
-    MEASURES,
     X0Error,
     common_levels,
     continuous_bound,
@@ -58,7 +58,7 @@ def test_the_evaluation_errors_are_the_spread_over_fresh_pairs() -> None:
         return error_of(scale * rng.gamma(3, 1 / 3, (1, 200)) ** np.array([[1], [1.5], [0.5]]))
 
     numbers = [summary(draw(), (-1, 0, 1)) for _ in range(400)]
-    for measure in MEASURES:
+    for measure in X0_MEASURES:
         spread = np.std([one[measure][0] for one in numbers], ddof=1)
         said = np.mean([one[measure][1] for one in numbers])
         assert said == pytest.approx(spread, rel=0.12)

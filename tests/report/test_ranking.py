@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ddpm.config import X0_MEASURES
 from ddpm.errors import InputError
 from ddpm.metrics.quality import Quality
-from ddpm.metrics.x0_error import MEASURES
 from ddpm.report.effects import analyse
 from ddpm.report.ranking import (
     OF_SAMPLES,
@@ -73,7 +73,7 @@ THREE = [
 
 def numbers_of(ranking: Ranking) -> dict[str, object]:
     """Every number that is compared, by cell, in order."""
-    return {one.label: {m: dict(one.numbers[m]) for m in MEASURES} for one in ranking.standings}
+    return {one.label: {m: dict(one.numbers[m]) for m in X0_MEASURES} for one in ranking.standings}
 
 
 def test_another_cell_changes_no_order_and_no_number_of_the_others() -> None:
@@ -194,7 +194,7 @@ def test_the_samples_compared_are_of_the_most_calls_that_all_cells_made() -> Non
     assert trials[2].quality is not None
     unlike = replace(trials[2], quality=replace(trials[2].quality, protocol="others"))
     for some in ([*trials[:2], unlike], [trials[0], none]):
-        assert rank(sweep_of(some)).measures == MEASURES
+        assert rank(sweep_of(some)).measures == X0_MEASURES
 
 
 def lengths_of(*kids: float | None) -> Quality:

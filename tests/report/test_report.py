@@ -16,8 +16,9 @@ from rich.console import Console
 
 from ddpm import config, report
 from ddpm.cli.report import main
+from ddpm.config import X0_MEASURES
 from ddpm.errors import InputError
-from ddpm.metrics.x0_error import MEASURES, X0Error, summary
+from ddpm.metrics.x0_error import X0Error, summary
 from ddpm.report import reading
 from ddpm.report.charts import vega
 from ddpm.report.page import as_html
@@ -78,10 +79,10 @@ def test_the_numbers_are_those_of_the_evaluation_files(made: report.ReportFiles)
     for standing in ranking.standings:
         trial = standing.trials[0]
         found = summary(errors[trial.name], levels)
-        for measure in MEASURES:
+        for measure in X0_MEASURES:
             one = standing.numbers[measure][0]
             assert (one.value, one.error) == found[measure]
-    for measure in MEASURES:
+    for measure in X0_MEASURES:
         ordered = [ranking.standings[place].value(measure) for place in ranking.orders[measure]]
         assert ordered == sorted(ordered)
 
@@ -288,7 +289,7 @@ def test_results_csv_has_a_row_a_trial(folder: Path) -> None:
     assert [row["status"] for row in rows] == ["done"] * 8 + ["failed", "skipped"]
     assert [row["rank"] for row in rows[:8]] == [str(k) for k in range(1, 9)]
     best = made.ranking.standings[0]
-    assert float(rows[0][MEASURES[0]]) == best.value(MEASURES[0])
+    assert float(rows[0][X0_MEASURES[0]]) == best.value(X0_MEASURES[0])
     assert rows[0]["packed"] == "true" and float(rows[0]["peak_memory_bytes"]) >= 700 * 2**20
     assert rows[8]["reason"] == "no, really\nnot" and rows[9]["reason"] == "undefined at T"
     assert rows[9][SCHEDULER] == "zero"
@@ -347,7 +348,7 @@ def test_statistics_json_has_the_numbers_of_the_page(made: report.ReportFiles) -
     text = made.html.read_text()
     said = json.loads((made.sweep.folder / "statistics.json").read_text())
     assert said["format"] == 3 and said["against_baseline"] is None
-    for measure in MEASURES:
+    for measure in X0_MEASURES:
         part = said["measures"][measure]
         assert part["intervals"] == "evaluation error"
         assert part["paired_over_unpaired_variance"] is None

@@ -15,8 +15,8 @@ from pyarrow import parquet
 
 from ddpm import report
 from ddpm.cli.report import main
+from ddpm.config import X0_MEASURES
 from ddpm.metrics import quality as quality_file
-from ddpm.metrics.x0_error import MEASURES
 from ddpm.report.best_samples import spots_of
 from ddpm.report.charts import chosen, learning_curve
 from ddpm.report.costs import compute_seconds, front
@@ -328,7 +328,7 @@ def test_parquet_and_csv_hold_the_same_and_everything(made: report.ReportFiles) 
     rows = list(csv.DictReader(made.csv.read_text().splitlines()))
     assert [row["trial"] for row in results] == [row["trial"] for row in rows]
     assert all(isinstance(row["trial"], str) and len(row["trial"]) == 8 for row in results)
-    for measure in MEASURES:
+    for measure in X0_MEASURES:
         assert [row[measure] for row in results] == [float(row[measure]) for row in rows]
     for path in made.tables[1:]:
         if path.suffix == ".csv":

@@ -6,7 +6,8 @@ import altair
 import numpy as np
 import pytest
 
-from ddpm.metrics import MEASURES, interval
+from ddpm.config import X0_MEASURES
+from ddpm.metrics import interval
 from ddpm.report import charts
 from ddpm.report.labels import axes_of
 from ddpm.report.ranking import rank
@@ -39,7 +40,7 @@ def sizes(
 
 def test_the_slope_is_that_of_the_front_with_its_interval_over_seeds() -> None:
     ranking = rank(sizes({"noise": (-1.0, -0.3), "velocity": (-1.2, -0.2)}))
-    noise, velocity = sorted(laws(ranking, MEASURES[0]), key=lambda law: law.name)
+    noise, velocity = sorted(laws(ranking, X0_MEASURES[0]), key=lambda law: law.name)
     for law, truth in ((noise, -0.3), (velocity, -0.2)):
         assert [one.cell[EPOCHS] for one in law.front] == [60, 60, 60]
         value, half = law.slope
@@ -50,7 +51,7 @@ def test_the_slope_is_that_of_the_front_with_its_interval_over_seeds() -> None:
 
 def test_lines_that_cross_are_said_to_where_intervals_show_both_ends() -> None:
     ranking = rank(sizes({"noise": (-0.8, -0.4), "velocity": (-1.2, -0.2)}))
-    (said,) = crossings(laws(ranking, MEASURES[0]))
+    (said,) = crossings(laws(ranking, X0_MEASURES[0]))
     assert said.startswith("By mean log10 error velocity is better up to ")
     assert " and noise from " in said and "their lines cross at 95 s" in said  # the truth: 100 s
     sweep = sizes({"noise": (-0.8, -0.4), "velocity": (-1.2, -0.2)})
@@ -59,7 +60,7 @@ def test_lines_that_cross_are_said_to_where_intervals_show_both_ends() -> None:
     assert said in [block.words for block in blocks if isinstance(block, Text)]
     (table,) = (block for block in blocks if isinstance(block, Table))
     assert {row[1] for row in table.rows} == {"noise", "velocity"}
-    spec = charts.over_compute([laws(ranking, MEASURES[0])], axes)
+    spec = charts.over_compute([laws(ranking, X0_MEASURES[0])], axes)
     altair.Chart.from_dict(spec)
 
 
@@ -90,10 +91,10 @@ def test_cells_that_samples_do_not_resolve_are_in_no_line_and_are_said_to_be_lef
 
 def test_nothing_is_said_that_intervals_do_not_show() -> None:
     wide = rank(sizes({"noise": (-0.99, -0.31), "velocity": (-1.01, -0.3)}, 3, scatter=0.1))
-    assert crossings(laws(wide, MEASURES[0])) == []
+    assert crossings(laws(wide, X0_MEASURES[0])) == []
     one_seed = rank(sizes({"noise": (-0.8, -0.4), "velocity": (-1.2, -0.2)}, seeds=1))
-    found = laws(one_seed, MEASURES[0])
+    found = laws(one_seed, X0_MEASURES[0])
     assert crossings(found) == [] and np.isnan(found[0].slope[1])
     apart = rank(sizes({"noise": (-0.8, -0.3), "velocity": (-1.2, -0.3)}))
-    (said,) = crossings(laws(apart, MEASURES[0]))
+    (said,) = crossings(laws(apart, X0_MEASURES[0]))
     assert "velocity is below noise from 10 s to 16.7 min of compute" in said

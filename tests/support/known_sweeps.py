@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ddpm.config import X0_MEASURES
 from ddpm.metrics.intervals import Interval
 from ddpm.metrics.quality import Quality, QualityPoint
-from ddpm.metrics.x0_error import MEASURES, X0Error
+from ddpm.metrics.x0_error import X0Error
 from ddpm.report.ranking import Ranking, rank
 from ddpm.report.reading import SweepResults, TrialResult
 
@@ -174,4 +175,4 @@ def known_ranking(values: np.ndarray, cells: Sequence[Mapping[str, object]]) -> 
     return rank(known_sweep(values, cells))
 
 
-FIRST, SECOND = MEASURES
+FIRST, SECOND = X0_MEASURES

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.metrics.x0_error import MEASURES
+from ddpm.config import X0_MEASURES
 from ddpm.report.race import left_by, look
 from ddpm.sweep.spec import Race
 
@@ -31,7 +31,7 @@ def run(values: NDArray[np.float64], race: Race) -> Result:
             measure: {
                 cell: dict(enumerate(values[int(cell), :count, place].tolist())) for cell in racing
             }
-            for place, measure in enumerate(MEASURES)
+            for place, measure in enumerate(X0_MEASURES)
         }
         racing = list(left_by(look(numbers, number, len(race.looks), len(values))))
         if len(racing) <= 1:

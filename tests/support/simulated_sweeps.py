@@ -6,8 +6,8 @@ from itertools import combinations, product
 
 import numpy as np
 
+from ddpm.config import X0_MEASURES
 from ddpm.metrics.intervals import Interval, t_quantile
-from ddpm.metrics.x0_error import MEASURES
 from ddpm.report.effects import analyse
 from ddpm.report.ranking import Ranking, against, rank
 from ddpm.report.scatter import rounded, spread, tukey_quantile
@@ -99,7 +99,7 @@ def coverage(world: World, sweeps: int, seed: int = 0) -> Coverage:
 
 
 def _held(ranking: Ranking, _: Conclusion, truth: np.ndarray) -> dict[str, float]:
-    measure, standings = MEASURES[0], ranking.standings
+    measure, standings = X0_MEASURES[0], ranking.standings
     found = ranking.spread(measure)
     assert found is not None
     one, together = [], True
@@ -137,7 +137,7 @@ def _first(ranking: Ranking) -> dict[str, object]:
 
 
 def _effects(ranking: Ranking, truth: np.ndarray) -> tuple[float, float]:
-    analysis = analyse(ranking, MEASURES[0])
+    analysis = analyse(ranking, X0_MEASURES[0])
     single, together = [], []
     for key in analysis.factors:
         effect = analysis.effect(key)
@@ -176,7 +176,7 @@ def _said(world: World, sweeps: int, rng: np.random.Generator) -> Iterator[dict[
         yield {
             "answer": verdict.kind != "tied" or len(ranking.tied) < len(ranking.standings),
             "table": any(row.outcome in ("higher", "lower") for row in rows),
-            "factors": any("beats" in one for one in sentences(analyse(ranking, MEASURES[0]))),
+            "factors": any("beats" in one for one in sentences(analyse(ranking, X0_MEASURES[0]))),
         }
 
 

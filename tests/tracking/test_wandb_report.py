@@ -16,8 +16,8 @@ import pytest
 
 from ddpm import report
 from ddpm.cli.report import main
+from ddpm.config import X0_MEASURES
 from ddpm.errors import run_main
-from ddpm.metrics.x0_error import MEASURES
 from ddpm.tracking import wandb_report
 from ddpm.tracking.wandb_report import Place, build_report, specification
 from tests.report.test_report import change, outcome, run_dir
@@ -205,7 +205,7 @@ def test_a_second_call_updates_the_same_report(
     assert list(server.views) == [first]
     texts = " ".join(block.get("content", "") for block in spec(server)["blocks"])
     assert "out of memory \\| \\<b\\>at step 3" in texts
-    assert server.runs[PLACE]["00000000"]["summary"][f"sweep/{MEASURES[0]}"] is None  # no longer
+    assert server.runs[PLACE]["00000000"]["summary"][f"sweep/{X0_MEASURES[0]}"] is None  # no longer
 
     (folder / wandb_report.FILE).unlink()  # the file is lost: it is known by its title
     assert made(folder) == 0
@@ -226,7 +226,7 @@ def test_the_table_of_the_server_ranks_as_the_report_does(folder: Path, server: 
     runs = server.runs[PLACE]
     for standing in ranking.standings:
         for seed, trial in standing.trials.items():
-            for measure in MEASURES:
+            for measure in X0_MEASURES:
                 number = runs[trial.name]["summary"][f"sweep/{measure}"]
                 assert number == standing.numbers[measure][seed].value
     assert all(run["summary"]["loss"] == 0.5 for run in runs.values())
@@ -236,7 +236,7 @@ def test_the_table_of_the_server_ranks_as_the_report_does(folder: Path, server: 
     assert not shown["Ranking"]["hideRunSets"] and shown["Samples"]["hideRunSets"]
     (order,) = table["sort"]["keys"]
     assert order == {
-        "key": {"section": "summary", "name": f"sweep/{MEASURES[0]}"},
+        "key": {"section": "summary", "name": f"sweep/{X0_MEASURES[0]}"},
         "ascending": True,
     }
     (wanted,) = table["filters"]["filters"]
@@ -246,7 +246,7 @@ def test_the_table_of_the_server_ranks_as_the_report_does(folder: Path, server: 
         "run:displayName",
         "config:TRAINING.value.NETWORK.SCHEDULER",
         "config:TRAINING.value.PRED_TYPE",
-        f"summary:sweep/{MEASURES[0]}",
+        f"summary:sweep/{X0_MEASURES[0]}",
     ]
     grouped = shown["x0-error by noise level"]["runSets"][0]["grouping"]
     assert [key["name"] for key in grouped] == [
