@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from ddpm.metrics.distances import Frechet
-from ddpm.metrics.features import Extractor, Features, Moments, collect, deal
+from ddpm.metrics.features import Extractor, Features, Moments, collect_features, random_groups
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,7 +42,7 @@ def memory(count: int, dimension: int) -> None:
     extractor, start = Drawn(dimension), time.monotonic()
     images = (np.zeros((512, 1, 1, 1), np.uint8)[: count - done] for done in range(0, count, 512))
     reference = Moments.of(torch.randn(2 * dimension, dimension, generator=extractor._random))
-    statistics = collect(extractor, images, deal(count))
+    statistics = collect_features(extractor, images, random_groups(count))
     streamed = time.monotonic() - start
     plain, infinite = Frechet(reference).fid(statistics.groups)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

@@ -20,7 +20,7 @@ from rich.table import Table
 from sklearn.svm import SVC
 
 from ddpm.runs.directory import RunDirectory
-from ddpm.sampling.generation import draw
+from ddpm.sampling.generation import draw_images
 from ddpm.sampling.loading import load_network, open_data
 from ddpm.sampling.samplers import SamplerOptions
 from ddpm.sweep.ledger import Ledger
@@ -45,7 +45,7 @@ def samples(run_dir: Path, num: int) -> tuple[np.ndarray, np.ndarray]:
     channels, (height, width) = model.network.in_channels, model.network.image_size
     labels = torch.arange(num) % (model.network.num_classes or 1)
     sampler = SamplerOptions(pred_type=model.pred_type, num_steps=50, clip_denoise=True)
-    images = draw(
+    images = draw_images(
         model.network,
         model.schedule,
         num,

@@ -14,7 +14,7 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm.metrics import interval
+from ddpm.metrics import mean_interval
 from ddpm.report import listed, number_with_error
 from ddpm.runs import storage
 
@@ -40,7 +40,7 @@ class Claim:
     def judged(self, confidence: float) -> "Finding":
         """With its interval and its verdict; where some values are infinite, all signs decide."""
         values = [value for value in self.values if isfinite(value)]
-        mean, half = interval(values, confidence) if values else (inf, 0.0)
+        mean, half = mean_interval(values, confidence) if values else (inf, 0.0)
         low, high = mean - half, mean + half
         if len(values) < len(self.values):
             low, high = min(self.values), max(self.values)
@@ -183,7 +183,7 @@ def spread(values: Sequence[float], *, digits: int = 3) -> str:
         return "not finite"
     if len(values) < 2:
         return f"{values[0]:.{digits}g}" if values else "–"
-    mean, half = interval(values)
+    mean, half = mean_interval(values)
     if half == 0:
         return f"{mean:.{digits}g}"
     return " ± ".join(number_with_error(mean, half))

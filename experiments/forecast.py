@@ -42,7 +42,7 @@ from ddpm.data import Dataset, preparing
 from ddpm.diffusion import SCHEDULES, NoiseSchedule
 from ddpm.errors import InputError
 from ddpm.runs import storage
-from ddpm.sampling import SAMPLERS, levels, open_data
+from ddpm.sampling import SAMPLERS, open_data, walk_levels
 from experiments.claims import new_figure, png
 from experiments.gaussian_walk import WITHOUT_MEMORY, GaussianDraws, GaussianFit, drawn, flow_limit
 
@@ -235,13 +235,13 @@ def _chosen(config: Config, fit: GaussianFit, schedule: NoiseSchedule) -> Walk |
 
 def _walk(fit: GaussianFit, schedule: NoiseSchedule, wanted: Walk) -> Walk:
     """The same walk on this schedule, its error filled in."""
-    path = levels(schedule, spacing=wanted.spacing, num_steps=wanted.num_steps)
+    path = walk_levels(schedule, spacing=wanted.spacing, num_steps=wanted.num_steps)
     found = drawn(fit, path, sampler=wanted.sampler, eta=wanted.eta)
     return replace(wanted, error=_grey(fit, found))
 
 
 def _terminal(fit: GaussianFit, schedule: NoiseSchedule, band: Band) -> Terminal:
-    first = levels(schedule, num_steps=1)[0]
+    first = walk_levels(schedule, num_steps=1)[0]
     limit = flow_limit(fit, first)
     return Terminal(
         schedule=schedule.name,

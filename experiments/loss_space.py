@@ -13,7 +13,7 @@ from math import isfinite, log10, nan
 import numpy as np
 
 from ddpm.errors import InputError
-from ddpm.metrics import common_levels, summary
+from ddpm.metrics import common_levels, x0_summary
 from ddpm.report import SweepResults, TrialResult, rank
 from experiments.claims import Claim, Numbers, Result, new_figure, png, spread
 from experiments.trials import (
@@ -131,7 +131,7 @@ def _log_fid_after(images: int) -> Callable[[TrialResult], float]:
 
 def _log_mse(trial: TrialResult, levels: Sequence[int]) -> float:
     assert trial.error is not None  # trials that are done have been evaluated
-    return summary(trial.error, levels)["mean_log10_mse"][0]
+    return x0_summary(trial.error, levels)["mean_log10_mse"][0]
 
 
 def _fit(grid: np.ndarray, axis: int) -> np.ndarray:

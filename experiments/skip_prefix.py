@@ -30,14 +30,21 @@ from ddpm.diffusion import Stream, philox
 from ddpm.errors import InputError
 from ddpm.metrics import (
     Interval,
-    collect,
+    collect_features,
     data_of_run,
-    deal,
     open_extractor,
+    random_groups,
     reference_of,
 )
 from ddpm.runs import RunDirectory, storage
-from ddpm.sampling import SamplerOptions, Start, draw, levels, load_network, locate
+from ddpm.sampling import (
+    SamplerOptions,
+    WalkStart,
+    draw_images,
+    load_network,
+    locate_run,
+    walk_levels,
+)
 from experiments.claims import new_figure, png
 
 BATCH = 64  # images drawn at once
@@ -74,14 +81,14 @@ def judge(run: Path, num: int) -> Callable[[int, int], Point]:
     reference = reference_of(real, "train", extractor)
     classes, seed = model.config.TRAINING.NETWORK.NUM_CLASSES, model.config.EVALUATION.SEED
     labels = None if classes is None else np.arange(num) % classes
-    dealt, shape = deal(num, labels), model.image_shape
+    dealt, shape = random_groups(num, labels), model.image_shape
 
     def point(num_steps: int, skipped: int) -> Point:
-        begin = levels(model.schedule, num_steps=num_steps)[skipped].time
+        begin = walk_levels(model.schedule, num_steps=num_steps)[skipped].time
         sampler = SamplerOptions(
             pred_type=model.pred_type, num_steps=num_steps, clip_denoise=True, seed=seed
         )
-        images = draw(
+        images = draw_images(
             model.network,
             model.schedule,
             num,
@@ -91,16 +98,16 @@ def judge(run: Path, num: int) -> Callable[[int, int], Point]:
             batch_size=BATCH,
             start=partial(noise_start, begin, shape, seed) if skipped else None,
         )
-        statistics = collect(extractor, [images], dealt, kept=0)
+        statistics = collect_features(extractor, [images], dealt, kept=0)
         plain, infinite = reference.frechet.fid(statistics.groups)
         return Point(skipped=skipped, num_steps=num_steps, fid=plain, fid_infinity=infinite)
 
     return point
 
 
-def noise_start(begin: float, shape: tuple[int, int, int], seed: int, ids: Tensor) -> Start:
+def noise_start(begin: float, shape: tuple[int, int, int], seed: int, ids: Tensor) -> WalkStart:
     """A walk from time `begin`, its first state N(0, 1): alpha x0 + sigma noise of two noises."""
-    return Start(time=begin, x0=philox.normal(seed, Stream.KNOWN, ids, shape))
+    return WalkStart(time=begin, x0=philox.normal(seed, Stream.KNOWN, ids, shape))
 
 
 def skips(num_steps: int, longest: float, count: int) -> list[int]:
@@ -174,7 +181,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="say what would be measured")
     args = parser.parse_args(argv)
     skipped = skips(args.steps, args.longest, args.points)
-    run, _ = locate(args.run)
+    run, _ = locate_run(args.run)
     if args.dry_run:
         shares = ", ".join(f"{count / args.steps:.0%}" for count in skipped)
         print(

@@ -22,7 +22,7 @@ from ddpm.diffusion import NoiseSchedule, Stream, philox
 from ddpm.distributed import device_of
 from ddpm.report import TrialResult
 from ddpm.runs import RunDirectory
-from ddpm.sampling import Network, Start, levels, load_network, open_data, sample
+from ddpm.sampling import Network, WalkStart, load_network, open_data, sample, walk_levels
 from ddpm.training import DiffusionModel
 from experiments.claims import Claim, Numbers, Result, spread
 from experiments.gaussian_walk import GaussianFit, drawn, ideal_network, noised
@@ -127,7 +127,7 @@ def measured(
 ) -> Bias:
     """The bias of a network, and of the Gaussian fitted to what it was trained on."""
     everything = data.read(data.order(torch.arange(data.num_train)).sort().values).images
-    fit, path = GaussianFit.of(everything.flatten(1)), levels(schedule, num_steps=STEPS)
+    fit, path = GaussianFit.of(everything.flatten(1)), walk_levels(schedule, num_steps=STEPS)
     x0 = data.read(data.order(torch.arange(images))).images
     apart = drawn(fit, path).mean - drawn(fit, path, begin=noised(fit, path[0])).mean
     ideal = shift_of(ideal_network(fit, schedule), schedule, x0, "image")
@@ -148,7 +148,7 @@ def shift_of(
     and in x0 (N, C, H, W) noised by the same draws. All on the device of x0.
     """
 
-    def brightness(start: Callable[[Tensor], Start]) -> float:
+    def brightness(start: Callable[[Tensor], WalkStart]) -> float:
         means = [
             sample(
                 network,
@@ -163,7 +163,7 @@ def shift_of(
         ]
         return GREY * float(torch.cat(means).double().mean())
 
-    return brightness(lambda ids: Start()), brightness(lambda ids: Start(x0=x0[ids]))
+    return brightness(lambda ids: WalkStart()), brightness(lambda ids: WalkStart(x0=x0[ids]))
 
 
 def _table(rows: Sequence[tuple[str, Sequence[Bias]]]) -> Numbers:

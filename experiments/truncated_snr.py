@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from math import inf, isfinite
 
-from ddpm.metrics import common_levels, summary
+from ddpm.metrics import common_levels, x0_summary
 from ddpm.report import SweepResults, TrialResult
 from experiments.claims import Claim, Numbers, Result, spread
 from experiments.trials import (
@@ -106,7 +106,9 @@ def _errors(cells: Cells) -> tuple[Errors, tuple[int, ...]]:
     levels = common_levels([LEVELS, *there])
 
     def value(trial: TrialResult) -> float:
-        number = inf if trial.error is None else summary(trial.error, levels)["mean_log10_mse"][0]
+        number = (
+            inf if trial.error is None else x0_summary(trial.error, levels)["mean_log10_mse"][0]
+        )
         return number if isfinite(number) else inf
 
     errors = {

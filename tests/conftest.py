@@ -137,6 +137,6 @@ def digits_output(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "digits-output"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classifier, "STEPS", 200)
+        patch.setattr(classifier, "CLASSIFIER_STEPS", 200)
         classifier_features(real_data(tiny(f"TRAINING.OUTPUT_DIR={folder}"), digits))
     return folder

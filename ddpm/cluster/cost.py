@@ -31,21 +31,21 @@ from ddpm import config as configuration
 from ddpm.cluster.workers import Workers
 from ddpm.config import Config
 from ddpm.data import INDEX_FILE, Dataset, is_validation, open_index, open_source, preparing
-from ddpm.diffusion import NoiseSchedule, Summary, UNet, summarize
+from ddpm.diffusion import NetworkSummary, NoiseSchedule, UNet, summarize_network
 from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import DdpmError, InputError
 from ddpm.metrics import (
-    STEPS,
-    USUAL_STEPS,
+    BOUND_STEPS,
+    CLASSIFIER_STEPS,
     ClassifierFeatures,
     as_real_data,
     bound_timesteps,
     has_classifier,
-    levels_of,
+    logsnr_levels,
     passes_at_end,
     passes_in_training,
-    train,
-    walks,
+    sampling_walks,
+    train_classifier,
 )
 from ddpm.runs import cpu_model, duration, peak_bytes, reset_peak, storage
 from ddpm.sampling import grids, num_calls, open_data
@@ -117,16 +117,16 @@ def same_cost(config: Config) -> str:
     return str((configuration.network_arguments(config), numbers))
 
 
-def network_summary(config: Config) -> Summary:
+def network_summary(config: Config) -> NetworkSummary:
     """Parameters, arithmetic and activations of the configuration's network, which is not made."""
     arguments = configuration.network_arguments(config)
     return _summary(tuple(arguments.items()), configuration.image_shape(config))
 
 
 @cache
-def _summary(arguments: tuple[tuple[str, Any], ...], shape: tuple[int, int, int]) -> Summary:
+def _summary(arguments: tuple[tuple[str, Any], ...], shape: tuple[int, int, int]) -> NetworkSummary:
     with torch.device("meta"):
-        return summarize(UNet(**dict(arguments)), shape)
+        return summarize_network(UNet(**dict(arguments)), shape)
 
 
 def _step_flops(config: Config) -> float:
@@ -455,10 +455,10 @@ def _passes(config: Config, train_images: int, held_out: int) -> tuple[int, int]
     # the last samples, and the grids on the way
     num_grids = 1 + (-(-total // (inline.PERIOD * epoch)) if inline.ENABLE else 0)
     grid = -(-images // at_once) * at_once * num_calls(sampler, schedule)
-    pairs = min(options.NUM, held_out) * len(levels_of(schedule))
+    pairs = min(options.NUM, held_out) * len(logsnr_levels(schedule))
     evaluations = -(-total // (options.EVERY * epoch)) if options.EVERY else 0
     # at the end alone, of images that are bytes, as all but float arrays are
-    walk = bound_timesteps(schedule, USUAL_STEPS)
+    walk = bound_timesteps(schedule, BOUND_STEPS)
     bound = min(options.NUM, held_out) * (len(walk) - 1)
     drawn = pairs + passes_in_training(config, schedule)
     shared = evaluations * drawn + passes_at_end(config, schedule)
@@ -480,7 +480,7 @@ def _lacks_classifier(config: Config) -> bool:
     """Whether evaluations, or the samples at the end, need a classifier that is not kept."""
     options = config.EVALUATION
     on_the_way = options.EVERY is not None and options.FEATURES == "classifier"
-    at_the_end = config.DATASET.LABEL_KEY is not None and bool(walks(config))
+    at_the_end = config.DATASET.LABEL_KEY is not None and bool(sampling_walks(config))
     if not on_the_way and not at_the_end:
         return False
     index = preparing.found(config)
@@ -495,7 +495,7 @@ def _classifier_s(config: Config) -> float:
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (CLASSIFIER_IMAGES, height, width, channels), dtype=np.uint8)
     ends: list[float] = []
-    network = train(
+    network = train_classifier(
         lambda places: pixels[places],
         np.arange(CLASSIFIER_IMAGES) % classes,
         (channels, height, width),
@@ -506,7 +506,7 @@ def _classifier_s(config: Config) -> float:
     started = time.perf_counter()
     ClassifierFeatures(network, "", None)(pixels)
     an_image = (time.perf_counter() - started) / CLASSIFIER_IMAGES
-    return STEPS * float(np.median(np.diff(ends))) + _split(config)[0] * an_image
+    return CLASSIFIER_STEPS * float(np.median(np.diff(ends))) + _split(config)[0] * an_image
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,10 +23,10 @@ from ddpm.data import Dataset, open_source, preparing
 from ddpm.diffusion import NoiseSchedule
 from ddpm.errors import InputError
 from ddpm.metrics import (
-    Window,
+    LogSnrWindow,
     data_window,
     inception_problems,
-    levels_of,
+    logsnr_levels,
     training_weights,
     write_references,
 )
@@ -66,7 +66,7 @@ class OpenSweep:
     workers: Workers
     packed: bool
     data: dict[str, Dataset]
-    window: Window
+    window: LogSnrWindow
     trials: list[Trial] = field(default_factory=list)
     pool: list[Trial] = field(default_factory=list)
 
@@ -158,7 +158,7 @@ def levels_by_cell(sweep: Sweep) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for cell, config in {cell_name(t.cell): (t.cell, t.config) for t in sweep.trials}.values():
         name = cell_name(cell if sweep.tune.WITHIN is None else of_grid(sweep, cell))
-        levels = levels_of(NoiseSchedule(**schedule_arguments(config)))
+        levels = logsnr_levels(NoiseSchedule(**schedule_arguments(config)))
         found[name] = tuple(one for one in found.get(name, levels) if one in levels)
     return found
 
@@ -198,7 +198,7 @@ def check_window(sweep: Sweep) -> None:
     _require_window(sweep, window)
 
 
-def _require_window(sweep: Sweep, window: Window) -> None:
+def _require_window(sweep: Sweep, window: LogSnrWindow) -> None:
     if problems := window_problems(levels_by_cell(sweep), window, sweep.tune):
         raise InputError(problems)
 
@@ -244,7 +244,7 @@ def _chosen_before(folder: Path, sweep: Sweep, there: Collection[str]) -> Iterat
             yield sweep.make(cell, seed)
 
 
-def _facts(sweep: Sweep, trials: Sequence[Trial], window: Window) -> dict[str, object]:
+def _facts(sweep: Sweep, trials: Sequence[Trial], window: LogSnrWindow) -> dict[str, object]:
     """sweep.json: the sweep itself, for its report."""
     return {
         "name": sweep.name,
@@ -272,7 +272,7 @@ def _facts(sweep: Sweep, trials: Sequence[Trial], window: Window) -> dict[str, o
     }
 
 
-def _weights(trials: Sequence[Trial], window: Window) -> list[dict[str, object]]:
+def _weights(trials: Sequence[Trial], window: LogSnrWindow) -> list[dict[str, object]]:
     """training_weights() of each cell that is compared, a few levels beyond the window too."""
     configs = {cell_name(t.cell): (t.cell, t.config) for t in trials if not t.is_tuning}
     if len(configs) > _MOST_DRAWN:

@@ -22,19 +22,19 @@ from ddpm.metrics import (
     data_named,
     data_of_run,
     describe_without_reading,
-    drawn,
+    draw_samples,
     evaluate_samples,
-    is_trained,
+    evaluation_request,
+    is_run_or_checkpoint,
     load_inception,
     open_extractor,
+    print_record,
     read_samples,
-    request_of,
     require_measurable,
-    show,
     write_record,
 )
 from ddpm.runs import storage
-from ddpm.sampling import SampleRequest, foreign_overrides, locate
+from ddpm.sampling import SampleRequest, foreign_overrides, locate_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def measure(options: EvaluationOptions, prepared: Prepared, group: Group) -> Pat
     samples = prepared.samples
     if samples is None:
         assert prepared.request is not None
-        samples = drawn(prepared.request, group)
+        samples = draw_samples(prepared.request, group)
     real = prepared.real
     record = evaluate_samples(
         samples, real, options.split, prepared.extractor, group, options.command
@@ -111,10 +111,10 @@ def request_for(options: EvaluationOptions) -> SampleRequest | None:
         problems.append("--weights is for --features inception")
     if options.workers is not None and options.workers < 1:
         problems.append(f"--workers {options.workers}: give 1 at least")
-    if is_trained(options.source):
+    if is_run_or_checkpoint(options.source):
         if problems:
             raise InputError(problems)
-        return request_of(options.source, options.num, options.overrides, options.ema)
+        return evaluation_request(options.source, options.num, options.overrides, options.ema)
     if not options.source.exists():
         problems.append(f"{options.source} does not exist")
     if options.overrides or options.ema is not None:
@@ -131,7 +131,7 @@ def request_for(options: EvaluationOptions) -> SampleRequest | None:
 def _real(options: EvaluationOptions) -> RealData:
     if options.against is not None:
         return data_named(options.against, options.cache)
-    return data_of_run(locate(options.source)[0], options.cache)
+    return data_of_run(locate_run(options.source)[0], options.cache)
 
 
 def _require_shape(options: EvaluationOptions, request: SampleRequest, real: RealData) -> None:
@@ -159,7 +159,7 @@ def run(options: EvaluationOptions, *, dry: bool = False) -> int:
     else:
         path = _together(options, workers)
     assert path is not None  # rank 0 has written it
-    show(storage.read_json(path), console)
+    print_record(storage.read_json(path), console)
     console.print(f"record: {path}", soft_wrap=True, highlight=False)
     return 0
 

@@ -25,7 +25,7 @@ from ddpm.distributed import CPU, Group, best_device, process_group
 from ddpm.errors import InputError, Interrupted
 from ddpm.metrics import inception_problems
 from ddpm.runs import RunClaim, RunDirectory, Tail, claimed, failure_recorded, watch
-from ddpm.sampling import locate, open_data, start_problems
+from ddpm.sampling import locate_run, open_data, start_problems
 from ddpm.tracking import wandb_problems, wandb_tracker
 from ddpm.training import Job, total_steps, work
 
@@ -58,7 +58,7 @@ def _lead(
 ) -> int:
     """The training as the only process sees it, or the first of torchrun's."""
     console = Console()
-    if resume and locate(Path(resume))[1] is not None:
+    if resume and locate_run(Path(resume))[1] is not None:
         raise InputError(f"--resume {resume} is a checkpoint; give the run directory it lies in")
     index = preparing.prepare(config)
     data = open_data(config, index.folder)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ddpm.diffusion.power_ema import Snapshot, fit
+from ddpm.diffusion.power_ema import Snapshot, fit_profile
 
 
 def decay_at(decay: float, step: int) -> float:
@@ -46,18 +46,18 @@ def move(average: dict[str, Tensor], parameters: Mapping[str, Tensor], decay: fl
     torch._foreach_lerp_(list(average.values()), targets, 1.0 - decay)
 
 
-def reconstruct(
+def reconstruct_average(
     snapshots: Sequence[Snapshot], sigma_rel: float, step: int | None = None
 ) -> dict[str, Tensor]:
     """Average of length sigma_rel after `step` steps (None: of the last snapshot), float32.
 
     The sum is taken in float64, one snapshot in memory at a time.
 
-    Raises ValueError as fit(), and for snapshots of different networks.
+    Raises ValueError as fit_profile(), and for snapshots of different networks.
     """
     if step is None:
         step = max((snapshot.step for snapshot in snapshots), default=0)
-    coefficients = fit(snapshots, sigma_rel, step).coefficients
+    coefficients = fit_profile(snapshots, sigma_rel, step).coefficients
     total: dict[str, Tensor] = {}
     for snapshot, coefficient in zip(snapshots, coefficients, strict=True):
         tensors = snapshot.load()

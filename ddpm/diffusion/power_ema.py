@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 LONGEST = 12**-0.5
 
 
-def gamma_of(sigma_rel: float) -> float:
+def power_ema_gamma(sigma_rel: float) -> float:
     """Exponent of the profile with this relative standard deviation, positive.
 
     sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))       (Karras et al. 2024, Eq. 123)
@@ -52,16 +52,16 @@ def gamma_of(sigma_rel: float) -> float:
 
 
 def sigma_rel_of(gamma: float) -> float:
-    """Relative standard deviation of a profile: the inverse of gamma_of."""
+    """Relative standard deviation of a profile: the inverse of power_ema_gamma()."""
     return float((gamma + 1) ** 0.5 / ((gamma + 2) * (gamma + 3) ** 0.5))
 
 
-def beta_at(gamma: float, step: int) -> float:
+def power_ema_beta(gamma: float, step: int) -> float:
     """beta at optimizer step `step` (from 0, so t = step + 1); 0 at the first."""
     return float((1.0 - 1.0 / (step + 1)) ** (gamma + 1.0))
 
 
-def name_of(sigma_rel: float) -> str:
+def power_ema_name(sigma_rel: float) -> str:
     """Name of the average in a checkpoint: "power-0.05"."""
     return f"power-{sigma_rel:g}"
 
@@ -87,19 +87,19 @@ class Fit:
     error: float
 
 
-def fit(snapshots: Sequence[Snapshot], sigma_rel: float, step: int) -> Fit:
+def fit_profile(snapshots: Sequence[Snapshot], sigma_rel: float, step: int) -> Fit:
     """Coefficients that come nearest the average of length sigma_rel after `step` steps.
 
     Raises ValueError for a length that no profile has, without snapshots, and for later ones.
     """
-    gamma = gamma_of(sigma_rel)
+    gamma = power_ema_gamma(sigma_rel)
     if not snapshots:
         raise ValueError("there are no snapshots to make an average from")
     late = [snapshot.step for snapshot in snapshots if not 1 <= snapshot.step <= step]
     if late:
         raise ValueError(f"a snapshot is of step {late[0]}; give those of steps 1 to {step}")
     times = np.array([snapshot.step for snapshot in snapshots], dtype=np.float64) / step
-    gammas = np.array([gamma_of(snapshot.sigma_rel) for snapshot in snapshots])
+    gammas = np.array([power_ema_gamma(snapshot.sigma_rel) for snapshot in snapshots])
     # Profiles of unit norm: late and short ones are much higher than early and long ones.
     norms = np.sqrt(profile_product(times, gammas, times, gammas))
     norm = float(np.sqrt(profile_product(1.0, gamma, 1.0, gamma)))

@@ -198,7 +198,7 @@ def target_for(
     return per_sample(alpha, x0) * noise - per_sample(sigma, x0) * x0
 
 
-def convert(
+def convert_prediction(
     pred: Tensor,
     x_t: Tensor,
     alpha: Tensor,
@@ -322,7 +322,7 @@ def elementwise_loss(pred: Tensor, target: Tensor, loss_fn: str) -> Tensor:
     return huber_loss(error, torch.zeros_like(error), reduction="none").mean(1)
 
 
-def timesteps(seed: int, positions: Tensor, num_timesteps: int) -> Tensor:
+def uniform_timesteps(seed: int, positions: Tensor, num_timesteps: int) -> Tensor:
     """Independent uniform timesteps, t = 1 + floor(r T / 2^32), r a word keyed by the position.
 
     positions: int64 (N,), in the endless order of training samples.  Returns int64 (N,) in [1, T].
@@ -337,7 +337,8 @@ def stratified_timesteps(
     """Timesteps of which each of batch_size equal strata of {1, ..., T} holds exactly one.
 
     t = 1 + floor((pi(slot) + r / 2^32) T / batch_size), pi a permutation keyed by the step. Every
-    slot alone is uniform, so the expected loss is as with timesteps(), its variance smaller.
+    slot alone is uniform, so the expected loss is that of uniform_timesteps(), its variance
+    smaller.
 
     slots: int64 (N,), places in the global batch.  Returns int64 (N,) in [1, T].
     Raises ValueError for a slot outside [0, batch_size), on the CPU.

@@ -6,7 +6,7 @@ convolutions and attention, a multiply-add as two; normalisations and the like a
 usual. A training step takes about three times as many, four with activation checkpointing.
 Activation bytes are what autograd keeps until the backward pass, each storage once: of three images
 less those of two, so that what does not grow with the batch (weights, their half-precision copies)
-stays out. Called under autocast, summarize() counts what mixed precision keeps.
+stays out. Called under autocast, summarize_network() counts what mixed precision keeps.
 
 Fake tensors and not the meta device, which has neither autocast nor the CPU's attention: there a
 softmax is kept whole, which no device of ours keeps.
@@ -42,7 +42,7 @@ _DECIMAL, _BINARY = ("", " K", " M", " G", " T"), (" B", " KiB", " MiB", " GiB",
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
+class NetworkSummary:
     """What a network costs per image; str() is a table of its parts."""
 
     image_shape: tuple[int, int, int]
@@ -105,7 +105,7 @@ class _Kept(NamedTuple):
         return self.tensor.untyped_storage().nbytes()
 
 
-def summarize(network: nn.Module, image_shape: tuple[int, int, int]) -> Summary:
+def summarize_network(network: nn.Module, image_shape: tuple[int, int, int]) -> NetworkSummary:
     """The cost of a U-Net for one image of `image_shape` (C, H, W).
 
     With checkpoint_activations the bytes are those of the blocks' inputs, of what lies between the
@@ -128,7 +128,7 @@ def summarize(network: nn.Module, image_shape: tuple[int, int, int]) -> Summary:
         )
         for name in dict.fromkeys((*parts, *more))
     ]
-    return Summary(
+    return NetworkSummary(
         image_shape=image_shape,
         parameters=sum(p.numel() for p in network.parameters()),
         flops_per_image=flops[""] // 2,

@@ -36,7 +36,7 @@ from ddpm.metrics.intervals import standard_error
 from ddpm.sampling import Level, Network, whole_levels
 
 # One network call a step and image.
-USUAL_STEPS = 64
+BOUND_STEPS = 64
 NOT_BYTES = "the images are not bytes: their bits depend on how finely they would be rounded"
 
 

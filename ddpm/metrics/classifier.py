@@ -19,14 +19,14 @@ from ddpm.diffusion import Stream, init_weights, philox
 from ddpm.metrics.features import Extractor, Features, Moments, Pixels, exact_arithmetic
 from ddpm.runs import digest
 
-FEATURES, STEPS, BATCH, SEED = 32, 800, 128, 0
+FEATURES, CLASSIFIER_STEPS, BATCH, SEED = 32, 800, 128, 0
 LEARNING_RATE, WEIGHT_DECAY, INPUT_NOISE = 2e-3, 0.05, 0.1
 WIDTHS = (32, 64, 64)
 # All that the weights depend on beside the data; raise the version when the code below changes.
 VERSION = 1
 RECIPE = {
     "version": VERSION,
-    "sizes": [FEATURES, STEPS, BATCH, SEED, *WIDTHS],
+    "sizes": [FEATURES, CLASSIFIER_STEPS, BATCH, SEED, *WIDTHS],
     "rates": [LEARNING_RATE, WEIGHT_DECAY, INPUT_NOISE],
 }
 _SMALLEST_SIDE = 4
@@ -86,7 +86,7 @@ class ClassifierFeatures(Extractor):
         return Features(vectors=vectors, probabilities=logits.softmax(dim=1))
 
 
-def train(
+def train_classifier(
     read: Read,
     labels: NDArray[np.int64],
     image_shape: tuple[int, int, int],
@@ -104,14 +104,14 @@ def train(
     )
     targets = torch.from_numpy(labels)
     with exact_arithmetic(threads=1), torch.enable_grad():
-        for step in range(STEPS if steps is None else steps):
+        for step in range(CLASSIFIER_STEPS if steps is None else steps):
             positions = torch.arange(step * BATCH, (step + 1) * BATCH)
             places = _places(positions, len(labels))
             images = _scaled(torch.tensor(read(places.numpy())))
             images += INPUT_NOISE * philox.normal(SEED, Stream.NOISE, positions, images.shape[1:])
             loss = nn.functional.cross_entropy(network(images)[1], targets[places])
             for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * (0.5 + 0.5 * cos(pi * step / STEPS))
+                group["lr"] = LEARNING_RATE * (0.5 + 0.5 * cos(pi * step / CLASSIFIER_STEPS))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -21,11 +21,11 @@ from ddpm.metrics import intervals, manifold
 from ddpm.metrics.distances import BLOCK_LEAST, IMAGES_PER_DIMENSION
 from ddpm.metrics.features import (
     GROUPS,
-    Judged,
+    ClassSums,
     Pixels,
     Statistics,
     collect_together,
-    deal,
+    random_groups,
 )
 from ddpm.metrics.intervals import Interval
 from ddpm.metrics.manifold import Manifold
@@ -123,7 +123,7 @@ class MetricInput:
             raise Unmeasured("1 % of the held-out images are themselves in the training set")
         return manifold.copies(distances, held_out)
 
-    def _judged(self) -> Judged:
+    def _judged(self) -> ClassSums:
         if self.statistics.judged is None:
             raise Unmeasured(f"{self.reference.extractor.name} features tell no classes")
         return self.statistics.judged
@@ -142,7 +142,7 @@ class MetricInput:
                 raise Unmeasured(f"needs {LEAST} {what}, there are {counts.sum()}")
 
 
-def class_score(judged: Judged) -> Interval:
+def class_score(judged: ClassSums) -> Interval:
     """The inception or classifier score, exp(H(mean p) - mean H(p))         (Salimans 2016).
 
     "inception score" with Inception's classes, "classifier score" with the data's own: from 1 (all
@@ -218,7 +218,7 @@ def evaluate(
     statistics = collect_together(
         extractor,
         images.batches,
-        deal(images.count, images.labels if images.in_turn else None),
+        random_groups(images.count, images.labels if images.in_turn else None),
         reference.workers,
         labels=images.labels if extractor.knows_labels else None,
     )

@@ -267,7 +267,7 @@ def merged(parts: Iterable[Moments]) -> Moments:
 
 
 @dataclass(kw_only=True)
-class Judged:
+class ClassSums:
     """Class probabilities summed by group, float64.
 
     counts: (G,) images.  entropies: (G,) sum of -sum_k p_k log p_k.  classes: (G, K) sum of p.
@@ -280,7 +280,7 @@ class Judged:
     hits: int | None
 
     @classmethod
-    def empty(cls, groups: int, classes: int, *, has_hits: bool) -> "Judged":
+    def empty(cls, groups: int, classes: int, *, has_hits: bool) -> "ClassSums":
         """Of no image yet."""
         return cls(
             counts=torch.zeros(groups, dtype=torch.float64),
@@ -319,7 +319,7 @@ class Statistics:
     kept: Tensor
     kept_groups: Tensor
     kept_counts: Ints
-    judged: Judged | None
+    judged: ClassSums | None
 
     @property
     def count(self) -> int:
@@ -343,12 +343,12 @@ class Statistics:
         classes = group.largest(own.classes.shape[1] if own else 0)
         has_hits = group.any(own is not None and own.hits is not None)
         if classes:
-            self.judged = own or Judged.empty(len(self.groups), classes, has_hits=has_hits)
+            self.judged = own or ClassSums.empty(len(self.groups), classes, has_hits=has_hits)
             self.judged.reduce_(group)
         return self
 
 
-def deal(count: int, labels: Ints | None = None, *, groups: int = GROUPS) -> Ints:
+def random_groups(count: int, labels: Ints | None = None, *, groups: int = GROUPS) -> Ints:
     """The group of each of `count` images: as many in each as goes, by a keyed random order.
 
     labels: classes that were dealt out evenly; then every group gets its part of each class.
@@ -361,7 +361,7 @@ def deal(count: int, labels: Ints | None = None, *, groups: int = GROUPS) -> Int
     return dealt
 
 
-def collect(
+def collect_features(
     extractor: Extractor,
     batches: Iterable[Pixels],
     dealt: Ints,
@@ -381,7 +381,7 @@ def collect(
     kept_vectors: list[Tensor] = [torch.empty(0, extractor.dimension)]
     kept_groups: list[Tensor] = [torch.empty(0, dtype=torch.int64)]
     waiting: list[list[Tensor]] = [[] for _ in groups]
-    judged: Judged | None = None
+    judged: ClassSums | None = None
     for images in batches:
         features, places = extractor(images), slice(first, first + len(images))
         own, first = dealt_[places], places.stop
@@ -395,7 +395,7 @@ def collect(
         if features.probabilities is not None:
             p = features.probabilities.to(torch.float64)
             if judged is None:
-                judged = Judged.empty(len(groups), p.shape[1], has_hits=labels is not None)
+                judged = ClassSums.empty(len(groups), p.shape[1], has_hits=labels is not None)
             judged.add(p, own, None if labels is None else torch.from_numpy(labels[places]))
     for group, rest in enumerate(waiting):
         if rest:
@@ -424,5 +424,7 @@ def collect_together(
     same batch for any number of workers, so its features have the same bits.
     """
     own = whole_batches(len(dealt), extractor.batch_size, group)
-    found = collect(extractor, batches(own), dealt, labels=labels, first=own.start, kept=kept)
+    found = collect_features(
+        extractor, batches(own), dealt, labels=labels, first=own.start, kept=kept
+    )
     return found.reduce_(group)

@@ -271,7 +271,7 @@ def standard_error(values: np.ndarray) -> np.ndarray:
     return np.asarray(values.std(axis=-1, ddof=1) / np.sqrt(count))
 
 
-def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Mean and half-width of its two-sided confidence interval; NaN half-width for one value."""
     array = np.asarray(values, dtype=np.float64)
     if array.size < 2:

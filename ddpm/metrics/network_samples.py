@@ -51,7 +51,7 @@ from ddpm.metrics.reference import (
     open_extractor,
     reference_of,
 )
-from ddpm.metrics.window import Window
+from ddpm.metrics.window import LogSnrWindow
 from ddpm.runs import digest, gpu_share, storage
 from ddpm.sampling import (
     SAMPLERS,
@@ -172,7 +172,7 @@ class SampleWalk:
     ema_length: float | None = None
 
 
-def walks(config: Config) -> list[SampleWalk]:
+def sampling_walks(config: Config) -> list[SampleWalk]:
     """Every number of steps with every eta, at the first guidance: fewest steps first, within them
     the etas as given; then the most steps at the other guidances. All of them by one average after
     another.
@@ -188,7 +188,7 @@ def walks(config: Config) -> list[SampleWalk]:
     ]
 
 
-def ends_of(config: Config, window: Window | None) -> tuple[float, float] | None:
+def ends_of(config: Config, window: LogSnrWindow | None) -> tuple[float, float] | None:
     """The first and the last log SNR of the walks; None: the schedule's own timesteps."""
     given = config.EVALUATION.SAMPLING_LOGSNR
     if given != "data":
@@ -196,7 +196,7 @@ def ends_of(config: Config, window: Window | None) -> tuple[float, float] | None
     return None if window is None else (float(window[0]), float(window[1]))
 
 
-def sampler_of(walk: SampleWalk, config: Config, window: Window | None) -> SamplerOptions:
+def sampler_of(walk: SampleWalk, config: Config, window: LogSnrWindow | None) -> SamplerOptions:
     """The sampler of a walk's images.  window: of the data, for SAMPLING_LOGSNR data."""
     between = ends_of(config, window)
     return SamplerOptions(
@@ -213,7 +213,7 @@ def sampler_of(walk: SampleWalk, config: Config, window: Window | None) -> Sampl
 
 
 def why_not(
-    walk: SampleWalk, config: Config, schedule: NoiseSchedule, window: Window | None
+    walk: SampleWalk, config: Config, schedule: NoiseSchedule, window: LogSnrWindow | None
 ) -> str | None:
     """The reason why a schedule cannot be walked so; None where it can."""
     last = schedule.num_timesteps
@@ -221,7 +221,7 @@ def why_not(
         return f"{walk.num_steps} steps are more than the {last} timesteps it was trained with"
     sampler = sampler_of(walk, config, window)
     try:
-        spacing.levels(
+        spacing.walk_levels(
             schedule, spacing=sampler.spacing, between=sampler.between, num_steps=walk.num_steps
         )
     except ValueError as reason:
@@ -238,7 +238,9 @@ def passes_at_end(config: Config, schedule: NoiseSchedule) -> int:
     """Images through the network for all walks that the schedule can take; one over the window of
     the data, which is not known before they are read, counts as possible.
     """
-    possible = [walk for walk in walks(config) if why_not(walk, config, schedule, None) is None]
+    possible = [
+        walk for walk in sampling_walks(config) if why_not(walk, config, schedule, None) is None
+    ]
     calls = (_calls(sampler_of(walk, config, None), schedule) for walk in possible)
     return -(-config.EVALUATION.SAMPLING_NUM // BATCH) * BATCH * sum(calls)
 
@@ -247,7 +249,7 @@ def measure_samples(
     run: Path,
     config: Config,
     data: Dataset,
-    window: Window,
+    window: LogSnrWindow,
     group: Group,
     *,
     should_stop: Callable[[], bool] = lambda: False,
@@ -259,7 +261,7 @@ def measure_samples(
     Every point is kept as soon as it is measured; a run that is continued goes on with the next.
     Raises Interrupted when `should_stop()` says so on rank 0.
     """
-    wanted = walks(config)
+    wanted = sampling_walks(config)
     if not wanted:
         return None
     group.wait()  # for rank 0 to have written the checkpoint that all read
@@ -327,7 +329,7 @@ def _before(run: Path, quality: Quality) -> tuple[Quality, list[Pixels]]:
 
 
 def _nothing_yet(
-    model: LoadedModel, config: Config, real: RealData, window: Window, extractor: Extractor
+    model: LoadedModel, config: Config, real: RealData, window: LogSnrWindow, extractor: Extractor
 ) -> Quality:
     """The quality of a network before any walk: its protocol, all that numbers depend on but steps
     and eta, and its identity.
@@ -379,7 +381,7 @@ def measure_walk(
 
     calls: of the network, an image.  seconds: core- or GPU-seconds that drawing `images` took.
     """
-    assert sampler.num_steps is not None  # walks() give it
+    assert sampler.num_steps is not None  # sampling_walks() give it
     found, reasons = evaluate(
         Images(
             count=len(images),

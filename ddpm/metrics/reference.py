@@ -25,12 +25,12 @@ from ddpm.diffusion import Stream, philox
 from ddpm.distributed import ALONE, Group
 from ddpm.errors import InputError
 from ddpm.metrics.classifier import (
+    CLASSIFIER_STEPS,
     RECIPE,
-    STEPS,
     ClassifierFeatures,
     ClassifierNetwork,
     scale_features,
-    train,
+    train_classifier,
 )
 from ddpm.metrics.distances import Frechet, KernelReference
 from ddpm.metrics.features import (
@@ -39,13 +39,14 @@ from ddpm.metrics.features import (
     Moments,
     PixelFeatures,
     Pixels,
-    collect,
+    collect_features,
     collect_together,
-    deal,
     principal_components,
+    random_groups,
 )
 from ddpm.metrics.inception import OPTION, load_inception
 from ddpm.runs import (
+    CONFIG,
     ImageBar,
     Kept,
     RunDirectory,
@@ -56,7 +57,7 @@ from ddpm.runs import (
     storage,
     tensors,
 )
-from ddpm.sampling import CONFIG_FILE, locate, open_data, to_uint8
+from ddpm.sampling import locate_run, open_data, to_uint8
 
 READ = 512  # images read at once
 PIXELS_VERSION = 1
@@ -166,8 +167,8 @@ def data_named(against: str, cache: Path | None = None) -> RealData:
     path = Path(against)
     if path.suffix in (".yaml", ".yml"):
         return real_data(load_file(path), None, cache)
-    if (path / CONFIG_FILE).is_file():
-        return data_of_run(locate(path)[0], cache)
+    if (path / CONFIG).is_file():
+        return data_of_run(locate_run(path)[0], cache)
     return real_data(*_described(against), cache)
 
 
@@ -177,7 +178,7 @@ def describe_without_reading(named: str | Path) -> tuple[str, bool]:
     named: as for data_named.  Raises InputError with what headers and sizes show to be wrong.
     """
     path = Path(named)
-    is_run = (path / CONFIG_FILE).is_file()
+    is_run = (path / CONFIG).is_file()
     if is_run or path.suffix in (".yaml", ".yml"):
         config = load_run(path) if is_run else load_file(path)
         if problems := preparing.source_problems(config):
@@ -373,7 +374,7 @@ def _statistics(
         own = ids[places.start : places.stop]
         return shown(f"{split} images", len(own), real.batches(own))
 
-    statistics = collect_together(extractor, batches, deal(len(ids)), group)
+    statistics = collect_together(extractor, batches, random_groups(len(ids)), group)
     whole = statistics.whole()
     return {
         "mean": whole.mean,
@@ -402,11 +403,13 @@ def _trained(real: RealData, num_classes: int, stem: Path, facts: dict) -> Kept:
     def read(places: NDArray[np.int64]) -> Pixels:
         return real.images(real.train_ids[places]) if whole is None else whole[places]
 
-    with ImageBar("training the classifier", STEPS, is_shown=True) as bar:
-        network = train(read, labels, real.image_shape, num_classes, bar.advance)
+    with ImageBar("training the classifier", CLASSIFIER_STEPS, is_shown=True) as bar:
+        network = train_classifier(read, labels, real.image_shape, num_classes, bar.advance)
     judge = ClassifierFeatures(network, "", None)
     ids = real.train_ids[subset(len(real.train_ids), _SCALED_BY)]
-    scale_features(network, collect(judge, real.batches(ids), deal(len(ids)), kept=0).whole())
+    scale_features(
+        network, collect_features(judge, real.batches(ids), random_groups(len(ids)), kept=0).whole()
+    )
     weights = {name: tensor.detach() for name, tensor in network.state_dict().items()}
     return tensors.write(stem, weights, facts, {"accuracy": _accuracy(judge, real)})
 
@@ -417,7 +420,9 @@ def _accuracy(judge: ClassifierFeatures, real: RealData) -> float | None:
     labels = real.labels(ids)
     if not len(ids) or labels is None:
         return None
-    statistics = collect(judge, real.batches(ids), deal(len(ids)), labels=labels, kept=0)
+    statistics = collect_features(
+        judge, real.batches(ids), random_groups(len(ids)), labels=labels, kept=0
+    )
     assert statistics.judged is not None and statistics.judged.hits is not None
     return statistics.judged.hits / len(ids)
 

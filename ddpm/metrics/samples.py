@@ -44,13 +44,11 @@ from ddpm.metrics.reference import (
     reference_of,
     subset,
 )
-from ddpm.runs import load_run, provenance, shown, storage
+from ddpm.runs import CONFIG, load_run, provenance, shown, storage
 from ddpm.sampling import (
-    CONFIG_FILE,
-    SECTION,
     ImageGenerator,
     SampleRequest,
-    locate,
+    locate_run,
     read_request,
     to_uint8,
 )
@@ -131,31 +129,31 @@ class SampleSet:
         )
 
 
-def is_trained(source: Path) -> bool:
+def is_run_or_checkpoint(source: Path) -> bool:
     """Whether a source is a run directory or a checkpoint: images are drawn from it."""
     if not source.is_dir():
         return False
-    return (source / CONFIG_FILE).is_file() or source.resolve().parent.name == "checkpoints"
+    return (source / CONFIG).is_file() or source.resolve().parent.name == "checkpoints"
 
 
-def request_of(
+def evaluation_request(
     source: Path, num: int | None, overrides: Sequence[str], ema: float | None
 ) -> SampleRequest:
     """The images drawn from a run, everything checked. `overrides` go over the usual protocol."""
-    run, _ = locate(source)
+    run, _ = locate_run(source)
     classes = load_run(run).TRAINING.NETWORK.NUM_CLASSES
     task = "random_uncond" if classes is None else "class_cond"
     usual = {"NUM_GEN_IMAGES": str(num or DRAWN), "GEN_TASK": task, **_PROTOCOL}
     changed = {text.partition("=")[0].upper() for text in overrides}
     kept = [
-        f"{SECTION}.{key}={value}"
+        f"IMAGE_GENERATION.{key}={value}"
         for key, value in usual.items()
-        if f"{SECTION}.{key}" not in changed
+        if f"IMAGE_GENERATION.{key}" not in changed
     ]
     return read_request(source, [*kept, *overrides], ema=ema, batch_size=DRAW_BATCH)
 
 
-def drawn(request: SampleRequest, group: Group = ALONE) -> SampleSet:
+def draw_samples(request: SampleRequest, group: Group = ALONE) -> SampleSet:
     """The images of a request, drawn unless they are there, by all workers that call this."""
     generator = ImageGenerator(request)
     made = generator.run(group)
@@ -438,7 +436,7 @@ def _nearest(
     return found[len(held_out) :], found[: len(held_out)]
 
 
-def show(record: Mapping[str, Any], console: Console) -> None:
+def print_record(record: Mapping[str, Any], console: Console) -> None:
     """Prints a record: its table, the reasons for missing numbers, the protocol line to paste."""
     table = Table(title=record["samples"]["name"], title_justify="left", box=box.SIMPLE)
     for heading in ("measure", "value", "95 % interval", "n", "floor", "better"):

@@ -30,28 +30,37 @@ from ddpm.diffusion import (
     LogSnrDensity,
     NoiseSchedule,
     Stream,
-    convert,
-    fit,
+    convert_prediction,
+    fit_profile,
     loss_weight,
-    name_of,
     philox,
+    power_ema_name,
 )
 from ddpm.distributed import ALONE, Group, device_of
 from ddpm.errors import InputError
 from ddpm.metrics.bits_per_dim import (
+    BOUND_STEPS,
     BYTES,
     NOT_BYTES,
-    USUAL_STEPS,
     Bound,
     bound_timesteps,
     denoised,
     finite,
     variational_bound,
 )
-from ddpm.metrics.window import Window, data_window
-from ddpm.metrics.x0_error import X0Error, summary
+from ddpm.metrics.window import LogSnrWindow, data_window
+from ddpm.metrics.x0_error import X0Error, x0_summary
 from ddpm.runs import LARGEST_ERROR, RunDirectory, checkpoint, load_run, snapshots, storage
-from ddpm.sampling import RAW, Ema, Network, PowerEma, load_network, locate, open_data, to_uint8
+from ddpm.sampling import (
+    RAW_WEIGHTS,
+    Ema,
+    Network,
+    PowerEma,
+    load_network,
+    locate_run,
+    open_data,
+    to_uint8,
+)
 
 # Beyond these a level says nothing: the image is all noise, or its noise far below a grey value.
 LOWEST, HIGHEST = -20, 16
@@ -64,7 +73,7 @@ BATCH = 16
 EMA_LENGTHS = (0.01, 0.25)  # sigma_rel of the shortest and the longest average of ema_curve
 
 
-def levels_of(schedule: NoiseSchedule) -> tuple[int, ...]:
+def logsnr_levels(schedule: NoiseSchedule) -> tuple[int, ...]:
     """The integers of log SNR that `schedule` passes through, from t = T to t = 1, ascending."""
     low, high = schedule.logsnr_range
     first = math.ceil(low) if math.isfinite(low) else LOWEST
@@ -99,7 +108,7 @@ def training_weights(config: Config) -> dict[int, float]:
         weighted = LogSnrDensity(training.WEIGHTED_AS).weights_of(logsnr)
     one = torch.ones(len(logsnr), 1, dtype=torch.float64)
     try:
-        gain = convert(one, 0 * one, alpha, sigma, "image", space)[:, 0].square()
+        gain = convert_prediction(one, 0 * one, alpha, sigma, "image", space)[:, 0].square()
         weight = (
             weighted
             * gain
@@ -114,7 +123,7 @@ def training_weights(config: Config) -> dict[int, float]:
     }
 
 
-def levels_inside(levels: Sequence[int], window: Window) -> tuple[int, ...]:
+def levels_inside(levels: Sequence[int], window: LogSnrWindow) -> tuple[int, ...]:
     """Those of the levels in a window; all of them where none is."""
     inside = tuple(int(level) for level in levels if window[0] <= level <= window[1])
     return inside or tuple(map(int, levels))
@@ -164,7 +173,7 @@ def measure_x0_error(
     )
 
 
-def metrics_of(error: X0Error, window: Window) -> dict[str, float]:
+def metrics_of(error: X0Error, window: LogSnrWindow) -> dict[str, float]:
     """val_mean_log10_mse and val_snr_weighted_mse, over the window's levels that there are.
 
     None without a level.
@@ -172,7 +181,7 @@ def metrics_of(error: X0Error, window: Window) -> dict[str, float]:
     levels = levels_inside(error.levels.tolist(), window)
     if not levels:  # a schedule too short to pass any integer
         return {}
-    return {f"val_{measure}": value for measure, (value, _) in summary(error, levels).items()}
+    return {f"val_{measure}": value for measure, (value, _) in x0_summary(error, levels).items()}
 
 
 def validation_metrics(
@@ -180,7 +189,7 @@ def validation_metrics(
     schedule: NoiseSchedule,
     config: Config,
     data: Dataset,
-    window: Window,
+    window: LogSnrWindow,
     group: Group = ALONE,
 ) -> dict[str, float]:
     """metrics_of() the first EVALUATION.NUM validation images; empty where there are none.
@@ -188,7 +197,7 @@ def validation_metrics(
     window: data_window().  group: workers that all call this; each measures its
     share and all get the numbers of all.
     """
-    ids, levels = data.validation_ids(config.EVALUATION.NUM), levels_of(schedule)
+    ids, levels = data.validation_ids(config.EVALUATION.NUM), logsnr_levels(schedule)
     if not len(ids):
         return {}
     batches = -(-len(ids) // BATCH)
@@ -225,7 +234,7 @@ def _x0_error(
         schedule,
         batch,
         pred_type=config.TRAINING.PRED_TYPE,
-        levels=levels_of(schedule) if levels is None else levels,
+        levels=logsnr_levels(schedule) if levels is None else levels,
         seed=config.EVALUATION.SEED,
         batch_size=batch_size,
         labels=config.TRAINING.NETWORK.NUM_CLASSES is not None,
@@ -233,7 +242,7 @@ def _x0_error(
 
 
 def evaluate_run(
-    folder: Path, data: Dataset, window: Window, *, batch_size: int = 256
+    folder: Path, data: Dataset, window: LogSnrWindow, *, batch_size: int = 256
 ) -> dict[str, float]:
     """Measures a run's EMA network; writes evaluation.json and evaluation.npz into the run.
 
@@ -254,7 +263,7 @@ def evaluate_run(
             schedule,
             batch,
             pred_type=config.TRAINING.PRED_TYPE,
-            timesteps=bound_timesteps(schedule, USUAL_STEPS),
+            timesteps=bound_timesteps(schedule, BOUND_STEPS),
             seed=config.EVALUATION.SEED,
             batch_size=batch_size,
             labels=config.TRAINING.NETWORK.NUM_CLASSES is not None,
@@ -282,7 +291,7 @@ def write_evaluation(
     seed: int,
     schedule: NoiseSchedule,
     data_sha256: str,
-    window: Window | None = None,
+    window: LogSnrWindow | None = None,
     bound: Bound | None = None,
 ) -> None:
     """evaluation.npz (every pair), then evaluation.json (the curve and its conditions).
@@ -412,7 +421,7 @@ def ema_curve(run: Path, num: int = 12, *, dry: bool = False) -> None:
     measured on, so the best of many is a little too good.  dry: only the lengths that could be
     made.  Raises InputError without snapshots, checkpoint or validation images.
     """
-    folder, own = locate(run)
+    folder, own = locate_run(run)
     config, steps = load_run(folder), checkpoint.steps(folder / "checkpoints")
     tracked = config.TRAINING.EMA_POWER
     problems = [f"{run} is a checkpoint; name its run, {folder}"] if own else []
@@ -431,27 +440,27 @@ def ema_curve(run: Path, num: int = 12, *, dry: bool = False) -> None:
         raise InputError(problems)
     spaced = {float(f"{length:.3g}") for length in np.geomspace(*EMA_LENGTHS, num)}
     there = snapshots(folder, config, steps[-1])
-    missing = {s: fit(there, s, steps[-1]).error for s in sorted({*spaced, *tracked})}
+    missing = {s: fit_profile(there, s, steps[-1]).error for s in sorted({*spaced, *tracked})}
     left_out = [length for length, error in missing.items() if error > LARGEST_ERROR]
     if dry:
         made = ", ".join(f"{length:g}" for length in missing if length not in left_out)
         print(f"would measure averages of length {made} and those kept; nothing was written")
         return
     averages: list[tuple[str, Ema, float | None]] = [
-        *((name_of(s), PowerEma(s), s) for s in missing if s not in left_out),
+        *((power_ema_name(s), PowerEma(s), s) for s in missing if s not in left_out),
         *((f"ema-{decay:g}", decay, None) for decay in config.TRAINING.EMA_DECAYS if decay),
-        (RAW, 0.0, None),
+        (RAW_WEIGHTS, 0.0, None),
     ]
     directory, model = RunDirectory(folder), load_network(folder, 0.0)
     torch.set_num_threads(directory.threads)
     device = device_of(model.network)
     data = open_data(config, Path(directory.provenance["data_dir"]))
     batch = data.validation(config.EVALUATION.NUM).to(device)
-    levels = levels_inside(levels_of(model.schedule), data_window(data))
+    levels = levels_inside(logsnr_levels(model.schedule), data_window(data))
     points: list[dict[str, Any]] = []
     for name, ema, length in averages:
         network = load_network(model.folder, ema, device=device).network
-        found = summary(_x0_error(network, model.schedule, config, batch, levels), levels)
+        found = x0_summary(_x0_error(network, model.schedule, config, batch, levels), levels)
         points.append(
             {
                 "weights": name,

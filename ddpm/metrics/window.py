@@ -14,7 +14,7 @@ from ddpm.config import Training
 from ddpm.data import Dataset
 from ddpm.distributed import ALONE, Group
 from ddpm.errors import InputError
-from ddpm.metrics.x0_error import RESOLVED
+from ddpm.metrics.x0_error import RESOLVED_SHARES
 
 # Of images of more than so many values a few are enough: the smaller of the two Gram matrices is
 # diagonalised.
@@ -22,10 +22,10 @@ _MANY_VALUES = 4096
 _MOST_FITTED, _FEW_FITTED = 10_000, 2048
 _BATCH = 256
 
-Window = tuple[int, int]
+LogSnrWindow = tuple[int, int]
 
 
-def resolved_window(variance: Tensor) -> Window:
+def resolved_window(variance: Tensor) -> LogSnrWindow:
     """The lowest and the highest integer of log SNR at which there is something to decide.
 
     Those where the best linear estimator resolves from 1 to 99 % of the data's variance:
@@ -42,11 +42,11 @@ def resolved_window(variance: Tensor) -> Window:
     ends = [-float(one.log()) for one in (seen.max(), seen.min())]
     levels = torch.arange(int(ends[0]) - 6, int(ends[1]) + 7)
     share = torch.sigmoid(levels[:, None] + seen.log()) @ seen / seen.sum()
-    inside = levels[(share >= RESOLVED[0]) & (share <= RESOLVED[1])]
+    inside = levels[(share >= RESOLVED_SHARES[0]) & (share <= RESOLVED_SHARES[1])]
     return int(inside[0]), int(inside[-1])
 
 
-def data_window(data: Dataset, group: Group = ALONE) -> Window:
+def data_window(data: Dataset, group: Group = ALONE) -> LogSnrWindow:
     """resolved_window() of the training images: the same for every schedule, network and seed.
 
     The covariance is that of at most 10,000 training images; 2,048 of more than 4,096 values.

@@ -23,7 +23,8 @@ import numpy as np
 from ddpm.config import X0_MEASURES
 from ddpm.metrics.intervals import standard_error
 
-RESOLVED = (0.01, 0.99)  # shares of the data's variance between which levels are averaged over
+# Of the data's variance: levels between which it is resolved so far are averaged over.
+RESOLVED_SHARES = (0.01, 0.99)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def common_levels(levels: Iterable[Iterable[int]]) -> tuple[int, ...]:
     return tuple(sorted(set.intersection(*sets))) if sets else ()
 
 
-def summary(error: X0Error, levels: Sequence[int]) -> dict[str, tuple[float, float]]:
+def x0_summary(error: X0Error, levels: Sequence[int]) -> dict[str, tuple[float, float]]:
     """Each of X0_MEASURES over `levels`: the number of a trained network and its evaluation error."""
     if not levels:
         raise ValueError("no log-SNR level to average over; the cells share none")
@@ -66,7 +67,7 @@ def summary(error: X0Error, levels: Sequence[int]) -> dict[str, tuple[float, flo
     with np.errstate(divide="ignore"):
         log_mean = np.log10(mean).mean()
     snr_mean = (np.exp(np.asarray(levels, dtype=np.float64)) * mean).mean()
-    errors = standard_error(influence(error, levels))
+    errors = standard_error(x0_influence(error, levels))
     return {
         measure: (float(value), float(spread))
         for measure, value, spread in zip(X0_MEASURES, (log_mean, snr_mean), errors, strict=True)
@@ -104,7 +105,7 @@ def _integration_weights(levels: np.ndarray) -> np.ndarray:
     return weights
 
 
-def influence(error: X0Error, levels: Sequence[int]) -> np.ndarray:
+def x0_influence(error: X0Error, levels: Sequence[int]) -> np.ndarray:
     """What each pair contributes to the two numbers, to first order: (2, N).
 
     Their standard errors are those of the rows' means; the difference of two trials on the same

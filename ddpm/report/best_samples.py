@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from ddpm.config import MEASURES
-from ddpm.metrics import QUALITY_MEASURES, Interval, QualityPoint, interval
+from ddpm.metrics import QUALITY_MEASURES, Interval, QualityPoint, mean_interval
 from ddpm.report.costs import front
 from ddpm.report.labels import Axes, Cell, listed
 from ddpm.report.ranking import CONFIDENCE, Ranking, rank, shared_points
@@ -141,7 +141,7 @@ def over_seeds(found: Sequence[Interval]) -> Interval:
     """The mean with its 95 % interval over seeds; of a single seed its own."""
     if len(found) == 1:
         return found[0]
-    mean, half = interval([one.value for one in found])
+    mean, half = mean_interval([one.value for one in found])
     return Interval(value=mean, low=mean - half, high=mean + half)
 
 

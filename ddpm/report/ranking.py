@@ -38,14 +38,14 @@ import numpy as np
 from ddpm.config import X0_MEASURES
 from ddpm.errors import InputError
 from ddpm.metrics import (
-    RESOLVED,
+    RESOLVED_SHARES,
     Interval,
     QualityPoint,
     X0Error,
     common_levels,
-    influence,
-    interval,
-    summary,
+    mean_interval,
+    x0_influence,
+    x0_summary,
 )
 from ddpm.report.costs import Cost, cost
 from ddpm.report.labels import TIMESTEPS, cell_label, listed, ranges, text, varied
@@ -133,7 +133,7 @@ class Standing:
     def error(self, measure: str) -> float:
         """95 % half-width over seeds; for one seed the evaluation error."""
         found = list(self.numbers[measure].values())
-        return interval([one.value for one in found])[1] if len(found) > 1 else found[0].error
+        return mean_interval([one.value for one in found])[1] if len(found) > 1 else found[0].error
 
     def curve(self, levels: Sequence[int]) -> np.ndarray:
         """MSE of the x0 estimate at these levels, mean over pairs and seeds."""
@@ -321,7 +321,7 @@ class Ranking:
         if not seeds:
             return Gap()
         mean = _log_mse(a, seeds[0], level) - _log_mse(b, seeds[0], level)
-        pairs = [influence(_error(one.trials[seeds[0]]), [level])[0] for one in (a, b)]
+        pairs = [x0_influence(_error(one.trials[seeds[0]]), [level])[0] for one in (a, b)]
         return self._over_pairs(mean, pairs[0] - pairs[1], confidence, "pairs")
 
     @cached_property
@@ -512,7 +512,7 @@ def window_of(sweep: SweepResults) -> tuple[int, ...]:
     if lines is None or lines.gaussian is None or not max(lines.gaussian) > 0:
         return ()
     shares = 1 - np.array(lines.gaussian) / max(lines.gaussian)
-    inside = (shares >= RESOLVED[0]) & (shares <= RESOLVED[1])
+    inside = (shares >= RESOLVED_SHARES[0]) & (shares <= RESOLVED_SHARES[1])
     return tuple(level for level, one in zip(lines.levels, inside, strict=True) if one)
 
 
@@ -584,7 +584,7 @@ def _ratio(ranking: Ranking, a: Standing, b: Standing, measure: str) -> float:
 
 def _influences(standing: Standing, seed: int, measure: str, levels: Sequence[int]) -> np.ndarray:
     """What each pair contributes to log10 of a measure, to first order, (N,)."""
-    found = influence(_error(standing.trials[seed]), levels)[X0_MEASURES.index(measure)]
+    found = x0_influence(_error(standing.trials[seed]), levels)[X0_MEASURES.index(measure)]
     if measure == X0_MEASURES[0]:
         return found
     # To first order, the logarithm of a mean is the mean over itself.
@@ -673,7 +673,7 @@ def _standing(
     numbers: dict[str, dict[int, Number]] = {measure: {} for measure in (*X0_MEASURES, *OF_SAMPLES)}
     for trial in trials:
         if set(levels) <= set(own):
-            for measure, (value, error) in summary(_error(trial), levels).items():
+            for measure, (value, error) in x0_summary(_error(trial), levels).items():
                 numbers[measure][trial.seed] = Number(
                     value=value, error=error, is_log10=measure == X0_MEASURES[0]
                 )

@@ -19,7 +19,7 @@ from math import sqrt
 
 import numpy as np
 
-from ddpm.metrics import interval, t_quantile
+from ddpm.metrics import mean_interval, t_quantile
 from ddpm.report.costs import front, gpus
 from ddpm.report.labels import NAMES, cell_label, duration, signed, varied, with_error
 from ddpm.report.ranking import Ranking, Standing, shared_seeds
@@ -50,7 +50,7 @@ class Law:
     def slope(self) -> tuple[float, float]:
         """b and the half-width of its 95 % interval over seeds; NaN of one seed."""
         slopes = self.lines[:, 1].tolist()
-        return interval(slopes) if len(slopes) > 1 else (slopes[0], float("nan"))
+        return mean_interval(slopes) if len(slopes) > 1 else (slopes[0], float("nan"))
 
     def at(self, compute: np.ndarray) -> np.ndarray:
         """log10 of the error on each seed's line, (S, len(compute))."""

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from ddpm.config import Config
-from ddpm.diffusion import Snapshot, fit, name_of, reconstruct
+from ddpm.diffusion import Snapshot, fit_profile, power_ema_name, reconstruct_average
 from ddpm.errors import InputError
 from ddpm.runs import checkpoint, storage
 from ddpm.runs.checkpoint import Checkpoint, folder_of, read_manifest, steps
@@ -76,7 +76,7 @@ def snapshots(
     """
     found = []
     for sigma_rel in config.TRAINING.EMA_POWER:
-        name = name_of(sigma_rel)
+        name = power_ema_name(sigma_rel)
         for earlier in _before(run, step):
             load = partial(_load, folder_of(run / FOLDER, earlier), name)
             found.append(Snapshot(step=earlier, sigma_rel=sigma_rel, load=load))
@@ -93,7 +93,7 @@ def averaged(run: Path, config: Config, own: Checkpoint, sigma_rel: float) -> di
     if not config.TRAINING.EMA_POWER:
         raise InputError(f"{run} was trained without TRAINING.EMA_POWER, so it has no snapshots")
     there = snapshots(run, config, own.step, own)
-    error = fit(there, sigma_rel, own.step).error
+    error = fit_profile(there, sigma_rel, own.step).error
     if error > LARGEST_ERROR:
         tracked = ", ".join(f"{one:g}" for one in config.TRAINING.EMA_POWER)
         raise InputError(
@@ -101,7 +101,7 @@ def averaged(run: Path, config: Config, own: Checkpoint, sigma_rel: float) -> di
             f"{run}: {error:.0%} of its profile is missing, at most {LARGEST_ERROR:.0%} may be; "
             f"ask for one nearer those tracked ({tracked}), or train with a shorter SAVE_PERIOD"
         )
-    return reconstruct(there, sigma_rel, own.step)
+    return reconstruct_average(there, sigma_rel, own.step)
 
 
 def identity(run: Path, config: Config, own: Checkpoint, sigma_rel: float) -> str:
@@ -129,4 +129,4 @@ def _load(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def _names(config: Config) -> list[str]:
-    return [name_of(sigma_rel) for sigma_rel in config.TRAINING.EMA_POWER]
+    return [power_ema_name(sigma_rel) for sigma_rel in config.TRAINING.EMA_POWER]

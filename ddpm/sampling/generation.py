@@ -32,14 +32,14 @@ from ddpm.sampling.samplers import (
     Constrain,
     SamplerOptions,
     SampleState,
-    Start,
+    WalkStart,
     sample_steps,
 )
 
 OnState = Callable[[Tensor, SampleState], None]
 
 
-def draw(
+def draw_images(
     network: Network,
     schedule: NoiseSchedule,
     num_images: int,
@@ -47,7 +47,7 @@ def draw(
     options: SamplerOptions,
     *,
     labels: Tensor | None = None,
-    start: Callable[[Tensor], Start] | None = None,
+    start: Callable[[Tensor], WalkStart] | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> NDArray[np.uint8]:
     """Images 0 .. num_images - 1, uint8 (N, H, W, C).
@@ -82,7 +82,7 @@ def draw_batch(
     labels: Tensor | None = None,
     guide: Network | None = None,
     constrain: Constrain | None = None,
-    start: Start | None = None,
+    start: WalkStart | None = None,
     on_state: OnState | None = None,
 ) -> NDArray[np.uint8]:
     """One batch of images by their numbers, each in its slot, uint8 (N, H, W, C).

@@ -17,7 +17,7 @@ from ddpm.config import Config
 from ddpm.diffusion import NoiseSchedule, UNet
 from ddpm.runs import columns_by_class, grid, npz, png, storage
 from ddpm.sampling.denoise import Network
-from ddpm.sampling.generation import draw
+from ddpm.sampling.generation import draw_images
 from ddpm.sampling.loading import load_network
 from ddpm.sampling.samplers import SamplerOptions
 
@@ -69,7 +69,7 @@ def sample_images(
     was_training = network.training
     network.eval()
     try:
-        return draw(
+        return draw_images(
             network,
             model.schedule,
             num_images,
@@ -99,7 +99,7 @@ def sample_grid(network: Network, schedule: NoiseSchedule, config: Config) -> ND
     inline = config.TRAINING.INLINE_GEN
     labels = grid_labels(config)
     count = inline.NUMS if labels is None else len(labels)
-    return draw(
+    return draw_images(
         network,
         schedule,
         count,

@@ -19,13 +19,13 @@ from ddpm.diffusion import (
     NoiseSchedule,
     UNet,
     init_weights,
-    name_of,
+    power_ema_name,
     weights_from_keras,
 )
 from ddpm.distributed import best_device
 from ddpm.errors import InputError
-from ddpm.runs import averages, checkpoint, load_run, read_keras, refuse_edited
-from ddpm.sampling.request import CONFIG_FILE, RAW, Ema, PowerEma, locate, weights_name
+from ddpm.runs import CONFIG, averages, checkpoint, load_run, read_keras, refuse_edited
+from ddpm.sampling.request import RAW_WEIGHTS, Ema, PowerEma, locate_run, weights_name
 
 T = TypeVar("T", bound=nn.Module)
 LEAST_EFFECTIVE = 0.02  # of the draws, where losses are weighed
@@ -74,11 +74,11 @@ def load_network(
     device: None is the GPU where there is one. Raises InputError when `source` is no such thing,
     StorageError when the run's configuration was edited or no checkpoint is intact.
     """
-    run, folder = locate(source)
+    run, folder = locate_run(source)
     config = load_run(run)
     name = weights_name(config, ema)
     tracked = config.TRAINING.EMA_POWER if isinstance(ema, PowerEma) else ()
-    parts = (RAW, name, *map(name_of, tracked))
+    parts = (RAW_WEIGHTS, name, *map(power_ema_name, tracked))
     if folder is None:
         found = checkpoint.latest(run / "checkpoints", parts=parts, set_aside=False)
     else:
@@ -98,10 +98,10 @@ def load_network(
             f"{found.folder} has no {name}; it has the EMA decays {', '.join(there) or 'none'}"
         )
     network = UNet(**configuration.network_arguments(config))
-    weights = found.tensors[RAW] | averaged
+    weights = found.tensors[RAW_WEIGHTS] | averaged
     if unlike := misfits(network, weights):
         raise InputError(
-            f"{found.folder} holds a network of another architecture than {run / CONFIG_FILE}: "
+            f"{found.folder} holds a network of another architecture than {run / CONFIG}: "
             f"{len(unlike)} parameters differ, {unlike[0]} first; name a checkpoint of that run"
         )
     network.load_state_dict(weights)
@@ -152,7 +152,7 @@ def open_data(config: Config, data_dir: Path) -> Dataset:
     )
 
 
-def build(config: Config) -> tuple[UNet, NoiseSchedule]:
+def build_network(config: Config) -> tuple[UNet, NoiseSchedule]:
     """The network with its keyed initial weights (or those TRAINED_H5 names) and the noise
     schedule.
     """
@@ -175,7 +175,7 @@ def start_problems(config: Config) -> list[str]:
     if config.TRAINING.IS_NEW_TRAIN:
         return found
     try:
-        build(config)
+        build_network(config)
     except InputError as error:
         found += error.problems
     return found

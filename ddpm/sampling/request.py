@@ -20,13 +20,11 @@ from numpy.typing import NDArray
 from ddpm import config as configuration
 from ddpm.config import Config, ImageGeneration
 from ddpm.data import open_npz
-from ddpm.diffusion import gamma_of, name_of
+from ddpm.diffusion import power_ema_gamma, power_ema_name
 from ddpm.errors import InputError, as_typed
-from ddpm.runs import load_run, read_json
+from ddpm.runs import CONFIG, load_run, read_json
 
-SECTION = "IMAGE_GENERATION"
-CONFIG_FILE = "training_config.yaml"
-RAW = "model"
+RAW_WEIGHTS = "model"
 # Small, since the last batch is filled up: one image costs a whole batch.
 BATCH_SIZE = 16
 # A picture of more images is too large to look at; the files have them all.
@@ -68,7 +66,7 @@ def parse_ema(text: str) -> Ema:
         # as many digits as its name has
         value = float(f"{float(number):g}") if is_power else float(number)
         if is_power:
-            gamma_of(value)
+            power_ema_gamma(value)
     except ValueError as error:
         why = f": {error}" if is_power and "sigma_rel" in str(error) else ""
         raise InputError(
@@ -80,7 +78,7 @@ def parse_ema(text: str) -> Ema:
 
 def ema_of(name: str) -> Ema:
     """Weights that a part of a checkpoint called `name` holds: the inverse of weights_name()."""
-    if name == RAW:
+    if name == RAW_WEIGHTS:
         return 0.0
     kind, _, number = name.partition("-")
     return PowerEma(float(number)) if kind == "power" else float(number)
@@ -97,7 +95,7 @@ def ema_problem(config: Config, ema: Ema | None) -> str | None:
     return f"has the EMA decays {there}, or 0 for none"
 
 
-def locate(source: Path) -> tuple[Path, Path | None]:
+def locate_run(source: Path) -> tuple[Path, Path | None]:
     """The run directory of `source`, and the checkpoint when `source` is one and no run."""
     if configuration.is_keras_file(source.name):
         raise InputError(
@@ -109,13 +107,13 @@ def locate(source: Path) -> tuple[Path, Path | None]:
             f"{source} is no folder; name a run directory or a checkpoint, three or more digits of "
             "a run's id, or latest"
         )
-    if (source / CONFIG_FILE).is_file():
+    if (source / CONFIG).is_file():
         return source, None
     run = source.resolve().parent.parent
-    if source.resolve().parent.name == "checkpoints" and (run / CONFIG_FILE).is_file():
+    if source.resolve().parent.name == "checkpoints" and (run / CONFIG).is_file():
         return run, source
     raise InputError(
-        f"{source} is no run directory, which has a {CONFIG_FILE}, and no checkpoint of one"
+        f"{source} is no run directory, which has a {CONFIG}, and no checkpoint of one"
     )
 
 
@@ -125,15 +123,15 @@ def weights_name(config: Config, ema: Ema | None) -> str:
     "power-0.07" for an average that is made afterwards, whether it was tracked or not.
     """
     if ema == 0:
-        return RAW
+        return RAW_WEIGHTS
     if isinstance(ema, PowerEma):
-        return name_of(ema.sigma_rel)
+        return power_ema_name(ema.sigma_rel)
     return f"ema-{config.TRAINING.EMA_DECAYS[0] if ema is None else ema:g}"
 
 
 def guide_weights(guide: str, ema: Ema | None) -> tuple[Path | None, Ema | None]:
     """GUIDE as arguments of load_network: where, None for the checkpoint drawn from, and which."""
-    if guide.lower() == RAW:
+    if guide.lower() == RAW_WEIGHTS:
         return None, 0.0
     if guide.lower().startswith(_POWER):
         return None, parse_ema(guide)
@@ -249,14 +247,15 @@ def read_request(
     foreign = foreign_overrides(overrides)
     own = [text for text in overrides if text not in foreign]
     problems = [
-        f"{text.partition('=')[0]}: the run is trained, and only {SECTION} keys choose its images"
+        f"{text.partition('=')[0]}: the run is trained, and only IMAGE_GENERATION keys choose its "
+        "images"
         for text in foreign
     ]
     problems += _number_problems(batch_size, bulk)
     named = source
     if bulk is not None:
         if bulk.num is not None and bulk.num >= 1:
-            own.append(f"{SECTION}.NUM_GEN_IMAGES={bulk.num}")
+            own.append(f"IMAGE_GENERATION.NUM_GEN_IMAGES={bulk.num}")
         if is_bulk_folder(source):
             named = source / BULK_REQUEST
             if ema is None:
@@ -265,9 +264,11 @@ def read_request(
     if named.is_file() and named.suffix in (".yaml", ".yml"):
         asked = configuration.load_generation(named, own)
         if not asked.MODEL_PATH:
-            raise InputError(f"{named}: {SECTION}.MODEL_PATH is empty; name a run or a checkpoint")
+            raise InputError(
+                f"{named}: IMAGE_GENERATION.MODEL_PATH is empty; name a run or a checkpoint"
+            )
         named, own = Path(asked.MODEL_PATH), []
-    run, checkpoint = locate(named)
+    run, checkpoint = locate_run(named)
     trained = load_run(run)
     if why := ema_problem(trained, ema):
         problems.append(f"--ema {ema}: {run} {why}")
@@ -303,7 +304,7 @@ def read_request(
 
 def foreign_overrides(overrides: Sequence[str]) -> list[str]:
     """The overrides of other sections than IMAGE_GENERATION."""
-    return [text for text in overrides if not text.upper().startswith(f"{SECTION}.")]
+    return [text for text in overrides if not text.upper().startswith("IMAGE_GENERATION.")]
 
 
 def is_bulk_folder(folder: Path) -> bool:
@@ -356,7 +357,10 @@ def _folder_problems(config: Config) -> list[str]:
     chosen = config.IMAGE_GENERATION.GEN_SAVE_DIR
     if chosen is None or not Path(chosen).exists() or Path(chosen).is_dir():
         return []
-    return [f"{SECTION}.GEN_SAVE_DIR is {chosen}, which is no folder; give a folder or a new name"]
+    return [
+        f"IMAGE_GENERATION.GEN_SAVE_DIR is {chosen}, which is no folder; give a folder or a new "
+        "name"
+    ]
 
 
 def _external(
@@ -370,7 +374,7 @@ def _external(
     options = config.IMAGE_GENERATION
     if options.GEN_TASK not in tasks or options.EXTERNAL_NPZ_INPUT is None:
         return None
-    path, key = Path(options.EXTERNAL_NPZ_INPUT), f"{SECTION}.EXTERNAL_NPZ_INPUT"
+    path, key = Path(options.EXTERNAL_NPZ_INPUT), "IMAGE_GENERATION.EXTERNAL_NPZ_INPUT"
     try:
         return read(path, _drawn_shape(config), limit, key)
     except InputError as error:
@@ -383,27 +387,27 @@ def task_problems(config: Config) -> list[str]:
     options, problems = config.IMAGE_GENERATION, configuration.generation_problems(config)
     if options.GEN_TASK == "channel_inpaint" and config.TRAINING.INPUT_IMAGE_CHANNEL < 2:
         problems.append(
-            f"{SECTION}.GEN_TASK is channel_inpaint but images have one channel, so nothing is "
-            "left to draw; give another task"
+            "IMAGE_GENERATION.GEN_TASK is channel_inpaint but images have one channel, so nothing "
+            "is left to draw; give another task"
         )
     if options.RESAMPLES and options.GEN_TASK not in INPAINTING:
         problems.append(
-            f"{SECTION}.RESAMPLES is {options.RESAMPLES} but GEN_TASK {options.GEN_TASK} keeps no "
-            f"part of an image; give RESAMPLES 0, or {' or '.join(INPAINTING)}"
+            f"IMAGE_GENERATION.RESAMPLES is {options.RESAMPLES} but GEN_TASK {options.GEN_TASK} keeps "
+            f"no part of an image; give RESAMPLES 0, or {' or '.join(INPAINTING)}"
         )
     has_class = options.GEN_TASK == "class_cond" or (
         options.GEN_TASK != "random_uncond" and options.CLASS_LABEL is not None
     )
     if options.GUIDANCE != 1 and options.GUIDE is None and not has_class:
         problems.append(
-            f"{SECTION}.GUIDANCE is {options.GUIDANCE} but GEN_TASK {options.GEN_TASK} draws "
-            "without classes: nothing to guide; give GUIDANCE 1.0, or class_cond"
+            f"IMAGE_GENERATION.GUIDANCE is {options.GUIDANCE} but GEN_TASK {options.GEN_TASK} "
+            "draws without classes: nothing to guide; give GUIDANCE 1.0, or class_cond"
         )
     conditional = config.TRAINING.NETWORK.NUM_CLASSES is not None
     if conditional and not has_class and config.TRAINING.LABEL_DROP == 0:
         problems.append(
-            f"{SECTION}.GEN_TASK {options.GEN_TASK} draws without classes but the network was "
-            "trained with LABEL_DROP 0.0, never without one; give class_cond, or a CLASS_LABEL"
+            f"IMAGE_GENERATION.GEN_TASK {options.GEN_TASK} draws without classes but the network "
+            "was trained with LABEL_DROP 0.0, never without one; give class_cond, or a CLASS_LABEL"
         )
     return problems
 
@@ -416,11 +420,11 @@ def guide_problems(config: Config, ema: Ema | None) -> list[str]:
     try:
         source, guide_ema = guide_weights(guide, ema)
     except InputError as error:
-        return [f"{SECTION}.GUIDE: {problem}" for problem in error.problems]
-    opening, trained = f"{SECTION}.GUIDE is {guide}", config
+        return [f"IMAGE_GENERATION.GUIDE: {problem}" for problem in error.problems]
+    opening, trained = f"IMAGE_GENERATION.GUIDE is {guide}", config
     if source is not None:
         try:
-            trained = load_run(locate(source)[0])
+            trained = load_run(locate_run(source)[0])
         except InputError as error:
             return [f"{opening}: {problem}" for problem in error.problems]
     elif weights_name(config, guide_ema) == weights_name(config, ema):

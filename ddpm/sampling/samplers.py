@@ -45,7 +45,7 @@ from ddpm.diffusion import (
     per_sample,
 )
 from ddpm.sampling.denoise import Denoise, Denoised, Network, denoiser, guided
-from ddpm.sampling.spacing import MAX_VISITS, Level, below, levels
+from ddpm.sampling.spacing import MAX_VISITS, Level, below, walk_levels
 
 Constrain = Callable[[Tensor, Level, Tensor], Tensor]
 
@@ -177,7 +177,7 @@ class SamplerOptions:
     """Choices of a walk: all that images depend on besides networks, schedule, number and label.
 
     num_steps: steps, spaced as `spacing` says (one of SPACINGS); or reverse_stride: timesteps each.
-    between: the logsnr that the spacing goes from and to, as in spacing.levels().
+    between: the logsnr that the spacing goes from and to, as in walk_levels().
     sampler: one of SAMPLERS.  ddim_eta: in [0, 1], of ddim alone.
     guidance, guidance_interval, guidance_rescale: as in denoise.guided(); guidance 1 is off.
     clip_denoise: x0_hat is clamped to [-1, 1]; recompute_noise then makes noise_hat fit it
@@ -214,13 +214,13 @@ class SamplerOptions:
             raise ValueError(f"resamples is {self.resamples}; give one from 0 to {MAX_VISITS - 1}")
 
     def levels(self, schedule: NoiseSchedule, begin: float = 1.0) -> list[Level]:
-        """The levels of the walk from time `begin` down.  Raises ValueError as spacing.levels()."""
+        """The levels of the walk from time `begin` down.  Raises ValueError as walk_levels()."""
         if self.pred_type == "noise" and schedule.logsnr_range[0] == -math.inf:
             raise ValueError(
                 "pred_type is noise but the schedule ends at zero SNR, where noise says nothing "
                 "about the image; predict image or velocity"
             )
-        path = levels(
+        path = walk_levels(
             schedule,
             spacing=self.spacing,
             num_steps=self.num_steps,
@@ -231,7 +231,7 @@ class SamplerOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
+class WalkStart:
     """First state of a walk, if not noise at time 1: alpha x0 + sigma noise.
 
     time: in (0, 1]; the walk is the part of the path at or below it.
@@ -271,7 +271,7 @@ def sample(
     null_label: int | None = None,
     guide: Network | None = None,
     constrain: Constrain | None = None,
-    start: Start | None = None,
+    start: WalkStart | None = None,
     **options: Any,
 ) -> Tensor:
     """Images drawn by the reverse process; the arguments are those of sample_steps().
@@ -305,7 +305,7 @@ def sample_steps(
     null_label: int | None = None,
     guide: Network | None = None,
     constrain: Constrain | None = None,
-    start: Start | None = None,
+    start: WalkStart | None = None,
     **options: Any,
 ) -> Iterator[SampleState]:
     """Steps of the reverse process, each once it is done; the last one has s = 0.
@@ -319,7 +319,7 @@ def sample_steps(
 
     Raises ValueError, before the first step, for arguments that are impossible or contradict.
     """
-    chosen, start = SamplerOptions(**options), start or Start()
+    chosen, start = SamplerOptions(**options), start or WalkStart()
     path = chosen.levels(schedule, start.time)
     denoise = denoiser(
         guided(
@@ -349,7 +349,7 @@ def _walk(
     ids: Tensor,
     image_shape: tuple[int, ...],
     constrain: Constrain,
-    start: Start,
+    start: WalkStart,
 ) -> Iterator[SampleState]:
     """The loop of the reverse process, all its choices made."""
 
@@ -379,7 +379,7 @@ def _walk(
             yield SampleState(x_t=x_t, x0_hat=estimate.x0_hat, t=now.t, s=then.t)
 
 
-def _first_state(start: Start, level: Level, noise: Tensor) -> Tensor:
+def _first_state(start: WalkStart, level: Level, noise: Tensor) -> Tensor:
     if start.x0 is None:
         return noise
     if start.x0.shape != noise.shape:

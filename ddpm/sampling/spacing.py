@@ -95,7 +95,7 @@ def linspace_timesteps(num_timesteps: int, num_steps: int) -> list[int]:
     return [1 + (2 * span * i + parts) // (2 * parts) for i in range(parts, -1, -1)] + [0]
 
 
-def levels(
+def walk_levels(
     schedule: NoiseSchedule,
     *,
     spacing: str = "trailing",

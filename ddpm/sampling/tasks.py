@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddpm.diffusion import Stream, normal
 from ddpm.sampling.request import INPAINTING, SampleRequest
-from ddpm.sampling.samplers import Constrain, Start
+from ddpm.sampling.samplers import Constrain, WalkStart
 from ddpm.sampling.spacing import Level
 
 
@@ -41,12 +41,12 @@ def begin_of(request: SampleRequest) -> float:
     return request.options.STRENGTH if request.options.GEN_TASK == "sdedit" else 1.0
 
 
-def start_of(request: SampleRequest, ids: Tensor) -> Start:
+def start_of(request: SampleRequest, ids: Tensor) -> WalkStart:
     """First state of the walks of these images."""
     if request.options.GEN_TASK != "sdedit":
-        return Start()
+        return WalkStart()
     base = _model_space(request)
-    return Start(time=request.options.STRENGTH, x0=base.to(ids.device)[ids % len(base)])
+    return WalkStart(time=request.options.STRENGTH, x0=base.to(ids.device)[ids % len(base)])
 
 
 def constraint_of(request: SampleRequest) -> Constrain | None:

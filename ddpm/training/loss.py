@@ -22,7 +22,7 @@ from ddpm.diffusion import (
     LogSnrDensity,
     NoiseSchedule,
     Stream,
-    convert,
+    convert_prediction,
     diffuse,
     elementwise_loss,
     loss_weight,
@@ -31,7 +31,7 @@ from ddpm.diffusion import (
     philox,
     stratified_timesteps,
     target_for,
-    timesteps,
+    uniform_timesteps,
     x0_gain,
 )
 
@@ -187,7 +187,7 @@ def draw(
         size = training.HYPER_PARAMETERS.BATCH_SIZE
         t = stratified_timesteps(seed, step, positions - step * size, size, count)
     else:
-        t = timesteps(seed, positions, count)
+        t = uniform_timesteps(seed, positions, count)
     t, weight = (t, None) if density is None else density.timesteps(t)
     if training.WEIGHTED_AS is not None:
         levels = levels_trained(training, schedule)
@@ -246,7 +246,7 @@ def sample_losses(
 
     def in_space(space: str) -> tuple[Tensor, Tensor]:
         target = target_for(space, x0, draws.noise, alpha, sigma, of_data)
-        return convert(pred, x_t, alpha, sigma, kind, space, of_data), target
+        return convert_prediction(pred, x_t, alpha, sigma, kind, space, of_data), target
 
     converted, target = in_space(space)
     if training.LOSS_FLOOR is not None:

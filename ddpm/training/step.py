@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, schedule, supported_activities
 
 from ddpm.config import HyperParameters, Training
-from ddpm.diffusion import AdaptiveDensity, NoiseSchedule, beta_at, ema, gamma_of, name_of
+from ddpm.diffusion import (
+    AdaptiveDensity,
+    NoiseSchedule,
+    ema,
+    power_ema_beta,
+    power_ema_gamma,
+    power_ema_name,
+)
 from ddpm.distributed import Group, share
 from ddpm.errors import NonFiniteError
 from ddpm.runs import watts
@@ -284,7 +291,9 @@ class Stepper:
         self.emas = {
             f"ema-{decay:g}": ema.init(self.parameters) for decay in self.training.EMA_DECAYS
         }
-        self.gammas = {name_of(length): gamma_of(length) for length in self.training.EMA_POWER}
+        self.gammas = {
+            power_ema_name(length): power_ema_gamma(length) for length in self.training.EMA_POWER
+        }
         self.powers = {name: ema.init(self.parameters) for name in self.gammas}
         if state is None:
             return
@@ -375,7 +384,7 @@ class Stepper:
                 ema.update(tensors, self.parameters, decay, self.step)
         # Averages over steps: at one that was skipped the weights stood still, and count again.
         for name, gamma in self.gammas.items():
-            ema.move(self.powers[name], self.parameters, beta_at(gamma, self.step))
+            ema.move(self.powers[name], self.parameters, power_ema_beta(gamma, self.step))
         return skipped, norm, numbers
 
     def _non_finite(self, norm: float, seen: list[Tensor]) -> NonFiniteError:

@@ -23,7 +23,7 @@ from ddpm.diffusion import NoiseSchedule
 from ddpm.distributed import Group
 from ddpm.errors import Interrupted
 from ddpm.metrics import (
-    Window,
+    LogSnrWindow,
     data_window,
     evaluate_run,
     measure_samples,
@@ -43,7 +43,7 @@ from ddpm.runs import (
     peak_bytes,
     reset_peak,
 )
-from ddpm.sampling import build, grids, open_data
+from ddpm.sampling import build_network, grids, open_data
 from ddpm.training.step import TrainState, kernels, profiler
 from ddpm.training.trainer import (
     Every,
@@ -166,7 +166,7 @@ class _Worker:
     job: Job
     config: Config
     data: Dataset
-    window: Window
+    window: LogSnrWindow
     run: RunDirectory
     group: Group
 
@@ -186,7 +186,7 @@ class _Worker:
         is_enough = self.group.is_main and options.PATIENCE is not None
         if self.group.any(is_enough and Patience.ENOUGH in judge(run.metrics(), options)):
             return  # and was killed before it could say that it is done
-        network, schedule = build(self.config)
+        network, schedule = build_network(self.config)
         schedule = dataclasses.replace(schedule, sigma_data=sigma_data)
         epoch = steps_per_epoch(training, self.data.num_train)
         sampler = None

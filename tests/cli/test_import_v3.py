@@ -15,7 +15,7 @@ from ddpm.cli.import_v3 import import_run
 from ddpm.diffusion import UNet
 from ddpm.errors import InputError
 from ddpm.runs import RunDirectory, checkpoint, read_keras
-from ddpm.sampling import build, load_network
+from ddpm.sampling import build_network, load_network
 from tests.support.keras_files import keras_layers, spoken, write_h5, write_weights_h5
 from tests.support.tree import ROOT
 
@@ -87,18 +87,18 @@ def test_trained_h5_takes_the_file_as_v3_did(tmp_path: Path) -> None:
     trained = model()
     weights = write_h5(tmp_path / "model.h5", keras_layers(trained))
     start = ["TRAINING.IS_NEW_TRAIN=false", f"TRAINING.TRAINED_H5={weights}"]
-    network, schedule = build(configuration.load(v3(tmp_path), start))
+    network, schedule = build_network(configuration.load(v3(tmp_path), start))
     assert schedule.time_input == "timestep" and network.keras_layers
     state = network.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in trained.state_dict().items())
     with pytest.raises(InputError, match=r"TRAINED_H5: the file's layers(.*\n)*.*kind conv"):
-        build(configuration.load(v3(tmp_path, NUM_RES_BLOCKS=2), start))
+        build_network(configuration.load(v3(tmp_path, NUM_RES_BLOCKS=2), start))
     run = import_run(v3(tmp_path), weights)
     with pytest.raises(InputError, match="whose network sees timestep, but here it is time"):
-        build(configuration.load(v3(tmp_path), [start[0], f"TRAINING.TRAINED_H5={run}"]))
+        build_network(configuration.load(v3(tmp_path), [start[0], f"TRAINING.TRAINED_H5={run}"]))
     other = [start[0], f"TRAINING.TRAINED_H5={run}", "TRAINING.NETWORK.TIME_INPUT=timestep"]
     with pytest.raises(InputError, match="whose TRAINING.NETWORK.KERAS_LAYERS is true; give the"):
-        build(configuration.load(v3(tmp_path), other))
+        build_network(configuration.load(v3(tmp_path), other))
 
 
 def test_the_command_refuses_in_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

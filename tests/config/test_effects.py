@@ -62,9 +62,9 @@ def test_num_and_seed_choose_images_and_noise_of_the_evaluation(
 @pytest.mark.slow
 def test_trained_h5_is_where_a_training_starts_unless_it_is_new(plain: Path) -> None:
     start = f"TRAINING.TRAINED_H5={plain}"
-    fresh, _ = loading.build(tiny())
-    unused, _ = loading.build(tiny(start))
-    warm, _ = loading.build(tiny(start, "TRAINING.IS_NEW_TRAIN=false"))
+    fresh, _ = loading.build_network(tiny())
+    unused, _ = loading.build_network(tiny(start))
+    warm, _ = loading.build_network(tiny(start, "TRAINING.IS_NEW_TRAIN=false"))
     state = fresh.state_dict()
     assert all(torch.equal(t, state[name]) for name, t in unused.state_dict().items())
     assert any(not torch.equal(t, state[name]) for name, t in warm.state_dict().items())

@@ -17,7 +17,7 @@ from ddpm.diffusion.density import (
     AdaptiveDensity,
     LogSnrDensity,
 )
-from ddpm.diffusion.process import timesteps
+from ddpm.diffusion.process import uniform_timesteps
 from ddpm.diffusion.schedule import NoiseSchedule
 from tests.support.diffusion_cases import every_schedule
 
@@ -96,7 +96,7 @@ def test_edm_and_logit_normal_are_what_their_papers_draw() -> None:
 @pytest.mark.parametrize("name", DENSITIES)
 def test_draws_follow_the_density_and_their_pair_is_that_of_log_snr(name: str) -> None:
     density = LogSnrDensity(name)
-    t = timesteps(7, torch.arange(20_000), density.num_timesteps)
+    t = uniform_timesteps(7, torch.arange(20_000), density.num_timesteps)
     logsnr, (alpha, sigma) = density.logsnr_at(t), density.alpha_sigma_at(t)
     assert stats.kstest(logsnr.numpy(), CLOSED[density].cdf).pvalue > 1e-3
     assert_close(alpha**2 + sigma**2, torch.ones_like(alpha), rtol=1e-14, atol=0)

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from ddpm.diffusion.process import (
     PRED_TYPES,
-    convert,
+    convert_prediction,
     diffuse,
     elementwise_loss,
     input_scale,
@@ -98,7 +98,7 @@ def test_conversions_recover_the_truth_in_float64(name: str) -> None:
         for source, target in product(PRED_TYPES, PRED_TYPES):
             pred = target_for(source, x0, noise, alpha, sigma, SIGMA_DATA)
             expected = target_for(target, x0, noise, alpha, sigma, SIGMA_DATA)
-            converted = convert(pred, x_t, alpha, sigma, source, target, SIGMA_DATA)
+            converted = convert_prediction(pred, x_t, alpha, sigma, source, target, SIGMA_DATA)
             error = (converted - expected).abs().flatten(1).amax(1)
             assert converted.dtype == dtype, (source, target)
             assert (error < rounding * gain_of(source, target, alpha, sigma)).all(), (
@@ -111,7 +111,7 @@ def test_equal_types_convert_to_themselves() -> None:
     pred = noises(2)
     one = torch.ones(2, dtype=torch.float64)
     for pred_type in PRED_TYPES:
-        assert convert(pred, pred, one, one, pred_type, pred_type) is pred
+        assert convert_prediction(pred, pred, one, one, pred_type, pred_type) is pred
 
 
 @every_schedule
@@ -226,8 +226,8 @@ def test_conversions_take_a_single_coefficient_for_the_whole_batch() -> None:
     for source in PRED_TYPES:
         for target in PRED_TYPES:
             assert torch.equal(
-                convert(pred, x_t, *pair, source, target, SIGMA_DATA),
-                convert(pred, x_t, *pairs, source, target, SIGMA_DATA),
+                convert_prediction(pred, x_t, *pair, source, target, SIGMA_DATA),
+                convert_prediction(pred, x_t, *pairs, source, target, SIGMA_DATA),
             )
 
 
@@ -239,7 +239,7 @@ def test_half_precision_predictions_are_converted_in_float32(pred_type: str) -> 
     for target in PRED_TYPES:
         if target != pred_type:
             converted, expected = (
-                convert(one, x_t, *pair, pred_type, target, SIGMA_DATA)
+                convert_prediction(one, x_t, *pair, pred_type, target, SIGMA_DATA)
                 for one in (pred, pred.float())
             )
             assert torch.equal(converted, expected)
@@ -254,8 +254,8 @@ def test_unknown_names_are_refused_with_the_valid_ones() -> None:
         lambda: noise_from_pred(x, x, one, one, "eps"),
         lambda: input_scale("eps", one, one),
         lambda: target_for("eps", x, x, one, one),
-        lambda: convert(x, x, one, one, "eps", "image"),
-        lambda: convert(x, x, one, one, "image", "eps"),
+        lambda: convert_prediction(x, x, one, one, "eps", "image"),
+        lambda: convert_prediction(x, x, one, one, "image", "eps"),
         lambda: loss_weight(one, "eps", "snr"),
     ):
         with pytest.raises(ValueError, match=message):

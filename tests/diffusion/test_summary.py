@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ddpm.diffusion.layers import DropoutKey
-from ddpm.diffusion.summary import summarize
+from ddpm.diffusion.summary import summarize_network
 from ddpm.diffusion.unet import UNet
 from tests.diffusion.test_unet import batch, small
 
@@ -30,14 +30,14 @@ def test_flops_of_a_small_network_by_hand() -> None:
     time = 2 * e * e
     blocks = 3 * block(c) + 2 * block(2 * c)
     expected = 2 * (time + stem + blocks + 4 * attention + head)
-    assert summarize(network, (2, 4, 4)).flops_per_image == expected
+    assert summarize_network(network, (2, 4, 4)).flops_per_image == expected
 
 
 def test_summary_adds_up_and_touches_nothing() -> None:
     network = small(num_classes=3, dropout=0.2).eval()
     network.encoder[0].train()
     before = copy.deepcopy(network.state_dict())
-    report = summarize(network, (1, 8, 8))
+    report = summarize_network(network, (1, 8, 8))
     assert report.parameters == sum(parameter.numel() for parameter in network.parameters())
     for field, total in [
         ("parameters", report.parameters),
@@ -70,33 +70,33 @@ def test_activation_bytes_are_what_autograd_keeps(options: dict[str, object]) ->
         assert y.requires_grad
         return sum(size for pointer, size in storages.items() if pointer not in own)
 
-    assert summarize(network, (1, 8, 8)).activation_bytes_per_image == kept(4) - kept(3)
+    assert summarize_network(network, (1, 8, 8)).activation_bytes_per_image == kept(4) - kept(3)
 
 
 def test_activation_bytes_fall_with_checkpointing() -> None:
     plain, checkpointed = small(), small(checkpoint_activations=True)
-    size = summarize(plain, (1, 8, 8)).activation_bytes_per_image
-    assert summarize(checkpointed, (1, 8, 8)).activation_bytes_per_image < 0.7 * size
+    size = summarize_network(plain, (1, 8, 8)).activation_bytes_per_image
+    assert summarize_network(checkpointed, (1, 8, 8)).activation_bytes_per_image < 0.7 * size
     assert checkpointed.encoder[0].stages[0].checkpoint_activations
 
 
 def test_no_part_keeps_less_than_nothing() -> None:
     options = {"channel_mult": [1, 2, 2], "has_attention": [False, True, True]}
     for is_on in (False, True):
-        report = summarize(small(**options, checkpoint_activations=is_on), (1, 8, 8))
+        report = summarize_network(small(**options, checkpoint_activations=is_on), (1, 8, 8))
         assert all(part.activation_bytes >= 0 for part in report.parts)
 
 
 def test_activation_bytes_of_mixed_precision_leave_out_copies_of_weights() -> None:
     plain = small()
-    size = summarize(plain, (1, 8, 8)).activation_bytes_per_image
+    size = summarize_network(plain, (1, 8, 8)).activation_bytes_per_image
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = summarize(plain, (1, 8, 8)).activation_bytes_per_image
+        half = summarize_network(plain, (1, 8, 8)).activation_bytes_per_image
     assert 0.4 * size < half < 0.8 * size
 
 
 def test_summary_is_a_table_of_parts() -> None:
-    lines = str(summarize(small(), (1, 8, 8))).splitlines()
+    lines = str(summarize_network(small(), (1, 8, 8))).splitlines()
     assert lines[0] == "one image of 1x8x8"
     assert lines[1].split() == ["part", "parameters", "FLOPs", "activations"]
     names = [line.split()[0] for line in lines[3:-2]]
@@ -108,6 +108,6 @@ def test_summary_is_a_table_of_parts() -> None:
 def test_a_large_network_is_summarised_without_running_it() -> None:
     with torch.device("meta"):
         network = UNet(256, 3, 128, [1, 2, 4, 8], [False, False, True, True], dropout=0.1)
-    report = summarize(network, (3, 256, 256))
+    report = summarize_network(network, (3, 256, 256))
     assert 1e8 < report.parameters < 3e8
     assert report.flops_per_image > 1e11 and report.activation_bytes_per_image > 2**30

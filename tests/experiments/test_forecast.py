@@ -11,7 +11,7 @@ from ddpm.config.loading import load
 from ddpm.diffusion.schedule import SCHEDULES, NoiseSchedule
 from ddpm.errors import run_main
 from ddpm.sampling.loading import open_data
-from ddpm.sampling.spacing import levels
+from ddpm.sampling.spacing import walk_levels
 from experiments import forecast as forecasts
 from experiments.forecast import (
     SPACINGS,
@@ -77,7 +77,7 @@ def test_the_configured_walk_has_the_error_of_the_ideal_denoiser(
     data = open_data(config, digits)
     train = data.read(data.order(torch.arange(data.num_train)).sort().values).images.flatten(1)
     fit = GaussianFit.of(train)
-    distance = drawn(fit, levels(NoiseSchedule("cosine", 1000), num_steps=7)).distance(fit)
+    distance = drawn(fit, walk_levels(NoiseSchedule("cosine", 1000), num_steps=7)).distance(fit)
     assert of_digits.chosen is not None
     assert of_digits.chosen.error == pytest.approx(127.5 * distance / 8, rel=1e-9)
     assert of_digits.num_images == data.num_train

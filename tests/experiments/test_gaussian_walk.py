@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.sampling.samplers import sample
-from ddpm.sampling.spacing import levels
+from ddpm.sampling.spacing import walk_levels
 from experiments.gaussian_walk import (
     GaussianDraws,
     GaussianFit,
@@ -40,7 +40,7 @@ def correlated(count: int = 4000, size: int = 6) -> Tensor:
 def test_the_standard_deviation_of_unit_data_is_a_power_of_a_cosine() -> None:
     """cos(89 degrees / S)^S for S steps of ddim on the cosine schedule."""
     for steps in (10, 20, 100):
-        found = drawn(one(0.0, 1.0), levels(NoiseSchedule("cosine", 1000), num_steps=steps))
+        found = drawn(one(0.0, 1.0), walk_levels(NoiseSchedule("cosine", 1000), num_steps=steps))
         assert float(found.variance.sqrt()) == pytest.approx(
             math.cos(math.radians(89) / steps) ** steps, abs=1e-9
         )
@@ -54,17 +54,17 @@ def test_the_limit_of_the_flow_is_known_and_approached(
     name: str, mean: float, variance: float
 ) -> None:
     data, schedule = one(0.5, 0.25), NoiseSchedule(name, 1000)
-    limit = flow_limit(data, levels(schedule)[0])
+    limit = flow_limit(data, walk_levels(schedule)[0])
     assert (float(limit.mean), float(limit.variance)) == pytest.approx((mean, variance), abs=6e-6)
     apart = [
-        abs(float(drawn(data, levels(schedule, num_steps=n)).variance) - variance)
+        abs(float(drawn(data, walk_levels(schedule, num_steps=n)).variance) - variance)
         for n in (50, 200)
     ]
     assert apart[1] < apart[0] / 3
 
 
 def test_a_walk_begun_in_noised_data_has_no_bias_of_the_mean() -> None:
-    data, path = one(0.5, 0.25), levels(NoiseSchedule("cosine", 1000), num_steps=50)
+    data, path = one(0.5, 0.25), walk_levels(NoiseSchedule("cosine", 1000), num_steps=50)
     found = drawn(data, path, begin=noised(data, path[0]))
     assert_close(found.mean, data.mean, atol=1e-12, rtol=0)
 
@@ -75,7 +75,9 @@ def test_a_walk_begun_in_noised_data_has_no_bias_of_the_mean() -> None:
 def test_samples_of_the_ideal_denoiser_have_the_moments_said(sampler: str, eta: float) -> None:
     count, fit = 20_000, GaussianFit.of(correlated())
     schedule = NoiseSchedule("cosine", 1000)
-    told = drawn(fit, levels(schedule, num_steps=6, spacing="karras"), sampler=sampler, eta=eta)
+    told = drawn(
+        fit, walk_levels(schedule, num_steps=6, spacing="karras"), sampler=sampler, eta=eta
+    )
     images = sample(
         ideal_network(fit, schedule),
         schedule,
@@ -115,4 +117,4 @@ def test_the_distance_is_zero_for_the_data_alone() -> None:
 
 def test_a_sampler_with_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="sampler is 'dpmpp_2m'; give one of ddim, ddpm, heun"):
-        drawn(one(0, 1), levels(NoiseSchedule("cosine", 10)), sampler="dpmpp_2m")
+        drawn(one(0, 1), walk_levels(NoiseSchedule("cosine", 10)), sampler="dpmpp_2m")

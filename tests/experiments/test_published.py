@@ -13,7 +13,7 @@ import torch
 from torch.testing import assert_close
 
 from ddpm.data.dataset import Dataset
-from ddpm.diffusion.process import convert, diffuse, elementwise_loss
+from ddpm.diffusion.process import convert_prediction, diffuse, elementwise_loss
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.errors import InputError, Interrupted, run_main
 from ddpm.metrics.intervals import Interval
@@ -155,10 +155,10 @@ def test_every_prediction_is_judged_by_the_velocity_it_implies(kind: str) -> Non
     alpha, sigma = schedule.alpha_sigma_at(t)
     x_t = diffuse(x0, noise, alpha, sigma)
     target = {"noise": noise, "image": x0}.get(kind)
-    velocity = convert(noise, x_t, alpha, sigma, "noise", "velocity")
+    velocity = convert_prediction(noise, x_t, alpha, sigma, "noise", "velocity")
     target = velocity if target is None else target
     model = VelocityLoss(Perceptron(4, 0), schedule, kind)
-    implied = convert(pred, x_t, alpha, sigma, kind, "velocity")
+    implied = convert_prediction(pred, x_t, alpha, sigma, kind, "velocity")
     expected = elementwise_loss(implied, velocity, "MSE")
     assert_close(model.loss(pred, target, schedule.logsnr_at(t)), expected, rtol=1e-8, atol=0)
 

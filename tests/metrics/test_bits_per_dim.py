@@ -13,7 +13,7 @@ from torch import Tensor
 from ddpm.data.dataset import Batch, Dataset
 from ddpm.diffusion import philox
 from ddpm.diffusion.philox import Stream
-from ddpm.diffusion.process import convert
+from ddpm.diffusion.process import convert_prediction
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.metrics.bits_per_dim import (
     BYTES,
@@ -57,7 +57,7 @@ def ideal(schedule: NoiseSchedule, pred_type: str) -> Network:
         alpha, sigma = schedule.alpha_sigma_at(t)
         gain = alpha * VARIANCE / (alpha**2 * VARIANCE + sigma**2)
         x0_hat = gain.reshape(-1, 1, 1, 1) * x_t.double()
-        return convert(x0_hat, x_t.double(), alpha, sigma, "image", pred_type)
+        return convert_prediction(x0_hat, x_t.double(), alpha, sigma, "image", pred_type)
 
     return network
 

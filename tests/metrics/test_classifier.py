@@ -10,7 +10,12 @@ import torch
 
 from ddpm.diffusion.layers import init_weights
 from ddpm.metrics import classifier
-from ddpm.metrics.classifier import ClassifierFeatures, ClassifierNetwork, scale_features, train
+from ddpm.metrics.classifier import (
+    ClassifierFeatures,
+    ClassifierNetwork,
+    scale_features,
+    train_classifier,
+)
 from ddpm.metrics.features import Moments
 from tests.support.tree import ROOT
 
@@ -18,10 +23,10 @@ PROCESS = """
 import sys, hashlib, numpy as np, torch, safetensors.torch
 torch.set_num_threads(int(sys.argv[1]))
 from ddpm.metrics import classifier
-classifier.STEPS = 30
+classifier.CLASSIFIER_STEPS = 30
 rng = np.random.default_rng(0)
 x, y = rng.integers(0, 256, (300, 8, 8, 1), dtype=np.uint8), rng.integers(0, 4, 300)
-network = classifier.train(lambda places: x[places], y, (1, 8, 8), 4)
+network = classifier.train_classifier(lambda places: x[places], y, (1, 8, 8), 4)
 print(hashlib.sha256(safetensors.torch.save(network.state_dict())).hexdigest())
 """
 
@@ -96,10 +101,10 @@ def test_every_image_is_there_once_a_pass() -> None:
 def test_it_learns_to_tell_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     from sklearn.datasets import load_digits
 
-    monkeypatch.setattr(classifier, "STEPS", 120)
+    monkeypatch.setattr(classifier, "CLASSIFIER_STEPS", 120)
     digits = load_digits()
     x = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    network = train(lambda places: x[places], digits.target[:1500], (1, 8, 8), 10)
+    network = train_classifier(lambda places: x[places], digits.target[:1500], (1, 8, 8), 10)
     told = extractor(network)(x[1500:]).probabilities
     assert told is not None
     assert (told.argmax(dim=1).numpy() == digits.target[1500:]).mean() > 0.9

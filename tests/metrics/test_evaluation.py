@@ -15,9 +15,15 @@ from ddpm.data import open_source, packing
 from ddpm.data.index import open_index
 from ddpm.errors import InputError
 from ddpm.metrics.evaluation import METRICS, class_score
-from ddpm.metrics.features import Judged
+from ddpm.metrics.features import ClassSums
 from ddpm.metrics.reference import RealData, pixel_features
-from ddpm.metrics.samples import cells, drawn, evaluate_samples, read_samples, request_of
+from ddpm.metrics.samples import (
+    cells,
+    draw_samples,
+    evaluate_samples,
+    evaluation_request,
+    read_samples,
+)
 from tests.support.digits_runs import digit_images, digits_run, real_digits
 
 
@@ -233,27 +239,27 @@ def test_the_run_s_own_way_of_drawing_changes_nothing_and_a_given_one_is_said(
 ) -> None:
     own = {"GUIDANCE": 2.0, "GUIDANCE_INTERVAL": [-2.0, 2.0], "SPACING": "karras"}
     path = digits_run(digits, tmp_path, IMAGE_GENERATION=own)
-    usual = request_of(path, 64, (), None).options
+    usual = evaluation_request(path, 64, (), None).options
     assert (usual.GUIDANCE, usual.GUIDANCE_INTERVAL, usual.SPACING) == (1.0, None, "trailing")
     words = ("SAMPLER=heun", "SPACING=logsnr", "NUM_STEPS=2", "GUIDANCE=2", "GUIDANCE_RESCALE=0.5")
-    given = request_of(path, 64, [f"IMAGE_GENERATION.{word}" for word in words], None)
+    given = evaluation_request(path, 64, [f"IMAGE_GENERATION.{word}" for word in words], None)
     told = "heun, spacing logsnr, 2 steps, guidance 2 rescaled by 0.5, ema-"
-    assert told in drawn(given).protocol
+    assert told in draw_samples(given).protocol
 
 
 @pytest.mark.slow
 def test_runs_are_compared_on_the_same_labels(digits: Path, tmp_path: Path) -> None:
     path = digits_run(digits, tmp_path)
-    samples = drawn(request_of(path, 70, (), None))
+    samples = draw_samples(evaluation_request(path, 70, (), None))
     assert samples.labels is not None
     assert samples.labels.tolist() == [i % 10 for i in range(70)]
 
 
 def test_every_run_is_drawn_from_in_the_same_way_unless_told(digits: Path, tmp_path: Path) -> None:
     path = digits_run(digits, tmp_path, IMAGE_GENERATION={"RANDOM_SEED": 7})
-    usual = request_of(path, 70, (), None)
+    usual = evaluation_request(path, 70, (), None)
     assert usual.seed == 0 and usual.options.DDIM_ETA == 0 and usual.options.CLIP_DENOISE
-    told = request_of(path, 70, ("image_generation.ddim_eta=1.0",), None)
+    told = evaluation_request(path, 70, ("image_generation.ddim_eta=1.0",), None)
     assert told.options.DDIM_ETA == 1.0 and told.seed == 0
 
 
@@ -333,11 +339,11 @@ def test_a_source_that_is_nothing_is_refused(digits: Path, tmp_path: Path) -> No
         run(tmp_path / "empty", "--against", digits, "--cache", tmp_path / "cache")
 
 
-def judged(p: np.ndarray) -> Judged:
+def judged(p: np.ndarray) -> ClassSums:
     """What 16 groups saw of images with class probabilities (n, K)."""
     groups = [torch.from_numpy(p[k::16]) for k in range(16)]
     entropies = [-(g * g.clamp(min=1e-12).log()).sum() for g in groups]
-    return Judged(
+    return ClassSums(
         counts=torch.tensor([len(g) for g in groups], dtype=torch.float64),
         entropies=torch.stack(entropies),
         classes=torch.stack([g.sum(dim=0) for g in groups]),

@@ -29,13 +29,13 @@ from ddpm.metrics.network_samples import (
     passes_at_end,
     sample_metrics,
     sampler_of,
-    walks,
+    sampling_walks,
 )
 from ddpm.metrics.quality import Quality, SamplePictures
 from ddpm.metrics.reference import as_real_data, classifier_features, reference_of
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import RunDirectory
-from ddpm.sampling.loading import build, open_data
+from ddpm.sampling.loading import build_network, open_data
 from ddpm.sampling.samplers import SamplerOptions
 from ddpm.training.worker import work
 from tests.support.digits_runs import digit_images, digits_run
@@ -183,7 +183,7 @@ def test_stopped_at_any_instant_it_goes_on_and_measures_nothing_twice(
 def test_what_does_not_fit_is_measured_again(folder: Path, damage: str) -> None:
     changed: dict[str, object] = {"SAMPLING_STEPS": (1,), "SAMPLING_ETAS": (0.0,)}
     right = measured(folder, **changed)
-    facts, arrays = folder / quality_file.FACTS, folder / quality_file.ARRAYS
+    facts, arrays = folder / quality_file.FACTS, folder / quality_file.QUALITY_ARRAYS
     if damage == "arrays":
         arrays.write_bytes(arrays.read_bytes()[:-9])
         assert quality_file.read_pictures(folder) is None
@@ -348,7 +348,7 @@ def test_inception_is_opened_from_the_file_that_weights_names(tmp_path: Path, di
         "EVALUATION.WEIGHTS=its/file.safetensors",
         f"TRAINING.OUTPUT_DIR={tmp_path / 'out'}",
     )
-    network, schedule = build(config)
+    network, schedule = build_network(config)
     measure = sample_metrics(config, schedule, open_data(config, digits), Group())
     with pytest.raises(InputError, match="EVALUATION.WEIGHTS its/file.safetensors: No such file"):
         measure(network)
@@ -361,7 +361,7 @@ def test_a_best_that_too_few_training_images_could_never_give_is_refused(
     np.savez(tmp_path / "x.npz", images=digit_images(60)[0], labels=np.arange(60) % 10)
     packing.pack(open_source(tmp_path / "x.npz"), few, progress=False)
     config = tiny("EVALUATION.EVERY=1", "EVALUATION.FEATURES=pixels", "EVALUATION.BEST=kid")
-    network, schedule = build(config)
+    network, schedule = build_network(config)
     data = open_data(config, few)
     with pytest.raises(InputError, match="BEST is kid, which needs 64 training images"):
         sample_metrics(config, schedule, data, Group())
@@ -420,12 +420,16 @@ def test_guidance_and_averages_are_walked_one_after_another() -> None:
     }  # fmt: skip
     config = tiny()
     config = replace(config, EVALUATION=replace(config.EVALUATION, **evaluation))  # type: ignore[arg-type]
-    assert [(w.num_steps, w.guidance) for w in walks(config)] == [(2, 1.0), (4, 1.0), (4, 2.0)]
-    assert sampler_of(walks(config)[2], config, None).guidance == 2.0
+    assert [(w.num_steps, w.guidance) for w in sampling_walks(config)] == [
+        (2, 1.0),
+        (4, 1.0),
+        (4, 2.0),
+    ]
+    assert sampler_of(sampling_walks(config)[2], config, None).guidance == 2.0
     # guided steps ask the network twice
     assert passes_at_end(config, NoiseSchedule("cosine", 50)) == (2 + 4 + 8) * BATCH
     lengths = replace(config.EVALUATION, EMA_LENGTHS=(0.05, 0.1))
-    found = walks(replace(config, EVALUATION=lengths))
+    found = sampling_walks(replace(config, EVALUATION=lengths))
     assert [w.ema_length for w in found] == 3 * [0.05] + 3 * [0.1]
 
 

@@ -96,7 +96,7 @@ def test_statistics_of_another_extractor_or_data_set_are_refused(real: RealData)
 def test_a_classifier_is_trained_once_and_says_how_good_it_is(
     real: RealData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(classifier, "STEPS", 60)
+    monkeypatch.setattr(classifier, "CLASSIFIER_STEPS", 60)
     first = classifier_features(real)
     assert first.accuracy is not None and first.accuracy > 0.6
     vectors = first(real.images(real.train_ids[:500])).vectors
@@ -105,7 +105,7 @@ def test_a_classifier_is_trained_once_and_says_how_good_it_is(
     def not_again(*_: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("ddpm.metrics.reference.train", not_again)
+    monkeypatch.setattr("ddpm.metrics.reference.train_classifier", not_again)
     again = classifier_features(real)
     assert again.sha256 == first.sha256 and again.accuracy == first.accuracy
     assert torch.equal(again(real.images(real.train_ids[:500])).vectors, vectors)

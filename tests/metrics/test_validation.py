@@ -15,12 +15,12 @@ from ddpm.config.schema import Config
 from ddpm.data.dataset import Batch, Dataset
 from ddpm.diffusion import philox
 from ddpm.diffusion.philox import Stream
-from ddpm.diffusion.process import convert
+from ddpm.diffusion.process import convert_prediction
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.metrics.validation import (
     evaluate_run,
     gaussian_fit,
-    levels_of,
+    logsnr_levels,
     measure_x0_error,
     memorisation,
     metrics_of,
@@ -30,7 +30,7 @@ from ddpm.metrics.validation import (
     write_references,
 )
 from ddpm.metrics.window import data_deviation, data_window, resolved_window
-from ddpm.metrics.x0_error import X0Error, summary
+from ddpm.metrics.x0_error import X0Error, x0_summary
 from ddpm.report.reading import read
 from ddpm.sampling.loading import load_network, open_data
 from tests.support.small_run import make_run
@@ -63,7 +63,7 @@ def network_of(estimate: Estimate, schedule: NoiseSchedule, pred_type: str) -> C
         alpha, sigma = schedule.alpha_sigma(time.double())
         wide = [one.reshape(-1, 1, 1, 1) for one in (alpha, sigma)]
         x0_hat = estimate(x_t.double(), *wide)
-        return convert(x0_hat, x_t.double(), alpha, sigma, "image", pred_type)
+        return convert_prediction(x0_hat, x_t.double(), alpha, sigma, "image", pred_type)
 
     return network
 
@@ -97,7 +97,7 @@ def test_the_same_estimate_has_the_same_error_whatever_is_predicted(
 
     def errors(kind: str) -> np.ndarray:
         network = network_of(lambda x, a, s: 0.9 * posterior_mean(x, a, s), schedule, kind)
-        levels = levels_of(schedule)
+        levels = logsnr_levels(schedule)
         return measure_x0_error(network, schedule, batch, pred_type=kind, levels=levels, seed=0).mse
 
     # The network reads its time in float32, which moves alpha and sigma by some 1e-7.
@@ -239,7 +239,7 @@ def test_the_window_of_digits_is_reached_by_v3s_schedules_at_50_timesteps(digits
     low, high = data_window(open_data(tiny(), digits))
     assert (low, high) == (-4, 5)
     for name in V3:
-        levels = levels_of(NoiseSchedule(name, 50))
+        levels = logsnr_levels(NoiseSchedule(name, 50))
         assert set(range(low, high + 1)) <= set(levels)
 
 
@@ -257,19 +257,19 @@ def test_a_schedule_that_misses_a_part_of_the_window_is_measured_where_it_is() -
 
 
 def test_levels_are_bounded_where_the_terminal_snr_is_zero() -> None:
-    levels = levels_of(NoiseSchedule("cosine", 1000, zero_terminal_snr=True))
+    levels = logsnr_levels(NoiseSchedule("cosine", 1000, zero_terminal_snr=True))
     assert levels[0] == -20 and levels == tuple(range(levels[0], levels[-1] + 1))
 
 
 def test_a_schedule_without_any_level_gives_an_empty_curve() -> None:
     schedule, batch = NoiseSchedule("linear", 1), batch_of(gaussian_images(3))
-    assert levels_of(schedule) == ()
+    assert logsnr_levels(schedule) == ()
     error = measure_x0_error(
         lambda x, t, y: x, schedule, batch, pred_type="image", levels=(), seed=0
     )
     assert error.mse.shape == (0, 3)
     with pytest.raises(ValueError, match="no log-SNR level"):
-        summary(error, ())
+        x0_summary(error, ())
 
 
 def test_the_gaussian_fit_is_the_wiener_filter_measured_as_a_network() -> None:
@@ -380,7 +380,7 @@ def test_a_run_is_measured_by_its_ema_and_a_report_reads_it(tmp_path: Path) -> N
         model.schedule,
         source.validation(256),
         pred_type=model.pred_type,
-        levels=levels_of(model.schedule),
+        levels=logsnr_levels(model.schedule),
         seed=0,
     )
     (trial,) = read(run).trials
@@ -389,10 +389,10 @@ def test_a_run_is_measured_by_its_ema_and_a_report_reads_it(tmp_path: Path) -> N
     np.testing.assert_allclose(trial.error.mse, error.mse, rtol=1e-3)
     np.testing.assert_array_equal(trial.error.ids, error.ids)
     assert read(run).window == window
-    levels = [level for level in levels_of(model.schedule) if -3 <= level <= 2]
+    levels = [level for level in logsnr_levels(model.schedule) if -3 <= level <= 2]
     assert (
         len(levels) == 6
-        and numbers["val_mean_log10_mse"] == summary(trial.error, levels)["mean_log10_mse"][0]
+        and numbers["val_mean_log10_mse"] == x0_summary(trial.error, levels)["mean_log10_mse"][0]
     )
 
     model.network.train()

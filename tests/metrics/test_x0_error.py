@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from ddpm.config import X0_MEASURES
-from ddpm.metrics.intervals import interval, t_quantile
+from ddpm.metrics.intervals import mean_interval, t_quantile
 from ddpm.metrics.x0_error import (
     X0Error,
     common_levels,
     continuous_bound,
-    influence,
-    summary,
+    x0_influence,
+    x0_summary,
 )
 
 
@@ -21,7 +21,7 @@ def error_of(mse: np.ndarray, first_level: int = -1) -> X0Error:
 
 def test_the_two_numbers_by_hand() -> None:
     error = error_of(np.array([[0.1, 0.3], [0.01, 0.01], [1.0, 1.0]]))
-    numbers = summary(error, (-1, 0))
+    numbers = x0_summary(error, (-1, 0))
     assert numbers["mean_log10_mse"][0] == pytest.approx((np.log10(0.2) + np.log10(0.01)) / 2)
     assert numbers["snr_weighted_mse"][0] == pytest.approx((np.exp(-1) * 0.2 + 0.01) / 2)
 
@@ -36,7 +36,7 @@ def test_the_snr_weighted_number_is_the_error_of_the_noise() -> None:
         rows.append((estimate - x0) ** 2)
         noise_hat = (alpha * x0 + sigma * noise - alpha * estimate) / sigma
         noise_errors.append(np.mean((noise_hat - noise) ** 2))
-    numbers = summary(error_of(np.array(rows), -3), tuple(levels))
+    numbers = x0_summary(error_of(np.array(rows), -3), tuple(levels))
     assert numbers["snr_weighted_mse"][0] == pytest.approx(np.mean(noise_errors))
 
 
@@ -45,9 +45,9 @@ def test_only_the_levels_asked_for_count() -> None:
     changed = mse.copy()
     changed[4] *= 100
     levels = (-1, 0, 1, 2)
-    assert summary(error_of(mse), levels) == summary(error_of(changed), levels)
+    assert x0_summary(error_of(mse), levels) == x0_summary(error_of(changed), levels)
     with pytest.raises(ValueError, match=r"\[7\] were not evaluated"):
-        summary(error_of(mse), (0, 7))
+        x0_summary(error_of(mse), (0, 7))
 
 
 def test_the_evaluation_errors_are_the_spread_over_fresh_pairs() -> None:
@@ -57,7 +57,7 @@ def test_the_evaluation_errors_are_the_spread_over_fresh_pairs() -> None:
     def draw() -> X0Error:
         return error_of(scale * rng.gamma(3, 1 / 3, (1, 200)) ** np.array([[1], [1.5], [0.5]]))
 
-    numbers = [summary(draw(), (-1, 0, 1)) for _ in range(400)]
+    numbers = [x0_summary(draw(), (-1, 0, 1)) for _ in range(400)]
     for measure in X0_MEASURES:
         spread = np.std([one[measure][0] for one in numbers], ddof=1)
         said = np.mean([one[measure][1] for one in numbers])
@@ -68,12 +68,12 @@ def test_pairing_takes_out_what_two_trials_share() -> None:
     rng = np.random.default_rng(2)
     shared = rng.gamma(1, 1, (3, 300))
     first, second = error_of(shared), error_of(shared * 1.1)
-    difference = influence(first, (-1, 0, 1)) - influence(second, (-1, 0, 1))
+    difference = x0_influence(first, (-1, 0, 1)) - x0_influence(second, (-1, 0, 1))
     assert difference[0].std() < 1e-12  # equal ratios leave no spread in the logarithm
 
 
 def test_one_pair_has_no_evaluation_error() -> None:
-    numbers = summary(error_of(np.array([[0.5]])), (-1,))
+    numbers = x0_summary(error_of(np.array([[0.5]])), (-1,))
     assert np.isnan(numbers["mean_log10_mse"][1])
 
 
@@ -92,10 +92,10 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     rng = np.random.default_rng(3)
     hits = 0
     for _ in range(2000):
-        mean, half = interval(list(rng.normal(4.0, 2.0, 3)))
+        mean, half = mean_interval(list(rng.normal(4.0, 2.0, 3)))
         hits += abs(mean - 4.0) < half
     assert 0.935 < hits / 2000 < 0.965
-    assert np.isnan(interval([1.0])[1])
+    assert np.isnan(mean_interval([1.0])[1])
 
 
 @pytest.mark.parametrize(("confidence", "dof"), [(0.0, 3), (1.0, 3), (0.95, 0)])

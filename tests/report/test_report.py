@@ -18,7 +18,7 @@ from ddpm import config, report
 from ddpm.cli.report import main
 from ddpm.config import X0_MEASURES
 from ddpm.errors import InputError
-from ddpm.metrics.x0_error import X0Error, summary
+from ddpm.metrics.x0_error import X0Error, x0_summary
 from ddpm.report import reading
 from ddpm.report.charts import vega
 from ddpm.report.page import as_html
@@ -78,7 +78,7 @@ def test_the_numbers_are_those_of_the_evaluation_files(made: report.ReportFiles)
     assert len(ranking.standings) == 9 and not ranking.excluded
     for standing in ranking.standings:
         trial = standing.trials[0]
-        found = summary(errors[trial.name], levels)
+        found = x0_summary(errors[trial.name], levels)
         for measure in X0_MEASURES:
             one = standing.numbers[measure][0]
             assert (one.value, one.error) == found[measure]

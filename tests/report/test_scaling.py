@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ddpm.config import X0_MEASURES
-from ddpm.metrics import interval
+from ddpm.metrics import mean_interval
 from ddpm.report import charts
 from ddpm.report.labels import axes_of
 from ddpm.report.ranking import rank
@@ -45,7 +45,7 @@ def test_the_slope_is_that_of_the_front_with_its_interval_over_seeds() -> None:
         assert [one.cell[EPOCHS] for one in law.front] == [60, 60, 60]
         value, half = law.slope
         assert abs(value - truth) < half < 0.02
-        assert (value, half) == pytest.approx(interval(law.lines[:, 1].tolist()))
+        assert (value, half) == pytest.approx(mean_interval(law.lines[:, 1].tolist()))
     assert [seconds_of(one) for one in noise.front] == [10, 100, 1000]
 
 

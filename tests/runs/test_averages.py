@@ -16,7 +16,7 @@ from ddpm.cluster import run_training
 from ddpm.config.schema import Config
 from ddpm.distributed import ALONE
 from ddpm.errors import InputError, Interrupted, StorageError
-from ddpm.metrics.network_samples import BATCH, measure_samples, sampler_of, walks
+from ddpm.metrics.network_samples import BATCH, measure_samples, sampler_of, sampling_walks
 from ddpm.metrics.quality import read_pictures
 from ddpm.metrics.validation import evaluate_run
 from ddpm.metrics.window import data_window
@@ -253,6 +253,6 @@ def test_samples_at_the_end_are_drawn_by_each_of_ema_lengths(
     model = load_network(copy, PowerEma(0.2))
     labels = torch.arange(BATCH, device=next(model.network.parameters()).device) % 10
     ids = torch.arange(BATCH, device=labels.device)
-    sampler = sampler_of(walks(config)[2], config, None)
+    sampler = sampler_of(sampling_walks(config)[2], config, None)
     drawn = draw_batch(model.network, model.schedule, ids, (1, 8, 8), sampler, labels=labels)
     assert (drawn == pictures.images[1][:BATCH]).all()

@@ -6,11 +6,11 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from ddpm.diffusion.philox import Stream, normal
-from ddpm.diffusion.process import PRED_TYPES, convert, diffuse
+from ddpm.diffusion.process import PRED_TYPES, convert_prediction, diffuse
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.sampling.denoise import Network, guided
 from ddpm.sampling.samplers import ddim_step, sample, sample_steps
-from ddpm.sampling.spacing import levels
+from ddpm.sampling.spacing import walk_levels
 from tests.support.diffusion_cases import (
     SHAPE,
     SIGMA_DATA,
@@ -70,7 +70,7 @@ def test_an_interval_that_covers_everything_is_plain_guidance(sampler: str) -> N
 
 
 def test_outside_of_the_interval_the_network_is_called_once() -> None:
-    path = levels(NoiseSchedule("cosine", 30), num_steps=6)[:-1]
+    path = walk_levels(NoiseSchedule("cosine", 30), num_steps=6)[:-1]
     for chosen in (path[2:4], path[:1], path[5:]):
         low, high = float(chosen[0].logsnr), float(chosen[-1].logsnr)
         calls: list = []
@@ -194,8 +194,8 @@ def test_after_clipping_noise_fits_the_image_if_asked(pred_type: str, recompute:
         )
     )
     pair = schedule.alpha_sigma_at(torch.tensor(20))
-    x0_hat = convert(pred, x_t, *pair, pred_type, "image", SIGMA_DATA).clamp(-1, 1)
-    noise_hat = convert(pred, x_t, *pair, pred_type, "noise", SIGMA_DATA)
+    x0_hat = convert_prediction(pred, x_t, *pair, pred_type, "image", SIGMA_DATA).clamp(-1, 1)
+    noise_hat = convert_prediction(pred, x_t, *pair, pred_type, "noise", SIGMA_DATA)
     assert_close(state.x0_hat, x0_hat, rtol=0, atol=0)
     consistent = ddim_step(schedule, x_t, x0_hat, 20, 15, 0.0)
     kept = diffuse(x0_hat, noise_hat, *schedule.alpha_sigma_at(torch.tensor(15)))

@@ -18,7 +18,7 @@ from torch.testing import assert_close
 from ddpm.diffusion.philox import Stream, normal
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.sampling.samplers import sample
-from ddpm.sampling.spacing import levels
+from ddpm.sampling.spacing import walk_levels
 from tests.support.diffusion_cases import SHAPE, every_plain_type
 from tests.support.tree import ROOT
 
@@ -162,7 +162,7 @@ def test_dpm_solver(name: str, pred_type: str, sampler: str, algorithm: str) -> 
 def test_the_levels_of_karras(name: str) -> None:
     schedule = NoiseSchedule(name, T)
     scheduler = theirs("DPMSolverMultistepScheduler", schedule, "noise", use_karras_sigmas=True)
-    path = levels(schedule, spacing="karras", num_steps=STEPS)[:-1]
+    path = walk_levels(schedule, spacing="karras", num_steps=STEPS)[:-1]
     ratios = torch.stack([level.sigma / level.alpha for level in path]).float()
     # Their smallest comes from 1 - abar in float32.
     lost = 2.0**-24 / float(path[-1].sigma) ** 2

@@ -21,7 +21,7 @@ from ddpm.sampling.film import Film, to_uint8
 from ddpm.sampling.generation import ImageGenerator
 from ddpm.sampling.loading import load_network
 from ddpm.sampling.request import read_request
-from ddpm.sampling.samplers import SamplerOptions, SampleState, Start, sample
+from ddpm.sampling.samplers import SamplerOptions, SampleState, WalkStart, sample
 from tests.sampling.conftest import Draw
 from tests.support.small_run import STEP, images_of, make_config, make_run, overrides, save
 
@@ -66,7 +66,7 @@ def test_batches_call_the_network_at_one_size_only(run: Path) -> None:
         return model.network(x_t, time, labels)
 
     sampler = SamplerOptions(pred_type="velocity", num_steps=3)
-    generation.draw(network, model.schedule, 7, model.image_shape, sampler, batch_size=3)
+    generation.draw_images(network, model.schedule, 7, model.image_shape, sampler, batch_size=3)
     assert set(sizes) == {3} and len(sizes) == 9
 
 
@@ -109,7 +109,7 @@ def test_random_uncond_is_the_null_class(run: Path, draw: Draw) -> None:
     sampler = SamplerOptions(pred_type="velocity", num_steps=4)
     args = (model.network, model.schedule, 5, model.image_shape, sampler)
     generated = draw()
-    assert (images_of(generated) == generation.draw(*args, labels=null, batch_size=4)).all()
+    assert (images_of(generated) == generation.draw_images(*args, labels=null, batch_size=4)).all()
     with np.load(generated.images) as arrays:
         assert arrays.files == ["images"]
 
@@ -236,13 +236,13 @@ def test_draw_begins_where_each_batch_is_told_to(run: Path) -> None:
     model = load_network(run)
     x0 = torch.linspace(-1, 1, 5 * 3 * 8 * 8).view(5, 3, 8, 8)
     options = SamplerOptions(pred_type="velocity", num_steps=12, resamples=1)
-    drawn = generation.draw(
+    drawn = generation.draw_images(
         model.network,
         model.schedule,
         3,
         model.image_shape,
         options,
-        start=lambda ids: Start(time=0.5, x0=x0[ids % 5]),
+        start=lambda ids: WalkStart(time=0.5, x0=x0[ids % 5]),
         batch_size=2,
     )
     alone = sample(
@@ -250,7 +250,7 @@ def test_draw_begins_where_each_batch_is_told_to(run: Path) -> None:
         model.schedule,
         torch.arange(2, 4),
         model.image_shape,
-        start=Start(time=0.5, x0=x0[2:4]),
+        start=WalkStart(time=0.5, x0=x0[2:4]),
         labels=torch.full((2,), model.network.null_label),
         **vars(options),
     )

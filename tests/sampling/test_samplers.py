@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from ddpm.diffusion.philox import Stream, normal
-from ddpm.diffusion.process import PRED_TYPES, convert, q_posterior, target_for
+from ddpm.diffusion.process import PRED_TYPES, convert_prediction, q_posterior, target_for
 from ddpm.diffusion.schedule import SCHEDULES, NoiseSchedule
 from ddpm.sampling.samplers import SAMPLERS, Move, ddim_step, sample, sample_steps
-from ddpm.sampling.spacing import Level, levels
+from ddpm.sampling.spacing import Level, walk_levels
 from tests.support.diffusion_cases import (
     SHAPE,
     SIGMA_DATA,
@@ -137,7 +137,7 @@ def test_noise_is_asked_for_exactly_when_it_is_used() -> None:
 
 @every_sampler
 def test_the_last_step_returns_the_estimate_and_draws_nothing(sampler: str) -> None:
-    *_, before, now, then = levels(NoiseSchedule("cosine", 40), num_steps=5)
+    *_, before, now, then = walk_levels(NoiseSchedule("cosine", 40), num_steps=5)
     x_t = torch.linspace(-2, 2, 7, dtype=torch.float64).view(7, 1)
     move = Move(
         estimate=believe(x_t, now),
@@ -170,7 +170,7 @@ def test_the_first_step_of_an_ancestral_sampler_is_the_posterior_for_any_pair(
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m"])
 @every_schedule
 def test_a_step_out_of_zero_snr_is_of_first_order(sampler: str, name: str) -> None:
-    now, then, later = levels(zero_terminal(name, 40), spacing="logsnr", num_steps=9)[:3]
+    now, then, later = walk_levels(zero_terminal(name, 40), spacing="logsnr", num_steps=9)[:3]
     x_t = torch.linspace(-2, 2, 7, dtype=torch.float64)
     x_s = step(sampler, now, then, x_t, x_t)
     assert torch.equal(x_s, step("ddim", now, then, x_t, x_t))
@@ -183,7 +183,10 @@ def test_a_step_out_of_zero_snr_is_of_first_order(sampler: str, name: str) -> No
 def test_heun_does_not_magnify_errors_out_of_next_to_zero_snr(name: str) -> None:
     """sigma / alpha falls there from thousands to tens in one step; half of that is a factor."""
     schedule = NoiseSchedule(name, 1000)
-    for path in (levels(schedule, num_steps=20), levels(schedule, spacing="karras", num_steps=20)):
+    for path in (
+        walk_levels(schedule, num_steps=20),
+        walk_levels(schedule, spacing="karras", num_steps=20),
+    ):
         now, then = path[:2]
         weight = 0.5 * float(then.alpha * now.sigma / now.alpha - then.sigma)
         x_t = torch.linspace(-2, 2, 7, dtype=torch.float64)
@@ -196,7 +199,7 @@ def test_heun_does_not_magnify_errors_out_of_next_to_zero_snr(name: str) -> None
 @every_schedule
 def test_heun_averages_the_noise_in_sigma_over_alpha(name: str) -> None:
     """Karras et al. 2022, Algorithm 1, in y = x / alpha and its own words."""
-    now, then = levels(NoiseSchedule(name, 40), num_steps=5)[1:3]
+    now, then = walk_levels(NoiseSchedule(name, 40), num_steps=5)[1:3]
     x_t = torch.linspace(-2, 2, 7, dtype=torch.float64)
     y, sigma, next_sigma = x_t / now.alpha, now.sigma / now.alpha, then.sigma / then.alpha
     slope = believe(x_t, now).noise_hat
@@ -210,7 +213,7 @@ def test_heun_averages_the_noise_in_sigma_over_alpha(name: str) -> None:
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_2m_sde"])
 def test_dpm_solver_is_as_published(sampler: str, name: str) -> None:
     """Lu et al. 2022b: Algorithm 2, and the SDE form of section 5, in the half-log-SNR lambda."""
-    before, now, then = levels(NoiseSchedule(name, 40), num_steps=5)[1:4]
+    before, now, then = walk_levels(NoiseSchedule(name, 40), num_steps=5)[1:4]
     x_t = torch.linspace(-2, 2, 7, dtype=torch.float64)
     z, last = 0.3 * x_t + 0.1, believe(0.5 - x_t, before)
     h, h_before = (0.5 * (to.logsnr - of.logsnr) for of, to in ((now, then), (before, now)))
@@ -244,7 +247,7 @@ VARIANCES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name, stride", VARIANCES)
 def test_gaussian_data_is_drawn_with_the_known_variance(name: str, stride: int) -> None:
-    path = levels(NoiseSchedule(name, 1000), reverse_stride=stride)
+    path = walk_levels(NoiseSchedule(name, 1000), reverse_stride=stride)
     walks = (("ddim", 0.0), ("ddim", 0.5), ("ddim", 1.0), ("heun", 0.0))
     found = [moments(sampler, path, eta)[1] for sampler, eta in walks]
     assert found == pytest.approx(VARIANCES[name, stride], abs=6e-6)
@@ -256,8 +259,8 @@ def test_gaussian_data_is_drawn_with_the_known_variance(name: str, stride: int) 
 def test_second_order_reaches_the_limit_of_the_flow_in_few_steps(name: str, sampler: str) -> None:
     """What remains of the error in the mean is the signal left in x_T, which noise has not."""
     schedule = NoiseSchedule(name, 200_000)
-    drawn = moments(sampler, levels(schedule, spacing="karras", num_steps=400))
-    first = levels(schedule, num_steps=1)[0]
+    drawn = moments(sampler, walk_levels(schedule, spacing="karras", num_steps=400))
+    first = walk_levels(schedule, num_steps=1)[0]
     alpha, v = float(first.alpha), float(first.alpha**2 * VARIANCE + first.sigma**2)
     exact = (0.5 - math.sqrt(VARIANCE) * alpha * 0.5 / math.sqrt(v), VARIANCE / v)
     assert drawn == pytest.approx(exact, abs=1.2e-4)
@@ -269,7 +272,7 @@ def test_second_order_reaches_the_limit_of_the_flow_in_few_steps(name: str, samp
 def test_orders_of_the_variance_of_noisy_samplers(name: str, sampler: str, order: int) -> None:
     schedule = zero_terminal(name, 200_000)
     coarse, fine = (
-        abs(moments(sampler, levels(schedule, spacing="logsnr", num_steps=n))[1] - 0.25)
+        abs(moments(sampler, walk_levels(schedule, spacing="logsnr", num_steps=n))[1] - 0.25)
         for n in (200, 400)
     )
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)
@@ -279,7 +282,7 @@ def test_orders_of_the_variance_of_noisy_samplers(name: str, sampler: str, order
 @every_sampler
 def test_zero_terminal_snr_draws_the_right_mean(name: str, sampler: str) -> None:
     for spacing in ("trailing", *CONTINUOUS):
-        path = levels(zero_terminal(name, 100), spacing=spacing, num_steps=20)
+        path = walk_levels(zero_terminal(name, 100), spacing=spacing, num_steps=20)
         mean, variance = moments(sampler, path)
         assert mean == pytest.approx(0.5, abs=1e-9) and 0 < variance < 1
 
@@ -365,7 +368,7 @@ def network_of(schedule: NoiseSchedule, pred_type: str, calls: list[float] | Non
         alpha, sigma = schedule.alpha_sigma(time[0].double())
         x_t = state_given(x_t, alpha, sigma, pred_type)
         x0_hat = believe(x_t, level_of(alpha, sigma)).x0_hat
-        return convert(x0_hat, x_t, alpha, sigma, "image", pred_type, SIGMA_DATA).float()
+        return convert_prediction(x0_hat, x_t, alpha, sigma, "image", pred_type, SIGMA_DATA).float()
 
     return network
 
@@ -376,7 +379,7 @@ def network_of(schedule: NoiseSchedule, pred_type: str, calls: list[float] | Non
 def test_the_loop_takes_the_steps_of_the_sampler(name: str, sampler: str) -> None:
     schedule, ids = NoiseSchedule(name, 100, sigma_data=SIGMA_DATA), torch.arange(3)
     for pred_type, spacing in product(PRED_TYPES, ("trailing", "karras")):
-        path = levels(schedule, spacing=spacing, num_steps=8)
+        path = walk_levels(schedule, spacing=spacing, num_steps=8)
         drawn = sample(
             network_of(schedule, pred_type),
             schedule,

@@ -11,10 +11,10 @@ from ddpm.sampling.spacing import (
     SPACINGS,
     Level,
     below,
-    levels,
     linspace_timesteps,
     reverse_timesteps,
     trailing_timesteps,
+    walk_levels,
 )
 from tests.support.diffusion_cases import every_schedule
 
@@ -41,7 +41,7 @@ def test_any_number_of_steps_falls_from_one_to_zero(
 ) -> None:
     schedule = NoiseSchedule(name, T, zero_terminal_snr=zero_terminal_snr)
     for num_steps in (1, 2, 3, 9, T, *((150,) if spacing in CONTINUOUS else ())):
-        path = levels(schedule, spacing=spacing, num_steps=num_steps)
+        path = walk_levels(schedule, spacing=spacing, num_steps=num_steps)
         assert len(path) == num_steps + 1
         assert (path[0].time, path[0].t, path[-1].time, path[-1].t) == (1.0, T, 0.0, 0)
         for now, then in pairwise(path):
@@ -54,7 +54,7 @@ def test_any_number_of_steps_falls_from_one_to_zero(
 @every_spacing
 def test_a_level_lies_on_the_schedule(name: str, spacing: str) -> None:
     schedule = NoiseSchedule(name, T)
-    for level in levels(schedule, spacing=spacing, num_steps=17)[:-1]:
+    for level in walk_levels(schedule, spacing=spacing, num_steps=17)[:-1]:
         alpha, sigma = schedule.alpha_sigma(level.time)
         assert float(level.alpha) == pytest.approx(float(alpha), rel=1e-9)
         assert float(level.sigma) == pytest.approx(float(sigma), rel=1e-9)
@@ -71,7 +71,7 @@ def test_whole_timesteps_have_the_coefficients_of_the_table_and_their_own_keys(
     schedule = NoiseSchedule(name, T)
     timesteps = trailing_timesteps if spacing == "trailing" else linspace_timesteps
     for num_steps in (1, 7, T):
-        path = levels(schedule, spacing=spacing, num_steps=num_steps)
+        path = walk_levels(schedule, spacing=spacing, num_steps=num_steps)
         assert [level.t for level in path] == timesteps(T, num_steps)
         for level in path:
             t = torch.tensor(level.key)
@@ -88,7 +88,7 @@ def test_any_stride_goes_from_T_to_zero(num_timesteps: int) -> None:
         assert path[0] == num_timesteps and path[-1] == 0
         assert all(step == stride for step in steps[:-1]) and 1 <= steps[-1] <= stride
     assert reverse_timesteps(1000, 50) == [*range(1000, 0, -50), 0]  # v3's
-    path = levels(NoiseSchedule("cosine", T), reverse_stride=7)
+    path = walk_levels(NoiseSchedule("cosine", T), reverse_stride=7)
     assert [level.t for level in path] == reverse_timesteps(T, 7) == [40, 33, 26, 19, 12, 5, 0]
 
 
@@ -123,7 +123,7 @@ def test_linspace_is_even_from_T_to_one(num_timesteps: int) -> None:
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
 def test_logsnr_is_even_in_logsnr(name: str, zero_terminal_snr: bool) -> None:
     schedule = NoiseSchedule(name, T, zero_terminal_snr=zero_terminal_snr)
-    path = levels(schedule, spacing="logsnr", num_steps=25)[int(zero_terminal_snr) : -1]
+    path = walk_levels(schedule, spacing="logsnr", num_steps=25)[int(zero_terminal_snr) : -1]
     steps = [float(then.logsnr - now.logsnr) for now, then in pairwise(path)]
     assert steps == pytest.approx([steps[-1]] * len(steps), rel=precision(name))
 
@@ -135,7 +135,7 @@ def test_karras_is_even_in_the_seventh_root_of_sigma_over_alpha(
 ) -> None:
     """(max^(1/7) + i / (n - 1) (min^(1/7) - max^(1/7)))^7                  Karras et al., Eq. 5"""
     schedule = NoiseSchedule(name, T, zero_terminal_snr=zero_terminal_snr)
-    path = levels(schedule, spacing="karras", num_steps=25)[int(zero_terminal_snr) : -1]
+    path = walk_levels(schedule, spacing="karras", num_steps=25)[int(zero_terminal_snr) : -1]
     largest, smallest = sigma_over_alpha(path[0]), sigma_over_alpha(path[-1])
     for i, level in enumerate(path):
         share = i / (len(path) - 1)
@@ -155,7 +155,7 @@ def test_flow_is_even_in_the_time_of_the_straight_path_down_to_the_image(
     schedule = NoiseSchedule(name, T, zero_terminal_snr=zero_terminal_snr)
     lowest = 1 / (1 + math.exp(0.5 * schedule.logsnr_range[1]))
     for num_steps in (4, 9, 200):
-        path = levels(schedule, spacing="flow", num_steps=num_steps)[int(zero_terminal_snr) :]
+        path = walk_levels(schedule, spacing="flow", num_steps=num_steps)[int(zero_terminal_snr) :]
         times = [flow_time(level) for level in path]
         steps = [now - then for now, then in pairwise(times)]
         # the last step is one of the others unless a network was never trained so near to the image
@@ -171,7 +171,7 @@ def test_other_times_begin_at_the_first_timestep_and_end_at_the_last_exactly(
     name: str, spacing: str
 ) -> None:
     schedule = NoiseSchedule(name, T)
-    path = levels(schedule, spacing=spacing, num_steps=9)
+    path = walk_levels(schedule, spacing=spacing, num_steps=9)
     ends = [(path[0], T), (path[-2], 1), (path[-1], 0)]
     for level, t in ends[:: 2 if spacing == "flow" else 1]:
         assert level.t == t and isinstance(level.t, int)
@@ -182,12 +182,16 @@ def test_other_times_begin_at_the_first_timestep_and_end_at_the_last_exactly(
 @continuous
 def test_zero_terminal_snr_is_a_step_of_its_own(name: str, spacing: str) -> None:
     schedule = NoiseSchedule(name, T, zero_terminal_snr=True)
-    path = levels(schedule, spacing=spacing, num_steps=9)
+    path = walk_levels(schedule, spacing=spacing, num_steps=9)
     assert path[0].logsnr == -math.inf and path[0].alpha == 0
     assert [path[i].t for i in (0, 1, -1)] == [T, T - 1, 0]
     assert spacing == "flow" or path[-2].t == 1
-    assert [level.t for level in levels(schedule, spacing=spacing, num_steps=1)] == [T, 0]
-    assert [level.t for level in levels(schedule, spacing=spacing, num_steps=2)] == [T, T - 1, 0]
+    assert [level.t for level in walk_levels(schedule, spacing=spacing, num_steps=1)] == [T, 0]
+    assert [level.t for level in walk_levels(schedule, spacing=spacing, num_steps=2)] == [
+        T,
+        T - 1,
+        0,
+    ]
 
 
 @every_schedule
@@ -198,15 +202,17 @@ def test_between_two_logsnrs_every_schedule_walks_the_same_levels(
 ) -> None:
     for num_timesteps in (40, 1000):
         schedule = NoiseSchedule(name, num_timesteps, zero_terminal_snr=zero_terminal_snr)
-        path = levels(schedule, spacing=spacing, num_steps=6, between=(-6.0, 1.0))
+        path = walk_levels(schedule, spacing=spacing, num_steps=6, between=(-6.0, 1.0))
         found = [float(level.logsnr) for level in path[:-1]]
-        cosine = levels(NoiseSchedule("cosine", 60), spacing=spacing, num_steps=6, between=(-6, 1))
+        cosine = walk_levels(
+            NoiseSchedule("cosine", 60), spacing=spacing, num_steps=6, between=(-6, 1)
+        )
         assert found == pytest.approx([float(level.logsnr) for level in cosine[:-1]], abs=1e-3)
         assert (found[0], found[-1]) == pytest.approx((-6.0, 1.0), abs=1e-3)
         assert [level.key for level in path] == [6, 5, 4, 3, 2, 1, 0] and path[-1].is_clean
         for level in path[:-1]:
             assert float(schedule.logsnr(level.time)) == pytest.approx(float(level.logsnr))
-    (only, clean) = levels(schedule, spacing=spacing, num_steps=1, between=(-6.0, 1.0))
+    (only, clean) = walk_levels(schedule, spacing=spacing, num_steps=1, between=(-6.0, 1.0))
     assert float(only.logsnr) == pytest.approx(-6.0, abs=1e-3) and clean.is_clean
 
 
@@ -215,14 +221,14 @@ def test_between_two_logsnrs_every_schedule_walks_the_same_levels(
 def test_no_key_is_used_twice_in_a_walk(spacing: str, zero_terminal_snr: bool) -> None:
     schedule = NoiseSchedule("cosine", T, zero_terminal_snr=zero_terminal_snr)
     for num_steps in (1, 2, 3, 13, T, *((3 * T,) if spacing in CONTINUOUS else ())):
-        keys = [level.key for level in levels(schedule, spacing=spacing, num_steps=num_steps)]
+        keys = [level.key for level in walk_levels(schedule, spacing=spacing, num_steps=num_steps)]
         assert len(set(keys)) == len(keys) and keys[-1] == 0
         if spacing in CONTINUOUS:
             assert keys == list(range(num_steps, -1, -1))
 
 
 def test_a_walk_may_begin_lower() -> None:
-    path = levels(NoiseSchedule("cosine", 10), num_steps=5)
+    path = walk_levels(NoiseSchedule("cosine", 10), num_steps=5)
     assert [level.t for level in below(path, 1.0)] == [10, 8, 6, 4, 2, 0]
     assert [level.t for level in below(path, 0.6)] == [6, 4, 2, 0]
     assert [level.t for level in below(path, 0.79)] == [6, 4, 2, 0]
@@ -264,4 +270,4 @@ def test_impossible_walks_are_refused(
     schedule: tuple[str, int], arguments: dict, words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
-        levels(NoiseSchedule(*schedule), **arguments)
+        walk_levels(NoiseSchedule(*schedule), **arguments)

@@ -15,7 +15,7 @@ from ddpm.sampling import generation, tasks
 from ddpm.sampling.generation import ImageGenerator
 from ddpm.sampling.loading import LoadedModel, load_network
 from ddpm.sampling.request import read_request
-from ddpm.sampling.samplers import Constrain, SamplerOptions, SampleState, Start
+from ddpm.sampling.samplers import Constrain, SamplerOptions, SampleState, WalkStart
 from ddpm.sampling.tasks import keep_known
 from tests.sampling.conftest import Draw
 from tests.sampling.test_request import problems
@@ -42,7 +42,7 @@ def in_model_space(images: np.ndarray) -> Tensor:
 def states(
     model: LoadedModel,
     constrain: Constrain | None = None,
-    start: Start | None = None,
+    start: WalkStart | None = None,
     **options: object,
 ) -> list[SampleState]:
     """Every state of a walk of four steps."""
@@ -134,7 +134,7 @@ def test_sdedit_begins_in_the_noised_image_at_its_strength(
     model: LoadedModel, base: np.ndarray
 ) -> None:
     clean = in_model_space(base)
-    seen = states(model, start=Start(time=0.5, x0=clean))
+    seen = states(model, start=WalkStart(time=0.5, x0=clean))
     assert [(state.t, state.s) for state in seen] == [(6, 3), (3, 0)]
     alpha, sigma = model.schedule.alpha_sigma_at(torch.tensor(6))
     drawn = philox.normal(SEED, Stream.X_T, torch.arange(3), SHAPE)

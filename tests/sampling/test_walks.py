@@ -11,8 +11,8 @@ from ddpm.diffusion.philox import Stream, normal
 from ddpm.diffusion.process import diffuse, q_sample
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.sampling.request import INPAINTING_RESAMPLES
-from ddpm.sampling.samplers import SampleState, Start, renoised, sample, sample_steps
-from ddpm.sampling.spacing import Level, levels
+from ddpm.sampling.samplers import SampleState, WalkStart, renoised, sample, sample_steps
+from ddpm.sampling.spacing import Level, walk_levels
 from ddpm.sampling.tasks import keep_known
 from tests.sampling.test_samplers import network_of
 from tests.support.diffusion_cases import (
@@ -55,9 +55,9 @@ def test_a_walk_begins_at_images_noised_to_its_first_level(
     name: str, spacing: str, time: float
 ) -> None:
     schedule, network = NoiseSchedule(name, 25), Seen()
-    path = levels(schedule, spacing=spacing, num_steps=5)
+    path = walk_levels(schedule, spacing=spacing, num_steps=5)
     first = next(level for level in path if level.time <= time)
-    states = walk(network, schedule, spacing=spacing, start=Start(time=time, x0=X0))
+    states = walk(network, schedule, spacing=spacing, start=WalkStart(time=time, x0=X0))
     noise = normal(7, Stream.X_T, IDS, SHAPE)
     assert torch.equal(network.states[0], diffuse(X0, noise, first.alpha, first.sigma))
     assert states[0].t == first.t and [a.s for a in states] == [
@@ -71,7 +71,7 @@ def test_a_lower_start_leaves_more_of_the_images() -> None:
     apart = [
         float((sample(
             network, schedule, IDS, SHAPE, pred_type="velocity", num_steps=100,
-            start=Start(time=time, x0=X0),
+            start=WalkStart(time=time, x0=X0),
         ) - X0).square().mean())
         for time in (0.01, 0.2, 0.5, 0.9)
     ]  # fmt: skip
@@ -83,13 +83,13 @@ def test_a_start_at_zero_snr_is_pure_noise(sampler: str) -> None:
     schedule = NoiseSchedule("cosine", 25, zero_terminal_snr=True)
     options = {"sampler": sampler}
     plain = walk(affine_network, schedule, **options)[-1]
-    started = walk(affine_network, schedule, start=Start(x0=X0), **options)[-1]
+    started = walk(affine_network, schedule, start=WalkStart(x0=X0), **options)[-1]
     assert torch.equal(started.x_t, plain.x_t)
 
 
 def test_a_start_at_time_one_is_pure_noise_up_to_the_signal_left_there() -> None:
     schedule, network = NoiseSchedule("cos6_85", 10), Seen()
-    walk(network, schedule, start=Start(x0=X0))
+    walk(network, schedule, start=WalkStart(x0=X0))
     left = float(schedule.alpha_sigma_at(torch.tensor(10))[0])
     assert (network.states[0] - normal(7, Stream.X_T, IDS, SHAPE)).abs().max() <= 1.01 * left
     assert left < 1e-3
@@ -131,7 +131,7 @@ def test_a_constraint_holds_from_the_start() -> None:
         seen.append(level.t)
         return torch.zeros_like(x_s)
 
-    start = Start(time=0.6, x0=X0)
+    start = WalkStart(time=0.6, x0=X0)
     walk(network, NoiseSchedule("cosine", 10), start=start, constrain=constrain)
     assert seen == [6, 4, 2, 0] and all(not state.any() for state in network.states)
 
@@ -139,11 +139,14 @@ def test_a_constraint_holds_from_the_start() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Start(time=0.5), "the start is at time 0.5 without x0; give images, or time 1"),
-        (lambda: Start(time=0.1, x0=X0), "the start is at time 0.1; give one from 0.2 to 1"),
-        (lambda: Start(time=1.5, x0=X0), "the start is at time 1.5; give one from 0.2 to 1"),
-        (lambda: Start(x0=X0[:2]), r"the start is \(2, 2, 3, 3\); give an image for every id"),
-        (lambda: Start(x0=X0[:, :1]), r"the start is \(3, 1, 3, 3\)"),
+        (
+            lambda: WalkStart(time=0.5),
+            "the start is at time 0.5 without x0; give images, or time 1",
+        ),
+        (lambda: WalkStart(time=0.1, x0=X0), "the start is at time 0.1; give one from 0.2 to 1"),
+        (lambda: WalkStart(time=1.5, x0=X0), "the start is at time 1.5; give one from 0.2 to 1"),
+        (lambda: WalkStart(x0=X0[:2]), r"the start is \(2, 2, 3, 3\); give an image for every id"),
+        (lambda: WalkStart(x0=X0[:, :1]), r"the start is \(3, 1, 3, 3\)"),
     ],
 )
 def test_impossible_starts_are_refused(make, words: str) -> None:
@@ -159,7 +162,7 @@ def test_impossible_starts_are_refused(make, words: str) -> None:
 def test_the_way_back_up_is_the_forward_process(name: str, zero_terminal_snr: bool) -> None:
     """q(x_t | x_s): it carries one marginal into the other, for any pair."""
     schedule = NoiseSchedule(name, 40, zero_terminal_snr=zero_terminal_snr)
-    path, one = levels(schedule, num_steps=10), torch.ones(1, dtype=torch.float64)
+    path, one = walk_levels(schedule, num_steps=10), torch.ones(1, dtype=torch.float64)
     for now, then in pairwise(path[:-1]):
         mean = renoised(then.alpha * 0.6 * one, then, now, 0 * one)
         assert_close(mean, now.alpha * 0.6 * one, rtol=0, atol=1e-14)
@@ -173,7 +176,7 @@ def test_the_way_back_up_is_the_forward_process(name: str, zero_terminal_snr: bo
 def test_every_step_but_the_last_is_taken_again_with_noise_of_its_own() -> None:
     schedule, network, resamples = NoiseSchedule("cosine", 10), Seen(), 2
     states = walk(network, schedule, sampler="ddpm", resamples=resamples)
-    path = levels(schedule, num_steps=5)
+    path = walk_levels(schedule, num_steps=5)
     assert [(a.t, a.s) for a in states] == [
         *((now.t, then.t) for now, then in pairwise(path[:-1]) for _ in range(3)),
         (2, 0),
@@ -202,7 +205,7 @@ def test_every_step_but_the_last_is_taken_again_with_noise_of_its_own() -> None:
 def test_a_step_taken_again_forgets_what_was_estimated_on_another_way(sampler: str) -> None:
     schedule, network = NoiseSchedule("cosine", 10), Seen()
     states = walk(network, schedule, sampler=sampler, resamples=1)
-    path = levels(schedule, num_steps=5)
+    path = walk_levels(schedule, num_steps=5)
     for k, (now, then) in enumerate(pairwise(path[:-1])):
         again = states[2 * k + 1]
         x_t = network.states[2 * k + 1].double()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ddpm.diffusion.philox import Stream, normal, uniform
-from ddpm.diffusion.process import PRED_TYPES, convert, input_scale, per_sample
+from ddpm.diffusion.process import PRED_TYPES, convert_prediction, input_scale, per_sample
 from ddpm.diffusion.schedule import SCHEDULES, NoiseSchedule
 
 T = 100
@@ -67,7 +67,7 @@ def ideal_network(schedule: NoiseSchedule, data: Tensor, pred_type: str) -> Call
         distances = ((x[:, None] - alpha[:, None, None] * points) ** 2).sum(2)  # (N, M)
         weights = torch.softmax(-distances / (2 * sigma[:, None] ** 2), dim=1)
         x0_hat = (weights @ points).view_as(x_t)
-        return convert(x0_hat, x_t, alpha, sigma, "image", pred_type, SIGMA_DATA).float()
+        return convert_prediction(x0_hat, x_t, alpha, sigma, "image", pred_type, SIGMA_DATA).float()
 
     return network
 

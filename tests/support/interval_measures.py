@@ -6,7 +6,7 @@ import torch
 from ddpm.metrics import intervals
 from ddpm.metrics import manifold as memorisation
 from ddpm.metrics.evaluation import class_score
-from ddpm.metrics.features import Judged, deal
+from ddpm.metrics.features import ClassSums, random_groups
 from ddpm.metrics.intervals import Interval
 from ddpm.metrics.manifold import measure_manifold
 from tests.support.interval_regimes import GROUPS, REFERENCE, Features, Line, counted
@@ -71,16 +71,16 @@ def _entropy() -> float:
     return float(-(p * np.log(p)).sum(axis=1).mean())
 
 
-def _judged(seed: int, n: int, in_turn: bool) -> Judged:
+def _judged(seed: int, n: int, in_turn: bool) -> ClassSums:
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 10 if in_turn else rng.integers(0, 10, n)
     certainty = rng.choice(_CERTAINTIES, n)
     is_right = rng.random(n) < certainty
     top = np.where(is_right, labels, (labels + rng.integers(1, 10, n)) % 10)
     p = torch.from_numpy(_probabilities(top, certainty))
-    groups = torch.from_numpy(deal(n, labels if in_turn else None))
+    groups = torch.from_numpy(random_groups(n, labels if in_turn else None))
     zeros = torch.zeros(GROUPS, dtype=torch.float64)
-    return Judged(
+    return ClassSums(
         counts=zeros.index_add(0, groups, torch.ones(n, dtype=torch.float64)),
         entropies=zeros.index_add(0, groups, -(p * p.log()).sum(dim=1)),
         classes=torch.zeros(GROUPS, 10, dtype=torch.float64).index_add(0, groups, p),

@@ -9,7 +9,14 @@ import torch
 
 from ddpm.distributed import Group, process_group, share, whole_batches
 from ddpm.metrics.distances import Frechet, KernelReference
-from ddpm.metrics.features import Extractor, Features, Statistics, collect, collect_together, deal
+from ddpm.metrics.features import (
+    Extractor,
+    Features,
+    Statistics,
+    collect_features,
+    collect_together,
+    random_groups,
+)
 from ddpm.metrics.manifold import measure_manifold, nearest_distances
 
 SEED = 5
@@ -40,7 +47,9 @@ def pairs(statistics: Statistics, images: np.ndarray, group: Group) -> dict[str,
     Where a copy lies on the edge of a ball, rounding must not decide.
     """
     reference = np.concatenate([images[:100], images_of(1300, images.shape[2])[1003:]])
-    known = collect(Known(images.shape[2]), [reference], deal(len(reference)), kept=10_000)
+    known = collect_features(
+        Known(images.shape[2]), [reference], random_groups(len(reference)), kept=10_000
+    )
     shown = measure_manifold(statistics.kept / 7, statistics.kept_groups, known.kept / 7, group)
     kernels = KernelReference(known.blocks(), group)
     own = whole_batches(len(reference), 64, group)
@@ -60,7 +69,7 @@ def few(group: Group) -> list[float]:
     def batches(places: range) -> list[np.ndarray]:
         return [images[places.start : places.stop]] if places else []
 
-    found = collect_together(Known(6), batches, deal(130), group, labels=labels)
+    found = collect_together(Known(6), batches, random_groups(130), group, labels=labels)
     assert found.judged is not None and found.judged.hits is not None
     kept = torch.cat(list(group.passing(found.kept)))
     assert torch.equal(kept, Known(6)(images).vectors)
@@ -72,12 +81,12 @@ def main(count: int, dimension: int, path: Path) -> int:
     images, labels = images_of(count, dimension), np.arange(count) % 2
     with process_group() as group:
         mine = share(count, group.rank, group.size)
-        statistics = collect(
+        statistics = collect_features(
             Known(dimension),
             (images[part : part + 100] for part in range(mine.start, mine.stop, 100))
             if group.size == 1
             else (images[mine.start : mine.stop],),
-            deal(count),
+            random_groups(count),
             labels=labels,
             first=mine.start,
         )

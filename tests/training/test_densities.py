@@ -18,7 +18,7 @@ from ddpm.diffusion.unet import UNet
 from ddpm.errors import InputError
 from ddpm.metrics.bits_per_dim import bound_timesteps, variational_bound
 from ddpm.metrics.validation import measure_x0_error
-from ddpm.sampling.loading import build, start_problems
+from ddpm.sampling.loading import build_network, start_problems
 from ddpm.sampling.samplers import sample
 from ddpm.training.step import TrainState
 from ddpm.training.trainer import train
@@ -203,7 +203,7 @@ def test_the_networks_input_is_time_unless_a_density_or_the_key_says_log_snr() -
         (["TRAINING.PRED_TYPE=flow", "TRAINING.LOGSNR_DENSITY=edm"], "flow"),
         (["TRAINING.PRED_TYPE=flow", "TRAINING.NETWORK.TIME_INPUT=time"], "time"),
     ):
-        _, schedule = build(c.load(DIGITS, overrides))
+        _, schedule = build_network(c.load(DIGITS, overrides))
         assert schedule.time_input == seen
     with pytest.raises(ValueError, match="give NoiseSchedule time_input='logsnr'"):
         trained(settings(1, LOGSNR_DENSITY="edm"), NoiseSchedule("cosine", 100), network())
@@ -245,7 +245,7 @@ def test_an_edm_network_is_no_start_for_another_prediction(tmp_path: Path) -> No
     run = make_run(tmp_path, {"PRED_TYPE": "edm"})
     keys = {"TRAINED_H5": run, "IS_NEW_TRAIN": "false", "NETWORK.TIME_INPUT": "logsnr"}
     with pytest.raises(InputError, match="PRED_TYPE is edm, but here it is velocity"):
-        build(c.load(DIGITS, [f"TRAINING.{key}={value}" for key, value in keys.items()]))
+        build_network(c.load(DIGITS, [f"TRAINING.{key}={value}" for key, value in keys.items()]))
 
 
 @pytest.mark.slow
@@ -253,4 +253,4 @@ def test_weights_of_a_network_that_sees_something_else_are_no_start(tmp_path: Pa
     run = make_run(tmp_path)
     overrides = (f"TRAINING.TRAINED_H5={run}", "TRAINING.IS_NEW_TRAIN=false")
     with pytest.raises(InputError, match="whose network sees time, but here it is logsnr; give"):
-        build(c.load(DIGITS, [*overrides, "TRAINING.LOGSNR_DENSITY=edm"]))
+        build_network(c.load(DIGITS, [*overrides, "TRAINING.LOGSNR_DENSITY=edm"]))

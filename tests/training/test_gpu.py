@@ -17,7 +17,7 @@ from ddpm.distributed import Group
 from ddpm.errors import Interrupted
 from ddpm.runs.checkpoint import folder_of, load, steps
 from ddpm.runs.directory import RunDirectory
-from ddpm.sampling.loading import build, open_data
+from ddpm.sampling.loading import build_network, open_data
 from ddpm.sampling.samplers import sample
 from ddpm.training import worker
 from ddpm.training.step import Stepper, kernels
@@ -102,7 +102,7 @@ def test_what_it_cost_is_told(tmp_path: Path, digits: Path) -> None:
 def test_an_optimizer_step_waits_for_the_device_once(tmp_path: Path, digits: Path) -> None:
     config = tiny()
     data = open_data(config, digits)
-    network, schedule = build(config)
+    network, schedule = build_network(config)
     stepper = Stepper(config.TRAINING, network, schedule, None, None, GPU, 8)
     batches = data.batches(stepper.share_of(step) for step in range(4))
     stepper.train_step(next(batches), False)  # allocates

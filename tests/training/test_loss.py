@@ -12,13 +12,13 @@ from ddpm.diffusion.process import (
     LOSS_FNS,
     LOSS_WEIGHTINGS,
     PRED_TYPES,
-    convert,
+    convert_prediction,
     diffuse,
     elementwise_loss,
     loss_weight,
     stratified_timesteps,
     target_for,
-    timesteps,
+    uniform_timesteps,
 )
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.training.loss import Randomness, sample_losses, standard_loss
@@ -59,7 +59,7 @@ def test_losses_in_every_space_are_one_loss_times_a_known_factor(
     alpha, sigma = schedule.alpha_sigma_at(t)
     x0, noise, x0_hat = images(T), noises(T), images(T, seed=5)
     x_t = diffuse(x0, noise, alpha, sigma)
-    pred = convert(x0_hat, x_t, alpha, sigma, "image", loss_space, SIGMA_DATA)
+    pred = convert_prediction(x0_hat, x_t, alpha, sigma, "image", loss_space, SIGMA_DATA)
     target = target_for(loss_space, x0, noise, alpha, sigma, SIGMA_DATA)
     loss = elementwise_loss(pred, target, "MSE")
     expected = factor(loss_space, schedule.logsnr_at(t).exp())
@@ -78,7 +78,7 @@ def test_a_weighting_gives_one_loss_and_one_gradient_through_every_space(
     x_t = diffuse(x0, noise, alpha, sigma)
     # An error of the size x0 would see, so that no space's rounding dominates.
     x0_hat = x0 + 0.1 * noises(T, seed=3)
-    output = convert(x0_hat, x_t, alpha, sigma, "image", pred_type, SIGMA_DATA)
+    output = convert_prediction(x0_hat, x_t, alpha, sigma, "image", pred_type, SIGMA_DATA)
     truth = target_for(pred_type, x0, noise, alpha, sigma, SIGMA_DATA)
     assert (output - truth).abs().max() > 0
     for weighting in (name for name in LOSS_WEIGHTINGS if name != "uniform"):
@@ -86,7 +86,7 @@ def test_a_weighting_gives_one_loss_and_one_gradient_through_every_space(
         results = []
         for space in PRED_TYPES:
             pred = output.clone().requires_grad_()
-            converted = convert(pred, x_t, alpha, sigma, pred_type, space, SIGMA_DATA)
+            converted = convert_prediction(pred, x_t, alpha, sigma, pred_type, space, SIGMA_DATA)
             target = target_for(space, x0, noise, alpha, sigma, SIGMA_DATA)
             loss = elementwise_loss(converted, target, "MSE")
             loss = loss * loss_weight(logsnr, space, weighting, sigma_data=SIGMA_DATA)
@@ -196,7 +196,7 @@ def test_nothing_is_clipped_on_the_way_to_the_loss(pred_type: str) -> None:
     x_t = diffuse(x0, noise, alpha, sigma)
     pred = (target_for(pred_type, x0, noise, alpha, sigma, SIGMA_DATA) + 10).requires_grad_()
     for space in PRED_TYPES:
-        converted = convert(pred, x_t, alpha, sigma, pred_type, space, SIGMA_DATA)
+        converted = convert_prediction(pred, x_t, alpha, sigma, pred_type, space, SIGMA_DATA)
         target = target_for(space, x0, noise, alpha, sigma, SIGMA_DATA)
         (gradient,) = torch.autograd.grad(
             elementwise_loss(converted, target, "MSE").sum(), pred, retain_graph=True
@@ -209,7 +209,7 @@ def test_a_network_that_returns_zero_has_the_known_loss(pred_type: str) -> None:
     """E noise^2 = 1, E x0^2, and abar + (1 - abar) E x0^2: the first number a run logs."""
     schedule = NoiseSchedule("cos6", T)
     n = 20_000
-    t = timesteps(0, torch.arange(n), T)
+    t = uniform_timesteps(0, torch.arange(n), T)
     alpha, sigma = schedule.alpha_sigma_at(t)
     mean_square = 1 / 3
     # the paper's: preconditioned for the data, the target has variance 1 at every level
@@ -229,15 +229,15 @@ def test_a_network_that_returns_zero_has_the_known_loss(pred_type: str) -> None:
 @pytest.mark.parametrize("num_timesteps", [1, 7, 1000])
 def test_timesteps_are_uniform_and_keyed_by_position(num_timesteps: int) -> None:
     positions = torch.arange(50_000)
-    t = timesteps(3, positions, num_timesteps)
+    t = uniform_timesteps(3, positions, num_timesteps)
     counts = torch.bincount(t, minlength=num_timesteps + 1)
     assert counts[0] == 0 and len(counts) == num_timesteps + 1
     if num_timesteps > 1:
         assert stats.chisquare(counts[1:].numpy()).pvalue > 1e-3
-        assert not torch.equal(t, timesteps(4, positions, num_timesteps))
+        assert not torch.equal(t, uniform_timesteps(4, positions, num_timesteps))
     r = words(3, Stream.TIME, positions, 1)[:, 0]
     assert torch.equal(t, 1 + (r * num_timesteps) // 2**32)
-    assert torch.equal(timesteps(3, positions[100:200], num_timesteps), t[100:200])
+    assert torch.equal(uniform_timesteps(3, positions[100:200], num_timesteps), t[100:200])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ddpm.config.schema import HyperParameters, Training
 from ddpm.data.dataset import Dataset
 from ddpm.diffusion.layers import init_weights
-from ddpm.diffusion.power_ema import gamma_of
+from ddpm.diffusion.power_ema import power_ema_gamma
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.diffusion.unet import UNet
 from ddpm.errors import InputError, NonFiniteError
@@ -388,7 +388,7 @@ def test_power_averages_are_tracked_beside_the_others() -> None:
     copied = lambda: path.append({k: v.detach().clone() for k, v in stepping.named_parameters()})  # noqa: E731
     list(train(short, stepping, SCHEDULE, digits(), on_step=copied))
     for length in (0.05, 0.2):
-        p = gamma_of(length) + 1
+        p = power_ema_gamma(length) + 1
         share = [((k + 1) / 10) ** p - (k / 10) ** p for k in range(10)]
         for name, tensor in power.tensors[f"power-{length:g}"].items():
             expected = sum(w * step[name].double() for w, step in zip(share, path, strict=True))
