@@ -6,10 +6,16 @@ living run; 4 non-finite numbers; 5 storage; 6 a sweep's budget is spent and tri
 interrupted, run the same command again.
 """
 
+import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+_PATIENCE_S = 30.0
 
 
 class DdpmError(Exception):
@@ -71,6 +77,21 @@ def as_typed(name: str, *words: object) -> str:
     is_launcher = Path(sys.argv[0]).absolute().parent.name == "launch"
     program = f"python launch/{name}.py" if is_launcher else f"ddpm {name}"
     return shlex.join([*program.split(), *map(str, words)])
+
+
+@contextmanager
+def said_by_rank_0() -> Iterator[None]:
+    """InputError from rank 0 alone of torchrun's processes, which check the same: it ends them all.
+
+    What rank 0 does not see, such as a node without a GPU, the first process of that node says.
+    """
+    try:
+        yield
+    except InputError:
+        if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun's, once rank 0 has ended
+            time.sleep(_PATIENCE_S if os.environ["LOCAL_RANK"] == "0" else 2 * _PATIENCE_S)
+        raise
 
 
 def run_main(main: Callable[[], int | None]) -> int:

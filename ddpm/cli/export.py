@@ -365,6 +365,9 @@ def _card(model: "LoadedModel", made: _Export) -> Iterator[str]:
     sigma_data = model.schedule.sigma_data
     if sigma_data is not None:
         rows["sigma_data"] = f"{sigma_data!r}, the standard deviation of the data's values"
+    if "ranges" in facts:
+        found = ", ".join(f"{low!r} to {high!r}" for low, high in facts["ranges"])
+        rows["units"] = f"-1 to 1 is, by channel, {found} of the data"
     if "imported" in facts:
         rows["imported from"] = f"Keras weights with SHA-256 {facts['imported']['sha256']}"
     if made.tried:

@@ -32,6 +32,7 @@ sources:
 examples:
   ddpm pack digits shards/digits
   ddpm pack images.npz shards/cells --label-key cell_type
+  ddpm pack fields.npy shards/fields --scale channels
   ddpm pack photos shards/photos --label-key null --dry-run
   ddpm pack /usr/share/datasets/fashion-mnist shards/fashion_mnist --verify
   ddpm pack shards/fashion_mnist --verify
@@ -46,7 +47,7 @@ exit codes: 0 done, 2 bad input (all problems are listed), 5 storage, 75 interru
 
 
 _CIFAR = "cifar10"
-_OPTIONS = ("image_key", "classes", "alpha", "grey", "bit_depth", "resize", "filter")
+_OPTIONS = ("image_key", "classes", "alpha", "grey", "bit_depth", "scale", "resize", "filter")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,6 +80,12 @@ def parser() -> argparse.ArgumentParser:
         "--bit-depth",
         choices=("8", "float"),
         help="16-bit grey pictures: rounded to 8 bits, or kept as floats",
+    )
+    change.add_argument(
+        "--scale",
+        choices=("channels",),
+        help="float arrays in any units: each channel from its lowest and highest value to [0, 1]; "
+        "samples are drawn in these units again",
     )
     change.add_argument(
         "--resize",
@@ -189,6 +196,7 @@ def _source(asked: argparse.Namespace, stage: Path) -> "Source":
             size=_size(asked.resize) if asked.resize else None,
             resample=asked.filter or "bicubic",
         ),
+        scale=asked.scale,
         stage=stage,
     )
 

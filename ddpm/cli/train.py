@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from ddpm.cli.options import add_verbose, command_line
+from ddpm.errors import said_by_rank_0
 from ddpm.runs import find_run, load_file
 
 
@@ -42,7 +43,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Train; the exit code."""
     args = parser().parse_intermixed_args(argv)
-    loaded = load_file(Path(args.config), args.overrides)
+    with said_by_rank_0():
+        loaded = load_file(Path(args.config), args.overrides)
 
     if args.plan:
         from ddpm.cluster import plan

@@ -22,7 +22,7 @@ from ddpm.cluster.workers import Workers, torchrun_size, workers_for
 from ddpm.config import Config
 from ddpm.data import preparing
 from ddpm.distributed import CPU, Group, best_device, process_group
-from ddpm.errors import InputError, Interrupted
+from ddpm.errors import InputError, Interrupted, said_by_rank_0
 from ddpm.metrics import inception_problems
 from ddpm.runs import RunClaim, RunDirectory, Tail, claimed, failure_recorded, watch
 from ddpm.sampling import locate_run, open_data, start_problems
@@ -38,7 +38,8 @@ def run(
     should_stop: Callable[[], bool],
 ) -> int:
     """Train to the end and print where everything lies; 0. A finished run is not repeated."""
-    workers = checked(config)
+    with said_by_rank_0():
+        workers = checked(config)
     with process_group() if torchrun_size() else nullcontext(Group()) as group:
         if group.is_main:
             return _lead(config, workers, group, new=new, resume=resume, should_stop=should_stop)

@@ -440,6 +440,11 @@ class ImageGeneration:
         "strip", "Exported states as one picture or as a film"
     )
     GEN_SAVE_DIR: Text | None = option(None, "Where images go; null = inside the run")
+    PIXELS: Literal["uint8", "float"] | None = option(
+        None,
+        "Images as bytes, or as floats in the units of the data, in [0, 1] where these were not "
+        "scaled in packing; null = floats where they were",
+    )
     RANDOM_SEED: Int | None = option(None, "Seed of the draws; null = 0", ge=0, le=_LARGEST_SEED)
     NEW_IMAGE_SIZE: Int | None = option(
         None, "Side of the images drawn, pixels; null = INPUT_IMAGE_SIZE", ge=1, le=8192
@@ -573,6 +578,11 @@ class Wandb:
     TAGS: Annotated[tuple[Name, ...], all_different] = option((), "Tags of the run", machine=True)
     SYSTEM: Flag = option(
         False, "Show the use of cores, memory and GPUs by time there too", machine=True
+    )
+    ARTIFACTS: Flag = option(
+        False,
+        "Name data, last checkpoint and samples there by path and SHA-256; nothing is uploaded",
+        machine=True,
     )
 
 

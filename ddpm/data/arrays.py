@@ -53,7 +53,7 @@ class NpzSource(ArraySource):
     """An NPZ file with `images` and, unless label_key is None, labels under that key."""
 
     takes = "an NPZ file (.npz)"
-    options = ("--image-key",)
+    options = ("--image-key", "--scale")
 
     def __init__(self, path: Path, reading: Reading) -> None:
         label_key, self.reading = reading.label_key, reading
@@ -97,6 +97,7 @@ class NpySource(ArraySource):
     """An NPY file of images alone, mapped where it lies."""
 
     takes = "an NPY file (.npy)"
+    options = ("--scale",)
 
     def __init__(self, path: Path, reading: Reading) -> None:
         self.name, self.reading, self._path = str(path), reading, path
@@ -130,7 +131,7 @@ class Hdf5Source(ArraySource):
     """
 
     takes = "an HDF5 file (.h5, .hdf5)"
-    options = ("--image-key",)
+    options = ("--image-key", "--scale")
 
     def __init__(self, path: Path, reading: Reading) -> None:
         import h5py

@@ -34,6 +34,8 @@ _READERS = {
 }
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
+# The lowest and the highest value of each channel, in the data's own units.
+Ranges = tuple[tuple[float, float], ...]
 Resample = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
 
 
@@ -240,6 +242,25 @@ def unit_floats(array: NDArray) -> NDArray[np.float32]:
     if not (low >= 0.0 and high <= 1.0):
         raise ValueError(f"float values from {low:g} to {high:g}; give floats in [0, 1] or uint8")
     return array.astype(np.float32)
+
+
+def to_unit(pixels: NDArray, ranges: Ranges) -> NDArray[np.float32]:
+    """Values (..., C) in the data's own units, each channel mapped from its range to [0, 1]."""
+    low, high = np.array(ranges, np.float64).T
+    return ((pixels - low) / (high - low)).astype(np.float32)
+
+
+def from_unit(pixels: NDArray, ranges: Ranges) -> NDArray[np.float32]:
+    """The inverse of to_unit()."""
+    low, high = np.array(ranges, np.float64).T
+    return (low + (high - low) * pixels).astype(np.float32)
+
+
+def to_bytes(pixels: NDArray, ranges: Ranges | None) -> NDArray[np.uint8]:
+    """Bytes as they are, floats in the data's own units as 0 to 255 over each channel's range."""
+    if ranges is None:
+        return pixels
+    return np.rint(255 * to_unit(pixels, ranges)).astype(np.uint8)
 
 
 def encode(pixels: Pixels) -> tuple[str, bytes]:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.data.images import array_header
+from ddpm.data.images import Ranges, array_header
 from ddpm.data.scan import Sample, Scan, scan_tar
 from ddpm.data.source import examples, is_held_out, note, own_split
 from ddpm.errors import InputError, as_typed
@@ -62,7 +62,8 @@ class Index:
     width. dtype: "uint8", or "float32" with values in [0, 1].  num_classes: the highest label + 1
     or the number of class names; None without labels.  sha256: identity of the data (shards,
     samples, labels), wherever it lies. is_shuffled: the samples lie in random order.  recipe: what
-    `pack` made the shards from; None for foreign ones.
+    `pack` made the shards from; None for foreign ones.  ranges: of the channels before they were
+    scaled to [0, 1], in the data's own units; None where they were not.
     """
 
     folder: Path
@@ -79,6 +80,7 @@ class Index:
     table_file: str
     table_sha256: str
     shards: tuple[Shard, ...]
+    ranges: Ranges | None = None
 
     @cached_property
     def table(self) -> NDArray[np.void]:
@@ -225,9 +227,9 @@ def _file_problems(index: Index) -> Iterator[str]:
             yield f"{path} is not in {INDEX_FILE}; {AGAIN}"
 
 
-def data_sha256(shards: Sequence[Shard], table_sha256: str) -> str:
+def data_sha256(shards: Sequence[Shard], table_sha256: str, ranges: Ranges | None = None) -> str:
     own = [[one.samples, one.sha256, *([one.split] if one.split else [])] for one in shards]
-    content = [FORMAT, own, table_sha256]
+    content = [FORMAT, own, table_sha256, *([ranges] if ranges else [])]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -237,10 +239,12 @@ def _from_json(folder: Path, content: dict[str, Any]) -> Index:
         raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
     shards = tuple(Shard(**shard) for shard in content.pop("shards"))
     shape, names = content["image_shape"], content["class_names"]
+    ranges = content.get("ranges")
     fields = content | {
         "image_shape": None if shape is None else tuple(shape),
         "smallest_size": tuple(content["smallest_size"]),
         "class_names": None if names is None else tuple(names),
+        "ranges": ranges and tuple((float(low), float(high)) for low, high in ranges),
     }
     del fields["format"]
     index = Index(folder=folder, shards=shards, **fields)
@@ -251,7 +255,7 @@ def _from_json(folder: Path, content: dict[str, Any]) -> Index:
         raise ValueError(f"table name {index.table_file!r}")
     if not 0 < index.num_samples == sum(shard.samples for shard in shards):
         raise ValueError("num_samples is not the sum over shards")
-    if index.sha256 != data_sha256(shards, index.table_sha256):
+    if index.sha256 != data_sha256(shards, index.table_sha256, index.ranges):
         raise ValueError("it was edited: sha256 does not match")
     return index
 
@@ -356,6 +360,7 @@ def write_index(
     class_names: tuple[str, ...] | None = None,
     is_shuffled: bool,
     recipe: str | None = None,
+    ranges: Ranges | None = None,
 ) -> Index:
     """Writes the index of scanned shards. Raises InputError where they contradict each other."""
     samples = [sample for scan in scans for sample in scan.samples]
@@ -390,7 +395,8 @@ def write_index(
         recipe=recipe,
         table_file=table_file,
         table_sha256=table_sha256,
-        sha256=data_sha256(shards, table_sha256),
+        sha256=data_sha256(shards, table_sha256, ranges),
+        ranges=ranges,
     )
     storage.write_json(folder / INDEX_FILE, _to_json(index))
     for old in before - {folder / table_file}:
@@ -449,6 +455,8 @@ def _traits(sample: Sample) -> tuple[str, str, str]:
 def _to_json(index: Index) -> dict[str, Any]:
     content = asdict(index)
     del content["folder"]
+    if content["ranges"] is None:
+        del content["ranges"]
     for shard in content["shards"]:
         if shard["split"] is None:
             del shard["split"]

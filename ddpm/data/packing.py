@@ -252,6 +252,7 @@ def _pack_into(folder: Path, plan: PackPlan, progress: bool) -> Index:
         class_names=plan.source.class_names,
         is_shuffled=True,
         recipe=plan.recipe,
+        ranges=loaded.ranges,
     )
     storage.remove(folder / _JOURNAL)
     shutil.rmtree(folder / STAGE, ignore_errors=True)

@@ -11,12 +11,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.data.images import MAX_LABEL, STRICT, Conversions, ImageHeader, Pixels, decode, header
+from ddpm.data.images import (
+    MAX_LABEL,
+    STRICT,
+    Conversions,
+    ImageHeader,
+    Pixels,
+    Ranges,
+    decode,
+    header,
+    to_unit,
+)
 from ddpm.errors import InputError
 from ddpm.runs import ImageBar
 
@@ -55,12 +65,14 @@ class ImageSequence(Protocol):
 class Loaded:
     """Checked images, and labels from 0, int64 (N,), or None.
 
-    notes: pictures that were not taken as they are stored, one line each.
+    notes: pictures that were not taken as they are stored, one line each.  ranges: of channels that
+    were scaled to [0, 1].
     """
 
     images: ImageSequence
     labels: NDArray[np.int64] | None
     notes: tuple[str, ...] = ()
+    ranges: Ranges | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +81,7 @@ class Reading:
 
     label_key: key of the labels; None for images without.  image_key: key of the images; None for
     the usual one.  classes: class folders, in the order of their numbers; None for all, by name.
+    scale: channels maps each channel of float arrays from its lowest and highest value to [0, 1].
     stage: folder for copies of shards that are remote or compressed; None where only headers count.
     """
 
@@ -76,6 +89,7 @@ class Reading:
     image_key: str | None = None
     classes: tuple[str, ...] | None = None
     conversions: Conversions = STRICT
+    scale: Literal["channels"] | None = None
     stage: Path | None = None
 
 
@@ -246,20 +260,26 @@ class ArraySource(Source):
         if broken:
             raise InputError(broken)
         images, labels = arrays[0], arrays[1].reshape(-1) if self.has_labels else None
-        problems = [] if images.dtype == np.uint8 else _float_problems(images)
-        self._refuse(problems + ([] if labels is None else label_problems(labels)))
         if images.ndim == 3:
             images = images[..., None]  # (N, H, W, 1)
+        ranges, problems, notes = None, [], ()
+        if self.reading.scale:
+            ranges, problems = _ranges(images)
+            found = [f"{low:g} to {high:g}" for low, high in ranges]
+            notes = (f"{self.name}: channels scaled to [0, 1], from {examples(found)}",)
+        elif images.dtype != np.uint8:
+            problems = _float_problems(images)
+        self._refuse(problems + ([] if labels is None else label_problems(labels)))
         changes = self.reading.conversions
         numbers = None if labels is None else labels.astype(np.int64)
-        if changes == STRICT:
-            pixels = images if images.dtype == np.uint8 else _Arrays(images, changes)
-            return Loaded(images=pixels, labels=numbers)
+        if changes == STRICT and images.dtype == np.uint8:
+            return Loaded(images=images, labels=numbers)
         _, height, width, channels = images.shape
         dtype = "uint8" if images.dtype == np.uint8 else "float32"
         first = ImageHeader(height=height, width=width, channels=channels, dtype=dtype)
-        notes = counted(self.name, [changes.header(first).changes] * len(images))
-        return Loaded(images=_Arrays(images, changes), labels=numbers, notes=notes)
+        notes += counted(self.name, [changes.header(first).changes] * len(images))
+        pixels = _Arrays(images, changes, ranges)
+        return Loaded(images=pixels, labels=numbers, notes=notes, ranges=ranges)
 
     def _read(self, part: int) -> NDArray:
         """The images or the labels, as they are. Raises InputError."""
@@ -268,6 +288,8 @@ class ArraySource(Source):
     def _take(self, images: tuple[Shape, np.dtype], *labels: tuple[Shape, np.dtype]) -> None:
         """Takes the shape from what headers promise. Raises InputError when that cannot be."""
         problems = [f"images {problem}" for problem in _image_problems(*images)]
+        if self.reading.scale and images[1] == np.uint8:
+            problems.append("images are uint8, which --scale does not change; leave it out")
         for promised in labels:
             found = _label_shape_problems(*promised, count=images[0][0] if images[0] else 0)
             problems += [f"labels {problem}" for problem in found]
@@ -284,10 +306,10 @@ class ArraySource(Source):
 
 
 class _Arrays:
-    """Images of an array, each converted as it is taken; floats are made float32."""
+    """Images of an array, each scaled and converted as it is taken; floats are made float32."""
 
-    def __init__(self, images: NDArray, conversions: Conversions) -> None:
-        self._images, self._conversions = images, conversions
+    def __init__(self, images: NDArray, conversions: Conversions, ranges: Ranges | None) -> None:
+        self._images, self._conversions, self._ranges = images, conversions, ranges
 
     def __len__(self) -> int:
         return len(self._images)
@@ -295,7 +317,7 @@ class _Arrays:
     def __getitem__(self, number: int) -> NDArray:
         image = np.asarray(self._images[number])
         image = image if image.dtype == np.uint8 else image.astype(np.float32)
-        return self._conversions.apply(image)
+        return self._conversions.apply(to_unit(image, self._ranges) if self._ranges else image)
 
 
 class PictureSource(Source):
@@ -461,22 +483,47 @@ def label_problems(labels: NDArray) -> list[str]:
     return problems
 
 
-def _float_problems(images: NDArray) -> list[str]:
-    """Images with values outside [0, 1], read piece by piece."""
-    wrong: list[int] = []
+def _extremes(images: NDArray) -> tuple[NDArray, NDArray]:
+    """The lowest and the highest value of every channel of every image, (N, C), in float32; read
+    piece by piece.
+    """
     step = max(1, (1 << 22) // max(1, images[0].size))
-    for start in range(0, len(images), step):
-        piece = images[start : start + step].reshape(len(images[start : start + step]), -1)
-        with np.errstate(invalid="ignore"):
-            is_wrong = ~((piece.min(axis=1) >= 0) & (piece.max(axis=1) <= 1))  # NaN is wrong too
-        wrong += (start + np.flatnonzero(is_wrong)).tolist()
-    if not wrong:
+    pieces = (images[start : start + step] for start in range(0, len(images), step))
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = [(p.min(axis=(1, 2)), p.max(axis=(1, 2))) for p in pieces]
+        low, high = (np.concatenate(ends).astype(np.float32) for ends in zip(*found, strict=True))
+    return low, high
+
+
+def _float_problems(images: NDArray) -> list[str]:
+    """Images with values outside [0, 1]."""
+    low, high = _extremes(images)
+    wrong = np.flatnonzero(~((low.min(axis=1) >= 0) & (high.max(axis=1) <= 1)))  # NaN is wrong too
+    if not len(wrong):
         return []
-    low, high = float(images[wrong[0]].min()), float(images[wrong[0]].max())
+    first = int(wrong[0])
     return [
-        f"{len(wrong)} float images have values outside [0, 1], the first is image {wrong[0]} "
-        f"with {low:g} to {high:g}; scale them, or give uint8"
+        f"{len(wrong)} float images have values outside [0, 1], the first is image {first} with "
+        f"{low[first].min():g} to {high[first].max():g}; scale them (packing: --scale channels), "
+        "or give uint8"
     ]
+
+
+def _ranges(images: NDArray) -> tuple[Ranges, list[str]]:
+    """The lowest and the highest value of each channel, and reasons not to scale by them."""
+    low, high = _extremes(images)
+    problems = []
+    is_wrong = ~(np.isfinite(low) & np.isfinite(high)).all(axis=1)
+    if count := int(is_wrong.sum()):
+        first = int(is_wrong.argmax())
+        problems = [f"{count} images have values that are not finite, the first is image {first}"]
+    ranges = tuple(zip(low.min(axis=0).tolist(), high.max(axis=0).tolist(), strict=True))
+    problems += [
+        f"channel {number} is {least:g} everywhere; leave it out"
+        for number, (least, most) in enumerate(ranges)
+        if least == most
+    ]
+    return ranges, problems
 
 
 def entries(folder: Path) -> list[Path]:

@@ -15,11 +15,13 @@
 
 Opening a source looks at names, headers and sizes only, loading it reads and checks the pixels;
 both report all problems at once, and in notes what is there and not read: nothing is left out in
-silence. Pixels are (H, W, C), uint8, or float32 in [0, 1].
+silence. Pixels are (H, W, C), uint8, or float32 in [0, 1]; `scale` takes float arrays in any
+units.
 """
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from ddpm.data import images
 from ddpm.data.arrays import CifarSource, DigitsSource, Hdf5Source, IdxSource, NpySource, NpzSource
@@ -51,6 +53,7 @@ def open_source(
     image_key: str | None = None,
     classes: tuple[str, ...] | None = None,
     conversions: images.Conversions = images.STRICT,
+    scale: Literal["channels"] | None = None,
     stage: Path | None = None,
 ) -> Source:
     """The source at a path, or `digits`. Raises InputError with the problems that headers show.
@@ -69,6 +72,7 @@ def open_source(
         image_key=image_key,
         classes=classes,
         conversions=conversions,
+        scale=scale,
         stage=stage,
     )
     for kind in KINDS:
@@ -88,6 +92,7 @@ def _require_used(source: Source) -> None:
         "--classes": reading.classes,
         "--alpha": reading.conversions.alpha,
         "--bit-depth": reading.conversions.bit_depth,
+        "--scale": reading.scale,
     }
     is_useless = {name: given[name] is not None and name not in source.options for name in given}
     if useless := [name for name in given if is_useless[name]]:

@@ -69,6 +69,7 @@ _PROTOCOL = {
     "GUIDANCE_INTERVAL": "null",
     "GUIDANCE_RESCALE": "0",
     "RANDOM_SEED": "0",
+    "PIXELS": "uint8",
     "CLASS_LABEL": "null",
     "FREEZE_CHANNEL": "null",
     "EXTERNAL_NPZ_INPUT": "null",

@@ -6,7 +6,8 @@
         asked.json      how many images have been asked for so far
         unit.json       images of a unit: unit k begins at image k unit
         batch.json      images of a network call; written once, by whoever draws first
-        shards/0000000000-0000000512.tar     {index:010d}.png (.npy for neither 1 nor 3 channels),
+        shards/0000000000-0000000512.tar     {index:010d}.png (.npy of floats and for neither 1 nor
+                                             3 channels),
                                              and .cls with the label where images have one
         shards/0000000000-0000000512.json    written last: the shard's size and SHA-256, the
                                              labels, and all that the images depend on
@@ -20,6 +21,7 @@ here is code, and nothing is unpickled. No torch.
 """
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -196,7 +198,7 @@ class BulkFolder:
     def write(
         self,
         unit: range,
-        pixels: NDArray[np.uint8],
+        pixels: NDArray[Any],
         labels: Sequence[int] | None,
         facts: Mapping[str, object],
     ) -> None:
@@ -401,8 +403,9 @@ def export(folder: BulkFolder, num: int, stem: str, form: str, *, is_fresh: bool
     are there stay. Images go from the shards into the files one at a time, so memory does not grow.
     """
     picture = folder.folder / PICTURE
-    pixels = [images.decode(data) for _, data, _ in folder.first(min(num, MAX_PICTURED))]
-    storage.write_bytes(picture, png(grid(np.stack(pixels).astype(np.uint8))))
+    pixels = [_decoded(data) for _, data, _ in folder.first(min(num, MAX_PICTURED))]
+    shown = images.to_bytes(np.stack(pixels), folder.recipe.get("ranges"))
+    storage.write_bytes(picture, png(grid(shown)))
     if form == "shards":
         return [picture]
     path = folder.folder / {"npz": f"{stem}.npz", "adm": f"{stem}_adm.npz", "png": stem}[form]
@@ -415,19 +418,26 @@ def export(folder: BulkFolder, num: int, stem: str, form: str, *, is_fresh: bool
     return [picture, path]
 
 
+def _decoded(data: bytes) -> NDArray[Any]:
+    """An image of a shard of ours; floats may have any values."""
+    is_array = data.startswith(images.NPY_MAGIC)
+    return np.load(io.BytesIO(data), allow_pickle=False) if is_array else images.decode(data)
+
+
 def _write_npz(folder: BulkFolder, num: int, path: Path, pixels: str, classes: str) -> None:
-    """Images uint8 (N, H, W, C), and labels int64 where there are any, as arrays of those names."""
+    """Images (N, H, W, C), and labels int64 where there are any, as arrays of those names."""
     channels, height, width = folder.recipe["image_shape"]
+    dtype = "<f4" if "ranges" in folder.recipe else "|u1"
 
     def fill(sink: storage.Sink) -> None:
         labels: list[int] = []
         with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:  # type: ignore[call-overload]
             with (
-                _array(archive, pixels, (num, height, width, channels), "|u1") as member,
+                _array(archive, pixels, (num, height, width, channels), dtype) as member,
                 ImageBar("writing the NPZ", num, is_shown=True) as bar,
             ):
                 for _, data, label in folder.first(num):
-                    member.write(images.decode(data).tobytes())
+                    member.write(_decoded(data).tobytes())
                     labels += [] if label is None else [label]
                     bar.advance()
             if labels:

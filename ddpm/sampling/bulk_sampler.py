@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from ddpm.sampling.request import (
     BULK_REQUEST,
     BulkOptions,
     SampleRequest,
+    in_units,
     is_bulk_folder,
     read_request,
 )
@@ -81,7 +83,8 @@ class BulkSampler:
         """One line: what is drawn, of what."""
         request, model = self.request, self.generator.model
         task = f"{request.options.GEN_TASK}, seed {request.seed}"
-        return f"{request.num:,} images ({task}) of {model.folder} with {model.name}"
+        images = f"{request.num:,} images ({task}){in_units(request.ranges)}"
+        return f"{images} of {model.folder} with {model.name}"
 
     def missing(self) -> list[range]:
         """Units that lack images, by the names of the files."""
@@ -94,6 +97,7 @@ class BulkSampler:
         request, bulk = self.request, self.request.bulk or BulkOptions()
         channels, height, width = request.image_shape
         # Most bytes of an image: its pixels, which may not compress, and tar's blocks.
+        width *= 4 if request.ranges else 1
         each = channels * height * width + height + 2560
         count = total(self.missing()) + (0 if bulk.format == "shards" else request.num)
         free = storage.free_bytes(self.folder)
@@ -144,7 +148,7 @@ class BulkSampler:
         size = folder.batch_size or self._settle_batch_size(folder)
         last: Future[None] | None = None
 
-        def write(unit: range, pixels: NDArray[np.uint8]) -> None:
+        def write(unit: range, pixels: NDArray[Any]) -> None:
             labels = labels_of(self.request, torch.arange(unit.start, unit.stop))
             numbers = None if labels is None else labels.tolist()
             folder.write(unit, pixels, numbers, self._facts(size))
@@ -168,7 +172,7 @@ class BulkSampler:
                 last.result()
         folder.drop_superfluous()
 
-    def _batch(self, first: int, size: int, folder: BulkFolder) -> NDArray[np.uint8]:
+    def _batch(self, first: int, size: int, folder: BulkFolder) -> NDArray[Any]:
         try:
             return self.generator.batch(first, size)
         except (MemoryError, RuntimeError) as error:

@@ -5,6 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddpm.data import images
 from ddpm.runs import gif, grid, png
 from ddpm.sampling.samplers import SampleState
 
@@ -18,6 +19,16 @@ def to_uint8(x: Tensor) -> Tensor:
     if bool(levels.isnan().any()):
         raise ValueError("images contain NaN")
     return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def to_floats(x: Tensor, ranges: images.Ranges) -> Tensor:
+    """Images in the data's own units: [-1, 1] to the range of each channel; values outside are
+    clamped.
+
+    x: float (N, C, H, W).  Returns float32 (N, H, W, C) on the CPU.
+    """
+    unit = x.double().clamp(-1.0, 1.0).add(1.0).mul(0.5).permute(0, 2, 3, 1).cpu().numpy()
+    return torch.from_numpy(images.from_unit(unit, ranges))
 
 
 class Film:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +19,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm import config as configuration
+from ddpm.data import images
 from ddpm.diffusion import NoiseSchedule
 from ddpm.distributed import ALONE, Group, device_of, whole_batches
 from ddpm.errors import InputError, NonFiniteError
 from ddpm.runs import ImageBar, RunDirectory, digest, grid, npz, png, storage
 from ddpm.sampling import tasks
 from ddpm.sampling.denoise import Network
-from ddpm.sampling.film import Film, to_uint8
+from ddpm.sampling.film import Film, to_floats, to_uint8
 from ddpm.sampling.loading import LoadedModel, load_network
-from ddpm.sampling.request import BATCH_SIZE, MAX_PICTURED, SampleRequest, guide_weights
+from ddpm.sampling.request import (
+    BATCH_SIZE,
+    MAX_PICTURED,
+    SampleRequest,
+    guide_weights,
+    in_units,
+)
 from ddpm.sampling.samplers import (
     SAMPLERS,
     Constrain,
@@ -56,7 +64,7 @@ def draw_images(
     start: ids -> the first state of their walks; None is noise.
     """
     device = device_of(network)
-    images = []
+    batches = []
     for first in range(0, num_images, batch_size):
         ids = torch.arange(first, first + batch_size, device=device)
         batch = draw_batch(
@@ -68,8 +76,8 @@ def draw_images(
             labels=None if labels is None else labels.to(device)[ids % num_images],
             start=None if start is None else start(ids),
         )
-        images.append(batch)
-    return np.concatenate(images)[:num_images]
+        batches.append(batch)
+    return np.concatenate(batches)[:num_images]
 
 
 def draw_batch(
@@ -84,10 +92,12 @@ def draw_batch(
     constrain: Constrain | None = None,
     start: WalkStart | None = None,
     on_state: OnState | None = None,
-) -> NDArray[np.uint8]:
+    ranges: images.Ranges | None = None,
+) -> NDArray[Any]:
     """One batch of images by their numbers, each in its slot, uint8 (N, H, W, C).
 
     ids: int64 (N,), on the network's device, as labels are.  guide: in eval mode, there too.
+    ranges: of each channel, for floats in these units instead of bytes.
     on_state(ids, state): is told of each state.  The rest is as in sample_steps().
     """
     state = None
@@ -112,7 +122,7 @@ def draw_batch(
         raise NonFiniteError(
             f"image {wrong[0]} and {len(wrong) - 1} others are not finite; nothing was saved"
         )
-    return to_uint8(state.x_t).cpu().numpy()
+    return (to_floats(state.x_t, ranges) if ranges else to_uint8(state.x_t).cpu()).numpy()
 
 
 def num_calls(options: SamplerOptions, schedule: NoiseSchedule, *, begin: float = 1.0) -> int:
@@ -131,13 +141,14 @@ class Generated:
     recipe: Path
     num_images: int
     was_there: bool
+    units: str
 
     def describe(self) -> str:
         """One line: where the images are."""
         opening = "already drawn" if self.was_there else "done"
         film = f", steps in {self.film.name}" if self.film else ""
         picture = f"picture in {self.picture.name}{film}"
-        return f"{opening}: {self.num_images} images in {self.images}, {picture}"
+        return f"{opening}: {self.num_images} images in {self.images}{self.units}, {picture}"
 
 
 class ImageGenerator:
@@ -145,9 +156,9 @@ class ImageGenerator:
 
         ImageGenerator(read_request(run, ["IMAGE_GENERATION.NUM_GEN_IMAGES=64"])).run()
 
-    In the request's folder: {stem}.npz (images uint8 (N, H, W, C), and labels where there are
-    classes), {stem}.png, {stem}_steps.png or .gif with EXPORT_INTERM, and last {stem}.json, the
-    recipe.
+    In the request's folder: {stem}.npz (images uint8 (N, H, W, C), or float32 with PIXELS float,
+    and labels where there are classes), {stem}.png, {stem}_steps.png or .gif with EXPORT_INTERM,
+    and last {stem}.json, the recipe.
     Where the name is taken by images of another recipe, eight digits of its SHA-256 are added.
     """
 
@@ -187,9 +198,9 @@ class ImageGenerator:
         if group.any(group.is_main and generated.was_there):
             return generated
         film = Film(self._calls, self.request.options.EXPORT_EVERY) if generated.film else None
-        images = self.draw(film, group)
+        drawn = self.draw(film, group)
         if group.is_main:
-            self._save(generated, recipe, images, film)
+            self._save(generated, recipe, drawn, film)
         if group.size > 1:
             group.wait()
         return generated
@@ -198,28 +209,30 @@ class ImageGenerator:
         self,
         generated: Generated,
         recipe: Mapping[str, object],
-        images: NDArray[np.uint8],
+        drawn: NDArray[Any],
         film: Film | None,
     ) -> None:
         labels = self.labels()
-        arrays = {"images": images} | ({} if labels is None else {"labels": labels.numpy()})
+        arrays = {"images": drawn} | ({} if labels is None else {"labels": labels.numpy()})
         storage.make_folder(self.request.folder)
         storage.write_bytes(generated.images, npz(**arrays))
-        storage.write_bytes(generated.picture, png(grid(images[:MAX_PICTURED])))
+        shown = images.to_bytes(drawn[:MAX_PICTURED], self.request.ranges)
+        storage.write_bytes(generated.picture, png(grid(shown)))
         if film and generated.film:
             form = self.request.options.EXPORT_FORMAT
-            storage.write_bytes(generated.film, film.file(len(images), form))
+            storage.write_bytes(generated.film, film.file(len(drawn), form))
         storage.write_json(generated.recipe, recipe)
 
-    def draw(self, film: Film | None = None, group: Group = ALONE) -> NDArray[np.uint8]:
-        """The images, uint8 (N, H, W, C); with several workers on rank 0, none on the others.
+    def draw(self, film: Film | None = None, group: Group = ALONE) -> NDArray[Any]:
+        """The images (N, H, W, C); with several workers on rank 0, none on the others.
 
         Whole batches are shared out, so the bits are those that one worker gives them.
         """
         count, size = self.request.num, self.request.batch_size or BATCH_SIZE
         channels, height, width = self.request.image_shape
         own = whole_batches(count, size, group)
-        nothing = np.empty((0, height, width, channels), np.uint8)
+        dtype = np.float32 if self.request.ranges else np.uint8
+        nothing = np.empty((0, height, width, channels), dtype)
         with ImageBar("drawing", count, is_shown=group.size == 1) as bar:
             watch = _watch(film, bar, count, self._calls)
             batches = [
@@ -234,8 +247,8 @@ class ImageGenerator:
             drawn = np.concatenate([nothing, *parts])
         return drawn[:count]
 
-    def batch(self, first: int, size: int, *, on_state: OnState | None = None) -> NDArray[np.uint8]:
-        """Images first .. first + size - 1 in one network batch, uint8 (size, H, W, C).
+    def batch(self, first: int, size: int, *, on_state: OnState | None = None) -> NDArray[Any]:
+        """Images first .. first + size - 1 in one network batch, (size, H, W, C).
 
         They have the bits of draw() where `size` is the request's batch size and divides `first`.
         """
@@ -251,6 +264,7 @@ class ImageGenerator:
             constrain=self._constrain,
             start=tasks.start_of(self.request, ids),
             on_state=on_state,
+            ranges=self.request.ranges,
         )
 
     def first_step(self, size: int) -> None:
@@ -287,6 +301,7 @@ class ImageGenerator:
             "labels": None if self.labels() is None else options.CLASS_LABEL,
             "batch_size": request.batch_size or BATCH_SIZE,
             "film": film,
+            **({"ranges": [list(one) for one in request.ranges]} if request.ranges else {}),
             **tasks.task_facts(request),
         }
 
@@ -359,6 +374,7 @@ def place(request: SampleRequest, recipe: Mapping[str, object]) -> Generated:
         recipe=path,
         num_images=options.NUM_GEN_IMAGES,
         was_there=is_same and path.with_suffix(".npz").is_file(),
+        units=in_units(request.ranges),
     )
 
 

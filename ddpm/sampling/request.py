@@ -11,6 +11,7 @@ is made afterwards from snapshots. Base images and masks come from an NPZ file, 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,10 +20,10 @@ from numpy.typing import NDArray
 
 from ddpm import config as configuration
 from ddpm.config import Config, ImageGeneration
-from ddpm.data import open_npz
+from ddpm.data import images, open_npz
 from ddpm.diffusion import power_ema_gamma, power_ema_name
 from ddpm.errors import InputError, as_typed
-from ddpm.runs import CONFIG, load_run, read_json
+from ddpm.runs import CONFIG, PROVENANCE, load_run, read_json
 
 RAW_WEIGHTS = "model"
 # Small, since the last batch is filled up: one image costs a whole batch.
@@ -161,6 +162,7 @@ class SampleRequest:
     batch_size: images of a network call; None is BATCH_SIZE, in bulk what fits.
     image_shape: (C, H, W) of what is drawn.  base: (N, H, W, C) in [0, 1], what inpainting keeps
     a part of and sdedit begins with.  mask: (M, H, W), true where inpaint knows the image.
+    ranges: of each channel, where images are floats in the units of the data; None for bytes.
     source: what the command named.  bulk: None draws few images, as one file.
     """
 
@@ -174,6 +176,7 @@ class SampleRequest:
     base: NDArray[np.float32] | None
     mask: NDArray[np.bool_] | None
     bulk: BulkOptions | None = None
+    ranges: images.Ranges | None = None
 
     @property
     def options(self) -> ImageGeneration:
@@ -228,7 +231,19 @@ class SampleRequest:
         return (
             f"{self.num} images ({self.options.GEN_TASK}, seed {self.seed}) of {source} "
             f"with {weights_name(self.config, self.ema)} to {self.folder / self.stem}.npz"
+            f"{in_units(self.ranges)}"
         )
+
+
+def in_units(ranges: object) -> str:
+    """The kind of images, where it is not the usual one, for lines about them."""
+    return ", floats in the units of the data" if ranges else ""
+
+
+def _ranges(run: Path) -> images.Ranges | None:
+    """The range of each channel that a run's data were scaled from."""
+    found = read_json(run / PROVENANCE).get("ranges")
+    return found and tuple((low, high) for low, high in found)
 
 
 def read_request(
@@ -273,18 +288,27 @@ def read_request(
     if why := ema_problem(trained, ema):
         problems.append(f"--ema {ema}: {run} {why}")
     config = _merged(run, trained, own, asked, problems)
-    base = mask = None
+    base = mask = ranges = None
     if config is not None:
         problems += task_problems(config) + _folder_problems(config) + guide_problems(config, ema)
         # Of images in bulk more may be asked for later, and image i takes base image i.
         limit = config.IMAGE_GENERATION.NUM_GEN_IMAGES if bulk is None else _ANY_NUMBER
         channels = config.TRAINING.INPUT_IMAGE_CHANNEL
+        own_ranges, kind = _ranges(run), config.IMAGE_GENERATION.PIXELS
+        if kind == "float" or (kind is None and own_ranges):
+            ranges = own_ranges or ((0.0, 1.0),) * channels
+        if bulk is not None and bulk.format == "adm" and ranges:
+            problems.append(
+                f"--format is adm, an NPZ of bytes; these images are floats: give "
+                "IMAGE_GENERATION.PIXELS=uint8, or npz or shards"
+            )
         if bulk is not None and bulk.format == "adm" and channels != 3:
             problems.append(
                 f"--format is adm, whose readers take 3 channels; these images have {channels}, so "
                 "give npz, shards or png"
             )
-        base = _external(read_base, config, (*INPAINTING, "sdedit"), limit, problems)
+        base_of = partial(read_base, ranges=own_ranges)
+        base = _external(base_of, config, (*INPAINTING, "sdedit"), limit, problems)
         mask = _external(read_mask, config, ("inpaint",), limit, problems)
     if problems or config is None:
         raise InputError(problems)
@@ -299,6 +323,7 @@ def read_request(
         base=base,
         mask=mask,
         bulk=bulk,
+        ranges=ranges,
     )
 
 
@@ -445,16 +470,22 @@ def guide_problems(config: Config, ema: Ema | None) -> list[str]:
 
 
 def read_base(
-    path: Path, image_shape: tuple[int, int, int], limit: int, what: str
+    path: Path,
+    image_shape: tuple[int, int, int],
+    limit: int,
+    what: str,
+    ranges: images.Ranges | None = None,
 ) -> NDArray[np.float32]:
     """First images, at most `limit`, of an NPZ file: (N, H, W, C) in [0, 1], bytes / 255.
 
     image_shape: (C, H, W) they must have.  what: the configuration key that named the file.
-    Raises InputError.
+    ranges: of the channels of floats in the data's own units.  Raises InputError.
     """
     channels, height, width = image_shape
-    images = _read_array(path, KEY, (height, width, channels), limit, what)
-    return _in_unit_range(images, f"{what} is {path}")
+    found = _read_array(path, KEY, (height, width, channels), limit, what)
+    if ranges and found.dtype != np.uint8:
+        found = images.to_unit(found, ranges)
+    return _in_unit_range(found, f"{what} is {path}")
 
 
 def read_mask(
@@ -496,10 +527,10 @@ def _read_array(
         raise InputError(f"{what}, which cannot be read: {error}") from error
 
 
-def _in_unit_range(images: NDArray[np.generic], what: str) -> NDArray[np.float32]:
-    if images.dtype == np.uint8:
-        return images.astype(np.float32) / np.float32(255)
-    low, high = float(images.min()), float(images.max())
+def _in_unit_range(found: NDArray[np.generic], what: str) -> NDArray[np.float32]:
+    if found.dtype == np.uint8:
+        return found.astype(np.float32) / np.float32(255)
+    low, high = float(found.min()), float(found.max())
     if not (low >= 0 and high <= 1):
         raise InputError(f"{what}: `{KEY}` reaches from {low:g} to {high:g}; give values in [0, 1]")
-    return np.asarray(images, dtype=np.float32)
+    return np.asarray(found, dtype=np.float32)

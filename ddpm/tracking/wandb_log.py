@@ -16,6 +16,7 @@ quality of its samples over the number of sampling steps. Lower is better for al
 accuracies.
 """
 
+import hashlib
 import logging
 import netrc
 import os
@@ -24,17 +25,25 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from ddpm import config as configuration
 from ddpm.config import Config
+from ddpm.data import INDEX_FILE
 from ddpm.errors import InputError
 from ddpm.metrics import QUALITY_MEASURES, Quality, QualityPoint, read_quality
-from ddpm.runs import RunDirectory, RunState, memory_usage, read_memory_rows, storage
+from ddpm.runs import (
+    RunDirectory,
+    RunState,
+    checkpoint,
+    memory_usage,
+    read_memory_rows,
+    storage,
+)
 from ddpm.sweep import cell_name
 from ddpm.training import Tracker
 
@@ -45,6 +54,7 @@ if TYPE_CHECKING:
 STEP, LOGSNR = "step", "logsnr"
 X0_ERROR = "x0_error"  # by LOGSNR
 SAMPLES, FINAL_SAMPLES = "samples", "final_samples"  # by STEP; of the network in the end
+SAMPLE_FILES = ("samples.npz", "samples.png")
 SAMPLING_STEPS, QUALITY = "sampling_steps", "quality/"  # the second is what names begin with
 BITS_PER_DIM = "bits_per_dim"
 
@@ -239,6 +249,41 @@ def labels(config: Config, group: str | None, cell: Mapping[str, object] | None)
     }
 
 
+class Reference(NamedTuple):
+    """An artifact of a run that stays where it is.  files: paths of its files.  facts: what W&B
+    shows of it, SHA-256 of all of it, and `made_of`, the name of the artifact before it.
+    """
+
+    name: str
+    type: str
+    files: Sequence[Path]
+    facts: Mapping[str, object]
+
+
+def references(run: RunDirectory) -> Iterator[Reference]:
+    """The data of a finished run, its last checkpoint, and the samples of that."""
+    facts, before = run.provenance, None
+    if "data_dir" in facts:
+        folder, sha256 = Path(facts["data_dir"]), facts["data_sha256"]
+        before = f"data-{sha256[:16]}"
+        # The index names the SHA-256 of every shard.
+        known = {"path": str(folder), "sha256": sha256}
+        yield Reference(before, "dataset", [folder / INDEX_FILE], known)
+    folder = checkpoint.folder_of(run.checkpoints, max(checkpoint.steps(run.checkpoints)))
+    files = storage.read_json(folder / checkpoint.MANIFEST)["files"]
+    known = {"path": str(folder), "made_of": before}
+    known |= {f"sha256/{name}": one["sha256"] for name, one in files.items()}
+    before = f"checkpoint-{run.run_id}"
+    yield Reference(before, "model", [folder / name for name in files], known)
+    samples = [run.path / name for name in SAMPLE_FILES if (run.path / name).exists()]
+    known = {"path": str(run.path), "made_of": before}
+    known |= {
+        f"sha256/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest() for file in samples
+    }
+    if samples:
+        yield Reference(f"samples-{run.run_id}", "samples", samples, known)
+
+
 class WandbTracker:
     """The W&B run of a started run directory. No method raises: what fails is logged, once."""
 
@@ -261,7 +306,10 @@ class WandbTracker:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Adds the evaluation and the summary of a finished run and closes."""
         with self._no_error():
-            self._end(0, {**summary, **self._log_final()})
+            final = self._log_final()
+            if self._directory.config().WANDB.ARTIFACTS:
+                self._log_references()
+            self._end(0, {**summary, **final})
 
     def close(self) -> None:
         """Closes; a run that has not finished is shown as failed until it is continued."""
@@ -381,6 +429,17 @@ class WandbTracker:
             self._run.log(row, step=self._next)
             self._next += 1
         return {BITS_PER_DIM: bits_per_dim(evaluation), **final_quality(quality)}
+
+    def _log_references(self) -> None:
+        """Artifacts as outputs of the run: offline W&B knows no inputs."""
+        import wandb
+
+        for one in references(self._directory) if self._run is not None else ():
+            artifact = wandb.Artifact(one.name, one.type, metadata=dict(one.facts))
+            for file in one.files:
+                # Nothing is read: a checksum here would be MD5.
+                artifact.add_reference(file.absolute().as_uri(), file.name, checksum=False)
+            self._run.log_artifact(artifact)
 
     def _end(self, exit_code: int, summary: Mapping[str, Any]) -> None:
         run, self._run = self._run, None

@@ -148,6 +148,7 @@ def _start(
             wait_s=job.wait_s,
             facts={
                 "total_steps": total_steps(config.TRAINING, data.num_train),
+                **({"ranges": data.index.ranges} if data.index and data.index.ranges else {}),
                 "workers": group.size,
                 "cpus_per_worker": job.threads,
                 "gpus_per_worker": gpus if group.device.type == "cuda" else 0,

@@ -5,9 +5,11 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from importlib import metadata
@@ -211,3 +213,29 @@ def completion() -> str:
     with contextlib.redirect_stdout(printed):
         assert main.launch("completion", []) == 0
     return printed.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["Dockerfile", "slurm/ddpm.def"])
+def test_images_copy_all_that_an_installation_needs(tmp_path: Path, recipe: str) -> None:
+    """No image is built: what its recipe copies makes a wheel that brings the folders."""
+    text = (ROOT / recipe).read_text()
+    copied = re.findall(r"^COPY (.*) \S+$", text, re.M)
+    if not copied:
+        copied = re.findall(r"^    (\S+) /opt/ddpm\S*$", text, re.M)
+    names = " ".join(copied).split()
+    assert sorted(names) == sorted(
+        line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] == "!"
+    )
+    for name in names:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tmp_path / name, symlinks=True)
+        else:
+            shutil.copy(ROOT / name, tmp_path / name)
+    extras = re.findall(r"[\w-]+", re.findall(r'"\.\[(.*?)\]"', text)[0])
+    known = tomllib.loads((tmp_path / "pyproject.toml").read_text())["project"]
+    assert set(extras) <= set(known["optional-dependencies"])
+    done = run("-c", "from setuptools import build_meta as b; b.build_wheel('out')", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (tmp_path / "out").glob("ddpm-*.whl")
+    assert "ddpm/share/configs/digits.yaml" in zipfile.ZipFile(wheel).namelist()

@@ -3,8 +3,10 @@
 import io
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from ddpm.cli.main import launch
 from ddpm.cluster import dry_run, run_sweep, run_training
 from ddpm.cluster.workers import workers_for
 from ddpm.config.schema import Config
-from ddpm.errors import InputError
+from ddpm.errors import InputError, said_by_rank_0
 from ddpm.runs.directory import RunDirectory
 from ddpm.sampling.generation import ImageGenerator
 from ddpm.sampling.loading import load_network
@@ -294,20 +296,34 @@ def test_a_dry_run_refuses_a_window_that_no_cell_reaches(tmp_path: Path) -> None
         assert line.startswith("no cell reaches a log SNR from ")
 
 
+def torchruns(nodes: int, *arguments: object) -> list[subprocess.CompletedProcess[str]]:
+    """`torchrun launch/train.py ...` of two processes: on one node, or on two that meet here."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={2 // nodes}"]
+    command += [f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={place}"]
+    command += ["--local-addr=127.0.0.1", str(ROOT / "launch" / "train.py"), *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(nodes)]  # type: ignore[call-overload]
+    return [
+        subprocess.CompletedProcess(command, 0, *process.communicate(timeout=250))
+        for process in started
+    ]
+
+
 @pytest.mark.long
-def test_torchrun_trains_the_same_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_torchrun_trains_the_same_weights(tmp_path: Path, nodes: int) -> None:
     """Two processes, to the bit what one trains in exact numerics; again: nothing is repeated."""
     exact = ("TRAINING.NUMERICS=exact", "TRAINING.MICRO_BATCH=4", "CLUSTER.CPUS_PER_WORKER=1")
     file = tmp_path / "small.yaml"
     file.write_text(configuration.to_yaml(small(tmp_path / "one", *exact)))
     assert launch("train", [str(file)]) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node=2", str(ROOT / "launch" / "train.py"), str(file)]
-    command += [f"TRAINING.OUTPUT_DIR={tmp_path / 'two'}"]
-    for number in (1, 2):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("results: ") == 1
+    for number in (1, 2)[: 3 - nodes]:
+        done = torchruns(nodes, file, f"TRAINING.OUTPUT_DIR={tmp_path / 'two'}")
+        said = "".join(each.stdout for each in done)
+        assert said.count("results: ") == 1, "".join(each.stderr for each in done)
         (run,) = (tmp_path / "two").glob("*/*/*_????????")
         facts = RunDirectory(run).provenance
         assert facts["workers"] == 2 and len(facts["attempts"]) == 1, number
@@ -316,8 +332,35 @@ def test_torchrun_trains_the_same_weights(tmp_path: Path) -> None:
         for name in ("one", "two")
     )
     assert one == two
-    refused = subprocess.run(
-        [*command, "CLUSTER.NUM_WORKERS=3"], cwd=ROOT, capture_output=True, text=True, timeout=250
-    )
-    assert refused.returncode != 0
-    assert "NUM_WORKERS is 3 but torchrun has started 2 process(es)" in refused.stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("CLUSTER.NUM_WORKERS=3", "NUM_WORKERS is 3 but torchrun has started 2 process(es)"),
+        ("TRAINING.SEDE=1", "TRAINING.SEDE"),
+    ],
+)
+def test_rank_0_alone_says_what_is_wrong(tmp_path: Path, key: str, words: str) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(configuration.to_yaml(small(tmp_path / "out")))
+    began = time.monotonic()
+    (refused,) = torchruns(1, file, key)
+    assert refused.stderr.count("error: ") == 1 and words in refused.stderr
+    assert "exitcode" in refused.stderr and time.monotonic() - began < 25
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_rank_0_does_not_see_another_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    before = signal.getsignal(signal.SIGTERM)
+    for rank, local in (("0", "0"), ("1", "1"), ("2", "0")):
+        place = {"TORCHELASTIC_RUN_ID": "x", "RANK": rank, "LOCAL_RANK": local}
+        for name, value in place.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match="no GPU"), said_by_rank_0():
+            raise InputError("no GPU")
+    signal.signal(signal.SIGTERM, before)
+    assert waits == [60, 30]

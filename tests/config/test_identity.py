@@ -48,6 +48,7 @@ MACHINE = {
     "CLUSTER.GPUS_PER_WORKER": 0.5,
     "WANDB.MODE": "online",
     "WANDB.SYSTEM": True,
+    "WANDB.ARTIFACTS": True,
     "WANDB.PROJECT": "other",
     "WANDB.ENTITY": "me",
     "WANDB.TAGS": "[a]",

@@ -107,6 +107,7 @@ _GENERATION = {
     "EXPORT_EVERY": "test_films_are_exported_as_asked",
     "EXPORT_FORMAT": "test_films_are_exported_as_asked",
     "GEN_SAVE_DIR": "test_images_go_into_the_run_by_default",
+    "PIXELS": "test_floats_come_out_in_the_units_of_the_data",
     "NEW_IMAGE_SIZE": "test_a_new_image_size_is_drawn_by_the_same_network",
 }
 _PAIRS = "test_num_and_seed_choose_images_and_noise_of_the_evaluation"
@@ -144,6 +145,7 @@ _WANDB = {
     "MODE": "test_disabled_is_nothing_at_all",
     "TAGS": "test_offline_by_default_and_every_number_arrives",
     "SYSTEM": "test_system_shows_what_the_machine_does",
+    "ARTIFACTS": "test_artifacts_name_data_checkpoint_and_samples_and_upload_nothing",
 }
 OBSERVED = {
     f"{section}.{name}": test

@@ -4,9 +4,11 @@ A command is a line `$ ...` of a ```console block. Each is run here made small, 
 ELSEWHERE with the reason. ```python blocks are run as they stand.
 """
 
+import ast
 import contextlib
 import importlib.util
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -279,3 +281,26 @@ def test_the_exit_codes_of_the_readme_are_the_codes_own() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     codes = {kind.exit_code for kind in kinds if issubclass(kind, errors.DdpmError)}
     assert shown == codes | {0, 1}
+
+
+@pytest.mark.long
+def test_the_notebook_shows_what_its_cells_give(tmp_path: Path) -> None:
+    """Its code in one process; each cell ends with what stands below it, losses to a twentieth."""
+    cells = json.loads((ROOT / "docs/first_steps.ipynb").read_text())["cells"]
+    names: dict[str, object] = {}
+    for cell in (one for one in cells if one["cell_type"] == "code"):
+        *statements, last = ast.parse("".join(cell["source"])).body
+        ends_with_value = isinstance(last, ast.Expr)
+        body = ast.Module([*statements, *([] if ends_with_value else [last])], [])
+        exec(compile(body, "first_steps.ipynb", "exec"), names)
+        shown = [out["data"] for out in cell["outputs"] if out["output_type"] == "execute_result"]
+        assert len(shown) == ends_with_value
+        if isinstance(last, ast.Expr):
+            value = eval(compile(ast.Expression(last.value), "first_steps.ipynb", "eval"), names)
+            stored, found = "".join(shown[0]["text/plain"]), repr(value)
+            if "image/png" not in shown[0]:
+                numbers = [re.findall(r"\d+\.?\d*", text) for text in (stored, found)]
+                assert len(numbers[0]) == len(numbers[1]) > 4
+                assert re.findall("[a-z_]+", stored) == re.findall("[a-z_]+", found)
+                if "Name: loss" in stored:
+                    np.testing.assert_allclose(*(np.float64(n) for n in numbers), rtol=0.05)

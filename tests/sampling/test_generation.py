@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from ddpm import config as configuration
 from ddpm.cli.main import launch
 from ddpm.config.schema import Config
+from ddpm.data.index import open_index
 from ddpm.errors import InputError, NonFiniteError
 from ddpm.runs.checkpoint import folder_of
 from ddpm.sampling import generation, grids
@@ -23,6 +25,7 @@ from ddpm.sampling.loading import load_network
 from ddpm.sampling.request import read_request
 from ddpm.sampling.samplers import SamplerOptions, SampleState, WalkStart, sample
 from tests.sampling.conftest import Draw
+from tests.support.shard_data import stored
 from tests.support.small_run import STEP, images_of, make_config, make_run, overrides, save
 
 CLASSES = {"GEN_TASK": "class_cond"}
@@ -492,3 +495,80 @@ def test_the_command_draws_and_says_where(
     names = [f"{stem}.json", f"{stem}.npz", f"{stem}.png"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     assert command("--batch-size", "4")[1].startswith("already drawn: 5 images")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("channels", "end"), [(3, "h5"), (5, "npy")])
+def test_floats_come_out_in_the_units_of_the_data(
+    tmp_path: Path,
+    channels: int,
+    end: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    low, high = np.linspace(-300, 5, channels), np.linspace(0.25, 9000, channels)
+    fields = low + (high - low) * random.random((120, 8, 8, channels))
+    fields[0, 0, 0], fields[1, 1, 1] = low, high
+    if end == "npy":
+        np.save("fields.npy", fields)
+    else:
+        with h5py.File("fields.h5", "w") as file:
+            file.create_dataset("images", data=fields, chunks=(7, 8, 8, channels))
+    words = [f"fields.{end}", "fields", "--scale", "channels", "--label-key", "null"]
+    assert launch("pack", words) == 0
+    ranges = tuple(zip(*np.float32([low, high]).tolist(), strict=True))
+    index = open_index("fields")
+    assert index.ranges == ranges and index.dtype == "float32"
+    assert np.min(stored(index)) == 0 and np.max(stored(index)) == 1
+
+    training = {
+        "INPUT_IMAGE_CHANNEL": channels,
+        "HYPER_PARAMETERS": {
+            "EPOCHS": 1,
+            "STEPS_PER_EPOCH": 2,
+            "BATCH_SIZE": 8,
+            "LR_TYPE": "constant",
+        },
+        "INLINE_GEN": {"ENABLE": False},
+    }
+    made = make_config(Path("training_outputs"), training, NUM_CLASSES=None)
+    Path("fields.yaml").write_text(configuration.to_yaml(made))
+    words = ["DATASET.PATH=fields", "DATASET.LABEL_KEY=null", "WANDB.MODE=disabled"]
+    assert launch("train", ["fields.yaml", *words]) == 0
+    drawn = {}
+    for kind in ("null", "uint8"):
+        keys = {"NUM_STEPS": 3, "GEN_TASK": "random_uncond", "PIXELS": kind}
+        words = ["latest", *overrides(**keys, GEN_SAVE_DIR=f"as_{kind}"), "--batch-size", "4"]
+        assert launch("sample", words) == 0
+        assert ("floats in the units of the data" in capsys.readouterr().out.splitlines()[-1]) == (
+            kind == "null"
+        )
+        assert launch("sample", [*words, "--num", "5", "--format", "npz"]) == 0
+        assert launch("sample", [*words, "--num", "5", "--verify"]) == 0
+        (few,), (many,) = Path(f"as_{kind}").glob("*.npz"), Path(f"as_{kind}").glob("*/*.npz")
+        drawn[kind] = np.load(few)["images"]
+        assert np.array_equal(np.load(many)["images"], drawn[kind])
+        pictures = [few.with_suffix(".png"), many.parent / "grid.png"]
+        assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    floats, least, most = drawn["null"], *np.float32([low, high])
+    assert floats.dtype == np.float32 and drawn["uint8"].dtype == np.uint8
+    assert (floats >= least).all() and (floats <= most).all()
+    levels = np.rint(255 * ((floats - low) / (high - low)))
+    assert np.abs(levels - drawn["uint8"]).max() <= 1 and (levels == drawn["uint8"]).mean() > 0.99
+
+    # what was drawn is a base image in the same units
+    keys |= {
+        "GEN_TASK": "sdedit",
+        "STRENGTH": 0.1,
+        "NUM_STEPS": 12,
+        "PIXELS": "float",
+        "GEN_SAVE_DIR": "again",
+    }
+    (base,) = Path("as_null").glob("*.npz")
+    assert launch("sample", ["latest", *overrides(**keys, EXTERNAL_NPZ_INPUT=base)]) == 0
+    (again,) = Path("again").glob("*.npz")
+    assert (np.abs(np.load(again)["images"] - floats) <= 0.5 * (most - least)).mean() > 0.9
+    assert launch("sample", ["latest", "--num", "5", "--format", "adm"]) == 2
+    assert launch("evaluate", ["latest", "--num", "64", "--features", "pixels"]) == 0

@@ -3,6 +3,7 @@
 Real wandb throughout; the servers it meets are refusals, silences and errors on loopback.
 """
 
+import hashlib
 import http.server
 import json
 import logging
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -325,6 +327,40 @@ def test_system_shows_what_the_machine_does(tmp_path: Path) -> None:
         assert tracker._run.settings.x_disable_stats is not wanted
         tracker.close()
         run.close()
+
+
+@pytest.mark.slow
+def test_artifacts_name_data_checkpoint_and_samples_and_upload_nothing(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text("{}")
+    for wanted in (False, True):
+        settings = with_wandb(tmp_path / str(wanted), ARTIFACTS=wanted)
+        run = RunDirectory.find_or_name(settings, DATA)
+        run.start(settings, data_sha256=DATA, data_dir=tmp_path, threads=1, command=("train",))
+        tracker = wandb_tracker(None)(settings, run)
+        feed(tracker, run, [report(10, saved=True)])
+        (run.path / "samples.npz").write_bytes(b"drawn")
+        tracker.finish({})
+        run.close()
+        if not wanted:
+            assert not records(run, "artifact")
+    found = records(run, "artifact")
+    data, checkpoint, samples = (json.loads(one["metadata"]) for one in found)
+    assert [one["type"] for one in found] == ["dataset", "model", "samples"]
+    assert data == {"path": str(tmp_path), "sha256": DATA}
+    assert checkpoint["made_of"] == found[0]["name"] == f"data-{DATA[:16]}"
+    assert samples["made_of"] == found[1]["name"] == f"checkpoint-{run.run_id}"
+    assert samples["sha256/samples.npz"] == hashlib.sha256(b"drawn").hexdigest()
+    folder = run.checkpoints / "step-00000010"
+    assert checkpoint["path"] == str(folder)
+    for name in ("model.safetensors", "state.json"):
+        digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        assert checkpoint[f"sha256/{name}"] == digest
+    for one in found:
+        for entry in one["manifest"]["contents"]:
+            assert entry["ref"].startswith("file:///") and "local_path" not in entry
+            assert Path(urllib.parse.urlsplit(entry["ref"]).path).exists()
+    copies = [p for p in (run.path / "wandb").rglob("*") if p.suffix in (".npz", ".safetensors")]
+    assert not copies
 
 
 def test_a_tracker_that_cannot_start_does_not_stop_the_training(
