@@ -299,7 +299,7 @@ def read_request(
             ranges = own_ranges or ((0.0, 1.0),) * channels
         if bulk is not None and bulk.format == "adm" and ranges:
             problems.append(
-                f"--format is adm, an NPZ of bytes; these images are floats: give "
+                "--format is adm, an NPZ of bytes; these images are floats: give "
                 "IMAGE_GENERATION.PIXELS=uint8, or npz or shards"
             )
         if bulk is not None and bulk.format == "adm" and channels != 3:
