@@ -22,18 +22,18 @@ from ddpm.cluster.ray_cluster import running_ray
 from ddpm.cluster.workers import Workers, available_cpus
 from ddpm.data import preparing
 from ddpm.runs.directory import RunDirectory
-from ddpm.training.worker import Job
+from ddpm.training.worker import TrainingJob
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = """
 import json, sys
 from ddpm.distributed import Group
-from ddpm.worker import Job, work
-work(Job(**json.loads(sys.argv[1])), Group())
+from ddpm.training import TrainingJob, work
+work(TrainingJob(**json.loads(sys.argv[1])), Group())
 """
 
 
-def make_job(root: Path, name: str, steps: int, threads: int) -> Job:
+def make_job(root: Path, name: str, steps: int, threads: int) -> TrainingJob:
     """A digits training of `steps` optimizer steps with one report, and next to no evaluation."""
     loaded = config.load(
         ROOT / "configs" / "digits.yaml",
@@ -50,7 +50,7 @@ def make_job(root: Path, name: str, steps: int, threads: int) -> Job:
         ],
     )
     index = preparing.prepare(loaded, progress=False)
-    return Job(
+    return TrainingJob(
         config=config.to_dict(loaded),
         run_dir=str(root / f"{name}_00000000"),
         data_dir=str(index.folder.absolute()),
@@ -59,14 +59,14 @@ def make_job(root: Path, name: str, steps: int, threads: int) -> Job:
     )
 
 
-def plain(job: Job) -> None:
+def plain(job: TrainingJob) -> None:
     """The loop in a fresh process, no Ray."""
     import json
 
     subprocess.run([sys.executable, "-c", PLAIN, json.dumps(asdict(job))], check=True)
 
 
-def through_ray(job: Job) -> None:
+def through_ray(job: TrainingJob) -> None:
     """The same loop in a Ray Train worker."""
     ray_train.run(job, Workers(count=1, cpus=job.threads, gpus=0))
 

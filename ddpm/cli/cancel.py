@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ddpm.cli.options import command_line
 from ddpm.errors import DdpmError, InputError
-from ddpm.runs import CONFIG, find_run, storage
+from ddpm.runs import CONFIG_FILE, find_run, storage
 from ddpm.sampling import is_bulk_folder
 
 
@@ -39,10 +39,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _cancelled(folder: Path) -> Iterator[str]:
     """A line for everything that was asked to stop."""
-    from ddpm.cluster import STOP, Status, living
+    from ddpm.cluster import STOP_FILE, Status, living
 
     if not is_bulk_folder(folder) and not (folder / "sweep.json").is_file():
-        if not (folder / CONFIG).is_file():
+        if not (folder / CONFIG_FILE).is_file():
             raise InputError(f"{folder} is no run, no sweep and no images in bulk; give one")
         from ddpm.runs import RunDirectory
 
@@ -56,7 +56,7 @@ def _cancelled(folder: Path) -> Iterator[str]:
     jobs, is_driven = living(folder), is_bulk_folder(folder)
     is_driven = is_driven or bool(storage.is_held(folder / "sweep.lock"))
     if jobs or is_driven:
-        storage.write_text(folder / STOP, "")
+        storage.write_text(folder / STOP_FILE, "")
         yield f"{folder}: asked to save and stop"
     yield from _scancel(
         list(dict.fromkeys(one.job.partition("_")[0] for one in jobs if one.cluster == "slurm"))

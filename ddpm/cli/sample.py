@@ -149,9 +149,9 @@ def _look(args: argparse.Namespace) -> int:
     """--status and --verify: what there is, without changing it; 1 where --verify finds a fault."""
     found, num = _folder(args)
     if args.status:
-        from ddpm.cluster import Watch
+        from ddpm.cluster import BulkWatch
 
-        print(f"images in {found.folder}", *Watch(found, num).look().lines(), sep="\n")
+        print(f"images in {found.folder}", *BulkWatch(found, num).look().lines(), sep="\n")
     if not args.verify:
         return 0
     from ddpm.sampling import check_bulk

@@ -45,14 +45,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     from rich.console import Console
 
-    from ddpm.cluster import Status, as_plain, show, watch
+    from ddpm.cluster import Status, as_plain, show_status, watch_status
 
     console, status = Console(), Status(args.dir)
     if args.watch:
         every = args.every or (2.0 if console.is_terminal else 30.0)
-        watch(status, console, every)
+        watch_status(status, console, every)
     elif args.json:
         print(json.dumps(as_plain(status.read()), indent=2))
     else:
-        show(status.read(), console)
+        show_status(status.read(), console)
     return 0

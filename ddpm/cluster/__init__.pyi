@@ -11,9 +11,9 @@ from .ray_cluster import write_plan as write_plan
 from .run_evaluation import EvaluationOptions as EvaluationOptions
 from .status import Status as Status
 from .status import as_plain as as_plain
-from .status import show as show
-from .status import watch as watch
+from .status import show_status as show_status
+from .status import watch_status as watch_status
 from .submit import JobOptions as JobOptions
 from .submit import living as living
-from .submit_images import Watch as Watch
-from .task import STOP as STOP
+from .submit_images import BulkWatch as BulkWatch
+from .task import STOP_FILE as STOP_FILE

@@ -53,10 +53,14 @@ FOLDER = "DDPM_RAY_FOLDER"  # the variable that names the job's folder to its pr
 STALE_S = 86_400.0
 _NO_JOB = "--plan is for the batch scripts in slurm/: there is no SLURM job here"
 _LOOK_S = 0.3  # all nodes of a job look for the same file
-QUIET = {
+ON_EVERY_NODE = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s would be lost at the end of a training
+    "RAY_prestart_worker_first_driver": "0",  # trials and workers get processes of their own
+}
+QUIET = ON_EVERY_NODE | {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -69,13 +73,10 @@ KEEP_EVERY_S = 3600.0
 OBJECT_STORE_BYTES = 100 << 20  # nothing large travels through Ray: data come from shards
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 BLOCKED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-NODE_QUIET = {
+NODE_QUIET = ON_EVERY_NODE | {
     "RAY_USAGE_STATS_ENABLED": "0",
     # SLURM limits the job's memory; Ray would watch the host's, which others fill too
     "RAY_memory_monitor_refresh_ms": "0",
-    "RAY_prestart_worker_first_driver": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s would be lost at the end of a training
 }
 # A process that was killed says nothing: what it started has first to die, as it still writes.
 # A dying process of Ray may make a file while its folder is removed: then once more.

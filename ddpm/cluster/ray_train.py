@@ -20,7 +20,7 @@ from ddpm.distributed import current_group
 from ddpm.errors import DdpmError
 from ddpm.runs import RunDirectory, failure_recorded
 from ddpm.tracking import wandb_tracker
-from ddpm.training import Job, work
+from ddpm.training import TrainingJob, work
 
 LOOK_S = 0.5
 LOCK_PATIENCE_S = 30.0  # how long the workers of the last attempt may take to die
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    job: Job,
+    job: TrainingJob,
     workers: Workers,
     *,
     tracker: tuple[str | None, Mapping[str, object] | None] = (None, None),
@@ -123,7 +123,7 @@ def _loop(settings: dict[str, Any]) -> None:
 
     group = current_group(get_device())
     tracker = wandb_tracker(*settings["tracker"])
-    work(Job(**settings["job"]), group, tracker=tracker)
+    work(TrainingJob(**settings["job"]), group, tracker=tracker)
     ray.train.report({"done": True})
 
 

@@ -25,7 +25,7 @@ from ddpm.cluster.ray_cluster import running_ray
 from ddpm.cluster.workers import Workers, workers_of_trials
 from ddpm.errors import BudgetSpent, DdpmError, InputError, Interrupted, LockedError
 from ddpm.report import predicted_cost
-from ddpm.runs import remove, watch
+from ddpm.runs import remove, watch_runs
 from ddpm.sweep import Sweep, Trial, missed_levels
 
 LOOK_S = 2.0  # between looks at the budget
@@ -91,7 +91,7 @@ def _train(
         return should_stop() or allowance.is_over()
 
     with (
-        watch(tails, Console(), should_stop=stops, on_stop=of.stop_file.touch),
+        watch_runs(tails, Console(), should_stop=stops, on_stop=of.stop_file.touch),
         running_ray(concurrent * of.workers.cores),
     ):
         from ddpm.cluster import ray_tune  # Ray is imported once it has its secret

@@ -24,10 +24,10 @@ from ddpm.data import preparing
 from ddpm.distributed import CPU, Group, best_device, process_group
 from ddpm.errors import InputError, Interrupted, said_by_rank_0
 from ddpm.metrics import inception_problems
-from ddpm.runs import RunClaim, RunDirectory, Tail, claimed, failure_recorded, watch
+from ddpm.runs import RunClaim, RunDirectory, Tail, claimed, failure_recorded, watch_runs
 from ddpm.sampling import locate_run, open_data, start_problems
 from ddpm.tracking import wandb_problems, wandb_tracker
-from ddpm.training import Job, total_steps, work
+from ddpm.training import TrainingJob, total_steps, work
 
 
 def run(
@@ -72,7 +72,7 @@ def _lead(
         if claim.run.is_finished:
             _of_rank_0(group)
         else:
-            job = Job(
+            job = TrainingJob(
                 config=configuration.to_dict(config),
                 run_dir=str(claim.run.path),
                 data_dir=str(index.folder.absolute()),
@@ -86,7 +86,7 @@ def _lead(
 
 
 def _train(
-    job: Job,
+    job: TrainingJob,
     claim: RunClaim,
     workers: Workers,
     group: Group,
@@ -102,7 +102,7 @@ def _train(
         _of_rank_0(group, job)
         # alone it records its failure itself
         recorded = failure_recorded(claim.run.path) if group.size > 1 else nullcontext()
-        with watch([tail], console), recorded:
+        with watch_runs([tail], console), recorded:
             work(
                 job,
                 group if group.size > 1 else Group(device=device),
@@ -117,17 +117,17 @@ def _train(
     claim.run.refuse_held(wait_s=ray_train.LOCK_PATIENCE_S)
     with (
         running_ray(workers.count * workers.cpus),
-        watch([tail], console, should_stop=should_stop, on_stop=claim.run.request_stop),
+        watch_runs([tail], console, should_stop=should_stop, on_stop=claim.run.request_stop),
     ):
         ray_train.run(job, workers, meanwhile=claim.release_if_held)
 
 
-def _of_rank_0(group: Group, job: Job | None = None) -> Job | None:
+def _of_rank_0(group: Group, job: TrainingJob | None = None) -> TrainingJob | None:
     """The job that rank 0 calls this with, on every process; None where there is nothing to do."""
     own = torch.tensor(list(json.dumps(job and asdict(job)).encode()), dtype=torch.uint8)
     first, *_ = group.passing(own)
     told = json.loads(bytes(first.tolist()))
-    return Job(**told | {"command": tuple(told["command"])}) if told else None
+    return TrainingJob(**told | {"command": tuple(told["command"])}) if told else None
 
 
 def checked(config: Config) -> Workers:

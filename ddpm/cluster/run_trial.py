@@ -8,7 +8,6 @@ nothing depends on a driver living to see it.
 import logging
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,10 @@ from ddpm import config as configuration
 from ddpm.cluster.workers import Workers
 from ddpm.config import MEASURES
 from ddpm.distributed import CPU, Group, best_device
-from ddpm.errors import DdpmError, Interrupted, LockedError
-from ddpm.runs import NewRows, RunDirectory, claimed, storage
+from ddpm.errors import Interrupted, LockedError
+from ddpm.runs import NewRows, RunDirectory, claimed, error_text, storage
 from ddpm.sweep import Ladder, Ledger, Outcome, Rung, Trial, column, row_of
-from ddpm.training import Job, work
+from ddpm.training import TrainingJob, work
 
 if TYPE_CHECKING:
     from ddpm.cluster.open_sweep import OpenSweep
@@ -42,13 +41,13 @@ class TrialTask:
 
     folder: str
     outcome: Outcome
-    job: Job
+    job: TrainingJob
     workers: Workers
 
     @classmethod
     def of(cls, sweep: "OpenSweep", trial: Trial) -> "TrialTask":
         """A trial of a sweep that this process holds."""
-        job = Job(
+        job = TrainingJob(
             config=configuration.to_dict(trial.config),
             run_dir=trial.run_dir,
             data_dir=trial.data_dir,
@@ -65,7 +64,7 @@ class TrialTask:
         return cls(
             folder=plain["folder"],
             outcome=Outcome(**plain["outcome"]),
-            job=Job(**plain["job"]),
+            job=TrainingJob(**plain["job"]),
             workers=Workers(**plain["workers"]),
         )
 
@@ -164,7 +163,7 @@ def run_trial(
         return "held"
     except Exception as error:  # whatever a trial dies of is its outcome; the others go on
         log.exception("trial %s failed", outcome.trial)
-        ledger.record(outcome.failed(_reason(error)))
+        ledger.record(outcome.failed(error_text(error)))
         return "failed"
     ledger.record(outcome.done(summary))
     return "done"
@@ -197,7 +196,7 @@ def _run(
     from ddpm.cluster import ray_train
 
     run = RunDirectory(Path(job.run_dir))
-    rows = NewRows(run.path / "metrics.jsonl")
+    rows = NewRows(run.path)
 
     def report_rows() -> None:
         for row in rows.read():
@@ -214,10 +213,3 @@ def _run(
         return ray_train.run(job, workers, tracker=tracker, meanwhile=meanwhile)
     finally:
         report_rows()
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, DdpmError):
-        return str(error)
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"

@@ -27,13 +27,13 @@ from rich.text import Text
 from ddpm.cluster.slurm import JobStates
 from ddpm.errors import InputError
 from ddpm.runs import (
-    CONFIG,
-    DONE,
-    FAILED,
-    LOCK,
-    MEMORY,
-    METRICS,
-    PROVENANCE,
+    CONFIG_FILE,
+    DONE_FILE,
+    FAILED_FILE,
+    LOCK_FILE,
+    MEMORY_FILE,
+    METRICS_FILE,
+    PROVENANCE_FILE,
     duration,
     storage,
 )
@@ -78,14 +78,14 @@ class RunStatus:
 
 def is_run(path: Path) -> bool:
     """Whether a folder is a run directory, of a run that has just begun too."""
-    return (path / CONFIG).is_file() or (path / LOCK).is_file()
+    return (path / CONFIG_FILE).is_file() or (path / LOCK_FILE).is_file()
 
 
 def read(path: Path, jobs: JobStates) -> RunStatus:
     """The run in the directory `path`, without its name."""
-    facts, row = read_json(path / PROVENANCE), _last_row(path / METRICS)
-    done, failed = read_json(path / DONE), read_json(path / FAILED)
-    held_by = storage.signature(path / LOCK)
+    facts, row = read_json(path / PROVENANCE_FILE), _last_row(path / METRICS_FILE)
+    done, failed = read_json(path / DONE_FILE), read_json(path / FAILED_FILE)
+    held_by = storage.signature(path / LOCK_FILE)
     alive = _is_alive(path, held_by, row, jobs)
     latest = held_by if "host" in held_by else facts
     job = latest.get("job")
@@ -127,7 +127,7 @@ def read(path: Path, jobs: JobStates) -> RunStatus:
 
 
 def _is_alive(path: Path, held_by: dict[str, Any], row: dict[str, Any], jobs: JobStates) -> bool:
-    held = storage.is_held(path / LOCK)
+    held = storage.is_held(path / LOCK_FILE)
     if held or not held_by:  # locked for all to see, or let go in order
         return bool(held)
     if held is not None and held_by.get("host") == socket.gethostname():
@@ -143,7 +143,7 @@ def _is_alive(path: Path, held_by: dict[str, Any], row: dict[str, Any], jobs: Jo
 def _last_sign(path: Path) -> float:
     """When the run last wrote, seconds since 1970."""
     times = [0.0]
-    for name in (METRICS, MEMORY, PROVENANCE, DONE, FAILED, LOCK):
+    for name in (METRICS_FILE, MEMORY_FILE, PROVENANCE_FILE, DONE_FILE, FAILED_FILE, LOCK_FILE):
         with suppress(OSError):
             times.append((path / name).stat().st_mtime)
     return max(times)
@@ -456,7 +456,7 @@ def rendered(sections: Sequence[StatusSection], height: int | None = None) -> Re
     return Group(line, Text(), *parts) if is_cut else Group(*parts, line)
 
 
-def show(sections: Sequence[StatusSection], console: Console) -> None:
+def show_status(sections: Sequence[StatusSection], console: Console) -> None:
     """Prints the table."""
     if console.is_terminal:
         console.print(rendered(sections))
@@ -465,7 +465,7 @@ def show(sections: Sequence[StatusSection], console: Console) -> None:
         console.file.flush()
 
 
-def watch(status: Status, console: Console, every_s: float) -> None:
+def watch_status(status: Status, console: Console, every_s: float) -> None:
     """Shows it again and again until all has ended or Ctrl-C."""
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
     with suppress(KeyboardInterrupt), live or nullcontext():
@@ -474,7 +474,7 @@ def watch(status: Status, console: Console, every_s: float) -> None:
             if live:
                 live.update(rendered(sections, height=console.height), refresh=True)
             else:
-                show(sections, console)
+                show_status(sections, console)
             if totals(sections).has_ended:
                 return
             time.sleep(every_s)

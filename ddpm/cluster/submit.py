@@ -29,7 +29,7 @@ from rich.console import Console
 
 from ddpm.cluster import slurm
 from ddpm.cluster.slurm import GPU_OPTIONS, VARIABLES, from_environment, minutes, options_in
-from ddpm.cluster.task import POLL_S, STOP, FileTask, Journal, TaskFile
+from ddpm.cluster.task import POLL_S, STOP_FILE, FileTask, Journal, TaskFile
 from ddpm.errors import InputError, Interrupted
 from ddpm.runs import provenance, storage
 
@@ -386,7 +386,7 @@ def how_to(jobs: Sequence[Submitted], look: str, folder: Path) -> str:
     ids = " ".join(dict.fromkeys(job.job.partition("_")[0] for job in jobs))
     stop = f"scancel {ids}"
     if jobs[0].cluster != "slurm":
-        stop = shlex.join(["touch", str(folder / STOP)])
+        stop = shlex.join(["touch", str(folder / STOP_FILE)])
     return f"look: {look}    stop: {stop}    detach: Ctrl-C"
 
 

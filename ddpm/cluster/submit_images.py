@@ -20,9 +20,9 @@ from ddpm import errors
 from ddpm.cluster import slurm, submit
 from ddpm.cluster.slurm import JobStates
 from ddpm.cluster.submit import JobOptions, JobResources, Submitted
-from ddpm.cluster.task import STOP, TaskFile, stop_asked, write_tasks
+from ddpm.cluster.task import STOP_FILE, TaskFile, stop_asked, write_tasks
 from ddpm.errors import DdpmError, InputError, Interrupted, as_typed
-from ddpm.runs import LINE_EVERY_S, ImageBar, RunDirectory, duration, remove, watch
+from ddpm.runs import LINE_EVERY_S, ImageBar, RunDirectory, duration, remove, watch_runs
 from ddpm.sampling import BulkFolder, SampleRequest, bulk
 
 if TYPE_CHECKING:
@@ -130,11 +130,11 @@ def run(
             plan.draw(
                 begun,
                 todo,
-                should_stop=lambda: should_stop() or (folder / STOP).exists(),
+                should_stop=lambda: should_stop() or (folder / STOP_FILE).exists(),
                 on_batch=bar.advance,
             )
     elif resources is not None and resources.cluster == "debug":
-        with watch([], console, should_stop=should_stop, on_stop=(folder / STOP).touch):
+        with watch_runs([], console, should_stop=should_stop, on_stop=(folder / STOP_FILE).touch):
             submit.run_here(folder, "images", tasks)
         for task in tasks:
             if (code := task.journal.exit_code) not in (None, *_GOOD_ENDS):
@@ -150,7 +150,7 @@ def _todo(
     """Living jobs, and the missing images that none of them has."""
     num, living = plan.request.num, submit.living(begun.folder)
     if not living:
-        remove(begun.folder / STOP)
+        remove(begun.folder / STOP_FILE)
     if aside := begun.repair(progress=True):
         console.print(f"damaged, set aside: images {bulk.describe(aside)}", soft_wrap=True)
     begun.ask(num)
@@ -172,7 +172,7 @@ def _show_to_the_end(
     begun: BulkFolder, num: int, looks: Iterable[Sequence[Submitted]], console: Console
 ) -> None:
     """The progress, at each look at the jobs that live."""
-    images, next_line = Watch(begun, num), time.monotonic()
+    images, next_line = BulkWatch(begun, num), time.monotonic()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
         bar = bars.add_task("", total=num)
@@ -282,7 +282,7 @@ class BulkProgress:
         return found
 
 
-class Watch:
+class BulkWatch:
     """Looks at images in bulk again and again, from their files: for the process that waits for
     them and for anybody else.
     """

@@ -21,7 +21,7 @@ from ddpm.cluster.submit import JobOptions, JobResources, Submitted
 from ddpm.cluster.task import TaskFile, stop_asked, write_tasks
 from ddpm.cluster.workers import Workers, workers_of_trials
 from ddpm.errors import DdpmError, InputError, Interrupted, as_typed
-from ddpm.runs import remove, watch
+from ddpm.runs import remove, watch_runs
 from ddpm.sweep import Ledger, Outcome, Sweep
 
 LEAST_TASK_S = 120.0  # a task takes some ten seconds to start
@@ -161,14 +161,14 @@ def run_array(
         tasks = write_tasks(folder, parts)
         if options.cluster == "debug":
             stop = of.stop_file.touch
-            with watch(of.tails(), console, should_stop=should_stop, on_stop=stop):
+            with watch_runs(of.tails(), console, should_stop=should_stop, on_stop=stop):
                 submit.run_here(folder, "trials", tasks)
             return run_sweep.conclude(of, console)
         jobs = submit.submit(resources, folder, "trials", tasks, jobs, console)
         look = as_typed("status", folder)
         if jobs:
             console.print(submit.how_to(jobs, look, folder), soft_wrap=True, markup=False)
-        with watch(of.tails(), console):
+        with watch_runs(of.tails(), console):
             for _ in submit.until_the_end(jobs, should_stop, look, folder):
                 pass
         _record_deaths(folder, jobs, console)

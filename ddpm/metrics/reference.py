@@ -46,16 +46,16 @@ from ddpm.metrics.features import (
 )
 from ddpm.metrics.inception import OPTION, load_inception
 from ddpm.runs import (
-    CONFIG,
+    CONFIG_FILE,
     ImageBar,
-    Kept,
+    KeptTensors,
     RunDirectory,
     digest,
     load_file,
     load_run,
-    shown,
     storage,
     tensors,
+    with_bar,
 )
 from ddpm.sampling import locate_run, open_data, to_uint8
 
@@ -167,7 +167,7 @@ def data_named(against: str, cache: Path | None = None) -> RealData:
     path = Path(against)
     if path.suffix in (".yaml", ".yml"):
         return real_data(load_file(path), None, cache)
-    if (path / CONFIG).is_file():
+    if (path / CONFIG_FILE).is_file():
         return data_of_run(locate_run(path)[0], cache)
     return real_data(*_described(against), cache)
 
@@ -178,7 +178,7 @@ def describe_without_reading(named: str | Path) -> tuple[str, bool]:
     named: as for data_named.  Raises InputError with what headers and sizes show to be wrong.
     """
     path = Path(named)
-    is_run = (path / CONFIG).is_file()
+    is_run = (path / CONFIG_FILE).is_file()
     if is_run or path.suffix in (".yaml", ".yml"):
         config = load_run(path) if is_run else load_file(path)
         if problems := preparing.source_problems(config):
@@ -297,7 +297,7 @@ def pixel_features(real: RealData) -> PixelFeatures:
         kept = tensors.read(stem, facts)
         if kept is None:
             ids = real.train_ids[subset(len(real.train_ids), _COMPONENTS_OF)]
-            batches = shown("principal components", len(ids), real.batches(ids))
+            batches = with_bar("principal components", len(ids), real.batches(ids))
             kept = tensors.write(stem, principal_components(batches), facts)
     return PixelFeatures(kept.tensors["mean"], kept.tensors["components"], kept.sha256)
 
@@ -372,7 +372,7 @@ def _statistics(
 
     def batches(places: range) -> Iterator[Pixels]:
         own = ids[places.start : places.stop]
-        return shown(f"{split} images", len(own), real.batches(own))
+        return with_bar(f"{split} images", len(own), real.batches(own))
 
     statistics = collect_together(extractor, batches, random_groups(len(ids)), group)
     whole = statistics.whole()
@@ -394,7 +394,7 @@ def _require_the_same(facts: dict, group: Group) -> None:
         )
 
 
-def _trained(real: RealData, num_classes: int, stem: Path, facts: dict) -> Kept:
+def _trained(real: RealData, num_classes: int, stem: Path, facts: dict) -> KeptTensors:
     labels = real.labels(real.train_ids)
     assert labels is not None  # there are classes
     is_small = len(real.train_ids) * int(np.prod(real.image_shape)) <= _IN_MEMORY

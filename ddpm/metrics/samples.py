@@ -44,7 +44,7 @@ from ddpm.metrics.reference import (
     reference_of,
     subset,
 )
-from ddpm.runs import CONFIG, load_run, provenance, shown, storage
+from ddpm.runs import CONFIG_FILE, load_run, provenance, storage, with_bar
 from ddpm.sampling import (
     ImageGenerator,
     SampleRequest,
@@ -134,7 +134,7 @@ def is_run_or_checkpoint(source: Path) -> bool:
     """Whether a source is a run directory or a checkpoint: images are drawn from it."""
     if not source.is_dir():
         return False
-    return (source / CONFIG).is_file() or source.resolve().parent.name == "checkpoints"
+    return (source / CONFIG_FILE).is_file() or source.resolve().parent.name == "checkpoints"
 
 
 def evaluation_request(
@@ -327,7 +327,7 @@ def evaluate_samples(
     require_measurable(samples, real, split)
 
     def batches(places: range) -> Iterator[Pixels]:
-        return shown("features of the samples", len(places), samples.batches(places))
+        return with_bar("features of the samples", len(places), samples.batches(places))
 
     reference = reference_of(real, split, extractor, group)
     found, reasons = evaluate(
@@ -431,7 +431,7 @@ def _nearest(
     own = whole_batches(len(real.train_ids), READ, group)
     batches = real.batches(real.train_ids[own.start : own.stop])
     nearest = manifold.nearest_distances(
-        queries, shown("nearest training images", len(own), batches), group.device
+        queries, with_bar("nearest training images", len(own), batches), group.device
     )
     found = group.least_(torch.from_numpy(nearest).to(group.device)).cpu().numpy()
     return found[len(held_out) :], found[: len(held_out)]

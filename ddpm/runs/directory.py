@@ -30,7 +30,14 @@ from ddpm.config import Config
 from ddpm.errors import InputError, LockedError
 from ddpm.runs import averages, checkpoint, layout, logs, pictures, provenance, storage
 from ddpm.runs.checkpoint import Checkpoint
-from ddpm.runs.layout import CONFIG, DONE, LOCK, MEMORY, PROVENANCE, STOP
+from ddpm.runs.layout import (
+    CONFIG_FILE,
+    DONE_FILE,
+    LOCK_FILE,
+    MEMORY_FILE,
+    PROVENANCE_FILE,
+    STOP_FILE,
+)
 from ddpm.runs.logs import MetricsLog, Row, best_step, without_nan
 from ddpm.runs.machine import MemoryLog
 from ddpm.runs.storage import Sign
@@ -112,7 +119,7 @@ class RunDirectory:
     @property
     def is_held(self) -> bool:
         """Whether a living process is seen to hold the directory."""
-        return bool(storage.is_held(self.path / LOCK))
+        return bool(storage.is_held(self.path / LOCK_FILE))
 
     def config(self) -> Config:
         """The configuration the run was started with; StorageError where it was edited since."""
@@ -121,7 +128,7 @@ class RunDirectory:
     @property
     def provenance(self) -> dict[str, Any]:
         """The facts of the latest attempt, and under "attempts" of all; empty before the first."""
-        return storage.read_json(self.path / PROVENANCE)
+        return storage.read_json(self.path / PROVENANCE_FILE)
 
     @property
     def threads(self) -> int:
@@ -130,12 +137,12 @@ class RunDirectory:
 
     @property
     def is_finished(self) -> bool:
-        return (self.path / DONE).exists()
+        return (self.path / DONE_FILE).exists()
 
     @property
     def summary(self) -> dict[str, Any]:
         """The summary given to `finish`; empty while the run is unfinished."""
-        return storage.read_json(self.path / DONE).get("summary", {})
+        return storage.read_json(self.path / DONE_FILE).get("summary", {})
 
     def metrics(self) -> list[Row]:
         """The rows of metrics.jsonl."""
@@ -150,13 +157,13 @@ class RunDirectory:
     @property
     def stop_requested(self) -> bool:
         """Whether somebody asked the run to save and stop."""
-        return (self.path / STOP).exists()
+        return (self.path / STOP_FILE).exists()
 
     def request_stop(self) -> None:
         """Asks the run, wherever it is, to save and stop. Its next start forgets it."""
         if not self.stop_requested:
             storage.make_folder(self.path)
-            storage.write_text(self.path / STOP, "")
+            storage.write_text(self.path / STOP_FILE, "")
 
     def start(
         self,
@@ -180,12 +187,12 @@ class RunDirectory:
         for folder in (self.path, self.checkpoints, self.inline_gen):
             storage.make_folder(folder)
         try:
-            self._open.enter_context(storage.lock(self.path / LOCK, self.title, wait_s=wait_s))
+            self._open.enter_context(storage.lock(self.path / LOCK_FILE, self.title, wait_s=wait_s))
             self.refuse_another(config, data_sha256)
             for folder in (self.path, self.checkpoints, self.inline_gen):
                 storage.clean_temporaries(folder)
-            storage.remove(self.path / STOP)
-            storage.remove(self.path / logs.FAILED)
+            storage.remove(self.path / STOP_FILE)
+            storage.remove(self.path / logs.FAILED_FILE)
             self._open.enter_context(logs.logging_to(self.path))
             more = {"data_dir": str(data_dir)} if data_dir else {}
             more |= facts or {}
@@ -216,14 +223,14 @@ class RunDirectory:
     def record_memory(self, stage: str, step: int) -> None:
         """Adds a row to memory.csv."""
         if self._memory is None:
-            self._memory = MemoryLog(self.path / MEMORY, len(self.provenance["attempts"]))
+            self._memory = MemoryLog(self.path / MEMORY_FILE, len(self.provenance["attempts"]))
         self._memory.record(stage, step)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Marks the run as done; from now on the same command only prints `summary`."""
         self.record_memory("end", self._last_step)
         facts = {"run_id": self.run_id, "ended": provenance.now(), "summary": without_nan(summary)}
-        storage.write_json(self.path / DONE, facts)
+        storage.write_json(self.path / DONE_FILE, facts)
         self.log.info("finished at step %d", self._last_step)
 
     def close(self) -> None:
@@ -233,11 +240,11 @@ class RunDirectory:
 
     def refuse_held(self, *, wait_s: float) -> None:
         """LockedError when another process still holds the directory after `wait_s` seconds."""
-        storage.refuse_held(self.path / LOCK, self.title, wait_s=wait_s)
+        storage.refuse_held(self.path / LOCK_FILE, self.title, wait_s=wait_s)
 
     def refuse_another(self, config: Config, data_sha256: str | None) -> None:
         """Raises InputError when the directory belongs to another configuration or other data."""
-        if not (self.path / CONFIG).exists():
+        if not (self.path / CONFIG_FILE).exists():
             return
         own = self.config()
         before, after = configuration.identifying(own), configuration.identifying(config)
@@ -289,10 +296,10 @@ class RunDirectory:
             "threads": known.get("threads", threads),
             "sequence": known.get("sequence", self._next_sequence()),
         }
-        before = provenance.ended(known.get("attempts", []), self.path / MEMORY)
+        before = provenance.ended(known.get("attempts", []), self.path / MEMORY_FILE)
         attempts = [*before, facts]
-        storage.write_text(self.path / CONFIG, configuration.to_yaml(config))
-        storage.write_json(self.path / PROVENANCE, {**fixed, **facts, "attempts": attempts})
+        storage.write_text(self.path / CONFIG_FILE, configuration.to_yaml(config))
+        storage.write_json(self.path / PROVENANCE_FILE, {**fixed, **facts, "attempts": attempts})
         self.log.info("attempt %d: %s", len(attempts), facts["command"])
 
     def _next_sequence(self) -> int:

@@ -23,13 +23,12 @@ from ddpm.config import Config, Training
 from ddpm.errors import InputError, StorageError, as_typed
 from ddpm.runs import checkpoint
 
-CONFIG = "training_config.yaml"
-PROVENANCE = "provenance.json"
-METRICS = "metrics.jsonl"
-MEMORY = "memory.csv"
-DONE = "DONE.json"
-STOP = "STOP"
-LOCK = ".lock"
+CONFIG_FILE = "training_config.yaml"
+PROVENANCE_FILE = "provenance.json"
+MEMORY_FILE = "memory.csv"
+DONE_FILE = "DONE.json"
+STOP_FILE = "STOP"
+LOCK_FILE = ".lock"
 _SHORT = re.compile(r"latest|[0-9a-f]{3,8}")
 _RUN_ID = re.compile(r"[0-9a-f]{8}")
 
@@ -46,7 +45,7 @@ def find_run(text: str) -> Path:
     output = path.parent if len(path.parts) > 1 else Path(Training().OUTPUT_DIR)
     digits = "" if path.name == "latest" else path.name
     found = [p for p in output.glob(f"*/*/*_{digits}*") if _RUN_ID.fullmatch(id_of(p))]
-    found = [p for p in found if id_of(p).startswith(digits) and (p / PROVENANCE).is_file()]
+    found = [p for p in found if id_of(p).startswith(digits) and (p / PROVENANCE_FILE).is_file()]
     if not found and not digits:
         raise InputError(f"{text}: {output} holds no run yet; train one, or name a run directory")
     if not found:
@@ -57,7 +56,7 @@ def find_run(text: str) -> Path:
     if digits and len({id_of(p) for p in found}) > 1:
         names = "\n".join(map(str, sorted(found)))
         raise InputError(f"{text}: begins the ids of several runs; give more digits:\n{names}")
-    return max(found, key=lambda p: (p / PROVENANCE).stat().st_mtime)
+    return max(found, key=lambda p: (p / PROVENANCE_FILE).stat().st_mtime)
 
 
 def existing(root: Path, run_id: str) -> list[Path]:
@@ -101,15 +100,15 @@ def load_run(run: Path, overrides: Iterable[str] = ()) -> Config:
 
     Raises InputError as config.load does, StorageError where the file was edited.
     """
-    own = configuration.load(run / CONFIG)
+    own = configuration.load(run / CONFIG_FILE)
     if newest := _newest_manifest(run):
         refuse_edited(run, own, newest)
-    return configuration.load(run / CONFIG, overrides) if overrides else own
+    return configuration.load(run / CONFIG_FILE, overrides) if overrides else own
 
 
 def load_file(path: Path, overrides: Iterable[str] = ()) -> Config:
     """The configuration in a YAML file, as load_run's where it is that of a run."""
-    if path.name == CONFIG:
+    if path.name == CONFIG_FILE:
         return load_run(path.parent, overrides)
     return configuration.load(path, overrides)
 
@@ -122,7 +121,7 @@ def refuse_edited(run: Path, own: Config, made: Mapping[str, Any]) -> None:
     if known is None or known == found:
         return
     raise StorageError(
-        f"{run / CONFIG} was edited: its configuration is {found[:8]}, but "
+        f"{run / CONFIG_FILE} was edited: its configuration is {found[:8]}, but "
         f"{checkpoint.folder_name(made['step'])} was trained with {known[:8]}; undo the edit or "
         "restore the file from a copy; for other settings train a new run, or give "
         "IMAGE_GENERATION.KEY=value where images are drawn"

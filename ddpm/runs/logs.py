@@ -26,8 +26,9 @@ from ddpm.config import Evaluation
 from ddpm.errors import DdpmError, Interrupted, LockedError, StorageError
 from ddpm.runs import storage
 
+METRICS_FILE = "metrics.jsonl"
 LOG = "train.log"
-FAILED = "FAILED.json"
+FAILED_FILE = "FAILED.json"
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 Row = dict[str, Any]
@@ -42,7 +43,7 @@ class MetricsLog:
     """Both files in the folder of a run."""
 
     def __init__(self, folder: Path) -> None:
-        self.path, self.table_path = folder / "metrics.jsonl", folder / "log.csv"
+        self.path, self.table_path = folder / METRICS_FILE, folder / "log.csv"
         self._columns: list[str] = []
 
     def rows(self) -> list[Row]:
@@ -138,22 +139,22 @@ def failure_recorded(run_dir: Path) -> Iterator[None]:
 
 def record_failure(run_dir: Path, error: Exception) -> None:
     """Writes FAILED.json and an ERROR line of train.log, as far as the storage still takes them."""
-    text, now = reason(error), datetime.now().astimezone()
+    text, now = error_text(error), datetime.now().astimezone()
     code = error.exit_code if isinstance(error, DdpmError) else 1
     with suppress(StorageError):
         line = " | ".join(text.splitlines())
         stamp = f"{now:%Y-%m-%d %H:%M:%S},{now.microsecond // 1000:03d}"
         storage.append_line(run_dir / LOG, f"{stamp} ERROR exit code {code}: {line}")
         facts = {"reason": text, "exit_code": code, "ended": now.isoformat(timespec="seconds")}
-        storage.write_json(run_dir / FAILED, facts)
+        storage.write_json(run_dir / FAILED_FILE, facts)
 
 
 def failure(run_dir: Path) -> dict[str, Any]:
     """Content of FAILED.json; empty for a run that has not failed."""
-    return storage.read_json(run_dir / FAILED)
+    return storage.read_json(run_dir / FAILED_FILE)
 
 
-def reason(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """An error in words: the message for the user, else its type, text and place in the code."""
     if isinstance(error, DdpmError):
         return str(error)
@@ -179,7 +180,7 @@ def best_step(rows: Iterable[Mapping[str, Any]], options: Evaluation) -> int | N
     return min(_measured(rows, options), default=(0.0, None))[1]
 
 
-def judge(rows: Iterable[Mapping[str, Any]], options: Evaluation) -> Patience:
+def judge_evaluations(rows: Iterable[Mapping[str, Any]], options: Evaluation) -> Patience:
     """The meaning of the last of a run's evaluations."""
     found = _measured(rows, options)
     if not found:

@@ -115,7 +115,7 @@ def _process_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-class Began:
+class TrainingClock:
     """The clocks when a worker began its training."""
 
     def __init__(self) -> None:
@@ -159,7 +159,9 @@ def gpu_share(config: Config) -> float:
     return 1.0 if share is None else share
 
 
-def cost(rows: Sequence[Mapping[str, float | None]], share: float) -> dict[str, float | None]:
+def training_cost(
+    rows: Sequence[Mapping[str, float | None]], share: float
+) -> dict[str, float | None]:
     """Seconds, core_seconds, gpu_seconds and energy_joules of a training, from its rows of metrics.
 
     share: of a GPU, that each worker had. gpu_seconds are left out on CPUs; energy is None where a

@@ -1,10 +1,9 @@
 """Progress: bars on a terminal, for a log file a line now and then.
 
-`watch` reads the metrics that runs append to their directories, so it shows any number of trainings
-in any processes; ImageBar is for work that goes image by image.
+`watch_runs` reads the metrics that runs append to their directories, so it shows any number of
+trainings in any processes; ImageBar is for work that goes image by image.
 """
 
-import json
 import logging
 import threading
 import time
@@ -28,15 +27,17 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from ddpm.runs.logs import METRICS_FILE, whole_rows
+
 POLL_S = 0.5
 LINE_EVERY_S = 30.0
 
 
 class NewRows:
-    """The rows of a metrics.jsonl that another process writes, as they come."""
+    """The rows of metrics that another process adds to a run directory, as they come."""
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._offset = path, 0
+    def __init__(self, run_dir: Path) -> None:
+        self._path, self._offset = run_dir / METRICS_FILE, 0
 
     def read(self) -> list[dict[str, Any]]:
         """Rows since the last call; from the first one when a resume has cut the file back."""
@@ -46,9 +47,9 @@ class NewRows:
             self._offset = 0
         with self._path.open("rb") as file:
             file.seek(self._offset)
-            whole, newline, _ = file.read().rpartition(b"\n")
-        self._offset += len(whole) + len(newline)
-        return [json.loads(line) for line in whole.splitlines()]
+            new = file.read()
+        self._offset += new.rfind(b"\n") + 1
+        return whole_rows(new)
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Tail:
     row: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._new = NewRows(self.run_dir / "metrics.jsonl")
+        self._new = NewRows(self.run_dir)
 
     def poll(self) -> None:
         """Read what came since."""
@@ -80,7 +81,7 @@ class Tail:
 
 
 @contextmanager
-def watch(
+def watch_runs(
     tails: Sequence[Tail],
     console: Console,
     *,
@@ -200,7 +201,7 @@ class ImageBar:
         self._bars.stop()
 
 
-def shown(what: str, total: int, batches: Iterable[NDArray]) -> Iterator[NDArray]:
+def with_bar(what: str, total: int, batches: Iterable[NDArray]) -> Iterator[NDArray]:
     """Batches of images as they come, with a bar."""
     with ImageBar(what, total, is_shown=True) as bar:
         for batch in batches:

@@ -21,7 +21,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class KeptTensors:
     """Content of a pair of files. sha256: of the tensors' file.  results: of the computation."""
 
     tensors: dict[str, Tensor]
@@ -34,7 +34,7 @@ def write(
     tensors: Mapping[str, Tensor],
     facts: Mapping[str, Any],
     results: Mapping[str, Any] | None = None,
-) -> Kept:
+) -> KeptTensors:
     """Keeps tensors on the CPU as STEM.safetensors and STEM.json, durably."""
     storage.make_folder(stem.parent)
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -47,10 +47,10 @@ def write(
         "results": found,
     }
     storage.write_json(_facts(stem), content)
-    return Kept(tensors=whole, sha256=written.sha256, results=found)
+    return KeptTensors(tensors=whole, sha256=written.sha256, results=found)
 
 
-def read(stem: Path, facts: Mapping[str, Any]) -> Kept | None:
+def read(stem: Path, facts: Mapping[str, Any]) -> KeptTensors | None:
     """The tensors kept at STEM; None where there are none.
 
     Raises InputError when they were computed from other facts, StorageError when they are damaged.
@@ -80,7 +80,7 @@ def read(stem: Path, facts: Mapping[str, Any]) -> Kept | None:
         raise StorageError(
             f"{_tensors(stem)} is damaged, its SHA-256 is not the kept one; delete it"
         )
-    return Kept(tensors=safetensors.torch.load(content), sha256=sha256, results=results)
+    return KeptTensors(tensors=safetensors.torch.load(content), sha256=sha256, results=results)
 
 
 def _differences(known: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

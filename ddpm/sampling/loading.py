@@ -24,7 +24,7 @@ from ddpm.diffusion import (
 )
 from ddpm.distributed import best_device
 from ddpm.errors import InputError
-from ddpm.runs import CONFIG, averages, checkpoint, load_run, read_keras, refuse_edited
+from ddpm.runs import CONFIG_FILE, averages, checkpoint, load_run, read_keras, refuse_edited
 from ddpm.sampling.request import RAW_WEIGHTS, Ema, PowerEma, locate_run, weights_name
 
 T = TypeVar("T", bound=nn.Module)
@@ -101,7 +101,7 @@ def load_network(
     weights = found.tensors[RAW_WEIGHTS] | averaged
     if unlike := misfits(network, weights):
         raise InputError(
-            f"{found.folder} holds a network of another architecture than {run / CONFIG}: "
+            f"{found.folder} holds a network of another architecture than {run / CONFIG_FILE}: "
             f"{len(unlike)} parameters differ, {unlike[0]} first; name a checkpoint of that run"
         )
     network.load_state_dict(weights)

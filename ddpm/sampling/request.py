@@ -23,7 +23,7 @@ from ddpm.config import Config, ImageGeneration
 from ddpm.data import images, open_npz
 from ddpm.diffusion import power_ema_gamma, power_ema_name
 from ddpm.errors import InputError, as_typed
-from ddpm.runs import CONFIG, PROVENANCE, load_run, read_json
+from ddpm.runs import CONFIG_FILE, PROVENANCE_FILE, load_run, read_json
 
 RAW_WEIGHTS = "model"
 # Small, since the last batch is filled up: one image costs a whole batch.
@@ -108,13 +108,13 @@ def locate_run(source: Path) -> tuple[Path, Path | None]:
             f"{source} is no folder; name a run directory or a checkpoint, three or more digits of "
             "a run's id, or latest"
         )
-    if (source / CONFIG).is_file():
+    if (source / CONFIG_FILE).is_file():
         return source, None
     run = source.resolve().parent.parent
-    if source.resolve().parent.name == "checkpoints" and (run / CONFIG).is_file():
+    if source.resolve().parent.name == "checkpoints" and (run / CONFIG_FILE).is_file():
         return run, source
     raise InputError(
-        f"{source} is no run directory, which has a {CONFIG}, and no checkpoint of one"
+        f"{source} is no run directory, which has a {CONFIG_FILE}, and no checkpoint of one"
     )
 
 
@@ -242,7 +242,7 @@ def in_units(ranges: object) -> str:
 
 def _ranges(run: Path) -> images.Ranges | None:
     """The range of each channel that a run's data were scaled from."""
-    found = read_json(run / PROVENANCE).get("ranges")
+    found = read_json(run / PROVENANCE_FILE).get("ranges")
     return found and tuple((low, high) for low, high in found)
 
 

@@ -6,5 +6,5 @@ from .trainer import StepReport as StepReport
 from .trainer import Tracker as Tracker
 from .trainer import steps_per_epoch as steps_per_epoch
 from .trainer import total_steps as total_steps
-from .worker import Job as Job
+from .worker import TrainingJob as TrainingJob
 from .worker import work as work

@@ -83,7 +83,7 @@ class TrainState:
 
 
 @dataclass
-class Window:
+class ReportSums:
     """Sums since the last report; its times are of this process and not kept over a resume."""
 
     steps: int = 0
@@ -287,7 +287,7 @@ class Stepper:
 
     def _restore(self, state: TrainState | None) -> None:
         self.step = state.step if state else 0
-        self.window = Window(**(state.window if state else {}))
+        self.window = ReportSums(**(state.window if state else {}))
         self.emas = {
             f"ema-{decay:g}": ema.init(self.parameters) for decay in self.training.EMA_DECAYS
         }

@@ -21,7 +21,7 @@ from ddpm.diffusion import NoiseSchedule
 from ddpm.distributed import Group
 from ddpm.runs import Patience
 from ddpm.training.loss import Loss
-from ddpm.training.step import Stepper, TrainState, Window
+from ddpm.training.step import ReportSums, Stepper, TrainState
 
 if TYPE_CHECKING:
     from ddpm.data import Dataset
@@ -126,7 +126,7 @@ def train(
         if full and sampler and run.group.is_main and (run.step % sampler.steps == 0 or at_end):
             samples = sampler.call(run.ema_network())
         if full:
-            run.window = Window()
+            run.window = ReportSums()
         due = at_end or stopping or run.step % save == 0 or Patience.KEEP in verdict
         yield StepReport(
             step=run.step,

@@ -32,16 +32,16 @@ from ddpm.metrics import (
     validation_metrics,
 )
 from ddpm.runs import (
-    Began,
     Patience,
     RunDirectory,
+    TrainingClock,
     checkpoint,
-    cost,
     failure_recorded,
     gpu_share,
-    judge,
+    judge_evaluations,
     peak_bytes,
     reset_peak,
+    training_cost,
 )
 from ddpm.sampling import build_network, grids, open_data
 from ddpm.training.step import TrainState, kernels, profiler
@@ -56,7 +56,7 @@ from ddpm.training.trainer import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TrainingJob:
     """A training as plain data, fit to travel between processes.
 
     data_dir: the folder of packed shards.  threads: CPU threads of each worker.  wait_s: how long
@@ -76,7 +76,7 @@ class Job:
 
 
 def work(
-    job: Job,
+    job: TrainingJob,
     group: Group,
     *,
     tracker: Callable[[Config, RunDirectory], Tracker | None] | None = None,
@@ -90,7 +90,7 @@ def work(
     `should_stop()` says so or when the run directory's stop file appears.
     on_held: called once this process holds the run directory.
     """
-    began = Began()
+    began = TrainingClock()
     config = configuration.from_dict(job.config, source=job.run_dir)
     data = open_data(config, Path(job.data_dir))
     sigma_data = sigma_data_of(config.TRAINING, data, group)
@@ -133,11 +133,10 @@ def work(
 
 
 def _start(
-    run: RunDirectory, config: Config, data: Dataset, job: Job, group: Group
+    run: RunDirectory, config: Config, data: Dataset, job: TrainingJob, group: Group
 ) -> TrainState | None:
     """The state all workers continue from: rank 0 opens the run directory and chooses it."""
     found = None
-    gpus = 1.0 if config.CLUSTER.GPUS_PER_WORKER is None else config.CLUSTER.GPUS_PER_WORKER
     if group.is_main:
         found = run.start(
             config,
@@ -151,7 +150,7 @@ def _start(
                 **({"ranges": data.index.ranges} if data.index and data.index.ranges else {}),
                 "workers": group.size,
                 "cpus_per_worker": job.threads,
-                "gpus_per_worker": gpus if group.device.type == "cuda" else 0,
+                "gpus_per_worker": gpu_share(config) if group.device.type == "cuda" else 0,
             },
         )
     step = group.agree(found.step if found else -1)
@@ -164,7 +163,7 @@ def _start(
 class _Worker:
     """One process of a training that has its run directory."""
 
-    job: Job
+    job: TrainingJob
     config: Config
     data: Dataset
     window: LogSnrWindow
@@ -182,10 +181,12 @@ class _Worker:
         training, options, run = self.config.TRAINING, self.config.EVALUATION, self.run
 
         def verdict(row: dict[str, float]) -> Patience:
-            return judge([*run.metrics(), row], options)
+            return judge_evaluations([*run.metrics(), row], options)
 
         is_enough = self.group.is_main and options.PATIENCE is not None
-        if self.group.any(is_enough and Patience.ENOUGH in judge(run.metrics(), options)):
+        if self.group.any(
+            is_enough and Patience.ENOUGH in judge_evaluations(run.metrics(), options)
+        ):
             return  # and was killed before it could say that it is done
         network, schedule = build_network(self.config)
         schedule = dataclasses.replace(schedule, sigma_data=sigma_data)
@@ -241,7 +242,7 @@ class _Worker:
 
         return Every(steps=options.EVERY * epoch, call=measure)
 
-    def finish(self, peak_memory: int, began: Began) -> dict[str, Any]:
+    def finish(self, peak_memory: int, began: TrainingClock) -> dict[str, Any]:
         """Evaluation and samples of the final EMA network, written into the run; its summary."""
         run = self.run
         last = max(checkpoint.steps(run.checkpoints))
@@ -250,7 +251,7 @@ class _Worker:
         run.record_memory("sampling", last)
         grids.save_samples(run.path, self.config)
         rows, best = run.metrics(), run.best_step
-        costs = cost(rows, gpu_share(self.config))
+        costs = training_cost(rows, gpu_share(self.config))
         summary = {
             "steps": rows[-1]["step"],
             "images": rows[-1]["images"],

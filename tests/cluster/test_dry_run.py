@@ -135,7 +135,7 @@ def test_passes_are_those_that_the_run_makes(
         return forward(self, x, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(UNet, "forward", counted)
-    job = worker.Job(
+    job = worker.TrainingJob(
         config=config.to_dict(cell),
         run_dir=str(tmp_path / "run"),
         data_dir=str(digits),

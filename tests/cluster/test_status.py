@@ -412,7 +412,7 @@ def test_a_terminal_gets_a_table_that_fits(tmp_path: Path) -> None:
     sections = Status(run.path).read()
     with (tmp_path / "shown").open("w") as file:
         console = Console(file=file, force_terminal=True, width=100, color_system=None)
-        status_table.show(sections, console)
+        status_table.show_status(sections, console)
     lines = (tmp_path / "shown").read_text().splitlines()
     assert len(lines) > 4 and max(map(len, lines)) <= 100
     assert " ... " in "".join(lines) and "(exit code 4)" in status_table.plain(sections)

@@ -28,7 +28,7 @@ from ddpm.cluster.workers import Workers
 from ddpm.errors import InputError
 from ddpm.runs import provenance
 from ddpm.sweep.ledger import Ledger, Outcome
-from ddpm.training import Job
+from ddpm.training import TrainingJob
 from tests.cluster import test_sweep_run
 from tests.support.processes import until
 from tests.support.tree import ROOT
@@ -418,7 +418,7 @@ def test_a_task_is_read_as_it_was_written(tmp_path: Path) -> None:
         return TrialTask(
             folder=str(tmp_path),
             outcome=Outcome(trial=f"{number:08x}", cell={"A.B": 1}, seed=number, run_dir=place),
-            job=Job(config={}, run_dir=place, data_dir="/d", threads=1, command=("a", "b")),
+            job=TrainingJob(config={}, run_dir=place, data_dir="/d", threads=1, command=("a", "b")),
             workers=Workers(count=1, cpus=1, gpus=0.0),
         )
 

@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished training."""
     out = tmp_path_factory.mktemp("out")
     assert train.main(training(out)) == 0
-    (done,) = out.rglob(layout.DONE)
+    (done,) = out.rglob(layout.DONE_FILE)
     return done.parent
 
 
@@ -47,7 +47,7 @@ def edited(
     run: Path, before: str = "TIMESTEPS: 20", after: str = "TIMESTEPS: 30"
 ) -> Iterator[None]:
     """The run with another value in its configuration."""
-    path = run / layout.CONFIG
+    path = run / layout.CONFIG_FILE
     text = path.read_text()
     assert before in text
     path.write_text(text.replace(before, after))
@@ -65,7 +65,7 @@ def sampled(source: Path, tmp: Path, *more: str) -> int:
 def guided(run: Path, tmp: Path) -> int:
     """Another run draws, this one is the guide."""
     other = shutil.copytree(run, tmp / "other")
-    path = other / layout.CONFIG
+    path = other / layout.CONFIG_FILE
     path.write_text(path.read_text().replace("TIMESTEPS: 30", "TIMESTEPS: 20"))
     keys = ("GEN_TASK=class_cond", "GUIDANCE=2.0", f"GUIDE={run}")
     return sampled(other, tmp, *keys)
@@ -83,7 +83,7 @@ def reported_of_sweep(run: Path, tmp: Path) -> int:
 def swept(run: Path, tmp: Path) -> int:
     """A sweep whose base is the file of a run."""
     tmp.mkdir()
-    text = f"BASE: {run / layout.CONFIG}\nGRID: {{TRAINING.PRED_TYPE: [noise, image]}}\n"
+    text = f"BASE: {run / layout.CONFIG_FILE}\nGRID: {{TRAINING.PRED_TYPE: [noise, image]}}\n"
     (tmp / "swept.yaml").write_text(text)
     return 0 if len(load_sweep(tmp / "swept.yaml").trials) == 2 else 1
 
@@ -113,7 +113,7 @@ DOORS: dict[str, Callable[[Path, Path], int | None]] = {
     "report of a sweep": reported_of_sweep,
     "same command": lambda run, tmp: train.main(training(out_of(run))),
     "resume": lambda run, tmp: train.main(training(out_of(run), "--resume", str(run))),
-    "train with its file": lambda run, tmp: train.main([str(run / layout.CONFIG)]),
+    "train with its file": lambda run, tmp: train.main([str(run / layout.CONFIG_FILE)]),
     "start from": started_from,
     "sweep": swept,
 }
@@ -193,8 +193,8 @@ def named(out: Path, run_id: str, started: float) -> Path:
     """A run directory as far as its name and its start go."""
     path = out / "digits_8x8x1" / "unet" / f"cosine_20260101-000000-0_{run_id}"
     path.mkdir(parents=True)
-    (path / layout.PROVENANCE).write_text("{}")
-    os.utime(path / layout.PROVENANCE, (started, started))
+    (path / layout.PROVENANCE_FILE).write_text("{}")
+    os.utime(path / layout.PROVENANCE_FILE, (started, started))
     return path
 
 

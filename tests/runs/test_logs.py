@@ -9,7 +9,7 @@ from ddpm.config.schema import Evaluation
 from ddpm.errors import InputError
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import RunDirectory
-from ddpm.runs.logs import Patience, best_step, judge
+from ddpm.runs.logs import Patience, best_step, judge_evaluations
 from ddpm.training.trainer import Every, train
 from tests.support.tiny_training import rows, run, tiny
 from tests.training.test_trainer import SCHEDULE, digits, network, settings
@@ -45,10 +45,10 @@ def test_the_lowest_is_best_and_patience_counts_since_then(
     values: tuple[float | None, ...], best: int | None, verdict: Patience
 ) -> None:
     assert best_step(evaluations(*values), OPTIONS) == best
-    assert judge(evaluations(*values), OPTIONS) == verdict
-    assert judge(evaluations(*values), Evaluation(EVERY=1)) == Patience.NOTHING
+    assert judge_evaluations(evaluations(*values), OPTIONS) == verdict
+    assert judge_evaluations(evaluations(*values), Evaluation(EVERY=1)) == Patience.NOTHING
     patient = Evaluation(EVERY=1, BEST=MEASURE)
-    assert Patience.ENOUGH not in judge(evaluations(*values), patient)
+    assert Patience.ENOUGH not in judge_evaluations(evaluations(*values), patient)
 
 
 @pytest.mark.slow
@@ -59,7 +59,7 @@ def test_the_best_is_saved_and_enough_ends_the_training_whole() -> None:
 
     def verdict(row: dict[str, float]) -> Patience:
         seen.append(row)
-        return judge(seen, OPTIONS)
+        return judge_evaluations(seen, OPTIONS)
 
     reports = list(
         train(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ddpm.runs import machine
-from ddpm.runs.machine import cost, watts
+from ddpm.runs.machine import training_cost, watts
 
 MIB = 1 << 20
 ROW = {"time/seconds": 2.0, "time/core_seconds": 3.0}
@@ -102,8 +102,8 @@ def test_the_gpu_is_measured_where_there_is_one(tmp_path: Path) -> None:
 
 def test_a_cost_is_the_sum_of_windows_and_energy_unknown_where_one_is() -> None:
     on_cpu = {"seconds": 4.0, "core_seconds": 6.0, "energy_joules": None}
-    assert cost([ROW, ROW], 1.0) == on_cpu and math.isnan(watts(torch.device("cpu")))
-    shared = cost([GPU, GPU], 0.25)
+    assert training_cost([ROW, ROW], 1.0) == on_cpu and math.isnan(watts(torch.device("cpu")))
+    shared = training_cost([GPU, GPU], 0.25)
     assert shared == {
         "seconds": 4.0,
         "core_seconds": 6.0,
@@ -111,7 +111,7 @@ def test_a_cost_is_the_sum_of_windows_and_energy_unknown_where_one_is() -> None:
         "energy_joules": 50.0,
     }
     # metrics.jsonl has null where nothing measured
-    found = cost([GPU, GPU | {"time/energy_joules": None}], 1.0)
+    found = training_cost([GPU, GPU | {"time/energy_joules": None}], 1.0)
     assert found["gpu_seconds"] == 16.0 and found["energy_joules"] is None
 
 

@@ -40,9 +40,9 @@ def tiny(*more: str) -> Config:
     return configuration.load(DIGITS, overrides(*more))
 
 
-def job_of(folder: Path, digits: Path, *more: str) -> worker.Job:
+def job_of(folder: Path, digits: Path, *more: str) -> worker.TrainingJob:
     """Its training in `folder`/run, of the packed digits."""
-    return worker.Job(
+    return worker.TrainingJob(
         config=configuration.to_dict(tiny(*more)),
         run_dir=str(folder / "run"),
         data_dir=str(digits),

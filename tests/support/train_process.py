@@ -1,4 +1,4 @@
-"""A training worker as a process, for tests that kill it: its argument is the file of a Job.
+"""A training worker as a process, for tests that kill it; its argument: the file of a TrainingJob.
 
 DDPM_TEST_FSYNC_S slows the storage: so many seconds for each fsync.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from ddpm.distributed import process_group
 from ddpm.errors import run_main
 from ddpm.runs import storage
-from ddpm.training.worker import Job, work
+from ddpm.training.worker import TrainingJob, work
 
 
 def run(job: str) -> int:
@@ -24,7 +24,7 @@ def run(job: str) -> int:
 def _work(file: Path) -> int:
     if delay := os.environ.get("DDPM_TEST_FSYNC_S"):
         slow_down(float(delay))
-    job = Job(**json.loads(file.read_text()))
+    job = TrainingJob(**json.loads(file.read_text()))
     with process_group() as group:
         began = time.process_time()
         work(job, group)

@@ -12,7 +12,7 @@ import pytest
 
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import RunDirectory
-from ddpm.training.worker import Job
+from ddpm.training.worker import TrainingJob
 from tests.support import processes, train_process
 from tests.support.processes import exit_codes, forked, until
 from tests.support.tiny_training import TINY, job_of
@@ -35,14 +35,14 @@ SETTINGS = TINY | {
 }
 
 
-def make_job(root: Path, data: Path, changed: dict[str, object]) -> Job:
+def make_job(root: Path, data: Path, changed: dict[str, object]) -> TrainingJob:
     """Digits with dropout, two micro-batches on each of three workers, batches across passes."""
     settings = SETTINGS | changed | {"TRAINING.OUTPUT_DIR": root}
     made = job_of(root, data, *(f"{key}={value}" for key, value in settings.items()))
     return replace(made, run_dir=str(root / "run_00000000"), wait_s=20.0)
 
 
-def start(job: Job, root: Path, workers: int) -> list[BaseProcess]:
+def start(job: TrainingJob, root: Path, workers: int) -> list[BaseProcess]:
     """The job's workers, each a process."""
     path = root / "job.json"
     path.write_text(json.dumps(asdict(job)))
