@@ -15,7 +15,6 @@ from .power_ema import power_ema_beta as power_ema_beta
 from .power_ema import power_ema_gamma as power_ema_gamma
 from .power_ema import power_ema_name as power_ema_name
 from .process import PRED_TYPES as PRED_TYPES
-from .process import check_choice as check_choice
 from .process import check_step as check_step
 from .process import convert_prediction as convert_prediction
 from .process import diffuse as diffuse
@@ -33,6 +32,7 @@ from .process import x0_from_pred as x0_from_pred
 from .process import x0_gain as x0_gain
 from .schedule import SCHEDULES as SCHEDULES
 from .schedule import NoiseSchedule as NoiseSchedule
+from .schedule import check_choice as check_choice
 from .summary import NetworkSummary as NetworkSummary
 from .summary import summarize_network as summarize_network
 from .unet import UNet as UNet

@@ -27,7 +27,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Laplace, Normal, Uniform
 
-from ddpm.diffusion.schedule import LOGSNR_LIMIT, AlphaSigma, NoiseSchedule, pair_from_logsnr
+from ddpm.diffusion.schedule import (
+    LOGSNR_LIMIT,
+    AlphaSigma,
+    NoiseSchedule,
+    check_choice,
+    pair_from_logsnr,
+)
 
 # The parameters of the papers; those of uniform hold most of what the schedules pass through.
 DENSITIES: dict[str, tuple[float, float]] = {
@@ -61,8 +67,7 @@ class LogSnrDensity:
     parameters: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in DENSITIES:
-            raise ValueError(f"density is {self.name!r}; give one of {', '.join(DENSITIES)}")
+        check_choice("density", self.name, DENSITIES)
         first, second = self._parameters
         if self.name == "uniform" and not first < second:
             raise ValueError(f"uniform is from {first} to {second}; give the lower end first")

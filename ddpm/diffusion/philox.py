@@ -87,14 +87,12 @@ def words(seed: int, stream: Stream, ids: Tensor, count: int, *, step: int = 0) 
     return out.flatten(1)[:, :count].contiguous()
 
 
-def uniform(
-    seed: int, stream: Stream, ids: Tensor, shape: Sequence[int] = (), *, step: int = 0
-) -> Tensor:
+def uniform(seed: int, stream: Stream, ids: Tensor, shape: Sequence[int] = ()) -> Tensor:
     """Uniform draws in [0, 1): each word / 2^32, exact.
 
     Arguments and errors as in words().  Returns float64 (N, *shape).
     """
-    draws = words(seed, stream, ids, math.prod(shape), step=step).to(torch.float64) * 2.0**-32
+    draws = words(seed, stream, ids, math.prod(shape)).to(torch.float64) * 2.0**-32
     return draws.reshape(len(ids), *shape)
 
 

@@ -41,7 +41,7 @@ from torch import Tensor
 from torch.nn.functional import huber_loss
 
 from ddpm.diffusion.philox import Stream, permutation, words
-from ddpm.diffusion.schedule import AlphaSigma, NoiseSchedule
+from ddpm.diffusion.schedule import AlphaSigma, NoiseSchedule, check_choice
 
 PRED_TYPES: tuple[str, ...] = ("noise", "image", "velocity", "edm", "flow")
 _SCALED = ("edm", "flow")  # whose networks are given c_in x_t
@@ -362,9 +362,3 @@ def check_step(t: Tensor | int, s: Tensor | int) -> tuple[Tensor, Tensor]:
     if t.device.type == "cpu" and s.device.type == "cpu" and not bool((s < t).all()):
         raise ValueError(f"a reverse step goes from t to an earlier s, not from {t} to {s}")
     return t, s
-
-
-def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises ValueError, naming the choices, unless value is one of them."""
-    if value not in choices:
-        raise ValueError(f"{what} is {value!r}; give one of {', '.join(choices)}")

@@ -28,7 +28,7 @@ difference is of the order of 1e-6, and float32 would keep two of its digits.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
 from typing import Protocol, TypeVar
@@ -218,11 +218,9 @@ def _iddpm_cosine_betas(num_timesteps: int) -> Tensor:
     return _betas_of(torch.cos(angle) ** 2)
 
 
-def _sigmoid_betas(num_timesteps: int, start: float = -3.0, end: float = 3.0) -> Tensor:
-    abar = torch.sigmoid(torch.tensor(end, dtype=torch.float64)) - torch.sigmoid(
-        times_of(num_timesteps) * (end - start) + start
-    )
-    return _betas_of(abar)
+def _sigmoid_betas(num_timesteps: int) -> Tensor:
+    end = torch.sigmoid(torch.tensor(3.0, dtype=torch.float64))
+    return _betas_of(end - torch.sigmoid(times_of(num_timesteps) * 6.0 - 3.0))
 
 
 def _betas_of(abar: Tensor) -> Tensor:
@@ -330,12 +328,9 @@ class NoiseSchedule:
             raise ValueError(
                 f"num_timesteps is {self.num_timesteps}, but logsnr is given at {len(self.given)}"
             )
-        if self.given is None and self.name not in SCHEDULES:
-            raise ValueError(f"schedule is {self.name!r}; give one of {', '.join(SCHEDULES)}")
-        if self.time_input not in TIME_INPUTS:
-            raise ValueError(
-                f"time_input is {self.time_input!r}; give one of {', '.join(TIME_INPUTS)}"
-            )
+        if self.given is None:
+            check_choice("schedule", self.name, SCHEDULES)
+        check_choice("time_input", self.time_input, TIME_INPUTS)
         if self.num_timesteps < 1:
             raise ValueError(f"num_timesteps is {self.num_timesteps}; give at least 1")
         if self.name == "iddpm_linear" and self.num_timesteps <= 20:
@@ -350,7 +345,7 @@ class NoiseSchedule:
 
     @property
     def is_beta_defined(self) -> bool:
-        """Whether the schedule is its table: then it depends on T, and time interpolates logsnr."""
+        """True of a schedule that is its table: it depends on T, and time interpolates logsnr."""
         is_table = self.given is not None or callable(SCHEDULES[self.name])
         return is_table or self.zero_terminal_snr
 
@@ -446,6 +441,12 @@ def _table_on(device: torch.device, schedule: NoiseSchedule) -> tuple[Tensor, Te
     """alpha, sigma and logsnr of all timesteps: copied once, as a step must not wait for a GPU."""
     alpha, sigma = schedule._table
     return alpha.to(device), sigma.to(device), schedule._logsnr.to(device)
+
+
+def check_choice(what: str, value: str, choices: Collection[str]) -> None:
+    """Raises ValueError, naming the choices, unless value is one of them."""
+    if value not in choices:
+        raise ValueError(f"{what} is {value!r}; give one of {', '.join(choices)}")
 
 
 def _as_row(values: Tensor | Sequence[float], name: str) -> Tensor:

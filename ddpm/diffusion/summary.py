@@ -43,7 +43,7 @@ _DECIMAL, _BINARY = ("", " K", " M", " G", " T"), (" B", " KiB", " MiB", " GiB",
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSummary:
-    """What a network costs per image; str() is a table of its parts."""
+    """Cost of a network per image; str() is a table of its parts."""
 
     image_shape: tuple[int, int, int]
     parameters: int
@@ -195,7 +195,7 @@ def _traced(
 def _checkpointed(
     stages: dict[str, Stage], saved: list[_Kept], stage_inputs: list[_Kept]
 ) -> tuple[list[_Kept], int]:
-    """What lives until the backward pass, and the bytes of the inside of the largest stage."""
+    """Tensors that live until the backward pass, and the bytes inside the largest stage."""
     inside: dict[str, dict[int, int]] = {stage: {} for stage in stages}
     kept = list(stage_inputs)
     for each in saved:

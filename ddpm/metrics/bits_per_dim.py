@@ -24,14 +24,7 @@ import torch
 from torch import Tensor
 
 from ddpm.data import Batch
-from ddpm.diffusion import (
-    NoiseSchedule,
-    Stream,
-    diffuse,
-    network_input,
-    philox,
-    x0_from_pred,
-)
+from ddpm.diffusion import NoiseSchedule, Stream, diffuse, network_input, philox, x0_from_pred
 from ddpm.metrics.intervals import standard_error
 from ddpm.sampling import Level, Network, whole_levels
 
@@ -49,7 +42,7 @@ class Grid:
     quantum: float = 2 / 255
 
     def holds(self, images: Tensor) -> bool:
-        """Whether images have grey values alone, to a thousandth of the distance of two."""
+        """True of images of grey values alone, to a thousandth of the distance of two."""
         places = (images.double() - max(self.lowest, -1.0)) / self.quantum
         is_even = (places - places.round()).abs() < 1e-3
         is_inside = (images >= self.lowest - 1e-6) & (images <= self.highest + 1e-6)
@@ -92,14 +85,14 @@ class Bound:
         return standard_error(self.bits)
 
     def facts(self) -> dict[str, object]:
-        """JSON values, for evaluation.json; a number that is not finite is null."""
+        """Its part of evaluation.json."""
         return {
-            "value": finite(self.total),
-            "evaluation_error": finite(self.evaluation_error),
+            "value": self.total,
+            "evaluation_error": self.evaluation_error,
             "num_images": len(self.ids),
             "timesteps": list(self.timesteps),
-            "terms": [finite(value) for value in self.terms],
-            "term_errors": [finite(value) for value in self.term_errors],
+            "terms": self.terms.tolist(),
+            "term_errors": self.term_errors.tolist(),
         }
 
 
@@ -137,7 +130,6 @@ def variational_bound(
     timesteps: Sequence[int],
     seed: int,
     batch_size: int = 256,
-    labels: bool = True,
     grid: Grid = BYTES,
 ) -> Bound:
     """The bound of a network on images, by term and image, with one noise for each image.
@@ -149,17 +141,16 @@ def variational_bound(
     _check(schedule, timesteps, batch, grid)
     levels = whole_levels(schedule, timesteps)
     draws = philox.normal(seed, Stream.EVAL, batch.ids, tuple(batch.images.shape[1:]))
-    wanted = batch.labels if labels else None
     columns = []
     for start in range(0, len(batch.ids), batch_size):
         part = slice(start, start + batch_size)
         x0, epsilon = batch.images[part].double(), draws[part].double()
-        given_labels = None if wanted is None else wanted[part]
+        labels = None if batch.labels is None else batch.labels[part]
         rows = [_prior(x0, levels[0])]
         for now, then in zip(levels[:-1], levels[1:], strict=True):
             time = x0.new_full((len(x0),), now.network_time)
             x0_hat = denoised(
-                network, schedule, pred_type, x0, epsilon, now.alpha, now.sigma, time, given_labels
+                network, schedule, pred_type, x0, epsilon, now.alpha, now.sigma, time, labels
             )
             if then.is_clean:
                 before = levels[-3] if len(levels) > 2 else None
@@ -255,8 +246,3 @@ def _check(schedule: NoiseSchedule, timesteps: Sequence[int], batch: Batch, grid
         raise ValueError(f"timesteps are {list(timesteps)}; give them falling from {last} to 0")
     if not grid.holds(batch.images):
         raise ValueError(NOT_BYTES)
-
-
-def finite(value: float) -> float | None:
-    """A number of JSON, which has no NaN or infinity: null for them."""
-    return float(value) if math.isfinite(value) else None

@@ -10,13 +10,11 @@ the weights are kept, and their SHA-256 names the features.
 from collections.abc import Callable
 from math import cos, pi
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ddpm.diffusion import Stream, init_weights, philox
-from ddpm.metrics.features import Extractor, Features, Moments, Pixels, exact_arithmetic
+from ddpm.metrics.features import Extractor, Features, Ints, Moments, Pixels, exact_arithmetic
 from ddpm.runs import digest
 
 FEATURES, CLASSIFIER_STEPS, BATCH, SEED = 32, 800, 128, 0
@@ -32,7 +30,7 @@ RECIPE = {
 _SMALLEST_SIDE = 4
 _ORDER_ID = 1 << 43  # of the draw that orders the images; those of training lie below
 
-Read = Callable[[NDArray[np.int64]], Pixels]
+Read = Callable[[Ints], Pixels]
 
 
 class ClassifierNetwork(nn.Module):
@@ -88,7 +86,7 @@ class ClassifierFeatures(Extractor):
 
 def train_classifier(
     read: Read,
-    labels: NDArray[np.int64],
+    labels: Ints,
     image_shape: tuple[int, int, int],
     num_classes: int,
     on_step: Callable[[], None] = lambda: None,

@@ -14,7 +14,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm.metrics import intervals, manifold
@@ -22,19 +21,18 @@ from ddpm.metrics.distances import BLOCK_LEAST, IMAGES_PER_DIMENSION
 from ddpm.metrics.features import (
     GROUPS,
     ClassSums,
+    Ints,
     Pixels,
     Statistics,
     collect_together,
     random_groups,
 )
-from ddpm.metrics.intervals import Interval
+from ddpm.metrics.intervals import Interval, Numbers
 from ddpm.metrics.manifold import Manifold
 from ddpm.metrics.reference import RealData, Reference, subset
 
 # Each of the 16 groups needs a block for KID: fewer images give no distance at all.
 LEAST = GROUPS * BLOCK_LEAST
-
-Distances = NDArray[np.float64]
 
 
 class Unmeasured(Exception):
@@ -51,7 +49,7 @@ class Images:
 
     count: int
     batches: Callable[[range], Iterable[Pixels]]
-    labels: NDArray[np.int64] | None = None
+    labels: Ints | None = None
     in_turn: bool = False
 
 
@@ -64,7 +62,7 @@ class MetricInput:
 
     statistics: Statistics
     reference: Reference
-    nearest: tuple[Distances, Distances] | None = None
+    nearest: tuple[Numbers, Numbers] | None = None
 
     @cached_property
     def fids(self) -> tuple[Interval, Interval]:
@@ -110,7 +108,7 @@ class MetricInput:
 
     def nearer(self) -> Interval:
         """P(a sample is nearer to the training images than a held-out one)."""
-        return manifold.nearer(*self._distances())
+        return intervals.order(*self._distances())
 
     def copies(self) -> Interval:
         """The share of samples that are nearer than nearly every held-out image."""
@@ -128,7 +126,7 @@ class MetricInput:
             raise Unmeasured(f"{self.reference.extractor.name} features tell no classes")
         return self.statistics.judged
 
-    def _distances(self) -> tuple[Distances, Distances]:
+    def _distances(self) -> tuple[Numbers, Numbers]:
         if self.nearest is None:
             raise Unmeasured(f"needs {LEAST} held-out images, which training never saw")
         return self.nearest
@@ -208,7 +206,7 @@ def evaluate(
     reference: Reference,
     metrics: Iterable[str] = METRICS,
     *,
-    nearest: tuple[Distances, Distances] | None = None,
+    nearest: tuple[Numbers, Numbers] | None = None,
 ) -> tuple[dict[str, Interval], dict[str, str]]:
     """{name: Interval} of images against a reference, and {name: reason} of those left out.
 

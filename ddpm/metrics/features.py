@@ -348,7 +348,7 @@ class Statistics:
         return self
 
 
-def random_groups(count: int, labels: Ints | None = None, *, groups: int = GROUPS) -> Ints:
+def random_groups(count: int, labels: Ints | None = None) -> Ints:
     """The group of each of `count` images: as many in each as goes, by a keyed random order.
 
     labels: classes that were dealt out evenly; then every group gets its part of each class.
@@ -357,7 +357,7 @@ def random_groups(count: int, labels: Ints | None = None, *, groups: int = GROUP
     if labels is not None:
         order = order[np.argsort(labels[order], kind="stable")]
     dealt = np.empty(count, np.int64)
-    dealt[order] = np.arange(count) % groups
+    dealt[order] = np.arange(count) % GROUPS
     return dealt
 
 
@@ -416,7 +416,6 @@ def collect_together(
     group: Group = ALONE,
     *,
     labels: Ints | None = None,
-    kept: int = KEPT,
 ) -> Statistics:
     """The statistics of all images, each worker extracting whole batches of them.
 
@@ -424,7 +423,5 @@ def collect_together(
     same batch for any number of workers, so its features have the same bits.
     """
     own = whole_batches(len(dealt), extractor.batch_size, group)
-    found = collect_features(
-        extractor, batches(own), dealt, labels=labels, first=own.start, kept=kept
-    )
+    found = collect_features(extractor, batches(own), dealt, labels=labels, first=own.start)
     return found.reduce_(group)

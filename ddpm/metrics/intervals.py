@@ -49,7 +49,7 @@ class Interval:
             raise ValueError(f"{self.value} ({self.low} to {self.high}) is not finite")
 
     def covers(self, value: float) -> bool:
-        """Whether the interval contains `value`."""
+        """True where `value` lies inside."""
         return self.low <= value <= self.high
 
 
@@ -80,12 +80,12 @@ def unbiased(whole: float, without: Sequence[float] | Numbers) -> float:
     return float(count * whole - (count - 1) * np.mean(without))
 
 
-def mean(values: Sequence[float] | Numbers, n: int, *, unbiased: bool = True) -> Interval:
+def mean(values: Sequence[float] | Numbers, n: int) -> Interval:
     """The mean of independent numbers, made from n images."""
     numbers = np.asarray(values, dtype=np.float64)
     error = numbers.std(ddof=1) / sqrt(len(numbers))
     value, half = float(numbers.mean()), t_quantile(CONFIDENCE, len(numbers) - 1) * float(error)
-    return Interval(value=value, low=value - half, high=value + half, n=n, unbiased=unbiased)
+    return Interval(value=value, low=value - half, high=value + half, n=n)
 
 
 def share(hits: int, n: int, *, images: int | None = None, unbiased: bool = True) -> Interval:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from ddpm.distributed import ALONE, Group
 from ddpm.metrics import intervals
-from ddpm.metrics.intervals import Interval
+from ddpm.metrics.intervals import Interval, Numbers
 
 PRECISION_NEIGHBOURS = 3
 DENSITY_NEIGHBOURS = 5
@@ -47,7 +47,6 @@ HELD_OUT_LEAST = int(1 / COPY_SHARE)
 _EXACT = 1024  # pixels of one product in float32
 
 Pixels = NDArray[np.uint8]
-Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,11 +178,6 @@ def nearest_distances(images: Pixels, training: Iterable[Pixels], device: torch.
         squared = lengths[:, None] + y.square().sum(dim=1, dtype=torch.float64) - 2 * _dot(x, y)
         torch.minimum(best, squared.min(dim=1).values, out=best)
     return np.sqrt(best.cpu().numpy() / x.shape[1])
-
-
-def nearer(samples: Numbers, held_out: Numbers) -> Interval:
-    """P(a sample is nearer to the training images than a held-out one), from their distances."""
-    return intervals.order(samples, held_out)
 
 
 def copies(samples: Numbers, held_out: Numbers) -> Interval:

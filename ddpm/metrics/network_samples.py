@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ddpm import config as configuration
@@ -31,7 +30,7 @@ from ddpm.diffusion import NoiseSchedule
 from ddpm.distributed import Group, device_of
 from ddpm.errors import InputError, Interrupted, NonFiniteError
 from ddpm.metrics.evaluation import LEAST, Images, evaluate, real_images
-from ddpm.metrics.features import Extractor, Pixels
+from ddpm.metrics.features import Extractor, Ints, Pixels
 from ddpm.metrics.inception import KEY
 from ddpm.metrics.intervals import Interval
 from ddpm.metrics.quality import (
@@ -44,13 +43,7 @@ from ddpm.metrics.quality import (
     read_quality,
     store_quality,
 )
-from ddpm.metrics.reference import (
-    RealData,
-    Reference,
-    as_real_data,
-    open_extractor,
-    reference_of,
-)
+from ddpm.metrics.reference import RealData, Reference, as_real_data, open_extractor, reference_of
 from ddpm.metrics.window import LogSnrWindow
 from ddpm.runs import digest, gpu_share, storage
 from ddpm.sampling import (
@@ -79,7 +72,7 @@ _KEYS = (
 log = logging.getLogger("ddpm.run")
 
 
-def labels_in_turn(config: Config, count: int) -> NDArray[np.int64] | None:
+def labels_in_turn(config: Config, count: int) -> Ints | None:
     """The class of each of `count` images, classes in turn; None without any."""
     classes = config.TRAINING.NETWORK.NUM_CLASSES
     return None if classes is None else np.arange(count) % classes
@@ -91,7 +84,7 @@ def _draw_batch(
     config: Config,
     sampler: SamplerOptions,
     ids: Tensor,
-    labels: NDArray[np.int64] | None,
+    labels: Ints | None,
 ) -> Pixels:
     """A whole batch of images; the last one of all goes on with the first labels."""
     wanted = None
@@ -374,7 +367,7 @@ def measure_walk(
     calls: int,
     images: Pixels,
     seconds: float,
-    labels: NDArray[np.int64] | None,
+    labels: Ints | None,
     reference: Reference,
 ) -> QualityPoint:
     """The point of images drawn by a sampler.
@@ -410,9 +403,7 @@ def measure_walk(
     return point
 
 
-def _store(
-    run: Path, quality: Quality, images: list[Pixels], labels: NDArray[np.int64] | None
-) -> None:
+def _store(run: Path, quality: Quality, images: list[Pixels], labels: Ints | None) -> None:
     stacked = np.stack(images) if images else np.zeros((0, 0, 0, 0, 0), np.uint8)
     numbers = np.full(quality.num, -1) if labels is None else labels
     store_quality(run, quality, SamplePictures(images=stacked, labels=numbers[:PICTURED]))
@@ -423,7 +414,7 @@ def _draw(
     model: LoadedModel,
     config: Config,
     group: Group,
-    labels: NDArray[np.int64] | None,
+    labels: Ints | None,
     should_stop: Callable[[], bool],
 ) -> tuple[Pixels, float] | None:
     """Images uint8 (N, H, W, C) drawn by all workers, and the core- or GPU-seconds it took.

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm import config as configuration
@@ -36,6 +35,7 @@ from ddpm.metrics.distances import Frechet, KernelReference
 from ddpm.metrics.features import (
     KEPT,
     Extractor,
+    Ints,
     Moments,
     PixelFeatures,
     Pixels,
@@ -67,8 +67,6 @@ _SUBSET_ID = 1 << 42  # of the draw that picks images; those of data sets lie be
 _COMPONENTS_OF = 100_000
 _SCALED_BY = 10_000
 _IN_MEMORY = 1 << 30  # bytes of training images, for the classifier's training
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +259,7 @@ class Reference:
     workers: Group = ALONE
 
     @property
-    def kept_counts(self) -> NDArray[np.int64]:
+    def kept_counts(self) -> Ints:
         """Number kept of each group, (K,)."""
         return self.kept_groups.bincount().numpy()
 
@@ -319,7 +317,7 @@ def classifier_features(real: RealData) -> ClassifierFeatures:
 
 
 def has_classifier(real: RealData) -> bool:
-    """Whether the classifier of the data is kept."""
+    """True where the classifier of the data is kept."""
     return tensors.read(*_classifier(real)) is not None
 
 
@@ -400,7 +398,7 @@ def _trained(real: RealData, num_classes: int, stem: Path, facts: dict) -> KeptT
     is_small = len(real.train_ids) * int(np.prod(real.image_shape)) <= _IN_MEMORY
     whole = np.concatenate(list(real.batches(real.train_ids))) if is_small else None
 
-    def read(places: NDArray[np.int64]) -> Pixels:
+    def read(places: Ints) -> Pixels:
         return real.images(real.train_ids[places]) if whole is None else whole[places]
 
     with ImageBar("training the classifier", CLASSIFIER_STEPS, is_shown=True) as bar:

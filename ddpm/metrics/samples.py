@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -24,34 +23,13 @@ from ddpm.data import Dataset, ImageSequence, Loaded, Source, open_npz, open_sou
 from ddpm.distributed import ALONE, Group, whole_batches
 from ddpm.errors import InputError
 from ddpm.metrics import manifold
-from ddpm.metrics.evaluation import (
-    LEAST,
-    METRICS,
-    Distances,
-    Images,
-    Metric,
-    evaluate,
-    real_images,
-)
-from ddpm.metrics.features import Extractor, Pixels
-from ddpm.metrics.intervals import Interval
+from ddpm.metrics.evaluation import LEAST, METRICS, Images, Metric, evaluate, real_images
+from ddpm.metrics.features import Extractor, Ints, Pixels
+from ddpm.metrics.intervals import Interval, Numbers
 from ddpm.metrics.manifold import MOST_LOOKED_UP
-from ddpm.metrics.reference import (
-    READ,
-    RealData,
-    Reference,
-    open_with_labels,
-    reference_of,
-    subset,
-)
+from ddpm.metrics.reference import READ, RealData, Reference, open_with_labels, reference_of, subset
 from ddpm.runs import CONFIG_FILE, load_run, provenance, storage, with_bar
-from ddpm.sampling import (
-    ImageGenerator,
-    SampleRequest,
-    locate_run,
-    read_request,
-    to_uint8,
-)
+from ddpm.sampling import ImageGenerator, SampleRequest, locate_run, read_request, to_uint8
 
 FORMAT = 1
 DRAWN = 2000
@@ -77,8 +55,6 @@ _PROTOCOL = {
     "EXPORT_INTERM": "false",
     "GEN_SAVE_DIR": "null",
 }
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +107,7 @@ class SampleSet:
 
 
 def is_run_or_checkpoint(source: Path) -> bool:
-    """Whether a source is a run directory or a checkpoint: images are drawn from it."""
+    """True of a run directory and of a checkpoint, which images are drawn from."""
     if not source.is_dir():
         return False
     return (source / CONFIG_FILE).is_file() or source.resolve().parent.name == "checkpoints"
@@ -416,10 +392,8 @@ def _floors(
     return comparable, num
 
 
-def _nearest(
-    samples: SampleSet, real: RealData, group: Group
-) -> tuple[Distances, Distances] | None:
-    """Distances to the nearest training image, of samples and of held-out images.
+def _nearest(samples: SampleSet, real: RealData, group: Group) -> tuple[Numbers, Numbers] | None:
+    """Numbers to the nearest training image, of samples and of held-out images.
 
     Every worker looks up all of these in its share of the training images.
     """

@@ -45,15 +45,15 @@ from ddpm.metrics.bits_per_dim import (
     Bound,
     bound_timesteps,
     denoised,
-    finite,
     variational_bound,
 )
 from ddpm.metrics.window import LogSnrWindow, data_window
 from ddpm.metrics.x0_error import X0Error, x0_summary
-from ddpm.runs import LARGEST_ERROR, RunDirectory, checkpoint, load_run, snapshots, storage
+from ddpm.runs import LARGEST_ERROR, RunDirectory, checkpoint, load_run, logs, snapshots, storage
 from ddpm.sampling import (
     RAW_WEIGHTS,
     Ema,
+    LoadedModel,
     Network,
     PowerEma,
     load_network,
@@ -67,6 +67,7 @@ LOWEST, HIGHEST = -20, 16
 REFERENCE_LEVELS = tuple(range(-12, 13))
 # The Gaussian fit diagonalises a D x D matrix: 4096 values take about 10 s on two cores.
 _GAUSSIAN_LIMIT = 4096
+_MOST_REMEMBERED, _IMAGES_KEPT = 10_000, 100  # of the reference curves, beside them
 # Images go through the network in batches of one size, whoever measures them: numbers have the same
 # bits for any number of workers. The last batch is filled up with its last image.
 BATCH = 16
@@ -139,17 +140,15 @@ def measure_x0_error(
     levels: Sequence[int],
     seed: int,
     batch_size: int = 256,
-    labels: bool = True,
 ) -> X0Error:
     """Squared error of the network's x0 estimate, by log-SNR level and (image, noise) pair.
 
     mse[l, n] = mean over C, H, W of (x0_hat(alpha_l x0_n + sigma_l noise_n) - x0_n)^2
 
     batch.images: (N, C, H, W) in [-1, 1], on the network's device.  levels inside the schedule's
-    range (ValueError otherwise).  labels: give the network batch.labels, where there are any.
+    range (ValueError otherwise).
     """
     draws = philox.normal(seed, Stream.EVAL, batch.ids, tuple(batch.images.shape[1:]))
-    wanted = batch.labels if labels else None
     rows = []
     for level in levels:
         logsnr = torch.full_like(batch.ids, level, dtype=torch.float64)
@@ -160,9 +159,9 @@ def measure_x0_error(
         for start in range(0, len(batch.ids), batch_size):
             part = slice(start, start + batch_size)
             x0, noise = batch.images[part].double(), draws[part].double()
-            labels_ = None if wanted is None else wanted[part]
+            labels = None if batch.labels is None else batch.labels[part]
             x0_hat = denoised(
-                network, schedule, pred_type, x0, noise, alpha, sigma, time[part], labels_
+                network, schedule, pred_type, x0, noise, alpha, sigma, time[part], labels
             )
             errors.append((x0_hat - x0).square().flatten(1).mean(dim=1))
         rows.append(torch.cat(errors))
@@ -210,7 +209,7 @@ def validation_metrics(
     try:
         for row, places in enumerate(rows[group.rank :: group.size]):
             batch = data.read(ids[places]).to(group.device)
-            error = _x0_error(network, schedule, config, batch)
+            error = _x0_error(network, schedule, config, batch, levels)
             own[row] = torch.from_numpy(error.mse)
     finally:
         network.train(was_training)
@@ -225,25 +224,25 @@ def _x0_error(
     schedule: NoiseSchedule,
     config: Config,
     batch: Batch,
-    levels: Sequence[int] | None = None,
-    batch_size: int = 256,
+    levels: Sequence[int],
 ) -> X0Error:
     """measure_x0_error() as a configuration has it."""
     return measure_x0_error(
         network,
         schedule,
-        batch,
+        _as_trained(batch, config),
         pred_type=config.TRAINING.PRED_TYPE,
-        levels=logsnr_levels(schedule) if levels is None else levels,
+        levels=levels,
         seed=config.EVALUATION.SEED,
-        batch_size=batch_size,
-        labels=config.TRAINING.NETWORK.NUM_CLASSES is not None,
     )
 
 
-def evaluate_run(
-    folder: Path, data: Dataset, window: LogSnrWindow, *, batch_size: int = 256
-) -> dict[str, float]:
+def _as_trained(batch: Batch, config: Config) -> Batch:
+    """Without labels where the network has no classes."""
+    return batch if config.TRAINING.NETWORK.NUM_CLASSES is not None else batch._replace(labels=None)
+
+
+def evaluate_run(folder: Path, data: Dataset, window: LogSnrWindow) -> dict[str, float]:
     """Measures a run's EMA network; writes evaluation.json and evaluation.npz into the run.
 
     window: data_window().  Returns metrics_of()'s numbers, for the run's summary; none
@@ -255,49 +254,32 @@ def evaluate_run(
     config, schedule = model.config, model.schedule
     images = data.validation(config.EVALUATION.NUM)
     batch = images.to(device_of(model.network))
-    error = _x0_error(model.network, schedule, config, batch, batch_size=batch_size)
+    error = _x0_error(model.network, schedule, config, batch, logsnr_levels(schedule))
     bound = None
     if BYTES.holds(images.images):
         bound = variational_bound(
             model.network,
             schedule,
-            batch,
+            _as_trained(batch, config),
             pred_type=config.TRAINING.PRED_TYPE,
             timesteps=bound_timesteps(schedule, BOUND_STEPS),
             seed=config.EVALUATION.SEED,
-            batch_size=batch_size,
-            labels=config.TRAINING.NETWORK.NUM_CLASSES is not None,
         )
-    write_evaluation(
-        folder,
-        error,
-        step=model.step,
-        weights=model.name,
-        seed=config.EVALUATION.SEED,
-        schedule=schedule,
-        data_sha256=data.sha256,
-        window=window,
-        bound=bound,
-    )
+    write_evaluation(folder, model, error, data.sha256, window, bound)
     return metrics_of(error, window)
 
 
 def write_evaluation(
     folder: Path,
+    model: LoadedModel,
     error: X0Error,
-    *,
-    step: int,
-    weights: str,
-    seed: int,
-    schedule: NoiseSchedule,
     data_sha256: str,
-    window: LogSnrWindow | None = None,
-    bound: Bound | None = None,
+    window: LogSnrWindow,
+    bound: Bound | None,
 ) -> None:
     """evaluation.npz (every pair), then evaluation.json (the curve and its conditions).
 
-    window: that the data fix.  bound: on bits/dim; None says that the images have none. A
-    diverged network's error is null.
+    bound: on bits/dim; None where the images are not bytes. A diverged network's error is null.
     """
     mean, spread = error.curve()
     buffer = io.BytesIO()
@@ -305,19 +287,19 @@ def write_evaluation(
     storage.write_bytes(folder / "evaluation.npz", buffer.getvalue())
     facts = {
         "format": 1,
-        "step": step,
-        "weights": weights,
-        "seed": seed,
+        "step": model.step,
+        "weights": model.name,
+        "seed": model.config.EVALUATION.SEED,
         "pairs": int(error.mse.shape[1]),
         "data_sha256": data_sha256,
-        "is_beta_defined": bool(schedule.is_beta_defined),
-        "window": window and list(window),
+        "is_beta_defined": model.schedule.is_beta_defined,
+        "window": list(window),
         "levels": [int(level) for level in error.levels],
-        "mse": [finite(value) for value in mean],
-        "mse_evaluation_error": [finite(value) for value in spread],
+        "mse": mean.tolist(),
+        "mse_evaluation_error": spread.tolist(),
         "bits_per_dim": {"value": None, "reason": NOT_BYTES} if bound is None else bound.facts(),
     }
-    storage.write_json(folder / "evaluation.json", facts)
+    storage.write_json(folder / "evaluation.json", logs.without_nan(facts))
 
 
 def gaussian_fit(train: Tensor, x0: Tensor, draws: Tensor, levels: Sequence[int]) -> list[float]:
@@ -364,21 +346,12 @@ def _alpha_sigma(level: int) -> tuple[float, float]:
     return (1 + math.exp(-level)) ** -0.5, (1 + math.exp(level)) ** -0.5
 
 
-def write_references(
-    folder: Path,
-    data: Dataset,
-    *,
-    seed: int,
-    num: int,
-    levels: Sequence[int] = REFERENCE_LEVELS,
-    num_train: int = 10_000,
-    num_images: int = 100,
-) -> dict[str, Any]:
+def write_references(folder: Path, data: Dataset, *, seed: int, num: int) -> dict[str, Any]:
     """Both curves of `data` and some of its validation images, written once in `folder`.
 
-    num: pairs of each curve, as in EVALUATION.NUM.  num_train: at most so many training images are
-    fitted and remembered.  Returns the content of references.json: levels, gaussian (None for large
-    images), memorisation, num_train. references.npz: images uint8 (N, H, W, C) and labels.
+    num: pairs of each curve, as in EVALUATION.NUM.  At most 10,000 training images are fitted and
+    remembered.  Returns the content of references.json: levels, gaussian (None for large images),
+    memorisation, num_train. references.npz: images uint8 (N, H, W, C) and labels.
     """
     known = {"format": 1, "data_sha256": data.sha256, "seed": seed, "pairs": num}
     path = folder / "references.json"
@@ -392,20 +365,20 @@ def write_references(
         draws = philox.normal(seed, Stream.EVAL, batch.ids[:num], tuple(batch.images.shape[1:]))
         return batch.images[:num].flatten(1), draws.flatten(1)
 
-    ids = data.order(torch.arange(min(num_train, data.num_train))).sort().values
-    train, validation = data.read(ids, None), data.validation(max(num, num_images))
+    ids = data.order(torch.arange(min(_MOST_REMEMBERED, data.num_train))).sort().values
+    train, validation = data.read(ids, None), data.validation(max(num, _IMAGES_KEPT))
     flat, gaussian = train.images.flatten(1), None
     if flat.shape[1] <= _GAUSSIAN_LIMIT:
-        gaussian = gaussian_fit(flat, *pairs(validation), levels)
+        gaussian = gaussian_fit(flat, *pairs(validation), REFERENCE_LEVELS)
     facts = {
         **known,
         "num_train": len(ids),
-        "levels": list(levels),
+        "levels": list(REFERENCE_LEVELS),
         "gaussian": gaussian,
-        "memorisation": memorisation(flat, *pairs(train), levels),
+        "memorisation": memorisation(flat, *pairs(train), REFERENCE_LEVELS),
     }
-    images, labels = validation.images[:num_images], validation.labels
-    labels = torch.full((len(images),), -1) if labels is None else labels[:num_images]
+    images, labels = validation.images[:_IMAGES_KEPT], validation.labels
+    labels = torch.full((len(images),), -1) if labels is None else labels[:_IMAGES_KEPT]
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images=to_uint8(images).cpu().numpy(), labels=labels.cpu().numpy())
     storage.write_bytes(folder / "references.npz", buffer.getvalue())
@@ -468,7 +441,7 @@ def ema_curve(run: Path, num: int = 12, *, dry: bool = False) -> None:
                 "is_tracked": length is None or length in tracked,
                 "fit_error": 0.0 if length is None else missing[length],
                 **{
-                    f"{measure}{end}": finite(number)
+                    f"{measure}{end}": number
                     for measure, numbers in found.items()
                     for end, number in zip(("", "_evaluation_error"), numbers, strict=True)
                 },
@@ -477,5 +450,5 @@ def ema_curve(run: Path, num: int = 12, *, dry: bool = False) -> None:
         print(f"{name:14}", *(f"{measure} {value:.4f}" for measure, (value, _) in found.items()))
     facts = {"format": 1, "step": model.step, "levels": list(levels), "pairs": len(batch.ids)}
     facts |= {"left_out": left_out, "points": points}
-    storage.write_json(folder / "ema_curve.json", facts)
+    storage.write_json(folder / "ema_curve.json", logs.without_nan(facts))
     print(f"written: {folder / 'ema_curve.json'}")

@@ -60,7 +60,7 @@ def common_levels(levels: Iterable[Iterable[int]]) -> tuple[int, ...]:
 
 
 def x0_summary(error: X0Error, levels: Sequence[int]) -> dict[str, tuple[float, float]]:
-    """Each of X0_MEASURES over `levels`: the number of a trained network and its evaluation error."""
+    """Each of X0_MEASURES over `levels`: a trained network's number and its evaluation error."""
     if not levels:
         raise ValueError("no log-SNR level to average over; the cells share none")
     mean = error.at(levels).mean(axis=1)
@@ -106,7 +106,7 @@ def _integration_weights(levels: np.ndarray) -> np.ndarray:
 
 
 def x0_influence(error: X0Error, levels: Sequence[int]) -> np.ndarray:
-    """What each pair contributes to the two numbers, to first order: (2, N).
+    """Contribution of each pair to the two numbers, to first order: (2, N).
 
     Their standard errors are those of the rows' means; the difference of two trials on the same
     pairs has the standard error of the difference of their rows.

@@ -141,7 +141,7 @@ class BulkFolder:
 
     @property
     def asked(self) -> int:
-        """How many images were asked for so far; 0 before any were."""
+        """Number of images wanted so far; 0 before any were."""
         return int(storage.read_json(self.folder / _ASKED).get("num_images", 0))
 
     def ask(self, num: int) -> None:

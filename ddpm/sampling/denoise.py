@@ -23,13 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ddpm.diffusion import (
-    NoiseSchedule,
-    network_input,
-    noise_from_pred,
-    per_sample,
-    x0_from_pred,
-)
+from ddpm.diffusion import NoiseSchedule, network_input, noise_from_pred, per_sample, x0_from_pred
 from ddpm.sampling.spacing import Level
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]

@@ -184,7 +184,7 @@ class SampleRequest:
 
     @property
     def num(self) -> int:
-        """How many images."""
+        """Number of images."""
         return self.options.NUM_GEN_IMAGES
 
     @property
@@ -193,7 +193,7 @@ class SampleRequest:
 
     @property
     def resamples(self) -> int:
-        """How often each step is taken again: RESAMPLES, or what the task needs."""
+        """Times that each step is taken again: RESAMPLES, or what the task needs."""
         if self.options.RESAMPLES is not None:
             return self.options.RESAMPLES
         return INPAINTING_RESAMPLES if self.options.GEN_TASK in INPAINTING else 0
@@ -209,7 +209,7 @@ class SampleRequest:
 
     @property
     def folder(self) -> Path:
-        """Where the images go."""
+        """Folder of the images."""
         chosen = self.options.GEN_SAVE_DIR
         return self.run / "generated" if chosen is None else Path(chosen)
 
@@ -333,7 +333,7 @@ def foreign_overrides(overrides: Sequence[str]) -> list[str]:
 
 
 def is_bulk_folder(folder: Path) -> bool:
-    """Whether images in bulk have been begun in the folder."""
+    """True where images in bulk have been begun."""
     return (folder / BULK_RECIPE).is_file() and (folder / "unit.json").is_file()
 
 
@@ -417,8 +417,8 @@ def task_problems(config: Config) -> list[str]:
         )
     if options.RESAMPLES and options.GEN_TASK not in INPAINTING:
         problems.append(
-            f"IMAGE_GENERATION.RESAMPLES is {options.RESAMPLES} but GEN_TASK {options.GEN_TASK} keeps "
-            f"no part of an image; give RESAMPLES 0, or {' or '.join(INPAINTING)}"
+            f"IMAGE_GENERATION.RESAMPLES is {options.RESAMPLES} but GEN_TASK {options.GEN_TASK} "
+            f"keeps no part of an image; give RESAMPLES 0, or {' or '.join(INPAINTING)}"
         )
     has_class = options.GEN_TASK == "class_cond" or (
         options.GEN_TASK != "random_uncond" and options.CLASS_LABEL is not None

@@ -204,7 +204,7 @@ class SamplerOptions:
 
     def __post_init__(self) -> None:
         check_choice("pred_type", self.pred_type, PRED_TYPES)
-        check_choice("sampler", self.sampler, tuple(SAMPLERS))
+        check_choice("sampler", self.sampler, SAMPLERS)
         _check_eta(self.ddim_eta)
         if self.ddim_eta != 0 and SAMPLERS[self.sampler].noise != "eta":
             raise ValueError(

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import NoiseSchedule
+from ddpm.diffusion import NoiseSchedule, check_choice
 
 SPACINGS: tuple[str, ...] = ("trailing", "linspace", "logsnr", "karras", "flow")
 WHOLE: tuple[str, ...] = ("trailing", "linspace")
@@ -53,7 +53,7 @@ class Level:
 
     @property
     def is_clean(self) -> bool:
-        """Whether this is time 0, where images are."""
+        """True at time 0, where images are."""
         return self.time == 0.0
 
     def again(self, visit: int) -> "Level":
@@ -110,8 +110,7 @@ def walk_levels(
     Raises ValueError for an unknown spacing, for a number of steps that it cannot take and for
     levels that the schedule does not reach.
     """
-    if spacing not in SPACINGS:
-        raise ValueError(f"spacing is {spacing!r}; give one of {', '.join(SPACINGS)}")
+    check_choice("spacing", spacing, SPACINGS)
     if num_steps is not None and reverse_stride != 1:
         raise ValueError("both num_steps and reverse_stride are given; give one of them")
     if num_steps is None and spacing != "trailing":

@@ -50,7 +50,7 @@ def start_of(request: SampleRequest, ids: Tensor) -> WalkStart:
 
 
 def constraint_of(request: SampleRequest) -> Constrain | None:
-    """What keeps the known part of the images of a request; None where nothing is known."""
+    """Constraint that keeps the known part of the images; None where nothing is known."""
     options = request.options
     if options.GEN_TASK not in INPAINTING:
         return None

@@ -219,18 +219,6 @@ def test_training_with_dropout_needs_its_key() -> None:
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_dropout_of_a_sample_does_not_depend_on_its_batch() -> None:
-    network = awake(small(dropout=0.3))
-    x, time = batch(4, 1, 8, 8)
-    ids = torch.tensor([11, 12, 13, 14])
-    whole = network(x, time, dropout_key=DropoutKey(0, ids))
-    halves = [
-        network(x[part], time[part], dropout_key=DropoutKey(0, ids[part]))
-        for part in (slice(0, 1), slice(1, 4))
-    ]
-    assert_close(torch.cat(halves), whole, atol=1e-5, rtol=1e-5)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_checkpointing_changes_no_bit(dropout: float) -> None:
@@ -269,18 +257,10 @@ def test_channels_last_agrees() -> None:
     assert_close(turned(x.to(memory_format=torch.channels_last), time), expected)
 
 
-LEVELS = {"channel_mult": [1, 2], "has_attention": [False, False]}
-ATTENDS = {"channel_mult": [1], "has_attention": [True], "use_cross_attention": True}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "options",
-    [LEVELS, ATTENDS | {"block_size": 2, "dropout": 0.4, "checkpoint_activations": True}],
-    ids=["levels", "attends"],
-)
-def test_traces_as_one_graph(options: dict[str, object]) -> None:
-    assert_compiled_agrees(small(num_classes=3, **options), "aot_eager")
+def test_traces_as_one_graph() -> None:
+    options = {"use_cross_attention": True, "block_size": 2, "checkpoint_activations": True}
+    assert_compiled_agrees(small(num_classes=3, dropout=0.4, **options), "aot_eager")
 
 
 @pytest.mark.long

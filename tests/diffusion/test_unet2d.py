@@ -9,12 +9,7 @@ from torch.testing import assert_close
 
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.diffusion.unet import UNet
-from ddpm.diffusion.unet2d import (
-    scheduler_config,
-    unet2d_config,
-    unet2d_problems,
-    unet2d_weights,
-)
+from ddpm.diffusion.unet2d import scheduler_config, unet2d_config, unet2d_problems, unet2d_weights
 
 PLAIN: dict[str, Any] = {
     "image_size": 8,

@@ -1,11 +1,10 @@
 """The classifier: the same bits in every process, fit for every image size, able to tell digits."""
 
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from ddpm.diffusion.layers import init_weights
@@ -17,36 +16,25 @@ from ddpm.metrics.classifier import (
     train_classifier,
 )
 from ddpm.metrics.features import Moments
-from tests.support.tree import ROOT
-
-PROCESS = """
-import sys, hashlib, numpy as np, torch, safetensors.torch
-torch.set_num_threads(int(sys.argv[1]))
-from ddpm.metrics import classifier
-classifier.CLASSIFIER_STEPS = 30
-rng = np.random.default_rng(0)
-x, y = rng.integers(0, 256, (300, 8, 8, 1), dtype=np.uint8), rng.integers(0, 4, 300)
-network = classifier.train_classifier(lambda places: x[places], y, (1, 8, 8), 4)
-print(hashlib.sha256(safetensors.torch.save(network.state_dict())).hexdigest())
-"""
+from tests.support.processes import exit_codes, forked
 
 
-@pytest.mark.long
-def test_every_process_trains_the_same_bits_whatever_its_threads() -> None:
-    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS",)}
-    done = [
-        subprocess.run(
-            [sys.executable, "-c", PROCESS, threads],
-            cwd=ROOT,
-            env=environment | {"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-        for threads in ("1", "2", "1")
-    ]
-    assert all(one.returncode == 0 for one in done), done[0].stderr
-    assert len({one.stdout for one in done}) == 1 and len(done[0].stdout.strip()) == 64
+def trained(threads: int, path: Path) -> int:
+    """A process: the weights after a few steps in `path`."""
+    torch.set_num_threads(threads)
+    classifier.CLASSIFIER_STEPS = 30
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (300, 8, 8, 1), dtype=np.uint8), rng.integers(0, 4, 300)
+    network = train_classifier(lambda places: x[places], y, (1, 8, 8), 4)
+    path.write_bytes(safetensors.torch.save(network.state_dict()))
+    return 0
+
+
+@pytest.mark.slow
+def test_every_process_trains_the_same_bits_whatever_its_threads(tmp_path: Path) -> None:
+    paths = {threads: tmp_path / str(threads) for threads in (1, 2)}
+    assert exit_codes([forked(trained, *one) for one in paths.items()]) == [0, 0]
+    assert paths[1].read_bytes() == paths[2].read_bytes()
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (2, 28, 20), (1, 3, 5), (3, 64, 64)])

@@ -340,7 +340,7 @@ def test_a_source_that_is_nothing_is_refused(digits: Path, tmp_path: Path) -> No
 
 
 def judged(p: np.ndarray) -> ClassSums:
-    """What 16 groups saw of images with class probabilities (n, K)."""
+    """Sums of 16 groups of images with class probabilities (n, K)."""
     groups = [torch.from_numpy(p[k::16]) for k in range(16)]
     entropies = [-(g * g.clamp(min=1e-12).log()).sum() for g in groups]
     return ClassSums(

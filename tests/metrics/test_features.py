@@ -144,7 +144,7 @@ def test_one_vector_has_no_covariance() -> None:
 
 
 def reduced(workers: int, path: Path) -> dict[str, np.ndarray]:
-    """What rank 0 of so many processes has after the reduction."""
+    """Arrays of rank 0 of so many processes after the reduction."""
     environments = processes.workers(workers)
     started = [forked(moments_process.main, 1003, 24, path, env=env) for env in environments]
     assert exit_codes(started) == [0] * workers
@@ -153,17 +153,16 @@ def reduced(workers: int, path: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_one_two_and_four_workers_have_the_same_sums_and_numbers(tmp_path: Path) -> None:
+def test_one_and_four_workers_have_the_same_sums_and_numbers(tmp_path: Path) -> None:
     alone = reduced(1, tmp_path / "1.npz")
     assert alone["counts"].sum() == 1003
-    for workers in (2, 4):
-        together = reduced(workers, tmp_path / f"{workers}.npz")
-        assert (together["counts"] == alone["counts"]).all()
-        assert together["hits"] == alone["hits"]
-        assert together.keys() == alone.keys()
-        for key in alone:
-            apart = np.abs(together[key] - alone[key]).max()
-            assert apart <= 1e-9 * np.abs(alone[key]).max(), key
+    together = reduced(4, tmp_path / "4.npz")
+    assert (together["counts"] == alone["counts"]).all()
+    assert together["hits"] == alone["hits"]
+    assert together.keys() == alone.keys()
+    for key in alone:
+        apart = np.abs(together[key] - alone[key]).max()
+        assert apart <= 1e-9 * np.abs(alone[key]).max(), key
 
 
 def test_groups_are_of_one_size_and_the_same_every_time() -> None:

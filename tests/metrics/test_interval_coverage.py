@@ -1,4 +1,4 @@
-"""How often 95 % intervals hold the truth, by simulation: a few regimes here, all in a campaign."""
+"""Coverage of the truth by 95 % intervals, by simulation: a few regimes here, all in a campaign."""
 
 from dataclasses import replace
 

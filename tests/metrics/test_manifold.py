@@ -5,7 +5,8 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from ddpm.metrics.manifold import Manifold, copies, measure_manifold, nearer, nearest_distances
+from ddpm.metrics.intervals import order
+from ddpm.metrics.manifold import Manifold, copies, measure_manifold, nearest_distances
 
 
 def draw(n: int, seed: int, dimension: int = 3) -> torch.Tensor:
@@ -118,14 +119,14 @@ def test_copies_are_caught_and_fresh_images_are_not() -> None:
     own, clean, half, whole = (
         nearest_distances(x, batches(training), CPU) for x in (held_out, fresh, copied, close)
     )
-    assert nearer(clean, own).covers(0.5) and copies(clean, own).covers(0.01)
-    assert copies(half, own).value >= 0.5 and nearer(half, own).low > 0.6
-    assert copies(whole, own).value == nearer(whole, own).value == 1.0
+    assert order(clean, own).covers(0.5) and copies(clean, own).covers(0.01)
+    assert copies(half, own).value >= 0.5 and order(half, own).low > 0.6
+    assert copies(whole, own).value == order(whole, own).value == 1.0
 
 
 def test_fresh_images_are_at_one_half_as_often_as_the_interval_says() -> None:
     rng = np.random.default_rng(3)
-    hits = [nearer(rng.gamma(3, 1, 200), rng.gamma(3, 1, 150)).covers(0.5) for _ in range(500)]
+    hits = [order(rng.gamma(3, 1, 200), rng.gamma(3, 1, 150)).covers(0.5) for _ in range(500)]
     assert 0.92 <= np.mean(hits) <= 0.98
 
 

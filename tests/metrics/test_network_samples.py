@@ -48,9 +48,16 @@ WINDOW = (-4, 1)
 POINTS = [(1, 0.0), (1, 1.0), (3, 0.0), (3, 1.0)]
 
 
+@pytest.fixture(scope="module")
+def statistics(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of what is computed of the real images, once for all tests."""
+    return tmp_path_factory.mktemp("statistics")
+
+
 @pytest.fixture
-def folder(tmp_path: Path, digits: Path) -> Path:
+def folder(tmp_path: Path, digits: Path, statistics: Path) -> Path:
     """The directory of a run without classes, of an untrained network and four timesteps."""
+    (tmp_path / "metrics").symlink_to(statistics)
     return digits_run(digits, tmp_path, None)
 
 
@@ -179,27 +186,34 @@ def test_stopped_at_any_instant_it_goes_on_and_measures_nothing_twice(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", ["arrays", "facts", "weights", "foreign"])
-def test_what_does_not_fit_is_measured_again(folder: Path, damage: str) -> None:
+def test_what_does_not_fit_is_measured_again(folder: Path) -> None:
     changed: dict[str, object] = {"SAMPLING_STEPS": (1,), "SAMPLING_ETAS": (0.0,)}
     right = measured(folder, **changed)
     facts, arrays = folder / quality_file.FACTS, folder / quality_file.QUALITY_ARRAYS
-    if damage == "arrays":
-        arrays.write_bytes(arrays.read_bytes()[:-9])
-        assert quality_file.read_pictures(folder) is None
-    elif damage == "facts":
-        facts.write_text(facts.read_text().replace('"seconds"', '"minutes"'))
-        assert quality_file.read_quality(folder) is None
-    else:
-        content = json.loads(facts.read_text())
-        if damage == "weights":
-            content["identity"]["weights_sha256"] = "0" * 64
-        else:
-            content["format"] = 2
+    whole = facts.read_text()
+
+    def falsified(**change: object) -> str:
+        content = json.loads(whole)
         content["points"][0]["fid"]["value"] = -7.0
-        facts.write_text(json.dumps(content))
-    assert numbers(measured(folder, **changed)) == numbers(right)
-    assert len(pictures(folder).images) == 1
+        return json.dumps(content | change)
+
+    damaged = {
+        "arrays": (arrays, arrays.read_bytes()[:-9]),
+        "facts": (facts, whole.replace('"seconds"', '"minutes"').encode()),
+        "format": (facts, falsified(format=2).encode()),
+        "weights": (
+            facts,
+            falsified(identity=right.identity | {"weights_sha256": "0" * 64}).encode(),
+        ),
+    }
+    for damage, (path, content) in damaged.items():
+        path.write_bytes(content)
+        assert damage == "weights" or None in (
+            quality_file.read_quality(folder),
+            quality_file.read_pictures(folder),
+        )
+        assert numbers(measured(folder, **changed)) == numbers(right), damage
+        assert len(pictures(folder).images) == 1
 
 
 @pytest.mark.slow
@@ -294,11 +308,11 @@ SAMPLED = {
 
 
 @pytest.mark.long
-def test_one_two_and_five_workers_measure_the_same(tmp_path: Path, digits: Path) -> None:
+def test_one_and_five_workers_measure_the_same(tmp_path: Path, digits: Path) -> None:
     """200 samples are four batches, so one worker of five has nothing to draw."""
     exact = SAMPLED | {"TRAINING.NUMERICS": "exact", "TRAINING.MICRO_BATCH": 5}
     found = []
-    for workers in (1, 2, 5):
+    for workers in (1, 5):
         root = tmp_path / str(workers)
         root.mkdir()
         job = make_job(root, digits, exact)
@@ -307,8 +321,8 @@ def test_one_two_and_five_workers_measure_the_same(tmp_path: Path, digits: Path)
         first, last = (json.loads(line) for line in text.splitlines())
         assert not {FID, KID} & first.keys()
         found.append((last[FID], last[KID]))
-    for numbers in zip(*found, strict=True):
-        assert numbers[0] > 0 and numbers == pytest.approx([numbers[0]] * 3, rel=1e-9)
+    one, five = found
+    assert min(one) > 0 and five == pytest.approx(one, rel=1e-9)
 
 
 @pytest.mark.slow
@@ -399,7 +413,8 @@ def test_what_cannot_be_measured_is_refused(keys: tuple[str, ...], words: str) -
         tiny(*keys)
 
 
-def test_real_images_are_measured_once_as_the_samples_are(folder: Path) -> None:
+def test_real_images_are_measured_once_as_the_samples_are(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "metrics").unlink()  # their numbers are changed here
     quality = measured(folder, SAMPLING_STEPS=(1,), SAMPLING_ETAS=(0.0,))
     config, data = asked(folder)
     real = as_real_data(config, data)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,18 @@ from tests.support.digits_runs import real_digits
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module")
+def real(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RealData:
+    """With all that these tests compute; those that change its files have a copy."""
+    return real_digits(digits, tmp_path_factory.mktemp("real"))
+
+
 @pytest.fixture
-def real(digits: Path, tmp_path: Path) -> RealData:
-    return real_digits(digits, tmp_path)
+def own(real: RealData, tmp_path: Path) -> RealData:
+    """The same with files of its own."""
+    for split in ("train", "validation"):
+        reference_of(real, split, pixel_features(real))
+    return replace(real, folder=shutil.copytree(real.folder, tmp_path / "own"))
 
 
 def files(real: RealData, start: str) -> list[Path]:
@@ -54,43 +64,31 @@ def test_moments_are_those_of_every_image_of_the_split(real: RealData, split: st
     assert {len(block) for block in found.blocks()} <= {len(vectors) // 16, len(vectors) // 16 + 1}
 
 
-def test_they_are_computed_once(real: RealData) -> None:
-    extractor = pixel_features(real)
-    first = reference_of(real, "train", extractor)
-    real.data.close()
-    before = {path: path.stat().st_mtime_ns for path in real.folder.iterdir()}
-    again = reference_of(real, "train", pixel_features(real))
+def test_they_are_computed_once(own: RealData) -> None:
+    first = reference_of(own, "train", pixel_features(own))
+    own.data.close()
+    before = {path: path.stat().st_mtime_ns for path in own.folder.glob("*.safetensors")}
+    again = reference_of(own, "train", pixel_features(own))
     assert torch.equal(first.kept, again.kept)
-    kept = {path: path.stat().st_mtime_ns for path in real.folder.glob("*.safetensors")}
-    assert kept.items() <= before.items()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def replaced(real: RealData, one: Path, other: Path) -> None:
-    """Puts the files of `one` in the place of `other`."""
+def test_statistics_of_another_split_are_refused(own: RealData) -> None:
+    (train,), (held_out,) = files(own, "train-"), files(own, "validation-")
     for end in (".json", ".safetensors"):
-        shutil.copy(one.with_suffix(end), other.with_suffix(end))
-
-
-def test_statistics_of_another_split_are_refused(real: RealData) -> None:
-    extractor = pixel_features(real)
-    for split in ("train", "validation"):
-        reference_of(real, split, extractor)
-    (train,), (held_out,) = files(real, "train-"), files(real, "validation-")
-    replaced(real, train, held_out)
+        shutil.copy(train.with_suffix(end), held_out.with_suffix(end))
     with pytest.raises(InputError, match='split: "train" is kept, "validation" is wanted'):
-        reference_of(real, "validation", extractor)
+        reference_of(own, "validation", pixel_features(own))
 
 
-def test_statistics_of_another_extractor_or_data_set_are_refused(real: RealData) -> None:
-    extractor = pixel_features(real)
-    reference_of(real, "train", extractor)
-    (path,) = files(real, "train-")
+def test_statistics_of_another_extractor_or_data_set_are_refused(own: RealData) -> None:
+    (path,) = files(own, "train-")
     content = json.loads(path.read_text())
     for fact in ("extractor_sha256", "data_sha256", "count", "image_shape"):
         facts = content["facts"] | {fact: "other"}
         path.write_text(json.dumps(content | {"facts": facts}))
         with pytest.raises(InputError, match=f'{fact}: "other" is kept'):
-            reference_of(real, "train", extractor)
+            reference_of(own, "train", pixel_features(own))
 
 
 def test_a_classifier_is_trained_once_and_says_how_good_it_is(

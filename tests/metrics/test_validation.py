@@ -1,7 +1,7 @@
 """The x0-error knows nothing of the cell it measures, and equals what theory says it is."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,18 +68,30 @@ def network_of(estimate: Estimate, schedule: NoiseSchedule, pred_type: str) -> C
     return network
 
 
+def measured(
+    network: Callable,
+    schedule: NoiseSchedule,
+    batch: Batch,
+    levels: Sequence[int] = LEVELS,
+    pred_type: str = "image",
+    batch_size: int = 256,
+) -> X0Error:
+    return measure_x0_error(
+        network,
+        schedule,
+        batch,
+        pred_type=pred_type,
+        levels=levels,
+        seed=0,
+        batch_size=batch_size,
+    )
+
+
 @pytest.mark.parametrize("name", V3)
 def test_the_error_of_the_ideal_denoiser_is_the_posterior_variance(name: str) -> None:
     schedule = NoiseSchedule(name, 1000)
     network = network_of(posterior_mean, schedule, "velocity")
-    error = measure_x0_error(
-        network,
-        schedule,
-        batch_of(gaussian_images(1000)),
-        pred_type="velocity",
-        levels=LEVELS,
-        seed=0,
-    )
+    error = measured(network, schedule, batch_of(gaussian_images(1000)), pred_type="velocity")
     mean, spread = error.curve()
     abar = 1 / (1 + np.exp(-np.asarray(LEVELS, dtype=np.float64)))
     expected = VARIANCE * (1 - abar) / (abar * VARIANCE + 1 - abar)
@@ -97,8 +109,7 @@ def test_the_same_estimate_has_the_same_error_whatever_is_predicted(
 
     def errors(kind: str) -> np.ndarray:
         network = network_of(lambda x, a, s: 0.9 * posterior_mean(x, a, s), schedule, kind)
-        levels = logsnr_levels(schedule)
-        return measure_x0_error(network, schedule, batch, pred_type=kind, levels=levels, seed=0).mse
+        return measured(network, schedule, batch, logsnr_levels(schedule), kind).mse
 
     # The network reads its time in float32, which moves alpha and sigma by some 1e-7.
     np.testing.assert_allclose(errors(pred_type), errors("image"), rtol=1e-3, atol=1e-7)
@@ -110,9 +121,7 @@ def test_schedules_and_timesteps_do_not_change_the_pairs() -> None:
     for name, steps in (("linear", 50), ("cosine", 1000), ("cos6", 250), ("laplace", 1000)):
         schedule = NoiseSchedule(name, steps)
         network = network_of(posterior_mean, schedule, "image")
-        levels = (-3, 0, 3)
-        error = measure_x0_error(network, schedule, batch, pred_type="image", levels=levels, seed=0)
-        curves.append(error.mse)
+        curves.append(measured(network, schedule, batch, (-3, 0, 3)).mse)
     for curve in curves[1:]:
         np.testing.assert_allclose(curve, curves[0], rtol=1e-4)
 
@@ -136,67 +145,35 @@ def test_one_noise_keyed_by_the_sample_serves_every_level() -> None:
 def test_the_batch_size_changes_nothing() -> None:
     schedule, batch = NoiseSchedule("linear", 1000), batch_of(gaussian_images(13))
     network = network_of(posterior_mean, schedule, "noise")
-
-    def errors(batch_size: int) -> np.ndarray:
-        return measure_x0_error(
-            network,
-            schedule,
-            batch,
-            pred_type="noise",
-            levels=LEVELS,
-            seed=0,
-            batch_size=batch_size,
-        ).mse
-
-    np.testing.assert_array_equal(errors(4), errors(256))
+    few, all_at_once = (
+        measured(network, schedule, batch, pred_type="noise", batch_size=size).mse
+        for size in (4, 256)
+    )
+    np.testing.assert_array_equal(few, all_at_once)
 
 
 def test_estimates_are_not_clipped() -> None:
     schedule, batch = NoiseSchedule("linear", 1000), batch_of(gaussian_images(4))
-    error = measure_x0_error(
-        lambda x, time, labels: torch.full_like(x, 3.0),
-        schedule,
-        batch,
-        pred_type="image",
-        levels=(0,),
-        seed=0,
-    )
+    error = measured(lambda x, time, labels: torch.full_like(x, 3.0), schedule, batch, (0,))
     expected = (3 - batch.images.double()).square().flatten(1).mean(dim=1)
     np.testing.assert_allclose(error.mse[0], expected.numpy(), rtol=1e-12)
 
 
-@pytest.mark.parametrize("given", [True, False])
-def test_labels_reach_the_network_when_asked(given: bool) -> None:
-    schedule = NoiseSchedule("linear", 1000)
-    batch = batch_of(gaussian_images(5), torch.arange(5))
-    seen = []
+def test_labels_reach_the_network() -> None:
+    batch, seen = batch_of(gaussian_images(5), torch.arange(5)), []
 
     def network(x_t: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
         seen.append(labels)
         return x_t
 
-    measure_x0_error(
-        network,
-        schedule,
-        batch,
-        pred_type="image",
-        levels=(0,),
-        seed=0,
-        batch_size=3,
-        labels=given,
-    )
-    if given:
-        assert torch.equal(torch.cat(seen), batch.labels)
-    else:
-        assert seen == [None, None]
+    measured(network, NoiseSchedule("linear", 1000), batch, (0,), batch_size=3)
+    assert torch.equal(torch.cat(seen), batch.labels)
 
 
 def test_a_level_the_schedule_does_not_reach_is_refused() -> None:
     schedule, batch = NoiseSchedule("linear", 1000), batch_of(gaussian_images(2))
     with pytest.raises(ValueError, match="linear with 1000 timesteps goes from"):
-        measure_x0_error(
-            lambda x, t, y: x, schedule, batch, pred_type="image", levels=(-12,), seed=0
-        )
+        measured(lambda x, t, y: x, schedule, batch, (-12,))
 
 
 @pytest.mark.parametrize(
@@ -264,9 +241,7 @@ def test_levels_are_bounded_where_the_terminal_snr_is_zero() -> None:
 def test_a_schedule_without_any_level_gives_an_empty_curve() -> None:
     schedule, batch = NoiseSchedule("linear", 1), batch_of(gaussian_images(3))
     assert logsnr_levels(schedule) == ()
-    error = measure_x0_error(
-        lambda x, t, y: x, schedule, batch, pred_type="image", levels=(), seed=0
-    )
+    error = measured(lambda x, t, y: x, schedule, batch, ())
     assert error.mse.shape == (0, 3)
     with pytest.raises(ValueError, match="no log-SNR level"):
         x0_summary(error, ())
@@ -285,17 +260,10 @@ def test_the_gaussian_fit_is_the_wiener_filter_measured_as_a_network() -> None:
         return (mean + (x_t.flatten(1) - a * mean) @ gain.T).reshape(x_t.shape)
 
     schedule = NoiseSchedule("cosine", 1000)
-    measured = measure_x0_error(
-        network_of(estimate, schedule, "image"),
-        schedule,
-        batch,
-        pred_type="image",
-        levels=LEVELS,
-        seed=0,
-    )
+    curve, _ = measured(network_of(estimate, schedule, "image"), schedule, batch).curve()
     draws = philox.normal(0, Stream.EVAL, batch.ids, (1, 4, 4)).flatten(1)
     line = gaussian_fit(train, batch.images.flatten(1), draws, LEVELS)
-    np.testing.assert_allclose(measured.curve()[0], line, rtol=1e-4)
+    np.testing.assert_allclose(curve, line, rtol=1e-4)
 
 
 def test_memorisation_is_the_loss_floor_of_the_training_set() -> None:
@@ -309,26 +277,14 @@ def test_memorisation_is_the_loss_floor_of_the_training_set() -> None:
 
     schedule = NoiseSchedule("cosine", 1000)
     levels = range(-8, 1)
-    measured = measure_x0_error(
-        network_of(ideal, schedule, "image"),
-        schedule,
-        batch,
-        pred_type="image",
-        levels=levels,
-        seed=0,
+    curve, other = (
+        measured(network_of(one, schedule, "image"), schedule, batch, levels).curve()[0]
+        for one in (ideal, posterior_mean)
     )
     draws = philox.normal(0, Stream.EVAL, batch.ids, (1, 8, 8)).flatten(1)
     line = memorisation(train, batch.images.flatten(1), draws, levels)
-    np.testing.assert_allclose(measured.curve()[0], line, rtol=1e-3, atol=1e-9)
-    other = measure_x0_error(
-        network_of(posterior_mean, schedule, "image"),
-        schedule,
-        batch,
-        pred_type="image",
-        levels=levels,
-        seed=0,
-    )
-    assert (other.curve()[0] > line).all()
+    np.testing.assert_allclose(curve, line, rtol=1e-3, atol=1e-9)
+    assert (other > line).all()
 
 
 def data(count: int = 60) -> Dataset:
@@ -338,11 +294,11 @@ def data(count: int = 60) -> Dataset:
 
 
 def test_reference_lines_are_written_once_and_read_back(tmp_path: Path) -> None:
-    first = write_references(tmp_path, data(), seed=0, num=8, levels=range(-6, 3))
+    first = write_references(tmp_path, data(), seed=0, num=8)
     stamp = (tmp_path / "references.json").stat().st_mtime_ns
-    assert write_references(tmp_path, data(), seed=0, num=8, levels=range(-6, 3)) == first
+    assert write_references(tmp_path, data(), seed=0, num=8) == first
     assert (tmp_path / "references.json").stat().st_mtime_ns == stamp
-    assert write_references(tmp_path, data(), seed=1, num=8, levels=range(-6, 3)) != first
+    assert write_references(tmp_path, data(), seed=1, num=8) != first
     assert first["gaussian"] and first["memorisation"] and first["num_train"] == data().num_train
     assert first["gaussian"][-1] < first["gaussian"][0]
     with np.load(tmp_path / "references.npz") as saved:
@@ -352,16 +308,9 @@ def test_reference_lines_are_written_once_and_read_back(tmp_path: Path) -> None:
 
 def test_an_evaluation_with_infinities_is_written_as_json_without_them(tmp_path: Path) -> None:
     schedule, batch = NoiseSchedule("iddpm_linear", 1000), batch_of(gaussian_images(3))
-    error = measure_x0_error(
-        lambda x, t, y: x * float("nan"),
-        schedule,
-        batch,
-        pred_type="image",
-        levels=(0, 1),
-        seed=0,
-    )
-    facts = {"step": 5, "weights": "ema-0.999", "seed": 0, "data_sha256": "d" * 64}
-    write_evaluation(tmp_path, error, schedule=schedule, **facts)
+    error = measured(lambda x, t, y: x * float("nan"), schedule, batch, (0, 1))
+    model = replace(load_network(make_run(tmp_path)), schedule=schedule)
+    write_evaluation(tmp_path, model, error, "d" * 64, (-3, 2), None)
     text = (tmp_path / "evaluation.json").read_text()
     assert "NaN" not in text and '"is_beta_defined": true' in text
 
@@ -373,15 +322,11 @@ def test_a_run_is_measured_by_its_ema_and_a_report_reads_it(tmp_path: Path) -> N
     images = (draws * 255).round().to(torch.uint8).numpy()
     source = Dataset.from_arrays(images, np.arange(60) % 3)
     window = (-3, 2)
-    numbers = evaluate_run(run, source, window, batch_size=2)
+    numbers = evaluate_run(run, source, window)
     model = load_network(run)
-    error = measure_x0_error(
-        model.network,
-        model.schedule,
-        source.validation(256),
-        pred_type=model.pred_type,
-        levels=logsnr_levels(model.schedule),
-        seed=0,
+    levels = logsnr_levels(model.schedule)
+    error = measured(
+        model.network, model.schedule, source.validation(256), levels, model.pred_type, batch_size=2
     )
     (trial,) = read(run).trials
     assert trial.error is not None and trial.evaluation["weights"] == model.name
@@ -389,11 +334,8 @@ def test_a_run_is_measured_by_its_ema_and_a_report_reads_it(tmp_path: Path) -> N
     np.testing.assert_allclose(trial.error.mse, error.mse, rtol=1e-3)
     np.testing.assert_array_equal(trial.error.ids, error.ids)
     assert read(run).window == window
-    levels = [level for level in logsnr_levels(model.schedule) if -3 <= level <= 2]
-    assert (
-        len(levels) == 6
-        and numbers["val_mean_log10_mse"] == x0_summary(trial.error, levels)["mean_log10_mse"][0]
-    )
+    summary = x0_summary(trial.error, [level for level in levels if -3 <= level <= 2])
+    assert numbers["val_mean_log10_mse"] == summary["mean_log10_mse"][0]
 
     model.network.train()
     again = validation_metrics(model.network, model.schedule, model.config, source, window)

@@ -5,13 +5,7 @@ import pytest
 
 from ddpm.config import X0_MEASURES
 from ddpm.metrics.intervals import mean_interval, t_quantile
-from ddpm.metrics.x0_error import (
-    X0Error,
-    common_levels,
-    continuous_bound,
-    x0_influence,
-    x0_summary,
-)
+from ddpm.metrics.x0_error import X0Error, common_levels, continuous_bound, x0_influence, x0_summary
 
 
 def error_of(mse: np.ndarray, first_level: int = -1) -> X0Error:

@@ -80,7 +80,8 @@ def test_from_a_dry_run_to_a_repaired_folder(bulk: Bulk, command: Command) -> No
     [
         (("--num", 0), "error: --num is 0; give at least 1"),
         (("--num", 9, "--cluster", "cloud"), "invalid choice: 'cloud'"),
-        (("--num", 9, "--unit", 7, "--batch-size", 2), "--unit is 7, which is no multiple of"),
+        (("--num", 9, "--unit", 7, "--batch-size", 2), "of --batch-size 2; give --unit 8"),
+        (("--num", 9, "--unit", 0), "error: --unit is 0; give at least 1"),
         (("--unit", 7), "--unit is for images in bulk; give --num too"),
         (("--jobs", 7), "--jobs is for images in bulk; give --cluster slurm too"),
         (("--num", 9, "--jobs", 7), "--jobs says how to submit jobs; give --cluster slurm or"),

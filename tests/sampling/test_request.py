@@ -15,7 +15,7 @@ GUIDED = {"GEN_TASK": "class_cond", "GUIDANCE": 2.0}
 
 
 def problems(source: Path, *words: str, ema: float | None = None, **keys: object) -> str:
-    """What is refused, a line each."""
+    """Refusals, a line each."""
     with pytest.raises(InputError) as caught:
         read_request(source, [*words, *overrides(**keys)], ema=ema)
     return "\n".join(caught.value.problems)

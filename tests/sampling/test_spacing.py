@@ -1,4 +1,4 @@
-"""Which noise levels are walked: their ends, their evenness, their coefficients and their keys."""
+"""Noise levels that are walked: their ends, their evenness, their coefficients and their keys."""
 
 import math
 from itertools import pairwise

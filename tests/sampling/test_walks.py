@@ -15,12 +15,7 @@ from ddpm.sampling.samplers import SampleState, WalkStart, renoised, sample, sam
 from ddpm.sampling.spacing import Level, walk_levels
 from ddpm.sampling.tasks import keep_known
 from tests.sampling.test_samplers import network_of
-from tests.support.diffusion_cases import (
-    SHAPE,
-    affine_network,
-    every_schedule,
-    images,
-)
+from tests.support.diffusion_cases import SHAPE, affine_network, every_schedule, images
 from tests.support.sampler_cases import every_sampler
 
 IDS = torch.arange(3)
@@ -224,7 +219,7 @@ def test_a_step_taken_again_forgets_what_was_estimated_on_another_way(sampler: s
 @pytest.mark.slow
 def test_resampling_gives_the_drawn_channel_its_dependence_on_the_known_one() -> None:
     """Two normal channels of correlation 0.8: the table of docs/sampling.md."""
-    schedule, ids = NoiseSchedule("cosine", 1000), torch.arange(2000)
+    schedule, ids = NoiseSchedule("cosine", 1000), torch.arange(1000)
     covariance = torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=torch.float64) / 4
     clean = normal(9, Stream.EVAL, ids, (2, 1, 1)) / 2
     known = torch.tensor([True, False]).view(1, 2, 1, 1)

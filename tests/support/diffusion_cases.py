@@ -1,4 +1,4 @@
-"""What the tests of diffusion and sampling share: cases, draws, networks with a closed form."""
+"""Cases shared by the tests of diffusion and sampling, and networks with a closed form."""
 
 from collections.abc import Callable
 

@@ -95,7 +95,7 @@ def memories(trials: int) -> list[Line]:
     for held_out in (100, 1000, 2000):
         pairs = [(rng.gamma(3, 1, 1000), rng.gamma(3, 1, held_out)) for _ in range(trials)]
         what = f"n = 1,000 and {held_out:,} held out"
-        nearer = [memorisation.nearer(*pair) for pair in pairs]
+        nearer = [intervals.order(*pair) for pair in pairs]
         lines.append(counted(f"nearer than held out, {what}", nearer, 0.5))
         copies = [memorisation.copies(*pair) for pair in pairs]
         lines.append(counted(f"copies, {what}", copies, FRESH))

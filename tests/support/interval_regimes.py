@@ -164,7 +164,7 @@ def blocks(x: Numbers) -> list[Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """How often intervals held the truth, and where it was when they did not."""
+    """Share of intervals that held the truth, and its side where they did not."""
 
     what: str
     trials: int

@@ -45,7 +45,7 @@ def carried(
     noise: Callable[[int], Tensor],
     eta: float = 0.0,
 ) -> Tensor:
-    """Where states are carried to along a path, in float64; noise(k) is that of step k."""
+    """States carried along a path, in float64; noise(k) is that of step k."""
     before = None
     for k, (now, then) in enumerate(pairwise(path)):
         estimate = believe(x_t, now)
@@ -78,7 +78,7 @@ def moments(sampler: str, path: Sequence[Level], eta: float = 0.0) -> tuple[floa
 
 
 def flowed(x_t: Tensor, now: Level, then: Level) -> Tensor:
-    """Where the probability flow carries x_t to: it keeps the number of standard deviations."""
+    """x_t carried by the probability flow, which keeps the number of standard deviations."""
     stds = [(level.alpha**2 * VARIANCE + level.sigma**2).sqrt() for level in (now, then)]
     alpha, then_alpha, ratio = (
         per_sample(factor, x_t) for factor in (now.alpha, then.alpha, stds[1] / stds[0])
