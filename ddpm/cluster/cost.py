@@ -2,8 +2,8 @@
 
     Speed        seconds of a step and of a network call, of real steps on random images
     Prediction   steps and passes of one training, as its configuration has them, times a Speed
-    Forecast     the predictions of a whole sweep; make() keeps them in prediction.json beside what
-                 it took
+    Forecast     the predictions of a whole sweep; keep_forecast() keeps them in prediction.json, for
+                 a report to compare with what it took
 
 Figures hold for the device and the threads they were measured with, and for nothing else. Starting
 (some ten seconds of imports) and writing are not counted.
@@ -530,7 +530,7 @@ def forecast(configs: Sequence[Config], workers: Workers, limit_s: float = math.
     return Forecast(predictions=predictions, once_s=classifier_s(configs))
 
 
-def make(
+def keep_forecast(
     folder: Path,
     configs: Mapping[str, Config],
     workers: Workers,
@@ -564,7 +564,7 @@ def make(
     storage.write_json(folder / FILE, facts)
 
 
-def finish(folder: Path, wall_seconds: float) -> None:
+def add_wall_seconds(folder: Path, wall_seconds: float) -> None:
     """Add the wall time that all trials took together."""
     facts = storage.read_json(folder / FILE)
     if facts:

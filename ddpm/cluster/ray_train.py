@@ -23,6 +23,7 @@ from ddpm.tracking import wandb_tracker
 from ddpm.training import TrainingJob, work
 
 LOOK_S = 0.5
+MAX_FAILURES = 3  # deaths of a worker that a training is started again after
 LOCK_PATIENCE_S = 30.0  # how long the workers of the last attempt may take to die
 log = logging.getLogger(__name__)
 
@@ -32,28 +33,27 @@ def run(
     workers: Workers,
     *,
     tracker: tuple[str | None, Mapping[str, object] | None] = (None, None),
-    max_failures: int = 3,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """The summary of a training over the workers of an initialised Ray.
 
     Raises the worker's own error (a DdpmError) at once; any other death of a worker is retried
-    `max_failures` times.  tracker: sweep and cell that it belongs to, for its tracker.  meanwhile:
+    MAX_FAILURES times.  tracker: sweep and cell that it belongs to, for its tracker.  meanwhile:
     called in this thread every LOOK_S seconds.
     """
     run_dir = Path(job.run_dir)
     job = replace(job, wait_s=max(job.wait_s, LOCK_PATIENCE_S))
     settings = {"job": asdict(job), "tracker": tracker}
     with failure_recorded(run_dir):
-        for attempt in range(max_failures + 1):
+        for attempt in range(MAX_FAILURES + 1):
             error = run_loop(_loop, settings, run_dir / "ray", workers, meanwhile)
             if error is None:
                 return RunDirectory(run_dir).summary
             if isinstance(error, DdpmError):
                 raise error
-            log.warning("attempt %d of %d failed: %s", attempt + 1, max_failures + 1, error)
+            log.warning("attempt %d of %d failed: %s", attempt + 1, MAX_FAILURES + 1, error)
         raise DdpmError(
-            f"{job.run_dir}: workers died in {max_failures + 1} attempts; the last: {error}"
+            f"{job.run_dir}: workers died in {MAX_FAILURES + 1} attempts; the last: {error}"
         )
 
 

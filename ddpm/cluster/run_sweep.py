@@ -109,7 +109,7 @@ def _train(
     if not of.stop_file.exists() and allowance.spent is None:
         from ddpm.cluster import cost
 
-        cost.finish(of.folder, time.monotonic() - started)
+        cost.add_wall_seconds(of.folder, time.monotonic() - started)
 
 
 def _predict(of: OpenSweep, concurrent: int, console: Console) -> None:
@@ -120,7 +120,7 @@ def _predict(of: OpenSweep, concurrent: int, console: Console) -> None:
         return
     configs = {trial.trial_id: trial.config for trial in of.trials}
     try:
-        cost.make(of.folder, configs, of.workers, concurrent, imports=("ray.tune",))
+        cost.keep_forecast(of.folder, configs, of.workers, concurrent, imports=("ray.tune",))
     except DdpmError as error:
         console.print(f"no prediction: {error}", markup=False)
 

@@ -137,9 +137,9 @@ def machine() -> Machine:
     return Machine(job_id=None, cpus=cpus, gpus_per_node=torch.cuda.device_count())
 
 
-def torchrun_size(env: Mapping[str, str] = os.environ) -> int:
+def torchrun_size() -> int:
     """Processes that torchrun has started, this one among them; 0 without it."""
-    return int(env["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in env else 0
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
 def available_cpus() -> int:

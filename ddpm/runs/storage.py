@@ -264,12 +264,12 @@ def append_line(path: Path, text: str) -> None:
         sync_folder(path.parent)
 
 
-def make_folder(folder: Path, mode: int = 0o700) -> None:
-    """Makes `folder` and its missing parents, by default for their owner alone, durably."""
+def make_folder(folder: Path) -> None:
+    """Makes `folder` and its missing parents, for their owner alone, durably."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     for place in reversed(missing):
         with suppress(FileExistsError), explained(place):  # another process made it meanwhile
-            system.mkdir(place, mode)
+            system.mkdir(place, 0o700)
         sync_folder(place.parent)
     if not folder.is_dir():
         raise StorageError(f"{folder} is a file where a folder is needed; choose another folder")

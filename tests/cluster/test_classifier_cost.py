@@ -63,7 +63,7 @@ def test_the_first_trial_of_a_sweep_pays(tmp_path: Path) -> None:
     """The others wait for it."""
     config = digits(tmp_path / "out", *MEASURED)
     workers = Workers(count=1, cpus=1, gpus=0)
-    cost.make(tmp_path, {"a": config, "b": config}, workers, 2)
+    cost.keep_forecast(tmp_path, {"a": config, "b": config}, workers, 2)
     facts = storage.read_json(tmp_path / cost.FILE)
     first, second = (facts["trials"][name] for name in "ab")
     assert first["seconds"] - second["seconds"] > 0.5
