@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _import_keras(args: argparse.Namespace) -> None:
-    """Where MODEL_PATH of the YAML is one of v3's .h5: the run of both instead."""
+    """Puts the run of both in the place of a YAML whose MODEL_PATH is one of v3's .h5."""
     own = [text for text in args.overrides if text.upper().startswith("IMAGE_GENERATION.")]
     model = load_generation(args.source, own).MODEL_PATH
     if not is_keras_file(model):

@@ -2,8 +2,8 @@
 
     Speed        seconds of a step and of a network call, of real steps on random images
     Prediction   steps and passes of one training, as its configuration has them, times a Speed
-    Forecast     the predictions of a whole sweep; keep_forecast() keeps them in prediction.json, for
-                 a report to compare with what it took
+    Forecast     the predictions of a whole sweep, kept in prediction.json for its report, which
+                 compares them with what it took
 
 Figures hold for the device and the threads they were measured with, and for nothing else. Starting
 (some ten seconds of imports) and writing are not counted.
@@ -477,7 +477,7 @@ def classifier_s(configs: Iterable[Config]) -> float:
 
 
 def _lacks_classifier(config: Config) -> bool:
-    """Whether evaluations, or the samples at the end, need a classifier that is not kept."""
+    """True where evaluations, or the samples at the end, need a classifier that is not kept."""
     options = config.EVALUATION
     on_the_way = options.EVERY is not None and options.FEATURES == "classifier"
     at_the_end = config.DATASET.LABEL_KEY is not None and bool(sampling_walks(config))

@@ -153,7 +153,7 @@ def _print_time(found: Forecast | None, workers: Workers, side_by_side: int) -> 
 
 
 def _print_script(name: str, verbose: bool) -> None:
-    """What `sbatch slurm/NAME` would submit for this command line."""
+    """Command, and with -v the script, that would submit this command line as a SLURM job."""
     is_here = Path("slurm", name).is_file()
     path = Path("slurm", name) if is_here else SCRIPTS / name
     words = sys.argv[2:] if sys.argv[0] == "ddpm" else sys.argv[1:]

@@ -437,7 +437,7 @@ def only_here(sweep: Sweep) -> list[str]:
 
 
 def in_words(sweep: Sweep) -> str | None:
-    """How many of the trials named beforehand a search comes to run; None where it is all."""
+    """Share of the trials named beforehand that a search comes to run; None where it is all."""
     if sweep.race is not None:
         first = len([trial for trial in sweep.trials if trial.seed < sweep.race.START])
         return (

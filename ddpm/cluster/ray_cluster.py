@@ -173,7 +173,7 @@ class JobFolder:
     def wait_for_head(
         self, patience_s: float, should_stop: Callable[[], bool] = lambda: False
     ) -> str:
-        """Where Ray's head listens; DdpmError when it does not in time, Interrupted on request."""
+        """Address of Ray's head; DdpmError when it is not up in time, Interrupted on request."""
         deadline = time.monotonic() + patience_s
         while (address := self.address) is None:
             if should_stop():
@@ -185,7 +185,7 @@ class JobFolder:
 
     @property
     def address(self) -> str | None:
-        """Where Ray's head listens; None while it does not."""
+        """Address of Ray's head; None until it is up."""
         try:
             return str(json.loads(self._head.read_text())["address"])
         except FileNotFoundError:
@@ -328,8 +328,8 @@ def run_node(path: Path) -> None:
 
 
 class _End:
-    """Whether this node's part shall end: standard input has ended. An srun that was told to stop
-    no longer passes that on; then, whether the job's folder has gone.
+    """End of this node's part: that of standard input, or, where an srun that was told to stop no
+    longer passes that on, of the job's folder.
 
     From its making on no signal but SIGKILL ends this process.
     """

@@ -60,7 +60,7 @@ class EvaluationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What is there before anything is drawn or measured.  samples: None where they are drawn."""
+    """All that is read before anything is drawn.  samples: None where they are drawn."""
 
     request: SampleRequest | None
     real: RealData
@@ -103,7 +103,7 @@ def measure(options: EvaluationOptions, prepared: Prepared, group: Group) -> Pat
 
 
 def request_for(options: EvaluationOptions) -> SampleRequest | None:
-    """What is drawn; None where images are read. Raises InputError with all that does not fit."""
+    """Request of images to draw; None where they are read. InputError with all that is wrong."""
     problems = []
     if options.num is not None and options.num < 1:
         problems.append(f"--num {options.num}: give 1 at least")
@@ -184,7 +184,7 @@ def _together(options: EvaluationOptions, workers: Workers) -> Path:
 
 
 def _loop(settings: dict[str, Any]) -> None:
-    """What every worker process runs."""
+    """The loop of an evaluation, in every worker process."""
     import ray.train
     from ray.train.torch import get_device
 
@@ -197,7 +197,7 @@ def _loop(settings: dict[str, Any]) -> None:
 
 
 def _plan(options: EvaluationOptions, request: SampleRequest | None, workers: Workers) -> str:
-    """What would be done, as far as names, headers and sizes tell."""
+    """A line on what would be done, as far as names, headers and sizes tell."""
     own = request.run if request else options.source
     name, has_labels = describe_without_reading(own if options.against is None else options.against)
     if request is None:

@@ -149,7 +149,7 @@ class Allowance:
         self.spent: str | None = None
 
     def is_over(self) -> bool:
-        """Whether what runs must stop: the time is over, looked at every LOOK_S seconds.
+        """True once what runs must stop: the time is over, looked at every LOOK_S seconds.
 
         Trials that TUNE.BUDGET.TRIALS has let begin run to their end.
         """

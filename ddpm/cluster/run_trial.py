@@ -74,7 +74,7 @@ class TrialTask:
 
 
 class FilePoll:
-    """Whether a file exists, looked up at most every STOP_POLL_S seconds."""
+    """Existence of a file, looked up at most every STOP_POLL_S seconds."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.next, self.seen = path, 0.0, False
@@ -112,7 +112,7 @@ class HalvedTrial:
         self._poll = FilePoll(self._verdict)
 
     def stops(self) -> bool:
-        """Whether there is a verdict."""
+        """True once there is a verdict."""
         return self._poll()
 
     def outcome(self, blank: Outcome) -> Outcome | None:

@@ -156,7 +156,7 @@ def queue(timeout_s: float = _ANSWER_S) -> dict[str, QueuedJob] | None:
 
 
 def endings(jobs: Iterable[str], timeout_s: float = _ANSWER_S) -> dict[str, str] | None:
-    """How these jobs ended: `NODE_FAIL`, or `FAILED, exit code 4` where the state says no more; one
+    """Ends of these jobs: `NODE_FAIL`, or `FAILED, exit code 4` where the state says no more; one
     that SLURM has no record of (yet) is missing. None where it keeps none.
     """
     wanted = sorted(set(jobs))

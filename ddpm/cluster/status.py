@@ -77,7 +77,7 @@ class RunStatus:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run directory, of a run that has just begun too."""
+    """True for a run directory, of a run that has just begun too."""
     return (path / CONFIG_FILE).is_file() or (path / LOCK_FILE).is_file()
 
 
@@ -378,7 +378,7 @@ def _runs(output: Path) -> Iterator[Path]:
 
 
 def _moved(run_dir: Path, sweep: Path) -> Path:
-    """Where a run lies when the whole OUTPUT_DIR was moved, or is called otherwise on this host."""
+    """Path of a run, also when all of OUTPUT_DIR was moved, or has another name on this host."""
     here = sweep.absolute().parent.parent.joinpath(*run_dir.parts[-3:])
     return here if here.is_dir() else run_dir
 

@@ -332,7 +332,7 @@ def living_jobs(jobs: Iterable[Submitted]) -> list[Submitted] | None:
 
 
 def _is_local_job(job: Submitted) -> bool:
-    """Whether the process is there and is that job: numbers of processes come again."""
+    """True where the process is there and is that job: numbers of processes come again."""
     try:
         process = psutil.Process(int(job.job))
         is_ours = "submitit.local._local" in process.cmdline()

@@ -119,7 +119,7 @@ class Journal:
 
     @property
     def death(self) -> str | None:
-        """What the process at the open item died of; None while nobody has seen it dead."""
+        """Reason of death of the process at the open item; None while nobody has seen it dead."""
         return self._last.get("died")
 
     @property
@@ -215,7 +215,7 @@ class FileTask:
             return child.wait()
 
     def _is_running(self) -> bool:
-        """Whether the child lives. Leaves its exit code to be read: this may run in a handler."""
+        """True while the child lives. Its exit code stays to be read: this may run in a handler."""
         if self._child is None:
             return False
         try:
@@ -255,8 +255,8 @@ def temporary_folder() -> Iterator[str]:
 
 
 def stop_asked() -> Callable[[], bool]:
-    """Whether a child is to save and stop: SIGTERM, SIGUSR2 or SIGINT came, or its FileTask is
-    dead, which held the other end of the pipe that is standard input.
+    """The function that says whether a child is to save and stop: SIGTERM, SIGUSR2 or SIGINT came,
+    or its FileTask is dead, which held the other end of the pipe that is standard input.
 
     The signals are blocked for good and taken by a thread. SLURM sends them to every process of a
     step, and children inherit the block: W&B's service or a compiler lives on until all is saved.

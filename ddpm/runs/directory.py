@@ -118,7 +118,7 @@ class RunDirectory:
 
     @property
     def is_held(self) -> bool:
-        """Whether a living process is seen to hold the directory."""
+        """True where a living process is seen to hold the directory."""
         return bool(storage.is_held(self.path / LOCK_FILE))
 
     def config(self) -> Config:
@@ -156,7 +156,7 @@ class RunDirectory:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether somebody asked the run to save and stop."""
+        """True once somebody has asked the run to save and stop."""
         return (self.path / STOP_FILE).exists()
 
     def request_stop(self) -> None:

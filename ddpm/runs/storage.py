@@ -380,7 +380,7 @@ def lock(path: Path, what: str, *, wait_s: float = 0.0) -> Iterator[Sign]:
 
 
 def is_held(path: Path) -> bool | None:
-    """Whether a living process holds the lock file; None where this host cannot tell. Writes
+    """True where a living process holds the lock file; None where this host cannot tell. Writes
     nothing.
     """
     try:
