@@ -204,7 +204,7 @@ def test_an_export_that_draws_other_images_is_refused(
 @pytest.mark.parametrize(
     ("training", "network"),
     [
-        ({}, {}),
+        ({}, {"CHANNEL_MULTIPLIER": [1], "HAS_ATTENTION": [True]}),
         pytest.param(
             {"PRED_TYPE": "edm"},
             {"NUM_CLASSES": None, "BLOCK_SIZE": 2, "USE_CROSS_ATTENTION": True, "TIMESTEPS": 1000},
@@ -239,7 +239,7 @@ def test_a_program_of_torch_predicts_as_the_network_for_any_number_of_images(
     model = load_network(run, device=torch.device("cpu"))
     total, ids = model.schedule.num_timesteps, torch.arange(7)
     x_t, t = normal(1, Stream.X_T, ids, (3, 8, 8)), total - ids
-    labels = None if network else ids % 4
+    labels = None if training else ids % 4
     time = model.schedule.network_time(t.double() / total, model.schedule.logsnr_at(t)).float()
     alpha, sigma = model.schedule.alpha_sigma_at(t)
     assert torch.equal(names["alpha"][t], alpha) and torch.equal(names["sigma"][t], sigma)

@@ -61,7 +61,7 @@ _TRAINING = {
     "COMPILE": "test_compile_follows_the_eager_run",
     "EMA_DECAYS": "test_ema_decays_are_kept_apart_and_warm_up",
     "EMA_POWER": "test_power_averages_are_tracked_beside_the_others",
-    "NUMERICS": "test_exact_numerics_give_the_same_bits_for_one_two_and_four_workers",
+    "NUMERICS": "test_exact_numerics_give_the_same_bits_for_any_number_of_workers",
     "PROFILE": "test_a_trace_of_the_steps_asked_for_is_written",
     "CHECKPOINTS_KEEP": "test_only_the_newest_checkpoints_are_kept",
     "INLINE_GEN.NUMS": "test_the_sample_grid_has_its_classes_in_rows",
