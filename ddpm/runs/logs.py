@@ -34,11 +34,6 @@ _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 Row = dict[str, Any]
 
 
-def whole_rows(lines: bytes) -> list[Row]:
-    """The rows in the text of a metrics.jsonl; a last line that a kill has cut is left out."""
-    return [json.loads(line) for line in lines.rpartition(b"\n")[0].splitlines()]
-
-
 class MetricsLog:
     """Both files in the folder of a run."""
 
@@ -48,7 +43,10 @@ class MetricsLog:
 
     def rows(self) -> list[Row]:
         """All rows, oldest first."""
-        return whole_rows(self.path.read_bytes()) if self.path.exists() else []
+        if not self.path.exists():
+            return []
+        whole = self.path.read_bytes().rpartition(b"\n")[0]  # a kill may have cut the last line
+        return [json.loads(line) for line in whole.splitlines()]
 
     def rewind(self, step: int) -> int:
         """Drops the rows after `step` and what a kill has torn; the number of rows dropped.

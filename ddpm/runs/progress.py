@@ -4,6 +4,7 @@
 trainings in any processes; ImageBar is for work that goes image by image.
 """
 
+import json
 import logging
 import threading
 import time
@@ -27,8 +28,6 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from ddpm.runs.logs import METRICS_FILE, whole_rows
-
 POLL_S = 0.5
 LINE_EVERY_S = 30.0
 
@@ -37,7 +36,7 @@ class NewRows:
     """The rows of metrics that another process adds to a run directory, as they come."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._path, self._offset = run_dir / METRICS_FILE, 0
+        self._path, self._offset = run_dir / "metrics.jsonl", 0
 
     def read(self) -> list[dict[str, Any]]:
         """Rows since the last call; from the first one when a resume has cut the file back."""
@@ -49,7 +48,7 @@ class NewRows:
             file.seek(self._offset)
             new = file.read()
         self._offset += new.rfind(b"\n") + 1
-        return whole_rows(new)
+        return [json.loads(line) for line in new.rpartition(b"\n")[0].splitlines()]
 
 
 @dataclass
