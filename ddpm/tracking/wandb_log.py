@@ -249,7 +249,7 @@ def labels(config: Config, group: str | None, cell: Mapping[str, object] | None)
     }
 
 
-class Reference(NamedTuple):
+class ReferenceArtifact(NamedTuple):
     """An artifact of a run that stays where it is.  files: paths of its files.  facts: what W&B
     shows of it, SHA-256 of all of it, and `made_of`, the name of the artifact before it.
     """
@@ -260,7 +260,7 @@ class Reference(NamedTuple):
     facts: Mapping[str, object]
 
 
-def references(run: RunDirectory) -> Iterator[Reference]:
+def reference_artifacts(run: RunDirectory) -> Iterator[ReferenceArtifact]:
     """The data of a finished run, its last checkpoint, and the samples of that."""
     facts, before = run.provenance, None
     if "data_dir" in facts:
@@ -268,20 +268,20 @@ def references(run: RunDirectory) -> Iterator[Reference]:
         before = f"data-{sha256[:16]}"
         # The index names the SHA-256 of every shard.
         known = {"path": str(folder), "sha256": sha256}
-        yield Reference(before, "dataset", [folder / INDEX_FILE], known)
+        yield ReferenceArtifact(before, "dataset", [folder / INDEX_FILE], known)
     folder = checkpoint.folder_of(run.checkpoints, max(checkpoint.steps(run.checkpoints)))
     files = storage.read_json(folder / checkpoint.MANIFEST)["files"]
     known = {"path": str(folder), "made_of": before}
     known |= {f"sha256/{name}": one["sha256"] for name, one in files.items()}
     before = f"checkpoint-{run.run_id}"
-    yield Reference(before, "model", [folder / name for name in files], known)
+    yield ReferenceArtifact(before, "model", [folder / name for name in files], known)
     samples = [run.path / name for name in SAMPLE_FILES if (run.path / name).exists()]
     known = {"path": str(run.path), "made_of": before}
     known |= {
         f"sha256/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest() for file in samples
     }
     if samples:
-        yield Reference(f"samples-{run.run_id}", "samples", samples, known)
+        yield ReferenceArtifact(f"samples-{run.run_id}", "samples", samples, known)
 
 
 class WandbTracker:
@@ -434,7 +434,7 @@ class WandbTracker:
         """Artifacts as outputs of the run: offline W&B knows no inputs."""
         import wandb
 
-        for one in references(self._directory) if self._run is not None else ():
+        for one in reference_artifacts(self._directory) if self._run is not None else ():
             artifact = wandb.Artifact(one.name, one.type, metadata=dict(one.facts))
             for file in one.files:
                 # Nothing is read: a checksum here would be MD5.
