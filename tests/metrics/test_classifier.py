@@ -22,7 +22,7 @@ from tests.support.processes import exit_codes, forked
 def trained(threads: int, path: Path) -> int:
     """A process: the weights after a few steps in `path`."""
     torch.set_num_threads(threads)
-    classifier.CLASSIFIER_STEPS = 30
+    classifier.CLASSIFIER_STEPS = 10
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (300, 8, 8, 1), dtype=np.uint8), rng.integers(0, 4, 300)
     network = train_classifier(lambda places: x[places], y, (1, 8, 8), 4)

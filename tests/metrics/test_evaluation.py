@@ -85,12 +85,19 @@ def test_training_images_are_told_as_copies_and_noise_is_told_as_noise(
     assert noise["nearer"] < 0.05 and noise["copies"] == 0
 
 
+@pytest.fixture(scope="module")
+def digits_400(real: RealData, tmp_path_factory: pytest.TempPathFactory) -> Record:
+    path = tmp_path_factory.mktemp("digits") / "x.npz"
+    return measured(real, saved(path, digit_images(400)[0]))
+
+
 @pytest.mark.slow
-def test_more_noise_is_farther(real: RealData, tmp_path: Path) -> None:
-    found = [
-        values(measured(real, saved(tmp_path / f"{noise}.npz", digit_images(400, noise)[0])))
-        for noise in (0, 40, 120)
-    ]
+def test_more_noise_is_farther(real: RealData, digits_400: Record, tmp_path: Path) -> None:
+    noisy = (
+        measured(real, saved(tmp_path / f"{noise}.npz", digit_images(400, noise)[0]))
+        for noise in (40, 120)
+    )
+    found = [values(record) for record in (digits_400, *noisy)]
     for key in ("fid", "fid_infinity", "kid"):
         assert found[0][key] < found[1][key] < found[2][key], key
 
@@ -113,10 +120,9 @@ def test_what_cannot_be_measured_is_left_out_with_its_reason(
 
 @pytest.mark.slow
 def test_a_number_that_depends_on_n_has_a_floor_at_the_same_n_only(
-    real: RealData, held_out: Record, tmp_path: Path
+    held_out: Record, digits_400: Record
 ) -> None:
-    found = measured(real, saved(tmp_path / "x.npz", digit_images(400)[0]))
-    there = {name for name, floor in floors(found).items() if floor is not None}
+    there = {name for name, floor in floors(digits_400).items() if floor is not None}
     assert not {"fid", "recall", "coverage"} & there
     assert {"fid_infinity", "precision"} <= there
     assert floors(held_out)["recall"] is not None
@@ -199,14 +205,12 @@ def test_a_folder_an_npz_and_shards_of_the_same_images_give_the_same(
     adm = tmp_path / "adm.npz"
     np.savez(adm, arr_0=images, arr_1=labels)
     packing.pack(open_source(npz), tmp_path / "shards", progress=False)
-    one = measured(real, npz)
-    for other in (folder, floats, adm):
-        assert values(measured(real, other)) == values(one)
-    packed = values(measured(real, tmp_path / "shards"))  # in another order
-    assert packed["fid"] == pytest.approx(values(one)["fid"], rel=1e-9)
-    for other in (folder, adm):
-        found = read_samples(other, real).labels
-        assert found is not None and (np.bincount(found) == np.bincount(labels)).all()
+    for path in (npz, folder, floats, adm):
+        found = read_samples(path, real)
+        assert found.labels is not None and (found.labels == labels).all(), path
+        assert (found.at(range(len(found))) == images).all(), path
+    one, packed = (values(measured(real, path)) for path in (npz, tmp_path / "shards"))
+    assert packed["fid"] == pytest.approx(one["fid"], rel=1e-9)  # in another order
 
 
 # The command

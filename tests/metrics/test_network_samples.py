@@ -86,6 +86,17 @@ def pictures(folder: Path) -> SamplePictures:
     return found
 
 
+@pytest.fixture(scope="module")
+def every(
+    tmp_path_factory: pytest.TempPathFactory, digits: Path, statistics: Path
+) -> tuple[Quality, SamplePictures]:
+    """All points of ASKED, measured undisturbed."""
+    root = tmp_path_factory.mktemp("every")
+    (root / "metrics").symlink_to(statistics)
+    run = digits_run(digits, root, None)
+    return measured(run), pictures(run)
+
+
 def numbers(quality: Quality) -> list[tuple]:
     """All that does not depend on the machine's speed."""
     return [(p.num_steps, p.eta, p.evaluations, p.fid, p.kid, p.accuracy) for p in quality.points]
@@ -98,8 +109,10 @@ def test_a_run_that_asks_for_nothing_measures_nothing(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_sampling_key_changes_what_is_measured(folder: Path) -> None:
-    quality, images = measured(folder), pictures(folder).images
+def test_every_sampling_key_changes_what_is_measured(
+    folder: Path, every: tuple[Quality, SamplePictures]
+) -> None:
+    quality, images = every[0], every[1].images
     assert [(p.num_steps, p.eta) for p in quality.points] == POINTS
     assert images.shape == (4, 100, 8, 8, 1) and quality.features == "pixels"
     assert all(p.fid and p.kid and p.seconds > 0 for p in quality.points)
@@ -135,10 +148,11 @@ def test_the_method_is_that_of_the_images_and_of_their_cost(folder: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_point_does_not_depend_on_which_others_are_asked_for(folder: Path) -> None:
-    every, images = numbers(measured(folder)), pictures(folder).images
-    assert numbers(measured(folder, SAMPLING_STEPS=(3,))) == every[2:]
-    assert (pictures(folder).images == images[2:]).all()
+def test_a_point_does_not_depend_on_which_others_are_asked_for(
+    folder: Path, every: tuple[Quality, SamplePictures]
+) -> None:
+    assert numbers(measured(folder, SAMPLING_STEPS=(3,))) == numbers(every[0])[2:]
+    assert (pictures(folder).images == every[1].images[2:]).all()
 
 
 @pytest.mark.slow
@@ -159,29 +173,26 @@ def test_what_a_schedule_cannot_walk_is_left_out_with_the_reason(folder: Path) -
 
 @pytest.mark.slow
 def test_stopped_at_any_instant_it_goes_on_and_measures_nothing_twice(
-    folder: Path, tmp_path: Path, digits: Path
+    folder: Path, every: tuple[Quality, SamplePictures]
 ) -> None:
-    undisturbed = measured(folder)
-    images = pictures(folder).images
-    other = digits_run(digits, tmp_path / "other", None)
     seconds: dict[int, float] = {}
     for attempt in range(100):
         calls = count()
         try:
             # a walk takes four batches: the second attempt stops within the third walk
-            quality = measured(other, lambda: next(calls) == (6, 5, 9)[min(attempt, 2)])  # noqa: B023
+            quality = measured(folder, lambda: next(calls) == (6, 5, 9)[min(attempt, 2)])  # noqa: B023
         except Interrupted as error:
             assert "run the same command again" in str(error)
         else:
             break
-        kept = quality_file.read_quality(other)
+        kept = quality_file.read_quality(folder)
         assert kept is not None
         for place, point in enumerate(kept.points):
             assert seconds.setdefault(place, point.seconds) == point.seconds
     assert attempt == 2 and len(seconds) == 2
-    assert numbers(quality) == numbers(undisturbed)
-    assert (pictures(other).images == images).all()
-    again = measured(other, lambda: True)  # nothing is left to be stopped
+    assert numbers(quality) == numbers(every[0])
+    assert (pictures(folder).images == every[1].images).all()
+    again = measured(folder, lambda: True)  # nothing is left to be stopped
     assert again == quality
 
 
@@ -273,7 +284,7 @@ def test_killed_and_on_two_workers_a_training_ends_with_the_numbers_of_one(
         "DATASET.LABEL_KEY": "null",
         "TRAINING.NETWORK.NUM_CLASSES": "null",
         "IMAGE_GENERATION.GEN_TASK": "random_uncond",
-        "EVALUATION.SAMPLING_STEPS": [2, 8, 16],
+        "EVALUATION.SAMPLING_STEPS": [2, 4, 12],
         "EVALUATION.SAMPLING_NUM": 200,
         "EVALUATION.SAMPLING_LOGSNR": [-8, 5],
     }

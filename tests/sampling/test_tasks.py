@@ -109,9 +109,10 @@ def test_how_the_known_part_is_treated_changes_the_rest(
 ) -> None:
     path = save(tmp_path / "base.npz", images=base)
     keys = {"GEN_TASK": "channel_inpaint", "EXTERNAL_NPZ_INPUT": path, "FREEZE_CHANNEL": 0}
+    keys["RESAMPLES"] = 1
     plain = images_of(draw(**keys))
     for change in ({"KNOWN_NOISE": "fresh"}, {"KNOWN_NOISE": "none"}, {"RESAMPLES": 2}):
-        changed = images_of(draw(**keys, **change))
+        changed = images_of(draw(**(keys | change)))
         assert (plain[..., 0] == changed[..., 0]).all(), change
         assert (plain[..., 1:] != changed[..., 1:]).any(), change
 
