@@ -121,8 +121,13 @@ def test_passes_are_those_that_the_run_makes(
     cell = small_config(
         **{
             "TRAINING.OUTPUT_DIR": tmp_path,
-            "TRAINING.INLINE_GEN.PERIOD": 4,
-            **{"EVALUATION.EVERY": 3, "EVALUATION.FEATURES": "pixels", "EVALUATION.SAMPLES": 65},
+            **{"TRAINING.INLINE_GEN.ENABLE": True, "TRAINING.INLINE_GEN.PERIOD": 4},
+            **{
+                "EVALUATION.NUM": 16,
+                "EVALUATION.EVERY": 3,
+                "EVALUATION.FEATURES": "pixels",
+                "EVALUATION.SAMPLES": 65,
+            },
             "TRAINING.NETWORK.TIMESTEPS": 20,
             "TRAINING.INLINE_GEN.REVERSE_STRIDE": 10,
         }

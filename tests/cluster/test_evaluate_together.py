@@ -1,11 +1,11 @@
 """An evaluation by two Ray workers: interrupted, then to its end, with the numbers of one."""
 
 import json
+import os
 import signal
-import subprocess
 import sys
-import time
 from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -13,27 +13,15 @@ import psutil
 import pytest
 
 from ddpm.cli import evaluate
+from ddpm.cli.main import launch
 from ddpm.errors import InputError
 from tests.support.digits_runs import digit_images, digits_run
-from tests.support.tree import ROOT
+from tests.support.processes import exit_codes, forked, until
 
 RECORD = "evaluation_of_samples_pixels.json"
 
 
-def launch(run: Path, workers: int) -> subprocess.Popen[str]:
-    argv = [sys.executable, ROOT / "launch" / "evaluate.py", run, "--num", "300"]
-    argv += ["--features", "pixels", "--workers", str(workers)]
-    return subprocess.Popen(
-        argv,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        # where a shell that starts tests in the background would have SIGINT ignored
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-
-
-def has_workers(driver: subprocess.Popen[str]) -> bool:
+def has_workers(driver: BaseProcess) -> bool:
     with suppress(psutil.Error):  # processes come and go
         children = psutil.Process(driver.pid).children(recursive=True)
         return any("TrainWorker" in " ".join(child.cmdline()[:1]) for child in children)
@@ -58,21 +46,21 @@ def left_over(root: Path) -> list[Path]:
 @pytest.mark.timeout(400)
 @pytest.mark.long
 def test_two_workers_draw_the_images_and_find_the_numbers_of_one(
-    digits: Path, tmp_path: Path
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone, shared = (digits_run(digits, tmp_path / name) for name in ("alone", "shared"))
-    assert evaluate.main([str(alone), "--num", "300", "--features", "pixels"]) == 0
-    driver = launch(shared, 2)
-    while driver.poll() is None and not has_workers(driver):
-        time.sleep(0.05)
-    driver.send_signal(signal.SIGINT)
-    told, _ = driver.communicate(timeout=200)
-    assert driver.returncode == 75 and "run the same command again" in told, told
+    options = ["--num", "300", "--features", "pixels"]
+    assert evaluate.main([str(alone), *options]) == 0
+    argv, said = [str(shared), *options, "--workers", "2"], tmp_path / "said"
+    driver = forked(launch, "evaluate", argv, said=said)
+    until("it has workers", lambda: driver.exitcode is not None or has_workers(driver))
+    os.kill(driver.pid or 0, signal.SIGINT)
+    assert exit_codes([driver], 200) == [75], said.read_text()
+    assert "run the same command again" in said.read_text()
     assert not (shared / RECORD).exists() and left_over(tmp_path) == []
 
-    driver = launch(shared, 2)
-    told, _ = driver.communicate(timeout=300)
-    assert driver.returncode == 0 and "protocol: 300 samples" in told, told
+    assert evaluate.main(argv) == 0
+    assert "protocol: 300 samples" in capsys.readouterr().out
     assert (images(shared) == images(alone)).all()
     one, two = measures(alone), measures(shared)
     assert one.keys() == two.keys()

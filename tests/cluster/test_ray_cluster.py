@@ -4,18 +4,17 @@ import os
 import signal
 import stat
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ddpm.cli.main import launch
 from ddpm.cluster.ray_cluster import LONGEST, running_ray, short_base
 from ddpm.errors import InputError
-from tests.cluster.test_sweep_run import command
-from tests.slurm.hosts import wait_until
-from tests.support.tree import ROOT
+from tests.cluster.test_sweep_run import arguments
+from tests.support.processes import exit_codes, forked, until
 
 CANARY = "canary-8a61f0c2"
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
@@ -51,93 +50,84 @@ def sessions(folder: Path) -> list[Path]:
     return [path for path in folder.glob("*/*/session_*") if not path.is_symlink()]
 
 
+def inherited(path: Path) -> int:
+    """Writes the credentials of a task with the kind of runtime_env that Tune gives."""
+    with running_ray(1):
+        import ray
+
+        own = ray.remote(runtime_env={"env_vars": {"PL_DISABLE_FORK": "1"}})
+        found = ray.get(own(lambda: [os.environ[key] for key in KEYS]).remote())
+    path.write_text("\n".join(found))
+    return 0
+
+
 @pytest.mark.ray
 @pytest.mark.long
-def test_a_second_cluster_of_a_process_starts_as_the_first() -> None:
-    """And so does that of a process which inherits the environment."""
+def test_a_second_cluster_of_a_process_starts_as_the_first(tmp_path: Path) -> None:
+    """And so does that of a process which inherits the environment; a trial in it inherits the
+    credentials, which it is not sent.
+    """
     for _ in range(2):
         with running_ray(1):
             import ray  # not before: it reads the environment once
 
             assert ray.get(ray.remote(lambda: 7).remote()) == 7
     assert Path(os.environ["RAY_AUTH_TOKEN_PATH"]).stat().st_mode & 0o777 == 0o600
-    again = "import os, ddpm.cluster.ray_cluster as r\nwith r.running_ray(1): pass\n"
-    subprocess.run([sys.executable, "-c", again], cwd=ROOT, check=True)
+    env = os.environ | {key: f"{CANARY}-{key}" for key in KEYS}
+    assert exit_codes([forked(inherited, tmp_path / "found", env=env)]) == [0]
+    assert (tmp_path / "found").read_text().split() == [f"{CANARY}-{key}" for key in KEYS]
 
 
 @pytest.mark.ray
 @pytest.mark.long
-def test_a_sweep_writes_no_credentials_and_its_session_goes_with_it(
-    tmp_path: Path, temporary: Path
+def test_sigterm_saves_trials_of_several_workers_and_asks_to_run_again(
+    tmp_path: Path, temporary: Path, few_digits: Path
 ) -> None:
-    """Neither another user nor root finds them while it runs; SIGTERM saves and ends it."""
-    argv = command(tmp_path, "[linear]", **{"TRAINING.HYPER_PARAMETERS.EPOCHS": 5000})
-    argv += ["GRID.TRAINING.PRED_TYPE=[image]", "--no-probe"]
+    """Neither another user nor root finds its credentials while it runs; its session goes too."""
+    longer = {"TRAINING.HYPER_PARAMETERS.EPOCHS": 5000, "CLUSTER.NUM_WORKERS": 2}
+    argv = [*arguments(tmp_path, few_digits, **longer), "--no-probe"]
     env = os.environ | dict.fromkeys(KEYS, CANARY) | {"TMPDIR": str(temporary)}
-    with subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL) as sweep:
-        try:
-            wait_until(
-                "a trial trains", lambda: list(tmp_path.glob("out/*/*/*/metrics.jsonl")), 200
-            )
-            assert sweep.poll() is None
-            if os.geteuid() == 0:
-                assert found(temporary, "nobody") == ["open"]
-            assert found(temporary) == ["open"]
-            (session,) = sessions(temporary)
-            assert (session / "logs" / "runtime_env_agent.log").exists()
-            assert stat.S_IMODE(session.parents[1].stat().st_mode) == 0o700
-        finally:
-            sweep.terminate()
-        assert sweep.wait(100) == 75
-    assert list(tmp_path.glob("out/*/*/*/checkpoints/step-*"))
+    said = tmp_path / "said"
+    driver = forked(launch, "sweep", argv, env=env, said=said)
+    try:
+        until("a trial trains", lambda: list(tmp_path.glob("out/*/*/*/metrics.jsonl")))
+        assert driver.exitcode is None
+        if os.geteuid() == 0:
+            assert found(temporary, "nobody") == ["open"]
+        assert found(temporary) == ["open"]
+        (session,) = sessions(temporary)
+        assert (session / "logs" / "runtime_env_agent.log").exists()
+        assert stat.S_IMODE(session.parents[1].stat().st_mode) == 0o700
+    finally:
+        driver.terminate()
+    assert exit_codes([driver], 100) == [75], said.read_text()
+    assert "run the same command again" in said.read_text()
+    started = list(tmp_path.glob("out/*/*/*/metrics.jsonl"))
+    assert started and all(list(p.parent.glob("checkpoints/step-*")) for p in started)
     assert not sessions(temporary) and not list(temporary.glob("ddpm-ray-*"))
     assert found(temporary) == ["open"]
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_trial_inherits_the_credentials_that_it_is_not_sent() -> None:
-    """From the Ray of our own, as a task with the kind of runtime_env that Tune gives shows."""
-    script = (
-        "import os, ddpm.cluster.ray_cluster as r\n"
-        "with r.running_ray(1):\n"
-        "  import ray\n"
-        "  own = ray.remote(runtime_env={'env_vars': {'PL_DISABLE_FORK': '1'}})\n"
-        f"  print(ray.get(own(lambda: [os.environ[key] for key in {KEYS}]).remote()))\n"
-    )
-    env = os.environ | {key: f"{CANARY}-{key}" for key in KEYS}
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
-    )
-    assert done.stdout == f"{[f'{CANARY}-{key}' for key in KEYS]}\n"
+def end_with_ray(temporary: Path, is_killed: bool) -> int:
+    """Never returns."""
+    with running_ray(1):
+        assert sessions(temporary)
+        if is_killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise KeyboardInterrupt
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(
-    ("last", "code"),
-    [
-        ("raise KeyboardInterrupt", -signal.SIGINT),
-        ("os.kill(os.getpid(), 9)", -signal.SIGKILL),
-    ],
-)
+@pytest.mark.parametrize("is_killed", [False, True])
 @pytest.mark.long
-def test_a_session_goes_however_its_process_ends(temporary: Path, last: str, code: int) -> None:
+def test_a_session_goes_however_its_process_ends(temporary: Path, is_killed: bool) -> None:
     """At once where it can say so, else when all that it had started is dead. Of one that ends
     well: the test of a sweep's credentials.
     """
-    script = "import os, ddpm.cluster.ray_cluster as r\n"
-    script += f"with r.running_ray(1):\n  print(os.listdir({str(temporary)!r}))\n  {last}\n"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=ROOT,
-        env=os.environ | {"TMPDIR": str(temporary)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert done.returncode == code and "ddpm-ray-" in done.stdout
-    is_killed = "os." in last
-    wait_until("the folder goes", lambda: not sessions(temporary), 30 if is_killed else 0.5)
+    env = os.environ | {"TMPDIR": str(temporary)}
+    process = forked(end_with_ray, temporary, is_killed, env=env)
+    assert exit_codes([process]) == [-signal.SIGKILL if is_killed else 1]
+    until("the folder goes", lambda: not sessions(temporary), 30 if is_killed else 0.5)
 
 
 def test_a_path_too_long_for_sockets_is_passed_over(

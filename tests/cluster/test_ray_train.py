@@ -32,19 +32,22 @@ def worker_processes() -> list[psutil.Process]:
 @pytest.mark.ray
 @pytest.mark.timeout(500)
 @pytest.mark.long
-def test_a_killed_ray_worker_changes_no_bit(ray: None, tmp_path: Path, digits: Path) -> None:
+def test_a_killed_ray_worker_changes_no_bit(
+    ray: None, tmp_path: Path, few_digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ddpm.cluster import ray_train
 
-    job, killed = make_job(tmp_path, digits, {}), []
+    job, killed = make_job(tmp_path, few_digits, {}), []
 
     def kill_once() -> None:
         if not killed and list(Path(job.run_dir).glob("checkpoints/step-*")):
             killed.append(worker_processes()[0])
             killed[0].kill()
 
+    monkeypatch.setattr(ray_train, "LOOK_S", 0.05)  # it is soon at its end
     summary = ray_train.run(job, BOTH, meanwhile=kill_once)
     assert killed and summary["steps"] == 40
-    assert fingerprint(Path(job.run_dir)) == undisturbed(tmp_path / "reference", digits, 2)
+    assert fingerprint(Path(job.run_dir)) == undisturbed(tmp_path / "reference", few_digits, 2)
     assert not Path(job.run_dir, "ray").exists()
 
 
@@ -52,14 +55,14 @@ def test_a_killed_ray_worker_changes_no_bit(ray: None, tmp_path: Path, digits: P
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_the_workers_own_error_ends_the_training_with_its_code(
-    ray: None, tmp_path: Path, digits: Path, caplog: pytest.LogCaptureFixture
+    ray: None, tmp_path: Path, few_digits: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A NaN is not retried: exit 4 at once, in the words of the worker."""
     from ddpm.cluster import ray_train
 
     hyper = "TRAINING.HYPER_PARAMETERS"
     runaway = {f"{hyper}.LEARNING_RATE": "1.0e+4", f"{hyper}.WARMUP_STEPS": 0}
-    job = make_job(tmp_path, digits, {**runaway, "TRAINING.CLIP_NORM": "null"})
+    job = make_job(tmp_path, few_digits, {**runaway, "TRAINING.CLIP_NORM": "null"})
     with caplog.at_level(logging.WARNING), pytest.raises(NonFiniteError, match="non-finite"):
         ray_train.run(job, BOTH)
     assert "attempt" not in caplog.text

@@ -1,6 +1,7 @@
 """A training and a sweep before they start: everything that keeps them from it, at once."""
 
 import io
+import os
 import shutil
 import signal
 import socket
@@ -25,9 +26,9 @@ from ddpm.sampling.generation import ImageGenerator
 from ddpm.sampling.loading import load_network
 from ddpm.sampling.request import read_request
 from ddpm.sweep.plan import Sweep, load_sweep
-from tests.support.processes import until
+from tests.support.processes import exit_codes, forked, until, workers
 from tests.support.shard_data import problems_of
-from tests.support.tiny_training import overrides, tiny
+from tests.support.tiny_training import DIGITS, overrides, tiny
 from tests.support.tree import ROOT
 
 
@@ -236,25 +237,31 @@ def test_trials_are_packed_on_what_the_machine_has(
     assert f"of {cores_each} core(s)" in shown
 
 
+def train_on_one_core(argv: list[str]) -> int:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    return launch("train", argv)
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 @pytest.mark.long
-def test_ctrl_c_saves_what_several_workers_train(tmp_path: Path) -> None:
-    """More workers than most machines that test have cores; Ray's own handler would abort."""
+def test_ctrl_c_saves_what_several_workers_train(tmp_path: Path, few_digits: Path) -> None:
+    """More workers than there are cores, for which Ray would wait; its own handler would abort."""
     settings = overrides(
         f"TRAINING.OUTPUT_DIR={tmp_path}",
+        f"DATASET.PATH={few_digits}",
         "TRAINING.HYPER_PARAMETERS.EPOCHS=100000",
         "TRAINING.HYPER_PARAMETERS.STEPS_PER_EPOCH=10",
         "TRAINING.HYPER_PARAMETERS.SAVE_PERIOD=null",
-        "CLUSTER.NUM_WORKERS=3",
+        "CLUSTER.NUM_WORKERS=2",
     )
-    command = [sys.executable, ROOT / "launch" / "train.py", ROOT / "configs" / "digits.yaml"]
-    driver = subprocess.Popen([*command, *settings], stderr=subprocess.PIPE, text=True)
+    said = tmp_path / "said"
+    driver = forked(train_on_one_core, [str(DIGITS), *settings], said=said)
     until("it trains", lambda: list(tmp_path.glob("*/*/*/metrics.jsonl")))
-    driver.send_signal(signal.SIGINT)
-    _, errors = driver.communicate(timeout=90)
-    assert driver.returncode == 75, errors
-    assert "saving, then stopping" in errors and "run the same command again" in errors
+    os.kill(driver.pid or 0, signal.SIGINT)
+    assert exit_codes([driver], 90) == [75], said.read_text()
+    assert "saving, then stopping" in said.read_text()
+    assert "run the same command again" in said.read_text()
     assert list(tmp_path.glob("*/*/*/checkpoints/step-*"))
 
 
@@ -312,21 +319,33 @@ def torchruns(nodes: int, *arguments: object) -> list[subprocess.CompletedProces
     ]
 
 
+def as_torchrun(argv: list[str], said: Path) -> tuple[list[int | None], str]:
+    """Exit codes and words of two processes with the environment that torchrun gives its own."""
+    files, started = [], []
+    for env in workers(2):
+        files.append(said.with_suffix("." + env["RANK"]))
+        more = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": env["RANK"]}
+        started.append(forked(launch, "train", argv, env=env | more, said=files[-1]))
+    return exit_codes(started, 250), "".join(file.read_text() for file in files)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_torchrun_trains_the_same_weights(tmp_path: Path, nodes: int) -> None:
+def test_torchrun_trains_the_same_weights(tmp_path: Path, few_digits: Path, nodes: int) -> None:
     """Two processes, to the bit what one trains in exact numerics; again: nothing is repeated."""
     exact = ("TRAINING.NUMERICS=exact", "TRAINING.MICRO_BATCH=4", "CLUSTER.CPUS_PER_WORKER=1")
-    file = tmp_path / "small.yaml"
-    file.write_text(configuration.to_yaml(small(tmp_path / "one", *exact)))
+    file, data = tmp_path / "small.yaml", f"DATASET.PATH={few_digits}"
+    file.write_text(configuration.to_yaml(small(tmp_path / "one", data, *exact)))
     assert launch("train", [str(file)]) == 0
-    for number in (1, 2)[: 3 - nodes]:
-        done = torchruns(nodes, file, f"TRAINING.OUTPUT_DIR={tmp_path / 'two'}")
-        said = "".join(each.stdout for each in done)
-        assert said.count("results: ") == 1, "".join(each.stderr for each in done)
-        (run,) = (tmp_path / "two").glob("*/*/*_????????")
-        facts = RunDirectory(run).provenance
-        assert facts["workers"] == 2 and len(facts["attempts"]) == 1, number
+    argv = [str(file), f"TRAINING.OUTPUT_DIR={tmp_path / 'two'}"]
+    done = torchruns(nodes, *argv)
+    said = "".join(each.stdout for each in done)
+    assert said.count("results: ") == 1, "".join(each.stderr for each in done)
+    codes, said = as_torchrun(argv, tmp_path / "said")
+    assert codes == [0, 0] and said.count("results: ") == 1
+    (run,) = (tmp_path / "two").glob("*/*/*_????????")
+    facts = RunDirectory(run).provenance
+    assert facts["workers"] == 2 and len(facts["attempts"]) == 1
     one, two = (
         max(tmp_path.glob(f"{name}/*/*/*/checkpoints/*/model.safetensors")).read_bytes()
         for name in ("one", "two")

@@ -7,9 +7,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from ddpm import report
-from ddpm.cluster import open_sweep
+from ddpm.cluster import open_sweep, run_sweep
 from ddpm.cluster.open_sweep import OpenSweep, Round, rounds
 from ddpm.cluster.ray_cluster import running_ray
 from ddpm.cluster.run_sweep import Allowance
@@ -32,10 +33,11 @@ GRID = "GRID: {TRAINING.PRED_TYPE: [image, velocity]}\n"
 HEAD = f"""
 BASE: {ROOT / "configs" / "digits.yaml"}
 WANDB: {{MODE: disabled}}
-EVALUATION: {{NUM: 16, EVERY: 1}}
+EVALUATION: {{NUM: 8, EVERY: 1}}
 IMAGE_GENERATION: {{NUM_STEPS: 2}}
 TRAINING:
-  NETWORK: {{FIRST_CHANNEL: 8, NUM_RES_BLOCKS: 1, HAS_ATTENTION: [false, false], TIMESTEPS: 60}}
+  NETWORK: {{FIRST_CHANNEL: 8, NUM_RES_BLOCKS: 1, TIMESTEPS: 60,
+            CHANNEL_MULTIPLIER: [1], HAS_ATTENTION: [false]}}
   INLINE_GEN: {{ENABLE: false, NUMS: 10, REVERSE_STRIDE: 20}}
   HYPER_PARAMETERS: {{EPOCHS: 4, STEPS_PER_EPOCH: 3, BATCH_SIZE: 32, WARMUP_STEPS: 2}}
 """
@@ -68,7 +70,9 @@ def names(trials: list[Trial]) -> list[str]:
 
 
 @pytest.mark.long
-def test_a_race_adds_seeds_where_cells_are_equal_and_remembers_its_looks(tmp_path: Path) -> None:
+def test_a_race_adds_seeds_where_cells_are_equal_and_remembers_its_looks(
+    tmp_path: Path, few_digits: Path
+) -> None:
     """Networks that hardly learn are far behind; cells that differ in their sample grids alone are
     trained to the same numbers, and are not told apart. The looks are taken once."""
     grids = "TRAINING.INLINE_GEN.NUMS"
@@ -76,7 +80,8 @@ def test_a_race_adds_seeds_where_cells_are_equal_and_remembers_its_looks(tmp_pat
         f"GRID: {{{RATE}: [0.004, 1.0e-8], {grids}: [10, 20]}}\n"
         "SEEDS: {auto: {start: 3, max: 4}}\n"
     )
-    with opened(tmp_path, text, "EVALUATION.EVERY=null") as of:
+    changed = (f"DATASET.PATH={few_digits}", "EVALUATION.EVERY=null")
+    with opened(tmp_path, text, *changed) as of:
         first, second = run_here(of)
         assert len(first.trials) == 12 and {t.seed for t in first.trials} == {0, 1, 2}
         racing = {(trial.cell[RATE], trial.cell[grids]) for trial in second.trials}
@@ -88,7 +93,7 @@ def test_a_race_adds_seeds_where_cells_are_equal_and_remembers_its_looks(tmp_pat
         words = "Race of seeds: after 4 seeds 2 cells cannot be told apart"
         assert words in built.html.read_text()
         assert built.verdict.kind != "winner"
-    with opened(tmp_path, text, "EVALUATION.EVERY=null") as of:
+    with opened(tmp_path, text, *changed) as of:
         assert run_here(of) == [] and len(of.trials) == 14
         assert json.loads((of.folder / "race.json").read_text()) == looks
 
@@ -112,14 +117,18 @@ def test_a_budget_of_trials_leaves_the_rest_and_a_larger_one_continues(tmp_path:
         assert len(one.trials) == 3 and len(Allowance(of).allowed(one.trials)) == 2
 
 
-def test_a_trial_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_trial_that_fails_is_recorded_and_the_others_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = f"GRID: {{{RATE}: [1.0e+4, 1.0e-3]}}\n"
-    with opened(tmp_path, text, "TRAINING.CLIP_NORM=null", SHORT) as of:
+    with opened(tmp_path, text, "TRAINING.CLIP_NORM=null") as of:
         run_here(of)
         bad, good = (of.ledger.outcomes()[trial.trial_id] for trial in of.trials)
         assert (bad.status, good.status) == ("failed", "done") and "non-finite" in str(bad.reason)
-        assert "non-finite" in report.build(of.folder).html.read_text()
         assert of.todo() == of.trials[:1]
+        assert run_sweep.conclude(of, Console()) == 1
+        assert f"failed: {bad.name}: {bad.reason}" in capsys.readouterr().out
+        assert "non-finite" in (of.folder / "report.html").read_text()
 
 
 def test_wall_hours_are_spent_at_their_limit(tmp_path: Path) -> None:
@@ -145,19 +154,20 @@ def ray() -> Iterator[None]:
 
 @pytest.mark.ray
 @pytest.mark.long
-def test_ray_halves_and_chooses(ray: None, tmp_path: Path) -> None:
+def test_ray_halves_and_chooses(ray: None, tmp_path: Path, few_digits: Path) -> None:
     """asha: the worse trials are saved and recorded at their rung, by the number that a trial's
     summary has at its end; what continues asks Ray for nothing it has decided. bayes: draws first,
     then choices, all of them known to the sweep when it is opened again.
     """
     halve = SPACE + "TUNE: {SEARCH: asha, TRIALS: 5, GRACE: 1, REDUCTION: 2}\n"
     choose = SPACE + "TUNE: {SEARCH: bayes, TRIALS: 11}\n"
-    with opened(tmp_path, halve) as of:
+    data = f"DATASET.PATH={few_digits}"
+    with opened(tmp_path, halve, data) as of:
         run_with_ray(of)
         check_halving(of)
         assert list(rounds(of)) == []
     ids = {trial.trial_id for trial in of.trials}
-    with opened(tmp_path, halve.replace("TRIALS: 5", "TRIALS: 6")) as of:
+    with opened(tmp_path, halve.replace("TRIALS: 5", "TRIALS: 6"), data) as of:
         new = [t.trial_id for t in of.todo()]
         before = {key: asdict(one) for key, one in of.ledger.outcomes().items()}
         run_with_ray(of)
@@ -165,10 +175,10 @@ def test_ray_halves_and_chooses(ray: None, tmp_path: Path) -> None:
         assert set(new).isdisjoint(ids) and len(new) == 1 and set(after) == ids | set(new)
         assert all(asdict(after[key]) == one for key, one in before.items())
     (tmp_path / "bayes").mkdir()
-    with opened(tmp_path / "bayes", choose, SHORT) as of:
+    with opened(tmp_path / "bayes", choose, SHORT, data) as of:
         run_with_ray(of)
         assert len(of.trials) == 11 and len(of.ledger.outcomes()) == 11
-    with opened(tmp_path / "bayes", choose, SHORT) as of:
+    with opened(tmp_path / "bayes", choose, SHORT, data) as of:
         assert len(of.trials) == 11 and of.todo() == [] and list(rounds(of)) == []
 
 
@@ -239,13 +249,20 @@ def test_a_cell_that_is_added_changes_neither_window_nor_numbers(tmp_path: Path)
 
 @pytest.mark.ray
 @pytest.mark.long
-def test_a_verdict_reaches_a_trial_of_several_workers(ray: None, tmp_path: Path) -> None:
+def test_a_verdict_reaches_a_trial_of_several_workers(
+    ray: None, tmp_path: Path, few_digits: Path
+) -> None:
     """It trains in other processes than the one that asks Ray, saves, and stops between two rungs.
     What it is compared with had ended before, and is told again.
     """
     text = f"GRID: {{{RATE}: [4.0e-3, 1.0e-8]}}\nTUNE: {{SEARCH: asha, GRACE: 1, REDUCTION: 2}}\n"
     hyper = "TRAINING.HYPER_PARAMETERS"
-    longer = (f"{hyper}.EPOCHS=60", f"{hyper}.STEPS_PER_EPOCH=4", "EVALUATION.EVERY=6")
+    longer = (
+        f"DATASET.PATH={few_digits}",
+        f"{hyper}.EPOCHS=60",
+        f"{hyper}.STEPS_PER_EPOCH=4",
+        "EVALUATION.EVERY=6",
+    )
     both = Workers(count=2, cpus=1, gpus=0)
     with opened(tmp_path, text, *longer) as of:
         assert run_one(of, of.trials[0]) == "done"

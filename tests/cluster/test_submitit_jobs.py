@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from hashlib import sha256
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
@@ -20,7 +21,8 @@ import pytest
 from ddpm.cli import sweep
 from ddpm.cli.main import launch
 from ddpm.cluster import submit
-from ddpm.cluster.run_trial import TrialTask
+from ddpm.cluster.open_sweep import opened
+from ddpm.cluster.run_trial import TrialTask, run_trial
 from ddpm.cluster.submit import JobOptions
 from ddpm.cluster.submit_sweep import group_size, left, record_death
 from ddpm.cluster.task import Journal, TaskFile, write_tasks
@@ -28,9 +30,10 @@ from ddpm.cluster.workers import Workers
 from ddpm.errors import InputError
 from ddpm.runs import provenance
 from ddpm.sweep.ledger import Ledger, Outcome
+from ddpm.sweep.plan import load_sweep
 from ddpm.training import TrainingJob
 from tests.cluster import test_sweep_run
-from tests.support.processes import until
+from tests.support.processes import exit_codes, forked, until
 from tests.support.tree import ROOT
 
 pytestmark = pytest.mark.timeout(1800)
@@ -40,33 +43,26 @@ GRID:
   TRAINING.PRED_TYPE: [image, velocity]
   TRAINING.NETWORK.SCHEDULER: [linear, cosine]
 """
-SMALL = test_sweep_run.SMALL | {"CLUSTER.CPUS_PER_WORKER": 1, "WANDB.MODE": "disabled"}
-LONG = {"TRAINING.HYPER_PARAMETERS.EPOCHS": 60}
+SMALL = test_sweep_run.SMALL | {"CLUSTER.CPUS_PER_WORKER": 1}
+LONG = {"TRAINING.HYPER_PARAMETERS.EPOCHS": 30}
 
 
 class Small:
-    """A sweep of four small trials whose file and results lie in a folder of the test's own."""
+    """A sweep of four small trials whose file and results lie in a folder of the test's own.
 
-    def __init__(self, place: Path) -> None:
+    data: instead of all digits.
+    """
+
+    def __init__(self, place: Path, data: Path | str = "digits") -> None:
+        self.data = data
         self.file, self.out = place / "small.yaml", place / "out"
         self.folder = self.out / "sweeps" / "small"
         self.file.write_text(SWEEP.format(base=ROOT / "configs" / "digits.yaml"))
 
     def argv(self, *options: str, **changed: object) -> list[str]:
-        settings = {"TRAINING.OUTPUT_DIR": self.out} | SMALL | changed
-        words = [f"{key}={value}" for key, value in settings.items()]
+        places = {"TRAINING.OUTPUT_DIR": self.out, "DATASET.PATH": self.data}
+        words = [f"{key}={value}" for key, value in (places | SMALL | changed).items()]
         return [sys.executable, str(ROOT / "launch" / "sweep.py"), str(self.file), *words, *options]
-
-    def run(
-        self, *options: str, env: dict[str, str] | None = None, **changed: object
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.argv(*options, **changed),
-            capture_output=True,
-            text=True,
-            timeout=900,
-            env=os.environ | (env or {}),
-        )
 
     def main(self, *options: str, **changed: object) -> int:
         """The command in this process."""
@@ -78,13 +74,10 @@ class Small:
             self.main(*options, **changed)
         assert not self.out.exists()
 
-    def start(self, *options: str, **changed: object) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            self.argv(*options, **changed),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def start(self, said: Path, jobs: int, **changed: object) -> BaseProcess:
+        """The command as a process, with jobs of this machine; said: the file of what it prints."""
+        argv = self.argv("--cluster", "local", "--jobs", str(jobs), **changed)
+        return forked(launch, "sweep", argv[2:], said=said)
 
     def outcomes(self) -> dict[str, Outcome]:
         return Ledger(self.folder / "ledger").outcomes()
@@ -114,8 +107,8 @@ class Small:
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Iterator[Small]:
-    made = Small(tmp_path)
+def small(tmp_path: Path, few_digits: Path) -> Iterator[Small]:
+    made = Small(tmp_path, few_digits)
     yield made
     for process in made.runners():
         process.kill()
@@ -143,11 +136,11 @@ def slurm(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.long
-def test_local_jobs_a_killed_process_fails_its_trial_alone(small: Small) -> None:
+def test_local_jobs_a_killed_process_fails_its_trial_alone(small: Small, tmp_path: Path) -> None:
     """What the kernel kills for want of memory is that trial's end; its group goes on, and the same
     command tries it again, and nothing else.
     """
-    driver = small.start("--cluster", "local", "--jobs", "1", **LONG)
+    driver = small.start(said := tmp_path / "said", 1, **LONG)
     until("a trial trains", lambda: small.steps() > 2)
     (runner,) = small.runners()
     runner.kill()
@@ -159,9 +152,8 @@ def test_local_jobs_a_killed_process_fails_its_trial_alone(small: Small) -> None
         assert facts["frozen"] == str(code) and (code / "ddpm" / "errors.py").is_file()
     until("a trial is recorded as failed", lambda: "failed" in small.statuses())
     (small.folder / "stop").touch()
-    output, _ = driver.communicate(timeout=900)
-    assert driver.returncode == 75, output
-    assert "3 of 4 trials have not ended" in output
+    assert exit_codes([driver]) == [75]
+    assert "3 of 4 trials have not ended" in said.read_text()
     (failed,) = small.outcomes().values()
     assert failed.reason == "its process was ended by SIGKILL; out of memory?"
     assert not small.runners()
@@ -186,27 +178,32 @@ def test_debug_jobs_run_a_sweep_to_its_report(
 
 @pytest.mark.ray
 @pytest.mark.long
-def test_ctrl_c_detaches_and_every_way_goes_on_with_what_is_left(small: Small) -> None:
-    driver = small.start("--cluster", "local", "--jobs", "2", **LONG)
+def test_ctrl_c_detaches_and_every_way_goes_on_with_what_is_left(
+    small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = small.start(said := tmp_path / "first", 2, **LONG)
     until("two processes train", lambda: len(small.runners()) == 2 and small.steps() > 4)
-    driver.send_signal(signal.SIGINT)
-    output, _ = driver.communicate(timeout=900)
-    assert driver.returncode == 75 and "detached; 2 job(s) go on" in output, output
-    assert len(small.runners()) == 2
+    runners = small.runners()
+    for runner in runners:
+        runner.suspend()  # they are not at their end, however quick they are
+    os.kill(first.pid or 0, signal.SIGINT)
+    assert exit_codes([first]) == [75] and "detached; 2 job(s) go on" in said.read_text()
+    assert small.runners() == runners
 
-    plain = small.run(**LONG)
-    assert plain.returncode == 3 and "hold trials of it" in plain.stderr, plain.stderr
-    second = small.start("--cluster", "local", "--jobs", "2", **LONG)
+    plain = small.argv("--no-probe", **LONG, **{"TUNE.MAX_CONCURRENT": 1})[2:]
+    assert launch("sweep", plain) == 3 and "hold trials of it" in capsys.readouterr().err
+    second = small.start(said := tmp_path / "second", 2, **LONG)
+    until("it watches them", lambda: said.exists() and "look: " in said.read_text())
+    for runner in runners:
+        runner.resume()
     until("a trial ends", lambda: small.statuses())
     small.folder.joinpath("stop").touch()
-    output, _ = second.communicate(timeout=900)
-    assert "0 to submit, 4 held by living jobs" in output
-    assert second.returncode == 75 and not small.runners(), output
+    assert exit_codes([second]) == [75] and not small.runners()
+    assert "0 to submit, 4 held by living jobs" in said.read_text()
     finished = {trial for trial, o in small.outcomes().items() if o.status == "done"}
     assert 1 <= len(finished) < 4
     before = small.attempts()
-    plain = small.run(**LONG)
-    assert plain.returncode == 0, plain.stdout + plain.stderr
+    assert launch("sweep", plain) == 0
     assert small.statuses() == ["done"] * 4
     assert all(small.attempts()[trial] == before[trial] for trial in finished)
 
@@ -227,13 +224,12 @@ def test_usr2_saves_and_requeues_and_the_result_is_the_same(small: Small, tmp_pa
     changed = LONG | {"WANDB.MODE": "offline"}
     text = small.file.read_text().replace("PRED_TYPE: [image, velocity]", "PRED_TYPE: [image]")
     small.file.write_text(text)
-    driver = small.start("--cluster", "local", "--jobs", "1", **changed)
+    driver = small.start(said := tmp_path / "said", 1, **changed)
     until("a trial trains", lambda: small.steps() > 4)
     (runner,) = small.runners()
     for process in (*runner.children(recursive=True), runner, runner.parents()[0]):
         process.send_signal(signal.SIGUSR2)  # as SLURM does: every process of the step
-    output, _ = driver.communicate(timeout=900)
-    assert driver.returncode == 0, output
+    assert exit_codes([driver]) == [0], said.read_text()
     (log,) = (small.folder / "submitit").glob("*_log.out")
     assert "Requeued job" in log.read_text()
     assert sorted(small.attempts().values()) == [1, 2]
@@ -242,21 +238,22 @@ def test_usr2_saves_and_requeues_and_the_result_is_the_same(small: Small, tmp_pa
         steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
         assert steps == sorted(set(steps))
 
-    (tmp_path / "other").mkdir()
-    undisturbed = Small(tmp_path / "other")
-    undisturbed.file.write_text(text)
-    assert undisturbed.run("--cluster", "debug", **changed).returncode == 0
-    assert weights(small.out) == weights(undisturbed.out)
+    overrides = small.argv(**LONG, **{"TRAINING.OUTPUT_DIR": tmp_path / "other"})[3:]
+    one = Workers(count=1, cpus=1, gpus=0)
+    with opened(load_sweep(small.file, overrides), workers=one, packed=False) as undisturbed:
+        for trial in undisturbed.trials:
+            task = TrialTask.of(undisturbed, trial)
+            assert run_trial(task, should_stop=lambda: False) == "done"
+    assert weights(small.out) == weights(tmp_path / "other")
 
 
 @pytest.mark.long
-def test_term_saves_and_ends_for_good(small: Small) -> None:
-    driver = small.start("--cluster", "local", "--jobs", "1", **LONG)
+def test_term_saves_and_ends_for_good(small: Small, tmp_path: Path) -> None:
+    driver = small.start(said := tmp_path / "said", 1, **LONG)
     until("a trial trains", lambda: small.steps() > 4)
     (runner,) = small.runners()
     runner.parents()[0].terminate()
-    output, _ = driver.communicate(timeout=900)
-    assert driver.returncode == 75, output
+    assert exit_codes([driver]) == [75], said.read_text()
     assert not small.runners() and not small.outcomes()
     (log,) = (small.folder / "submitit").glob("*_log.out")
     assert "Requeued" not in log.read_text()

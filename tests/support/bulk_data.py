@@ -3,18 +3,20 @@ is there afterwards.
 """
 
 import os
-import subprocess
 import sys
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
 
+from ddpm.cli.main import launch
 from ddpm.cluster import submit_images
 from ddpm.cluster.submit import JobOptions
 from ddpm.cluster.submit_images import checked
 from ddpm.sampling.bulk import BulkFolder
 from ddpm.sampling.request import BulkOptions, SampleRequest, read_request
+from tests.support.processes import forked
 from tests.support.tree import ROOT
 
 RUNNER = "ddpm.cluster"
@@ -63,21 +65,14 @@ class Bulk:
         words = [str(ROOT / "launch" / "sample.py"), str(self.run), *self.overrides]
         return [sys.executable, *words, *map(str, options)]
 
-    def command(
-        self, *options: object, env: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.argv(*options), capture_output=True, text=True, timeout=250, env=environment(env)
-        )
+    def main(self, *options: object) -> int:
+        """The exit code of the command in this process."""
+        return launch("sample", self.argv(*options)[2:])
 
-    def start(self, *options: object) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            self.argv(*options),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment(None),
-        )
+    def start(self, *options: object, said: Path) -> BaseProcess:
+        """The command as a process; said: the file of what it prints."""
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        return forked(launch, "sample", self.argv(*options)[2:], env=env, said=said)
 
     def runners(self) -> list[psutil.Process]:
         """The processes of jobs that draw."""
@@ -87,11 +82,6 @@ class Bulk:
         """Every process of the jobs: submitit's two of each, and those that draw."""
         mine = str(self.out)
         return [p for p in _processes() if any(mine in w for w in words(p)) and _is_of_a_job(p)]
-
-
-def environment(more: dict[str, str] | None) -> dict[str, str]:
-    """Ours, with this tree's code first."""
-    return os.environ | {"PYTHONPATH": str(ROOT)} | (more or {})
 
 
 def words(process: psutil.Process) -> list[str]:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ FORKS.set_forkserver_preload(
     [
         "torch._dynamo",
         *("ddpm.cli.train", "ddpm.cluster.run_training"),
+        *("ddpm.cli.sweep", "ddpm.cluster.run_sweep", "ddpm.cluster.ray_tune"),
+        *("ddpm.cli.sample", "ddpm.cluster.submit_images", "ddpm.cluster.submit_sweep"),
+        *("ddpm.cli.evaluate", "ddpm.cluster.run_evaluation", "ddpm.cluster.ray_train"),
         *(f"tests.support.{name}_process" for name in ("moments", "stage", "train")),
         *("tests.support.processes", "tests.support.shard_data"),
     ]
@@ -52,6 +56,7 @@ def _run(
 ) -> None:
     os.environ.clear()
     os.environ.update(env)
+    tempfile.tempdir = None  # what the environment says of it, not what was found before
     if said is not None:
         with said.open("wb") as file:
             os.dup2(file.fileno(), 1)
