@@ -238,7 +238,7 @@ def test_trials_are_packed_on_what_the_machine_has(
 
 
 def train_on_one_core(argv: list[str]) -> int:
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    os.sched_getaffinity = lambda _: {0}  # type: ignore[assignment]
     return launch("train", argv)
 
 
