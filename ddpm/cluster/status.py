@@ -35,6 +35,7 @@ from ddpm.runs import (
     METRICS_FILE,
     PROVENANCE_FILE,
     duration,
+    read_facts,
     storage,
 )
 from ddpm.sweep import Ledger, Outcome
@@ -83,8 +84,8 @@ def is_run(path: Path) -> bool:
 
 def read(path: Path, jobs: JobStates) -> RunStatus:
     """The run in the directory `path`, without its name."""
-    facts, row = read_json(path / PROVENANCE_FILE), _last_row(path / METRICS_FILE)
-    done, failed = read_json(path / DONE_FILE), read_json(path / FAILED_FILE)
+    facts, row = read_facts(path / PROVENANCE_FILE), _last_row(path / METRICS_FILE)
+    done, failed = read_facts(path / DONE_FILE), read_facts(path / FAILED_FILE)
     held_by = storage.signature(path / LOCK_FILE)
     alive = _is_alive(path, held_by, row, jobs)
     latest = held_by if "host" in held_by else facts
@@ -188,22 +189,12 @@ def _last_row(path: Path) -> dict[str, Any]:
     return {}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is none, or none that can be read."""
-    found = _parsed(path)
-    return found if isinstance(found, dict) else {}
-
-
 def read_list(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON list in a file, likewise."""
-    found = _parsed(path)
-    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
-
-
-def _parsed(path: Path) -> object:
+    """The objects of a JSON list in a file; empty where there is none that can be read."""
     with suppress(OSError, ValueError):
-        return json.loads(path.read_text())
-    return None
+        found = json.loads(path.read_text())
+        return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+    return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,7 +346,7 @@ def _eta(rows: Sequence[RunStatus], planned_too: bool) -> float | None:
 
 def _plan(folder: Path) -> list[dict[str, Any]]:
     """The trials that sweep.json plans."""
-    planned: list[dict[str, Any]] = read_json(folder / "sweep.json").get("planned", [])
+    planned: list[dict[str, Any]] = read_facts(folder / "sweep.json").get("planned", [])
     return planned
 
 

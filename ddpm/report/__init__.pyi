@@ -16,6 +16,5 @@ from .reading import SweepResults as SweepResults
 from .reading import TrialResult as TrialResult
 from .reading import mapping as mapping
 from .reading import read as read
-from .reading import read_json as read_json
 from .sections import shown_path as shown_path
 from .tuning import chosen_within as chosen_within

@@ -7,7 +7,7 @@ from math import floor, inf, isfinite, log10
 
 from ddpm.config import MEASURES
 from ddpm.metrics import Interval
-from ddpm.report.reading import SweepResults, Value, grouped
+from ddpm.report.reading import SweepResults, Value, code, grouped
 
 NAMES = {one.key: one.title for one in MEASURES.values()}
 PRED_TYPE, SCHEDULER, TIMESTEPS = (
@@ -34,7 +34,7 @@ def varied(cells: Iterable[Mapping[str, Value]]) -> tuple[str, ...]:
     values: dict[str, set[str]] = {}
     for cell in cells:
         for key, value in cell.items():
-            values.setdefault(key, set()).add(json.dumps(value))
+            values.setdefault(key, set()).add(code(value))
     keys = [key for key, seen in values.items() if len(seen) > 1]
     return tuple(sorted(keys, key=lambda k: (_ORDER.index(k) if k in _ORDER else len(_ORDER), k)))
 
@@ -245,7 +245,7 @@ def axes_of(sweep: SweepResults) -> Axes:
 
 def _values(key: str, sweep: SweepResults) -> tuple[Value, ...]:
     found = (cell[key] for cell in sweep.cells if key in cell)
-    values = tuple({_text(v): v for v in (*sweep.grid.get(key, ()), *found)}.values())
+    values = tuple({code(v): v for v in (*sweep.grid.get(key, ()), *found)}.values())
     if key == PRED_TYPE:
         return tuple(sorted(values, key=lambda v: place_of(_PRED_TYPES, v)))
     return values
@@ -253,12 +253,8 @@ def _values(key: str, sweep: SweepResults) -> tuple[Value, ...]:
 
 def place_of(values: Sequence[Value], value: Value) -> int:
     """Index of a value among values, by its JSON text; their number when it is not among them."""
-    texts = [_text(one) for one in values]
-    return texts.index(_text(value)) if _text(value) in texts else len(texts)
-
-
-def _text(value: Value) -> str:
-    return json.dumps(value, sort_keys=True)
+    texts = [code(one) for one in values]
+    return texts.index(code(value)) if code(value) in texts else len(texts)
 
 
 def capital(words: str) -> str:

@@ -25,7 +25,6 @@ A cell has learned where its x0-error is below that of the best linear estimate,
 the training data. Those that have not are set apart, never averaged into an effect.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -49,7 +48,7 @@ from ddpm.metrics import (
 )
 from ddpm.report.costs import Cost, cost
 from ddpm.report.labels import TIMESTEPS, cell_label, listed, ranges, text, varied
-from ddpm.report.reading import SweepResults, TrialResult, Value, grouped, number, sequence
+from ddpm.report.reading import SweepResults, TrialResult, Value, code, grouped, number, sequence
 from ddpm.report.scatter import (
     Difference,
     Spread,
@@ -108,11 +107,11 @@ class Standing:
     @property
     def key(self) -> str:
         """The cell as TrialResult.key has it."""
-        return json.dumps(self.cell, sort_keys=True)
+        return code(self.cell)
 
     def code(self, key: str) -> str:
         """Its value of a key as text that can be compared."""
-        return json.dumps(self.cell.get(key), sort_keys=True)
+        return code(self.cell.get(key))
 
     def has(self, measure: str) -> bool:
         """Whether every one of its trials has such a number."""
@@ -495,7 +494,7 @@ def _untuned(sweep: SweepResults, keys: Sequence[str]) -> list[tuple[str, str]]:
     cells = {}
     for trial in sweep.tuning if sweep.trials else ():
         cell = {key: value for key, value in trial.cell.items() if key not in sweep.space}
-        cells[json.dumps(cell, sort_keys=True)] = cell
+        cells[code(cell)] = cell
     why = "no training that would choose within it has finished"
     return [(cell_label(cell, keys), why) for key, cell in cells.items() if key not in compared]
 

@@ -17,22 +17,15 @@ from typing import TypeVar
 
 import numpy as np
 
-from ddpm.config import read_yaml
+from ddpm.config import flat, read_yaml
 from ddpm.errors import InputError
 from ddpm.metrics import Quality, X0Error, read_quality
-from ddpm.runs import load_run
+from ddpm.runs import load_run, read_facts
+from ddpm.sweep import SkippedCell
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
 Value = object  # a leaf of a configuration or of JSON: text, number, truth value, list or null
-
-
-def read_json(path: Path) -> Value:
-    """The JSON value in a file; None where there is no readable one."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def mapping(value: Value) -> dict[str, Value]:
@@ -67,6 +60,11 @@ def read_metrics(path: Path) -> dict[str, np.ndarray]:
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: np.array([number(row.get(name)) for row in rows]) for name in names}
     return {name: column for name, column in columns.items() if not np.isnan(column).all()}
+
+
+def code(value: Value) -> str:
+    """The value as text that can be compared and sorted."""
+    return json.dumps(value, sort_keys=True)
 
 
 def number(value: Value) -> float:
@@ -138,20 +136,12 @@ class TrialResult:
     @property
     def key(self) -> str:
         """The cell as text that can be compared and sorted."""
-        return json.dumps(self.cell, sort_keys=True)
+        return code(self.cell)
 
     def number(self, name: str) -> float | None:
         """A number of the trial's summary, None where it is absent or not a number."""
         value = number(self.summary.get(name))
         return value if isfinite(value) else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Skipped:
-    """A cell of the grid that was not trained, and why."""
-
-    cell: Mapping[str, Value]
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +171,7 @@ class SweepResults:
     grid: Mapping[str, tuple[Value, ...]]
     planned: int
     trials: tuple[TrialResult, ...]
-    skipped: tuple[Skipped, ...]
+    skipped: tuple[SkippedCell, ...]
     references: Lines | None
     problems: tuple[str, ...] = field(default=())
     planned_tuning: int = 0
@@ -221,14 +211,14 @@ def read(folder: Path) -> SweepResults:
 
 
 def _read_sweep(folder: Path) -> SweepResults:
-    facts = mapping(read_json(folder / "sweep.json"))
+    facts = read_facts(folder / "sweep.json")
     planned = [mapping(one) for one in sequence(facts.get("planned"))]
     # With NAMES a training may have passed from one name to another when SEEDS grew.
     cells = {str(one.get("trial")): one["cell"] for one in planned if "cell" in one}
     problems: list[str] = []
     trials = []
     for path in sorted((folder / "ledger").glob("*.json")):
-        outcome = mapping(read_json(path))
+        outcome = read_facts(path)
         if "status" not in outcome:
             problems.append(f"ledger/{path.name} cannot be read; its trial is left out.")
             continue
@@ -265,14 +255,16 @@ def _read_sweep(folder: Path) -> SweepResults:
             if len(ends := sequence(value)) == 2
         },
         skipped=tuple(
-            Skipped(cell=mapping(one.get("cell")), reason=str(one.get("reason", "no reason given")))
+            SkippedCell(
+                cell=mapping(one.get("cell")), reason=str(one.get("reason", "no reason given"))
+            )
             for one in map(mapping, sequence(facts.get("skipped")))
         ),
         references=_lines(folder),
         problems=tuple(problems),
         window=_window(facts.get("window")),
         weights={
-            json.dumps(mapping(one.get("cell")), sort_keys=True): {
+            code(mapping(one.get("cell"))): {
                 int(number(level)): number(weight)
                 for level, weight in zip(
                     sequence(one.get("levels")), sequence(one.get("weights")), strict=False
@@ -284,7 +276,7 @@ def _read_sweep(folder: Path) -> SweepResults:
 
 
 def _read_run(folder: Path) -> SweepResults:
-    done = mapping(read_json(folder / "DONE.json"))
+    done = read_facts(folder / "DONE.json")
     outcome = {
         "status": "done" if (folder / "DONE.json").exists() else "unfinished",
         "run_dir": str(folder.resolve()),
@@ -325,9 +317,9 @@ def _trial(folder: Path, name: str, outcome: Mapping[str, Value]) -> TrialResult
     arrays = read_arrays(run_dir / "evaluation.npz", ("levels", "mse", "ids"))
     return replace(
         trial,
-        provenance=mapping(read_json(run_dir / "provenance.json")),
+        provenance=read_facts(run_dir / "provenance.json"),
         metrics=read_metrics(run_dir / "metrics.jsonl"),
-        evaluation=mapping(read_json(run_dir / "evaluation.json")),
+        evaluation=read_facts(run_dir / "evaluation.json"),
         error=None if arrays is None else X0Error(**arrays),
         samples=_samples(run_dir / "samples.npz"),
         quality=read_quality(run_dir),
@@ -338,7 +330,7 @@ def _trial(folder: Path, name: str, outcome: Mapping[str, Value]) -> TrialResult
 def _config(run_dir: Path) -> dict[str, Value]:
     """Its configuration, StorageError where it was edited since; of another version, as it is."""
     with suppress(InputError):
-        load_run(run_dir)
+        return flat(load_run(run_dir))
     with suppress(InputError):
         return read_yaml(run_dir / "training_config.yaml")
     return {}
@@ -365,7 +357,7 @@ def _window(value: Value) -> tuple[int, int] | None:
 
 
 def _lines(folder: Path) -> Lines | None:
-    saved = mapping(read_json(folder / "references.json"))
+    saved = read_facts(folder / "references.json")
     if not saved.get("levels"):
         return None
     gaussian, memorisation = sequence(saved.get("gaussian")), sequence(saved.get("memorisation"))

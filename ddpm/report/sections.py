@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm.config import X0_MEASURES
+from ddpm.config import X0_MEASURES, leaves
 from ddpm.errors import as_typed
 from ddpm.metrics import QUALITY_MEASURES
 from ddpm.report import charts, strips
@@ -46,7 +46,7 @@ from ddpm.report.labels import (
     with_error,
 )
 from ddpm.report.ranking import ALIKE, Comparison, Ranking, Standing, against, agreement
-from ddpm.report.reading import SweepResults, TrialResult, Value, mapping, number, sequence
+from ddpm.report.reading import SweepResults, TrialResult, mapping, number, sequence
 from ddpm.report.scaling import SIZES, crossings, laws, slope_in_words, unresolved
 from ddpm.report.tuning import tuning_of
 from ddpm.report.verdict import (
@@ -941,7 +941,7 @@ def provenance(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Bl
         yield Text(words=reproduce(one), kind="command")
     values: dict[str, dict[str, None]] = {}
     for trial in sweep.trials:
-        for key, value in _flat(trial.provenance):
+        for key, value in leaves(dict(trial.provenance)):
             if key.split(".")[0] not in _OF_ONE_TRIAL and value not in (None, []):
                 values.setdefault(key, {})[text(value)] = None
     facts = [(key, listed(list(seen), limit=4)) for key, seen in values.items()]
@@ -967,14 +967,6 @@ def shown_path(path: Path) -> str:
     """A path as one types it here: relative where it lies below the working directory."""
     whole, here = path.absolute(), Path.cwd()
     return shlex.quote(str(whole.relative_to(here) if whole.is_relative_to(here) else whole))
-
-
-def _flat(tree: Mapping[str, Value], path: str = "") -> list[tuple[str, Value]]:
-    found: list[tuple[str, Value]] = []
-    for key, value in tree.items():
-        inner = mapping(value)
-        found += _flat(inner, f"{path}{key}.") if inner else [(f"{path}{key}", value)]
-    return found
 
 
 def bits(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:

@@ -40,8 +40,9 @@ from ddpm.report.labels import (
 )
 from ddpm.report.race import RACE, decided_for
 from ddpm.report.ranking import Ranking, Standing, against
-from ddpm.report.reading import SweepResults, Value, mapping, number, read_json, sequence
+from ddpm.report.reading import SweepResults, Value, mapping, number, sequence
 from ddpm.report.scatter import CHOICE_DOF, Spread
+from ddpm.runs import read_facts
 from ddpm.sweep import cell_name
 
 _CHEAPER = 0.9  # a share of another cell's cost that is worth a word
@@ -450,7 +451,7 @@ def race_in_words(found: Sequence[Mapping[str, Value]]) -> str:
 
 def looks(folder: Path) -> list[Mapping[str, Value]]:
     """The looks of a race of seeds, the first one first; none without a race."""
-    facts = mapping(read_json(folder / RACE))
+    facts = read_facts(folder / RACE)
     return [mapping(one) for one in sequence(facts.get("looks")) if number(facts.get("of", 0))]
 
 

@@ -30,6 +30,7 @@ from .logs import best_step as best_step
 from .logs import error_text as error_text
 from .logs import failure_recorded as failure_recorded
 from .logs import judge_evaluations as judge_evaluations
+from .logs import without_nan as without_nan
 from .machine import TrainingClock as TrainingClock
 from .machine import gpu_share as gpu_share
 from .machine import memory_usage as memory_usage
@@ -57,6 +58,7 @@ from .storage import digest as digest
 from .storage import is_held as is_held
 from .storage import lock as lock
 from .storage import make_folder as make_folder
+from .storage import read_facts as read_facts
 from .storage import read_json as read_json
 from .storage import remove as remove
 from .storage import write_json as write_json

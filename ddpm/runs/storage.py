@@ -206,6 +206,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_facts(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none, or none that can be read."""
+    with suppress(OSError, ValueError, RecursionError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Callable[[str, bytes], Written]]:
     """Makes a folder of files: there whole, when the block ends, or not at all.

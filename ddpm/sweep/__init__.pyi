@@ -8,6 +8,7 @@ from .comparable import to_minimise as to_minimise
 from .comparable import window_problems as window_problems
 from .ledger import Ledger as Ledger
 from .ledger import Outcome as Outcome
+from .ledger import SkippedCell as SkippedCell
 from .ledger import cell_name as cell_name
 from .plan import Sweep as Sweep
 from .plan import Trial as Trial

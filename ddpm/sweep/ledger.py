@@ -5,17 +5,15 @@ whole outcome of the file's own name is left out with a warning. Trials are know
 a changed grid adds trials and keeps the outcomes of the others.
 """
 
-import json
 import logging
-import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar, cast
+from typing import Literal, Protocol, TypeVar
 
 from ddpm.config import show
-from ddpm.runs import storage
+from ddpm.runs import storage, without_nan
 
 _LOG = logging.getLogger("ddpm.ledger")
 _NAME = re.compile(r"[0-9a-f]{8}\.json")
@@ -80,6 +78,18 @@ def cell_name(cell: Mapping[str, object]) -> str:
     return " · ".join(words) or "the base"
 
 
+@dataclass(frozen=True, kw_only=True)
+class SkippedCell:
+    """A cell that cannot be trained, and why."""
+
+    cell: Mapping[str, object]
+    reason: str
+
+    @property
+    def name(self) -> str:
+        return cell_name(self.cell)
+
+
 class Ledger:
     """The outcomes in a folder; many processes may record into it."""
 
@@ -95,7 +105,7 @@ class Ledger:
         if not _NAME.fullmatch(name):
             raise ValueError(f"trial is {outcome.trial!r}; give 8 lower-case hexadecimal digits")
         storage.make_folder(self.folder)
-        storage.write_json(self.folder / name, _finite(asdict(outcome)))
+        storage.write_json(self.folder / name, without_nan(asdict(outcome)))
 
     def outcomes(self) -> dict[str, Outcome]:
         """Trial id -> outcome, of every trial that ended."""
@@ -120,10 +130,7 @@ def _read(path: Path) -> Outcome | None:
     """The outcome in a file, None unless it is a whole one under its own name."""
     if not _NAME.fullmatch(path.name):
         return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
+    record = storage.read_facts(path)
     types: dict[str, type | tuple[type, ...]] = {
         "trial": str,
         "cell": dict,
@@ -134,19 +141,9 @@ def _read(path: Path) -> Outcome | None:
         "summary": dict,
     }
     is_whole = (
-        isinstance(record, dict)
-        and record.keys() == types.keys()
+        record.keys() == types.keys()
         and all(isinstance(record[name], kind) for name, kind in types.items())
         and record["trial"] == path.stem
         and record["status"] in ("done", "failed", "stopped", "unrun")
     )
     return Outcome(**record) if is_whole else None
-
-
-def _finite(value: object) -> object:
-    """The value with NaN and infinities as None, which JSON can say."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in cast(list[object], value)]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

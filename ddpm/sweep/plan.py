@@ -39,7 +39,7 @@ from ddpm.config import (
 from ddpm.errors import InputError, as_typed
 from ddpm.runs import storage
 from ddpm.sweep import comparable, spec
-from ddpm.sweep.ledger import Outcome, cell_name
+from ddpm.sweep.ledger import Outcome, SkippedCell, cell_name
 from ddpm.sweep.spec import (
     Axes,
     Race,
@@ -91,18 +91,6 @@ class Trial:
         return Outcome(
             trial=self.trial_id, cell=dict(self.cell), seed=self.seed, run_dir=self.run_dir
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SkippedCell:
-    """A cell that cannot be trained, and why."""
-
-    cell: Mapping[str, object]
-    reason: str
-
-    @property
-    def name(self) -> str:
-        return cell_name(self.cell)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,11 +26,10 @@ from ddpm.report import (
     answer,
     axes_of,
     mapping,
-    read_json,
     section_text,
     shown_path,
 )
-from ddpm.runs import storage
+from ddpm.runs import read_facts, storage
 from ddpm.tracking import wandb_log
 from ddpm.tracking.wandb_log import address, first_line, has_key, said_mode, why_not_online
 
@@ -290,7 +289,7 @@ def review(made: ReportFiles) -> list[str]:
     """
     folder = made.sweep.folder
     path, wanted = folder / FILE, specification(made)
-    known = mapping(mapping(read_json(path)).get("published"))
+    known = mapping(read_facts(path).get("published"))
     storage.write_json(path, {"format": 2, **asdict(wanted), "published": known or None})
     uploads = _uploads(made)
     if reason := _why_not_published():
