@@ -9,7 +9,7 @@ from typing import TypeVar
 from rich.progress import track
 
 from ddpm.errors import InputError, Interrupted
-from ddpm.report import SweepResults, TrialResult, read
+from ddpm.report import SweepResults, TrialResult, read_results
 from ddpm.sweep import Sweep, load_sweep
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ def trained(wanted: Sweep, options: StudyOptions) -> SweepResults:
     from ddpm.cluster import folder_of, run_sweep
 
     run_sweep.run(wanted, should_stop=options.should_stop)
-    return read(folder_of(wanted))
+    return read_results(folder_of(wanted))
 
 
 def each(items: Sequence[T], words: str, options: StudyOptions) -> Iterator[T]:

@@ -220,9 +220,9 @@ def _wandb() -> Diagnosis:
     number = _version("wandb")
     if not number:
         return Diagnosis("W&B", False, "", "runs are not mirrored there: run `make install`")
-    from ddpm.tracking import wandb_log  # needs packages that may be missing without W&B
+    from ddpm.tracking import has_wandb_key  # needs packages that may be missing without W&B
 
-    if wandb_log.has_key():
+    if has_wandb_key():
         return Diagnosis("W&B", True, number, "a key is there: WANDB.MODE: online works")
     meaning = "no key: runs are logged offline; `wandb login`, then `wandb sync` uploads them"
     return Diagnosis("W&B", True, number, meaning)

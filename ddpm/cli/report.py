@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"curves: tensorboard --logdir {shlex.quote(str(write_events(made)))}")
     if arguments.wandb:
-        from ddpm.tracking import wandb_report
+        from ddpm.tracking import publish_report
 
-        print("\n".join(wandb_report.review(made)))
+        print("\n".join(publish_report(made)))
     return 0

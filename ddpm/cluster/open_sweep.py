@@ -30,7 +30,7 @@ from ddpm.metrics import (
     training_weights,
     write_references,
 )
-from ddpm.report import RACE, left_by, look
+from ddpm.report import RACE_FILE, left_in_race, race_candidates
 from ddpm.runs import RunDirectory, Tail, lock, make_folder, read_json, write_json
 from ddpm.sampling import open_data, start_problems
 from ddpm.sweep import (
@@ -138,7 +138,7 @@ def opened(sweep: Sweep, *, workers: Workers, packed: bool) -> Iterator[OpenSwee
         there = {trial.trial_id for trial in of.pool}
         of.pool += [of.place(one) for one in _chosen_before(folder, sweep, there)]
         if sweep.race is None:  # SEEDS have become a list: what an earlier race left holds no more
-            (folder / RACE).unlink(missing_ok=True)
+            (folder / RACE_FILE).unlink(missing_ok=True)
         start = sweep.race.START if sweep.race else None
         of.add(t for t in of.pool if start is None or t.seed < start)
         evaluation, dataset = sweep.base.EVALUATION, next(iter(of.data.values()))
@@ -332,7 +332,7 @@ def _within(of: OpenSweep) -> Iterator[Round]:
             return  # the budget is spent: nothing is chosen from a part of the draws
     if todo or not cells:
         there = [one["cell"] for one in cells]
-        found = report.chosen_within(report.read(of.folder))
+        found = report.chosen_within(report.read_results(of.folder))
         cells = [*cells, *(one for one in found if one["cell"] not in there)]
         write_json(path, {"tuning": tuning, "cells": cells})
     planned = [
@@ -358,7 +358,7 @@ def _race(of: OpenSweep) -> Iterator[Round]:
     """A round for each look, with the seeds it needs more; its findings are kept in race.json."""
     race = of.sweep.race
     assert race is not None
-    path, cells = of.folder / RACE, {cell_name(t.cell) for t in of.pool}
+    path, cells = of.folder / RACE_FILE, {cell_name(t.cell) for t in of.pool}
     kept = read_json(path)
     taken = kept.get("looks", []) if kept.get("cells") == sorted(cells) else []
     if [one["seeds"] for one in taken] != list(race.looks[: len(taken)]):
@@ -376,8 +376,8 @@ def _race(of: OpenSweep) -> Iterator[Round]:
         if todo := of.todo():
             yield Round(trials=todo)
         if number > len(taken):
-            found = look(_numbers(of, racing), number, len(race.looks), len(cells))
-            left = left_by(found)
+            found = race_candidates(_numbers(of, racing), number, len(race.looks), len(cells))
+            left = left_in_race(found)
             facts = {"candidates": found, "racing": left}
             taken.append({"seeds": count, "is_decided": len(left) <= 1, **facts})
             write_json(path, {"of": len(race.looks), "cells": sorted(cells), "looks": taken})
@@ -388,7 +388,7 @@ def _race(of: OpenSweep) -> Iterator[Round]:
 
 def _numbers(of: OpenSweep, racing: Collection[str]) -> dict[str, dict[str, dict[int, float]]]:
     """Measure -> racing cell -> seed -> the report's number, errors as logarithms."""
-    ranking = report.rank(report.read(of.folder))
+    ranking = report.rank(report.read_results(of.folder))
     cells = {cell_name(one.cell): one.numbers for one in ranking.standings}
     return {
         measure: {

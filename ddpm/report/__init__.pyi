@@ -1,5 +1,5 @@
 from .costs import predicted_cost as predicted_cost
-from .labels import NAMES as NAMES
+from .labels import TITLES as TITLES
 from .labels import axes_of as axes_of
 from .labels import listed as listed
 from .labels import number_with_error as number_with_error
@@ -8,13 +8,12 @@ from .page import answer as answer
 from .page import assess as assess
 from .page import build as build
 from .page import section_text as section_text
-from .race import RACE as RACE
-from .race import left_by as left_by
-from .race import look as look
+from .race import RACE_FILE as RACE_FILE
+from .race import left_in_race as left_in_race
+from .race import race_candidates as race_candidates
 from .ranking import rank as rank
 from .reading import SweepResults as SweepResults
 from .reading import TrialResult as TrialResult
-from .reading import mapping as mapping
-from .reading import read as read
-from .sections import shown_path as shown_path
+from .reading import read_results as read_results
+from .sections import short_path as short_path
 from .tuning import chosen_within as chosen_within

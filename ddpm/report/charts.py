@@ -20,7 +20,7 @@ from ddpm.config import X0_MEASURES
 from ddpm.report.best_samples import Spot, method
 from ddpm.report.costs import front, gpus
 from ddpm.report.labels import (
-    NAMES,
+    TITLES,
     Axes,
     Cell,
     cell_label,
@@ -41,7 +41,7 @@ Row = dict[str, Any]
 GAUSSIAN, MEMORISATION = "Gaussian fit", "memorisation"
 FACETS = 12  # charts side by side; of more, those that hold the best cells
 LOSSES = {"n_loss": "noise loss", "i_loss": "image loss", "v_loss": "velocity loss"}
-COMPARABLE = {f"val_{measure}": NAMES[measure] for measure in X0_MEASURES}
+COMPARABLE = {f"val_{measure}": TITLES[measure] for measure in X0_MEASURES}
 _SYMBOLS = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 _LOGARITHMIC = 4  # positive numbers whose ratio is larger are drawn on a logarithmic scale
 _WIDE = 8  # the same of costs
@@ -89,9 +89,9 @@ def intervals(ranking: Ranking) -> Spec:
         scale = _scale(is_log) | {"nice": False, "padding": 8}
         shared = {
             "y": _name("cell", sort=labels, title=None, axis=None if charts else {}),
-            "tooltip": [_name("cell"), _name("tip", title=NAMES[measure])],
+            "tooltip": [_name("cell"), _name("tip", title=TITLES[measure])],
         }
-        x = _number("low", title=NAMES[measure], scale=scale)
+        x = _number("low", title=TITLES[measure], scale=scale)
         bars = _layer({"type": "rule", "strokeWidth": 2}, shared, x=x, x2={"field": "high"})
         points = _layer(_point(50) | {"opacity": 1}, shared, x=_number("value"))
         datasets[measure] = rows
@@ -106,7 +106,7 @@ def intervals(ranking: Ranking) -> Spec:
             ]  # fmt: skip
             band = _layer({"type": "rect", "opacity": 0.25, "color": "gray"}, {},
                           x=x | {"field": "from"}, x2={"field": "to"},
-                          tooltip=_name("tip", title=NAMES[measure]))  # fmt: skip
+                          tooltip=_name("tip", title=TITLES[measure]))  # fmt: skip
             layers.insert(0, band | {"data": {"name": f"real {measure}"}})
         charts.append(_chart(layers, measure, width=330, height={"step": 17}))
     return {"hconcat": charts, "spacing": 18, "datasets": datasets}
@@ -231,11 +231,11 @@ def over_cost(ranking: Ranking, axes: Axes) -> Spec | None:
              **_with_interval(one, measure)}
             for one, spent in zip(standings, seconds, strict=True)
         ]  # fmt: skip
-        y = _y(NAMES[measure], [row["low"] for row in rows] + [row["high"] for row in rows],
+        y = _y(TITLES[measure], [row["low"] for row in rows] + [row["high"] for row in rows],
                may_be_log=measure != X0_MEASURES[0])  # fmt: skip
         points = _layer(
             _point(55), shared, y=y("value"), shape=_shape(names),
-            tooltip=[_name("cell"), _name("tip", title=NAMES[measure]),
+            tooltip=[_name("cell"), _name("tip", title=TITLES[measure]),
                      _number("cost", title=title, format=".3g")],
         )  # fmt: skip
         best = front(seconds, [row["value"] for row in rows])
@@ -275,7 +275,7 @@ def over_compute(families: Sequence[Sequence[Law]], axes: Axes) -> Spec:
         usual = _series([one.cell for law in laws for one in law.cells], axes)
         names = usual if {*names} <= {*usual} else names  # in the colours of the other charts
         log = {"type": "log", "nice": False}
-        title = NAMES[measure] if measure != X0_MEASURES[0] else "geometric mean of the x0-error"
+        title = TITLES[measure] if measure != X0_MEASURES[0] else "geometric mean of the x0-error"
         shared = {
             "x": _number("compute", title="seconds of training compute", scale=log, axis=_SHORT),
             "y": _number("value", title=title, scale=log, axis=_SHORT),
@@ -317,7 +317,7 @@ def over_choice(tuning: Tuning, axes: Axes) -> Spec:
             for draw in one.draws
         ]  # fmt: skip
         may_be_log = measure != X0_MEASURES[0]
-        y = _y(NAMES[measure], [row["value"] for row in rows], may_be_log=may_be_log)
+        y = _y(TITLES[measure], [row["value"] for row in rows], may_be_log=may_be_log)
         tooltip = [_name("cell"), _number("choice", title=spoken(key)), _name("tip")]
         points = _layer(_point(30), shared, y=y("value"), shape=_shape(names), tooltip=tooltip)
         chosen = _layer(_point(130), shared, y=y("value"), shape=_shape(names))
@@ -365,12 +365,12 @@ def sampling_curves(
             for title, group in groups.items() for spot, way in zip(spots, ways, strict=True)
             if spot.cell in group and (found := spot.qualities.get(name)) is not None
         ]  # fmt: skip
-        y = _y(NAMES[name], [row["low"] for row in rows] + [row["high"] for row in rows])
+        y = _y(TITLES[name], [row["low"] for row in rows] + [row["high"] for row in rows])
         layers = [
             _layer({"type": "line"}, shared, y=y("value")),
             _layer({"type": "rule"}, shared, y=y("low"), y2={"field": "high"}),
             _layer(_point(30), shared, y=y("value"), shape=_shape(series),
-                   tooltip=[_name("cell"), _name("tip", title=NAMES[name])]),
+                   tooltip=[_name("cell"), _name("tip", title=TITLES[name])]),
         ]  # fmt: skip
         chart = _chart(layers, name, width=290, height=190)
         charts.append(_facets(chart, list(dict.fromkeys(row["panel"] for row in rows))))

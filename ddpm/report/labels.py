@@ -9,7 +9,7 @@ from ddpm.config import MEASURES
 from ddpm.metrics import Interval
 from ddpm.report.reading import SweepResults, Value, code, grouped
 
-NAMES = {one.key: one.title for one in MEASURES.values()}
+TITLES = {one.key: one.title for one in MEASURES.values()}
 PRED_TYPE, SCHEDULER, TIMESTEPS = (
     "TRAINING.PRED_TYPE",
     "TRAINING.NETWORK.SCHEDULER",

@@ -23,10 +23,10 @@ from ddpm.config import X0_MEASURES
 from ddpm.errors import InputError, as_typed
 from ddpm.report import charts
 from ddpm.report.cautions import flags, is_confounded
-from ddpm.report.labels import NAMES, capital, duration, number_with_error, signed, size
+from ddpm.report.labels import TITLES, capital, duration, number_with_error, signed, size
 from ddpm.report.ranking import Ranking, Standing, kendall_tau, rank, with_baseline
-from ddpm.report.reading import SweepResults, read
-from ddpm.report.sections import Chart, Section, Table, sections, shown_path
+from ddpm.report.reading import SweepResults, read_results
+from ddpm.report.sections import Chart, Section, Table, sections, short_path
 from ddpm.report.tables import csv_text, print_table, statistics, write_tables
 from ddpm.report.verdict import Conclusion, allowed, judge
 from ddpm.runs import load_run, storage
@@ -76,7 +76,7 @@ def assess(folder: Path, *, baseline: str | None = None) -> ReportFiles:
 
     baseline: `KEY=value,...` of the cell that all others are compared with as well.
     """
-    sweep = read(folder)
+    sweep = read_results(folder)
     ranking = rank(sweep)
     if baseline is not None and not sweep.is_sweep:
         raise InputError(f"--baseline {baseline}: {folder} is one run, with no cells to compare")
@@ -231,7 +231,7 @@ def next_command(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> 
         return what, sweep.command
     if not sweep.is_sweep:
         run = sweep.trials[0].run_dir or sweep.folder
-        return "Generate images from it", f"{as_typed('sample')} {shown_path(run)}"
+        return "Generate images from it", as_typed("sample", short_path(run))
     best = ranking.recommended
     if best is None:
         return "", ""
@@ -260,7 +260,7 @@ def next_command(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> 
     unknown = "; whether the order holds then is not known" if order is None else ""
     name = f"the winner, {best.label}," if verdict.kind == "winner" else best.label
     what = f"Train {name} ten times as long{unknown}"
-    return what, f"{as_typed('train')} {shown_path(config)} {_EPOCHS}={10 * epochs}"
+    return what, as_typed("train", short_path(config), f"{_EPOCHS}={10 * epochs}")
 
 
 def _again(command: str, key: str, value: object) -> str:
@@ -299,7 +299,7 @@ def _facts(ranking: Ranking, verdict: Conclusion, is_sweep: bool) -> list[tuple[
     spent = (f"Cost of a training, {costs.device} time", duration(costs.compute_seconds), waited)
     if is_sweep:
         title = {"winner": "Winner", "none": "Cell"}.get(verdict.kind, "Recommended")
-        numbers = [(capital(NAMES[m]), *_value(best, m)) for m in ranking.measures]
+        numbers = [(capital(TITLES[m]), *_value(best, m)) for m in ranking.measures]
         values = [(title, best.label, ""), *numbers, spent]
     else:
         packed = "packed: others ran beside it" if costs.is_packed else ""

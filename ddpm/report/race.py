@@ -27,13 +27,13 @@ from numpy.typing import NDArray
 from ddpm.metrics import t_quantile
 
 ERROR = 0.05
-RACE = "race.json"  # of a sweep's folder: the looks that were taken
+RACE_FILE = "race.json"  # of a sweep's folder: the looks that were taken
 
 # cell -> what each of its seeds gave by one measure, lower is better
 Numbers = Mapping[str, Mapping[int, float]]
 
 
-def left_by(candidates: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+def left_in_race(candidates: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """The cells that every measure leaves, in the order of the first."""
     first, *others = candidates.values()
     return tuple(name for name in first if all(name in names for names in others))
@@ -47,7 +47,7 @@ def confidence(number: int, looks: int, cells: int, measures: int) -> float:
     return 1 - 2 * ERROR / (max(cells, 2) * measures) * spent
 
 
-def look(
+def race_candidates(
     measures: Mapping[str, Numbers], number: int, looks: int, cells: int
 ) -> dict[str, tuple[str, ...]]:
     """The cells that may be the best by each measure, the leader first, at look `number` of
@@ -102,5 +102,7 @@ def decided_for(looked: Sequence[Mapping[str, object]]) -> str | None:
     found = looked[-1].get("candidates") if looked else None
     if not isinstance(found, dict) or not found:
         return None
-    left = left_by({measure: names for measure, names in found.items() if isinstance(names, list)})
+    left = left_in_race(
+        {measure: names for measure, names in found.items() if isinstance(names, list)}
+    )
     return left[0] if len(left) == 1 else None

@@ -198,7 +198,7 @@ class SweepResults:
         return path if path.exists() else None
 
 
-def read(folder: Path) -> SweepResults:
+def read_results(folder: Path) -> SweepResults:
     """A sweep folder or a run directory as a Sweep; InputError when it is neither."""
     if (folder / "sweep.json").exists() or (folder / "ledger").is_dir():
         return _read_sweep(folder)
@@ -213,7 +213,7 @@ def read(folder: Path) -> SweepResults:
 def _read_sweep(folder: Path) -> SweepResults:
     facts = read_facts(folder / "sweep.json")
     planned = [mapping(one) for one in sequence(facts.get("planned"))]
-    # With NAMES a training may have passed from one name to another when SEEDS grew.
+    # With TITLES a training may have passed from one name to another when SEEDS grew.
     cells = {str(one.get("trial")): one["cell"] for one in planned if "cell" in one}
     problems: list[str] = []
     trials = []

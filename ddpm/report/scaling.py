@@ -21,7 +21,7 @@ import numpy as np
 
 from ddpm.metrics import mean_interval, t_quantile
 from ddpm.report.costs import front, gpus
-from ddpm.report.labels import NAMES, cell_label, duration, signed, varied, with_error
+from ddpm.report.labels import TITLES, cell_label, duration, signed, varied, with_error
 from ddpm.report.ranking import Ranking, Standing, shared_seeds
 from ddpm.report.reading import TrialResult, grouped
 
@@ -158,7 +158,7 @@ def _crossing(one: Law, other: Law, confidence: float) -> str | None:
         return None
     cheap, dear = (one, other) if first < 0 else (other, one)
     ends = [duration(float(10 ** places[k])) for k in (0, -1)]
-    by = f"By {NAMES[one.measure]}"
+    by = f"By {TITLES[one.measure]}"
     if first == last:
         return f"{by} {cheap.name} is below {dear.name} from {ends[0]} to {ends[1]} of compute."
     until = float(10 ** places[np.flatnonzero(signs == first)[-1]])

@@ -5,7 +5,6 @@ are plain; each renderer escapes them in its own way and leaves out what it cann
 section is one function and one line in `sections`.
 """
 
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, isfinite, log10
@@ -24,7 +23,7 @@ from ddpm.report.charts import GAUSSIAN, MEMORISATION
 from ddpm.report.costs import compute_seconds, cost, front, predicted_cost
 from ddpm.report.effects import Analysis, Term, analyse
 from ddpm.report.labels import (
-    NAMES,
+    TITLES,
     Axes,
     Cell,
     aligned,
@@ -187,7 +186,7 @@ def ranked(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]
     has_classes = any(correct)
     all_packed = all(one.is_packed for one in spent)
     unit = " / ".join(sorted({one.unit for one in spent}))
-    head = ["#", "cell", NAMES[first], NAMES[second], f"rank by {NAMES[second]}",
+    head = ["#", "cell", TITLES[first], TITLES[second], f"rank by {TITLES[second]}",
             *["class accuracy"] * has_classes, "seeds", unit,
             "images/s packed" if all_packed else "images/s", "peak memory"]  # fmt: skip
     rows = []
@@ -243,7 +242,7 @@ def _measured_on(ranking: Ranking) -> str:
         if ranking.is_window
         else f"the {len(ranking.levels)} log-SNR levels from {low} to {high} that all cells share"
     )
-    first, second = (capital(NAMES[measure]) for measure in X0_MEASURES)
+    first, second = (capital(TITLES[measure]) for measure in X0_MEASURES)
     return (
         f"Averages run over {window}. {first}: mean over levels of log10 MSE of the x0 estimate; "
         f"0.1 lower is a 21 % smaller error at every level. {second}: mean over levels of "
@@ -310,12 +309,12 @@ def compared(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Bloc
 def _of_pairs(ranking: Ranking) -> list[str]:
     """The effect of pairing by seed on the intervals, and cells that scatter more than others."""
     first, *others = ranking.measures
-    said = [f"{NAMES[first]}: {pairing(ranking, first)}"]
+    said = [f"{TITLES[first]}: {pairing(ranking, first)}"]
     for measure in others:
         found = ranking.spread(measure)
         if found is not None and isfinite(found.ratio):
             kind = "paired" if found.is_paired else "unpaired"
-            said.append(f"{NAMES[measure]}: {found.ratio:.2f} times; intervals are {kind}.")
+            said.append(f"{TITLES[measure]}: {found.ratio:.2f} times; intervals are {kind}.")
     return [*said, *filter(None, [unequal(ranking)])]
 
 
@@ -338,7 +337,7 @@ def _against(caption: str, ranking: Ranking, found: Sequence[Comparison]) -> Tab
 
 
 def _log_name(measure: str) -> str:
-    return NAMES[measure] if measure == X0_MEASURES[0] else f"log10 of {NAMES[measure]}"
+    return TITLES[measure] if measure == X0_MEASURES[0] else f"log10 of {TITLES[measure]}"
 
 
 def ratio_text(ratio: float) -> str:
@@ -411,7 +410,7 @@ def heat_maps(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Blo
     panels = charts.chosen(sweep.cells, axes.panels, axes, ranking, _PANELS)
     for measure in ranking.measures:
         for title, group in panels.items():
-            caption = capital(NAMES[measure]) + (f", {title}" if title else "")
+            caption = capital(TITLES[measure]) + (f", {title}" if title else "")
             yield _heat_map(sweep, ranking, axes, group, measure, caption)
     if rest := len(axes.grouped(sweep.cells, axes.panels)) - len(panels):
         yield _note(
@@ -575,7 +574,7 @@ def scaled(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]
     for measure in dict.fromkeys((*ranking.measures, X0_MEASURES[0])):
         if lost := unresolved(ranking, measure):
             yield _note(
-                f"Left out of the lines of {NAMES[measure]}: {len(lost)} of "
+                f"Left out of the lines of {TITLES[measure]}: {len(lost)} of "
                 f"{len(ranking.standings)} cells, whose number is on some seed not above its "
                 "evaluation error."
             )
@@ -584,7 +583,7 @@ def scaled(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]
         families.append(found)
         yield from (Text(words=words) for words in crossings(found))
         rows += [
-            [NAMES[measure], law.name, slope_in_words(law), ratio_text(2 ** law.slope[0]),
+            [TITLES[measure], law.name, slope_in_words(law), ratio_text(2 ** law.slope[0]),
              f"{duration(10 ** law.compute[0])} to {duration(10 ** law.compute[-1])}",
              ", ".join(cell_label(one.cell, SIZES) for one in law.front)]
             for law in found
@@ -637,7 +636,7 @@ def _fronts(ranking: Ranking) -> str:
             f"for {duration(seconds[k])})"
             for k in front(seconds, values)
         ]
-        said.append(f"By {NAMES[measure]}, from the cheapest: {', '.join(named)}.")
+        said.append(f"By {TITLES[measure]}, from the cheapest: {', '.join(named)}.")
     return " ".join(said)
 
 
@@ -770,7 +769,7 @@ def _best_by_calls(spots: Sequence[Spot], names: Sequence[str]) -> Table:
             for name, some in here.items()
         ]
         rows.append([f"{count:g}", *said])
-    head = ("calls per image", *(f"best {NAMES[name]} [interval]" for name in names))
+    head = ("calls per image", *(f"best {TITLES[name]} [interval]" for name in names))
     return Table(head=head, rows=rows, wrap=range(1, len(head)))
 
 
@@ -783,7 +782,7 @@ def _points(sweep: SweepResults, spots: Sequence[Spot], names: Sequence[str]) ->
         for spot in spots
     ]  # fmt: skip
     head = ["cell", "seeds", "sampler", "steps", "calls per image", " / ".join(units),
-            *(f"{NAMES[name]} [interval]" for name in names)]  # fmt: skip
+            *(f"{TITLES[name]} [interval]" for name in names)]  # fmt: skip
     return Table(head=head, rows=rows, right=(1, *range(3, len(head))), is_short=False,
                  fold=f"The numbers of {len(rows)} points")  # fmt: skip
 
@@ -819,7 +818,7 @@ def tuned(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
     draws = len({str([trial.cell.get(key) for key in sweep.space]) for trial in sweep.tuning})
     seeds = listed(sorted({str(trial.seed) for trial in sweep.tuning}))
     spent = sum(compute_seconds(trial) or 0.0 for trial in sweep.tuning)
-    of_measures = " and ".join(NAMES[measure] for measure in found.ranking.measures)
+    of_measures = " and ".join(TITLES[measure] for measure in found.ranking.measures)
     yield Text(
         words=f"{listed(names)} chosen within each cell: {draws} draws, the same for all cells, "
         f"trained for a third of the length on seed {seeds}, {duration(spent)} of compute in all. "
@@ -843,7 +842,7 @@ def tuned(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
                        for m in found.ranking.measures),
                      *[_clipped(one.best)] * clipped,
                      "the end of what was tried" if one.is_at_edge else ""])  # fmt: skip
-    head = ["cell", *names, *(NAMES[measure] for measure in found.ranking.measures),
+    head = ["cell", *names, *(TITLES[measure] for measure in found.ranking.measures),
             *["steps clipped"] * clipped, ""]  # fmt: skip
     yield Table(head=head, rows=rows, right=range(1, len(head) - 1))
     if len(found.keys) == 1:
@@ -959,14 +958,13 @@ def reproduce(trial: TrialResult) -> str:
     assert trial.run_dir is not None
     name = commit(trial)
     checkout = f"git checkout {name.rstrip('+')[:12]} && " if name else ""
-    config = shown_path(trial.run_dir / "training_config.yaml")
-    return f"{checkout}{as_typed('train')} {config} --new"
+    return checkout + as_typed("train", short_path(trial.run_dir / "training_config.yaml"), "--new")
 
 
-def shown_path(path: Path) -> str:
-    """A path as one types it here: relative where it lies below the working directory."""
+def short_path(path: Path) -> Path:
+    """The path, relative where it lies below the working directory."""
     whole, here = path.absolute(), Path.cwd()
-    return shlex.quote(str(whole.relative_to(here) if whole.is_relative_to(here) else whole))
+    return whole.relative_to(here) if whole.is_relative_to(here) else whole
 
 
 def bits(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:

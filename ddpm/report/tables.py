@@ -20,7 +20,7 @@ from rich.table import Table as Grid
 from ddpm.config import X0_MEASURES
 from ddpm.metrics import QUALITY_MEASURES, QualityPoint, continuous_bound
 from ddpm.report.effects import Analysis, Term, analyse
-from ddpm.report.labels import NAMES, capital, duration, number_with_error, signed, size, text
+from ddpm.report.labels import TITLES, capital, duration, number_with_error, signed, size, text
 from ddpm.report.ranking import CONFIDENCE, Comparison, Family, Ranking, Standing, against
 from ddpm.report.reading import SweepResults, Value, mapping, number
 from ddpm.report.scatter import Groups
@@ -54,7 +54,7 @@ def _print_ranking(sweep: SweepResults, ranking: Ranking, console: Console) -> N
     table = Grid(title=title, box=SIMPLE_HEAD)
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("cell", overflow="fold")
-    headings = [NAMES[measure].replace(" error", "\nerror") for measure in ranking.measures]
+    headings = [TITLES[measure].replace(" error", "\nerror") for measure in ranking.measures]
     for heading in (*headings, "# by it"):
         table.add_column(heading, justify="right", no_wrap=True)
     for heading in ("images/s", "compute", "memory") if wide else ("images/s",):

@@ -24,7 +24,7 @@ from ddpm.config import X0_MEASURES
 from ddpm.report.best_samples import along
 from ddpm.report.effects import Analysis, Effect
 from ddpm.report.labels import (
-    NAMES,
+    TITLES,
     above,
     capital,
     interval_text,
@@ -38,7 +38,7 @@ from ddpm.report.labels import (
     varied,
     with_error,
 )
-from ddpm.report.race import RACE, decided_for
+from ddpm.report.race import RACE_FILE, decided_for
 from ddpm.report.ranking import Ranking, Standing, against
 from ddpm.report.reading import SweepResults, Value, mapping, number, sequence
 from ddpm.report.scatter import CHOICE_DOF, Spread
@@ -95,7 +95,7 @@ def judge(sweep: SweepResults, ranking: Ranking) -> Conclusion:
 
 
 def _verdict(ranking: Ranking) -> tuple[str, str]:
-    each = [NAMES[measure] for measure in ranking.measures]
+    each = [TITLES[measure] for measure in ranking.measures]
     names, both = " or ".join(each), " and ".join(each)
     where = "" if ranking.spread(ranking.measures[0]) is not None else " of this run"
     what = "draws the best samples" if ranking.of_samples else "has the lowest x0-error"
@@ -115,7 +115,7 @@ def _verdict(ranking: Ranking) -> tuple[str, str]:
             if first < 0 and second < 0:
                 return "disagree", (
                     f"No single winner{where}: the measures disagree. {a.label} beats {b.label} by "
-                    f"{NAMES[one]}, {b.label} beats {a.label} by {NAMES[other]}."
+                    f"{TITLES[one]}, {b.label} beats {a.label} by {TITLES[other]}."
                 )
     tied = ranking.tied
     if len(tied) == len(ranking.standings):
@@ -165,11 +165,11 @@ def _real(ranking: Ranking) -> list[str]:
     known = [measure for measure in ranking.measures if measure in ranking.real]
     if not known:
         return []
-    numbers = [f"{NAMES[m]} {interval_text(ranking.real[m])}" for m in known]
+    numbers = [f"{TITLES[m]} {interval_text(ranking.real[m])}" for m in known]
     parts = [f"Held-out real images: {' and '.join(numbers)}"]
     alike = {m: tuple(one.label for one in ranking.like_real(m)) for m in known}
     for names in filter(None, dict.fromkeys(alike.values())):
-        by = listed([NAMES[m] for m in known if alike[m] == names])
+        by = listed([TITLES[m] for m in known if alike[m] == names])
         which = "all cells" if len(names) == len(ranking.standings) > 2 else listed(names)
         parts.append(f"by {by} {which} cannot be told from them")
     return [f"{'; '.join(parts)}."]
@@ -203,7 +203,7 @@ def by_measure(ranking: Ranking, lead: Standing, measure: str) -> str:
         parts.append(f"cannot be told apart from {names}")
     lowest = " is lowest;" if lead is ranking.lowest(measure) and parts else ""
     joined = ", and ".join(parts)
-    return f"By {NAMES[measure]}{where} {lead.label}{f'{lowest} it' if lowest else ''} {joined}."
+    return f"By {TITLES[measure]}{where} {lead.label}{f'{lowest} it' if lowest else ''} {joined}."
 
 
 def _group(ranking: Ranking, some: Sequence[Standing] | Sequence[str]) -> str:
@@ -261,7 +261,7 @@ def unequal(ranking: Ranking) -> str:
             ]
             times = found.groups.deviations[0] / max(found.groups.deviations[-1], 1e-300)
             return (
-                f"Over seeds, {NAMES[measure]} of cells with {spoken(key)} {names[0]} scatters "
+                f"Over seeds, {TITLES[measure]} of cells with {spoken(key)} {names[0]} scatters "
                 f"{times:.2g} times as much as with {names[1]}, so each rests on a spread of its "
                 "own; more seeds help the first most."
             )
@@ -340,7 +340,7 @@ def _choice(found: Spread) -> str:
 def _of_a_run(ranking: Ranking) -> Conclusion:
     (standing,) = ranking.standings
     numbers = [
-        f"{NAMES[m]} {with_error(standing.value(m), standing.error(m))}" for m in X0_MEASURES
+        f"{TITLES[m]} {with_error(standing.value(m), standing.error(m))}" for m in X0_MEASURES
     ]
     over = "the data's window of " if ranking.is_window else ""
     sentence = (
@@ -451,7 +451,7 @@ def race_in_words(found: Sequence[Mapping[str, Value]]) -> str:
 
 def looks(folder: Path) -> list[Mapping[str, Value]]:
     """The looks of a race of seeds, the first one first; none without a race."""
-    facts = read_facts(folder / RACE)
+    facts = read_facts(folder / RACE_FILE)
     return [mapping(one) for one in sequence(facts.get("looks")) if number(facts.get("of", 0))]
 
 

@@ -125,7 +125,7 @@ def address() -> str:
     return os.environ.get("WANDB_BASE_URL") or PUBLIC_SERVER
 
 
-def has_key() -> bool:
+def has_wandb_key() -> bool:
     """Whether wandb would find a key for the server."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
@@ -143,7 +143,7 @@ def has_key() -> bool:
 def why_not_online() -> str | None:
     """Why W&B cannot be used from here: no key, or no sensible answer in time; None if it can."""
     server = address()
-    if not has_key():
+    if not has_wandb_key():
         return "no API key (set WANDB_API_KEY or run `wandb login`)"
     answers: list[str | None] = []
     # In a thread of its own, because looking up a host name knows no time limit.

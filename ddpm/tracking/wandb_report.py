@@ -10,6 +10,7 @@ by its id there, and where the file was lost by its title in the project.
 """
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,17 +22,16 @@ from ddpm.config import X0_MEASURES
 from ddpm.errors import InputError, as_typed
 from ddpm.metrics import QUALITY_MEASURES
 from ddpm.report import (
-    NAMES,
+    TITLES,
     ReportFiles,
     answer,
     axes_of,
-    mapping,
     section_text,
-    shown_path,
+    short_path,
 )
 from ddpm.runs import read_facts, storage
 from ddpm.tracking import wandb_log
-from ddpm.tracking.wandb_log import address, first_line, has_key, said_mode, why_not_online
+from ddpm.tracking.wandb_log import address, first_line, has_wandb_key, said_mode, why_not_online
 
 if TYPE_CHECKING:
     import wandb
@@ -149,7 +149,7 @@ def panels(made: ReportFiles) -> dict[str, list[Any]]:
         return wr.MediaBrowser(title=title, media_keys=[key], **axes)
 
     sweep, cost = made.sweep, _cost(made)
-    numbers = dict(zip(map(NAMES.__getitem__, made.ranking.measures), _numbers(made), strict=True))
+    numbers = dict(zip(map(TITLES.__getitem__, made.ranking.measures), _numbers(made), strict=True))
     columns: list[Any] = [
         *map(wr.Config, axes_of(sweep).values),
         *map(wr.SummaryMetric, numbers.values()),
@@ -282,21 +282,21 @@ def _run_set(wanted: Specification, place: Place, grouped: Sequence[str]) -> "wr
     )
 
 
-def review(made: ReportFiles) -> list[str]:
+def publish_report(made: ReportFiles) -> list[str]:
     """Writes the specification, and publishes it where there is a login; where it is, in lines.
 
     InputError, after the file was written, where a server was meant but cannot show the report.
     """
     folder = made.sweep.folder
     path, wanted = folder / FILE, specification(made)
-    known = mapping(read_facts(path).get("published"))
+    known = read_facts(path).get("published") or {}
     storage.write_json(path, {"format": 2, **asdict(wanted), "published": known or None})
     uploads = _uploads(made)
     if reason := _why_not_published():
         return [
             f"W&B report: not published, {reason}; {path} says what it will show",
             *([f"upload the runs with: {uploads}"] if uploads else []),
-            f"then publish with: {as_typed('report')} {shown_path(folder)} --wandb",
+            f"then publish with: {as_typed('report', short_path(folder), '--wandb')}",
         ]
     if unreachable := why_not_online():
         raise InputError(f"W&B: {unreachable}; {path} is written, run the same command again")
@@ -308,7 +308,7 @@ def _why_not_published() -> str | None:
     if said_mode() in ("offline", "disabled"):
         name = "WANDB_MODE" if os.environ.get("WANDB_MODE") else "WANDB_DISABLED"
         return f"{name} is {os.environ[name]}"
-    return None if has_key() else "no API key (set WANDB_API_KEY or run `wandb login`)"
+    return None if has_wandb_key() else "no API key (set WANDB_API_KEY or run `wandb login`)"
 
 
 def _uploads(made: ReportFiles) -> str | None:
@@ -324,7 +324,7 @@ def _uploads(made: ReportFiles) -> str | None:
         return None
     path = made.sweep.folder / UPLOADS
     storage.write_text(path, "".join(f"{fragment.absolute()}\n" for fragment in found))
-    return f"xargs -d '\\n' wandb sync < {shown_path(path)}"
+    return f"xargs -d '\\n' wandb sync < {shlex.quote(str(short_path(path)))}"
 
 
 def _published(

@@ -230,7 +230,7 @@ def test_a_cell_that_is_added_changes_neither_window_nor_numbers(tmp_path: Path)
     assert facts.pop("window") == [*window] == [-4, 5]
     path.write_text(json.dumps(facts))  # as an earlier version left it
     with opened(tmp_path, text.replace("1.0]", "1.0, 9.0]"), SHORT) as of:
-        assert report.read(of.folder).window == of.window == window
+        assert report.read_results(of.folder).window == of.window == window
         lacking = missed_levels(open_sweep.levels_by_cell(of.sweep), window)
         assert lacking == {"LOGSNR_SHIFT=9.0": (-4, -3, -2, -1, 0)}
         run_here(of)

@@ -113,6 +113,7 @@ def test_the_command_prints_and_keeps_it(
 ) -> None:
     """Of a schedule that ends at zero SNR, and so has no bias."""
     monkeypatch.setattr(forecasts, "STEPS", (5, 20, 50))
+    monkeypatch.setattr(forecasts, "TRIED", ("ddim",))
     words = [
         str(DIGITS),
         f"TRAINING.OUTPUT_DIR={tmp_path}",

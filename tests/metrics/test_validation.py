@@ -31,7 +31,7 @@ from ddpm.metrics.validation import (
 )
 from ddpm.metrics.window import data_deviation, data_window, resolved_window
 from ddpm.metrics.x0_error import X0Error, x0_summary
-from ddpm.report.reading import read
+from ddpm.report.reading import read_results
 from ddpm.sampling.loading import load_network, open_data
 from tests.support.small_run import make_run
 from tests.support.tiny_training import tiny
@@ -328,12 +328,12 @@ def test_a_run_is_measured_by_its_ema_and_a_report_reads_it(tmp_path: Path) -> N
     error = measured(
         model.network, model.schedule, source.validation(256), levels, model.pred_type, batch_size=2
     )
-    (trial,) = read(run).trials
+    (trial,) = read_results(run).trials
     assert trial.error is not None and trial.evaluation["weights"] == model.name
     assert trial.evaluation["data_sha256"] == source.sha256
     np.testing.assert_allclose(trial.error.mse, error.mse, rtol=1e-3)
     np.testing.assert_array_equal(trial.error.ids, error.ids)
-    assert read(run).window == window
+    assert read_results(run).window == window
     summary = x0_summary(trial.error, [level for level in levels if -3 <= level <= 2])
     assert numbers["val_mean_log10_mse"] == summary["mean_log10_mse"][0]
 

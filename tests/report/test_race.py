@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddpm.errors import InputError
-from ddpm.report.race import candidates, confidence, decided_for, left_by
+from ddpm.report.race import candidates, confidence, decided_for, left_in_race
 from ddpm.sweep.plan import load_sweep
 from ddpm.sweep.spec import Race
 from tests.support.race_simulation import draws, run
@@ -94,7 +94,7 @@ def test_a_race_is_decided_for_the_one_cell_that_every_measure_leaves() -> None:
     """One measure may leave others that the second has told to be worse."""
     early = {"x": ["a", "b"], "y": ["b", "a"]}
     for last in ({"x": ["a"], "y": ["a"]}, {"x": ["b", "a"], "y": ["a", "c"]}):
-        assert left_by(last) == ("a",)
+        assert left_in_race(last) == ("a",)
         assert decided_for([{"candidates": early}, {"candidates": last}]) == "a"
     for other in ({"x": ["a"], "y": ["b"]}, early, {}):
         assert decided_for([{"candidates": other}]) is None

@@ -22,6 +22,7 @@ from ddpm.metrics.x0_error import X0Error, x0_summary
 from ddpm.report import reading
 from ddpm.report.charts import vega
 from ddpm.report.page import as_html
+from ddpm.report.tables import csv_text
 from tests.support.known_sweeps import GRID_9, PRED_TYPE, SCHEDULER
 from tests.support.synthetic_sweep import make_sweep
 
@@ -123,8 +124,7 @@ def test_the_page_needs_nothing_but_itself(made: report.ReportFiles) -> None:
 @pytest.mark.slow
 def test_every_section_is_there(folder: Path) -> None:
     change(folder / "sweep.json", skipped=[{"cell": {PRED_TYPE: "none"}, "reason": "impossible"}])
-    headings = re.findall(r"<h2>(.*?)</h2>", html(folder).partition("<footer>")[0])
-    assert headings == [
+    assert [section.title for section in report.assess(folder).sections] == [
         "Samples",
         "Ranking",
         "x0-error by noise level",
@@ -156,10 +156,10 @@ def test_failed_and_skipped_are_shown_with_their_reasons(folder: Path) -> None:
     change(outcome(folder, 0), status="failed", reason="loss is nan at step 12, sample 17")
     skipped = {"cell": {PRED_TYPE: "noise", SCHEDULER: "zero"}, "reason": "undefined at T"}
     change(folder / "sweep.json", skipped=[skipped])
-    text = html(folder)
+    made = report.assess(folder)
+    text = as_html(made)
     assert "loss is nan at step 12, sample 17" in text and "undefined at T" in text
     assert "8 of 9 trials finished, 1 failed, 1 cell skipped" in text
-    made = report.build(folder)
     assert made.ranking.excluded == (("linear · noise", "seed 0 failed"),)
 
 
@@ -201,7 +201,7 @@ def test_missing_and_damaged_files_are_named_not_guessed(folder: Path) -> None:
 )
 def test_the_window_of_a_sweep_is_read(tmp_path: Path, saved: object, window: object) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps({"name": "x", "window": saved}))
-    assert reading.read(tmp_path).window == window
+    assert reading.read_results(tmp_path).window == window
 
 
 @pytest.mark.slow
@@ -226,15 +226,16 @@ def test_a_diverged_trial_is_not_ranked(folder: Path) -> None:
 )
 def test_what_was_not_measured_alike_is_not_ranked(folder: Path, facts: dict, said: str) -> None:
     change(run_dir(folder, 0) / "evaluation.json", **facts)
-    made = report.build(folder)
+    made = report.assess(folder)
     assert said in made.verdict.sentences[0] and made.verdict.headline == "No comparison."
-    assert not made.ranking.standings and made.best is None
+    assert not made.ranking.standings and made.ranking.recommended is None
 
 
 @pytest.mark.slow
-def test_bits_stand_beside_the_ranking_and_never_decide_it(folder: Path) -> None:
-    before = report.build(folder)
-    assert "Bits per dimension" not in before.html.read_text()
+def test_bits_stand_beside_the_ranking_and_never_decide_it(
+    folder: Path, made: report.ReportFiles
+) -> None:
+    assert "Bits per dimension" not in made.html.read_text()
     for number in range(8):
         bits = {
             "value": 9.123 + number,
@@ -244,21 +245,21 @@ def test_bits_stand_beside_the_ranking_and_never_decide_it(folder: Path) -> None
         }
         change(run_dir(folder, number) / "evaluation.json", bits_per_dim=bits)
     change(run_dir(folder, 8) / "evaluation.json", bits_per_dim={"value": None, "reason": "-"})
-    after = report.build(folder)
-    text = after.html.read_text()
+    after = report.assess(folder)
+    text = as_html(after)
     for number in range(8):
         assert f"{9.123 + number:.3f} \u00b1 0.012" in text
     assert "17.123" not in text and "Not comparable across schedules" in text
-    assert [s.label for s in after.ranking.standings] == [s.label for s in before.ranking.standings]
+    assert [s.label for s in after.ranking.standings] == [s.label for s in made.ranking.standings]
 
 
 @pytest.mark.slow
 def test_trials_of_an_earlier_grid_are_left_out_and_said(folder: Path) -> None:
     planned = json.loads((folder / "sweep.json").read_text())["planned"]
     change(folder / "sweep.json", planned=planned[3:])
-    made = report.build(folder)
+    made = report.assess(folder)
     assert len(made.ranking.standings) == 6
-    assert "3 trial(s) of an earlier grid" in made.html.read_text()
+    assert "3 trial(s) of an earlier grid" in report.answer(made)
 
 
 def test_a_single_run_has_a_report_without_ranking(folder: Path) -> None:
@@ -284,8 +285,8 @@ def test_results_csv_has_a_row_a_trial(folder: Path) -> None:
     change(outcome(folder, 0), status="failed", reason="no, really\nnot")
     skipped = {"cell": {PRED_TYPE: "noise", SCHEDULER: "zero"}, "reason": "undefined at T"}
     change(folder / "sweep.json", skipped=[skipped])
-    made = report.build(folder)
-    rows = list(csv.DictReader(io.StringIO(made.csv.read_text())))
+    made = report.assess(folder)
+    rows = list(csv.DictReader(io.StringIO(csv_text(made.sweep, made.ranking))))
     assert [row["status"] for row in rows] == ["done"] * 8 + ["failed", "skipped"]
     assert [row["rank"] for row in rows[:8]] == [str(k) for k in range(1, 9)]
     best = made.ranking.standings[0]
@@ -296,10 +297,10 @@ def test_results_csv_has_a_row_a_trial(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_printed_table_has_every_cell_and_the_answer(folder: Path) -> None:
+def test_the_printed_table_has_every_cell_and_the_answer(made: report.ReportFiles) -> None:
     for width in (80, 120):
         out = io.StringIO()
-        made = report.build(folder, console=Console(file=out, width=width))
+        made.print(Console(file=out, width=width))
         text = out.getvalue()
         assert all(standing.label in text for standing in made.ranking.standings)
         flat = " ".join(text.split())
@@ -315,12 +316,18 @@ def test_no_torch_is_imported() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_where_everything_lies(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(folder), "--dry-run"]) == 0
     assert "would write" in capsys.readouterr().out and not (folder / "report.html").exists()
     assert main([str(folder)]) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last == f"report: {folder / 'report.html'}" and (folder / "results.csv").exists()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"report: {folder / 'report.html'}"
+    named = [word.rstrip(":,") for line in lines for word in line.split() if str(folder) in word]
+    for name in ("report.html", "report.md", "results.csv", "best.yaml", "tables/"):
+        assert f"{folder}/{name}" in named
+    assert all(Path(word).exists() for word in named)
 
 
 @pytest.mark.slow
@@ -355,33 +362,6 @@ def test_statistics_json_has_the_numbers_of_the_page(made: report.ReportFiles) -
         assert part["factors"]["keys"] == [SCHEDULER, PRED_TYPE]
         assert [len(one["levels"]) for one in part["factors"]["effects"]] == [3, 3]
         assert all(escape(sentence) in text for sentence in part["sentences"])
-
-
-@pytest.mark.long
-def test_a_thousand_trials_make_a_report_that_still_opens(folder: Path) -> None:
-    facts = json.loads((folder / "sweep.json").read_text())
-    template = json.loads(outcome(folder, 0).read_text())
-    key = "TRAINING.HYPER_PARAMETERS.LEARNING_RATE"
-    rates = [k / 1e5 for k in range(1, 38)]
-    grid = GRID_9 | {key: rates}
-    facts |= {"planned": [], "grid": grid}
-    trials = [
-        ({SCHEDULER: s, PRED_TYPE: p, key: rate}, seed, 3 * i + j)
-        for rate in rates
-        for i, s in enumerate(GRID_9[SCHEDULER])
-        for j, p in enumerate(GRID_9[PRED_TYPE])
-        for seed in (0, 1, 2)
-    ]
-    for number, (cell, seed, of) in enumerate(trials):
-        name = f"{number:08x}"
-        place = str(run_dir(folder, of))
-        facts["planned"].append({"trial": name, "cell": cell, "seed": seed})
-        new = template | {"trial": name, "cell": cell, "seed": seed, "run_dir": place}
-        (folder / "ledger" / f"{name}.json").write_text(json.dumps(new))
-    (folder / "sweep.json").write_text(json.dumps(facts))
-    made = report.build(folder)
-    assert len(made.ranking.standings) == 333 and len(trials) == 999
-    assert made.html.stat().st_size < 25e6
 
 
 @pytest.mark.slow

@@ -16,10 +16,7 @@ from tests.support.known_sweeps import GRID_9, PRED_TYPE, TIMESTEPS
 from tests.support.synthetic_sweep import LEARNING_RATE, make_sweep
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)"),
-]
+pytestmark = pytest.mark.slow
 FLAGS = (
     "--headless --no-sandbox --virtual-time-budget=30000 --disable-gpu --disable-quic "
     "--no-first-run --disable-sync --disable-background-networking --disable-component-update "
@@ -29,6 +26,8 @@ FLAGS = (
 
 def opened(page: Path, profile: Path) -> tuple[str, list[str]]:
     """The page's document after its scripts ran, and what it wrote to the console."""
+    if CHROMIUM is None:
+        pytest.skip("needs chromium (apt-get install chromium)")
     command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]

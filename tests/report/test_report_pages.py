@@ -14,12 +14,11 @@ import pytest
 from pyarrow import parquet
 
 from ddpm import report
-from ddpm.cli.report import main
 from ddpm.config import X0_MEASURES
 from ddpm.metrics import quality as quality_file
 from ddpm.report.best_samples import spots_of
 from ddpm.report.charts import chosen, learning_curve
-from ddpm.report.costs import compute_seconds, front
+from ddpm.report.costs import compute_seconds
 from ddpm.report.effects import analyse
 from ddpm.report.labels import aligned, axes_of, common_digits
 from ddpm.report.page import _DEEP, _PALE, as_markdown, escaped, luminance, shade, table
@@ -54,19 +53,6 @@ def section(made: report.ReportFiles, anchor: str) -> str:
 @pytest.mark.slow
 def test_the_known_best_cell_is_first(made: report.ReportFiles) -> None:
     assert made.ranking.standings[0].cell == {SCHEDULER: "cosine", PRED_TYPE: "velocity"}
-
-
-def test_a_front_holds_what_nothing_is_cheaper_and_better_than() -> None:
-    draws = np.random.default_rng(0)
-    costs, values = draws.integers(0, 30, (2, 200)).astype(float)
-    found = front(costs, values)
-    at_least = [(costs <= c) & (values <= v) for c, v in zip(costs, values, strict=True)]
-    strictly = [(costs < c) | (values < v) for c, v in zip(costs, values, strict=True)]
-    beaten = np.array([(a & b).any() for a, b in zip(at_least, strictly, strict=True)])
-    assert not beaten[found].any()
-    points = {(costs[k], values[k]) for k in found}
-    assert points == {(costs[k], values[k]) for k in np.flatnonzero(~beaten)}
-    assert [costs[k] for k in found] == sorted(costs[k] for k in found)
 
 
 @pytest.mark.slow
@@ -345,15 +331,3 @@ def test_parquet_and_csv_hold_the_same_and_everything(made: report.ReportFiles) 
     assert parquet.read_table(folder / "sampling.parquet").num_rows == 18 * len(STEPS)
     config = parquet.read_table(folder / "configuration.parquet").to_pydict()
     assert config[PRED_TYPE] == [trial.cell[PRED_TYPE] for trial in made.sweep.trials]
-
-
-@pytest.mark.slow
-def test_the_command_says_where_everything_lies(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([str(folder)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    named = [word.rstrip(":,") for line in lines for word in line.split() if str(folder) in word]
-    for name in ("report.html", "report.md", "results.csv", "best.yaml", "tables/"):
-        assert f"{folder}/{name}" in named
-    assert all(Path(word).exists() for word in named)

@@ -62,7 +62,7 @@ def rows(folder: Path) -> dict[str, dict[str, str]]:
 def test_a_trial_reads_its_quality_and_its_pictures(folder: Path) -> None:
     quality, pictures = written(run_dir(folder, 0), point(5, 0.0, 2.0), point(10, 1.0, 1.5))
     (run_dir(folder, 1) / quality_file.FACTS).write_text('{"format": 1, "points": [3]}')
-    first, second, third = (trial.quality for trial in reading.read(folder).trials)
+    first, second, third = (trial.quality for trial in reading.read_results(folder).trials)
     assert first == quality and second is None and third is None
     found = quality_file.read_pictures(run_dir(folder, 0))
     assert found is not None and (found.images == pictures.images).all()

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.config import X0_MEASURES
-from ddpm.report.race import left_by, look
+from ddpm.report.race import left_in_race, race_candidates
 from ddpm.sweep.spec import Race
 
 
@@ -33,7 +33,7 @@ def run(values: NDArray[np.float64], race: Race) -> Result:
             }
             for place, measure in enumerate(X0_MEASURES)
         }
-        racing = list(left_by(look(numbers, number, len(race.looks), len(values))))
+        racing = list(left_in_race(race_candidates(numbers, number, len(race.looks), len(values))))
         if len(racing) <= 1:
             break
     return Result(winner=racing[0] if len(racing) == 1 else None, seeds=sum(seeds.values()))

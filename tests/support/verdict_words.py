@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from ddpm.report.labels import NAMES, part, spoken, varied
+from ddpm.report.labels import TITLES, part, spoken, varied
 from ddpm.report.ranking import Ranking, Standing
 from ddpm.report.verdict import Conclusion
 
@@ -18,7 +18,7 @@ def faults(ranking: Ranking, verdict: Conclusion) -> list[str]:
     lead = next(one for one in ranking.standings if one is ranking.recommended)
     found = [] if len(cells) == len(ranking.standings) else ["two cells have one name"]
     for sentence in verdict.sentences:
-        by = [m for m in ranking.measures if sentence.startswith(f"By {NAMES[m]}")]
+        by = [m for m in ranking.measures if sentence.startswith(f"By {TITLES[m]}")]
         if by:
             found += _by_measure(ranking, cells, lead, by[0], sentence)
         elif sentence.startswith("Recommended: "):
@@ -43,7 +43,7 @@ def _by_measure(
     ranking: Ranking, cells: dict[str, Standing], lead: Standing, measure: str, sentence: str
 ) -> Iterator[str]:
     where = "" if ranking.spread(measure) is not None else ", in this run,"
-    start = f"By {NAMES[measure]}{where} {lead.label} "
+    start = f"By {TITLES[measure]}{where} {lead.label} "
     if not sentence.startswith(start):
         yield "a sentence on another cell"
         return
@@ -96,14 +96,14 @@ def _by_measure(
 
 def _of_real(ranking: Ranking, cells: dict[str, Standing], sentence: str) -> Iterator[str]:
     for measure in ranking.real:
-        both = rf"(?:{NAMES['kid']} and )?{NAMES[measure]}(?: and {NAMES['fid']})?"
+        both = rf"(?:{TITLES['kid']} and )?{TITLES[measure]}(?: and {TITLES['fid']})?"
         named = re.search(rf"by {both} (.+?) cannot be told from them", sentence)
         names = [] if named is None else _listed(cells, named[1])
         if named is not None and named[1] == "all cells":
             names = list(cells)
         high = ranking.real[measure].high
         if {*names} != {name for name, one in cells.items() if one.value(measure) <= high}:
-            yield f"cells like real images by {NAMES[measure]}"
+            yield f"cells like real images by {TITLES[measure]}"
 
 
 def _recommended(ranking: Ranking, lead: Standing, sentence: str) -> Iterator[str]:
@@ -153,7 +153,7 @@ def _headline(
             yield "by both measures"
     elif verdict.kind == "disagree":
         claims = re.findall(rf"({'|'.join(_by_length(cells))}) beats (.+?) by ([^,.]+)", text)
-        measures = {NAMES[m]: m for m in ranking.measures}
+        measures = {TITLES[m]: m for m in ranking.measures}
         if len(claims) != 2 or claims[0][:2] != claims[1][1::-1]:
             yield "a disagreement that is none"
         for a, b, name in claims:

@@ -1,4 +1,4 @@
-"""What a sweep is predicted to take, kept, and compared with what it took."""
+"""Predicted cost of trials: of a probe's speed, of workers that share, of rounds side by side."""
 
 import json
 from dataclasses import replace
@@ -10,10 +10,6 @@ from ddpm import config as configuration
 from ddpm.cluster import cost
 from ddpm.cluster.cost import Speed, predict, wall_s
 from ddpm.cluster.workers import Workers
-from ddpm.report.costs import predicted_cost
-from ddpm.report.reading import SweepResults, read
-from tests.support.known_sweeps import PRED_TYPE
-from tests.support.synthetic_sweep import make_sweep
 from tests.support.tree import ROOT
 
 CONFIG = configuration.load(
@@ -23,66 +19,6 @@ CONFIG = configuration.load(
         "TRAINING.HYPER_PARAMETERS.BATCH_SIZE=16",
     ],
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_sweep(tmp_path_factory.mktemp("out"), {PRED_TYPE: ["noise", "image"]}, (0,), rows=4)
-
-
-def measured(folder: Path, facts: dict, **summary: float) -> SweepResults:
-    """The sweep with a prediction, its trials having taken so much."""
-    (folder / cost.FILE).write_text(json.dumps(facts))
-    found = read(folder)
-    trials = [
-        replace(one, summary=one.summary | summary, provenance={"attempts": [{}]})
-        for one in found.trials
-    ]
-    return replace(found, trials=tuple(trials))
-
-
-def one(gpu_seconds: float = 0.0) -> dict[str, float]:
-    return {
-        **{"seconds": 10.0, "core_seconds": 9.0, "gpu_seconds": gpu_seconds},
-        "memory_bytes": 2.0**29,
-    }
-
-
-@pytest.mark.slow
-def test_core_seconds_memory_and_wall_time_are_compared(folder: Path) -> None:
-    facts = {"load": 1.5, "wall_seconds": 20.0, "measured_wall_seconds": 25.0}
-    facts |= {"trials": {name: one() for name in ("00000000", "00000001")}}
-    sweep = measured(
-        folder, facts, trial_core_seconds=10.8, trial_seconds=50, peak_memory_bytes=2**28
-    )
-    found = predicted_cost(sweep)
-    assert found is not None and found.unit == "core-seconds" and found.trials == 2
-    assert found.seconds == pytest.approx((18.0, 21.6))
-    assert found.memory_bytes == (2.0**29, 2.0**28)
-    assert found.wall_seconds == (20.0, 25.0)
-    assert "core-seconds 18 predicted, 22 measured (+20 %)" in str(found)
-    assert "(+25 %)" in str(found) and "Load when probed: 1.5." in str(found)
-
-
-def test_gpu_seconds_are_the_share_held_times_the_wall(folder: Path) -> None:
-    facts = {"wall_seconds": 20.0, "trials": {"00000000": one(gpu_seconds=5.0)}}
-    found = predicted_cost(
-        measured(folder, facts, trial_core_seconds=1, trial_seconds=12, peak_memory_bytes=1)
-    )
-    assert found is not None and found.unit == "GPU-seconds"
-    assert found.seconds == pytest.approx((5.0, 6.0)) and found.wall_seconds is None
-
-
-def test_a_trial_that_was_interrupted_is_not_compared(folder: Path) -> None:
-    facts = {"wall_seconds": 20.0, "trials": {"00000000": one()}}
-    sweep = measured(folder, facts, trial_core_seconds=1, trial_seconds=1, peak_memory_bytes=1)
-    twice = tuple(replace(t, provenance={"attempts": [{}, {}]}) for t in sweep.trials)
-    assert predicted_cost(replace(sweep, trials=twice)) is None
-
-
-def test_without_a_prediction_there_is_no_comparison(folder: Path) -> None:
-    sweep = measured(folder, {}, trial_core_seconds=1)
-    assert predicted_cost(sweep) is None
 
 
 def test_core_seconds_are_those_of_busy_cores() -> None:
