@@ -29,7 +29,7 @@ from ddpm.report.reading import SweepResults, read_results
 from ddpm.report.sections import Chart, Section, Table, sections, short_path
 from ddpm.report.tables import csv_text, print_table, statistics, write_tables
 from ddpm.report.verdict import Conclusion, allowed, judge
-from ddpm.runs import load_run, storage
+from ddpm.runs import CONFIG_FILE, load_run, storage
 from ddpm.sweep import write_best
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ def next_command(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> 
             sweep.command, "SEEDS", f"[{','.join(map(str, [*seeds, *more]))}]"
         )
     trial = next(iter(best.trials.values()))
-    config = sweep.best_yaml or (trial.run_dir and trial.run_dir / "training_config.yaml")
+    config = sweep.best_yaml or (trial.run_dir and trial.run_dir / CONFIG_FILE)
     if config is None or not isinstance(epochs, int):
         return "", ""
     order = settled(sweep, ranking)

@@ -20,7 +20,14 @@ import numpy as np
 from ddpm.config import flat, read_yaml
 from ddpm.errors import InputError
 from ddpm.metrics import Quality, X0Error, read_quality
-from ddpm.runs import load_run, read_facts
+from ddpm.runs import (
+    CONFIG_FILE,
+    DONE_FILE,
+    METRICS_FILE,
+    PROVENANCE_FILE,
+    load_run,
+    read_facts,
+)
 from ddpm.sweep import SkippedCell
 
 Item = TypeVar("Item")
@@ -202,7 +209,7 @@ def read_results(folder: Path) -> SweepResults:
     """A sweep folder or a run directory as a Sweep; InputError when it is neither."""
     if (folder / "sweep.json").exists() or (folder / "ledger").is_dir():
         return _read_sweep(folder)
-    if (folder / "training_config.yaml").exists():
+    if (folder / CONFIG_FILE).exists():
         return _read_run(folder)
     raise InputError(
         f"{folder} is neither a sweep (no sweep.json, no ledger/) nor a run "
@@ -276,9 +283,9 @@ def _read_sweep(folder: Path) -> SweepResults:
 
 
 def _read_run(folder: Path) -> SweepResults:
-    done = read_facts(folder / "DONE.json")
+    done = read_facts(folder / DONE_FILE)
     outcome = {
-        "status": "done" if (folder / "DONE.json").exists() else "unfinished",
+        "status": "done" if (folder / DONE_FILE).exists() else "unfinished",
         "run_dir": str(folder.resolve()),
         "summary": mapping(done.get("summary", done)),
     }
@@ -317,8 +324,8 @@ def _trial(folder: Path, name: str, outcome: Mapping[str, Value]) -> TrialResult
     arrays = read_arrays(run_dir / "evaluation.npz", ("levels", "mse", "ids"))
     return replace(
         trial,
-        provenance=read_facts(run_dir / "provenance.json"),
-        metrics=read_metrics(run_dir / "metrics.jsonl"),
+        provenance=read_facts(run_dir / PROVENANCE_FILE),
+        metrics=read_metrics(run_dir / METRICS_FILE),
         evaluation=read_facts(run_dir / "evaluation.json"),
         error=None if arrays is None else X0Error(**arrays),
         samples=_samples(run_dir / "samples.npz"),
@@ -332,7 +339,7 @@ def _config(run_dir: Path) -> dict[str, Value]:
     with suppress(InputError):
         return flat(load_run(run_dir))
     with suppress(InputError):
-        return read_yaml(run_dir / "training_config.yaml")
+        return read_yaml(run_dir / CONFIG_FILE)
     return {}
 
 

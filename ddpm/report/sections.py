@@ -57,6 +57,7 @@ from ddpm.report.verdict import (
     unequal,
 )
 from ddpm.report.verdict import sentences as factor_sentences
+from ddpm.runs import CONFIG_FILE
 from ddpm.sweep import cell_name
 
 OUTCOMES = {
@@ -958,7 +959,7 @@ def reproduce(trial: TrialResult) -> str:
     assert trial.run_dir is not None
     name = commit(trial)
     checkout = f"git checkout {name.rstrip('+')[:12]} && " if name else ""
-    return checkout + as_typed("train", short_path(trial.run_dir / "training_config.yaml"), "--new")
+    return checkout + as_typed("train", short_path(trial.run_dir / CONFIG_FILE), "--new")
 
 
 def short_path(path: Path) -> Path:

@@ -37,6 +37,7 @@ from ddpm.data import INDEX_FILE
 from ddpm.errors import InputError
 from ddpm.metrics import QUALITY_MEASURES, Quality, QualityPoint, read_quality
 from ddpm.runs import (
+    METRICS_FILE,
     RunDirectory,
     RunState,
     checkpoint,
@@ -326,7 +327,7 @@ class WandbTracker:
             log.warning(
                 "W&B: %s; this attempt is no longer mirrored, %s has everything",
                 first_line(error),
-                self._directory.path / "metrics.jsonl",
+                self._directory.path / METRICS_FILE,
             )
 
     def _start(self, config: Config, labels: Mapping[str, Any]) -> "wandb.Run":
