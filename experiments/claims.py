@@ -132,7 +132,7 @@ class Result:
 
     @property
     def headline(self) -> str:
-        """How many of the claims agree, and which do not."""
+        """Numbers of claims that agree, disagree and are undecided."""
         verdicts = [finding.verdict for finding in self.findings]
         parts = [
             f"{count} {one if count == 1 else more}"

@@ -81,7 +81,7 @@ class Walk:
         return f"{self.sampler}{eta}, {self.spacing}"
 
     def differs_in_steps_alone(self, other: "Walk") -> bool:
-        """Whether both are the same but for the number of steps."""
+        """True where both are the same but for the number of steps."""
         return replace(self, num_steps=1, error=0) == replace(other, num_steps=1, error=0)
 
 

@@ -1,4 +1,4 @@
-"""What a sampler draws for Gaussian data, exactly: no network, no samples.
+"""Distribution of a sampler's images for Gaussian data, exactly: no network, no samples.
 
 For data N(mean, U diag(c) U^T) the ideal denoiser is linear and acts on each direction alone:
 
@@ -99,7 +99,7 @@ def drawn(
     eta: float = 0.0,
     begin: GaussianDraws | None = None,
 ) -> GaussianDraws:
-    """What a walk over `path` draws with the ideal denoiser of `data`.
+    """Distribution of a walk over `path` with the ideal denoiser of `data`.
 
     sampler: one of WITHOUT_MEMORY (ValueError otherwise).  eta: of ddim.  begin: the distribution
     of the first state; None: N(0, 1).
@@ -147,7 +147,7 @@ def ideal_network(
 
 
 def flow_limit(data: GaussianFit, first: Level) -> GaussianDraws:
-    """What infinitely many steps without noise draw, begun in N(0, 1) at the level `first`."""
+    """The limit of infinitely many steps without noise, begun in N(0, 1) at the level `first`."""
     total = first.alpha**2 * data.variance + first.sigma**2
     shrink = (data.variance / total).sqrt()
     return GaussianDraws(

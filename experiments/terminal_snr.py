@@ -41,7 +41,7 @@ SHORT = (
 
 @dataclass(frozen=True, kw_only=True)
 class Bias:
-    """What pure noise at t = T does to the mean brightness of samples, in grey levels of 255.
+    """Shift of the mean brightness of samples by pure noise at t = T, in grey levels of 255.
 
     trained: of the network.  sampled: of the ideal denoiser.  predicted: the same in closed form.
     signal: sqrt(abar_T).  left: the network's samples less the digits, its own error included.

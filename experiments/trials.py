@@ -28,7 +28,7 @@ SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
 
 @dataclass(frozen=True, kw_only=True)
 class StudyOptions:
-    """How a result is made.
+    """Options of a result.
 
     output: OUTPUT_DIR of the trainings; None: as the sweep says.  is_short: less of everything.
     overrides: of a sweep, over all else.
@@ -110,7 +110,7 @@ def log_fid(trial: TrialResult) -> float:
 
 
 def num_samples(trials: Iterable[TrialResult]) -> str:
-    """How many samples a FID is of, in words; those of the sweep are alike."""
+    """Number of samples of a FID, in words; those of the sweep are alike."""
     counts = sorted({one.quality.num for one in trials if one.quality is not None})
     return " or ".join(f"{count:,}" for count in counts) + " samples"
 

@@ -453,7 +453,7 @@ class ImageGeneration:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """A number by which trained networks are compared; `val_` and its name is its column of metrics.
+    """A number by which trained networks are compared, `val_NAME` among those of a training.
 
     title: in sentences and tables.  of: numbers of "x0-error", and of "samples" of as many network
     calls, compare all networks.  key: in sample_quality.json and statistics.json.  sign: -1 where

@@ -41,7 +41,7 @@ class Along:
     rankings: Mapping[float, Ranking]
 
     def sentences(self) -> list[str]:
-        """Where the best cell changes, as far as intervals show it; else a cell that wins at every
+        """Changes of the best cell, as far as intervals show them; else a cell that wins at every
         value, if there is one.
         """
         leaders = dict.fromkeys(

@@ -80,7 +80,7 @@ def flags(sweep: SweepResults) -> tuple[str, ...]:
 
 
 def is_confounded(trials: Sequence[TrialResult]) -> bool:
-    """Whether the loss space changes together with the prediction type, not across it."""
+    """True where the loss space changes together with the prediction type, not across it."""
     pairs = {(t.config.get(PRED_TYPE), _loss_space(t)) for t in trials if t.config}
     types, spaces = {pair[0] for pair in pairs}, {pair[1] for pair in pairs}
     return len(types) > 1 and len(spaces) > 1 and len(pairs) < len(types) * len(spaces)

@@ -16,7 +16,7 @@ PREDICTION = "prediction.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a cell's trials took, mean over seeds; None where it was not measured."""
+    """Cost of a cell's trials, mean over seeds; None where it was not measured."""
 
     compute_seconds: float | None
     unit: str  # core-seconds | GPU-seconds
@@ -28,7 +28,7 @@ class Cost:
 
     @property
     def device(self) -> str:
-        """What the seconds are of: core or GPU."""
+        """Core or GPU: of which the seconds are."""
         return self.unit.removesuffix("-seconds")
 
     def speed(self, packed: str = "") -> str:

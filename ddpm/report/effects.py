@@ -321,7 +321,7 @@ def _noise(
 def _factor_error(
     design: Design, sets: Sequence[tuple[str, ...]], is_one_seed: bool
 ) -> Term | None:
-    """What scatters over seeds; with one seed the highest interaction."""
+    """Scatter over seeds; with one seed the highest interaction."""
     factors = tuple(design.codes)
     if is_one_seed:
         squares, rank = design.residual(sets)
@@ -334,7 +334,7 @@ def _factor_error(
 
 
 def _beyond(design: Design, sets: Sequence[tuple[str, ...]]) -> tuple[float, int]:
-    """What the cells explain beyond pairs of factors."""
+    """Squares that the cells explain beyond pairs of factors, and their degrees of freedom."""
     left, rank = design.residual(sets)
     least, most = design.within
     return max(left - least, 0.0), most - rank
@@ -358,7 +358,7 @@ def _why_not(ranking: Ranking) -> str:
 def _type_two(
     design: Design, terms: Sequence[tuple[str, ...]], term: tuple[str, ...]
 ) -> tuple[float, int]:
-    """What a term explains beyond all that do not contain it, and its degrees of freedom."""
+    """Squares of a term beyond all that do not contain it, and their degrees of freedom."""
     without = [other for other in terms if not set(term) <= set(other)]
     left, rank = design.residual(without)
     with_it, with_rank = design.residual([*without, term])
@@ -366,7 +366,7 @@ def _type_two(
 
 
 def _seeds(design: Design, error: Term | None, total: float) -> Term | None:
-    """What the seeds explain beyond the cells; None where they are no blocks."""
+    """The term of the seeds beyond the cells; None where they are no blocks."""
     if design.seeds is None:
         return None
     left, rank = residual(design.y, design.cells())

@@ -25,7 +25,7 @@ _ORDER = (SCHEDULER, PRED_TYPE, TIMESTEPS)
 
 
 def spoken(key: str) -> str:
-    """What a key is called in a sentence."""
+    """Name of a key in a sentence."""
     return _SPOKEN.get(key, key.rsplit(".", 1)[-1])
 
 
@@ -212,7 +212,7 @@ class Axes:
         return 0 if self.series is None else self.place(self.series, cell)
 
     def series_name(self, cell: Cell) -> str:
-        """What a cell's curve is called in the legend."""
+        """Name of a cell's curve in the legend."""
         return cell_label(cell, ()) if self.series is None else part(self.series, cell[self.series])
 
     def grouped(self, cells: Iterable[Cell], keys: Sequence[str]) -> dict[str, list[Cell]]:

@@ -57,7 +57,7 @@ class ReportFiles:
 
     @cached_property
     def sections(self) -> list[Section]:
-        """What the page, report.md and a W&B report show below the answer."""
+        """The sections of the page, of report.md and of a W&B report, below the answer."""
         return sections(self.sweep, self.ranking)
 
     def print(self, console: Console | None = None) -> None:
@@ -222,7 +222,7 @@ def _tuning_left(sweep: SweepResults) -> int:
 
 
 def next_command(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> tuple[str, str]:
-    """What to do next and the command for it; an empty command when there is none."""
+    """The next step in words and its command; an empty command when there is none."""
     left = sweep.planned - sum(len(sweep.with_status(s)) for s in ("done", "failed", "stopped"))
     tuning = 0 if sweep.trials else _tuning_left(sweep)
     if sweep.is_sweep and left + tuning > 0 and sweep.command:

@@ -89,7 +89,7 @@ def _pooled(block: NDArray[np.float64]) -> float:
 
 
 def _is_above(differences: NDArray[np.float64], pooled: float, cells: int, level: float) -> bool:
-    """Whether the interval of the mean difference lies above zero."""
+    """True where the interval of the mean difference lies above zero."""
     count = len(differences)
     own = float(differences.var(ddof=1))
     dof = (cells - 1) * (count - 1) if own <= 2 * pooled else count - 1

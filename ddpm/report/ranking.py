@@ -76,7 +76,7 @@ class Number:
 
     @property
     def is_resolved(self) -> bool:
-        """Whether it lies above its own evaluation error."""
+        """True where it lies above its own evaluation error."""
         return self.is_log10 or self.value > self.error
 
     @property
@@ -114,11 +114,11 @@ class Standing:
         return code(self.cell.get(key))
 
     def has(self, measure: str) -> bool:
-        """Whether every one of its trials has such a number."""
+        """True where every one of its trials has such a number."""
         return len(self.numbers[measure]) == len(self.trials)
 
     def is_resolved(self, measure: str) -> bool:
-        """Whether the number of any seed lies above its own evaluation error."""
+        """True where the number of any seed lies above its own evaluation error."""
         return any(one.is_resolved for one in self.numbers[measure].values())
 
     def value(self, measure: str) -> float:
@@ -145,7 +145,7 @@ class Standing:
 
     @cached_property
     def cost(self) -> Cost:
-        """What its trainings took."""
+        """The cost of its trainings."""
         return cost(self.trials.values())
 
     @property
@@ -160,7 +160,7 @@ Basis = Literal["paired", "unpaired", "evaluation", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """How much higher one cell's number is than another's, in log10, and the interval of that.
+    """One cell's number minus another's, in log10, with its interval.
 
     basis: paired or unpaired over seeds; evaluation: one seed, over pairs or samples; none: no
     interval.
@@ -210,7 +210,7 @@ class Ranking:
 
     @property
     def of_samples(self) -> bool:
-        """Whether samples are compared, not the x0-error."""
+        """True where samples are compared, not the x0-error."""
         return self.measures != X0_MEASURES
 
     def estimate(self, standing: Standing, measure: str) -> float:
@@ -277,7 +277,7 @@ class Ranking:
         return np.array(numbers, dtype=np.int64).reshape(len(columns), len(self.standings)).T
 
     def spread(self, measure: str) -> Spread | None:
-        """How cells scatter over seeds; None where no cell has two."""
+        """Scatter of the cells over seeds; None where no cell has two."""
         return self._spreads[measure]
 
     def gap(self, worse: Standing, better: Standing, measure: str, family: Family = "pairs") -> Gap:
@@ -374,7 +374,7 @@ class Ranking:
         return tuple(one for one in self.standings if one.value(measure) <= high)
 
     def loss(self, standing: Standing) -> float:
-        """By how much a cell is above the lowest, log10, by the measure by which it is the most."""
+        """Distance of a cell above the lowest, log10, by the measure by which it is the most."""
         return max(
             self.estimate(standing, m) - self.estimate(self.lowest(m), m) for m in self.measures
         )
@@ -582,7 +582,7 @@ def _ratio(ranking: Ranking, a: Standing, b: Standing, measure: str) -> float:
 
 
 def _influences(standing: Standing, seed: int, measure: str, levels: Sequence[int]) -> np.ndarray:
-    """What each pair contributes to log10 of a measure, to first order, (N,)."""
+    """Contribution of each pair to log10 of a measure, to first order, (N,)."""
     found = x0_influence(_error(standing.trials[seed]), levels)[X0_MEASURES.index(measure)]
     if measure == X0_MEASURES[0]:
         return found
@@ -694,7 +694,7 @@ def _standing(
 
 
 def _lacking(standing: Standing, point: QualityPoint | None, levels: Sequence[int]) -> str:
-    """Why a cell lacks a number that all are compared by."""
+    """The reason that a cell lacks a number that all are compared by."""
     if point is None:
         missing = [level for level in levels if level not in standing.levels]
         return f"does not reach log SNR {ranges(missing)}, a part of the data's window"
@@ -721,7 +721,7 @@ def _above_gaussian(sweep: SweepResults, standing: Standing, levels: Sequence[in
 
 
 def _why_not(trial: TrialResult, must_be_done: bool) -> str | None:
-    """Why a trial has no place in the ranking; None when it has."""
+    """The reason that a trial has no place in the ranking; None when it has."""
     if must_be_done and trial.status != "done":
         return f"seed {trial.seed} {trial.status}"
     if trial.error is None:
@@ -734,7 +734,7 @@ def _why_not(trial: TrialResult, must_be_done: bool) -> str | None:
 
 
 def _not_comparable(trials: Sequence[TrialResult]) -> str | None:
-    """Why these trials were not measured on the same pairs; None when they were.
+    """The reason that trials cannot be compared; None when all were measured on the same pairs.
 
     The images are the same where data_sha256 and all that makes images of the data are.
     """

@@ -425,7 +425,7 @@ class Groups:
 
     @property
     def is_certain(self) -> bool:
-        """Whether chance alone is an unlikely reason."""
+        """True where chance alone is an unlikely reason."""
         return self.p < UNEQUAL
 
 
@@ -484,7 +484,7 @@ def spread(
 
 
 def _is_paired(paired: float, paired_dof: int, unpaired: float, unpaired_dof: int) -> bool:
-    """Whether to pair: where seeds are shared, unless the other interval is narrower by right."""
+    """True to pair: where seeds are shared, unless the other interval is narrower by right."""
     if paired_dof < CHOICE_DOF:
         return paired_dof > 0
     widths = [

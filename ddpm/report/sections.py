@@ -811,7 +811,7 @@ def training_curves(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterab
 
 
 def tuned(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
-    """What was chosen within each cell, the curves it was chosen from, and what that changes."""
+    """The choice within each cell, the curves it was chosen from, and what that changes."""
     found = tuning_of(sweep)
     if found is None or not found.cells:
         return

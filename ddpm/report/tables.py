@@ -146,7 +146,7 @@ def _rows(sweep: SweepResults, ranking: Ranking) -> Iterator[dict[str, object]]:
 
 
 def _of_point(point: QualityPoint) -> dict[str, object]:
-    """What a trial's samples at one point put into columns of their own."""
+    """The columns of a trial's samples at one point."""
     tag = _tag(point)
     return {
         **{f"{name}_{tag}{end}": value for name, end, value in _ends(point)},

@@ -88,7 +88,7 @@ class Tuning:
 
 
 def tuning_of(sweep: SweepResults) -> Tuning | None:
-    """What was tuned within the cells of a sweep; None where nothing was."""
+    """The tuning within the cells of a sweep; None where nothing was tuned."""
     if not sweep.tuning:
         return None
     trials = tuple(one for trial in sweep.tuning for one in _by_length(trial))

@@ -50,7 +50,7 @@ _CHEAPER = 0.9  # a share of another cell's cost that is worth a word
 
 @dataclass(frozen=True, kw_only=True)
 class Conclusion:
-    """What the first screen says."""
+    """The words of the first screen."""
 
     kind: str = "none"  # winner | tied | disagree | undecided | none
     headline: str
@@ -141,7 +141,7 @@ def _verdict(ranking: Ranking) -> tuple[str, str]:
 
 
 def _why_no_samples(sweep: SweepResults, ranking: Ranking) -> str:
-    """Why samples that were drawn are not the headline; "" where they are, or none were."""
+    """The reason that samples are not the headline; "" where they are, or none were drawn."""
     points = [p for t in sweep.trials if t.quality is not None for p in t.quality.points]
     if ranking.of_samples or not points:
         return ""
@@ -151,7 +151,7 @@ def _why_no_samples(sweep: SweepResults, ranking: Ranking) -> str:
 
 
 def _learned(ranking: Ranking) -> list[str]:
-    """Whether anything was learned: cells no better than the Gaussian fit."""
+    """The cells that learned nothing: no better than the Gaussian fit."""
     if not ranking.failed:
         return []
     names = [f"{one.label} ({above(value)})" for one, value in ranking.failed]
@@ -161,7 +161,7 @@ def _learned(ranking: Ranking) -> list[str]:
 
 
 def _real(ranking: Ranking) -> list[str]:
-    """What real images get, and the cells that a measure cannot tell from them."""
+    """The numbers of real images, and the cells that a measure cannot tell from them."""
     known = [measure for measure in ranking.measures if measure in ranking.real]
     if not known:
         return []
@@ -291,7 +291,7 @@ def scope(sweep: SweepResults, ranking: Ranking) -> str:
 
 
 def _few(ranking: Ranking) -> str:
-    """What intervals take for granted where a cell has one or two seeds."""
+    """Assumptions of the intervals where a cell has one or two seeds."""
     single = [one.label for one in ranking.standings if len(one.trials) == 1]
     if single:
         return (
@@ -380,7 +380,7 @@ def _by_level(ranking: Ranking, first: Standing, second: Standing) -> str:
 
 
 def against_baseline(ranking: Ranking) -> str:
-    """What the comparison with the baseline comes to, in a sentence; "" without a baseline."""
+    """The comparison with the baseline in a sentence; "" without a baseline."""
     if ranking.baseline is None or len(ranking.standings) < 2:
         return ""
     reference = ranking.standings[ranking.baseline]
@@ -400,7 +400,7 @@ def against_baseline(ranking: Ranking) -> str:
 
 
 def meaning_of_errors(standings: Sequence[Standing]) -> str:
-    """What the errors in a table mean."""
+    """Meaning of the errors in a table."""
     if all(len(standing.trials) > 1 for standing in standings):
         return "\u00b1 is the half-width of the 95 % interval over training seeds"
     if all(len(standing.trials) == 1 for standing in standings):
@@ -433,7 +433,7 @@ def allowed(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> Concl
 
 
 def race_in_words(found: Sequence[Mapping[str, Value]]) -> str:
-    """What the race of seeds has decided, in a sentence."""
+    """The decision of a race of seeds in a sentence."""
     last = found[-1]
     winner, seeds = decided_for(found), last.get("seeds")
     if winner is not None:
@@ -529,7 +529,7 @@ def compared(effect: Effect) -> str:
 
 
 def _without_best(effect: Effect, names: Sequence[str], order: Sequence[int]) -> str:
-    """Where the lowest level beats none: other pairs may differ when cells are missing."""
+    """A lowest level that beats none: other pairs may differ when cells are missing."""
     pairs = [(a, b) for a in order for b in order if effect.sign(a, b) < 0]
     if not pairs:
         return f"{listed([names[place] for place in order])} cannot be told apart"

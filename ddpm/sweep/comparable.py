@@ -125,7 +125,7 @@ def _metric_problems(
 
 
 def _unmeasured(metric: str, config: Config) -> str | None:
-    """Why the samples of evaluations would lack a measure; None where they have it."""
+    """The reason that samples of evaluations would lack a measure; None where they have it."""
     options = config.EVALUATION
     if options.FEATURES is None:
         return None  # said already
@@ -221,8 +221,8 @@ def missed_levels(
 def window_problems(
     levels: Mapping[str, Collection[int]], window: tuple[int, int], tune: Tune
 ) -> list[str]:
-    """Why cells cannot be measured over the window: all of them, or some of a search, which would
-    average over other levels than the rest.
+    """Reasons that cells cannot be measured over the window: all of them, or some of a search,
+    which would average over other levels than the rest.
     """
     lacking, (low, high) = missed_levels(levels, window), window
     if levels and all(len(lacking.get(name, ())) == 1 + high - low for name in levels):
@@ -259,7 +259,7 @@ class Ladder:
 
     @property
     def evaluations(self) -> int:
-        """How many there are."""
+        """Their number."""
         return -(-self.total // self.every)
 
     def rung(self, row: Mapping[str, Any]) -> Rung | None:

@@ -302,7 +302,7 @@ def _plain_cell(cell: Mapping[str, object]) -> dict[str, object]:
 
 
 def _question(path: Path) -> str:
-    """What the comment that opens the file says after "Question:", up to its next entry."""
+    """The text after "Question:" in the comment that opens the file, up to its next entry."""
     lines = path.read_text(encoding="utf-8").splitlines()
     found: list[str] = []
     for line in itertools.takewhile(lambda line: line.startswith("#"), lines):

@@ -98,7 +98,7 @@ class Budget:
 
 @section
 class Tune:
-    """How trials are run."""
+    """Search, budget and number of trials at a time."""
 
     MAX_CONCURRENT: Int | None = option(
         None, "Trials at a time; null = as many as the machine holds", ge=1, le=10_000
@@ -218,7 +218,7 @@ def draw(space: Mapping[str, Range], number: int) -> dict[str, Value]:
 
 
 def is_inside(space: Mapping[str, Range], values: Mapping[str, object]) -> bool:
-    """Whether these are values of all keys of the space, each in its range."""
+    """True where these are values of all keys of the space, each in its range."""
     return all(
         isinstance(value := values.get(key), int | float)
         and math.isfinite(value)
@@ -390,7 +390,7 @@ def _read_axes(
 
 
 def _refuse_axis(top: str, key: str, base: Document) -> str | None:
-    """Why a key cannot be varied; None when it can."""
+    """The reason that a key cannot be varied; None when it can."""
     field = keys_under(Config).get(key)
     if field is None:
         guess = nearest_key(key)

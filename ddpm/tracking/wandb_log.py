@@ -80,7 +80,7 @@ def bits_per_dim(found: Mapping[str, object]) -> float | None:
 
 
 def quality_rows(quality: Quality | None) -> list[dict[str, float]]:
-    """What samples are worth by the number of sampling steps, a row each, the fewest first.
+    """Quality of samples by the number of sampling steps, a row each, the fewest first.
 
     A sampler, its eta, and a guidance and a length of the average where there are, are part of a
     number's name: `quality/fid ddim eta=0`, `quality/fid ddim eta=0 length=0.05`.
@@ -127,7 +127,7 @@ def address() -> str:
 
 
 def has_wandb_key() -> bool:
-    """Whether wandb would find a key for the server."""
+    """True where wandb would find a key for the server."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     try:
@@ -142,7 +142,7 @@ def has_wandb_key() -> bool:
 
 
 def why_not_online() -> str | None:
-    """Why W&B cannot be used from here: no key, or no sensible answer in time; None if it can."""
+    """The reason that W&B cannot be used: no key, or no sensible answer in time; else None."""
     server = address()
     if not has_wandb_key():
         return "no API key (set WANDB_API_KEY or run `wandb login`)"
@@ -155,7 +155,7 @@ def why_not_online() -> str | None:
 
 
 def _probe(server: str) -> str | None:
-    """What is wrong with the server's answer to an empty question; None when nothing is."""
+    """The fault in the server's answer to an empty question; None when there is none."""
     request = urllib.request.Request(
         f"{server.rstrip('/')}/graphql",
         data=b'{"query": "{ __typename }"}',
@@ -172,7 +172,7 @@ def _probe(server: str) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """Message of an error, in one line."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 

@@ -304,7 +304,7 @@ def publish_report(made: ReportFiles) -> list[str]:
 
 
 def _why_not_published() -> str | None:
-    """Why nobody asked for a server: WANDB_MODE says so, or there is no key."""
+    """The reason not to use a server, WANDB_MODE or no key; None where one is to be used."""
     if said_mode() in ("offline", "disabled"):
         name = "WANDB_MODE" if os.environ.get("WANDB_MODE") else "WANDB_DISABLED"
         return f"{name} is {os.environ[name]}"
@@ -361,7 +361,7 @@ def _published(
 
 
 def _incomplete(wanted: Specification, ours: int, found: int, uploads: str | None) -> Iterator[str]:
-    """What the report lacks, and what it shows beside."""
+    """Runs that the report lacks, and those that it shows beside."""
     if ours < len(wanted.runs):
         todo = f"; upload the others with: {uploads}" if uploads else ""
         yield f"runs on the server: {ours} of {len(wanted.runs)}{todo}"
@@ -395,7 +395,7 @@ def _runs(api: "wandb.Api", place: Place, wanted: Specification, uploads: str | 
 
 
 def _todo(uploads: str | None) -> str:
-    """What to do where runs are missing."""
+    """The remedy where runs are missing."""
     if uploads:
         return f"upload the runs with: {uploads}"
     return (

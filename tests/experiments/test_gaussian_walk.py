@@ -1,4 +1,4 @@
-"""What samplers draw for Gaussian data: known numbers, the flow's limit, and samples themselves."""
+"""Draws of samplers for Gaussian data: known numbers, the flow's limit, and samples themselves."""
 
 import math
 

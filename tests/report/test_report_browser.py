@@ -77,7 +77,7 @@ ACTIONS = """
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What ACTIONS saw on the page of six cells with two seeds, which writes nothing else to the
+    """Findings of ACTIONS on the page of six cells with two seeds, which writes nothing else to the
     console.
     """
     folder = tmp_path_factory.mktemp("actions")

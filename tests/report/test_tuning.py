@@ -1,4 +1,4 @@
-"""What is chosen within each cell, and what one choice for all would have said."""
+"""The choice within each cell, and the answer that one choice for all would have given."""
 
 from dataclasses import replace
 

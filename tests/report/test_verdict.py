@@ -116,7 +116,7 @@ def test_sentences_repeat_the_intervals_that_the_verdict_rests_on() -> None:
 
 
 def test_a_sentence_that_claims_something_else_is_seen() -> None:
-    """What reads the sentences back finds each of these wrong."""
+    """The reader of sentences finds each of these wrong."""
     ranking, verdict = judged(sampled([0, 0.1, 0.3], [0, 0.01, 0.3]))
     first, second, *rest = verdict.sentences
     wrong = [

@@ -1,4 +1,4 @@
-"""What the tracker of a trial says beside its rows: where it belongs, and how it was judged.
+"""Labels and summaries of a trial's tracker: its place in the sweep, and its measures.
 
 Real wandb, offline; what it wrote is read back with wandb's own reader.
 """

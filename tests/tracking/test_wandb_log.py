@@ -67,7 +67,7 @@ def opened(settings: config.Config) -> RunDirectory:
 
 
 def feed(tracker: Any, run: RunDirectory, reports: list[Report]) -> None:
-    """What the worker does with each report."""
+    """The worker's part at each report."""
     for each in reports:
         run.record(each)
         tracker.log(each)

@@ -1,4 +1,4 @@
-"""What a server that speaks W&B's own protocol holds after a run: online, and synced afterwards.
+"""Content of a server that speaks W&B's own protocol after a run: online, and synced afterwards.
 
     make test-wandb         needs openwandb (for non-commercial use), in a folder of its own
 

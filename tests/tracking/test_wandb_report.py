@@ -78,7 +78,7 @@ def written(folder: Path) -> dict[str, Any]:
 
 
 def spec(server: Server) -> dict[str, Any]:
-    """What the one report on the server holds."""
+    """The specification of the one report on the server."""
     (view,) = server.views.values()
     return json.loads(view["spec"])
 
