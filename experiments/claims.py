@@ -177,15 +177,15 @@ class Result:
         return path
 
 
-def spread(values: Sequence[float], *, digits: int = 3) -> str:
+def spread(values: Sequence[float]) -> str:
     """Mean ± half-width of the 95 % interval over seeds, as a cell of a table."""
     if not all(isfinite(value) for value in values):
         return "not finite"
     if len(values) < 2:
-        return f"{values[0]:.{digits}g}" if values else "–"
+        return f"{values[0]:.3g}" if values else "–"
     mean, half = mean_interval(values)
     if half == 0:
-        return f"{mean:.{digits}g}"
+        return f"{mean:.3g}"
     return " ± ".join(number_with_error(mean, half))
 
 

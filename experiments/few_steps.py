@@ -4,13 +4,13 @@ Every network of sweeps/few_steps.yaml draws images in 5 to 50 steps, and in 50 
 first are skipped (experiments/skip_prefix.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from math import log
 
 from ddpm.report import TrialResult
 from experiments.claims import Claim, Numbers, Result, spread
-from experiments.skip_prefix import Point, chart, judge
+from experiments.skip_prefix import Point, chart, quality_of_run
 from experiments.trials import Cell, StudyOptions, by_cell, each, failures, planned, run_of, trained
 
 LINEAR, COSINE = ("iddpm_linear",), ("iddpm_cosine",)
@@ -44,7 +44,7 @@ def result(options: StudyOptions) -> Result:
         "samples by the features of a classifier of digits, DDIM with eta 0 instead of the paper's "
         "ancestral sampler with learned variances.",
         claims=claims(measured),
-        tables=(_steps_table(measured), _skips_table(measured)),
+        tables=_tables(measured),
         pictures={
             "few_steps.png": chart(
                 {
@@ -91,7 +91,7 @@ def claims(measured: Measured) -> tuple[Claim, ...]:
 
 
 def _points(trial: TrialResult, images: int, is_short: bool) -> Points:
-    point = judge(run_of(trial), images)
+    point = quality_of_run(run_of(trial), images)
     steps, skipped = (_FEWER_STEPS, _FEWER_SKIPPED) if is_short else (STEPS, SKIPPED)
     wanted = [*((count, 0) for count in steps[:-1]), *((MOST, count) for count in skipped)]
     return {(count, left_out): point(count, left_out) for count, left_out in wanted}
@@ -101,34 +101,29 @@ def _skipped(points: Points) -> list[int]:
     return sorted(skipped for steps, skipped in points if steps == MOST)
 
 
-def _steps_table(measured: Measured) -> Numbers:
+def _tables(measured: Measured) -> tuple[Numbers, Numbers]:
     some = next(iter(next(iter(measured.values())).values()))
-    there = sorted(steps for steps, skipped in some if skipped == 0)
-    return Numbers(
-        title="FID by number of steps",
-        headings=("schedule", *(f"{steps} steps" for steps in there)),
-        rows=tuple(
-            (str(cell[0]), *(_fids(list(by_seed.values()), steps) for steps in there))
+    steps, skips = sorted(count for count, skipped in some if skipped == 0), _skipped(some)
+
+    def rows(
+        number: Callable[[Points, int], float], columns: Sequence[int]
+    ) -> tuple[tuple[str, ...], ...]:
+        return tuple(
+            (str(cell[0]), *(spread([number(one, c) for one in by_seed.values()]) for c in columns))
             for cell, by_seed in measured.items()
+        )
+
+    return (
+        Numbers(
+            title="FID by number of steps",
+            headings=("schedule", *(f"{count} steps" for count in steps)),
+            rows=rows(lambda one, count: one[count, 0].fid.value, steps),
+        ),
+        Numbers(
+            title="FID over that of the whole chain, by the share skipped",
+            headings=("schedule", *(f"{count / MOST:.0%}" for count in skips)),
+            rows=rows(
+                lambda one, count: one[MOST, count].fid.value / one[MOST, 0].fid.value, skips
+            ),
         ),
     )
-
-
-def _fids(points: Sequence[Points], steps: int) -> str:
-    return spread([one[steps, 0].fid.value for one in points])
-
-
-def _skips_table(measured: Measured) -> Numbers:
-    there = _skipped(next(iter(next(iter(measured.values())).values())))
-    return Numbers(
-        title="FID over that of the whole chain, by the share skipped",
-        headings=("schedule", *(f"{count / MOST:.0%}" for count in there)),
-        rows=tuple(
-            (str(cell[0]), *(_rises(list(by_seed.values()), count) for count in there))
-            for cell, by_seed in measured.items()
-        ),
-    )
-
-
-def _rises(points: Sequence[Points], skipped: int) -> str:
-    return spread([one[MOST, skipped].fid.value / one[MOST, 0].fid.value for one in points])

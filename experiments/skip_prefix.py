@@ -69,7 +69,7 @@ class Point:
         return self.skipped / self.num_steps
 
 
-def judge(run: Path, num: int) -> Callable[[int, int], Point]:
+def quality_of_run(run: Path, num: int) -> Callable[[int, int], Point]:
     """(num_steps, skipped) -> the quality of `num` images of a run's averaged network.
 
     Raises InputError where the run has no checkpoint or its data are not what they were.
@@ -188,7 +188,7 @@ def main(argv: list[str]) -> int:
             f"would draw {args.num:,} images of {run} with {shares} of {args.steps} steps skipped"
         )
         return 0
-    console, point = Console(), judge(run, args.num)
+    console, point = Console(), quality_of_run(run, args.num)
     points = [point(args.steps, count) for count in skipped]
     console.print(table(points))
     numbers, picture = save(run, points)

@@ -18,8 +18,8 @@ from ddpm.cluster.workers import Workers
 from ddpm.config import MEASURES
 from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import Interrupted, LockedError
-from ddpm.runs import NewRows, RunDirectory, claimed, error_text, storage
-from ddpm.sweep import Ladder, Ledger, Outcome, Rung, Trial, column, row_of
+from ddpm.runs import NewRows, RunDirectory, RunState, claimed, error_text, storage
+from ddpm.sweep import Ladder, Ledger, Outcome, Rung, Trial, column
 from ddpm.training import TrainingJob, work
 
 if TYPE_CHECKING:
@@ -182,6 +182,10 @@ def _run(
     def stops() -> bool:
         return should_stop() or (guide is not None and guide.stops())
 
+    def on_report(report: RunState) -> None:
+        if guide is not None:
+            guide.on_row({"step": report.step, "images": report.images, **report.metrics})
+
     if workers.count == 1:
         from ddpm.tracking import wandb_tracker
 
@@ -189,7 +193,7 @@ def _run(
             job,
             Group(device=best_device() if workers.gpus else CPU),
             tracker=wandb_tracker(*tracker),
-            on_report=(lambda report: guide.on_row(row_of(report))) if guide else None,
+            on_report=on_report,
             should_stop=stops,
             on_held=release,
         )

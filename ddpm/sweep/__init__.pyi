@@ -3,7 +3,6 @@ from .comparable import Ladder as Ladder
 from .comparable import Rung as Rung
 from .comparable import column as column
 from .comparable import missed_levels as missed_levels
-from .comparable import row_of as row_of
 from .comparable import to_minimise as to_minimise
 from .comparable import window_problems as window_problems
 from .ledger import Ledger as Ledger

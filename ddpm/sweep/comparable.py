@@ -15,14 +15,11 @@ is an evaluation; its number is the one of the trial's summary at its end, lower
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ddpm import config as configuration
 from ddpm.config import FID_SAMPLES, MEASURES, X0_MEASURES, Config
 from ddpm.sweep.spec import Race, Tune
-
-if TYPE_CHECKING:  # ddpm.runs needs torch, reading a sweep file does not
-    from ddpm.runs import RunState
 
 _NETWORK, _HYPER = "TRAINING.NETWORK.", "TRAINING.HYPER_PARAMETERS."
 _SCHEDULE = tuple(
@@ -279,8 +276,3 @@ def to_minimise(metric: str, value: object) -> float:
     """The metric's value so that lower is better; infinite where it is no finite number."""
     is_number = isinstance(value, int | float) and isfinite(value)
     return MEASURES[metric].sign * float(value) if is_number else inf  # type: ignore[arg-type]
-
-
-def row_of(report: "RunState") -> dict[str, Any]:
-    """A report as its row of metrics."""
-    return {"step": report.step, "images": report.images, **report.metrics}

@@ -8,7 +8,7 @@ import torch
 
 from ddpm.errors import InputError, run_main
 from experiments import skip_prefix
-from experiments.skip_prefix import chart, judge, noise_start, skips
+from experiments.skip_prefix import chart, noise_start, quality_of_run, skips
 from tests.support.digits_runs import digits_run
 
 
@@ -40,7 +40,7 @@ def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_nothing_skipped_is_the_whole_chain_and_all_but_one_step_is_not(run: Path) -> None:
-    point = judge(run, 128)
+    point = quality_of_run(run, 128)
     whole, most = point(4, 0), point(4, 3)
     assert most.share == 0.75
     assert most.fid.value != whole.fid.value

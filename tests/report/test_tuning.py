@@ -31,10 +31,7 @@ def sweep_of_draws() -> SweepResults:
 
 
 def test_each_cell_gets_the_draw_that_is_lowest_in_it() -> None:
-    chosen = {
-        one["cell"][PRED_TYPE]: one["chosen"][RATE] for one in chosen_within(sweep_of_draws())
-    }
-    assert chosen == {"noise": 0.001, "image": 0.003, "velocity": 0.01}
+    assert chosen_rates(sweep_of_draws()) == {"noise": 0.001, "image": 0.003, "velocity": 0.01}
 
 
 def test_the_length_of_the_average_is_chosen_among_those_of_each_training() -> None:
