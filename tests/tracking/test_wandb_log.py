@@ -19,6 +19,7 @@ import time
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,14 @@ def records(run: RunDirectory, kind: str) -> list[dict[str, Any]]:
 def everything(run: RunDirectory) -> list[dict[str, Any]]:
     """All records of the one offline fragment, as wandb's own reader gives them."""
     (path,) = fragments(run)
+    return inspected(path, path.stat().st_size)
+
+
+@cache
+def inspected(path: Path, size: int) -> list[dict[str, Any]]:
+    """The same while the fragment has this size: a second look starts no process."""
     command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(path)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=run.path)
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
 
