@@ -941,7 +941,7 @@ def provenance(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Bl
         yield Text(words=reproduce(one), kind="command")
     values: dict[str, dict[str, None]] = {}
     for trial in sweep.trials:
-        for key, value in leaves(dict(trial.provenance)):
+        for key, value in leaves(dict(trial.provenance)):  # type: ignore[arg-type]
             if key.split(".")[0] not in _OF_ONE_TRIAL and value not in (None, []):
                 values.setdefault(key, {})[text(value)] = None
     facts = [(key, listed(list(seen), limit=4)) for key, seen in values.items()]

@@ -433,9 +433,11 @@ class WandbTracker:
 
     def _log_references(self) -> None:
         """Artifacts as outputs of the run: offline W&B knows no inputs."""
+        if self._run is None:
+            return
         import wandb
 
-        for one in reference_artifacts(self._directory) if self._run is not None else ():
+        for one in reference_artifacts(self._directory):
             artifact = wandb.Artifact(one.name, one.type, metadata=dict(one.facts))
             for file in one.files:
                 # Nothing is read: a checksum here would be MD5.
