@@ -334,8 +334,8 @@ def test_the_command_says_where_everything_lies(
 def test_a_baseline_stands_in_page_answer_and_statistics(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wish = "SCHEDULER=linear,PRED_TYPE=noise"
-    assert main([str(folder), "--baseline", wish]) == 0
+    named = "SCHEDULER=linear,PRED_TYPE=noise"
+    assert main([str(folder), "--baseline", named]) == 0
     assert "Against the baseline linear \u00b7 noise" in " ".join(capsys.readouterr().out.split())
     text = (folder / "report.html").read_text()
     assert "the baseline that was named" in text and "(Dunnett)" in text
@@ -347,7 +347,7 @@ def test_a_baseline_stands_in_page_answer_and_statistics(
     with pytest.raises(InputError, match="names none of the ranked cells"):
         main([str(folder), "--baseline", "SCHEDULER=square"])
     with pytest.raises(InputError, match="is one run, with no cells"):
-        main([str(run_dir(folder, 0)), "--baseline", wish])
+        main([str(run_dir(folder, 0)), "--baseline", named])
 
 
 @pytest.mark.slow

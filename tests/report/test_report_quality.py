@@ -95,9 +95,9 @@ def test_results_csv_has_the_bounds_and_the_energy(folder: Path) -> None:
     walk = {"timesteps": [2, 1, 0], "terms": [0.5, 1.0, 2.0], "term_errors": [0.1, None, 0.2]}
     evaluation.write_text(json.dumps(facts | {"bits_per_dim": bits | walk}))
     outcome = folder / "ledger" / f"{0:08x}.json"
-    told = json.loads(outcome.read_text())
-    told["summary"]["energy_joules"] = 12.5
-    outcome.write_text(json.dumps(told))
+    facts = json.loads(outcome.read_text())
+    facts["summary"]["energy_joules"] = 12.5
+    outcome.write_text(json.dumps(facts))
     found = rows(folder)
     levels = report.assess(folder).ranking.levels
     with np.load(run_dir(folder, 1) / "evaluation.npz") as saved:

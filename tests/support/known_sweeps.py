@@ -46,43 +46,23 @@ def trial_of(
     cell: Mapping[str, object], seed: int, error: X0Error | None, **facts: object
 ) -> TrialResult:
     """A finished trial with this error; facts replace what else a trial has."""
-    return TrialResult(
-        **{
-            "name": f"{abs(hash((str(cell), seed))):x}",
-            "cell": dict(cell),
-            "seed": seed,
-            "status": "done",
-            "reason": None,
-            "run_dir": None,
-            "summary": {},
-            "config": dict(cell),
-            "provenance": {},
-            "metrics": {},
-            "evaluation": {"data_sha256": "d", "seed": 0},
-            "error": error,
-            "samples": None,
-            **facts,
-        }
-    )
+    usual = {
+        "name": f"{abs(hash((str(cell), seed))):x}",
+        **{"cell": dict(cell), "seed": seed, "status": "done", "reason": None, "run_dir": None},
+        **{"summary": {}, "config": dict(cell), "error": error},
+        "evaluation": {"data_sha256": "d", "seed": 0},
+    }
+    return TrialResult(**usual | facts)
 
 
 def sweep_of(trials: Sequence[TrialResult], **facts: object) -> SweepResults:
     """A sweep of these trials."""
-    return SweepResults(
-        **{
-            "folder": Path("sweeps/known"),
-            "name": "known",
-            "is_sweep": True,
-            "question": "",
-            "command": "",
-            "grid": {},
-            "planned": len(trials),
-            "trials": tuple(trials),
-            "skipped": (),
-            "references": None,
-            **facts,
-        }
-    )
+    usual = {
+        **{"folder": Path("sweeps/known"), "name": "known", "is_sweep": True, "question": ""},
+        **{"command": "", "grid": {}, "planned": len(trials), "trials": tuple(trials)},
+        **{"skipped": (), "references": None},
+    }
+    return SweepResults(**usual | facts)
 
 
 def known_sweep(
