@@ -62,8 +62,7 @@ def compare(found: SweepResults) -> Result:
         }
 
     ranking = rank(found)
-    apart = () if ranking.none_learned else [one.cell for one, _ in ranking.failed]
-    unlearned = {tuple(cell[key] for key in KEYS) for cell in apart}
+    unlearned = {tuple(one.cell[key] for key in KEYS) for one in ranking.set_apart}
     every = [cells.trials[cell][seed] for cell in wanted for seed in cells.seeds]
     levels = common_levels(one.error.levels for one in every if one.error is not None)
     lengths = sorted(set.intersection(*(set(_log_fids(one)) for one in every)))

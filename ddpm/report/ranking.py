@@ -209,6 +209,11 @@ class Ranking:
         return self.standings[self.orders[measure][0]]
 
     @property
+    def set_apart(self) -> tuple[Standing, ...]:
+        """The cells that learned nothing while others did, and so are not ranked."""
+        return () if self.none_learned else tuple(standing for standing, _ in self.failed)
+
+    @property
     def of_samples(self) -> bool:
         """True where samples are compared, not the x0-error."""
         return self.measures != X0_MEASURES

@@ -110,8 +110,7 @@ def csv_text(sweep: SweepResults, ranking: Ranking) -> str:
 
 
 def _rows(sweep: SweepResults, ranking: Ranking) -> Iterator[dict[str, object]]:
-    apart = () if ranking.none_learned else ranking.failed  # else they are ranked as well
-    every = [*ranking.standings, *(standing for standing, _ in apart)]
+    every = [*ranking.standings, *ranking.set_apart]
     places = {t.key: place for place, one in enumerate(every) for t in one.trials.values()}
     ranked, last = len(ranking.standings), len(every)
     for trial in sorted(sweep.trials, key=lambda t: places.get(t.key, last)):

@@ -61,7 +61,7 @@ class Tuning:
     @cached_property
     def _floors(self) -> dict[str, float]:
         """By measure the lowest evaluation error of a draw that is not resolved."""
-        every = [*self.ranking.standings, *(standing for standing, _ in self.ranking.failed)]
+        every = [*self.ranking.standings, *self.ranking.set_apart]
         return {
             m: min((one.log10(m) for one in every if not one.is_resolved(m)), default=nan)
             for m in self.ranking.measures
@@ -98,8 +98,7 @@ def tuning_of(sweep: SweepResults) -> Tuning | None:
     ranking = rank(replace(sweep, trials=trials, tuning=()))
     if not ranking.of_samples:  # the x0-error is of no length, and a draw may have no samples
         keys, ranking = tuple(sweep.space), rank(replace(sweep, trials=sweep.tuning, tuning=()))
-    failed = [] if ranking.none_learned else [standing for standing, _ in ranking.failed]
-    every = [*ranking.standings, *failed]
+    every = [*ranking.standings, *ranking.set_apart]
     found = Tuning(keys=keys, ranking=ranking, cells=())
 
     def place(draw: Standing) -> list[float]:
