@@ -143,7 +143,8 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
     plan, race = planned
     make = partial(_trial, base, document)
     if tune.WITHIN is None:
-        pairs = itertools.product(plan.SEEDS, _named(plan.NAMES) if plan.NAMES else cells)
+        named: list[Cell] = [{NAME: name} for name in plan.NAMES]
+        pairs = itertools.product(plan.SEEDS, named or cells)
         trials = tuple(make(cell, _own_seed(plan, cell, seed)) for seed, cell in pairs)
         first = trials[0]
     else:
@@ -284,10 +285,6 @@ def _trial(base: Document, sweep: Document, cell: Mapping[str, object], seed: in
     if built.config is None:
         raise InputError(built.problems)
     return Trial(cell=_plain_cell(cell), seed=seed, config=built.config)
-
-
-def _named(names: Iterable[str]) -> list[Cell]:
-    return [{NAME: name} for name in names]
 
 
 def _own_seed(plan: SearchPlan, cell: Cell, seed: int) -> int:
