@@ -1,19 +1,16 @@
 """ddpm.sweep.ledger: outcomes are whole or absent, whatever happens to their writers."""
 
+import itertools
 import json
 import logging
 import math
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from ddpm.sweep.ledger import Ledger, Outcome, cell_name
-from tests.support.tree import ROOT
+from tests.support.processes import forked, until
 
 PLANNED = Outcome(
     trial="0123abcd", cell={"TRAINING.PRED_TYPE": "noise"}, seed=1, run_dir="runs/one"
@@ -95,17 +92,15 @@ def test_foreign_and_half_files_are_left_out_with_one_warning_each(
     assert all("is no whole outcome of a trial; left out" in line for line in caplog.messages)
 
 
-WRITER = """
-import sys
-from ddpm.sweep.ledger import Ledger, Outcome
-ledger, count = Ledger(sys.argv[1]), 0
-while True:
-    trial = f"{count % 4:08x}"
-    summary = {f"metric {n}": count for n in range(2000)}
-    ledger.record(Outcome(trial=trial, cell={"A": count}, seed=count, run_dir="r").done(summary))
-    print(count, flush=True)
-    count += 1
-"""
+def record_for_ever(folder: Path) -> int:
+    """Outcomes of four trials in turn, each larger than a block, and the number of each printed."""
+    ledger = Ledger(folder)
+    for count in itertools.count():
+        summary = {f"metric {n}": count for n in range(2000)}
+        outcome = Outcome(trial=f"{count % 4:08x}", cell={"A": count}, seed=count, run_dir="r")
+        ledger.record(outcome.done(summary))
+        print(count)
+    raise AssertionError
 
 
 @pytest.mark.slow
@@ -113,16 +108,13 @@ def test_a_kill_at_any_instant_leaves_whole_outcomes_and_all_that_was_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for attempt in range(8):
-        folder = tmp_path / str(attempt)
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        assert process.stdout.readline() == "0\n"
+        folder, said = tmp_path / str(attempt), tmp_path / f"said-{attempt}"
+        process = forked(record_for_ever, folder, said=said)
+        until("a first outcome", lambda said=said: said.exists() and said.read_text()[:2] == "0\n")
         time.sleep(0.013 * attempt)
-        os.kill(process.pid, signal.SIGKILL)
-        reported = [0, *map(int, process.stdout.read().split("\n")[:-1])]
-        process.wait()
+        process.kill()
+        process.join()
+        reported = [int(line) for line in said.read_text().split("\n")[:-1]]
         with caplog.at_level(logging.WARNING):
             outcomes = Ledger(folder).outcomes()
         assert not caplog.records
@@ -138,20 +130,19 @@ def test_a_kill_at_any_instant_leaves_whole_outcomes_and_all_that_was_reported(
 def test_a_reader_meets_no_half_written_outcome(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL
-    )
+    folder = tmp_path / "ledger"
+    process = forked(record_for_ever, folder, said=tmp_path / "said")
     try:
         with caplog.at_level(logging.WARNING):
             seen: set[int] = set()
             while len(seen) < 60:
-                outcomes = Ledger(tmp_path).outcomes()
+                outcomes = Ledger(folder).outcomes()
                 seen |= {outcome.seed for outcome in outcomes.values()}
-                assert process.poll() is None
+                assert process.is_alive()
         assert not caplog.records
     finally:
         process.kill()
-        process.wait()
+        process.join()
 
 
 def test_a_cell_is_named_in_a_few_words() -> None:
