@@ -31,7 +31,7 @@ SMALL = TINY | {
 RATE = "TRAINING.HYPER_PARAMETERS.LEARNING_RATE"
 WITHIN = {
     f"SPACE.{RATE}": "{loguniform: [1.0e-4, 1.0e-1]}",
-    **{"TUNE.WITHIN": "cell", "TUNE.TRIALS": 2, "TUNE.MAX_CONCURRENT": 1, "SEEDS": "[0, 1]"},
+    **{"TUNE.WITHIN": "cell", "TUNE.TRIALS": 2, "TUNE.MAX_CONCURRENT": 1, "SEEDS": "[0]"},
 }
 
 
@@ -91,7 +91,7 @@ def test_a_killed_sweep_continues_and_reruns_no_finished_trial(
 
     folder = tmp_path / "out" / "sweeps" / "small"
     assert (folder / "report.html").stat().st_size > 10_000
-    assert len((folder / "results.csv").read_text().splitlines()) == 5
+    assert len((folder / "results.csv").read_text().splitlines()) == 3
     assert f" train {folder / 'best.yaml'}" in (folder / "best.yaml").read_text().splitlines()[0]
     assert str(folder / "report.html") in capsys.readouterr().out
     assert not (folder / "ray").exists()
@@ -100,9 +100,9 @@ def test_a_killed_sweep_continues_and_reruns_no_finished_trial(
     facts = json.loads((folder / "sweep.json").read_text())["planned"]
     tuning = [one for one in facts if one.get("is_tuning")]
     compared = [one for one in facts if not one.get("is_tuning")]
-    assert len(chosen) == 2 and len(tuning) == 4 and len(compared) == 4
+    assert len(chosen) == 2 and len(tuning) == 4 and len(compared) == 2
     assert {(one["seed"], one["steps"]) for one in tuning} == {(1000, 8)}
-    assert {(one["seed"], one["steps"]) for one in compared} == {(0, 24), (1, 24)}
+    assert {(one["seed"], one["steps"]) for one in compared} == {(0, 24)}
     rates = {one["cell"]["TRAINING.PRED_TYPE"]: one["chosen"][RATE] for one in chosen}
     for one in compared:
         assert RATE not in one["cell"]
