@@ -49,7 +49,7 @@ def make_job(root: Path, name: str, steps: int, threads: int) -> TrainingJob:
             "WANDB.MODE=disabled",
         ],
     )
-    index = preparing.prepare(loaded, progress=False)
+    index = preparing.prepare(loaded)
     return TrainingJob(
         config=config.to_dict(loaded),
         run_dir=str(root / f"{name}_00000000"),

@@ -108,7 +108,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from ddpm.data import open_source, packing
 
     folder = tmp_path_factory.mktemp("digits") / "shards"
-    packing.pack(open_source("digits"), folder, progress=False)
+    packing.pack(open_source("digits"), folder)
     return folder
 
 
@@ -123,7 +123,7 @@ def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder, found = tmp_path_factory.mktemp("few") / "shards", load_digits()
     images = np.round(found.images[:200, ..., None] * (255 / 16)).astype(np.uint8)
-    packing.pack(ArraySource(images, found.target[:200]), folder, progress=False)
+    packing.pack(ArraySource(images, found.target[:200]), folder)
     return folder
 
 

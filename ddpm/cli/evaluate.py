@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--features",
-        choices=("classifier", "pixels", "inception"),
+        choices=("classifier", "pixels", "inception", "clip"),
         help="what images are compared by (default: classifier where there are labels)",
     )
     result.add_argument(
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         help="the real images compared with; the floor is of the others (default: train)",
     )
     result.add_argument(
-        "--weights", type=Path, metavar="FILE", help="the weights of inception, safetensors"
+        "--weights", type=Path, metavar="FILE", help="of inception or clip, safetensors"
     )
     result.add_argument(
         "--ema", type=float, metavar="DECAY", help="averaged weights; 0 = as trained, unaveraged"

@@ -168,13 +168,13 @@ def _use(folder: Path, *, is_dry: bool, verify: bool) -> None:
     from ddpm.data import open_index, preparing, scan_folder, verify_shards
 
     if is_dry:
-        _, scans = scan_folder(folder, progress=True)
+        _, scans = scan_folder(folder)
         samples = sum(len(scan.samples) for scan in scans)
         print(f"{folder}: {samples:,} images in {len(scans)} shard(s); nothing was written")
         return
     index = open_index(folder) if verify else preparing.refresh(folder)
     if verify:
-        verify_shards(index, progress=True)
+        verify_shards(index)
     print(f"{index}{'; every byte is as it was indexed' if verify else ''}")
 
 
@@ -206,9 +206,7 @@ def _look(asked: argparse.Namespace, source: "Source") -> None:
     from ddpm.data import packing
 
     is_zip = _is_zip(asked)
-    loaded = (
-        packing.load_for_edm(source, Path(asked.out_dir)) if is_zip else source.load(progress=True)
-    )
+    loaded = packing.load_for_edm(source, Path(asked.out_dir)) if is_zip else source.load()
     for line in (*source.notes, *loaded.notes):
         print(line)
     if asked.preview:
@@ -219,8 +217,7 @@ def _look(asked: argparse.Namespace, source: "Source") -> None:
             "nothing was written"
         )
     elif asked.out_dir is not None:
-        count = asked.samples_per_shard
-        plan = packing.plan_packing(source, name=None, samples_per_shard=count, seed=0)
+        plan = packing.plan_packing(source, asked.samples_per_shard)
         print(
             f"would pack {source.num_samples:,} images of {source.name} into "
             f"{len(plan.shards)} shard(s) in {asked.out_dir}; nothing was written"
@@ -251,10 +248,10 @@ def _pack(asked: argparse.Namespace) -> None:
     with packing.stage(out) as place:
         source = _source(asked, place)
         if asked.preview:
-            _draw(asked.preview, source, source.load(progress=True))
+            _draw(asked.preview, source, source.load())
         index = packing.pack(source, out, samples_per_shard=asked.samples_per_shard)
     if asked.verify:
-        verify_shards(index, progress=True)
+        verify_shards(index)
     print(f"{index}{'; every byte was read back' if asked.verify else ''}")
 
 

@@ -193,7 +193,7 @@ def check_window(sweep: Sweep) -> None:
     else:
         with TemporaryDirectory() as folder:
             training = replace(config.TRAINING, OUTPUT_DIR=folder)
-            index = preparing.prepare(replace(config, TRAINING=training), progress=False)
+            index = preparing.prepare(replace(config, TRAINING=training))
             window = data_window(open_data(config, index.folder.absolute()))
     _require_window(sweep, window)
 

@@ -16,6 +16,7 @@ from ddpm.cluster.workers import Workers, workers_of_evaluation
 from ddpm.distributed import Group, best_device, current_group
 from ddpm.errors import DdpmError, InputError
 from ddpm.metrics import (
+    WEIGHTED,
     Extractor,
     RealData,
     SampleSet,
@@ -26,7 +27,6 @@ from ddpm.metrics import (
     evaluate_samples,
     evaluation_request,
     is_run_or_checkpoint,
-    load_inception,
     open_extractor,
     print_record,
     read_samples,
@@ -107,8 +107,8 @@ def request_for(options: EvaluationOptions) -> SampleRequest | None:
     problems = []
     if options.num is not None and options.num < 1:
         problems.append(f"--num {options.num}: give 1 at least")
-    if options.weights is not None and options.features != "inception":
-        problems.append("--weights is for --features inception")
+    if options.weights is not None and options.features not in WEIGHTED:
+        problems.append(f"--weights is for --features {' and '.join(WEIGHTED)}")
     if options.workers is not None and options.workers < 1:
         problems.append(f"--workers {options.workers}: give 1 at least")
     if is_run_or_checkpoint(options.source):
@@ -149,8 +149,8 @@ def run(options: EvaluationOptions, *, dry: bool = False) -> int:
     workers = workers_of_evaluation(options.workers, all_nodes=FOLDER in os.environ)
     if workers.count > 1 and request and request.options.EXPORT_INTERM:
         raise InputError("IMAGE_GENERATION.EXPORT_INTERM is for one worker; give --workers 1")
-    if options.features == "inception":
-        load_inception(options.weights)  # before images are drawn
+    if options.features in WEIGHTED:
+        WEIGHTED[options.features](options.weights, "--weights")  # before images are drawn
     if dry:
         console.print(_plan(options, request, workers), soft_wrap=True, highlight=False)
         return 0

@@ -55,7 +55,7 @@ _EARLIER_DEFAULTS = {"IMAGE_GENERATION.RESAMPLES": 0}
 
 
 def identifying(config: Config) -> dict[str, object]:
-    """What makes a run this run: the keys that differ from their defaults, machine keys left out.
+    """The identity of a run: the keys that differ from their defaults, machine keys left out.
 
     A key added to the project later, at its default, leaves the identity of older runs as it was.
     """
@@ -228,7 +228,7 @@ _TAG_WORDS = {
 
 
 def generation_problems(config: Config) -> list[str]:
-    """What is missing to draw images, looked at only when images are drawn."""
+    """Lacks of a configuration to draw images, looked at only when images are drawn."""
     generation, channels = config.IMAGE_GENERATION, config.TRAINING.INPUT_IMAGE_CHANNEL
     images = ("EXTERNAL_NPZ_INPUT", "an NPZ file with the base images")
     channel = ("FREEZE_CHANNEL", f"the known channel, from 0 to {channels - 1}")

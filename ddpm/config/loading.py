@@ -98,7 +98,7 @@ class Document:
     spoiled: set[str] = field(default_factory=set)
 
     def place(self, key: str) -> str:
-        """Where a key stands, as file:line; the document where it was not given."""
+        """The place of a key, as file:line; the document where it was not given."""
         return self.places.get(key, self.source)
 
     def refuse(self, key: str, text: str) -> None:

@@ -138,7 +138,7 @@ SCHEDULERS: tuple[str, ...] = get_args(Scheduler)
 
 @section
 class Preprocessing:
-    """What is done to each image as it is read."""
+    """Changes of each image as it is read."""
 
     CROP_SIZE: Count | None = option(
         None, "Side of the square cropped before resizing, pixels; null = INPUT_IMAGE_SIZE"
@@ -281,7 +281,7 @@ def height_width(size: int | tuple[int, int]) -> tuple[int, int]:
 
 @section
 class Training:
-    """What is trained, on what, how."""
+    """The training: network, objective, optimizer."""
 
     INPUT_IMAGE_SIZE: Annotated[_Side | tuple[_Side, _Side], AfterValidator(_square)] = option(
         256, "Image side, or [height, width], pixels"
@@ -481,7 +481,7 @@ X0_MEASURES = tuple(name for name, one in MEASURES.items() if one.of == "x0-erro
 
 @section
 class Evaluation:
-    """What trained networks are compared by, while they train and at the end."""
+    """Measures that compare trained networks, while they train and at the end."""
 
     SAMPLING_STEPS: Annotated[
         tuple[Annotated[int, Strict(), Field(ge=1, le=10**6)], ...], all_different
@@ -555,7 +555,7 @@ class Evaluation:
 
 @section
 class Cluster:
-    """What a run may use; null = what is there."""
+    """Cores, GPUs and workers of a run; null = all there are."""
 
     NUM_WORKERS: Int | None = option(
         None, "Training processes; null = one a GPU, else one", ge=1, le=65_536, machine=True

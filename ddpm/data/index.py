@@ -176,11 +176,11 @@ def is_packed(folder: Path) -> bool:
         return False
 
 
-def verify_shards(index: Index, *, progress: bool = False) -> None:
+def verify_shards(index: Index) -> None:
     """Reads every byte. Raises InputError naming each damaged shard and its damaged images."""
     problems = list(_file_problems(index))
     table = index.table
-    with ImageBar("verifying", index.num_samples, is_shown=progress) as bar:
+    with ImageBar("verifying", index.num_samples, is_shown=True) as bar:
         for number, shard in enumerate(index.shards):
             rows = table[index.starts[number] : index.starts[number + 1]]
             path = index.folder / shard.name
@@ -264,7 +264,7 @@ def _megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 
-def index_foreign(folder: Path | str, *, progress: bool = False) -> Index:
+def index_foreign(folder: Path | str) -> Index:
     """Indexes the tar shards in `folder` in place: writes index.json beside them, changes nothing.
 
     Samples are numbered in the order of the shards' names, so shards appended behind the others
@@ -274,7 +274,7 @@ def index_foreign(folder: Path | str, *, progress: bool = False) -> Index:
     folder = Path(folder)
     if (folder / INDEX_FILE).exists() and not is_index(folder / INDEX_FILE):
         raise InputError(f"{folder / INDEX_FILE} is no index of shards; {_FOREIGN}")
-    paths, scans = scan_folder(folder, progress=progress)
+    paths, scans = scan_folder(folder)
     if not os.access(folder, os.W_OK):
         raise InputError(
             f"{folder} is read-only, and the index of foreign shards is written beside them; "
@@ -292,12 +292,12 @@ def index_foreign(folder: Path | str, *, progress: bool = False) -> Index:
     return index
 
 
-def scan_folder(folder: Path, *, progress: bool = False) -> tuple[list[Path], list[Scan]]:
+def scan_folder(folder: Path) -> tuple[list[Path], list[Scan]]:
     """The foreign shards in `folder` and what each holds. Raises InputError with all problems."""
     paths = shard_paths(folder)
     note(_unread(folder, paths))
     scans = []
-    with ImageBar("indexing", None, is_shown=progress) as bar:
+    with ImageBar("indexing", None, is_shown=True) as bar:
         for path in paths:
             with path.open("rb") as stream:
                 scans.append(scan_tar(stream, str(path)))
@@ -314,7 +314,7 @@ def scan_folder(folder: Path, *, progress: bool = False) -> tuple[list[Path], li
 
 
 def _unread(folder: Path, shards: Sequence[Path]) -> Iterator[str]:
-    """What lies beside foreign shards and is not read; parts that are not kept apart."""
+    """Notes on what lies beside foreign shards and is not read, and on parts not kept apart."""
     ours = (INDEX_FILE, LOCK_FILE)
     others = [
         path.name

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +33,7 @@ from ddpm.runs import ImageBar, captioned, storage
 _PACKING = 1  # raised when the same source would give other bytes
 _JOURNAL = "packing.jsonl"
 STAGE = ".staged"  # in the folder that is packed into: copies of remote shards
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_NAME, _SEED = "shard", 0  # parts of every recipe
 _SHARD_BYTES = 1 << 25
 _MEMBER_OVERHEAD = 2048
 _SHARD_SAMPLES = (64, 4096)
@@ -50,21 +49,16 @@ def pack(
     source: Source,
     out_dir: str | os.PathLike[str],
     *,
-    name: str | None = None,
     samples_per_shard: int | None = None,
-    seed: int = 0,
-    progress: bool = True,
 ) -> Index:
     """The index of the shards in out_dir, packed now unless they are there already.
 
-    name: start of the shards' names.  samples_per_shard: None gives shards of at most 32 MiB of
-    pixels.  seed: of the order of the samples.
+    samples_per_shard: None gives shards of at most 32 MiB of pixels.
 
     Raises InputError with all problems of the source, before anything is written, and when out_dir
     holds something else.  StorageError when writing fails.
     """
-    plan = plan_packing(source, name=name, samples_per_shard=samples_per_shard, seed=seed)
-    folder = Path(out_dir)
+    plan, folder = plan_packing(source, samples_per_shard), Path(out_dir)
     if index := _finished(folder, plan):
         return index
     require_place(folder, source.name)
@@ -72,7 +66,7 @@ def pack(
     with _folder(folder):
         if index := _finished(folder, plan):  # another process packed it while this one waited
             return index
-        return _pack_into(folder, plan, progress)
+        return _pack_into(folder, plan)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +74,7 @@ class PackPlan:
     """A source and the options of its shards. recipe: digest of all that their bytes depend on."""
 
     source: Source
-    name: str
     samples_per_shard: int
-    seed: int
     recipe: str
 
     @cached_property
@@ -91,7 +83,7 @@ class PackPlan:
         planned: list[ShardPlan] = []
         first, size = 0, self.samples_per_shard
         for part, count in self.source.split or ((None, self.source.num_samples),):
-            stem = self.name if part is None else f"{self.name}-{part.lower()}"
+            stem = _NAME if part is None else f"{_NAME}-{part.lower()}"
             for number, start in enumerate(range(first, first + count, size)):
                 samples = range(start, min(start + size, first + count))
                 planned.append(ShardPlan(f"{stem}-{number:06d}.tar", part, samples))
@@ -107,32 +99,19 @@ class ShardPlan(NamedTuple):
     samples: range
 
 
-def plan_packing(
-    source: Source, *, name: str | None, samples_per_shard: int | None, seed: int
-) -> PackPlan:
-    """The plan for a source. Raises InputError for a bad name or number."""
-    shard_name = "shard" if name is None else name
+def plan_packing(source: Source, samples_per_shard: int | None = None) -> PackPlan:
+    """The plan for a source. Raises InputError for a bad number."""
     count = _samples_per_shard(source) if samples_per_shard is None else samples_per_shard
-    problems = []
-    if not _NAME.fullmatch(shard_name):
-        problems.append(f"name {shard_name!r}: give letters, digits, _ and -, at most 64")
     if count < 1:
-        problems.append(f"samples per shard is {count}; give at least 1")
-    if problems:
-        raise InputError(problems)
-    content = [_PACKING, source.identity(), source.has_labels, shard_name, count, seed]
+        raise InputError(f"samples per shard is {count}; give at least 1")
+    content = [_PACKING, source.identity(), source.has_labels, _NAME, count, _SEED]
     content += _different(source.reading) + ([source.split] if source.split else [])
-    return PackPlan(
-        source=source,
-        name=shard_name,
-        samples_per_shard=count,
-        seed=seed,
-        recipe=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
-    )
+    recipe = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return PackPlan(source=source, samples_per_shard=count, recipe=recipe)
 
 
 def _different(reading: Reading) -> list[object]:
-    """What of a source's reading is not as usual; nothing for shards of earlier versions."""
+    """The options of a reading that are not as usual; none for shards of earlier versions."""
     usual, own = asdict(Reading()), asdict(reading)
     del own["label_key"], own["stage"]  # the source's identity and its labels say the first
     changed = {name: value for name, value in own.items() if value != usual[name]}
@@ -225,15 +204,15 @@ def _folder(folder: Path) -> Iterator[None]:
             raise
 
 
-def _pack_into(folder: Path, plan: PackPlan, progress: bool) -> Index:
-    loaded = plan.source.load(progress=progress)
+def _pack_into(folder: Path, plan: PackPlan) -> Index:
+    loaded = plan.source.load()
     note(loaded.notes)
     storage.clean_temporaries(folder)
     kept = _resume(folder, plan)
     order = _order(plan)
     scans = []
     with (
-        ImageBar("packing", plan.source.num_samples, is_shown=progress) as bar,
+        ImageBar("packing", plan.source.num_samples, is_shown=True) as bar,
         ThreadPoolExecutor(_THREADS) as pool,
     ):
         for name, _, samples in plan.shards:
@@ -295,7 +274,7 @@ def _order(plan: PackPlan) -> NDArray[np.int64]:
     orders, first = [], 0
     for part, (_, count) in enumerate(plan.source.split or ((None, plan.source.num_samples),)):
         place = {"id": _PACK_ID + part}
-        one = philox.permutation(plan.seed, philox.Stream.ORDER, count, **place).numpy()
+        one = philox.permutation(_SEED, philox.Stream.ORDER, count, **place).numpy()
         orders.append(first + one)
         first += count
     return np.concatenate(orders)
@@ -340,7 +319,7 @@ def _write_shard(
     return scan
 
 
-def load_for_edm(source: Source, path: Path, *, progress: bool = True) -> Loaded:
+def load_for_edm(source: Source, path: Path) -> Loaded:
     """The images of a source, which may be put into a ZIP at a path. Raises InputError for those
     that EDM does not read, and where the ZIP is there already.
     """
@@ -353,7 +332,7 @@ def load_for_edm(source: Source, path: Path, *, progress: bool = True) -> Loaded
         raise InputError(
             f"{source.name}: EDM's ZIP has no parts; {typed if part.is_dir() else others}"
         )
-    loaded = source.load(progress=progress)
+    loaded = source.load()
     shapes = {tuple(loaded.images[row].shape) for row in range(source.num_samples)}
     height, width, channels = next(iter(shapes))
     kinds = {loaded.images[0].dtype}
@@ -366,7 +345,7 @@ def load_for_edm(source: Source, path: Path, *, progress: bool = True) -> Loaded
     return loaded
 
 
-def write_edm_zip(source: Source, loaded: Loaded, path: Path, *, progress: bool = True) -> None:
+def write_edm_zip(source: Source, loaded: Loaded, path: Path) -> None:
     """The ZIP of EDM's dataset tool: PNG files of one size, their classes in dataset.json."""
     note((*source.notes, *loaded.notes))
     labels = None if loaded.labels is None else loaded.labels.tolist()
@@ -376,7 +355,7 @@ def write_edm_zip(source: Source, loaded: Loaded, path: Path, *, progress: bool 
         # ZipFile takes what it cannot seek in. One date: the same images give the same bytes.
         with (
             zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive,  # type: ignore[call-overload]
-            ImageBar("packing", len(names), is_shown=progress) as bar,
+            ImageBar("packing", len(names), is_shown=True) as bar,
         ):
             for row, name in enumerate(names):
                 archive.writestr(zipfile.ZipInfo(name), images.encode(loaded.images[row])[1])
@@ -389,8 +368,7 @@ def write_edm_zip(source: Source, loaded: Loaded, path: Path, *, progress: bool 
 
 def preview(source: Source, loaded: Loaded) -> NDArray[np.uint8]:
     """A picture of some samples by class, after all conversions, each named by its class below."""
-    plan = plan_packing(source, name=None, samples_per_shard=None, seed=0)
-    rows = _order(plan)[:PREVIEWED].tolist()
+    rows = _order(plan_packing(source))[:PREVIEWED].tolist()
     labels, names = loaded.labels, source.class_names
     if labels is not None:
         rows.sort(key=lambda row: int(labels[row]))

@@ -19,6 +19,7 @@ from ddpm.data.source import (
     EXTENSIONS,
     PARTS,
     STAGED_PICTURES,
+    Numbered,
     PictureSource,
     Reading,
     Source,
@@ -75,7 +76,8 @@ class FolderSource(PictureSource):
                 ]
             )
         self.num_samples = len(self._paths)
-        self.names, self.pictures = self._paths, _OfFiles(self._paths)
+        self.names = paths = self._paths
+        self.pictures = Numbered(len(paths), lambda row: paths[row].read_bytes())
         folders = _folders(path / self._parts[0])
         found = {self._class_of(file) for file in by_part[0]} - {""}
         self.has_labels = label_key is not None and bool(found)
@@ -210,19 +212,6 @@ def _by_extension(folder: Path, unread: Sequence[Path]) -> str:
     return f"{len(unread):,} file(s) not read: {', '.join(parts)}" if unread else ""
 
 
-class _OfFiles:
-    """The bytes of files, each read as it is taken."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self._paths = paths
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, number: int) -> bytes:
-        return self._paths[number].read_bytes()
-
-
 def _files(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
     """The files below `folder`, through links too, in an order that no file system changes."""
     state = folder.stat()
@@ -305,21 +294,23 @@ class ParquetSource(PictureSource):
             return opened
         return cls([path], reading, source) if path.suffix == ".parquet" else None
 
-    def _pictures_of(self, key: str) -> "_OfColumn | _LaidDown":
+    def _pictures_of(self, key: str) -> Numbered:
         import pyarrow.parquet
 
         needed = sum(_column_bytes(path, key) for path in self._paths)
         available = psutil.virtual_memory().available
         if needed <= _MEMORY_SHARE * available:
             table = pyarrow.parquet.read_table(self._paths, columns=[key], memory_map=True)
-            return _OfColumn(_encoded(table.column(key), key))
+            # Chunks stay apart: one of binary holds 2 GiB at most.
+            column = _encoded(table.column(key), key)
+            return Numbered(len(column), lambda row: column[row].as_py())
         if self.reading.stage is None:
             typed = as_typed("pack", self.name, "OUT_DIR")
             raise ValueError(
                 f"column {key!r} needs {needed:,} bytes of memory, {available:,} are available; "
                 f"pack it first, which takes disk instead: `{typed}`"
             )
-        ends: list[int] = []
+        ends, laid_down = [0], self.reading.stage / STAGED_PICTURES
 
         def write(sink: storage.Sink) -> None:
             for path in self._paths:
@@ -331,8 +322,15 @@ class ParquetSource(PictureSource):
 
         storage.make_folder(self.reading.stage)
         storage.require_space(self.reading.stage, needed)
-        storage.write_file(self.reading.stage / STAGED_PICTURES, write)
-        return _LaidDown(self.reading.stage / STAGED_PICTURES, ends)
+        storage.write_file(laid_down, write)
+        places = np.array(ends, np.int64)
+
+        def read(row: int) -> bytes:
+            with laid_down.open("rb") as stream:
+                stream.seek(int(places[row]))
+                return stream.read(int(places[row + 1] - places[row]))
+
+        return Numbered(len(places) - 1, read)
 
     def identity(self) -> str:
         content = files_identity(self._paths)
@@ -369,36 +367,6 @@ def _column_bytes(path: Path, key: str) -> int:
         for part in parts
         if part.path_in_schema.partition(".")[0] == key
     )
-
-
-class _LaidDown:
-    """Pictures one after the other in a file, each read as it is taken."""
-
-    def __init__(self, path: Path, ends: list[int]) -> None:
-        self._path, self._starts = path, np.array([0, *ends], np.int64)
-
-    def __len__(self) -> int:
-        return len(self._starts) - 1
-
-    def __getitem__(self, number: int) -> bytes:
-        first, last = self._starts[number : number + 2].tolist()
-        with self._path.open("rb") as stream:
-            stream.seek(first)
-            return stream.read(last - first)
-
-
-class _OfColumn:
-    """The bytes of an Arrow column, by row; in its chunks, as one of binary holds 2 GiB at most."""
-
-    def __init__(self, column: Any) -> None:
-        self._column = column
-
-    def __len__(self) -> int:
-        return len(self._column)
-
-    def __getitem__(self, number: int) -> bytes:
-        data: bytes = self._column[number].as_py()
-        return data
 
 
 def _first(keys: Sequence[str], there: Sequence[str]) -> str:
@@ -450,7 +418,7 @@ class ZipSource(PictureSource):
         refuse(self._problems(files, inside, labels))
         self.num_samples, self.has_labels = len(names), labels is not None
         self.names = [f"{path}: {name}" for name in names]
-        self.pictures = _OfArchive(self._archive, names)
+        self.pictures = Numbered(len(names), lambda row: self._read(names[row]))
         self._numbers = None if labels is None else np.array([labels[n] for n in names], np.int64)
         kept = {*names, _EDM} if labels is not None else set(names)
         if others := [one.filename for one in files if one.filename not in kept]:
@@ -462,6 +430,12 @@ class ZipSource(PictureSource):
 
     def identity(self) -> str:
         return files_identity([self._path])
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return self._archive.read(name)
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            raise ValueError(f"is damaged in the archive: {error}") from error
 
     def _problems(
         self,
@@ -512,22 +486,6 @@ def _edm_labels(archive: zipfile.ZipFile, described: zipfile.ZipInfo) -> dict[st
     return labels
 
 
-class _OfArchive:
-    """The bytes of a ZIP's members, each read as it is taken."""
-
-    def __init__(self, archive: zipfile.ZipFile, names: list[str]) -> None:
-        self._archive, self._names = archive, names
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __getitem__(self, number: int) -> bytes:
-        try:
-            return self._archive.read(self._names[number])
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-            raise ValueError(f"is damaged in the archive: {error}") from error
-
-
 class LmdbSource(PictureSource):
     """The encoded pictures of an LMDB, as LSUN comes: keys are names, there are no labels."""
 
@@ -552,7 +510,12 @@ class LmdbSource(PictureSource):
         if not keys:
             raise InputError(f"{path} holds no encoded pictures among its {len(found):,} values")
         self.names = [f"{path}: {key!r}" for key in keys]
-        self.pictures = _OfLmdb(data, keys)
+
+        def value(row: int) -> bytes:
+            with data.begin() as read:
+                return bytes(read.get(keys[row]))
+
+        self.pictures = Numbered(len(keys), value)
         if others := [repr(key) for key, is_picture in found if not is_picture]:
             self.notes = (f"{path}: {len(others):,} value(s) not read: {examples(others)}",)
 
@@ -580,17 +543,3 @@ def _opened_lmdb(file: Path) -> Any:
         options = {"readonly": True, "lock": False, "readahead": False, "create": False}
         _lmdbs[place] = time, lmdb.open(str(place), subdir=False, **options)
     return _lmdbs[place][1]
-
-
-class _OfLmdb:
-    """The values of an LMDB, each read as it is taken."""
-
-    def __init__(self, data: Any, keys: Sequence[bytes]) -> None:
-        self._data, self._keys = data, keys
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __getitem__(self, number: int) -> bytes:
-        with self._data.begin() as read:
-            return bytes(read.get(self._keys[number]))

@@ -34,7 +34,7 @@ _SURELY_FILLED = 64
 _LOOK_S, _MOST_SCANNED = 5, 1 << 29  # of a check: seconds at pictures, bytes of foreign shards
 
 
-def prepare(config: Config, *, progress: bool = True) -> Index:
+def prepare(config: Config) -> Index:
     """The index of the data that DATASET.PATH names, packed or indexed now if it never was.
 
     Several processes may call it at once: one packs, the others wait. Raises InputError.
@@ -43,9 +43,9 @@ def prepare(config: Config, *, progress: bool = True) -> Index:
     if is_shards(path):
         folder = Path(path)
         has_index = (folder / INDEX_FILE).exists()
-        return open_index(folder) if has_index else index_foreign(folder, progress=progress)
+        return open_index(folder) if has_index else index_foreign(folder)
     source, folder = _place(config)
-    return pack(source, folder, progress=progress)
+    return pack(source, folder)
 
 
 def found(config: Config) -> Index | None:
@@ -62,23 +62,23 @@ def _place(config: Config) -> tuple[Source, Path]:
 
 
 def _folder_of(source: Source, output: str) -> Path:
-    plan = plan_packing(source, name=None, samples_per_shard=None, seed=0)
+    plan = plan_packing(source)
     return Path(output) / "shards" / plan.recipe[:16]
 
 
-def refresh(folder: Path, *, progress: bool = True) -> Index:
+def refresh(folder: Path) -> Index:
     """The index of a folder of shards; that of foreign ones is made anew when shards came or went.
 
     Raises InputError where shards that we packed are not as they were.
     """
     if not (folder / INDEX_FILE).exists():
-        return index_foreign(folder, progress=progress)
+        return index_foreign(folder)
     try:
         return open_index(folder)
     except InputError:
         if is_packed(folder):
             raise
-        return index_foreign(folder, progress=progress)
+        return index_foreign(folder)
 
 
 def is_shards(path: str | Path) -> bool:

@@ -61,6 +61,19 @@ class ImageSequence(Protocol):
     def __getitem__(self, number: int, /) -> Any: ...
 
 
+class Numbered:
+    """Images by number, each given by a function as it is taken."""
+
+    def __init__(self, count: int, read: Callable[[int], Any]) -> None:
+        self._count, self._read = count, read
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> Any:
+        return self._read(number)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
     """Checked images, and labels from 0, int64 (N,), or None.
@@ -77,7 +90,7 @@ class Loaded:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What is read of a source, and how.
+    """The parts of a source that are read, and the conversions.
 
     label_key: key of the labels; None for images without.  image_key: key of the images; None for
     the usual one.  classes: class folders, in the order of their numbers; None for all, by name.
@@ -131,7 +144,7 @@ class Source(ABC):
         """The labels from 0, (N,), without the images; None without labels. Raises InputError."""
 
     @abstractmethod
-    def load(self, *, progress: bool = False) -> Loaded:
+    def load(self) -> Loaded:
         """The images and labels. Raises InputError with every problem in them."""
 
 
@@ -249,7 +262,7 @@ class ArraySource(Source):
         self._refuse(label_problems(labels))
         return labels.astype(np.int64)
 
-    def load(self, *, progress: bool = False) -> Loaded:
+    def load(self) -> Loaded:
         arrays: list[NDArray] = []
         broken: list[str] = []
         for part in (_IMAGES, _LABELS)[: 1 + self.has_labels]:
@@ -262,7 +275,9 @@ class ArraySource(Source):
         images, labels = arrays[0], arrays[1].reshape(-1) if self.has_labels else None
         if images.ndim == 3:
             images = images[..., None]  # (N, H, W, 1)
-        ranges, problems, notes = None, [], ()
+        ranges: Ranges | None = None
+        problems: list[str] = []
+        notes: tuple[str, ...] = ()
         if self.reading.scale:
             ranges, problems = _ranges(images)
             found = [f"{low:g} to {high:g}" for low, high in ranges]
@@ -278,7 +293,13 @@ class ArraySource(Source):
         dtype = "uint8" if images.dtype == np.uint8 else "float32"
         first = ImageHeader(height=height, width=width, channels=channels, dtype=dtype)
         notes += counted(self.name, [changes.header(first).changes] * len(images))
-        pixels = _Arrays(images, changes, ranges)
+
+        def converted(row: int) -> NDArray:
+            image = np.asarray(images[row])
+            image = image if image.dtype == np.uint8 else image.astype(np.float32)
+            return changes.apply(to_unit(image, ranges) if ranges else image)
+
+        pixels = Numbered(len(images), converted)
         return Loaded(images=pixels, labels=numbers, notes=notes, ranges=ranges)
 
     def _read(self, part: int) -> NDArray:
@@ -305,21 +326,6 @@ class ArraySource(Source):
             raise InputError([f"{self.name}: {problem}" for problem in problems])
 
 
-class _Arrays:
-    """Images of an array, each scaled and converted as it is taken; floats are made float32."""
-
-    def __init__(self, images: NDArray, conversions: Conversions, ranges: Ranges | None) -> None:
-        self._images, self._conversions, self._ranges = images, conversions, ranges
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, number: int) -> NDArray:
-        image = np.asarray(self._images[number])
-        image = image if image.dtype == np.uint8 else image.astype(np.float32)
-        return self._conversions.apply(to_unit(image, self._ranges) if self._ranges else image)
-
-
 class PictureSource(Source):
     """Encoded pictures, each with a name for messages.  pictures: their bytes, by number."""
 
@@ -334,20 +340,26 @@ class PictureSource(Source):
         refuse(f"{self.name}: {problem}" for problem in label_problems(self._numbers))
         return self._numbers.astype(np.int64)
 
-    def load(self, *, progress: bool = False) -> Loaded:
+    def load(self) -> Loaded:
         """Decodes every picture once: all broken ones are known before anything is written."""
         labels = self.labels()  # before the minutes of decoding
-        with ImageBar("checking", self.num_samples, is_shown=progress) as bar:
+        with ImageBar("checking", self.num_samples, is_shown=True) as bar:
             outcomes = []
             for outcome in self._outcomes(range(self.num_samples), _decoded):
                 outcomes.append(outcome)
                 bar.advance()
         headers = self._usable(self.names, outcomes)
         return Loaded(
-            images=_Decoded(self),
+            images=Numbered(self.num_samples, self._pixels),
             labels=labels,
             notes=counted(self.name, [one.changes for one in headers]),
         )
+
+    def _pixels(self, number: int) -> Pixels:
+        try:
+            return decode(self.pictures[number], self.reading.conversions)
+        except (ValueError, OSError) as error:  # it was whole when it was checked
+            raise InputError(f"{self.names[number]}: {error}") from error
 
     def headers(self, limit_s: float) -> list[ImageHeader]:
         """Size and type of the pictures, in evenly spaced rounds, of as many as the seconds allow.
@@ -419,23 +431,6 @@ def _mixed_problems(paths: Sequence[object], headers: Sequence[ImageHeader]) -> 
         f"{len(odd):,} of {len(paths):,} pictures are {own}, most images are {others}; convert "
         f"them: {examples(odd)}"
     ]
-
-
-class _Decoded:
-    """The pictures of a source, each decoded as it is taken."""
-
-    def __init__(self, source: PictureSource) -> None:
-        self._source = source
-
-    def __len__(self) -> int:
-        return self._source.num_samples
-
-    def __getitem__(self, number: int) -> Pixels:
-        source = self._source
-        try:
-            return decode(source.pictures[number], source.reading.conversions)
-        except (ValueError, OSError) as error:  # it was whole when it was checked
-            raise InputError(f"{source.names[number]}: {error}") from error
 
 
 def _decoded(data: bytes, by: Conversions) -> ImageHeader:
@@ -527,7 +522,7 @@ def _ranges(images: NDArray) -> tuple[Ranges, list[str]]:
 
 
 def entries(folder: Path) -> list[Path]:
-    """What lies in a folder, by name, without the litter of systems."""
+    """The entries of a folder, by name, without the litter of systems."""
     entries = sorted(folder.iterdir())
     return [e for e in entries if not e.name.startswith(".") and e.name.lower() not in _LITTER]
 

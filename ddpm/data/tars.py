@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 from ddpm.data.scan import label_in, members
 from ddpm.data.source import (
     EXTENSIONS,
+    Numbered,
     PictureSource,
     Reading,
     Source,
@@ -115,9 +116,8 @@ class TarSource(PictureSource):
         if not self.num_samples:
             raise InputError(f"{self.name} holds no samples")
         images = self._image_ends()
-        self.pictures = _OfTars(
-            self._paths, [one[end] for one, end in zip(self._samples, images, strict=True)]
-        )
+        places = [one[end] for one, end in zip(self._samples, images, strict=True)]
+        self.pictures = Numbered(len(places), lambda row: _read(self._paths, places[row]))
         unread = Counter(end for sample in self._samples for end in sample) - Counter(images)
         label = self._label_end(unread)
         self.has_labels = label is not None
@@ -282,7 +282,7 @@ def _shards_of(folder: Path) -> list[Path]:
 
 
 def _beside(folder: Path, urls: Sequence[str]) -> tuple[str, ...]:
-    """What lies in a folder of shards and is none, nor an index of ours."""
+    """A note on what lies in a folder of shards and is none, nor an index of ours."""
     there = entries(folder) if folder.is_dir() else []
     ours = re.compile(r"index\.json|pack\.lock|samples-[0-9a-f]{8}\.npy")
     others = [e.name for e in there if str(e) not in urls and not ours.fullmatch(e.name)]
@@ -489,16 +489,3 @@ def _read(paths: Sequence[Path], place: _Place) -> bytes:
     with paths[place.shard].open("rb") as stream:
         stream.seek(place.offset)
         return stream.read(place.size)
-
-
-class _OfTars:
-    """The bytes of members, each read as it is taken."""
-
-    def __init__(self, paths: Sequence[Path], places: Sequence[_Place]) -> None:
-        self._paths, self._places = paths, places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, number: int) -> bytes:
-        return _read(self._paths, self._places[number])

@@ -6,8 +6,8 @@ from .classifier import train_classifier as train_classifier
 from .features import Extractor as Extractor
 from .features import collect_features as collect_features
 from .features import random_groups as random_groups
+from .inception import WEIGHTED as WEIGHTED
 from .inception import inception_problems as inception_problems
-from .inception import load_inception as load_inception
 from .intervals import Interval as Interval
 from .intervals import mean_interval as mean_interval
 from .intervals import t_quantile as t_quantile

@@ -3,6 +3,7 @@
     pixels      the first principal components of the training images     this file
     classifier  a small network trained on the data's own labels          classifier.py
     inception   TF-2015 weights as torch-fidelity ports them              inception.py
+    clip        CLIP's image encoder, likewise                            inception.py
 
 Images come as uint8 (N, H, W, C). They go through in batches of one size, the last one filled up,
 with TF32 off: the features of an image do not depend, to the bit, on how many images come after it.

@@ -44,7 +44,7 @@ from ddpm.metrics.features import (
     principal_components,
     random_groups,
 )
-from ddpm.metrics.inception import OPTION, load_inception
+from ddpm.metrics.inception import OPTION, WEIGHTED
 from ddpm.runs import (
     CONFIG_FILE,
     ImageBar,
@@ -199,7 +199,7 @@ def _described(against: str) -> tuple[Config, Path]:
         source = open_with_labels(against)
         shape, has_labels = source.image_shape, source.has_labels
         if shape is None:  # only pixels tell; whether they agree is known once they are packed
-            first = source.load(progress=True).images[0]
+            first = source.load().images[0]
             shape = (first.shape[2], first.shape[0], first.shape[1])
         channels, size = shape[0], (shape[1], shape[2])
     plain = {
@@ -281,9 +281,9 @@ class Reference:
 def open_extractor(
     features: str, real: RealData, weights: Path | None, named_by: str = OPTION
 ) -> Extractor:
-    """The extractor of a name.  weights: of Inception, `named_by` this key.  Raises InputError."""
-    if features == "inception":
-        return load_inception(weights, named_by)
+    """The extractor of a name.  weights: its file, `named_by` this key.  Raises InputError."""
+    if features in WEIGHTED:
+        return WEIGHTED[features](weights, named_by)
     return classifier_features(real) if features == "classifier" else pixel_features(real)
 
 

@@ -210,7 +210,7 @@ def _source(path: Path) -> tuple[Source, Loaded]:
     if path.suffix == ".npz":
         return _npz(path, *_arrays(path))
     source = open_with_labels(str(path))
-    return source, source.load(progress=True)
+    return source, source.load()
 
 
 def _npz(path: Path, pixels: str, classes: str | None) -> tuple[Source, Loaded]:

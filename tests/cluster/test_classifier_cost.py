@@ -44,7 +44,7 @@ def test_it_costs_where_it_is_needed_and_asking_writes_nothing(tmp_path: Path) -
     at_the_end = digits(tmp_path, *UNCONDITIONAL)
     assert cost.classifier_s([config]) > 0 < cost.classifier_s([at_the_end])
     assert not list(tmp_path.iterdir())
-    preparing.prepare(config, progress=False)
+    preparing.prepare(config)
     before = sorted(tmp_path.rglob("*"))
     assert cost.classifier_s([config]) > 0
     assert sorted(tmp_path.rglob("*")) == before
@@ -53,7 +53,7 @@ def test_it_costs_where_it_is_needed_and_asking_writes_nothing(tmp_path: Path) -
 @pytest.mark.slow
 def test_it_costs_nothing_once_it_is_there(digits_output: Path) -> None:
     config, at_the_end = (digits(digits_output, *words) for words in (MEASURED, UNCONDITIONAL))
-    preparing.prepare(config, progress=False)
+    preparing.prepare(config)
     classifier_features(real_data(config, None))
     assert cost.classifier_s([config]) == 0 == cost.classifier_s([at_the_end])
 

@@ -72,7 +72,7 @@ def test_a_bad_npz_is_refused_in_words_and_nothing_is_written(tmp_path: Path, ca
     arrays, words = BAD_NPZ[case]
     path = tmp_path / "in.npz"
     np.savez(path, **arrays)  # type: ignore[arg-type]
-    found = problems_of(lambda: packing.pack(open_source(path), tmp_path / "a/b", progress=False))
+    found = problems_of(lambda: packing.pack(open_source(path), tmp_path / "a/b"))
     assert all(str(path) in problem for problem in found)
     assert all(word in "\n".join(found) for word in words), found
     assert sorted(tmp_path.iterdir()) == [path]
@@ -224,9 +224,7 @@ def test_all_bad_pictures_are_reported_at_once_and_nothing_is_written(tmp_path: 
     save_pictures(tmp_path / "in", COLOUR, ["good/a.png", "good/b.png"])
     for name, (content, _) in bad.items():
         (tmp_path / "in/good" / name).write_bytes(content)
-    found = problems_of(
-        lambda: packing.pack(open_source(tmp_path / "in"), tmp_path / "out", progress=False)
-    )
+    found = problems_of(lambda: packing.pack(open_source(tmp_path / "in"), tmp_path / "out"))
     # One reason is one line: the number of pictures, three of them.
     assert len(found) < len(bad) and len({line.split(": ")[1] for line in found}) == len(found)
     assert any(line.startswith("4 pictures: have an alpha channel") for line in found), found
@@ -329,7 +327,7 @@ def test_what_is_not_read_is_said_with_its_number(
     (note,) = open_source(folder).notes
     assert "7 file(s) not read: 1 .csv (labels.csv), 5 .txt (ant/0.txt, " in note
     assert "and 2 more" in note and "1 without extension (README)" in note
-    packing.pack(open_source(folder), tmp_path / "out", progress=False)
+    packing.pack(open_source(folder), tmp_path / "out")
     assert note in caplog.messages
     np.savez(tmp_path / "in.npz", images=GREY, labels=LABELS, depth=GREY)
     assert "1 array(s) not read: depth" in open_source(tmp_path / "in.npz").notes[0]

@@ -25,7 +25,7 @@ from tests.support.shard_data import (
 @pytest.fixture
 def packed(tmp_path: Path) -> Index:
     source = ArraySource(COLOUR, LABELS)
-    return packing.pack(source, tmp_path / "packed", samples_per_shard=10, progress=False)
+    return packing.pack(source, tmp_path / "packed", samples_per_shard=10)
 
 
 def test_verify_finds_every_flipped_bit(packed: Index) -> None:

@@ -39,7 +39,7 @@ def test_parquet_by_file_and_by_folder(tmp_path: Path) -> None:
     folder.mkdir()
     parquet(folder / "train-00000-of-00002.parquet", slice(0, 30))
     parquet(folder / "train-00001-of-00002.parquet", slice(30, 40))
-    index = packing.pack(open_source(folder), tmp_path / "out", progress=False)
+    index = packing.pack(open_source(folder), tmp_path / "out")
     assert_holds(index, COLOUR, LABELS)
     assert index.class_names == ("ant", "bee", "cat", "dog")
     one = open_source(folder / "train-00001-of-00002.parquet", None)
@@ -74,7 +74,7 @@ def test_parts_in_one_folder_of_parquet_are_the_split_and_others_are_counted(
     assert "30 images of train and 10 images of test, the split that is there" in source.notes[0]
     unread = "2 file(s) or folder(s) not read: README.md, extra-00000-of-00001.parquet"
     assert source.notes[1] == f"{folder}: {unread}"
-    index = packing.pack(source, tmp_path / "out", progress=False)
+    index = packing.pack(source, tmp_path / "out")
     held_out = stored(index)[30:]
     assert as_multiset(held_out, index.labels[30:]) == as_multiset(list(COLOUR[30:]), LABELS[30:])
     (folder / "test-00000-of-00001.parquet").unlink()
@@ -107,7 +107,7 @@ def test_labels_that_are_no_classes_are_refused_before_anything_is_written(tmp_p
         (edm_zip(tmp_path / "in.zip", pairs), "labels", "7 labels are above 1000000, the first"),
     ):
         source, out = open_source(path, key), tmp_path / "out"
-        for refused in (source.load, lambda: packing.pack(source, out, progress=False)):  # noqa: B023
+        for refused in (source.load, lambda: packing.pack(source, out)):  # noqa: B023
             assert problem in problems_of(refused)[0]
         assert not out.exists()
 
@@ -143,7 +143,7 @@ def test_a_column_beyond_memory_is_laid_down_on_the_disk(
     for _ in range(2):  # the second time it is there already
         source = open_source(path, stage=out / packing.STAGE)
         assert (out / packing.STAGE / "pictures").is_file()
-        assert_holds(packing.pack(source, out, progress=False), COLOUR, LABELS)
+        assert_holds(packing.pack(source, out), COLOUR, LABELS)
         assert not list(out.glob(".*"))
     with pytest.raises(InputError, match="give encoded pictures"):
         open_source(path, image_key="label", stage=tmp_path / "stage")
@@ -165,10 +165,8 @@ def test_edms_zip_with_its_labels(tmp_path: Path) -> None:
     path = edm_zip(tmp_path / "a.zip", pairs, readme=b"hello")
     source = open_source(path)
     assert "1 file(s) not read: readme" in source.notes[0]
-    assert_holds(packing.pack(source, tmp_path / "a", progress=False), COLOUR[:8], LABELS[:8])
-    plain = packing.pack(
-        open_source(edm_zip(tmp_path / "b.zip", None)), tmp_path / "b", progress=False
-    )
+    assert_holds(packing.pack(source, tmp_path / "a"), COLOUR[:8], LABELS[:8])
+    plain = packing.pack(open_source(edm_zip(tmp_path / "b.zip", None)), tmp_path / "b")
     assert_holds(plain, COLOUR[:8], None)
     for wrong, word in ((pairs[1:], "have no label"), ([["a", 1.5]], "whole number")):
         assert word in problems_of(lambda: open_source(edm_zip(tmp_path / "c.zip", wrong)))[0]  # noqa: B023
@@ -214,7 +212,7 @@ def test_the_pictures_of_an_lmdb(tmp_path: Path) -> None:
     for path in (tmp_path / "in", tmp_path / "in" / "data.mdb"):
         source = open_source(path)
         assert source.notes == (f"{path}: 1 value(s) not read: b'length'",)
-        index = packing.pack(source, tmp_path / path.name.replace("in", "out"), progress=False)
+        index = packing.pack(source, tmp_path / path.name.replace("in", "out"))
         assert_holds(index, COLOUR, None)
     assert {path: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
     assert "no labels" in problems_of(lambda: open_source(tmp_path / "in", "kind"))[0]

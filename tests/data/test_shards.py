@@ -30,7 +30,7 @@ def test_processes_that_start_together_pack_once(tmp_path: Path, digits: Path) -
     sha256, folder = answer.split()
     assert sha256 == open_index(digits).sha256
     assert [path.name for path in (tmp_path / "out/shards").iterdir()] == [Path(folder).name]
-    index = preparing.prepare(make_config("digits", tmp_path / "out"), progress=False)
+    index = preparing.prepare(make_config("digits", tmp_path / "out"))
     assert index.folder == Path(folder)
 
 
@@ -69,7 +69,7 @@ def test_several_misfits_come_at_once(digits: Path) -> None:
 def test_classes_without_labels_and_empty_splits(tmp_path: Path) -> None:
     pixels = np.zeros((3, 8, 8), np.uint8)
     np.savez(tmp_path / "in.npz", images=pixels)
-    index = packing.pack(open_source(tmp_path / "in.npz", None), tmp_path / "out", progress=False)
+    index = packing.pack(open_source(tmp_path / "in.npz", None), tmp_path / "out")
     (problem,) = preparing.check(
         make_config(tmp_path / "out", DATASET__VALIDATION_FRACTION=0.0), index
     )
@@ -111,7 +111,7 @@ def test_labels_are_judged_before_anything_is_packed(tmp_path: Path) -> None:
 def test_prepare_uses_shards_where_they_lie(tmp_path: Path, digits: Path) -> None:
     assert preparing.prepare(make_config(digits, tmp_path / "out")).folder == digits
     sorted_shards(tmp_path / "foreign", "ab", 4)
-    index = preparing.prepare(make_config(tmp_path / "foreign", tmp_path / "out"), progress=False)
+    index = preparing.prepare(make_config(tmp_path / "foreign", tmp_path / "out"))
     assert index.folder == tmp_path / "foreign" and index.num_samples == 8
     assert not (tmp_path / "out").exists()
 
@@ -120,14 +120,14 @@ def test_prepare_packs_anew_when_the_source_changes(tmp_path: Path) -> None:
     path = tmp_path / "in.npz"
     np.savez(path, images=GREY, labels=LABELS)
     config = make_config(path, tmp_path / "out")
-    first = preparing.prepare(config, progress=False)
+    first = preparing.prepare(config)
     assert first.folder.parent == tmp_path / "out/shards"
-    assert preparing.prepare(config, progress=False).folder == first.folder
+    assert preparing.prepare(config).folder == first.folder
     np.savez(path, images=255 - GREY, labels=LABELS)
-    second = preparing.prepare(config, progress=False)
+    second = preparing.prepare(config)
     assert second.folder != first.folder and second.sha256 != first.sha256
     unlabelled = make_config(path, tmp_path / "out", DATASET__LABEL_KEY=None, **NO_CLASSES)
-    assert preparing.prepare(unlabelled, progress=False).num_classes is None
+    assert preparing.prepare(unlabelled).num_classes is None
 
 
 NO_CLASSES: dict[str, object] = {"TRAINING__NETWORK__NUM_CLASSES": None}
@@ -136,7 +136,7 @@ NO_CLASSES: dict[str, object] = {"TRAINING__NETWORK__NUM_CLASSES": None}
 def test_prepare_leaves_nothing_of_a_bad_source(tmp_path: Path) -> None:
     path = tmp_path / "in.npz"
     np.savez(path, images=GREY, labels=LABELS - 1)
-    problems_of(lambda: preparing.prepare(make_config(path, tmp_path / "a/out"), progress=False))
+    problems_of(lambda: preparing.prepare(make_config(path, tmp_path / "a/out")))
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -64,7 +64,7 @@ def test_npz_round_trip(
     tmp_path: Path, save: Callable[..., None], pixels: NDArray, extension: str
 ) -> None:
     save(tmp_path / "in.npz", images=pixels, labels=LABELS[:, None].astype(np.int16))
-    index = packing.pack(open_source(tmp_path / "in.npz"), tmp_path / "out", progress=False)
+    index = packing.pack(open_source(tmp_path / "in.npz"), tmp_path / "out")
     expected = pixels if pixels.ndim == 4 else pixels[..., None]
     expected = expected if pixels.dtype == np.uint8 else expected.astype(np.float32)
     assert_holds(index, expected, LABELS)
@@ -76,11 +76,11 @@ def test_label_key_names_the_labels_and_null_leaves_them_out(tmp_path: Path) -> 
     path = tmp_path / "in.npz"
     np.savez(path, images=GREY, kind=LABELS)
     assert_holds(
-        packing.pack(open_source(path, "kind"), tmp_path / "a", progress=False),
+        packing.pack(open_source(path, "kind"), tmp_path / "a"),
         GREY[..., None],
         LABELS,
     )
-    index = packing.pack(open_source(path, None), tmp_path / "b", progress=False)
+    index = packing.pack(open_source(path, None), tmp_path / "b")
     assert index.num_classes is None
     assert_holds(index, GREY[..., None], None)
 
@@ -94,11 +94,11 @@ def test_idx_pair_by_folder_and_by_file(tmp_path: Path, is_zipped: bool) -> None
         (folder / f"{part}-images-idx3-ubyte{end}").write_bytes(squeeze(idx(GREY[rows])))
         labels = LABELS[rows].astype(np.uint8)
         (folder / f"{part}-labels-idx1-ubyte{end}").write_bytes(squeeze(idx(labels)))
-    train = packing.pack(open_source(folder), tmp_path / "train", progress=False)
+    train = packing.pack(open_source(folder), tmp_path / "train")
     assert_holds(train, GREY[:30, ..., None], LABELS[:30])
     test = folder / f"t10k-images-idx3-ubyte{end}"
     assert_holds(
-        packing.pack(open_source(test), tmp_path / "t10k", progress=False),
+        packing.pack(open_source(test), tmp_path / "t10k"),
         GREY[30:, ..., None],
         LABELS[30:],
     )
@@ -110,16 +110,16 @@ def test_subfolders_are_classes_sorted_by_name(tmp_path: Path) -> None:
     (tmp_path / "in/bee").mkdir()
     Image.fromarray(COLOUR[3]).save(tmp_path / "in" / names[3], lossless=True)
     (tmp_path / "in/ant/notes.txt").write_text("no image")
-    index = packing.pack(open_source(tmp_path / "in"), tmp_path / "out", progress=False)
+    index = packing.pack(open_source(tmp_path / "in"), tmp_path / "out")
     assert index.class_names == ("ant", "bee", "zebra")
     assert_holds(index, COLOUR[:4], np.array([2, 0, 0, 1]))
-    unlabelled = packing.pack(open_source(tmp_path / "in", None), tmp_path / "null", progress=False)
+    unlabelled = packing.pack(open_source(tmp_path / "in", None), tmp_path / "null")
     assert_holds(unlabelled, COLOUR[:4], None)
 
 
 def test_flat_folder_has_no_labels(tmp_path: Path) -> None:
     save_pictures(tmp_path / "in", GREY, ["b.png", "a.png"])
-    index = packing.pack(open_source(tmp_path / "in"), tmp_path / "out", progress=False)
+    index = packing.pack(open_source(tmp_path / "in"), tmp_path / "out")
     assert_holds(index, GREY[:2, ..., None], None)
 
 
@@ -130,7 +130,7 @@ def test_palette_and_bilevel_images_lose_nothing(tmp_path: Path) -> None:
         picture = Image.fromarray(COLOUR[0]).convert(mode)
         picture.save(folder / "a.png")
         wanted = np.asarray(picture.convert("RGB" if mode == "P" else "L"))
-        index = packing.pack(open_source(folder), tmp_path / f"{name}-out", progress=False)
+        index = packing.pack(open_source(folder), tmp_path / f"{name}-out")
         assert_holds(index, wanted.reshape(1, 6, 5, -1), None)
 
 
@@ -139,13 +139,13 @@ def test_sizes_may_vary(tmp_path: Path) -> None:
     folder.mkdir()
     for height, width in ((9, 12), (11, 10)):
         Image.fromarray(np.zeros((height, width), np.uint8)).save(folder / f"{height}.png")
-    index = packing.pack(open_source(folder), tmp_path / "out", progress=False)
+    index = packing.pack(open_source(folder), tmp_path / "out")
     assert index.image_shape is None and index.smallest_size == (9, 10)
 
 
 def test_arrays_in_memory(tmp_path: Path) -> None:
     source = ArraySource(COLOUR, LABELS, class_names=list("abcd"))
-    index = packing.pack(source, tmp_path / "out", progress=False)
+    index = packing.pack(source, tmp_path / "out")
     assert index.class_names == ("a", "b", "c", "d")
     assert_holds(index, COLOUR, LABELS)
 
@@ -159,7 +159,7 @@ def test_cifar10_by_its_binary_archive_and_by_the_folder_in_it(tmp_path: Path) -
     for number, path in enumerate((archive, tmp_path / "cifar-10-batches-bin")):
         source = open_source(path)
         assert source.image_shape == (3, 32, 32) and source.notes[0].count("test_batch.bin") == 1
-        index = packing.pack(source, tmp_path / str(number), progress=False)
+        index = packing.pack(source, tmp_path / str(number))
         assert_holds(index, pixels, records[:, 0].astype(np.int64))
         assert index.class_names == tuple(f"class{n}" for n in range(10))
 
@@ -178,7 +178,7 @@ def test_cifar10s_pickles_are_refused_with_the_archive_to_take(tmp_path: Path) -
 
 
 def test_a_single_shard_is_no_source_to_train_on(tmp_path: Path) -> None:
-    packing.pack(ArraySource(COLOUR, LABELS), tmp_path / "shards", progress=False)
+    packing.pack(ArraySource(COLOUR, LABELS), tmp_path / "shards")
     (problem,) = problems_of(lambda: open_source(tmp_path / "shards" / "shard-000000.tar"))
     assert "packed first" in problem and "a folder of plain .tar may be named" in problem
 
@@ -226,7 +226,7 @@ def test_each_conversion_is_asked_for_and_counted(mixed: Path, tmp_path: Path) -
             "1 image(s) 16 bit scaled to 8",
         )
     )
-    index = packing.pack(open_source(mixed, conversions=by), tmp_path / "out", progress=False)
+    index = packing.pack(open_source(mixed, conversions=by), tmp_path / "out")
     assert index.image_shape == (3, 4, 4)
     assert (
         "otherwise"
@@ -254,7 +254,7 @@ def test_arrays_are_converted_and_their_shape_is_known_before(tmp_path: Path) ->
     by = images.Conversions(grey="rgb", size=(4, 4))
     source = open_source(tmp_path / "in.npz", image_key="x", conversions=by)
     assert source.image_shape == (3, 4, 4)
-    assert packing.pack(source, tmp_path / "out", progress=False).image_shape == (3, 4, 4)
+    assert packing.pack(source, tmp_path / "out").image_shape == (3, 4, 4)
     assert any("40 image(s) grey made RGB" in note for note in source.load().notes)
     useless = images.Conversions(alpha="white")
     for problem in (
@@ -277,7 +277,7 @@ def test_chosen_classes_keep_the_order_they_are_given_in(tmp_path: Path) -> None
 
 def test_an_npy_is_images_alone(tmp_path: Path) -> None:
     np.save(tmp_path / "in.npy", COLOUR[..., :2] / 255)
-    index = packing.pack(open_source(tmp_path / "in.npy"), tmp_path / "out", progress=False)
+    index = packing.pack(open_source(tmp_path / "in.npy"), tmp_path / "out")
     assert_holds(index, (COLOUR[..., :2] / 255).astype(np.float32), None)
     np.save(tmp_path / "bad.npy", np.array([{}]), allow_pickle=True)
     assert "never loaded" in problems_of(lambda: open_source(tmp_path / "bad.npy"))[0]
@@ -299,10 +299,10 @@ def test_hdf5_in_one_piece_and_in_chunks(tmp_path: Path, options: dict) -> None:
         file.create_dataset("raw", (40, 6, 5), np.uint8, external=[("/etc/passwd", 0, 1200)])
     source = open_source(tmp_path / "in.h5", image_key="train/x")
     assert "6 array(s) not read: away, floats, odd" in source.notes[0]
-    assert_holds(packing.pack(source, tmp_path / "out", progress=False), COLOUR, LABELS)
+    assert_holds(packing.pack(source, tmp_path / "out"), COLOUR, LABELS)
     floats = open_source(tmp_path / "in.h5", None, image_key="floats")
     assert_holds(
-        packing.pack(floats, tmp_path / "floats", progress=False),
+        packing.pack(floats, tmp_path / "floats"),
         (COLOUR / 255).astype(np.float32),
         None,
     )

@@ -49,7 +49,7 @@ def test_the_split_that_is_there_is_taken_and_said(
 ) -> None:
     source = open_source(image_net(tmp_path / "in", held_out))
     assert source.split == (("train", 28), (held_out, 12)) and source.class_names == CLASSES
-    index = packing.pack(source, tmp_path / "out", samples_per_shard=10, progress=False)
+    index = packing.pack(source, tmp_path / "out", samples_per_shard=10)
     said = f"28 images of train and 12 images of {held_out}, the split that is there"
     assert any(said in line for line in caplog.messages)
     word = held_out.lower()
@@ -76,7 +76,7 @@ def test_training_and_evaluation_see_their_own_part(tmp_path: Path) -> None:
         tmp_path / "out",
     )
     assert preparing.source_problems(config) == []
-    index = preparing.prepare(config, progress=False)
+    index = preparing.prepare(config)
     data = Dataset(index, config.DATASET, (1, 8, 8), seed=0)
     assert (data.num_train, data.num_validation) == (28, 12)
 

@@ -205,7 +205,7 @@ def test_several_images_a_sample_are_chosen_from_and_the_others_counted(tmp_path
         assert not source.has_labels and "images without classes; --label-key" in source.notes[0]
         unread = "19 member(s) not read: 6 input.png, 6 meta.json, 1 of no sample, 6 txt"
         assert source.notes[1] == f"{tmp_path / 'a.tar'}: {unread}"
-        index = packing.pack(source, tmp_path / key, progress=False)
+        index = packing.pack(source, tmp_path / key)
         assert_holds(index, GREY[:6, ..., None], None)
     (problem,) = problems_of(lambda: opened(tmp_path / "a.tar", tmp_path, image_key="depth"))
     assert "no image 'depth': only input.png, mask.png, txt, meta.json" in problem
@@ -267,7 +267,7 @@ def test_names_are_classes_in_sorted_order_and_counted(tmp_path: Path, end: str,
     assert source.notes == (
         f"{tmp_path / 'a.tar'}: 3 classes by name: 'Cat' of 2, 'dog bone' of 2, 'owl' of 2",
     )
-    index = packing.pack(source, tmp_path / "out", progress=False)
+    index = packing.pack(source, tmp_path / "out")
     assert_holds(index, COLOUR[:6], np.array([2, 0, 2, 1, 0, 1]))
     assert index.class_names == source.class_names
     caption = (labels[0][0], b"7" if end != "json" else b'{"species": 7}')
@@ -312,11 +312,11 @@ def test_parts_by_the_names_of_shards(tmp_path: Path, caplog: pytest.LogCaptureF
     assert source.split == (("train", 30), ("val", 10))
     assert source.notes[0] == f"{folder}: 1 not read beside the shards: stats.json"
     assert "1 shard(s) not read" in source.notes[-1] and "extra-0.tar" in source.notes[-1]
-    index = packing.pack(source, tmp_path / "out", progress=False)
+    index = packing.pack(source, tmp_path / "out")
     assert index.held_out is not None and index.held_out.sum() == 10
     again = opened(tmp_path / "out", tmp_path)
     assert again.split == source.split  # shards of ours say it in their index
-    assert as_multiset(stored(packing.pack(again, tmp_path / "more", progress=False)), None) == (
+    assert as_multiset(stored(packing.pack(again, tmp_path / "more")), None) == (
         as_multiset(list(COLOUR), None)
     )
 
@@ -324,7 +324,7 @@ def test_parts_by_the_names_of_shards(tmp_path: Path, caplog: pytest.LogCaptureF
 def test_our_own_shards_are_packed_anew_with_the_names_of_classes(tmp_path: Path) -> None:
     names = ["ant", "bee", "cat", "dog"]
     source = ArraySource(GREY, LABELS, class_names=names)
-    packing.pack(source, tmp_path / "a", progress=False)
+    packing.pack(source, tmp_path / "a")
     assert main.launch("pack", [str(tmp_path / "a"), str(tmp_path / "b"), "--grey", "rgb"]) == 0
     index = open_index(tmp_path / "b")
     assert index.class_names == tuple(names)
@@ -362,7 +362,7 @@ def test_names_become_no_paths_and_pickles_no_objects(tmp_path: Path) -> None:
     before = {path.name for path in tmp_path.iterdir()}
     source = opened(tmp_path / "in.tar", tmp_path)
     assert source.num_samples == 3 and "1 pkl, 1 pth, 1 pyd" in source.notes[-1]
-    packing.pack(source, tmp_path / "out", progress=False)
+    packing.pack(source, tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} - before == {"out"}
     write_tar(tmp_path / "as.tar", [("a.npy", trap)])
     assert problems_of(lambda: opened(tmp_path / "as.tar", tmp_path).load())

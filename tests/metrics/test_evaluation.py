@@ -204,7 +204,7 @@ def test_a_folder_an_npz_and_shards_of_the_same_images_give_the_same(
     floats = saved(tmp_path / "f.npz", images.astype(np.float32) / 255, labels)
     adm = tmp_path / "adm.npz"
     np.savez(adm, arr_0=images, arr_1=labels)
-    packing.pack(open_source(npz), tmp_path / "shards", progress=False)
+    packing.pack(open_source(npz), tmp_path / "shards")
     for path in (npz, folder, floats, adm):
         found = read_samples(path, real)
         assert found.labels is not None and (found.labels == labels).all(), path
@@ -321,7 +321,7 @@ def test_data_that_changed_since_the_training_is_refused(digits: Path, tmp_path:
 def test_a_classifier_needs_labels(digits: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     images, _ = digit_images(400)
-    packing.pack(open_source(saved(tmp_path / "y.npz", images), None), bare, progress=False)
+    packing.pack(open_source(saved(tmp_path / "y.npz", images), None), bare)
     path = saved(tmp_path / "x.npz", digit_images(100, 5)[0])
     with pytest.raises(InputError, match="classifier features need data of two classes or more"):
         run(path, "--against", bare, "--features", "classifier", "--cache", tmp_path / "cache")

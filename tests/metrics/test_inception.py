@@ -1,19 +1,25 @@
 """`inception` without its weights, never downloaded: every way it cannot be had is told."""
 
+import json
 import pickle
 import sys
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch import Tensor, nn
 
+from ddpm.cli.main import launch
 from ddpm.cluster import run_training
 from ddpm.errors import InputError, NonFiniteError
 from ddpm.metrics.features import Features
 from ddpm.metrics.inception import (
     FILE_NAME,
     inception_problems,
+    load_clip,
     load_inception,
     require_sound,
     self_check,
@@ -101,3 +107,49 @@ def test_weights_that_cannot_be_inceptions_are_refused() -> None:
             require_sound(odd)
     with pytest.raises(NonFiniteError):
         require_sound(Odd(torch.nan, 1.0))
+
+
+class PublishedClip(nn.Module):
+    """Stands for torch-fidelity's class, which is not installed here: it reads a program."""
+
+    def __init__(self, name: str, features: list[str], feature_extractor_weights_path: str) -> None:
+        super().__init__()
+        assert name == "clip-vit-b-32" and features == ["clip"]
+        program = torch.jit.load(feature_extractor_weights_path, map_location="cpu")
+        self.register_buffer("proj", program.state_dict()["visual.proj"])
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        assert images.dtype == torch.uint8 and images.shape[1] == 3
+        return (nn.functional.adaptive_avg_pool2d(images.float(), 4).flatten(1) @ self.proj,)
+
+
+@pytest.mark.slow
+def test_clip_takes_tensors_in_the_place_of_a_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "clip.safetensors"
+    safetensors.torch.save_file({"visual.proj": torch.randn(48, 12)}, path)
+    with pytest.raises(InputError, match="clip needs the package torch-fidelity"):
+        load_clip(path)
+    package = ModuleType("torch_fidelity.feature_extractor_clip")
+    monkeypatch.setattr(package, "FeatureExtractorCLIP", PublishedClip, raising=False)
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    before = torch.jit.load
+    extractor = load_clip(path)
+    assert torch.jit.load is before and extractor.dimension == 12
+    assert extractor.description == "12 features of CLIP's image encoder (torch-fidelity)"
+    with pytest.raises(InputError, match="takes 1 or 3 channels, the images have 2"):
+        extractor(np.zeros((1, 4, 4, 2), np.uint8))
+    other = tmp_path / "other.safetensors"
+    safetensors.torch.save_file({"visual.head": torch.randn(48, 12)}, other)
+    with pytest.raises(InputError, match="another network's: 'visual.proj'"):
+        load_clip(other)
+
+    monkeypatch.chdir(tmp_path)
+    grey = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 1), np.uint8)
+    np.savez("samples.npz", images=grey)
+    words = ["samples.npz", "--against", "digits", "--features", "clip", "--weights"]
+    assert launch("evaluate", [*words, str(path)]) == 0
+    (record,) = Path().glob("*evaluation_of_samples*.json")
+    found = json.loads(record.read_text())
+    assert found["measures"]["fid"]["value"] > 0 and "12 features of CLIP" in found["protocol"]

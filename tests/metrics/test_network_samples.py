@@ -384,7 +384,7 @@ def test_a_best_that_too_few_training_images_could_never_give_is_refused(
 ) -> None:
     few = tmp_path / "few"
     np.savez(tmp_path / "x.npz", images=digit_images(60)[0], labels=np.arange(60) % 10)
-    packing.pack(open_source(tmp_path / "x.npz"), few, progress=False)
+    packing.pack(open_source(tmp_path / "x.npz"), few)
     config = tiny("EVALUATION.EVERY=1", "EVALUATION.FEATURES=pixels", "EVALUATION.BEST=kid")
     network, schedule = build_network(config)
     data = open_data(config, few)

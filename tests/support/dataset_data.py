@@ -33,7 +33,7 @@ def pack(
     folder: Path, pixels: NDArray, labels: NDArray | None = None, per_shard: int = 16
 ) -> Index:
     source = ArraySource(pixels, labels)
-    return packing.pack(source, folder, samples_per_shard=per_shard, progress=False)
+    return packing.pack(source, folder, samples_per_shard=per_shard)
 
 
 def numbered(count: int, size: int = 4) -> NDArray[np.uint8]:

@@ -166,13 +166,13 @@ def pack_many(out: Path) -> int:
     """The exit code of a process that packs thirty shards."""
     pixels = np.random.default_rng(0).integers(0, 256, (3000, 16, 16, 3), np.uint8)
     source = ArraySource(pixels, np.arange(3000) % 7)
-    packing.pack(source, out, samples_per_shard=100, progress=False)
+    packing.pack(source, out, samples_per_shard=100)
     return 0
 
 
 def prepare_digits(out: Path) -> int:
     """The exit code of a process that packs the digits for a run and says what it has found."""
-    index = preparing.prepare(make_config("digits", out), progress=False)
+    index = preparing.prepare(make_config("digits", out))
     print(index.sha256, index.folder)
     return 0
 
