@@ -13,7 +13,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -62,12 +62,11 @@ class NpzSource(ArraySource):
             members = open_npz(path)
         except (ValueError, OSError) as error:
             raise InputError(f"{path}: {error}") from error
-        keys = [reading.image_key or "images"] + ([label_key] if label_key is not None else [])
+        keys = _keys(reading)
         if missing := [key for key in keys if key not in members]:
             raise InputError([f"{path} {_missing(path, k, members, reading)}" for k in missing])
         self._members = [members[key] for key in keys]
-        if others := [key for key in members if key not in keys]:
-            self.notes = (f"{path}: {len(others)} array(s) not read: {examples(others)}",)
+        self.notes = _others(path, members, keys)
         self._take(*((member.header.shape, member.header.dtype) for member in self._members))
 
     @classmethod
@@ -137,8 +136,7 @@ class Hdf5Source(ArraySource):
         import h5py
 
         self.name, self._path, self.reading = str(path), path, reading
-        label_key, self.has_labels = reading.label_key, reading.label_key is not None
-        self._keys = [reading.image_key or "images", *([label_key] if label_key else [])]
+        self.has_labels, self._keys = reading.label_key is not None, _keys(reading)
         problems, promised = [], []
         try:
             with h5py.File(path, "r") as file:
@@ -148,8 +146,7 @@ class Hdf5Source(ArraySource):
                         promised.append((array.shape, array.dtype))
                     except ValueError as error:
                         problems.append(f"{path} {error}")
-                if others := [key for key in _arrays(file) if key not in self._keys]:
-                    self.notes = (f"{path}: {len(others)} array(s) not read: {examples(others)}",)
+                self.notes = _others(path, _arrays(file), self._keys)
         except (OSError, RuntimeError, KeyError) as error:
             raise InputError(f"{path} is not a readable HDF5 file: {error}") from error
         if problems:
@@ -179,6 +176,19 @@ class Hdf5Source(ArraySource):
                 return np.asarray(array[()])
         except (OSError, RuntimeError, KeyError, ValueError) as error:
             raise InputError(f"{self._path}: {error}") from error
+
+
+def _keys(reading: Reading) -> list[str]:
+    """The keys of images and labels."""
+    key = reading.label_key
+    return [reading.image_key or "images", *([key] if key is not None else [])]
+
+
+def _others(path: Path, there: Iterable[str], keys: Sequence[str]) -> tuple[str, ...]:
+    """A note on arrays that are not read."""
+    others = [key for key in there if key not in keys]
+    line = f"{path}: {len(others)} array(s) not read: {examples(others)}"
+    return (line,) if others else ()
 
 
 def _missing(path: object, key: str, there: Iterable[str], reading: Reading) -> str:

@@ -19,7 +19,6 @@ import hashlib
 import io
 import json
 import lzma
-import re
 import tarfile
 import time
 import zlib
@@ -37,6 +36,7 @@ from urllib.request import urlopen
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.data.index import beside
 from ddpm.data.scan import label_in, members
 from ddpm.data.source import (
     EXTENSIONS,
@@ -93,7 +93,8 @@ class TarSource(PictureSource):
         urls = _urls(source)
         self.class_names, parts = _as_packed(Path(source))
         if not parts:
-            self.notes = _beside(Path(source), urls)
+            if Path(source).is_dir():
+                self.notes = tuple(beside(Path(source), [Path(url) for url in urls]))
             parts = by_part(self.name, urls, lambda url: shown(url).rpartition("/")[2])
         self._urls = [url for part in parts.values() for url in part]
         self._paths = _laid_down(self._urls, reading.stage)
@@ -279,15 +280,6 @@ def _is_image(end: str) -> bool:
 
 def _shards_of(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.name.lower().endswith(_ENDS)]
-
-
-def _beside(folder: Path, urls: Sequence[str]) -> tuple[str, ...]:
-    """A note on what lies in a folder of shards and is none, nor an index of ours."""
-    there = entries(folder) if folder.is_dir() else []
-    ours = re.compile(r"index\.json|pack\.lock|samples-[0-9a-f]{8}\.npy")
-    others = [e.name for e in there if str(e) not in urls and not ours.fullmatch(e.name)]
-    line = f"{folder}: {len(others):,} not read beside the shards: {examples(others)}"
-    return (line,) if others else ()
 
 
 def _as_packed(folder: Path) -> tuple[tuple[str, ...] | None, dict[str | None, list[str]]]:
