@@ -5,6 +5,7 @@ examples:
   ddpm report training_outputs/sweeps/pred_types --open
   ddpm report training_outputs/sweeps/pred_types --wandb
   ddpm report latest --tensorboard
+  ddpm report training_outputs/sweeps/schedules training_outputs/sweeps/more_schedules
   ddpm report training_outputs/sweeps/schedules --baseline SCHEDULER=linear
   ddpm report training_outputs/digits_8x8x1/.../linear_1000_velocity_MSE_... --dry-run
 """
@@ -16,6 +17,7 @@ import webbrowser
 
 from ddpm import report
 from ddpm.cli.options import command_line
+from ddpm.errors import InputError
 from ddpm.runs import find_run
 
 
@@ -23,6 +25,9 @@ def parser() -> argparse.ArgumentParser:
     """Parser of `ddpm report`."""
     result = command_line("report", __doc__)
     result.add_argument("folder", type=find_run, help="OUTPUT_DIR/sweeps/NAME or a run")
+    result.add_argument(
+        "others", type=find_run, nargs="*", metavar="SWEEP", help="sweeps to show beside it"
+    )
     result.add_argument("--open", action="store_true", help="show it in the browser")
     result.add_argument("--wandb", action="store_true", help="make or update its W&B report")
     result.add_argument(
@@ -39,7 +44,11 @@ def main(argv: list[str] | None = None) -> int:
     """Builds the report of the folder named on the command line; 0."""
     arguments = parser().parse_args(argv)
     make = report.assess if arguments.dry_run else report.build
-    made = make(arguments.folder, baseline=arguments.baseline)
+    if arguments.others and (arguments.wandb or arguments.tensorboard):
+        raise InputError(
+            "--wandb and --tensorboard are of one sweep; give each a report of its own"
+        )
+    made = make(arguments.folder, *arguments.others, baseline=arguments.baseline)
     made.print()
     if arguments.dry_run:
         print(f"would write {made.html}, {made.markdown.name}, {made.csv.name} and tables")

@@ -6,7 +6,7 @@ Each makes a comparison limp; the page says them beside the answer.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from ddpm.report.labels import PRED_TYPE, SCHEDULER, cell_label, listed, part, text, varied
+from ddpm.report.labels import PRED_TYPE, SCHEDULER, SWEEP, cell_label, listed, part, text, varied
 from ddpm.report.reading import SweepResults, TrialResult, Value, grouped, mapping
 
 # Facts of an evaluation that are the same where trials were measured alike, unless such keys vary.
@@ -34,7 +34,8 @@ def mixed(sweep: SweepResults) -> Iterator[str]:
             f"Trained more than once: {listed(sorted(again))}. The last of them is ranked; the "
             "others are left out."
         )
-    yield from _seeds(trials, keys)
+    for some in grouped(trials, lambda trial: str(trial.cell.get(SWEEP))).values():
+        yield from _seeds(some, keys)
     count = sum(trial.status == "done" and trial.error is None for trial in sweep.trials)
     if count and sweep.is_sweep:
         yield (

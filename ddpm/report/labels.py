@@ -10,6 +10,7 @@ from ddpm.metrics import Interval
 from ddpm.report.reading import SweepResults, Value, code, grouped
 
 TITLES = {one.key: one.title for one in MEASURES.values()}
+SWEEP = "SWEEP"  # the key of a cell's sweep, where several stand side by side
 PRED_TYPE, SCHEDULER, TIMESTEPS = (
     "TRAINING.PRED_TYPE",
     "TRAINING.NETWORK.SCHEDULER",

@@ -24,7 +24,7 @@ from ddpm.errors import InputError, as_typed
 from ddpm.report import charts
 from ddpm.report.cautions import flags, is_confounded
 from ddpm.report.labels import TITLES, capital, duration, number_with_error, signed, size
-from ddpm.report.ranking import Ranking, Standing, kendall_tau, rank, with_baseline
+from ddpm.report.ranking import Ranking, Standing, kendall_tau, rank, side_by_side, with_baseline
 from ddpm.report.reading import SweepResults, read_results
 from ddpm.report.sections import Chart, Section, Table, sections, short_path
 from ddpm.report.tables import csv_text, print_table, statistics, write_tables
@@ -71,12 +71,16 @@ class ReportFiles:
             console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
 
 
-def assess(folder: Path, *, baseline: str | None = None) -> ReportFiles:
+def assess(folder: Path, *others: Path, baseline: str | None = None) -> ReportFiles:
     """Reads and judges a sweep folder or a run directory; writes nothing.
 
-    baseline: `KEY=value,...` of the cell that all others are compared with as well.
+    others: sweeps shown beside it.  baseline: `KEY=value,...` of the cell that all others are
+    compared with as well.
     """
     sweep = read_results(folder)
+    if others:
+        folder = folder.parent / "+".join(one.resolve().name for one in (folder, *others))
+        sweep = side_by_side([sweep, *map(read_results, others)], folder)
     ranking = rank(sweep)
     if baseline is not None and not sweep.is_sweep:
         raise InputError(f"--baseline {baseline}: {folder} is one run, with no cells to compare")
@@ -93,14 +97,16 @@ def assess(folder: Path, *, baseline: str | None = None) -> ReportFiles:
 
 
 def build(
-    folder: Path, *, console: Console | None = None, baseline: str | None = None
+    folder: Path, *others: Path, console: Console | None = None, baseline: str | None = None
 ) -> ReportFiles:
     """Writes report.html, report.md and the tables of a sweep folder or a run, and a sweep's
     statistics.json and best.yaml.
 
     console: print the ranking and the answer there too.
     """
-    report = assess(folder, baseline=baseline)
+    report = assess(folder, *others, baseline=baseline)
+    folder = report.sweep.folder
+    storage.make_folder(folder)
     report = replace(report, best=_write_best(report))
     results = csv_text(report.sweep, report.ranking)
     storage.write_text(report.csv, results)

@@ -26,10 +26,11 @@ the training data. Those that have not are set apart, never averaged into an eff
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf, isfinite, log, log10, nan, prod, sqrt
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -47,7 +48,7 @@ from ddpm.metrics import (
     x0_summary,
 )
 from ddpm.report.costs import Cost, cost
-from ddpm.report.labels import TIMESTEPS, cell_label, listed, ranges, text, varied
+from ddpm.report.labels import SWEEP, TIMESTEPS, cell_label, listed, ranges, text, varied
 from ddpm.report.reading import SweepResults, TrialResult, Value, code, grouped, number, sequence
 from ddpm.report.scatter import (
     Difference,
@@ -63,6 +64,8 @@ OF_SAMPLES = ("kid", "fid")
 # Of a grid's combinations; with fewer, what each key does cannot be separated.
 _LEAST_FILLED = 0.5
 CONFIDENCE = 0.95
+# Keys in which sweeps may differ without another number.
+_OWN = re.compile(r"TRAINING\.(SEED|OUTPUT_DIR)|WANDB\.|CLUSTER\.|DATASET\.(PATH|STAGE|CACHE)")
 ALIKE = 1.1  # costs within this ratio count as equal
 
 
@@ -433,7 +436,12 @@ class Ranking:
     def _spreads(self) -> dict[str, Spread | None]:
         if not self.standings:
             return dict.fromkeys(self.measures)
-        return {measure: spread(self.table(measure), codes=self.codes) for measure in self.measures}
+        sweeps = {str(standing.cell.get(SWEEP)) for standing in self.standings}
+        is_paired = False if len(sweeps) > 1 else None  # a seed of one sweep is none of another's
+        return {
+            measure: spread(self.table(measure), codes=self.codes, is_paired=is_paired)
+            for measure in self.measures
+        }
 
 
 def rank(
@@ -763,6 +771,87 @@ def _not_comparable(trials: Sequence[TrialResult]) -> str | None:
             "EVALUATION.NUM differ), so they cannot be ranked."
         )
     return None
+
+
+def side_by_side(sweeps: Sequence[SweepResults], folder: Path) -> SweepResults:
+    """Several sweeps as one in `folder`, whose cells say of which sweep they are.
+
+    No seed is a block over two sweeps: those of every further one have another million added, and
+    intervals are unpaired.  Raises InputError with all that keeps their numbers from being compared.
+    """
+    names, first, problems = [sweep.name for sweep in sweeps], sweeps[0], []
+    if len(set(names)) < len(names):
+        problems.append(f"several sweeps are called {names[0]}; name each another way")
+    ranked = [rank(sweep) for sweep in sweeps]
+    for sweep, one in zip(sweeps, ranked, strict=True):
+        if not sweep.is_sweep or sweep.space:
+            kind = "searches SPACE within each cell" if sweep.is_sweep else "is one run"
+            problems.append(f"{sweep.folder} {kind}; give folders of grids")
+        elif one.problem:
+            problems.append(f"{sweep.folder}: {one.problem}")
+    every = [t for sweep in sweeps for t in sweep.trials if _why_not(t, True) is None]
+    problems += [why] if not problems and (why := _not_comparable(every)) else []
+    kinds = {
+        "window of log SNR": [
+            f"{one.levels[0]} to {one.levels[-1]}" for one in ranked if one.levels
+        ],
+        "headline": [_headline(one) for one in ranked],
+    }
+    for what, found in kinds.items():
+        if not problems and len(set(found)) > 1:
+            said = ", ".join(f"{a} {b}" for a, b in zip(names, found, strict=True))
+            problems.append(
+                f"the sweeps differ in their {what}, so they cannot be compared: {said}"
+            )
+    if problems:
+        raise InputError(problems)
+    keys = list(dict.fromkeys(key for sweep in sweeps for key in sweep.grid))
+    trials, weights = [], {}
+    for place, sweep in enumerate(sweeps):
+        for trial in sweep.trials:
+            own = {key: trial.cell.get(key, trial.config.get(key)) for key in keys}
+            seed = trial.seed + place * 10**6
+            moved = replace(trial, cell={SWEEP: sweep.name, **own}, seed=seed)
+            trials.append(moved)
+            weights[moved.key] = sweep.weights.get(trial.key, {})
+    grid = {key: tuple({text(t.cell[key]): t.cell[key] for t in trials}.values()) for key in keys}
+    return replace(
+        first,
+        folder=folder,
+        name=" beside ".join(names),
+        question="",
+        command="",
+        grid={SWEEP: tuple(names), **grid},
+        planned=sum(sweep.planned for sweep in sweeps),
+        trials=tuple(trials),
+        skipped=tuple(
+            replace(one, cell={SWEEP: sweep.name, **one.cell})
+            for sweep in sweeps
+            for one in sweep.skipped
+        ),
+        problems=(*_apart(sweeps, keys), *(p for sweep in sweeps for p in sweep.problems)),
+        seeds=(),
+        weights=weights,
+    )
+
+
+def _headline(ranking: Ranking) -> str:
+    """The measures that cells are ordered by, and how samples were drawn for them."""
+    drawn = (
+        "" if ranking.point is None else f" of {ranking.num_samples} samples, {_way(ranking.point)}"
+    )
+    return f"{' and '.join(ranking.measures)}{drawn}"
+
+
+def _apart(sweeps: Sequence[SweepResults], keys: Sequence[str]) -> Iterator[str]:
+    """A line where sweeps differ in what none of their grids varies."""
+    found = []
+    for key in sorted({k for sweep in sweeps for trial in sweep.trials for k in trial.config}):
+        values = [{text(t.config[key]) for t in s.trials if key in t.config} for s in sweeps]
+        if key not in keys and not _OWN.match(key) and any(one != values[0] for one in values):
+            found.append(f"{key} ({', '.join(listed(sorted(one)) for one in values)})")
+    if found:
+        yield f"The sweeps differ in more than their grids: {listed(found)}."
 
 
 def with_baseline(ranking: Ranking, named: str) -> Ranking:

@@ -14,6 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from ddpm import report
+from ddpm.cli.main import launch
 from ddpm.config import X0_MEASURES
 from ddpm.metrics import quality as quality_file
 from ddpm.report.best_samples import spots_of
@@ -331,3 +332,72 @@ def test_parquet_and_csv_hold_the_same_and_everything(made: report.ReportFiles) 
     assert parquet.read_table(folder / "sampling.parquet").num_rows == 18 * len(STEPS)
     config = parquet.read_table(folder / "configuration.parquet").to_pydict()
     assert config[PRED_TYPE] == [trial.cell[PRED_TYPE] for trial in made.sweep.trials]
+
+
+def beside(
+    tmp_path: Path, grid: dict[str, list[object]], seeds: tuple[int, ...], **more: Any
+) -> Path:
+    """Another sweep, `other`."""
+    more = {"rows": 5, "inline": 0, "has_references": True, **more}
+    folder = make_sweep(tmp_path / "b", grid, seeds, **more)
+    facts = json.loads((folder / "sweep.json").read_text()) | {"name": "other"}
+    (folder / "sweep.json").write_text(json.dumps(facts))
+    return folder.rename(folder.with_name("other"))
+
+
+@pytest.mark.slow
+def test_two_sweeps_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = {PRED_TYPE: ["noise", "image"]}
+    one = make_sweep(tmp_path / "a", grid, (0, 1, 2), rows=5, inline=0, has_references=True)
+    two = beside(tmp_path, {SCHEDULER: ["linear", "cosine"], PRED_TYPE: ["velocity"]}, (0, 1, 2))
+    assert launch("report", [str(one), str(two)]) == 0
+    out = one.parent / "tiny+other"
+    assert f"report: {out / 'report.html'}" in capsys.readouterr().out
+    assert not (one / "report.html").exists() and not (two / "report.html").exists()
+    text = (out / "report.md").read_text()
+    assert "# tiny beside other" in text and "Seeds are missing" not in text
+    made = report.assess(one, two)
+    cells = [standing.cell for standing in made.ranking.standings]
+    assert [(c["SWEEP"], c[SCHEDULER], c[PRED_TYPE]) for c in cells] == [
+        ("other", "cosine", "velocity"),
+        ("other", "linear", "velocity"),
+        ("tiny", "cosine", "image"),
+        ("tiny", "cosine", "noise"),
+    ]
+    # a seed is a block within one sweep, where alone each had one; no number is another's
+    first, second, third, fourth = made.ranking.standings
+    assert set(third.trials) == {0, 1, 2} and set(first.trials) == {10**6, 10**6 + 1, 10**6 + 2}
+    gaps = [made.ranking.gap(b, a, "kid") for a, b in ((first, third), (second, fourth))]
+    assert all(one.basis == "unpaired" and one.half_width < 1 for one in gaps)
+    alone = {
+        one.key: one.value("kid") for f in (one, two) for one in report.assess(f).ranking.standings
+    }
+    assert sorted(alone.values()) == sorted(one.value("kid") for one in made.ranking.standings)
+
+
+@pytest.mark.slow
+def test_sweeps_that_are_not_comparable_are_refused_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = {PRED_TYPE: ["noise", "image"]}
+    one = make_sweep(tmp_path / "a", grid, (0, 1), rows=5, inline=0, has_references=True)
+    other_data = beside(tmp_path / "2", grid, (0,))
+    for path in other_data.parents[1].glob("digits_8x8x1/*/evaluation.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"data_sha256": "1" * 64}))
+    cases = {
+        "differ in their headline": beside(tmp_path / "1", grid, (0,), has_quality=False),
+        "2 different data sets": other_data,
+        "several sweeps are called tiny": one,
+        "is one run; give folders of grids": next((tmp_path / "a" / "digits_8x8x1").iterdir()),
+    }
+    for words, other in cases.items():
+        assert launch("report", [str(one), str(other)]) == 2
+        assert words in capsys.readouterr().err
+    window = beside(tmp_path / "3", grid, (0,))
+    facts = json.loads((window / "sweep.json").read_text()) | {"window": [-3, 3]}
+    (window / "sweep.json").write_text(json.dumps(facts))
+    assert launch("report", [str(one), str(window)]) == 2
+    assert "window of log SNR, so they cannot be compared: tiny -4 to 4, other -3 to 3" in (
+        capsys.readouterr().err
+    )
+    assert not (one.parent / "tiny+other").exists()
