@@ -114,9 +114,7 @@ def test_workers_and_resumes_read_their_share_once(sorted_shards: Index, workers
     assert ours >= 0.95 * free
 
 
-def test_batches_hold_the_pixels_and_labels_of_their_samples(
-    colour: Colour,
-) -> None:
+def test_batches_hold_the_pixels_and_labels_of_their_samples(colour: Colour) -> None:
     index, pixels = colour
     data = open_colour(colour)
     assert (data.num_classes, data.image_shape, data.sha256) == (7, (3, 4, 4), index.sha256)
@@ -131,9 +129,7 @@ def test_batches_hold_the_pixels_and_labels_of_their_samples(
     assert batch.positions is not None and torch.equal(batch.positions, positions)
 
 
-def test_samples_may_be_asked_for_twice_or_not_at_all(
-    colour: Colour,
-) -> None:
+def test_samples_may_be_asked_for_twice_or_not_at_all(colour: Colour) -> None:
     data = open_colour(colour)
     ids = torch.tensor([17, 3, 17, 299, 16, 3])
     np.testing.assert_array_equal(bytes_of(data.read(ids).images), colour[1][ids.numpy()])
@@ -181,9 +177,7 @@ def reading_threads() -> list[str]:
     return [one.name for one in threading.enumerate() if one.name.startswith("ddpm-read")]
 
 
-def test_a_consumer_that_stops_leaves_no_thread(
-    colour: Colour,
-) -> None:
+def test_a_consumer_that_stops_leaves_no_thread(colour: Colour) -> None:
     data = open_colour(colour)
     endless = (torch.arange(k, k + 8) for k in itertools.count())
     batches = data.batches(endless)

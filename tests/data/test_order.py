@@ -8,11 +8,7 @@ import torch
 from ddpm.data.order import RUN, is_validation
 from ddpm.diffusion import philox
 from ddpm.diffusion.philox import Stream
-from tests.support.dataset_data import (
-    RANDOM,
-    entropy,
-    make_order,
-)
+from tests.support.dataset_data import RANDOM, entropy, make_order
 
 LAYOUTS = {
     "one shard": [5000],

@@ -12,15 +12,7 @@ from ddpm.data.index import open_index, verify_shards
 from ddpm.data.source import ArraySource
 from ddpm.errors import InputError
 from tests.support.processes import forked
-from tests.support.shard_data import (
-    COLOUR,
-    GREY,
-    LABELS,
-    as_multiset,
-    flip,
-    pack_many,
-    problems_of,
-)
+from tests.support.shard_data import COLOUR, GREY, LABELS, as_multiset, flip, pack_many, problems_of
 
 
 def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -71,10 +71,7 @@ def test_the_split_that_is_there_is_taken_and_said(
 
 def test_training_and_evaluation_see_their_own_part(tmp_path: Path) -> None:
     folder = image_net(tmp_path / "in")
-    config = make_config(
-        folder,
-        tmp_path / "out",
-    )
+    config = make_config(folder, tmp_path / "out")
     assert preparing.source_problems(config) == []
     index = preparing.prepare(config)
     data = Dataset(index, config.DATASET, (1, 8, 8), seed=0)
@@ -100,11 +97,7 @@ def test_training_and_evaluation_see_their_own_part(tmp_path: Path) -> None:
 def test_a_fraction_beside_a_split_is_refused(tmp_path: Path) -> None:
     folder = image_net(tmp_path / "in")
     for fraction in (0, 0.2):
-        config = make_config(
-            folder,
-            tmp_path / "out",
-            DATASET__VALIDATION_FRACTION=fraction,
-        )
+        config = make_config(folder, tmp_path / "out", DATASET__VALIDATION_FRACTION=fraction)
         (problem,) = preparing.source_problems(config)
         assert f"VALIDATION_FRACTION is {fraction}" in problem and "leave it out" in problem
 
@@ -139,10 +132,7 @@ def test_other_words_of_the_same_images_are_other_data(tmp_path: Path) -> None:
     folder = image_net(tmp_path / "in", has_classes=False)
     split, classes = open_source(folder), open_source(folder, classes=("train", "val"))
     assert classes.split == () and classes.class_names == ("train", "val")
-    plans = [
-        packing.plan_packing(source, name=None, samples_per_shard=None, seed=0)
-        for source in (split, classes)
-    ]
+    plans = [packing.plan_packing(source) for source in (split, classes)]
     assert plans[0].recipe != plans[1].recipe
 
 

@@ -100,9 +100,7 @@ def test_the_cache_stops_where_memory_ends(colour: Colour, monkeypatch: pytest.M
     assert cached.bytes_read == 2 * read
 
 
-def test_random_crops_are_not_frozen_by_the_cache(
-    colour: Colour,
-) -> None:
+def test_random_crops_are_not_frozen_by_the_cache(colour: Colour) -> None:
     options = dataset_options(CROP_TYPE="random", CROP_SIZE=2)
     one, two = (Dataset(colour[0], options, (3, 2, 2), seed=0, cache=c) for c in (False, True))
     ids, seen = torch.arange(20), set()
