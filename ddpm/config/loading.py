@@ -142,10 +142,18 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def load_generation(path: str | Path, overrides: Iterable[str] = ()) -> ImageGeneration:
-    """The IMAGE_GENERATION of a YAML file, whatever else it says. Raises InputError."""
+    """The IMAGE_GENERATION of a YAML file, whatever else it says, each value checked by itself.
+
+    Raises InputError.
+    """
     document = read_file(Path(path))
     apply_overrides(document, overrides)
-    return build_generation(document)
+    resolve(document)
+    document.tree = {k: v for k, v in document.tree.items() if k == "IMAGE_GENERATION"}
+    found = validate(document, _Generation)
+    if document.problems or found is None:
+        raise InputError(list(dict.fromkeys(document.problems)))
+    return found.IMAGE_GENERATION
 
 
 def from_dict(plain: Mapping[str, object], *, source: str = "config") -> Config:
@@ -233,7 +241,9 @@ def _in_our_words(document: Document) -> None:
         for section_name in above:
             below = cast(dict[str, Tree], below[section_name])
         value = below.pop(name)
-        if _has(document.tree, ours):
+        above_ours, _, last = ours.rpartition(".")
+        there = _at_key(document.tree, above_ours)
+        if isinstance(there, dict) and last in there:
             document.refuse(key, f"{key} is {ours}, which is given too; keep one")
             continue
         set_key(document.tree, ours, value)
@@ -420,12 +430,6 @@ def copy_tree(tree: dict[str, Tree]) -> dict[str, Tree]:
     return {k: copy_tree(v) if isinstance(v, dict) else v for k, v in tree.items()}
 
 
-def _has(tree: Tree, key: str) -> bool:
-    above, _, name = key.rpartition(".")
-    section_tree = _at_key(tree, above)
-    return isinstance(section_tree, dict) and name in section_tree
-
-
 def _at_key(tree: Tree, key: str) -> Tree:
     for name in key.split("."):
         tree = tree.get(name) if isinstance(tree, dict) else None
@@ -508,19 +512,6 @@ def build(document: Document) -> Built:
         problems=tuple(dict.fromkeys(document.problems)),
         impossible=tuple(text for text, is_impossible in broken if is_impossible),
     )
-
-
-def build_generation(document: Document) -> ImageGeneration:
-    """The document's IMAGE_GENERATION alone, each value checked by itself; changes the document.
-
-    Raises InputError.
-    """
-    resolve(document)
-    document.tree = {k: v for k, v in document.tree.items() if k == "IMAGE_GENERATION"}
-    found = validate(document, _Generation)
-    if document.problems or found is None:
-        raise InputError(list(dict.fromkeys(document.problems)))
-    return found.IMAGE_GENERATION
 
 
 def validate(document: Document, root: type[T]) -> T | None:

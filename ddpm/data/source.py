@@ -333,6 +333,7 @@ class PictureSource(Source):
     names: Sequence[object]
     pictures: ImageSequence
     _numbers: NDArray | None = None  # whole numbers, by picture
+    _ranges: Ranges | None = None  # of channels that had been scaled before
 
     def labels(self) -> NDArray[np.int64] | None:
         if self._numbers is None:
@@ -353,6 +354,7 @@ class PictureSource(Source):
             images=Numbered(self.num_samples, self._pixels),
             labels=labels,
             notes=counted(self.name, [one.changes for one in headers]),
+            ranges=self._ranges,
         )
 
     def _pixels(self, number: int) -> Pixels:

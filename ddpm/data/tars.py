@@ -36,6 +36,7 @@ from urllib.request import urlopen
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.data.images import Ranges
 from ddpm.data.index import beside
 from ddpm.data.scan import label_in, members
 from ddpm.data.source import (
@@ -91,7 +92,7 @@ class TarSource(PictureSource):
                 "OUT_DIR` (a folder of plain .tar may be named as it is)"
             )
         urls = _urls(source)
-        self.class_names, parts = _as_packed(Path(source))
+        self.class_names, parts, self._ranges = _as_packed(Path(source))
         if not parts:
             if Path(source).is_dir():
                 self.notes = tuple(beside(Path(source), [Path(url) for url in urls]))
@@ -282,19 +283,28 @@ def _shards_of(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.name.lower().endswith(_ENDS)]
 
 
-def _as_packed(folder: Path) -> tuple[tuple[str, ...] | None, dict[str | None, list[str]]]:
-    """Class names, and shards by their part, of a folder that we packed; else nothing."""
+def _as_packed(
+    folder: Path,
+) -> tuple[tuple[str, ...] | None, dict[str | None, list[str]], Ranges | None]:
+    """Class names, shards by their part, and the ranges of scaled channels, of a folder that we
+    packed; else nothing.
+    """
     parts: dict[str | None, list[str]] = {}
     try:
         content = json.loads((folder / "index.json").read_text())
         if content["recipe"] is None:
-            return None, {}
+            return None, {}, None
         for shard in content["shards"]:
             parts.setdefault(shard.get("split"), []).append(str(folder / shard["name"]))
         names = content["class_names"]
-        return None if names is None else tuple(map(str, names)), parts
+        ranges = content.get("ranges")
+        return (
+            None if names is None else tuple(map(str, names)),
+            parts,
+            ranges and tuple((float(low), float(high)) for low, high in ranges),
+        )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None, {}
+        return None, {}, None
 
 
 def _urls(source: str) -> list[str]:

@@ -394,3 +394,18 @@ def test_a_pipe_named_like_a_picture_hangs_nothing(tmp_path: Path, name: str) ->
     pipe.unlink()
     pipe.symlink_to(tmp_path / "nowhere")
     assert str(pipe) in problems_of(lambda: open_source(source))[0]
+
+
+def test_channels_that_cannot_be_scaled_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "in.npy"
+    floats = np.stack([GREY / 1.0, np.full(GREY.shape, 4.5), np.where(GREY == 7, np.inf, GREY)], 3)
+    np.save(path, floats)
+    found = problems_of(lambda: open_source(path, scale="channels").load())
+    assert "values that are not finite, the first is image" in found[0]
+    assert "channel 1 is 4.5 everywhere; leave it out" in found[1]
+    assert "packing: --scale channels" in problems_of(lambda: open_source(path).load())[0]
+    np.save(path, GREY)
+    (problem,) = problems_of(lambda: open_source(path, scale="channels"))
+    assert "are uint8, which --scale does not change" in problem
+    (problem,) = problems_of(lambda: open_source("digits", scale="channels"))
+    assert "--scale changes nothing of digits" in problem

@@ -329,6 +329,12 @@ def test_our_own_shards_are_packed_anew_with_the_names_of_classes(tmp_path: Path
     index = open_index(tmp_path / "b")
     assert index.class_names == tuple(names)
     assert_holds(index, GREY[..., None].repeat(3, axis=3), LABELS)
+    np.save(tmp_path / "in.npy", GREY * 3.0)
+    scaled = open_source(tmp_path / "in.npy", scale="channels")
+    ranges = packing.pack(scaled, tmp_path / "c").ranges
+    assert ranges == ((3.0 * GREY.min(), 3.0 * GREY.max()),)
+    again = opened(tmp_path / "c", tmp_path)
+    assert packing.pack(again, tmp_path / "d").ranges == ranges
 
 
 HOSTILE: dict[str, tuple[list, str]] = {
