@@ -83,8 +83,8 @@ class BulkSampler:
         """One line: what is drawn, of what."""
         request, model = self.request, self.generator.model
         task = f"{request.options.GEN_TASK}, seed {request.seed}"
-        images = f"{request.num:,} images ({task}){in_units(request.ranges)}"
-        return f"{images} of {model.folder} with {model.name}"
+        drawn = f"{request.num:,} images ({task}) of {model.folder} with {model.name}"
+        return f"{drawn}{in_units(request.ranges)}"
 
     def missing(self) -> list[range]:
         """Units that lack images, by the names of the files."""
