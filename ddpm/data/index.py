@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ddpm.data.images import Ranges, array_header
 from ddpm.data.scan import Sample, Scan, scan_tar
-from ddpm.data.source import entries, examples, is_held_out, note, own_split
+from ddpm.data.source import beside, entries, examples, is_held_out, note, own_split
 from ddpm.errors import InputError, as_typed
 from ddpm.runs import ImageBar, storage
 
@@ -313,16 +313,10 @@ def scan_folder(folder: Path) -> tuple[list[Path], list[Scan]]:
     return paths, scans
 
 
-def beside(folder: Path, shards: Sequence[Path]) -> Iterator[str]:
-    """A note on what lies in a folder of shards and is none, nor an index of ours."""
-    ours = {*shards, folder / INDEX_FILE, folder / LOCK_FILE}
-    if others := [one.name for one in entries(folder) if one not in ours and not _is_table(one)]:
-        yield f"{folder}: {len(others):,} not read beside the shards: {examples(others)}"
-
-
 def _unread(folder: Path, shards: Sequence[Path]) -> Iterator[str]:
     """Notes on what lies beside foreign shards and is not read, and on parts not kept apart."""
-    yield from beside(folder, shards)
+    ours = {*shards, folder / INDEX_FILE, folder / LOCK_FILE}
+    yield from beside(folder, [e for e in entries(folder) if e not in ours and not _is_table(e)])
     if split := own_split({re.split("[^a-z]", path.name.lower())[0] for path in shards}):
         yield (
             f"{folder}: shards of {' and '.join(split)} are used as one data set where they lie; "

@@ -156,6 +156,13 @@ def note(lines: Iterable[str]) -> None:
             _log.warning("%s", line)
 
 
+def beside(folder: Path, others: Sequence[Path]) -> tuple[str, ...]:
+    """A note on what lies in a folder of shards and is none."""
+    names = examples([one.name for one in others])
+    line = f"{folder}: {len(others):,} not read beside the shards: {names}"
+    return (line,) if others else ()
+
+
 def own_split(names: Iterable[str]) -> tuple[str, str] | None:
     """Of parts of a data set, that for training and that for validation; None without both."""
     by_word = {name.lower(): name for name in sorted(names)}
@@ -487,8 +494,9 @@ def _extremes(images: NDArray) -> tuple[NDArray, NDArray]:
     step = max(1, (1 << 22) // max(1, images[0].size))
     pieces = (images[start : start + step] for start in range(0, len(images), step))
     with np.errstate(invalid="ignore", over="ignore"):
-        found = [(p.min(axis=(1, 2)), p.max(axis=(1, 2))) for p in pieces]
-        low, high = (np.concatenate(ends).astype(np.float32) for ends in zip(*found, strict=True))
+        # Down the columns first: a reduction over few channels at a time is 30 times slower.
+        columns = [(p.min(axis=1).min(axis=1), p.max(axis=1).max(axis=1)) for p in pieces]
+        low, high = (np.concatenate(ends).astype(np.float32) for ends in zip(*columns, strict=True))
     return low, high
 
 

@@ -19,6 +19,7 @@ import hashlib
 import io
 import json
 import lzma
+import re
 import tarfile
 import time
 import zlib
@@ -37,7 +38,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.data.images import Ranges
-from ddpm.data.index import beside
 from ddpm.data.scan import label_in, members
 from ddpm.data.source import (
     EXTENSIONS,
@@ -45,6 +45,7 @@ from ddpm.data.source import (
     PictureSource,
     Reading,
     Source,
+    beside,
     by_part,
     by_reason,
     entries,
@@ -94,8 +95,10 @@ class TarSource(PictureSource):
         urls = _urls(source)
         self.class_names, parts, self._ranges = _as_packed(Path(source))
         if not parts:
-            if Path(source).is_dir():
-                self.notes = tuple(beside(Path(source), [Path(url) for url in urls]))
+            there = entries(Path(source)) if Path(source).is_dir() else []
+            ours = re.compile(r"index\.json|pack\.lock|samples-[0-9a-f]{8}\.npy")
+            others = [e for e in there if str(e) not in urls and not ours.fullmatch(e.name)]
+            self.notes = beside(Path(source), others)
             parts = by_part(self.name, urls, lambda url: shown(url).rpartition("/")[2])
         self._urls = [url for part in parts.values() for url in part]
         self._paths = _laid_down(self._urls, reading.stage)
