@@ -5,7 +5,7 @@
 FROM python:3.11-slim-bookworm
 # KubeRay's probes of a pod are wget's
 RUN apt-get update && apt-get install -y --no-install-recommends wget && rm -rf /var/lib/apt/lists/*
-WORKDIR /opt/ddpm
+WORKDIR /ddpm
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY configs configs
 COPY sweeps sweeps

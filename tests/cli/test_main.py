@@ -222,7 +222,7 @@ def test_images_copy_all_that_an_installation_needs(tmp_path: Path, recipe: str)
     text = (ROOT / recipe).read_text()
     copied = re.findall(r"^COPY (.*) \S+$", text, re.M)
     if not copied:
-        copied = re.findall(r"^    (?!cd)(\S+) /opt/ddpm\S*$", text, re.M)
+        copied = re.findall(r"^    (?!cd)(\S+) /ddpm\S*$", text, re.M)
     names = " ".join(copied).split()
     assert sorted(names) == sorted(
         line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] == "!"
