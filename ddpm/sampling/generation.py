@@ -185,6 +185,11 @@ class ImageGenerator:
                 )
         self.sampler = sampler_options(request, self.model)
         self._constrain = tasks.constraint_of(request)
+        try:
+            self.sampler.levels(self.model.schedule, tasks.begin_of(request))
+        except ValueError as error:  # of sdedit, below the last step
+            begin = request.options.STRENGTH
+            raise InputError(f"IMAGE_GENERATION.STRENGTH is {begin:g}: {error}") from None
 
     def run(self, group: Group = ALONE) -> Generated:
         """Draw, with the threads the run was trained with, and save; what the same recipe has drawn

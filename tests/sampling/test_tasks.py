@@ -147,6 +147,8 @@ def test_the_less_strength_the_nearer_to_the_input(
         drawn = images_of(draw(**keys, STRENGTH=strength)).astype(float)
         apart.append(np.abs(drawn - base[np.arange(5) % 3]).mean())
     assert apart == sorted(apart) and apart[0] < 0.5 * apart[-1]
+    with pytest.raises(InputError, match=r"STRENGTH is 0.01: the start is at time 0.01; give one"):
+        draw(**keys, STRENGTH=0.01)
 
 
 def test_classes_are_taken_in_turn_by_image_number(run: Path) -> None:
