@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddpm.diffusion import philox
 from ddpm.diffusion.philox import Stream
+from ddpm.errors import InputError
 from ddpm.sampling import generation, tasks
 from ddpm.sampling.generation import ImageGenerator
 from ddpm.sampling.loading import LoadedModel, load_network
