@@ -405,7 +405,9 @@ def test_channels_that_cannot_be_scaled_are_refused(tmp_path: Path) -> None:
     assert "channel 1 is 4.5 everywhere; leave it out" in found[1]
     assert "packing: --scale channels" in problems_of(lambda: open_source(path).load())[0]
     np.save(path, GREY)
-    (problem,) = problems_of(lambda: open_source(path, scale="channels"))
-    assert "are uint8, which --scale does not change" in problem
-    (problem,) = problems_of(lambda: open_source("digits", scale="channels"))
-    assert "--scale changes nothing of digits" in problem
+    for source in (path, "digits"):
+        (problem,) = problems_of(lambda: open_source(source, scale="channels"))  # noqa: B023
+        assert "are uint8, which --scale does not change" in problem
+    save_pictures(tmp_path / "pictures", GREY, ["a.png"])
+    (problem,) = problems_of(lambda: open_source(tmp_path / "pictures", scale="channels"))
+    assert "--scale changes nothing of" in problem
