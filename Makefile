@@ -15,7 +15,7 @@ STAMP := .venv/.installed
 PLAIN := not gpu and not slurm and not oracle and not campaign
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep train report results test test-fast test-all test-oracle test-v3 test-wandb test-kills test-coverage test-statistics test-gpu test-slurm test-slurm-full bench check docs site clean
+.PHONY: help install sweep train report results test test-fast test-long test-all test-oracle test-v3 test-wandb test-kills test-coverage test-statistics test-gpu test-slurm test-slurm-full bench check docs site clean
 
 help:              ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
@@ -40,8 +40,10 @@ test: $(STAMP)     ## the tests of every guarantee but the longest
 test-fast: $(STAMP) ## those of about half a second at most each
 	$(BIN)/python -m pytest -q -m "$(PLAIN) and not slow and not long and not ray" -n $(JOBS) --durations=15 $(ARGS)
 
-test-all: $(STAMP) ## every test that needs no GPU and no SLURM
-	$(BIN)/python -m pytest -q -m "$(PLAIN)" -n $(JOBS) --durations=40 $(ARGS)
+test-long: $(STAMP) ## the longest: kills, restarts, searches; they wait more than they compute, so more at once
+	$(BIN)/python -m pytest -q -m "$(PLAIN) and long" -n $$((2 * $(JOBS))) --durations=15 $(ARGS)
+
+test-all: test test-long ## every test that needs no GPU and no SLURM
 
 test-oracle: $(STAMP) ## samplers and exports against diffusers, statistics against statsmodels, installed beside the pinned packages
 	$(BIN)/python -m pip install --constraint constraints.txt --quiet "diffusers>=0.32" "statsmodels>=0.15"
