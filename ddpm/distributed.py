@@ -133,7 +133,7 @@ def best_device(local_rank: int = 0) -> torch.device:
 
 
 def device_of(network: object) -> torch.device:
-    """Where a network's parameters are; the CPU for a function, or a module without any."""
+    """Device of a network's parameters; the CPU for a function, or a module without any."""
     parameters = network.parameters() if isinstance(network, nn.Module) else iter(())
     return next((parameter.device for parameter in parameters), CPU)
 

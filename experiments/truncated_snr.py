@@ -1,4 +1,4 @@
-"""Which prediction types gain by the truncated SNR, max(SNR, 1) (Salimans & Ho 2022, Table 1).
+"""Truncated SNR, max(SNR, 1): the prediction types that gain by it (Salimans & Ho 2022, Table 1).
 
 In the paper noise prediction diverges under it and not under SNR + 1. On the noise these weigh by
 max(1, 1 / SNR) and 1 + 1 / SNR, within a factor of two of each other everywhere: that one diverges

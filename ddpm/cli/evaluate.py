@@ -1,4 +1,4 @@
-"""How good samples are: FID, KID, precision, recall and others with 95 % intervals, beside the
+"""Quality of samples: FID, KID, precision, recall and others with 95 % intervals, beside the
 floor that real images give, and the line that says how they were measured.
 
 SOURCE is a run or a checkpoint, of which images are drawn, or images: a folder of pictures, an NPZ

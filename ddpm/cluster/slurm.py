@@ -214,7 +214,7 @@ class JobStates:
         return True
 
     def end(self, job: str | None) -> str:
-        """How a job ended, in SLURM's words; empty when that is not known."""
+        """End of a job, in SLURM's words; empty when that is not known."""
         return self._ends.get(job or "", "")
 
 

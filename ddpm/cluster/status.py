@@ -142,7 +142,7 @@ def _is_alive(path: Path, held_by: dict[str, Any], row: dict[str, Any], jobs: Jo
 
 
 def _last_sign(path: Path) -> float:
-    """When the run last wrote, seconds since 1970."""
+    """Time of the run's last write, seconds since 1970."""
     times = [0.0]
     for name in (METRICS_FILE, MEMORY_FILE, PROVENANCE_FILE, DONE_FILE, FAILED_FILE, LOCK_FILE):
         with suppress(OSError):
@@ -151,7 +151,7 @@ def _last_sign(path: Path) -> float:
 
 
 def _end(path: Path, alive: bool, done: dict[str, Any], failed: dict[str, Any]) -> datetime:
-    """When the last attempt ended; now, if it has not."""
+    """End of the last attempt; now, if it has not ended."""
     said = None if alive else done.get("ended") or failed.get("ended")
     if said:
         return datetime.fromisoformat(said)

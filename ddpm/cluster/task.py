@@ -124,7 +124,7 @@ class Journal:
 
     @property
     def exit_code(self) -> int | None:
-        """How the task ended, None while it runs or when it was killed."""
+        """End of the task; None while it runs or when it was killed."""
         return self._last.get("exit")
 
     def _append(self, **line: object) -> None:

@@ -777,7 +777,7 @@ def side_by_side(sweeps: Sequence[SweepResults], folder: Path) -> SweepResults:
     """Several sweeps as one in `folder`, whose cells say of which sweep they are.
 
     No seed is a block over two sweeps: those of every further one have another million added, and
-    intervals are unpaired.  Raises InputError with all that keeps their numbers from being compared.
+    intervals are unpaired.  Raises InputError with all that speaks against comparing them.
     """
     names, first, problems = [sweep.name for sweep in sweeps], sweeps[0], []
     if len(set(names)) < len(names):

@@ -131,7 +131,7 @@ def slope_in_words(law: Law) -> str:
 
 
 def crossings(found: Sequence[Law]) -> list[str]:
-    """Which of two families is better at which compute, as far as intervals over seeds show it.
+    """Crossing of two families over compute, as far as intervals over seeds show it.
 
     At both ends of the compute that two fronts share the difference of their lines is compared, all
     pairs and both ends together at 95 % (Bonferroni).

@@ -420,7 +420,7 @@ def locked(what: str, holder: Mapping[str, Any]) -> LockedError:
 
 
 def signature(path: Path) -> dict[str, Any]:
-    """Who holds the lock or died holding it: host, pid, job, started; empty when it was let go."""
+    """Holder of the lock, alive or dead: host, pid, job, started; empty when it was let go."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):  # nobody, or it has only just taken the lock

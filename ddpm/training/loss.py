@@ -107,7 +107,7 @@ class SampleLosses:
         return torch.nan_to_num(loss.square()) @ self._bins()
 
     def _bins(self) -> Tensor:
-        """Which bin each sample is in, one-hot (N, NUM_BINS) float32."""
+        """Bin of each sample, one-hot (N, NUM_BINS) float32."""
         # no tensor of the edges: a copy to a GPU waits for it
         above = torch.stack([self.logsnr > edge for edge in LOGSNR_EDGES]).sum(0)
         return nn.functional.one_hot(above, NUM_BINS).float()

@@ -79,6 +79,15 @@ def test_a_room_holds_about_a_dozen_files() -> None:
 
 
 @pytest.mark.slow
+def test_a_docstring_begins_with_a_noun_or_a_verb() -> None:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    nodes = [n for module in MODULES for n in ast.walk(ast.parse(source_of(module)))]
+    texts = [ast.get_docstring(node) or "" for node in nodes if isinstance(node, documented)]
+    clauses = ("What", "How", "Where", "Who", "Which", "When")
+    assert not [text for text in texts if text.split(maxsplit=1)[:1] and text.split()[0] in clauses]
+
+
+@pytest.mark.slow
 def test_no_class_name_is_defined_twice() -> None:
     trees = [ast.parse(source_of(module)) for module in MODULES]
     names = Counter(n.name for tree in trees for n in tree.body if isinstance(n, ast.ClassDef))
