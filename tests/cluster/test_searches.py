@@ -29,6 +29,7 @@ ALONE = Workers(count=1, cpus=1, gpus=0)
 RATE = "TRAINING.HYPER_PARAMETERS.LEARNING_RATE"
 SPACE = f"SPACE: {{{RATE}: {{loguniform: [1.0e-4, 1.0e-2]}}}}\n"
 SHORT = "TRAINING.HYPER_PARAMETERS.EPOCHS=1"
+FAILING = f"GRID: {{{RATE}: [1.0e+4, 1.0e-3]}}\n"
 GRID = "GRID: {TRAINING.PRED_TYPE: [image, velocity]}\n"
 HEAD = f"""
 BASE: {ROOT / "configs" / "digits.yaml"}
@@ -120,8 +121,7 @@ def test_a_budget_of_trials_leaves_the_rest_and_a_larger_one_continues(tmp_path:
 def test_a_trial_that_fails_is_recorded_and_the_others_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = f"GRID: {{{RATE}: [1.0e+4, 1.0e-3]}}\n"
-    with opened(tmp_path, text, "TRAINING.CLIP_NORM=null") as of:
+    with opened(tmp_path, FAILING, "TRAINING.CLIP_NORM=null") as of:
         run_here(of)
         bad, good = (of.ledger.outcomes()[trial.trial_id] for trial in of.trials)
         assert (bad.status, good.status) == ("failed", "done") and "non-finite" in str(bad.reason)
@@ -150,6 +150,18 @@ def run_one(of: OpenSweep, trial: Trial) -> str:
 def ray() -> Iterator[None]:
     with running_ray(3):
         yield
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_a_trial_that_fails_leaves_the_others_to_ray(
+    ray: None, tmp_path: Path, few_digits: Path
+) -> None:
+    data = f"DATASET.PATH={few_digits}"
+    with opened(tmp_path, FAILING, SHORT, data, "TRAINING.CLIP_NORM=null") as of:
+        run_with_ray(of)
+        bad, good = (of.ledger.outcomes()[trial.trial_id] for trial in of.trials)
+    assert (bad.status, good.status) == ("failed", "done") and "non-finite" in str(bad.reason)
 
 
 @pytest.mark.ray
