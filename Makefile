@@ -40,8 +40,8 @@ test: $(STAMP)     ## the tests of every guarantee but the longest
 test-fast: $(STAMP) ## those of about half a second at most each
 	$(BIN)/python -m pytest -q -m "$(PLAIN) and not slow and not long and not ray" -n $(JOBS) --durations=15 $(ARGS)
 
-test-long: $(STAMP) ## the longest: kills, restarts, searches; they wait more than they compute, so more at once
-	$(BIN)/python -m pytest -q -m "$(PLAIN) and long" -n $$((2 * $(JOBS))) --durations=15 $(ARGS)
+test-long: $(STAMP) ## the longest: kills, restarts, searches on a real Ray
+	$(BIN)/python -m pytest -q -m "$(PLAIN) and long" -n $(JOBS) --durations=15 $(ARGS)
 
 test-all: test test-long ## every test that needs no GPU and no SLURM
 

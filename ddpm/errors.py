@@ -71,10 +71,11 @@ class Interrupted(DdpmError):
 
 
 def as_typed(name: str, *words: object) -> str:
-    """`ddpm NAME WORDS`, or `python launch/NAME.py WORDS` where that is how this process was
-    started; words are quoted as a shell needs them.
+    """`ddpm NAME WORDS`, or `python launch/NAME.py WORDS` where this process was started so and
+    that file exists; words are quoted as a shell needs them.
     """
-    is_launcher = Path(sys.argv[0]).absolute().parent.name == "launch"
+    folder = Path(sys.argv[0]).absolute().parent
+    is_launcher = folder.name == "launch" and (folder / f"{name}.py").exists()
     program = f"python launch/{name}.py" if is_launcher else f"ddpm {name}"
     return shlex.join([*program.split(), *map(str, words)])
 

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _cancelled(folder: Path) -> Iterator[str]:
     """A line for everything that was asked to stop."""
-    from ddpm.cluster import STOP_FILE, Status, living
+    from ddpm.cluster import JOBS_STOP_FILE, Status, living
 
     if not is_bulk_folder(folder) and not (folder / "sweep.json").is_file():
         if not (folder / CONFIG_FILE).is_file():
@@ -56,7 +56,7 @@ def _cancelled(folder: Path) -> Iterator[str]:
     jobs, is_driven = living(folder), is_bulk_folder(folder)
     is_driven = is_driven or bool(storage.is_held(folder / "sweep.lock"))
     if jobs or is_driven:
-        storage.write_text(folder / STOP_FILE, "")
+        storage.write_text(folder / JOBS_STOP_FILE, "")
         yield f"{folder}: asked to save and stop"
     yield from _scancel(
         list(dict.fromkeys(one.job.partition("_")[0] for one in jobs if one.cluster == "slurm"))

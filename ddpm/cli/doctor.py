@@ -1,4 +1,4 @@
-"""Offers of this machine and their meaning: `ddpm doctor [--json]`, a line each.
+"""Diagnosis of this machine and what it means: `ddpm doctor [--json]`, a line each.
 
 Looks at the machine alone: nothing is sent, no secret is read out, no file is written. Works where
 packages are missing, since that is a finding too. Always exits 0: a machine without a GPU is not

@@ -1,4 +1,5 @@
-"""Writes report.html, report.md and tables of a sweep or of a run.
+"""Writes report.html, report.md and tables of a sweep or of a run; those of several sweeps side by
+side into a folder A+B beside the first.
 
 examples:
   ddpm report training_outputs/sweeps/pred_types
@@ -26,7 +27,11 @@ def parser() -> argparse.ArgumentParser:
     result = command_line("report", __doc__)
     result.add_argument("folder", type=find_run, help="OUTPUT_DIR/sweeps/NAME or a run")
     result.add_argument(
-        "others", type=find_run, nargs="*", metavar="SWEEP", help="sweeps to show beside it"
+        "others",
+        type=find_run,
+        nargs="*",
+        metavar="SWEEP",
+        help="sweeps to show beside it, in a folder A+B beside the first",
     )
     result.add_argument("--open", action="store_true", help="show it in the browser")
     result.add_argument("--wandb", action="store_true", help="make or update its W&B report")

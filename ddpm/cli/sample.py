@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _import_keras(args: argparse.Namespace) -> None:
-    """Puts the run of both in the place of a YAML whose MODEL_PATH is one of v3's .h5."""
+    """Imports the v3 weights that MODEL_PATH of a YAML names, and samples that run instead."""
     own = [text for text in args.overrides if text.upper().startswith("IMAGE_GENERATION.")]
     model = load_generation(args.source, own).MODEL_PATH
     if not is_keras_file(model):

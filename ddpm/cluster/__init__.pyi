@@ -16,4 +16,4 @@ from .status import watch_status as watch_status
 from .submit import JobOptions as JobOptions
 from .submit import living as living
 from .submit_images import BulkWatch as BulkWatch
-from .task import STOP_FILE as STOP_FILE
+from .task import JOBS_STOP_FILE as JOBS_STOP_FILE

@@ -47,6 +47,7 @@ from ddpm.metrics import (
     sampling_walks,
     train_classifier,
 )
+from ddpm.report import PREDICTION_FILE
 from ddpm.runs import cpu_model, duration, peak_bytes, reset_peak, storage
 from ddpm.sampling import grids, num_calls, open_data
 from ddpm.training import Stepper, steps_per_epoch, total_steps
@@ -57,7 +58,6 @@ PROBE_IMAGES = 64  # of one network call outside of training
 UNKNOWN_IMAGES = 10_000  # of shards that nobody has indexed yet
 PROBED_STEPS, CLASSIFIER_IMAGES = 8, 256
 CLASSES = 10  # of data whose labels the network does not see: they hardly cost
-FILE = "prediction.json"
 LEAST_STEPS = 100  # of a trial: a shorter one takes less than a probe of it
 _BYTES = 4  # of a number in fp32
 _ADAM = 4  # weights, gradients and two moments
@@ -561,14 +561,14 @@ def keep_forecast(
         "wall_seconds": found.wall_s(side_by_side),
         "trials": trials,
     }
-    storage.write_json(folder / FILE, facts)
+    storage.write_json(folder / PREDICTION_FILE, facts)
 
 
 def add_wall_seconds(folder: Path, wall_seconds: float) -> None:
     """Add the wall time that all trials took together."""
-    facts = storage.read_json(folder / FILE)
-    if facts:
-        storage.write_json(folder / FILE, facts | {"measured_wall_seconds": wall_seconds})
+    path = folder / PREDICTION_FILE
+    if facts := storage.read_json(path):
+        storage.write_json(path, facts | {"measured_wall_seconds": wall_seconds})
 
 
 def _forecast_apart(

@@ -16,7 +16,7 @@ from ddpm.cluster.workers import Workers, workers_of_evaluation
 from ddpm.distributed import Group, best_device, current_group
 from ddpm.errors import DdpmError, InputError
 from ddpm.metrics import (
-    WEIGHTED,
+    PRETRAINED,
     Extractor,
     RealData,
     SampleSet,
@@ -107,8 +107,8 @@ def request_for(options: EvaluationOptions) -> SampleRequest | None:
     problems = []
     if options.num is not None and options.num < 1:
         problems.append(f"--num {options.num}: give 1 at least")
-    if options.weights is not None and options.features not in WEIGHTED:
-        problems.append(f"--weights is for --features {' and '.join(WEIGHTED)}")
+    if options.weights is not None and options.features not in PRETRAINED:
+        problems.append(f"--weights is for --features {' or '.join(PRETRAINED)}")
     if options.workers is not None and options.workers < 1:
         problems.append(f"--workers {options.workers}: give 1 at least")
     if is_run_or_checkpoint(options.source):
@@ -136,6 +136,10 @@ def _real(options: EvaluationOptions) -> RealData:
 
 def _require_shape(options: EvaluationOptions, request: SampleRequest, real: RealData) -> None:
     channels, height, width = request.image_shape
+    if options.features in PRETRAINED and channels not in (1, 3):
+        raise InputError(
+            f"--features {options.features} takes 1 or 3 channels, {options.source} has {channels}"
+        )
     if request.image_shape != real.image_shape:
         raise InputError(
             f"{options.source} draws {height}x{width} with {channels} channel(s), the images of "
@@ -149,8 +153,8 @@ def run(options: EvaluationOptions, *, dry: bool = False) -> int:
     workers = workers_of_evaluation(options.workers, all_nodes=FOLDER in os.environ)
     if workers.count > 1 and request and request.options.EXPORT_INTERM:
         raise InputError("IMAGE_GENERATION.EXPORT_INTERM is for one worker; give --workers 1")
-    if options.features in WEIGHTED:
-        WEIGHTED[options.features](options.weights, "--weights")  # before images are drawn
+    if options.features in PRETRAINED:
+        PRETRAINED[options.features](options.weights, "--weights")  # before images are drawn
     if dry:
         console.print(_plan(options, request, workers), soft_wrap=True, highlight=False)
         return 0

@@ -29,12 +29,12 @@ from rich.console import Console
 
 from ddpm.cluster import slurm
 from ddpm.cluster.slurm import GPU_OPTIONS, VARIABLES, from_environment, minutes, options_in
-from ddpm.cluster.task import POLL_S, STOP_FILE, FileTask, Journal, TaskFile
+from ddpm.cluster.task import JOBS_STOP_FILE, POLL_S, FileTask, Journal, TaskFile
 from ddpm.errors import InputError, Interrupted
 from ddpm.runs import provenance, storage
 
 Cluster = Literal["slurm", "local", "debug"]
-FILE = "jobs.json"
+JOBS_FILE = "jobs.json"
 JOBS = 16  # tasks that run at once on SLURM unless --jobs says otherwise
 SIGNAL_S = 120  # SLURM asks a task to save so long before its time is up
 LEAST_MINUTES = 15  # submitit takes the end of a shorter job for its time limit
@@ -215,7 +215,7 @@ def submit(
             )
             for job, task in zip(jobs, some, strict=True)
         ]
-        storage.write_json(folder / FILE, [asdict(job) for job in known])
+        storage.write_json(folder / JOBS_FILE, [asdict(job) for job in known])
         array = jobs[0].job_id.partition("_")[0]
         console.print(
             f"submitted job {array}: {len(some)} task(s); logs: {own / array}*_log.out",
@@ -312,7 +312,7 @@ def _detached() -> Iterator[None]:
 
 def read_jobs(folder: Path) -> list[Submitted]:
     """The jobs of `folder`, those that have ended among them."""
-    path = folder / FILE
+    path = folder / JOBS_FILE
     entries = json.loads(path.read_text()) if path.exists() else []
     return [Submitted(**(entry | {"trials": tuple(entry["trials"])})) for entry in entries]
 
@@ -346,7 +346,7 @@ def living(folder: Path) -> list[Submitted]:
     found = living_jobs(read_jobs(folder))
     if found is None:
         raise InputError(
-            f"{folder / FILE} names jobs and squeue does not answer, so that nobody knows "
+            f"{folder / JOBS_FILE} names jobs and squeue does not answer, so that nobody knows "
             "whether they run; try again when SLURM is back"
         )
     return found
@@ -386,7 +386,7 @@ def how_to(jobs: Sequence[Submitted], look: str, folder: Path) -> str:
     ids = " ".join(dict.fromkeys(job.job.partition("_")[0] for job in jobs))
     stop = f"scancel {ids}"
     if jobs[0].cluster != "slurm":
-        stop = shlex.join(["touch", str(folder / STOP_FILE)])
+        stop = shlex.join(["touch", str(folder / JOBS_STOP_FILE)])
     return f"look: {look}    stop: {stop}    detach: Ctrl-C"
 
 

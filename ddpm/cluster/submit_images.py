@@ -20,7 +20,7 @@ from ddpm import errors
 from ddpm.cluster import slurm, submit
 from ddpm.cluster.slurm import JobStates
 from ddpm.cluster.submit import JobOptions, JobResources, Submitted
-from ddpm.cluster.task import STOP_FILE, TaskFile, stop_asked, write_tasks
+from ddpm.cluster.task import JOBS_STOP_FILE, TaskFile, stop_asked, write_tasks
 from ddpm.errors import DdpmError, InputError, Interrupted, as_typed
 from ddpm.runs import LINE_EVERY_S, ImageBar, RunDirectory, duration, remove, watch_runs
 from ddpm.sampling import BulkFolder, SampleRequest, bulk
@@ -130,11 +130,13 @@ def run(
             plan.draw(
                 begun,
                 todo,
-                should_stop=lambda: should_stop() or (folder / STOP_FILE).exists(),
+                should_stop=lambda: should_stop() or (folder / JOBS_STOP_FILE).exists(),
                 on_batch=bar.advance,
             )
     elif resources is not None and resources.cluster == "debug":
-        with watch_runs([], console, should_stop=should_stop, on_stop=(folder / STOP_FILE).touch):
+        with watch_runs(
+            [], console, should_stop=should_stop, on_stop=(folder / JOBS_STOP_FILE).touch
+        ):
             submit.run_here(folder, "images", tasks)
         for task in tasks:
             if (code := task.journal.exit_code) not in (None, *_GOOD_ENDS):
@@ -150,7 +152,7 @@ def _todo(
     """Living jobs, and the missing images that none of them has."""
     num, living = plan.request.num, submit.living(begun.folder)
     if not living:
-        remove(begun.folder / STOP_FILE)
+        remove(begun.folder / JOBS_STOP_FILE)
     if aside := begun.repair(progress=True):
         console.print(f"damaged, set aside: images {bulk.describe(aside)}", soft_wrap=True)
     begun.ask(num)

@@ -32,7 +32,7 @@ from submitit.helpers import DelayedSubmission
 from ddpm.errors import Interrupted
 from ddpm.runs import storage
 
-STOP_FILE = "stop"
+JOBS_STOP_FILE = "stop"
 SAVE_S = 100.0  # the process may take so long of the time before the limit
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 POLL_S = 0.2
@@ -60,7 +60,7 @@ class TaskFile:
 
     @property
     def stop_file(self) -> Path:
-        return self.folder / STOP_FILE
+        return self.folder / JOBS_STOP_FILE
 
 
 def write_tasks(folder: Path, parts: Iterable[Mapping[str, Any]]) -> list[TaskFile]:
@@ -124,7 +124,7 @@ class Journal:
 
     @property
     def exit_code(self) -> int | None:
-        """End of the task; None while it runs or when it was killed."""
+        """Exit code of the task; None while it runs or when it was killed."""
         return self._last.get("exit")
 
     def _append(self, **line: object) -> None:

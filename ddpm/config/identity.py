@@ -228,7 +228,7 @@ _TAG_WORDS = {
 
 
 def generation_problems(config: Config) -> list[str]:
-    """Lacks of a configuration to draw images, looked at only when images are drawn."""
+    """Problems of a configuration that draws images, looked at only when images are drawn."""
     generation, channels = config.IMAGE_GENERATION, config.TRAINING.INPUT_IMAGE_CHANNEL
     images = ("EXTERNAL_NPZ_INPUT", "an NPZ file with the base images")
     channel = ("FREEZE_CHANNEL", f"the known channel, from 0 to {channels - 1}")

@@ -32,7 +32,7 @@ TABLE = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc", "<u4"), ("label", 
 FORMAT = 1
 SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]*\.tar")
 _TABLE_NAME = re.compile(r"samples-[0-9a-f]{8}\.npy")
-LOCK_FILE = "pack.lock"
+PACK_LOCK_FILE = "pack.lock"
 _NO_LABEL = -1
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 # Fewer label changes than this share of what random order would have: the shards are sorted.
@@ -280,7 +280,7 @@ def index_foreign(folder: Path | str) -> Index:
             f"{folder} is read-only, and the index of foreign shards is written beside them; "
             "copy the shards into a folder of yours"
         )
-    with storage.lock(folder / LOCK_FILE, f"the shards in {folder}", wait_s=float("inf")):
+    with storage.lock(folder / PACK_LOCK_FILE, f"the shards in {folder}", wait_s=float("inf")):
         storage.clean_temporaries(folder)
         index = write_index(folder, [path.name for path in paths], scans, is_shuffled=False)
     if _is_sorted(index.labels):
@@ -315,7 +315,7 @@ def scan_folder(folder: Path) -> tuple[list[Path], list[Scan]]:
 
 def _unread(folder: Path, shards: Sequence[Path]) -> Iterator[str]:
     """Notes on what lies beside foreign shards and is not read, and on parts not kept apart."""
-    ours = {*shards, folder / INDEX_FILE, folder / LOCK_FILE}
+    ours = {*shards, folder / INDEX_FILE, folder / PACK_LOCK_FILE}
     yield from beside(folder, [e for e in entries(folder) if e not in ours and not _is_table(e)])
     if split := own_split({re.split("[^a-z]", path.name.lower())[0] for path in shards}):
         yield (

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.data import images
-from ddpm.data.index import INDEX_FILE, LOCK_FILE, Index, open_index, write_index
+from ddpm.data.index import INDEX_FILE, PACK_LOCK_FILE, Index, open_index, write_index
 from ddpm.data.scan import Scan, scan_tar
 from ddpm.data.source import STAGED_PICTURES, Loaded, Reading, Source, note
 from ddpm.errors import InputError, LockedError, as_typed
@@ -149,7 +149,7 @@ def require_place(folder: Path, source: str) -> None:
         raise InputError(f"{folder} lies inside the source {origin}; choose a folder outside")
     if folder.is_dir() and not (folder / _JOURNAL).exists():
         visible = (entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-        if others := sorted(name for name in visible if name != LOCK_FILE):
+        if others := sorted(name for name in visible if name != PACK_LOCK_FILE):
             raise InputError(
                 f"{folder} is not empty (it holds {others[0]}); choose an empty or new folder"
             )
@@ -187,7 +187,7 @@ def _folder(folder: Path) -> Iterator[None]:
     """Makes and locks the folder; a source with problems leaves no trace of it."""
     made = _missing((folder, *folder.parents))
     storage.make_folder(folder)
-    lock, what = folder / LOCK_FILE, f"the shards in {folder}"
+    lock, what = folder / PACK_LOCK_FILE, f"the shards in {folder}"
     held = ExitStack()
     try:
         held.enter_context(storage.lock(lock, what))

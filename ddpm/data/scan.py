@@ -292,21 +292,38 @@ def label_in(extension: str, data: bytes, field: str = "label") -> int | str | N
     """The class in a label member, its number or its name; None where JSON has no such field."""
     if len(data) > _MAX_LABEL_BYTES:
         raise ValueError(f"has {len(data)} bytes; a label has few")
-    label: object = data.decode("utf-8", "replace").strip()
     if extension == "json":
         try:
             content = json.loads(data)
         except (ValueError, RecursionError):
             raise ValueError("is not readable JSON") from None
-        label = content.get(field) if isinstance(content, dict) else None
+        label: object = content.get(field) if isinstance(content, dict) else None
+    else:
+        label = _text(data).strip()
     if isinstance(label, str) and label.isascii() and label.isdigit():
         label = int(label[:20])
     is_number = isinstance(label, int) and not isinstance(label, bool)
     if label is None or (is_number and 0 <= label <= images.MAX_LABEL):  # type: ignore[operator]
         return label  # type: ignore[return-value]
-    if isinstance(label, str) and label.isprintable() and 0 < len(label) <= _MAX_NAME:
+    if isinstance(label, str) and _is_name(label):
         return label
     raise ValueError(
         f"label {str(label)[:40]!r} is not a whole number from 0 to {images.MAX_LABEL}, nor a name "
         f"of one line and at most {_MAX_NAME} letters"
     )
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8") from None
+
+
+def _is_name(label: str) -> bool:
+    """Whether a text names a class. A number that is none of a class, -1 or 3.0, is no name."""
+    try:
+        float(label)
+    except ValueError:
+        return label.isprintable() and 0 < len(label) <= _MAX_NAME
+    return False

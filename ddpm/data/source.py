@@ -1,4 +1,4 @@
-"""Source of images: the class of every kind; arrays and encoded pictures, checked as one;"""
+"""Source of images: the class of every kind; arrays and encoded pictures, checked as one."""
 
 import hashlib
 import json

@@ -6,7 +6,7 @@ from .classifier import train_classifier as train_classifier
 from .features import Extractor as Extractor
 from .features import collect_features as collect_features
 from .features import random_groups as random_groups
-from .inception import WEIGHTED as WEIGHTED
+from .inception import PRETRAINED as PRETRAINED
 from .inception import inception_problems as inception_problems
 from .intervals import Interval as Interval
 from .intervals import mean_interval as mean_interval
@@ -16,7 +16,7 @@ from .network_samples import passes_at_end as passes_at_end
 from .network_samples import passes_in_training as passes_in_training
 from .network_samples import sample_metrics as sample_metrics
 from .network_samples import sampling_walks as sampling_walks
-from .quality import QUALITY_ARRAYS as QUALITY_ARRAYS
+from .quality import QUALITY_FILE as QUALITY_FILE
 from .quality import QUALITY_MEASURES as QUALITY_MEASURES
 from .quality import Quality as Quality
 from .quality import QualityPoint as QualityPoint

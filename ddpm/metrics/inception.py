@@ -92,7 +92,7 @@ def load_clip(weights: Path | None, named_by: str = OPTION) -> Extractor:
 
 
 # Extractors with a file of weights.
-WEIGHTED: dict[str, Callable[[Path | None, str], Extractor]] = {
+PRETRAINED: dict[str, Callable[[Path | None, str], Extractor]] = {
     "inception": load_inception,
     "clip": load_clip,
 }
@@ -146,9 +146,9 @@ def require_sound(extractor: Extractor) -> None:
     vectors = extractor(np.concatenate([grey, grey[:, ::-1] // 2])).vectors
     is_negative = not isinstance(extractor, ClipFeatures) and bool((vectors < 0).any())
     if is_negative or bool((vectors == vectors[0]).all()):
+        fault = "negative" if is_negative else "the same for every image"
         raise InputError(
-            f"{extractor.name} gives features that are negative, or the same for every image: "
-            "these are not its weights"
+            f"{extractor.name} gives features that are {fault}: these are not its weights"
         )
 
 

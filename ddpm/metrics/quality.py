@@ -29,7 +29,7 @@ from ddpm.metrics.intervals import Interval
 from ddpm.runs import storage
 
 QUALITY_FORMAT = 1
-FACTS, QUALITY_ARRAYS = "sample_quality.json", "sample_quality.npz"
+FACTS, QUALITY_FILE = "sample_quality.json", "sample_quality.npz"
 QUALITY_MEASURES = tuple(one.key for one in MEASURES.values() if one.of == "samples")
 
 
@@ -112,7 +112,7 @@ def store_quality(folder: Path, quality: Quality, pictures: SamplePictures) -> N
         num_steps=np.array([point.num_steps for point in quality.points], dtype=np.int64),
         eta=np.array([point.eta for point in quality.points], dtype=np.float64),
     )
-    written = storage.write_bytes(folder / QUALITY_ARRAYS, buffer.getvalue())
+    written = storage.write_bytes(folder / QUALITY_FILE, buffer.getvalue())
     facts = {"format": QUALITY_FORMAT, **asdict(quality), "arrays_sha256": written.sha256}
     for point in facts["points"]:
         for measure in QUALITY_MEASURES:
@@ -147,7 +147,7 @@ def read_pictures(folder: Path) -> SamplePictures | None:
     if facts is None:
         return None
     try:
-        content = (folder / QUALITY_ARRAYS).read_bytes()
+        content = (folder / QUALITY_FILE).read_bytes()
         if hashlib.sha256(content).hexdigest() != facts.get("arrays_sha256"):
             return None
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:

@@ -44,7 +44,7 @@ from ddpm.metrics.features import (
     principal_components,
     random_groups,
 )
-from ddpm.metrics.inception import OPTION, WEIGHTED
+from ddpm.metrics.inception import OPTION, PRETRAINED
 from ddpm.runs import (
     CONFIG_FILE,
     ImageBar,
@@ -282,8 +282,8 @@ def open_extractor(
     features: str, real: RealData, weights: Path | None, named_by: str = OPTION
 ) -> Extractor:
     """The extractor of a name.  weights: its file, `named_by` this key.  Raises InputError."""
-    if features in WEIGHTED:
-        return WEIGHTED[features](weights, named_by)
+    if features in PRETRAINED:
+        return PRETRAINED[features](weights, named_by)
     return classifier_features(real) if features == "classifier" else pixel_features(real)
 
 

@@ -122,6 +122,8 @@ def evaluation_request(
     task = "random_uncond" if classes is None else "class_cond"
     usual = {"NUM_GEN_IMAGES": str(num or DRAWN), "GEN_TASK": task, **_PROTOCOL}
     changed = {text.partition("=")[0].upper() for text in overrides}
+    if "IMAGE_GENERATION.PIXELS" in changed:
+        raise InputError("IMAGE_GENERATION.PIXELS: images are measured as bytes; leave it out")
     kept = [
         f"IMAGE_GENERATION.{key}={value}"
         for key, value in usual.items()
@@ -393,7 +395,7 @@ def _floors(
 
 
 def _nearest(samples: SampleSet, real: RealData, group: Group) -> tuple[Numbers, Numbers] | None:
-    """Numbers to the nearest training image, of samples and of held-out images.
+    """Distances to the nearest training image, of samples and of held-out images.
 
     Every worker looks up all of these in its share of the training images.
     """

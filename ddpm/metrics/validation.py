@@ -49,7 +49,15 @@ from ddpm.metrics.bits_per_dim import (
 )
 from ddpm.metrics.window import LogSnrWindow, data_window
 from ddpm.metrics.x0_error import X0Error, x0_summary
-from ddpm.runs import LARGEST_ERROR, RunDirectory, checkpoint, load_run, logs, snapshots, storage
+from ddpm.runs import (
+    MAX_PROFILE_ERROR,
+    RunDirectory,
+    checkpoint,
+    load_run,
+    logs,
+    snapshots,
+    storage,
+)
 from ddpm.sampling import (
     RAW_WEIGHTS,
     Ema,
@@ -414,7 +422,7 @@ def ema_curve(run: Path, num: int = 12, *, dry: bool = False) -> None:
     spaced = {float(f"{length:.3g}") for length in np.geomspace(*EMA_LENGTHS, num)}
     there = snapshots(folder, config, steps[-1])
     missing = {s: fit_profile(there, s, steps[-1]).error for s in sorted({*spaced, *tracked})}
-    left_out = [length for length, error in missing.items() if error > LARGEST_ERROR]
+    left_out = [length for length, error in missing.items() if error > MAX_PROFILE_ERROR]
     if dry:
         made = ", ".join(f"{length:g}" for length in missing if length not in left_out)
         print(f"would measure averages of length {made} and those kept; nothing was written")

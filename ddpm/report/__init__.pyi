@@ -1,3 +1,4 @@
+from .costs import PREDICTION_FILE as PREDICTION_FILE
 from .costs import predicted_cost as predicted_cost
 from .labels import TITLES as TITLES
 from .labels import axes_of as axes_of

@@ -11,7 +11,7 @@ from ddpm.report.labels import duration, size
 from ddpm.report.reading import SweepResults, TrialResult, mapping, number, sequence
 from ddpm.runs import read_facts
 
-PREDICTION = "prediction.json"
+PREDICTION_FILE = "prediction.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ def predicted_cost(sweep: SweepResults) -> PredictedCost | None:
     Seconds are those of a trial in its processes, with evaluation and samples; Ray and its start
     are not in them. Interrupted trials are left out, as the ledger lacks their first part.
     """
-    facts = read_facts(sweep.folder / PREDICTION)
+    facts = read_facts(sweep.folder / PREDICTION_FILE)
     predicted = {name: mapping(one) for name, one in mapping(facts.get("trials")).items()}
     both = [
         (predicted[trial.name], trial)

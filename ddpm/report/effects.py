@@ -334,7 +334,7 @@ def _factor_error(
 
 
 def _beyond(design: Design, sets: Sequence[tuple[str, ...]]) -> tuple[float, int]:
-    """Squares that the cells explain beyond pairs of factors, and their degrees of freedom."""
+    """Sum of squares of the cells beyond pairs of factors, and their degrees of freedom."""
     left, rank = design.residual(sets)
     least, most = design.within
     return max(left - least, 0.0), most - rank

@@ -23,7 +23,7 @@ from ddpm.config import X0_MEASURES
 from ddpm.errors import InputError, as_typed
 from ddpm.report import charts
 from ddpm.report.cautions import flags, is_confounded
-from ddpm.report.labels import TITLES, capital, duration, number_with_error, signed, size
+from ddpm.report.labels import SWEEP, TITLES, capital, duration, number_with_error, signed, size
 from ddpm.report.ranking import Ranking, Standing, kendall_tau, rank, side_by_side, with_baseline
 from ddpm.report.reading import SweepResults, read_results
 from ddpm.report.sections import Chart, Section, Table, sections, short_path
@@ -79,7 +79,7 @@ def assess(folder: Path, *others: Path, baseline: str | None = None) -> ReportFi
     """
     sweep = read_results(folder)
     if others:
-        folder = folder.parent / "+".join(one.resolve().name for one in (folder, *others))
+        folder = folder.resolve().parent / "+".join(one.resolve().name for one in (folder, *others))
         sweep = side_by_side([sweep, *map(read_results, others)], folder)
     ranking = rank(sweep)
     if baseline is not None and not sweep.is_sweep:
@@ -244,6 +244,8 @@ def next_command(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> 
     epochs = next(iter(best.trials.values())).config.get(_EPOCHS)
     if ranking.none_learned and sweep.command and isinstance(epochs, int):
         return "Train ten times as long", _again(sweep.command, _EPOCHS, 10 * epochs)
+    if SWEEP in sweep.grid and verdict.kind != "winner":
+        return "", ""  # no one command gives seeds to several sweeps
     seeds = list(sweep.seeds) or sorted({trial.seed for trial in sweep.trials})
     is_open = verdict.kind != "winner" or len(seeds) == 1
     if sweep.command and is_open and len(ranking.standings) > 1:

@@ -780,8 +780,10 @@ def side_by_side(sweeps: Sequence[SweepResults], folder: Path) -> SweepResults:
     intervals are unpaired.  Raises InputError with all that speaks against comparing them.
     """
     names, first, problems = [sweep.name for sweep in sweeps], sweeps[0], []
-    if len(set(names)) < len(names):
-        problems.append(f"several sweeps are called {names[0]}; name each another way")
+    for name in {name for name in names if names.count(name) > 1}:
+        problems.append(
+            f"several sweeps are called {name}; a sweep has its file's name, and its folder's"
+        )
     ranked = [rank(sweep) for sweep in sweeps]
     for sweep, one in zip(sweeps, ranked, strict=True):
         if not sweep.is_sweep or sweep.space:
@@ -789,11 +791,13 @@ def side_by_side(sweeps: Sequence[SweepResults], folder: Path) -> SweepResults:
             problems.append(f"{sweep.folder} {kind}; give folders of grids")
         elif one.problem:
             problems.append(f"{sweep.folder}: {one.problem}")
+        elif not one.standings:
+            problems.append(f"{sweep.folder} has no cell yet that could be ranked")
     every = [t for sweep in sweeps for t in sweep.trials if _why_not(t, True) is None]
     problems += [why] if not problems and (why := _not_comparable(every)) else []
     kinds = {
         "window of log SNR": [
-            f"{one.levels[0]} to {one.levels[-1]}" for one in ranked if one.levels
+            f"{one.levels[0]} to {one.levels[-1]}" if one.levels else "none" for one in ranked
         ],
         "headline": [_headline(one) for one in ranked],
     }
@@ -809,7 +813,8 @@ def side_by_side(sweeps: Sequence[SweepResults], folder: Path) -> SweepResults:
     trials, weights = [], {}
     for place, sweep in enumerate(sweeps):
         for trial in sweep.trials:
-            own = {key: trial.cell.get(key, trial.config.get(key)) for key in keys}
+            known = [t.config for t in (trial, *sweep.trials) if t.cell == trial.cell and t.config]
+            own = {key: trial.cell.get(key, known[0].get(key) if known else None) for key in keys}
             seed = trial.seed + place * 10**6
             moved = replace(trial, cell={SWEEP: sweep.name, **own}, seed=seed)
             trials.append(moved)

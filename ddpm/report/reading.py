@@ -166,7 +166,7 @@ class Lines:
 class SweepResults:
     """All a report shows. A single run is a sweep of one trial with `is_sweep` False.
 
-    window: lowest and highest log SNR over which x0-errors are averaged (metrics.resolved_window);
+    window: lowest and highest log SNR over which x0-errors are averaged (metrics.data_window);
     None in a folder of an earlier version, which has none.
     """
 
@@ -220,7 +220,7 @@ def read_results(folder: Path) -> SweepResults:
 def _read_sweep(folder: Path) -> SweepResults:
     facts = read_facts(folder / "sweep.json")
     planned = [mapping(one) for one in sequence(facts.get("planned"))]
-    # With TITLES a training may have passed from one name to another when SEEDS grew.
+    # With NAMES a training may have passed from one name to another when SEEDS grew.
     cells = {str(one.get("trial")): one["cell"] for one in planned if "cell" in one}
     problems: list[str] = []
     trials = []

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from ddpm.metrics import QUALITY_ARRAYS, read_pictures
+from ddpm.metrics import QUALITY_FILE, read_pictures
 from ddpm.report.best_samples import method
 from ddpm.report.labels import Axes
 from ddpm.report.ranking import Ranking
@@ -119,7 +119,7 @@ def over_training(sweep: SweepResults, ranking: Ranking, axes: Axes) -> dict[str
 def over_steps(sweep: SweepResults, ranking: Ranking, axes: Axes) -> dict[str, dict[str, str]]:
     """The samples of the best cells by sampler and number of steps: cell -> steps -> URL."""
     having = [
-        t for t in sweep.trials if t.quality and t.run_dir and (t.run_dir / QUALITY_ARRAYS).exists()
+        t for t in sweep.trials if t.quality and t.run_dir and (t.run_dir / QUALITY_FILE).exists()
     ]
     rows = {axes.label(t.cell): _by_steps(t) for t in shown_trials(ranking, axes, having)}
     return {name: row for name, row in rows.items() if row}

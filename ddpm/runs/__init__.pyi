@@ -6,7 +6,7 @@ from . import pictures as pictures
 from . import provenance as provenance
 from . import storage as storage
 from . import tensors as tensors
-from .averages import LARGEST_ERROR as LARGEST_ERROR
+from .averages import MAX_PROFILE_ERROR as MAX_PROFILE_ERROR
 from .averages import snapshots as snapshots
 from .directory import RunClaim as RunClaim
 from .directory import RunDirectory as RunDirectory

@@ -25,7 +25,7 @@ from ddpm.runs.checkpoint import Checkpoint, folder_of, read_manifest, steps
 
 FOLDER = "ema_snapshots"
 # Share of a profile that its snapshots may miss: with more it is another average.
-LARGEST_ERROR = 0.1
+MAX_PROFILE_ERROR = 0.1
 
 
 def keep_if_due(
@@ -94,12 +94,12 @@ def averaged(run: Path, config: Config, own: Checkpoint, sigma_rel: float) -> di
         raise InputError(f"{run} was trained without TRAINING.EMA_POWER, so it has no snapshots")
     there = snapshots(run, config, own.step, own)
     error = fit_profile(there, sigma_rel, own.step).error
-    if error > LARGEST_ERROR:
+    if error > MAX_PROFILE_ERROR:
         tracked = ", ".join(f"{one:g}" for one in config.TRAINING.EMA_POWER)
         raise InputError(
             f"an average of length {sigma_rel:g} cannot be made from the {len(there)} snapshots of "
-            f"{run}: {error:.0%} of its profile is missing, at most {LARGEST_ERROR:.0%} may be; "
-            f"ask for one nearer those tracked ({tracked}), or train with a shorter SAVE_PERIOD"
+            f"{run}: {error:.0%} of its profile is missing, at most {MAX_PROFILE_ERROR:.0%} may "
+            f"be; ask for one nearer those tracked ({tracked}), or train with a shorter SAVE_PERIOD"
         )
     return reconstruct_average(there, sigma_rel, own.step)
 

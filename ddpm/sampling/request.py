@@ -235,9 +235,12 @@ class SampleRequest:
         )
 
 
-def in_units(ranges: object) -> str:
+def in_units(ranges: Sequence[Sequence[float]] | None) -> str:
     """The kind of images, where it is not the usual one, for lines about them."""
-    return ", floats in the units of the data" if ranges else ""
+    if not ranges:
+        return ""
+    is_unit = all(tuple(one) == (0.0, 1.0) for one in ranges)
+    return ", floats in [0, 1]" if is_unit else ", floats in the units of the data"
 
 
 def _ranges(run: Path) -> images.Ranges | None:
@@ -297,9 +300,9 @@ def read_request(
         own_ranges, kind = _ranges(run), config.IMAGE_GENERATION.PIXELS
         if kind == "float" or (kind is None and own_ranges):
             ranges = own_ranges or ((0.0, 1.0),) * channels
-        if bulk is not None and bulk.format == "adm" and ranges:
+        if bulk is not None and bulk.format in ("adm", "png") and ranges:
             problems.append(
-                "--format is adm, an NPZ of bytes; these images are floats: give "
+                f"--format is {bulk.format}, which holds bytes; these images are floats: give "
                 "IMAGE_GENERATION.PIXELS=uint8, or npz or shards"
             )
         if bulk is not None and bulk.format == "adm" and channels != 3:
@@ -484,7 +487,14 @@ def read_base(
     channels, height, width = image_shape
     found = _read_array(path, KEY, (height, width, channels), limit, what)
     if ranges and found.dtype != np.uint8:
-        found = images.to_unit(found, ranges)
+        unit = images.to_unit(found, ranges)
+        if not ((unit >= 0) & (unit <= 1)).all():
+            data = ", ".join(f"{low:g} to {high:g}" for low, high in ranges)
+            raise InputError(
+                f"{what} is {path}: `{KEY}` reaches from {found.min():g} to {found.max():g}; the "
+                f"run's data reach from {data} by channel"
+            )
+        return unit
     return _in_unit_range(found, f"{what} is {path}")
 
 

@@ -309,7 +309,10 @@ class WandbTracker:
         with self._no_error():
             final = self._log_final()
             if self._directory.config().WANDB.ARTIFACTS:
-                self._log_references()
+                try:
+                    self._log_references()
+                except Exception as error:  # the run has its numbers, and ends well
+                    log.warning("W&B: %s; the run ends without its artifacts", first_line(error))
             self._end(0, {**summary, **final})
 
     def close(self) -> None:

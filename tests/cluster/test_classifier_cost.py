@@ -64,7 +64,7 @@ def test_the_first_trial_of_a_sweep_pays(tmp_path: Path) -> None:
     config = digits(tmp_path / "out", *MEASURED)
     workers = Workers(count=1, cpus=1, gpus=0)
     cost.keep_forecast(tmp_path, {"a": config, "b": config}, workers, 2)
-    facts = storage.read_json(tmp_path / cost.FILE)
+    facts = storage.read_json(tmp_path / cost.PREDICTION_FILE)
     first, second = (facts["trials"][name] for name in "ab")
     assert first["seconds"] - second["seconds"] > 0.5
     assert first["core_seconds"] - second["core_seconds"] > 0.5

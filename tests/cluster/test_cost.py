@@ -53,7 +53,7 @@ def test_a_prediction_is_made_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert cost.same_cost(long) == cost.same_cost(CONFIG)
     workers = Workers(count=1, cpus=1, gpus=0)
     cost.keep_forecast(tmp_path, {"a": CONFIG, "b": long}, workers, 2, imports=("ray.tune",))
-    facts = json.loads((tmp_path / cost.FILE).read_text())
+    facts = json.loads((tmp_path / cost.PREDICTION_FILE).read_text())
     a, b = facts["trials"]["a"], facts["trials"]["b"]
     assert facts["wall_seconds"] == pytest.approx(b["seconds"])  # longer than half of both
     assert a["core_seconds"] / a["seconds"] == pytest.approx(b["core_seconds"] / b["seconds"])
@@ -61,4 +61,4 @@ def test_a_prediction_is_made_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert 430 * 2**20 < a["memory_bytes"] < 2**31  # 370 MiB without what is imported, then 500
     assert b["core_seconds"] > 2 * a["core_seconds"]
     cost.add_wall_seconds(tmp_path, 5.0)
-    assert json.loads((tmp_path / cost.FILE).read_text())["measured_wall_seconds"] == 5.0
+    assert json.loads((tmp_path / cost.PREDICTION_FILE).read_text())["measured_wall_seconds"] == 5.0

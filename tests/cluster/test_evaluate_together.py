@@ -43,7 +43,7 @@ def left_over(root: Path) -> list[Path]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 @pytest.mark.long
 def test_two_workers_draw_the_images_and_find_the_numbers_of_one(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

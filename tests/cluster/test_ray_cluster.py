@@ -80,6 +80,7 @@ def test_a_second_cluster_of_a_process_starts_as_the_first(tmp_path: Path) -> No
 
 @pytest.mark.ray
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 def test_sigterm_saves_trials_of_several_workers_and_asks_to_run_again(
     tmp_path: Path, temporary: Path, few_digits: Path
 ) -> None:

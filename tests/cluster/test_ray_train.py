@@ -30,7 +30,7 @@ def worker_processes() -> list[psutil.Process]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(1200)
 @pytest.mark.long
 def test_a_killed_ray_worker_changes_no_bit(
     ray: None, tmp_path: Path, few_digits: Path, monkeypatch: pytest.MonkeyPatch
@@ -53,7 +53,7 @@ def test_a_killed_ray_worker_changes_no_bit(
 
 @pytest.mark.long
 @pytest.mark.ray
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_the_workers_own_error_ends_the_training_with_its_code(
     ray: None, tmp_path: Path, few_digits: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -243,7 +243,7 @@ def train_on_one_core(argv: list[str]) -> int:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 @pytest.mark.long
 def test_ctrl_c_saves_what_several_workers_train(tmp_path: Path, few_digits: Path) -> None:
     """More workers than there are cores, for which Ray would wait; its own handler would abort."""

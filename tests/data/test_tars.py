@@ -242,6 +242,8 @@ def test_labels_by_a_member_or_a_field_of_json(tmp_path: Path) -> None:
     [
         (b'{"label": ["cat"]}', "is not a whole number"),
         (b'{"label": "a\\nb"}', "nor a name of one line"),
+        (b'{"label": "-1"}', "is not a whole number"),
+        (b'{"label": "3.0"}', "is not a whole number"),
         (b"{", "not readable JSON"),
         (b"[" * 100_000, "not readable JSON"),
         (b'{"label": 1, "x": "' + b"x" * (1 << 20) + b'"}', "a label has few"),
@@ -274,6 +276,11 @@ def test_names_are_classes_in_sorted_order_and_counted(tmp_path: Path, end: str,
     write_tar(tmp_path / "b.tar", [*images, caption, *labels[1:]])
     (problem,) = problems_of(lambda: opened(tmp_path / "b.tar", tmp_path, key))
     assert "has names of classes, but 1 numbers" in problem
+    for data in (b"-1", b"\xff\xfe") if end != "json" else ():
+        write_tar(tmp_path / "d.tar", [*images, (labels[0][0], data), *labels[1:]])
+        (problem,) = problems_of(lambda: opened(tmp_path / "d.tar", tmp_path, key))
+        assert ("is not a whole number" if data == b"-1" else "is not UTF-8") in problem
+    (tmp_path / "d.tar").unlink(missing_ok=True)
     write_tar(tmp_path / "c.tar", [images[0], labels[0]])
     (problem,) = problems_of(lambda: opened(tmp_path / "c.tar", tmp_path, key))
     assert "1 different texts in 1 samples: captions, not classes" in problem

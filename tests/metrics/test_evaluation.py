@@ -265,6 +265,8 @@ def test_every_run_is_drawn_from_in_the_same_way_unless_told(digits: Path, tmp_p
     assert usual.seed == 0 and usual.options.DDIM_ETA == 0 and usual.options.CLIP_DENOISE
     told = evaluation_request(path, 70, ("image_generation.ddim_eta=1.0",), None)
     assert told.options.DDIM_ETA == 1.0 and told.seed == 0
+    with pytest.raises(InputError, match="images are measured as bytes"):
+        evaluation_request(path, 70, ("IMAGE_GENERATION.PIXELS=float",), None)
 
 
 def test_a_dry_run_writes_nothing(
@@ -293,7 +295,7 @@ def test_images_need_something_real_to_be_compared_with(tmp_path: Path) -> None:
     told = "\n".join(caught.value.problems)
     assert "name the real images with --against" in told
     assert "is no run: its images are there" in told
-    assert "--weights is for --features inception" in told and "--num 0" in told
+    assert "--weights is for --features inception or clip" in told and "--num 0" in told
 
 
 @pytest.mark.slow

@@ -200,7 +200,7 @@ def test_stopped_at_any_instant_it_goes_on_and_measures_nothing_twice(
 def test_what_does_not_fit_is_measured_again(folder: Path) -> None:
     changed: dict[str, object] = {"SAMPLING_STEPS": (1,), "SAMPLING_ETAS": (0.0,)}
     right = measured(folder, **changed)
-    facts, arrays = folder / quality_file.FACTS, folder / quality_file.QUALITY_ARRAYS
+    facts, arrays = folder / quality_file.FACTS, folder / quality_file.QUALITY_FILE
     whole = facts.read_text()
 
     def falsified(**change: object) -> str:

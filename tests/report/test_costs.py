@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddpm.report.costs import PREDICTION, front, predicted_cost
+from ddpm.report.costs import PREDICTION_FILE, front, predicted_cost
 from ddpm.report.reading import SweepResults, read_results
 from tests.support.known_sweeps import PRED_TYPE
 from tests.support.synthetic_sweep import make_sweep
@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def measured(folder: Path, facts: dict, **summary: float) -> SweepResults:
     """The sweep with a prediction, its trials having taken so much."""
-    (folder / PREDICTION).write_text(json.dumps(facts))
+    (folder / PREDICTION_FILE).write_text(json.dumps(facts))
     found = read_results(folder)
     trials = [
         replace(one, summary=one.summary | summary, provenance={"attempts": [{}]})

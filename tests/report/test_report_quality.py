@@ -68,7 +68,7 @@ def test_a_trial_reads_its_quality_and_its_pictures(folder: Path) -> None:
     assert found is not None and (found.images == pictures.images).all()
     facts = json.loads((run_dir(folder, 0) / quality_file.FACTS).read_text())
     assert facts["points"][0]["kid"] is None and facts["points"][0]["fid"]["value"] == 2.0
-    with np.load(run_dir(folder, 0) / quality_file.QUALITY_ARRAYS) as arrays:
+    with np.load(run_dir(folder, 0) / quality_file.QUALITY_FILE) as arrays:
         assert arrays["num_steps"].tolist() == [5, 10] and arrays["eta"].tolist() == [0.0, 1.0]
 
 

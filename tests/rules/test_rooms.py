@@ -96,7 +96,7 @@ def test_no_class_name_is_defined_twice() -> None:
 
 
 def test_the_face_of_a_room_names_only_what_others_use() -> None:
-    public = [ROOT / "ddpm" / "__init__.pyi", *(ROOT / "docs").glob("*.md")]
+    public = [ROOT / "ddpm" / "__init__.pyi", *(ROOT / "docs").glob("*.[mp]*")]
     words = {room: Counter() for room in ROOMS} | {"": Counter()}
     for path in [*MODULES.values(), *public]:
         room = path.parent.name if path.parent.name in ROOMS else ""

@@ -201,3 +201,5 @@ def test_a_file_for_an_evaluator_of_three_channels_needs_three(tmp_path: Path) -
     assert read_request(run, bulk=BulkOptions(num=5, format="npz")).bulk is not None
     with pytest.raises(InputError, match="--format is adm, .* these images have 1"):
         read_request(run, bulk=BulkOptions(num=5, format="adm"))
+    with pytest.raises(InputError, match="--format is png, which holds bytes"):
+        read_request(run, overrides(PIXELS="float"), bulk=BulkOptions(num=5, format="png"))

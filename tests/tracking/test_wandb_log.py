@@ -28,6 +28,7 @@ import pytest
 
 from ddpm import config
 from ddpm.cli.main import launch
+from ddpm.runs.checkpoint import MANIFEST
 from ddpm.runs.directory import RunDirectory
 from ddpm.tracking.wandb_log import (
     FINAL_SAMPLES,
@@ -368,6 +369,22 @@ def test_artifacts_name_data_checkpoint_and_samples_and_upload_nothing(tmp_path:
             assert Path(urllib.parse.urlsplit(entry["ref"]).path).exists()
     copies = [p for p in (run.path / "wandb").rglob("*") if p.suffix in (".npz", ".safetensors")]
     assert not copies
+
+
+def test_a_run_whose_artifacts_fail_ends_well(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = with_wandb(tmp_path, ARTIFACTS=True)
+    run = opened(settings)
+    tracker = wandb_tracker(None)(settings, run)
+    feed(tracker, run, [report(10, saved=True)])
+    (run.checkpoints / "step-00000010" / MANIFEST).unlink()
+    tracker.finish({"val_loss": 0.5})
+    run.close()
+    assert "the run ends without its artifacts" in caplog.text
+    assert "no longer mirrored" not in caplog.text
+    (end,) = records(run, "exit")
+    assert not end.get("exit_code")
 
 
 def test_a_tracker_that_cannot_start_does_not_stop_the_training(
