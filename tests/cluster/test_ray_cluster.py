@@ -4,17 +4,18 @@ import os
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ddpm.cli.main import launch
 from ddpm.cluster.ray_cluster import LONGEST, running_ray, short_base
 from ddpm.errors import InputError
 from tests.cluster.test_sweep_run import arguments
 from tests.support.processes import exit_codes, forked, until
+from tests.support.tree import ROOT
 
 CANARY = "canary-8a61f0c2"
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
@@ -89,10 +90,12 @@ def test_sigterm_saves_trials_of_several_workers_and_asks_to_run_again(
     argv = [*arguments(tmp_path, few_digits, **longer), "--no-probe"]
     env = os.environ | dict.fromkeys(KEYS, CANARY) | {"TMPDIR": str(temporary)}
     said = tmp_path / "said"
-    driver = forked(launch, "sweep", argv, env=env, said=said)
+    command = [sys.executable, ROOT / "launch" / "sweep.py", *argv]  # a fork ends without atexit
+    with said.open("wb") as file:
+        driver = subprocess.Popen(command, env=env, stdout=file, stderr=file)
     try:
         until("a trial trains", lambda: list(tmp_path.glob("out/*/*/*/metrics.jsonl")))
-        assert driver.exitcode is None
+        assert driver.poll() is None
         if os.geteuid() == 0:
             assert found(temporary, "nobody") == ["open"]
         assert found(temporary) == ["open"]
@@ -101,7 +104,7 @@ def test_sigterm_saves_trials_of_several_workers_and_asks_to_run_again(
         assert stat.S_IMODE(session.parents[1].stat().st_mode) == 0o700
     finally:
         driver.terminate()
-    assert exit_codes([driver], 100) == [75], said.read_text()
+    assert driver.wait(100) == 75, said.read_text()
     assert "run the same command again" in said.read_text()
     started = list(tmp_path.glob("out/*/*/*/metrics.jsonl"))
     assert started and all(list(p.parent.glob("checkpoints/step-*")) for p in started)
