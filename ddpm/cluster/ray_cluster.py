@@ -36,6 +36,7 @@ import psutil
 from ddpm.cluster.workers import (
     Machine,
     available_cpus,
+    ray_address,
     slurm_job,
     slurm_node,
     workers_for,
@@ -250,7 +251,7 @@ def running_ray(least_cpus: int = 0) -> Iterator[None]:
     """
     folder_of_job = os.environ.get(FOLDER)  # outside of a SLURM job there is none
     job = JobFolder(Path(folder_of_job)) if folder_of_job else None
-    address = job.wait_for_head(PATIENCE_S) if job else os.environ.get("RAY_ADDRESS")
+    address = job.wait_for_head(PATIENCE_S) if job else ray_address()
     os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
     handlers = {number: signal.getsignal(number) for number in TAKEN_BY_RAY}
     if not address:

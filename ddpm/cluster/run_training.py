@@ -5,7 +5,6 @@ Under torchrun every process runs this; rank 0 finds and holds the directory, an
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,7 +17,7 @@ from rich.console import Console
 
 from ddpm import config as configuration
 from ddpm.cluster.ray_cluster import running_ray
-from ddpm.cluster.workers import Workers, torchrun_size, workers_for
+from ddpm.cluster.workers import Workers, ray_address, torchrun_size, workers_for
 from ddpm.config import Config
 from ddpm.data import preparing
 from ddpm.distributed import CPU, Group, best_device, process_group
@@ -136,7 +135,7 @@ def checked(config: Config) -> Workers:
     problems += [*inception_problems(config), *wandb_problems()]
     try:
         workers = workers_for(config)
-        if workers.gpus and not torch.cuda.is_available() and "RAY_ADDRESS" not in os.environ:
+        if workers.gpus and not torch.cuda.is_available() and not ray_address():
             problems.append(
                 "there are GPUs but torch sees none; run `ddpm doctor`, or set "
                 "CLUSTER.GPUS_PER_WORKER=0 to train on CPUs"

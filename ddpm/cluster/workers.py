@@ -142,6 +142,20 @@ def torchrun_size() -> int:
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
+def ray_address() -> str | None:
+    """Address of the running Ray that RAY_ADDRESS names; None without one.
+
+    InputError where it is that of a job server, which takes jobs and lets nobody join.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if address and address.startswith(("http://", "https://")):
+        raise InputError(
+            f"RAY_ADDRESS is {address}, a job server; give HOST:PORT of the cluster or `auto`, or "
+            "leave it out and name the server to `ray job submit --address`"
+        )
+    return address or None
+
+
 def available_cpus() -> int:
     """CPU cores this process may run on (by taskset or a container, not the host's)."""
     return len(os.sched_getaffinity(0))
@@ -153,7 +167,7 @@ def workers_for(config: Config) -> Workers:
     InputError when that cannot be had.
     """
     there, wanted = machine(), config.CLUSTER
-    elsewhere = "RAY_ADDRESS" in os.environ
+    elsewhere = ray_address() is not None
     gpus = float(there.num_gpus > 0) if wanted.GPUS_PER_WORKER is None else wanted.GPUS_PER_WORKER
     if gpus and not there.num_gpus and not elsewhere:
         raise InputError(_no_gpu(gpus, there))
@@ -223,7 +237,7 @@ def workers_of_trials(sweep: "Sweep") -> tuple[Workers, int]:
     room = max(1, int(there.num_gpus / (count * gpus))) if gpus else cores
     cpus = cluster.CPUS_PER_WORKER or max(1, min(cores // (room * count), *there.cpus))
     concurrent = min(room, max(1, cores // (count * cpus)))
-    if "RAY_ADDRESS" in os.environ:  # the cluster knows its own room, and Tune asks it
+    if ray_address():  # the cluster knows its own room, and Tune asks it
         concurrent = max(len(sweep.trials), sweep.tune.trials)
     most = sweep.tune.MAX_CONCURRENT or concurrent
     return Workers(count=count, cpus=cpus, gpus=gpus), min(concurrent, most)

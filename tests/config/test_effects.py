@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ddpm.cluster.workers import workers_for
+from ddpm.errors import InputError
 from ddpm.runs.directory import RunDirectory
 from ddpm.sampling import loading
 from ddpm.tracking.wandb_log import wandb_tracker
@@ -98,6 +99,9 @@ def test_cluster_keys_say_what_a_run_takes(monkeypatch: pytest.MonkeyPatch) -> N
     )
     workers = workers_for(changed)
     assert (workers.count, workers.cpus, workers.gpus) == (3, 5, 0.5)
+    monkeypatch.setenv("RAY_ADDRESS", "http://elsewhere:8265")
+    with pytest.raises(InputError, match="a job server; give HOST:PORT"):
+        workers_for(changed)
 
 
 @pytest.mark.slow
