@@ -38,11 +38,11 @@ from torch import Tensor
 
 from ddpm import config as configuration
 from ddpm.config import Config
-from ddpm.data import Dataset, preparing
+from ddpm.data import Dataset, open_data, preparing
 from ddpm.diffusion import SCHEDULES, NoiseSchedule
 from ddpm.errors import InputError
 from ddpm.runs import storage
-from ddpm.sampling import SAMPLERS, open_data, walk_levels
+from ddpm.sampling import SAMPLERS, walk_levels
 from experiments.claims import new_figure, png
 from experiments.gaussian_walk import WITHOUT_MEMORY, GaussianDraws, GaussianFit, drawn, flow_limit
 

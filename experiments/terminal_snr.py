@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.data import Dataset
+from ddpm.data import Dataset, open_data
 from ddpm.diffusion import NoiseSchedule, Stream, philox
 from ddpm.distributed import device_of
 from ddpm.report import TrialResult
 from ddpm.runs import RunDirectory
-from ddpm.sampling import Network, WalkStart, load_network, open_data, sample, walk_levels
+from ddpm.sampling import Network, WalkStart, load_network, sample, walk_levels
 from ddpm.training import DiffusionModel
 from experiments.claims import Claim, Numbers, Result, spread
 from experiments.gaussian_walk import GaussianFit, drawn, ideal_network, noised

@@ -30,7 +30,15 @@ import torch
 from ddpm import config as configuration
 from ddpm.cluster.workers import Workers
 from ddpm.config import Config
-from ddpm.data import INDEX_FILE, Dataset, is_validation, open_index, open_source, preparing
+from ddpm.data import (
+    INDEX_FILE,
+    Dataset,
+    is_validation,
+    open_data,
+    open_index,
+    open_source,
+    preparing,
+)
 from ddpm.diffusion import NetworkSummary, NoiseSchedule, UNet, summarize_network
 from ddpm.distributed import CPU, Group, best_device
 from ddpm.errors import DdpmError, InputError
@@ -49,7 +57,7 @@ from ddpm.metrics import (
 )
 from ddpm.report import PREDICTION_FILE
 from ddpm.runs import cpu_model, duration, peak_bytes, reset_peak, storage
-from ddpm.sampling import grids, num_calls, open_data
+from ddpm.sampling import grids, num_calls
 from ddpm.training import Stepper, steps_per_epoch, total_steps
 
 LIMIT_S = 10.0  # of a dry run's probes together: what is left is estimated by its arithmetic

@@ -19,7 +19,7 @@ from ddpm import config as configuration
 from ddpm import report
 from ddpm.cluster.workers import Workers
 from ddpm.config import Config, schedule_arguments
-from ddpm.data import Dataset, open_source, preparing
+from ddpm.data import Dataset, open_data, open_source, preparing
 from ddpm.diffusion import NoiseSchedule
 from ddpm.errors import InputError
 from ddpm.metrics import (
@@ -32,7 +32,7 @@ from ddpm.metrics import (
 )
 from ddpm.report import RACE_FILE, left_in_race, race_candidates
 from ddpm.runs import RunDirectory, Tail, lock, make_folder, read_json, write_json
-from ddpm.sampling import open_data, start_problems
+from ddpm.sampling import start_problems
 from ddpm.sweep import (
     Budget,
     Ladder,

@@ -19,12 +19,12 @@ from ddpm import config as configuration
 from ddpm.cluster.ray_cluster import running_ray
 from ddpm.cluster.workers import Workers, ray_address, torchrun_size, workers_for
 from ddpm.config import Config
-from ddpm.data import preparing
+from ddpm.data import open_data, preparing
 from ddpm.distributed import CPU, Group, best_device, process_group
 from ddpm.errors import InputError, Interrupted, said_by_rank_0
 from ddpm.metrics import inception_problems
 from ddpm.runs import RunClaim, RunDirectory, Tail, claimed, failure_recorded, watch_runs
-from ddpm.sampling import locate_run, open_data, start_problems
+from ddpm.sampling import locate_run, start_problems
 from ddpm.tracking import wandb_problems, wandb_tracker
 from ddpm.training import TrainingJob, total_steps, work
 

@@ -11,6 +11,7 @@ from .index import open_index as open_index
 from .index import scan_folder as scan_folder
 from .index import verify_shards as verify_shards
 from .order import is_validation as is_validation
+from .preparing import open_data as open_data
 from .preparing import source_problems as source_problems
 from .source import ImageSequence as ImageSequence
 from .source import Loaded as Loaded

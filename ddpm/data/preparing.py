@@ -8,6 +8,7 @@ scikit-learn.
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,9 @@ from ddpm.data.packing import pack, plan_packing
 from ddpm.data.source import DIGITS, PictureSource, Source, note
 from ddpm.data.sources import open_source
 from ddpm.errors import InputError, as_typed
+
+if TYPE_CHECKING:
+    from ddpm.data.dataset import Dataset
 
 # From so many expected samples on, a side of the split is empty with a chance below 1e-27.
 _SURELY_FILLED = 64
@@ -53,6 +57,23 @@ def found(config: Config) -> Index | None:
     path = config.DATASET.PATH
     folder = Path(path) if is_shards(path) else _place(config)[1]
     return open_index(folder) if (folder / INDEX_FILE).exists() else None
+
+
+def open_data(config: Config, folder: Path) -> "Dataset":
+    """Packed shards as this configuration reads them; InputError with all that does not fit."""
+    from ddpm.data.dataset import Dataset  # brings torch
+
+    index = open_index(folder)
+    problems = check(config, index)
+    if problems:
+        raise InputError(problems)
+    return Dataset(
+        index,
+        config.DATASET,
+        image_shape(config),
+        seed=config.TRAINING.SEED,
+        cache=config.DATASET.CACHE == "memory",
+    )
 
 
 def _place(config: Config) -> tuple[Source, Path]:

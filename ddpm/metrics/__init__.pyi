@@ -6,8 +6,6 @@ from .classifier import train_classifier as train_classifier
 from .features import Extractor as Extractor
 from .features import collect_features as collect_features
 from .features import random_groups as random_groups
-from .inception import PRETRAINED as PRETRAINED
-from .inception import inception_problems as inception_problems
 from .intervals import Interval as Interval
 from .intervals import mean_interval as mean_interval
 from .intervals import t_quantile as t_quantile
@@ -16,6 +14,8 @@ from .network_samples import passes_at_end as passes_at_end
 from .network_samples import passes_in_training as passes_in_training
 from .network_samples import sample_metrics as sample_metrics
 from .network_samples import sampling_walks as sampling_walks
+from .pretrained import PRETRAINED as PRETRAINED
+from .pretrained import inception_problems as inception_problems
 from .quality import QUALITY_FILE as QUALITY_FILE
 from .quality import QUALITY_MEASURES as QUALITY_MEASURES
 from .quality import Quality as Quality

@@ -31,8 +31,8 @@ from ddpm.distributed import Group, device_of
 from ddpm.errors import InputError, Interrupted, NonFiniteError
 from ddpm.metrics.evaluation import LEAST, Images, evaluate, real_images
 from ddpm.metrics.features import Extractor, Ints, Pixels
-from ddpm.metrics.inception import KEY
 from ddpm.metrics.intervals import Interval
+from ddpm.metrics.pretrained import KEY
 from ddpm.metrics.quality import (
     QUALITY_MEASURES,
     LeftOut,

@@ -19,7 +19,16 @@ from torch import Tensor
 
 from ddpm import config as configuration
 from ddpm.config import Config
-from ddpm.data import INDEX_FILE, Dataset, Source, open_index, open_source, preparing, scan_folder
+from ddpm.data import (
+    INDEX_FILE,
+    Dataset,
+    Source,
+    open_data,
+    open_index,
+    open_source,
+    preparing,
+    scan_folder,
+)
 from ddpm.diffusion import Stream, philox
 from ddpm.distributed import ALONE, Group
 from ddpm.errors import InputError
@@ -44,7 +53,7 @@ from ddpm.metrics.features import (
     principal_components,
     random_groups,
 )
-from ddpm.metrics.inception import OPTION, PRETRAINED
+from ddpm.metrics.pretrained import OPTION, PRETRAINED
 from ddpm.runs import (
     CONFIG_FILE,
     ImageBar,
@@ -57,7 +66,7 @@ from ddpm.runs import (
     tensors,
     with_bar,
 )
-from ddpm.sampling import locate_run, open_data, to_uint8
+from ddpm.sampling import locate_run, to_uint8
 
 READ = 512  # images read at once
 PIXELS_VERSION = 1

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ddpm import config as configuration
 from ddpm.config import Config
-from ddpm.data import Batch, Dataset
+from ddpm.data import Batch, Dataset, open_data
 from ddpm.diffusion import (
     LogSnrDensity,
     NoiseSchedule,
@@ -66,7 +66,6 @@ from ddpm.sampling import (
     PowerEma,
     load_network,
     locate_run,
-    open_data,
     to_uint8,
 )
 

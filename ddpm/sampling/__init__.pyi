@@ -17,7 +17,6 @@ from .grids import sample_images as sample_images
 from .loading import LoadedModel as LoadedModel
 from .loading import build_network as build_network
 from .loading import load_network as load_network
-from .loading import open_data as open_data
 from .loading import start_problems as start_problems
 from .request import BATCH_SIZE as BATCH_SIZE
 from .request import RAW_WEIGHTS as RAW_WEIGHTS

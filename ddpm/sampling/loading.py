@@ -1,5 +1,5 @@
-"""Trained networks read back from a run or one checkpoint, and the start of a training: its data,
-its network with the first weights, its schedule.
+"""Trained networks read back from a run or one checkpoint; the network and the schedule that a
+training starts with.
 """
 
 import re
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ddpm import config as configuration
 from ddpm.config import Config
-from ddpm.data import Dataset, open_index, preparing
 from ddpm.diffusion import (
     LogSnrDensity,
     NoiseSchedule,
@@ -132,23 +131,6 @@ def misfits(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
         name
         for name in own.keys() | weights.keys()
         if name not in own or name not in weights or own[name].shape != weights[name].shape
-    )
-
-
-def open_data(config: Config, data_dir: Path) -> Dataset:
-    """Packed shards in data_dir as this configuration reads them; InputError with all that does not
-    fit.
-    """
-    index = open_index(data_dir)
-    problems = preparing.check(config, index)
-    if problems:
-        raise InputError(problems)
-    return Dataset(
-        index,
-        config.DATASET,
-        configuration.image_shape(config),
-        seed=config.TRAINING.SEED,
-        cache=config.DATASET.CACHE == "memory",
     )
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from ddpm import config as configuration
 from ddpm.config import Config
-from ddpm.data import Dataset, staging
+from ddpm.data import Dataset, open_data, staging
 from ddpm.diffusion import NoiseSchedule
 from ddpm.distributed import Group
 from ddpm.errors import Interrupted
@@ -43,7 +43,7 @@ from ddpm.runs import (
     reset_peak,
     training_cost,
 )
-from ddpm.sampling import build_network, grids, open_data
+from ddpm.sampling import build_network, grids
 from ddpm.training.step import TrainState, kernels, profiler
 from ddpm.training.trainer import (
     Every,

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ddpm.cluster.workers import workers_for
+from ddpm.data import open_data
 from ddpm.errors import InputError
 from ddpm.runs.directory import RunDirectory
 from ddpm.sampling import loading
@@ -73,8 +74,7 @@ def test_trained_h5_is_where_a_training_starts_unless_it_is_new(plain: Path) -> 
 
 def test_validation_fraction_moves_images_out_of_training(digits: Path) -> None:
     less, more = (
-        loading.open_data(tiny(f"DATASET.VALIDATION_FRACTION={share}"), digits)
-        for share in (0.1, 0.5)
+        open_data(tiny(f"DATASET.VALIDATION_FRACTION={share}"), digits) for share in (0.1, 0.5)
     )
     assert less.num_train + less.num_validation == more.num_train + more.num_validation
     assert abs(more.num_validation / (more.num_train + more.num_validation) - 0.5) < 0.05
@@ -83,7 +83,7 @@ def test_validation_fraction_moves_images_out_of_training(digits: Path) -> None:
 
 def test_cache_reads_an_image_once(few_digits: Path) -> None:
     for cache, is_read_again in (("memory", False), ("off", True)):
-        data = loading.open_data(tiny(f"DATASET.CACHE={cache}"), few_digits)
+        data = open_data(tiny(f"DATASET.CACHE={cache}"), few_digits)
         ids = data.order(torch.arange(8))
         data.read(ids, None)
         before = data.bytes_read

@@ -21,7 +21,6 @@ from ddpm.metrics import quality as quality_file
 from ddpm.metrics.classifier import FEATURES
 from ddpm.metrics.distances import IMAGES_PER_DIMENSION
 from ddpm.metrics.features import PIXEL_DIMENSIONS
-from ddpm.metrics.inception import DIMENSION
 from ddpm.metrics.network_samples import (
     BATCH,
     measure_samples,
@@ -31,6 +30,7 @@ from ddpm.metrics.network_samples import (
     sampler_of,
     sampling_walks,
 )
+from ddpm.metrics.pretrained import DIMENSION
 from ddpm.metrics.quality import Quality, SamplePictures
 from ddpm.metrics.reference import as_real_data, classifier_features, reference_of
 from ddpm.runs import checkpoint

@@ -16,7 +16,7 @@ from ddpm.cli.main import launch
 from ddpm.cluster import run_training
 from ddpm.errors import InputError, NonFiniteError
 from ddpm.metrics.features import Features
-from ddpm.metrics.inception import (
+from ddpm.metrics.pretrained import (
     FILE_NAME,
     inception_problems,
     load_clip,

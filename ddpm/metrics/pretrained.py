@@ -1,5 +1,5 @@
-"""`inception`: the TF-2015 Inception-v3 features of published FIDs, as torch-fidelity ports them;
-`clip`: those of the image half of CLIP.
+"""Pretrained features. `inception`: the TF-2015 Inception-v3 of published FIDs, as torch-fidelity
+ports it; `clip`: the image half of CLIP.
 
 Optional: `pip install ddpm[inception]`, and a file of weights that you made, which is never
 downloaded. torch-fidelity publishes them as a pickle, which is never loaded here: docs/metrics.md
