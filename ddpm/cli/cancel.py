@@ -17,6 +17,7 @@ from ddpm.cli.options import command_line
 from ddpm.errors import DdpmError, InputError
 from ddpm.runs import CONFIG_FILE, find_run, storage
 from ddpm.sampling import is_bulk_folder
+from ddpm.sweep import SWEEP_FILE
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,7 +42,7 @@ def _cancelled(folder: Path) -> Iterator[str]:
     """A line for everything that was asked to stop."""
     from ddpm.cluster import JOBS_STOP_FILE, Status, living
 
-    if not is_bulk_folder(folder) and not (folder / "sweep.json").is_file():
+    if not is_bulk_folder(folder) and not (folder / SWEEP_FILE).is_file():
         if not (folder / CONFIG_FILE).is_file():
             raise InputError(f"{folder} is no run, no sweep and no images in bulk; give one")
         from ddpm.runs import RunDirectory

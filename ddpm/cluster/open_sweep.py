@@ -34,6 +34,7 @@ from ddpm.report import RACE_FILE, left_in_race, race_candidates
 from ddpm.runs import RunDirectory, Tail, lock, make_folder, read_json, write_json
 from ddpm.sampling import start_problems
 from ddpm.sweep import (
+    SWEEP_FILE,
     Budget,
     Ladder,
     Ledger,
@@ -89,7 +90,7 @@ class OpenSweep:
     def add(self, more: Iterable[Trial]) -> None:
         """Adds trials to those to be run, in sweep.json too."""
         self.trials.extend(more)
-        write_json(self.folder / "sweep.json", _facts(self.sweep, self.trials, self.window))
+        write_json(self.folder / SWEEP_FILE, _facts(self.sweep, self.trials, self.window))
 
     def place(self, planned: Trial) -> Trial:
         """A planned trial with its data, its id and its run directory."""
@@ -234,7 +235,7 @@ def _chosen_before(folder: Path, sweep: Sweep, there: Collection[str]) -> Iterat
     if sweep.tune.SEARCH != "bayes":
         return
     (seed,) = sweep.seeds
-    for one in read_json(folder / "sweep.json").get("planned", []):
+    for one in read_json(folder / SWEEP_FILE).get("planned", []):
         cell = one["cell"]
         in_grid = all(cell.get(key) in values for key, values in sweep.grid.items())
         same_keys = cell.keys() == {*sweep.grid, *sweep.space}

@@ -24,7 +24,7 @@ from ddpm.cluster.open_sweep import OpenSweep, Round
 from ddpm.cluster.run_trial import FilePoll, HalvedTrial, TrialTask, run_trial
 from ddpm.config import MEASURES
 from ddpm.errors import InputError
-from ddpm.runs import RunDirectory, storage
+from ddpm.runs import EVALUATION_FILE, RunDirectory, storage
 from ddpm.sweep import (
     Ladder,
     Ledger,
@@ -328,7 +328,7 @@ def final(metric: str, outcome: Outcome) -> float | None:
         return None
     run = RunDirectory(Path(outcome.run_dir))
     if metric == "bits_per_dim":
-        value = storage.read_json(run.path / "evaluation.json").get(metric, {}).get("value")
+        value = storage.read_json(run.path / EVALUATION_FILE).get(metric, {}).get("value")
     elif MEASURES[metric].of == "samples":
         value = run.metrics()[-1].get(column(metric))
     else:

@@ -38,7 +38,7 @@ from ddpm.runs import (
     read_facts,
     storage,
 )
-from ddpm.sweep import Ledger, Outcome
+from ddpm.sweep import SWEEP_FILE, Ledger, Outcome
 
 STATES = ("running", "queued", "done", "failed", "stopped", "planned")
 HEADER = ("state", "training", "step", "loss", "images/s", "left", "node", "job", "hours", "")
@@ -213,7 +213,7 @@ class Status:
         self.folder, self.jobs = folder, JobStates()
         kinds = {
             "run": is_run(folder),
-            "sweep": (folder / "sweep.json").is_file(),
+            "sweep": (folder / SWEEP_FILE).is_file(),
             "output": next(_sweeps(folder), None) or next(_runs(folder), None),
         }
         found = next((kind for kind, fits in kinds.items() if fits), None)
@@ -346,7 +346,7 @@ def _eta(rows: Sequence[RunStatus], planned_too: bool) -> float | None:
 
 def _plan(folder: Path) -> list[dict[str, Any]]:
     """The trials that sweep.json plans."""
-    planned: list[dict[str, Any]] = read_facts(folder / "sweep.json").get("planned", [])
+    planned: list[dict[str, Any]] = read_facts(folder / SWEEP_FILE).get("planned", [])
     return planned
 
 

@@ -50,6 +50,7 @@ from ddpm.metrics.bits_per_dim import (
 from ddpm.metrics.window import LogSnrWindow, data_window
 from ddpm.metrics.x0_error import X0Error, x0_summary
 from ddpm.runs import (
+    EVALUATION_FILE,
     MAX_PROFILE_ERROR,
     RunDirectory,
     checkpoint,
@@ -306,7 +307,7 @@ def write_evaluation(
         "mse_evaluation_error": spread.tolist(),
         "bits_per_dim": {"value": None, "reason": NOT_BYTES} if bound is None else bound.facts(),
     }
-    storage.write_json(folder / "evaluation.json", logs.without_nan(facts))
+    storage.write_json(folder / EVALUATION_FILE, logs.without_nan(facts))
 
 
 def gaussian_fit(train: Tensor, x0: Tensor, draws: Tensor, levels: Sequence[int]) -> list[float]:

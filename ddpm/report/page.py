@@ -30,7 +30,7 @@ from ddpm.report.sections import Chart, Section, Table, sections, short_path
 from ddpm.report.tables import csv_text, print_table, statistics, write_tables
 from ddpm.report.verdict import Conclusion, allowed, judge
 from ddpm.runs import CONFIG_FILE, load_run, storage
-from ddpm.sweep import write_best
+from ddpm.sweep import BEST_FILE, write_best
 
 if TYPE_CHECKING:
     import jinja2
@@ -126,7 +126,7 @@ def _write_best(report: ReportFiles) -> Path | None:
     trial = None if best is None else best.trials[min(best.trials)]
     if not report.sweep.is_sweep or trial is None or trial.run_dir is None:
         return None
-    path = report.sweep.folder / "best.yaml"
+    path = report.sweep.folder / BEST_FILE
     write_best(load_run(trial.run_dir), path)
     return path
 

@@ -23,12 +23,13 @@ from ddpm.metrics import Quality, X0Error, read_quality
 from ddpm.runs import (
     CONFIG_FILE,
     DONE_FILE,
+    EVALUATION_FILE,
     METRICS_FILE,
     PROVENANCE_FILE,
     load_run,
     read_facts,
 )
-from ddpm.sweep import SkippedCell
+from ddpm.sweep import BEST_FILE, SWEEP_FILE, SkippedCell
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
@@ -201,13 +202,13 @@ class SweepResults:
     @property
     def best_yaml(self) -> Path | None:
         """The recommended configuration, where the sweep has written it."""
-        path = self.folder / "best.yaml"
+        path = self.folder / BEST_FILE
         return path if path.exists() else None
 
 
 def read_results(folder: Path) -> SweepResults:
     """A sweep folder or a run directory as a Sweep; InputError when it is neither."""
-    if (folder / "sweep.json").exists() or (folder / "ledger").is_dir():
+    if (folder / SWEEP_FILE).exists() or (folder / "ledger").is_dir():
         return _read_sweep(folder)
     if (folder / CONFIG_FILE).exists():
         return _read_run(folder)
@@ -218,7 +219,7 @@ def read_results(folder: Path) -> SweepResults:
 
 
 def _read_sweep(folder: Path) -> SweepResults:
-    facts = read_facts(folder / "sweep.json")
+    facts = read_facts(folder / SWEEP_FILE)
     planned = [mapping(one) for one in sequence(facts.get("planned"))]
     # With NAMES a training may have passed from one name to another when SEEDS grew.
     cells = {str(one.get("trial")): one["cell"] for one in planned if "cell" in one}
@@ -326,7 +327,7 @@ def _trial(folder: Path, name: str, outcome: Mapping[str, Value]) -> TrialResult
         trial,
         provenance=read_facts(run_dir / PROVENANCE_FILE),
         metrics=read_metrics(run_dir / METRICS_FILE),
-        evaluation=read_facts(run_dir / "evaluation.json"),
+        evaluation=read_facts(run_dir / EVALUATION_FILE),
         error=None if arrays is None else X0Error(**arrays),
         samples=_samples(run_dir / "samples.npz"),
         quality=read_quality(run_dir),

@@ -15,6 +15,7 @@ from .directory import claimed as claimed
 from .keras_file import read_keras as read_keras
 from .layout import CONFIG_FILE as CONFIG_FILE
 from .layout import DONE_FILE as DONE_FILE
+from .layout import EVALUATION_FILE as EVALUATION_FILE
 from .layout import LOCK_FILE as LOCK_FILE
 from .layout import MEMORY_FILE as MEMORY_FILE
 from .layout import PROVENANCE_FILE as PROVENANCE_FILE

@@ -26,6 +26,7 @@ from ddpm.runs import checkpoint
 CONFIG_FILE = "training_config.yaml"
 PROVENANCE_FILE = "provenance.json"
 MEMORY_FILE = "memory.csv"
+EVALUATION_FILE = "evaluation.json"  # the last evaluation of x0-error
 DONE_FILE = "DONE.json"
 STOP_FILE = "STOP"
 LOCK_FILE = ".lock"

@@ -5,6 +5,8 @@ from .comparable import column as column
 from .comparable import missed_levels as missed_levels
 from .comparable import to_minimise as to_minimise
 from .comparable import window_problems as window_problems
+from .ledger import BEST_FILE as BEST_FILE
+from .ledger import SWEEP_FILE as SWEEP_FILE
 from .ledger import Ledger as Ledger
 from .ledger import Outcome as Outcome
 from .ledger import SkippedCell as SkippedCell

@@ -15,6 +15,8 @@ from typing import Literal, Protocol, TypeVar
 from ddpm.config import show
 from ddpm.runs import storage, without_nan
 
+# Of a sweep's folder, beside its ledger: what was planned; the recommended cell, ready to train.
+SWEEP_FILE, BEST_FILE = "sweep.json", "best.yaml"
 _LOG = logging.getLogger("ddpm.ledger")
 _NAME = re.compile(r"[0-9a-f]{8}\.json")
 

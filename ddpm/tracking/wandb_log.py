@@ -37,6 +37,7 @@ from ddpm.data import INDEX_FILE
 from ddpm.errors import InputError
 from ddpm.metrics import QUALITY_MEASURES, Quality, QualityPoint, read_quality
 from ddpm.runs import (
+    EVALUATION_FILE,
     METRICS_FILE,
     RunDirectory,
     RunState,
@@ -422,7 +423,7 @@ class WandbTracker:
         if self._run is None:
             return {}
         folder = self._directory.path
-        evaluation = storage.read_json(folder / "evaluation.json")
+        evaluation = storage.read_json(folder / EVALUATION_FILE)
         quality = read_quality(folder)
         rows: list[dict[str, Any]] = [*error_rows(evaluation), *quality_rows(quality)]
         if (folder / "samples.png").exists():
