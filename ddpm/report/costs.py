@@ -5,12 +5,18 @@ A cell is on the front when no other cell is both cheaper and better (Pareto eff
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, log, sqrt
+
+import numpy as np
 
 from ddpm.report.labels import duration, size
 from ddpm.report.reading import SweepResults, TrialResult, mapping, number, sequence
+from ddpm.report.scatter import tukey_quantile
 from ddpm.runs import read_facts
 
+ALIKE = 1.1  # costs within this ratio count as equal
+# Without a second seed: the load of a machine alone made core-seconds of one network differ by 1.5.
+ALIKE_UNREPEATED = 2.0
 PREDICTION_FILE = "prediction.json"
 
 
@@ -72,6 +78,28 @@ def waited_seconds(trial: TrialResult) -> float | None:
     """Seconds from a trial's start to its end; of a run that was not a trial, of its training."""
     names = ("trial_seconds", "seconds")
     return next((found for name in names if (found := trial.number(name)) is not None), None)
+
+
+def cheapest(costs: Sequence[Sequence[float]], confidence: float) -> list[int]:
+    """Places of the cells that nothing shows to cost more than the one with the lowest mean.
+
+    costs: of each cell's trainings, a seed each. Their scatter over seeds is that of all cells
+    together, in logarithms (Tukey); a machine's load is no property of a cell.
+    """
+    logs = [np.log(some) for some in costs]
+    means = [float(some.mean()) for some in logs]
+    least = int(np.argmin(means))
+    dof = sum(len(some) - 1 for some in logs)
+    if dof == 0:
+        return [k for k, mean in enumerate(means) if mean - means[least] <= log(ALIKE_UNREPEATED)]
+    error = sqrt(sum(float(((some - some.mean()) ** 2).sum()) for some in logs) / dof)
+    width = error * tukey_quantile(confidence, max(len(costs), 2), float(dof))
+
+    def is_alike(place: int) -> bool:
+        own = width * sqrt(1 / len(logs[place]) + 1 / len(logs[least]))
+        return means[place] - means[least] <= max(own, log(ALIKE))
+
+    return [k for k in range(len(costs)) if is_alike(k)]
 
 
 def front(costs: Sequence[float], values: Sequence[float]) -> list[int]:

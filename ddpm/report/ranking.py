@@ -47,7 +47,7 @@ from ddpm.metrics import (
     x0_influence,
     x0_summary,
 )
-from ddpm.report.costs import Cost, cost
+from ddpm.report.costs import ALIKE, Cost, cheapest, compute_seconds, cost
 from ddpm.report.labels import SWEEP, TIMESTEPS, cell_label, listed, ranges, text, varied
 from ddpm.report.reading import SweepResults, TrialResult, Value, code, grouped, number, sequence
 from ddpm.report.scatter import (
@@ -66,7 +66,6 @@ _LEAST_FILLED = 0.5
 CONFIDENCE = 0.95
 # Keys in which sweeps may differ without another number.
 _OWN = re.compile(r"TRAINING\.(SEED|OUTPUT_DIR)|WANDB\.|CLUSTER\.|DATASET\.(PATH|STAGE|CACHE)")
-ALIKE = 1.1  # costs within this ratio count as equal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +149,11 @@ class Standing:
     def cost(self) -> Cost:
         """The cost of its trainings."""
         return cost(self.trials.values())
+
+    @property
+    def costs(self) -> list[float]:
+        """Core- or GPU-seconds of its trainings, of those of which they are known."""
+        return list(filter(None, map(compute_seconds, self.trials.values())))
 
     @property
     def seconds(self) -> float | None:
@@ -361,18 +365,24 @@ class Ranking:
     @cached_property
     def recommended(self) -> Standing | None:
         """The winner, else of the tied cells the cheapest: to train, then to draw from,
-        then the one with the least `loss`. Costs within 10 % of the lowest count as equal.
+        then the one with the least `loss`. What may be the machine's load counts as no cost.
         """
         if not self.standings or self.problem:
             return None
         if self.winner is not None:
             return self.winner
         left = list(self.tied) or [self.lowest(measure) for measure in self.measures]
-        for cost_of in (lambda one: one.seconds or nan, lambda one: one.calls):
-            costs = [cost_of(one) for one in left]
-            if all(map(isfinite, costs)):
-                left = [one for one in left if cost_of(one) <= ALIKE * min(costs)]
+        if all(one.costs for one in left):
+            left = [left[k] for k in cheapest([one.costs for one in left], CONFIDENCE)]
+        if all(isfinite(one.calls) for one in left):
+            fewest = min(one.calls for one in left)
+            left = [one for one in left if one.calls <= ALIKE * fewest]
         return min(left, key=self.loss)
+
+    def is_cheaper(self, one: Standing, other: Standing) -> bool:
+        """Whether training `one` costs less than `other`, beyond what a machine's load may do."""
+        known = [one.costs, other.costs]
+        return all(known) and cheapest(known, CONFIDENCE) == [0]
 
     def like_real(self, measure: str) -> tuple[Standing, ...]:
         """The cells whose samples are as near to the training images as real ones may be."""

@@ -84,7 +84,10 @@ def number(value: Value) -> float:
 def command(value: Value) -> str:
     """A command line, recorded as text or as its words, as one types it."""
     words = [str(word) for word in sequence(value)]
-    if words and words[0].endswith(".py"):
+    program = Path(words[0]) if words else Path()
+    if program.name == "__main__.py":
+        words[:1] = ["python", "-m", program.parent.name]
+    elif program.suffix == ".py":
         words.insert(0, "python")
     return shlex.join(words) if words else str(value or "")
 

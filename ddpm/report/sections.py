@@ -6,7 +6,7 @@ section is one function and one line in `sections`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, isfinite, log10
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ddpm.report import charts, strips
 from ddpm.report.best_samples import Spot, best_front, left_out, method, spots_of
 from ddpm.report.cautions import commit, differences
 from ddpm.report.charts import GAUSSIAN, MEMORISATION
-from ddpm.report.costs import compute_seconds, cost, front, predicted_cost
+from ddpm.report.costs import cheapest, compute_seconds, cost, front, predicted_cost
 from ddpm.report.effects import Analysis, Term, analyse
 from ddpm.report.labels import (
     TITLES,
@@ -44,7 +44,7 @@ from ddpm.report.labels import (
     text,
     with_error,
 )
-from ddpm.report.ranking import ALIKE, Comparison, Ranking, Standing, against, agreement
+from ddpm.report.ranking import CONFIDENCE, Comparison, Ranking, Standing, against, agreement
 from ddpm.report.reading import SweepResults, TrialResult, mapping, number, sequence
 from ddpm.report.scaling import SIZES, crossings, laws, slope_in_words, unresolved
 from ddpm.report.tuning import tuning_of
@@ -226,6 +226,10 @@ def ranked(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]
     if len(standings) > 1:
         name = "both measures of each cell, with intervals"
         yield Chart(name=name, spec=charts.intervals(ranking))
+    spots = spots_of(sweep, axes)
+    if _is_one_walk(sweep, ranking, spots):
+        names = [n for n in QUALITY_MEASURES if any(n in spot.qualities for spot in spots)]
+        yield replace(_points(sweep, spots, names), caption=_how_measured(sweep))
 
 
 def _measured_on(ranking: Ranking) -> str:
@@ -556,7 +560,9 @@ def _reference_table(sweep: SweepResults, ranking: Ranking) -> Table | None:
 
 
 def costs(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
-    """Totals, both measures over the training cost, the front in words, and a row a cell."""
+    """Totals, both measures over the training cost, the front in words, a row a cell, and what was
+    predicted beside what was measured.
+    """
     if not sweep.is_sweep or not ranking.standings:
         return
     yield Text(words=total(sweep))
@@ -567,6 +573,12 @@ def costs(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
     head, rows = _cost_rows(ranking)
     fold = f"What each of {len(rows)} cells took"
     yield Table(head=head, rows=rows, right=range(1, len(head)), fold=fold)
+    if (found := predicted_cost(sweep)) is not None:
+        yield _note(
+            "What a probe of a few steps predicted before the first trial, and what "
+            f"{found.trials} trials took. Load of the machine when probed: {found.load:.1f}."
+        )
+        yield Table(head=("", "predicted", "measured", "more"), rows=found.rows(), right=(1, 2, 3))
 
 
 def scaled(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
@@ -625,10 +637,10 @@ def _fronts(ranking: Ranking) -> str:
     said = ["A cell is on the front when no other is both cheaper and better."]
     if len(standings) <= 60:
         said.append("Bars: the intervals of the ranking.")
-    if ratio < ALIKE:
+    if len(cheapest([one.costs for one in standings], CONFIDENCE)) == len(standings):
         said.append(
-            f"All cells cost nearly the same (within {max(1, ceil(100 * (ratio - 1)))} %, which "
-            "may be the machine's), so the front says little here."
+            f"All cells cost alike, as far as can be told (within {max(1, ceil(100 * (ratio - 1)))}"
+            " %, which may be the machine's), so the front says little here."
         )
     for measure in ranking.measures:
         values = [standing.value(measure) for standing in standings]
@@ -705,6 +717,8 @@ def samples_over_training(sweep: SweepResults, ranking: Ranking, axes: Axes) -> 
 def samples_over_steps(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
     """Quality and pictures of samples by the number of sampling steps."""
     every, lost = spots_of(sweep, axes), left_out(sweep, axes)
+    if is_ranked := _is_one_walk(sweep, ranking, every):
+        every = []
     names = [name for name in QUALITY_MEASURES if any(name in spot.qualities for spot in every)]
     base = ranking.point.guidance if ranking.point else every[0].point.guidance if every else 1.0
     spots = [spot for spot in every if spot.point.guidance == base]
@@ -730,12 +744,18 @@ def samples_over_steps(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Ite
     if lost:
         fold = f"Points left out: {len(lost)}"
         yield Table(head=("cell", "left out, and why"), rows=lost, wrap=(1,), fold=fold)
-    if rows := strips.over_steps(sweep, ranking, axes):
+    if not is_ranked and (rows := strips.over_steps(sweep, ranking, axes)):
         yield _note(
             "The same noise and the same classes at every number of steps, by the final averaged "
             f"weights.{_best_of(sweep, len(rows))}"
         )
         yield Pictures(film=rows, over="sampling steps", moments=strips.moments(rows))
+
+
+def _is_one_walk(sweep: SweepResults, ranking: Ranking, spots: Sequence[Spot]) -> bool:
+    """Whether all samples were drawn in one way, by which the cells are ranked already."""
+    ways = {(method(spot.point), spot.point.num_steps, spot.point.guidance) for spot in spots}
+    return sweep.is_sweep and ranking.of_samples and len(ways) == 1
 
 
 def _best_of(sweep: SweepResults, shown: int) -> str:
@@ -862,7 +882,7 @@ def _clipped(standing: Standing) -> str:
 
 
 def search(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:
-    """Trials ended early, the race of seeds, the budget, and predicted beside measured cost."""
+    """Trials ended early, the race of seeds and the budget."""
     if not sweep.is_sweep:
         return
     if ended := sweep.with_status("stopped"):
@@ -887,12 +907,6 @@ def search(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]
         yield Text(
             words=f"{len(left)} of {sweep.planned} trials have not been run to their end: {reason}."
         )
-    if (found := predicted_cost(sweep)) is not None:
-        yield Text(
-            words="What a probe of a few steps predicted before the first trial, and what "
-            f"{found.trials} trials took. Load of the machine when probed: {found.load:.1f}."
-        )
-        yield Table(head=("", "predicted", "measured", "more"), rows=found.rows(), right=(1, 2, 3))
 
 
 def failures(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]:

@@ -15,13 +15,14 @@ at every value of the factors it interacts with.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 
 import numpy as np
 
 from ddpm.config import X0_MEASURES
 from ddpm.report.best_samples import along
+from ddpm.report.costs import ALIKE
 from ddpm.report.effects import Analysis, Effect
 from ddpm.report.labels import (
     TITLES,
@@ -44,8 +45,6 @@ from ddpm.report.reading import SweepResults, Value, mapping, number, sequence
 from ddpm.report.scatter import CHOICE_DOF, Spread
 from ddpm.runs import read_facts
 from ddpm.sweep import cell_name
-
-_CHEAPER = 0.9  # a share of another cell's cost that is worth a word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,12 +165,15 @@ def _real(ranking: Ranking) -> list[str]:
     if not known:
         return []
     numbers = [f"{TITLES[m]} {interval_text(ranking.real[m])}" for m in known]
-    parts = [f"Held-out real images: {' and '.join(numbers)}"]
+    count = max(ranking.real[measure].n for measure in known)
+    parts = [f"{count:,} held-out real images: {' and '.join(numbers)}"]
     alike = {m: tuple(one.label for one in ranking.like_real(m)) for m in known}
     for names in filter(None, dict.fromkeys(alike.values())):
-        by = listed([TITLES[m] for m in known if alike[m] == names])
-        which = "all cells" if len(names) == len(ranking.standings) > 2 else listed(names)
-        parts.append(f"by {by} {which} cannot be told from them")
+        by = [TITLES[m] for m in known if alike[m] == names]
+        if len(names) == len(ranking.standings) > 2:
+            parts.append(f"no cell can be told from them by {' or '.join(by)}")
+        else:
+            parts.append(f"by {listed(by)} {listed(names)} cannot be told from them")
     return [f"{'; '.join(parts)}."]
 
 
@@ -230,12 +232,12 @@ def _recommendation(ranking: Ranking, lead: Standing) -> str:
         said += ", the lowest by every measure"
     rival = ranking.lowest(ranking.measures[0])
     if rival is not lead:
-        costs = (("training cost", lead.seconds, rival.seconds),
-                 ("network calls an image", lead.calls, rival.calls))  # fmt: skip
-        for what, own, other in costs:
-            if own and other and isfinite(own / other) and own < _CHEAPER * other:
-                said += f", at {own / other:.2g} of the {what} of {rival.label}"
-                break
+        if ranking.is_cheaper(lead, rival):
+            share = (lead.seconds or nan) / (rival.seconds or nan)
+            said += f", at {share:.2g} of the training cost of {rival.label}"
+        elif ALIKE * lead.calls < rival.calls:
+            share = lead.calls / rival.calls
+            said += f", at {share:.2g} of the network calls an image of {rival.label}"
     return f"{said}. A choice, not a claim."
 
 

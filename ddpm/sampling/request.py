@@ -193,10 +193,11 @@ class SampleRequest:
 
     @property
     def resamples(self) -> int:
-        """Times that each step is taken again: RESAMPLES, or what the task needs."""
-        if self.options.RESAMPLES is not None:
-            return self.options.RESAMPLES
-        return INPAINTING_RESAMPLES if self.options.GEN_TASK in INPAINTING else 0
+        """Times that each step is taken again, where a part of the image is known."""
+        if self.options.GEN_TASK not in INPAINTING:
+            return 0
+        given = self.options.RESAMPLES
+        return INPAINTING_RESAMPLES if given is None else given
 
     @property
     def base_sha256(self) -> str | None:
@@ -417,11 +418,6 @@ def task_problems(config: Config) -> list[str]:
         problems.append(
             "IMAGE_GENERATION.GEN_TASK is channel_inpaint but images have one channel, so nothing "
             "is left to draw; give another task"
-        )
-    if options.RESAMPLES and options.GEN_TASK not in INPAINTING:
-        problems.append(
-            f"IMAGE_GENERATION.RESAMPLES is {options.RESAMPLES} but GEN_TASK {options.GEN_TASK} "
-            f"keeps no part of an image; give RESAMPLES 0, or {' or '.join(INPAINTING)}"
         )
     has_class = options.GEN_TASK == "class_cond" or (
         options.GEN_TASK != "random_uncond" and options.CLASS_LABEL is not None

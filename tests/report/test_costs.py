@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddpm.report.costs import PREDICTION_FILE, front, predicted_cost
-from ddpm.report.reading import SweepResults, read_results
+from ddpm.report.costs import PREDICTION_FILE, cheapest, front, predicted_cost
+from ddpm.report.reading import SweepResults, command, read_results
 from tests.support.known_sweeps import PRED_TYPE
 from tests.support.synthetic_sweep import make_sweep
 
@@ -84,3 +84,32 @@ def test_a_front_holds_what_nothing_is_cheaper_and_better_than() -> None:
     points = {(costs[k], values[k]) for k in found}
     assert points == {(costs[k], values[k]) for k in np.flatnonzero(~beaten)}
     assert [costs[k] for k in found] == sorted(costs[k] for k in found)
+
+
+@pytest.mark.parametrize(
+    ("costs", "found"),
+    [
+        ([[100.0], [154.0], [250.0]], [0, 1]),  # one seed: less than two times may be the load
+        ([[100.0, 101, 99], [130.0, 131, 129]], [0]),  # three that agree
+        ([[100.0, 101, 99], [108.0, 109, 107]], [0, 1]),  # surely dearer, and by less than 10 %
+        ([[100.0, 160, 120], [130.0, 180, 210]], [0, 1]),  # a load that changes
+        ([[100.0, 160, 120], [400.0, 500, 610], [110.0]], [0, 2]),
+    ],
+)
+def test_a_cell_is_dearer_where_it_costs_more_than_scatter_explains(
+    costs: list[list[float]], found: list[int]
+) -> None:
+    assert cheapest(costs, 0.95) == found
+
+
+def test_cells_of_one_cost_are_seldom_told_apart() -> None:
+    draws = np.exp(np.random.default_rng(0).normal(0, 0.2, (500, 4, 3)))
+    wrong = sum(len(cheapest(one.tolist(), 0.95)) < 4 for one in draws)
+    assert wrong < 0.05 * 500
+
+
+def test_a_command_is_shown_as_it_is_typed() -> None:
+    assert command(["ddpm", "sweep", "a b.yaml"]) == "ddpm sweep 'a b.yaml'"
+    assert command(["launch/sweep.py", "x.yaml"]) == "python launch/sweep.py x.yaml"
+    assert command(["/a/experiments/__main__.py", "x"]) == "python -m experiments x"
+    assert command("typed") == "typed" and command(None) == ""

@@ -119,6 +119,20 @@ def test_without_measured_samples_there_is_no_such_section(tmp_path: Path) -> No
     assert "sampling steps" not in text and "samples-over-training" in text
 
 
+def test_samples_drawn_in_one_way_stand_in_the_ranking_alone(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, {PRED_TYPE: ["noise", "image"]}, (0,), rows=5)
+    for run in (tmp_path / "digits_8x8x1").iterdir():
+        quality, pictures = quality_file.read_quality(run), quality_file.read_pictures(run)
+        assert quality is not None and pictures is not None
+        quality_file.store_quality(run, replace(quality, points=quality.points[:1]), pictures)
+    made = report.build(folder)
+    assert (
+        made.ranking.of_samples and 'id="samples-over-sampling-steps"' not in made.html.read_text()
+    )
+    ranked = section(made, "ranking")
+    assert "images a point, measured with" in ranked and "The numbers of 2 points" in ranked
+
+
 def test_damaged_quality_files_are_left_out(made: report.ReportFiles, tmp_path: Path) -> None:
     folder = make_sweep(tmp_path, {PRED_TYPE: ["noise", "image"]}, (0,), rows=5)
     runs = sorted((tmp_path / "digits_8x8x1").iterdir())

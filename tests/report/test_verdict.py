@@ -359,10 +359,10 @@ def test_cells_as_near_as_real_images_are_named_by_the_measure_that_says_so() ->
     sweep = sampled_sweep(kid, kid + 1, THREE[:2], real={"kid": high})
     ranking, verdict = judged(sweep)
     assert (
-        "Held-out real images: KID 0.080 [0.060, 0.106]; by KID linear cannot be told from them."
-        in verdict.sentences
+        "180 held-out real images: KID 0.080 [0.060, 0.106]; by KID linear cannot be told from "
+        "them." in verdict.sentences
     )
-    (table,) = (one for one in ranked(sweep, ranking, axes_of(sweep)) if isinstance(one, Table))
+    table, *_ = (one for one in ranked(sweep, ranking, axes_of(sweep)) if isinstance(one, Table))
     (real,) = (row for row in table.rows if row[1] == "real images")
     assert real[2:4] == ["0.080 \u00b1 0.023", "\u2013"] and len(real) == len(table.head)
     spec = intervals(ranking)

@@ -1,6 +1,7 @@
 """Tasks of IMAGE_GENERATION in the reverse process, and what they refuse."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from ddpm.errors import InputError
 from ddpm.sampling import generation, tasks
 from ddpm.sampling.generation import ImageGenerator
 from ddpm.sampling.loading import LoadedModel, load_network
-from ddpm.sampling.request import read_request
+from ddpm.sampling.request import read_request, task_problems
 from ddpm.sampling.samplers import Constrain, SamplerOptions, SampleState, WalkStart
 from ddpm.sampling.tasks import keep_known
 from tests.sampling.conftest import Draw
 from tests.sampling.test_request import problems
-from tests.support.small_run import images_of, make_run, save
+from tests.support.small_run import images_of, make_config, make_run, save
 
 SHAPE = (3, 8, 8)
 SEED = 5
@@ -189,6 +190,12 @@ def test_what_changes_the_images_changes_the_recipe(
     assert before["sampler"]["resamples"] == (8 if task == "channel_inpaint" else 0)
     save(path, images=base[::-1])
     assert before != recipe()
+
+
+def test_a_key_of_another_task_in_the_file_of_a_run_is_let_be(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    other = replace(config, IMAGE_GENERATION=replace(config.IMAGE_GENERATION, RESAMPLES=8))
+    assert task_problems(other) == task_problems(config) == []
 
 
 # Bad input

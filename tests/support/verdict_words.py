@@ -23,7 +23,7 @@ def faults(ranking: Ranking, verdict: Conclusion) -> list[str]:
             found += _by_measure(ranking, cells, lead, by[0], sentence)
         elif sentence.startswith("Recommended: "):
             found += _recommended(ranking, lead, sentence)
-        elif sentence.startswith("Held-out real images: "):
+        elif " held-out real images: " in sentence:
             found += _of_real(ranking, cells, sentence)
         elif not sentence.startswith(_UNDERSTOOD) and "over seeds far more" not in sentence:
             found.append("not understood")
@@ -99,7 +99,8 @@ def _of_real(ranking: Ranking, cells: dict[str, Standing], sentence: str) -> Ite
         both = rf"(?:{TITLES['kid']} and )?{TITLES[measure]}(?: and {TITLES['fid']})?"
         named = re.search(rf"by {both} (.+?) cannot be told from them", sentence)
         names = [] if named is None else _listed(cells, named[1])
-        if named is not None and named[1] == "all cells":
+        either = rf"(?:{TITLES['kid']} or )?{TITLES[measure]}(?: or {TITLES['fid']})?"
+        if re.search(rf"no cell can be told from them by {either}", sentence):
             names = list(cells)
         high = ranking.real[measure].high
         if {*names} != {name for name, one in cells.items() if one.value(measure) <= high}:
