@@ -57,7 +57,7 @@ STUDIES: dict[str, Study] = {
     ),
     "moved_density": Study(
         question="is it better to draw noise levels oftener, or to weigh them more?",
-        time="9 trainings of 600 steps, not timed; 6 of 150",
+        time="about 20 minutes; 6 trainings of 150 steps",
     ),
     "terminal_snr": Study(
         question="does the signal left at t = T shift the brightness of samples as predicted?",

@@ -51,7 +51,7 @@ def _print_ranking(sweep: SweepResults, ranking: Ranking, console: Console) -> N
     wide = console.width >= 100
     what = "samples" if ranking.of_samples else "x0-error"
     title = f"{sweep.name}: {len(ranking.standings)} cells by {what}"
-    table = Grid(title=title, box=SIMPLE_HEAD)
+    table = Grid(title=title, box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("cell", overflow="fold")
     headings = [TITLES[measure].replace(" error", "\nerror") for measure in ranking.measures]
