@@ -14,13 +14,13 @@ def main(name: str, *arguments: str) -> int:
     from ddpm.errors import run_main
 
     if name == "trials":
-        from ddpm.cluster.submit_sweep import train_batch
+        from ddpm.cluster.submit_sweep import train_task
 
-        return run_main(lambda: train_batch(*arguments))
+        return run_main(lambda: train_task(*arguments))
     if name == "images":
-        from ddpm.cluster.submit_images import draw_batch
+        from ddpm.cluster.submit_images import draw_task
 
-        return run_main(lambda: draw_batch(*arguments))
+        return run_main(lambda: draw_task(*arguments))
     if name == "node":
         from ddpm.cluster.ray_cluster import serve_node
 

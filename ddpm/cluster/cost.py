@@ -359,7 +359,7 @@ def predict_all(
 
     A step on several is that of one worker's share; communication is left out.
     """
-    shares = [share(config, workers.count) for config in configs]
+    shares = [part_of_worker(config, workers.count) for config in configs]
     different = {same_cost(one): one for one in shares}
     speeds: dict[str, Speed] = {}
     started = time.perf_counter()
@@ -391,7 +391,7 @@ def _scaled(speed: Speed, of: Config, to: Config) -> Speed:
     )
 
 
-def share(config: Config, workers: int) -> Config:
+def part_of_worker(config: Config, workers: int) -> Config:
     """The training as one of so many workers has it: with its part of the batch."""
     hyper = config.TRAINING.HYPER_PARAMETERS
     part = replace(hyper, BATCH_SIZE=-(-hyper.BATCH_SIZE // workers))

@@ -403,7 +403,7 @@ def summary(sections: Iterable[StatusSection]) -> str:
     return "; ".join(words)
 
 
-def plain(sections: Sequence[StatusSection]) -> str:
+def as_lines(sections: Sequence[StatusSection]) -> str:
     """Lines as wide as they need to be, fit for grep."""
     shown = _columns(sections)
     lines: list[str] = []
@@ -452,7 +452,7 @@ def show_status(sections: Sequence[StatusSection], console: Console) -> None:
     if console.is_terminal:
         console.print(rendered(sections))
     else:
-        console.file.write(plain(sections) + "\n")
+        console.file.write(as_lines(sections) + "\n")
         console.file.flush()
 
 

@@ -68,7 +68,7 @@ def checked(
     return plan, replace(resources, name=name, cpus=threads, gpus=gpus, jobs=jobs)
 
 
-def draw_batch(path: str) -> int:
+def draw_task(path: str) -> int:
     """`python -m ddpm.cluster images FILE`: draw what is missing of a task's units; the exit code.
 
     0 all drawn, 75 stopped after the network batch it was at (a signal, the stop file, the death of

@@ -49,7 +49,7 @@ def record_death(task: TaskFile, reason: str) -> Outcome | None:
     return failed
 
 
-def train_batch(path: str) -> int:
+def train_task(path: str) -> int:
     """`python -m ddpm.cluster trials FILE`: train what is left of a task's trials; the exit code.
 
     0 all done, 1 some failed, 75 stopped after saving (a signal, the sweep's stop file, the death

@@ -104,7 +104,7 @@ class MetricInput:
             raise Unmeasured(f"the classes of {extractor.name} are not those of the data")
         if judged.hits is None:
             raise Unmeasured("the images come without labels")
-        return intervals.share(judged.hits, int(judged.counts.sum()))
+        return intervals.proportion(judged.hits, int(judged.counts.sum()))
 
     def nearer(self) -> Interval:
         """P(a sample is nearer to the training images than a held-out one)."""

@@ -88,7 +88,7 @@ def mean(values: Sequence[float] | Numbers, n: int) -> Interval:
     return Interval(value=value, low=value - half, high=value + half, n=n)
 
 
-def share(hits: int, n: int, *, images: int | None = None, unbiased: bool = True) -> Interval:
+def proportion(hits: int, n: int, *, images: int | None = None, unbiased: bool = True) -> Interval:
     """hits of n, with Wilson's score interval.  images: n of the result where it is another."""
     p, z = hits / n, _NORMAL
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)

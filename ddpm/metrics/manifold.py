@@ -89,8 +89,8 @@ def measure_manifold(
         workers.sum_(torch.cat(parts).to(workers.device)).cpu() for parts in (recalled_by, held_by)
     )
     return Manifold(
-        precision=intervals.share(int(inside.sum()), len(inside)),
-        recall=intervals.share(
+        precision=intervals.proportion(int(inside.sum()), len(inside)),
+        recall=intervals.proportion(
             int((recalled > 0).sum()), len(y), images=len(inside), unbiased=False
         ),
         density=intervals.mean(balls / DENSITY_NEIGHBOURS, len(inside)),
@@ -187,8 +187,8 @@ def copies(samples: Numbers, held_out: Numbers) -> Interval:
     Wilson's interval of 0.01 m in m. Its effect on the share is added in squares to that of the
     number of samples, on each side (Zou & Donner 2008).
     """
-    own = intervals.share(_nearer_than(samples, bound(held_out)), len(samples))
-    place = intervals.share(max(1, round(COPY_SHARE * len(held_out))), len(held_out))
+    own = intervals.proportion(_nearer_than(samples, bound(held_out)), len(samples))
+    place = intervals.proportion(max(1, round(COPY_SHARE * len(held_out))), len(held_out))
     least, most = (
         _nearer_than(samples, _ordered(held_out, level)) / len(samples)
         for level in (place.low, place.high)

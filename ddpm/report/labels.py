@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, inf, isfinite, log10
 
+from ddpm import runs
 from ddpm.config import MEASURES
 from ddpm.metrics import Interval
 from ddpm.report.reading import SweepResults, Value, code, grouped
@@ -119,12 +120,8 @@ def with_error(value: float, error: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`48 s`, `12.5 min`, `3.2 h`."""
-    if seconds is None:
-        return "\u2013"
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    """`48 s`, `12 min`, `3.2 h`; a dash for None."""
+    return "\u2013" if seconds is None else runs.duration(seconds)
 
 
 def size(count: float | None) -> str:

@@ -28,7 +28,7 @@ from ddpm.report.ranking import Ranking, Standing, kendall_tau, rank, side_by_si
 from ddpm.report.reading import SweepResults, read_results
 from ddpm.report.sections import Chart, Section, Table, sections, short_path
 from ddpm.report.tables import csv_text, print_table, statistics, write_tables
-from ddpm.report.verdict import Conclusion, allowed, judge
+from ddpm.report.verdict import Conclusion, after_race, judge
 from ddpm.runs import CONFIG_FILE, load_run, storage
 from ddpm.sweep import BEST_FILE, write_best
 
@@ -89,7 +89,7 @@ def assess(folder: Path, *others: Path, baseline: str | None = None) -> ReportFi
     return ReportFiles(
         sweep=sweep,
         ranking=ranking,
-        verdict=allowed(sweep, ranking, judge(sweep, ranking)),
+        verdict=after_race(sweep, ranking, judge(sweep, ranking)),
         html=folder / "report.html",
         markdown=folder / "report.md",
         csv=folder / "results.csv",

@@ -413,7 +413,7 @@ def meaning_of_errors(standings: Sequence[Standing]) -> str:
     )
 
 
-def allowed(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> Conclusion:
+def after_race(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> Conclusion:
     """The verdict as far as a race of seeds allows it.
 
     Seeds that are added while looking find a winner too easily: after a race only the cell that its

@@ -147,11 +147,6 @@ def record_failure(run_dir: Path, error: Exception) -> None:
         storage.write_json(run_dir / FAILED_FILE, facts)
 
 
-def failure(run_dir: Path) -> dict[str, Any]:
-    """Content of FAILED.json; empty for a run that has not failed."""
-    return storage.read_json(run_dir / FAILED_FILE)
-
-
 def error_text(error: BaseException) -> str:
     """An error in words: the message for the user, else its type, text and place in the code."""
     if isinstance(error, DdpmError):

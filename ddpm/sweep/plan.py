@@ -235,7 +235,7 @@ def _all_cells(axes: Axes, ranges: Mapping[str, Range], tune: Tune) -> Iterator[
     if tune.SEARCH == "bayes":
         for number in range(min(tune.trials, STARTUP)):
             chosen = {
-                key: values[int(spec.share(key, number) * len(values))]
+                key: values[int(spec.uniform_draw(key, number) * len(values))]
                 for key, values in axes.items()
             }
             yield chosen | spec.draw(ranges, number)

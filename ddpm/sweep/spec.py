@@ -195,7 +195,7 @@ class Range:
         return min(max(float(f"{inside:.{_DIGITS}g}"), self.low), self.high)
 
 
-def share(key: str, number: int) -> float:
+def uniform_draw(key: str, number: int) -> float:
     """Uniform in [0, 1): draw `number` of a key, evenly spread.
 
     Of every eight draws one lies in each eighth, in an order of the key's own (Latin hypercube
@@ -214,7 +214,7 @@ def _hashed(words: str) -> float:
 
 def draw(space: Mapping[str, Range], number: int) -> dict[str, Value]:
     """Draw `number` of every key."""
-    return {key: one.at(share(key, number)) for key, one in space.items()}
+    return {key: one.at(uniform_draw(key, number)) for key, one in space.items()}
 
 
 def is_inside(space: Mapping[str, Range], values: Mapping[str, object]) -> bool:

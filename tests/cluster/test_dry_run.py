@@ -211,9 +211,11 @@ def test_several_workers_share_a_batch() -> None:
     cell, speed = small_config(), Speed(step_s=0.5, call_s=0.25, device="a clock")
     assert cost.predict(cell, speed, 4).steps == cost.predict(cell, speed).steps
     whole = cell.TRAINING.HYPER_PARAMETERS.BATCH_SIZE
-    shared = cost.share(cell, 4).TRAINING.HYPER_PARAMETERS.BATCH_SIZE
+    shared = cost.part_of_worker(cell, 4).TRAINING.HYPER_PARAMETERS.BATCH_SIZE
     assert shared == -(-whole // 4)
-    assert cost.same_cost(cost.share(cell, 1)) != cost.same_cost(cost.share(cell, 4))
+    assert cost.same_cost(cost.part_of_worker(cell, 1)) != cost.same_cost(
+        cost.part_of_worker(cell, 4)
+    )
 
 
 def test_durations() -> None:

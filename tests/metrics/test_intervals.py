@@ -58,13 +58,16 @@ def test_shares_have_wilsons_interval() -> None:
     from scipy.stats import binomtest
 
     for hits, n in [(0, 50), (3, 50), (50, 50), (700, 1000)]:
-        found, wanted = intervals.share(hits, n), binomtest(hits, n).proportion_ci(method="wilson")
+        found, wanted = (
+            intervals.proportion(hits, n),
+            binomtest(hits, n).proportion_ci(method="wilson"),
+        )
         assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=1e-9)
 
 
 def test_shares_cover_the_truth_as_often_as_they_say() -> None:
     hits = np.random.default_rng(3).binomial(400, 0.9, 2000)
-    assert 0.93 <= np.mean([intervals.share(int(h), 400).covers(0.9) for h in hits]) <= 0.97
+    assert 0.93 <= np.mean([intervals.proportion(int(h), 400).covers(0.9) for h in hits]) <= 0.97
 
 
 def test_order_is_the_mann_whitney_statistic() -> None:

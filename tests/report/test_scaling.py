@@ -97,4 +97,4 @@ def test_nothing_is_said_that_intervals_do_not_show() -> None:
     assert crossings(found) == [] and np.isnan(found[0].slope[1])
     apart = rank(sizes({"noise": (-0.8, -0.3), "velocity": (-1.2, -0.3)}))
     (said,) = crossings(laws(apart, X0_MEASURES[0]))
-    assert "velocity is below noise from 10 s to 16.7 min of compute" in said
+    assert "velocity is below noise from 10 s to 17 min of compute" in said

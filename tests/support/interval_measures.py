@@ -49,7 +49,7 @@ def judgements(trials: int) -> list[Line]:
         scores = [class_score(one) for one in judged]
         truth = float(np.exp(np.log(10) - _entropy()))
         lines.append(counted(f"class score, n = 1,000, classes {how}", scores, truth))
-        hits = [intervals.share(one.hits, int(one.counts.sum())) for one in judged]
+        hits = [intervals.proportion(one.hits, int(one.counts.sum())) for one in judged]
         lines.append(counted(f"class accuracy, n = 1,000, classes {how}", hits, _ACCURACY))
     return lines
 

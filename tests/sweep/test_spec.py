@@ -8,7 +8,7 @@ import pytest
 
 from ddpm.errors import InputError
 from ddpm.sweep.plan import Sweep, load_sweep
-from ddpm.sweep.spec import Range, draw, is_inside, share
+from ddpm.sweep.spec import Range, draw, is_inside, uniform_draw
 from tests.support.tree import ROOT
 
 RATE, DROP = "TRAINING.HYPER_PARAMETERS.LEARNING_RATE", "TRAINING.LABEL_DROP"
@@ -43,13 +43,13 @@ def test_a_draw_lies_uniformly_by_ratio_or_by_difference() -> None:
 
 def test_of_every_eight_draws_one_lies_in_each_eighth() -> None:
     for first in (0, 8, 800):
-        shares = [share("a", number) for number in range(first, first + 8)]
+        shares = [uniform_draw("a", number) for number in range(first, first + 8)]
         assert sorted(int(8 * one) for one in shares) == list(range(8))
 
 
 def test_a_range_of_integers_gives_each_of_them() -> None:
     one = Range(low=1, high=3, is_log=False, is_integer=True)
-    drawn = Counter(one.at(share("key", number)) for number in range(400))
+    drawn = Counter(one.at(uniform_draw("key", number)) for number in range(400))
     assert set(drawn) == {1, 2, 3} and all(isinstance(value, int) for value in drawn)
 
 
