@@ -48,7 +48,7 @@ from ddpm.metrics import (
     x0_summary,
 )
 from ddpm.report.costs import ALIKE, Cost, cheapest, compute_seconds, cost
-from ddpm.report.labels import SWEEP, TIMESTEPS, cell_label, listed, ranges, text, varied
+from ddpm.report.labels import SWEEP, TIMESTEPS, TITLES, cell_label, listed, ranges, text, varied
 from ddpm.report.reading import SweepResults, TrialResult, Value, code, grouped, number, sequence
 from ddpm.report.scatter import (
     Difference,
@@ -855,7 +855,7 @@ def _headline(ranking: Ranking) -> str:
     drawn = (
         "" if ranking.point is None else f" of {ranking.num_samples} samples, {_way(ranking.point)}"
     )
-    return f"{' and '.join(ranking.measures)}{drawn}"
+    return f"{' and '.join(TITLES[m] for m in ranking.measures)}{drawn}"
 
 
 def _apart(sweeps: Sequence[SweepResults], keys: Sequence[str]) -> Iterator[str]:

@@ -120,11 +120,12 @@ def _verdict(ranking: Ranking) -> tuple[str, str]:
     if len(tied) == len(ranking.standings):
         return "tied", f"No winner{where}: no cell can be told apart from the lowest by {names}."
     if len(tied) > 1:
-        rest = len(ranking.standings) - len(tied)
+        rest = [one.label for one in ranking.standings if one not in tied]
+        who = f", {listed(rest)}," if len(rest) <= _NAMED else ""
         return "tied", (
             f"No winner{where}: {_group(ranking, tied)} are tied, none told apart from the "
-            f"lowest by {names}. The other {'cell is' if rest == 1 else f'{rest} are'} worse by "
-            "one of them at least."
+            f"lowest by {names}. The other {'cell' if len(rest) == 1 else len(rest)}{who} "
+            f"{'is' if len(rest) == 1 else 'are'} worse by one of them at least."
         )
     (only,) = tied
     beaten = np.any([ranking.signs[m][ranking.place(only)] < 0 for m in ranking.measures], axis=0)
@@ -458,6 +459,7 @@ def looks(folder: Path) -> list[Mapping[str, Value]]:
 
 
 _SIGNIFICANT = 0.05
+_NAMED = 3  # cells that are worse and are named
 _FEW = 4  # places that are spoken of one by one
 
 

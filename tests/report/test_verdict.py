@@ -68,7 +68,7 @@ def judged(sweep: SweepResults) -> tuple[Ranking, Conclusion]:
             [0.01, 0, 0],
             "tied",
             "No winner: linear and cosine are tied, none told apart from the lowest by KID or "
-            "FID\u221e. The other cell is worse by one of them at least.",
+            "FID\u221e. The other cell, cos6, is worse by one of them at least.",
         ),
         (
             [0, 0.01, 0.02],

@@ -161,14 +161,17 @@ def _headline(
             if sign(ranking, cells[a], cells[b], measures[name]) >= 0:
                 yield "a disagreement without its intervals"
     elif verdict.kind == "tied":
+        text, _, worse = text.partition("The other ")
         said = (
             set(cells) if "no cell can be told apart" in text else set(_named(ranking, cells, text))
         )
         if said - {""} != level and not ("" in said and said - {""} < level):
             yield "cells that are tied"
-        rest = re.search(r"The other (cell|\d+)", text)
-        if (0 if rest is None else int(rest[1].replace("cell", "1"))) != many - len(level):
+        rest = re.match(r"cell|\d+", worse)
+        if (0 if rest is None else int(rest[0].replace("cell", "1"))) != many - len(level):
             yield "cells that are worse"
+        if "," in worse and {*_listed(cells, worse)} != cells.keys() - level:
+            yield "names of cells that are worse"
     elif verdict.kind == "undecided":
         if level != {lead.label} or names[0] != lead.label:
             yield "the one cell that is tied"
