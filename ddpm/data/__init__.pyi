@@ -16,4 +16,4 @@ from .preparing import source_problems as source_problems
 from .source import ImageSequence as ImageSequence
 from .source import Loaded as Loaded
 from .source import Source as Source
-from .sources import open_source as open_source
+from .source_kinds import open_source as open_source

@@ -27,7 +27,7 @@ from ddpm.data.index import (
 )
 from ddpm.data.packing import pack, plan_packing
 from ddpm.data.source import DIGITS, PictureSource, Source, note
-from ddpm.data.sources import open_source
+from ddpm.data.source_kinds import open_source
 from ddpm.errors import InputError, as_typed
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ddpm.data import packing
-from ddpm.data.sources import open_source
+from ddpm.data.source_kinds import open_source
 from ddpm.errors import InputError
 from tests.support.shard_data import (
     COLOUR,

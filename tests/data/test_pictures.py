@@ -11,7 +11,7 @@ import pytest
 
 from ddpm.data import packing
 from ddpm.data.source import PictureSource
-from ddpm.data.sources import open_source
+from ddpm.data.source_kinds import open_source
 from ddpm.errors import InputError
 from tests.support.shard_data import (
     COLOUR,

@@ -12,7 +12,7 @@ from PIL import Image
 from ddpm.data import images, packing
 from ddpm.data.index import open_index
 from ddpm.data.source import ArraySource
-from ddpm.data.sources import open_source
+from ddpm.data.source_kinds import open_source
 from tests.support.shard_data import (
     COLOUR,
     GREY,

@@ -24,7 +24,7 @@ from ddpm.cli import main
 from ddpm.data import packing
 from ddpm.data.index import open_index, scan_folder
 from ddpm.data.source import ArraySource, Source
-from ddpm.data.sources import open_source
+from ddpm.data.source_kinds import open_source
 from ddpm.data.tars import shown
 from tests.support.shard_data import (
     COLOUR,

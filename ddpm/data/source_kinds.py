@@ -1,4 +1,4 @@
-"""Sources: what shards are made from. A new kind is a file with a Source, and a line in `KINDS`.
+"""Kinds of source: what shards are made from. A new one is a Source, and a line in `KINDS`.
 
     digits            scikit-learn's 1,797 handwritten digits of 8x8, v of 16 as round(255 v / 16)
     FILE.npy          images alone, as in an NPZ
