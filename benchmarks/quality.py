@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.svm import SVC
 
+from ddpm.data import open_data
 from ddpm.runs.directory import RunDirectory
 from ddpm.sampling.generation import draw_images
-from ddpm.sampling.loading import load_network, open_data
+from ddpm.sampling.loading import load_network
 from ddpm.sampling.samplers import SamplerOptions
 from ddpm.sweep.ledger import Ledger
 

@@ -99,7 +99,7 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
     sweep_of(out, [run])
     before = digest(out)
     for folder in (run.path, out, out / "sweeps" / "grid"):
-        status_table.plain(Status(folder).read())
+        status_table.as_lines(Status(folder).read())
     assert digest(out) == before
     run.close()
 
@@ -415,7 +415,7 @@ def test_a_terminal_gets_a_table_that_fits(tmp_path: Path) -> None:
         status_table.show_status(sections, console)
     lines = (tmp_path / "shown").read_text().splitlines()
     assert len(lines) > 4 and max(map(len, lines)) <= 100
-    assert " ... " in "".join(lines) and "(exit code 4)" in status_table.plain(sections)
+    assert " ... " in "".join(lines) and "(exit code 4)" in status_table.as_lines(sections)
     assert "[red]" in "".join(lines)
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ddpm.config.loading import load
+from ddpm.data import open_data
 from ddpm.diffusion.schedule import SCHEDULES, NoiseSchedule
 from ddpm.errors import run_main
-from ddpm.sampling.loading import open_data
 from ddpm.sampling.spacing import walk_levels
 from experiments import forecast as forecasts
 from experiments.forecast import (

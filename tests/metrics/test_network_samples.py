@@ -12,7 +12,7 @@ import pytest
 
 from ddpm.config.rules import FID_SAMPLES
 from ddpm.config.schema import Config
-from ddpm.data import open_source, packing
+from ddpm.data import open_data, open_source, packing
 from ddpm.data.dataset import Dataset
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.distributed import Group
@@ -35,7 +35,7 @@ from ddpm.metrics.quality import Quality, SamplePictures
 from ddpm.metrics.reference import as_real_data, classifier_features, reference_of
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import RunDirectory
-from ddpm.sampling.loading import build_network, open_data
+from ddpm.sampling.loading import build_network
 from ddpm.sampling.samplers import SamplerOptions
 from ddpm.training.worker import work
 from tests.support.digits_runs import digit_images, digits_run

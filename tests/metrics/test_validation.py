@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ddpm.config.schema import Config
+from ddpm.data import open_data
 from ddpm.data.dataset import Batch, Dataset
 from ddpm.diffusion import philox
 from ddpm.diffusion.philox import Stream
@@ -32,7 +33,7 @@ from ddpm.metrics.validation import (
 from ddpm.metrics.window import data_deviation, data_window, resolved_window
 from ddpm.metrics.x0_error import X0Error, x0_summary
 from ddpm.report.reading import read_results
-from ddpm.sampling.loading import load_network, open_data
+from ddpm.sampling.loading import load_network
 from tests.support.small_run import make_run
 from tests.support.tiny_training import tiny
 

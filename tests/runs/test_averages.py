@@ -14,6 +14,7 @@ from ddpm.cli import evaluate as command
 from ddpm.cli import sample
 from ddpm.cluster import run_training
 from ddpm.config.schema import Config
+from ddpm.data import open_data
 from ddpm.distributed import ALONE
 from ddpm.errors import InputError, Interrupted, StorageError
 from ddpm.metrics.network_samples import BATCH, measure_samples, sampler_of, sampling_walks
@@ -23,7 +24,7 @@ from ddpm.metrics.window import data_window
 from ddpm.runs import averages, checkpoint
 from ddpm.runs.directory import RunDirectory
 from ddpm.sampling.generation import ImageGenerator, draw_batch
-from ddpm.sampling.loading import load_network, open_data
+from ddpm.sampling.loading import load_network
 from ddpm.sampling.request import PowerEma, ema_of, parse_ema, read_request, weights_name
 from tests.cluster.test_run_training import never, small
 from tests.support.small_run import make_run

@@ -16,11 +16,10 @@ import pytest
 from ddpm.cli.main import launch
 from ddpm.cluster import open_sweep
 from ddpm.cluster.run_trial import TrialTask, run_trial
-from ddpm.data import preparing
+from ddpm.data import open_data, preparing
 from ddpm.errors import LockedError
 from ddpm.runs import layout, storage
 from ddpm.runs.directory import RunDirectory, claimed
-from ddpm.sampling.loading import open_data
 from ddpm.sweep.plan import load_sweep
 from tests.cluster.test_run_training import ROOT, small
 from tests.cluster.test_searches import ALONE

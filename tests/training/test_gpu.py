@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from ddpm.data import open_data
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.diffusion.unet import UNet
 from ddpm.distributed import Group
 from ddpm.errors import Interrupted
 from ddpm.runs.checkpoint import folder_of, load, steps
 from ddpm.runs.directory import RunDirectory
-from ddpm.sampling.loading import build_network, open_data
+from ddpm.sampling.loading import build_network
 from ddpm.sampling.samplers import sample
 from ddpm.training import worker
 from ddpm.training.step import Stepper, kernels
