@@ -53,7 +53,7 @@ STUDIES: dict[str, Study] = {
     ),
     "schedule_shift": Study(
         question="does the best shift of the schedule grow with the resolution?",
-        time="27 trainings of 600 steps, not timed; 18 of 150",
+        time="about 70 minutes; 18 trainings of 150 steps",
     ),
     "moved_density": Study(
         question="is it better to draw noise levels oftener, or to weigh them more?",
