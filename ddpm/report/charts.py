@@ -502,8 +502,8 @@ def chosen(
 
 def known_costs(ranking: Ranking) -> tuple[list[Standing], list[float]]:
     """The cells whose cost is known, and their seconds of compute per trial."""
-    known = [(one, s) for one in ranking.standings if (s := one.seconds) is not None]
-    return [one for one, _ in known], [seconds for _, seconds in known]
+    known = [one for one in ranking.standings if one.costs]
+    return known, [float(np.mean(one.costs)) for one in known]
 
 
 def _references(sweep: SweepResults) -> list[tuple[str, list[tuple[int, float]]]]:

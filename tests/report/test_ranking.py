@@ -10,6 +10,7 @@ from scipy import stats
 from ddpm.config import X0_MEASURES
 from ddpm.errors import InputError
 from ddpm.metrics.quality import Quality
+from ddpm.report.charts import known_costs
 from ddpm.report.effects import analyse
 from ddpm.report.ranking import (
     OF_SAMPLES,
@@ -440,12 +441,15 @@ def level_cells(**facts: tuple[float | None, float, float, int]) -> Ranking:
         ({"a": (10, 0.0, 0.0, 25), "b": (10.9, -0.1, -0.1, 25)}, "b"),  # then the least loss
         ({"a": (10, -0.2, 0.1, 25), "b": (10, 0, 0, 25), "c": (10, 0.1, -0.2, 25)}, "b"),
         ({"a": (None, 0.0, 0.0, 25), "b": (20, -0.1, -0.1, 25)}, "b"),  # an unknown cost is none
+        ({"a": (0.0, 0.0, 0.0, 25), "b": (20, -0.1, -0.1, 25)}, "b"),  # nor is one of nothing
     ],
 )
 def test_of_the_cells_that_are_level_the_cheapest_is_recommended(facts: dict, best: str) -> None:
     ranking = level_cells(**facts)
     assert len(ranking.tied) == len(facts) and ranking.recommended is not None
     assert ranking.recommended.label == best
+    known = [name for name, (seconds, *_) in facts.items() if seconds]
+    assert sorted(one.label for one in known_costs(ranking)[0]) == known
 
 
 def test_a_winner_is_recommended_whatever_it_costs() -> None:
