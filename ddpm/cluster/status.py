@@ -34,7 +34,9 @@ from ddpm.runs import (
     MEMORY_FILE,
     METRICS_FILE,
     PROVENANCE_FILE,
+    compute_seconds,
     duration,
+    gpus_of,
     read_facts,
     storage,
 )
@@ -58,7 +60,8 @@ class RunStatus:
 
     state: of STATES.  name: for people.  path: its directory, made or not.  note: words beside it.
     eta_s: until its last step.
-    gpu_hours, core_hours: of its attempts, busy or not, one of them 0.
+    gpu_hours, core_hours: once it is done, what the report says it cost; before, what its attempts
+    hold, busy or not. One of them is 0.
     """
 
     state: str
@@ -110,7 +113,11 @@ def read(path: Path, jobs: JobStates) -> RunStatus:
         note = f"since {datetime.fromtimestamp(_last_sign(path)):%Y-%m-%d %H:%M}{slurm}"
     elif imported:
         note = f"imported from {imported.get('file')}"
-    gpu_hours, core_hours = _hours(facts.get("attempts", []), _end(path, alive, done, failed))
+    cost = compute_seconds(done.get("summary") or {}, facts)
+    if cost is None:
+        gpu_hours, core_hours = _held(facts.get("attempts", []), _end(path, alive, done, failed))
+    else:
+        gpu_hours, core_hours = (cost / 3600, 0.0) if gpus_of(facts) else (0.0, cost / 3600)
     return RunStatus(
         state=state,
         step=step,
@@ -158,7 +165,7 @@ def _end(path: Path, alive: bool, done: dict[str, Any], failed: dict[str, Any]) 
     return datetime.fromtimestamp(time.time() if alive else _last_sign(path)).astimezone()
 
 
-def _hours(attempts: list[dict[str, Any]], end: datetime) -> tuple[float, float]:
+def _held(attempts: list[dict[str, Any]], end: datetime) -> tuple[float, float]:
     """GPU-hours of the attempts, or core-hours of those that had no GPU: held, busy or not."""
     gpu_hours = core_hours = 0.0
     for attempt in attempts:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ddpm.config import X0_MEASURES
 from ddpm.report.best_samples import Spot, method
-from ddpm.report.costs import front, gpus
+from ddpm.report.costs import front
 from ddpm.report.labels import (
     TITLES,
     Axes,
@@ -33,7 +33,7 @@ from ddpm.report.ranking import Ranking, Standing
 from ddpm.report.reading import SweepResults, TrialResult
 from ddpm.report.scaling import Law, seconds_of
 from ddpm.report.tuning import Tuning
-from ddpm.runs import storage
+from ddpm.runs import gpus_of, storage
 
 Spec = dict[str, Any]
 Row = dict[str, Any]
@@ -402,7 +402,7 @@ def learning_curves(
     if not found:
         return None
     every = [row for rows in found.values() for row in rows]
-    computed = "GPU" if any(map(gpus, sweep.trials)) else "core"
+    computed = "GPU" if any(gpus_of(trial.provenance) for trial in sweep.trials) else "core"
     over, unit = {"optimizer steps": "steps"}, {"optimizer steps": 1}
     for kind, words in (("seconds", "wall time"), ("compute", f"{computed} time")):
         if longest := max((row.get(kind) or 0 for row in every), default=0):
@@ -478,8 +478,8 @@ def _columns(trial: TrialResult, name: str) -> dict[str, np.ndarray]:
     found = {"steps": metrics["step"], "y": metrics[name]}
     if "time/seconds" in metrics:
         found["seconds"] = np.nancumsum(metrics["time/seconds"])
-        if gpus(trial):
-            found["compute"] = found["seconds"] * gpus(trial)
+        if gpus_of(trial.provenance):
+            found["compute"] = found["seconds"] * gpus_of(trial.provenance)
         elif "time/core_seconds" in metrics:
             found["compute"] = np.nancumsum(metrics["time/core_seconds"])
     keep = np.isfinite(metrics[name])

@@ -9,10 +9,11 @@ from math import isfinite, log, sqrt
 
 import numpy as np
 
+from ddpm import runs
 from ddpm.report.labels import duration, size
 from ddpm.report.reading import SweepResults, TrialResult, mapping, number, sequence
 from ddpm.report.scatter import tukey_quantile
-from ddpm.runs import read_facts
+from ddpm.runs import gpus_of, read_facts, waited_seconds
 
 ALIKE = 1.1  # costs within this ratio count as equal
 # Without a second seed: the load of a machine alone made core-seconds of one network differ by 1.5.
@@ -46,38 +47,23 @@ class Cost:
 
 def cost(trials: Collection[TrialResult]) -> Cost:
     """The cost of trials of one cell."""
-    on_gpu = any(trial.number("gpu_seconds") is not None or gpus(trial) > 0 for trial in trials)
+    on_gpu = any(
+        trial.number("gpu_seconds") is not None or gpus_of(trial.provenance) > 0 for trial in trials
+    )
     return Cost(
         compute_seconds=_mean([compute_seconds(trial) for trial in trials]),
         unit="GPU-seconds" if on_gpu else "core-seconds",
         images_per_s=_mean([trial.number("images_per_s") for trial in trials]),
         is_packed=any(trial.summary.get("packed") is True for trial in trials),
         peak_memory_bytes=_mean([trial.number("peak_memory_bytes") for trial in trials]),
-        seconds=_mean([waited_seconds(trial) for trial in trials]),
+        seconds=_mean([waited_seconds(trial.summary) for trial in trials]),
         energy_joules=_mean([trial.number("energy_joules") for trial in trials]),
     )
 
 
-def gpus(trial: TrialResult) -> float:
-    """GPUs a trial was given; 0 where it ran on cores, or where that was not recorded."""
-    found = [number(trial.provenance.get(key)) for key in ("workers", "gpus_per_worker")]
-    return found[0] * found[1] if all(map(isfinite, found)) else 0.0
-
-
 def compute_seconds(trial: TrialResult) -> float | None:
-    """GPU-seconds of a trial that had GPUs, else core-seconds, of all it did: training, evaluation
-    and samples. Of a run that was not a trial, and of old ones, those of its training alone.
-    """
-    if gpus(trial) and (seconds := waited_seconds(trial)) is not None:
-        return seconds * gpus(trial)
-    names = ("gpu_seconds", "trial_core_seconds", "core_seconds")
-    return next((found for name in names if (found := trial.number(name)) is not None), None)
-
-
-def waited_seconds(trial: TrialResult) -> float | None:
-    """Seconds from a trial's start to its end; of a run that was not a trial, of its training."""
-    names = ("trial_seconds", "seconds")
-    return next((found for name in names if (found := trial.number(name)) is not None), None)
+    """GPU-seconds of a trial that had GPUs, else core-seconds."""
+    return runs.compute_seconds(trial.summary, trial.provenance)
 
 
 def cheapest(costs: Sequence[Sequence[float]], confidence: float) -> list[int]:
@@ -156,7 +142,7 @@ def predicted_cost(sweep: SweepResults) -> PredictedCost | None:
     """prediction.json beside the ledger; None where nothing was predicted or measured.
 
     Seconds are those of a trial in its processes, with evaluation and samples; Ray and its start
-    are not in them. Interrupted trials are left out, as the ledger lacks their first part.
+    are not in them. Interrupted trials are left out: they measured and started oftener than once.
     """
     facts = read_facts(sweep.folder / PREDICTION_FILE)
     predicted = {name: mapping(one) for name, one in mapping(facts.get("trials")).items()}

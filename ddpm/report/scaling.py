@@ -20,10 +20,11 @@ from math import sqrt
 import numpy as np
 
 from ddpm.metrics import mean_interval, t_quantile
-from ddpm.report.costs import front, gpus
+from ddpm.report.costs import front
 from ddpm.report.labels import TITLES, cell_label, duration, signed, varied, with_error
 from ddpm.report.ranking import Ranking, Standing, shared_seeds
 from ddpm.report.reading import TrialResult, grouped
+from ddpm.runs import gpus_of
 
 SIZES = ("TRAINING.NETWORK.FIRST_CHANNEL", "TRAINING.HYPER_PARAMETERS.EPOCHS")
 _LEAST = 3  # sizes of a line
@@ -66,8 +67,8 @@ def seconds_of(standing: Standing) -> float | None:
 
 def _seconds(trial: TrialResult) -> float | None:
     waited = trial.number("seconds")
-    if gpus(trial) and waited is not None:
-        return waited * gpus(trial)
+    if gpus_of(trial.provenance) and waited is not None:
+        return waited * gpus_of(trial.provenance)
     return trial.number("gpu_seconds") or trial.number("core_seconds")
 
 

@@ -8,6 +8,10 @@ from . import storage as storage
 from . import tensors as tensors
 from .averages import MAX_PROFILE_ERROR as MAX_PROFILE_ERROR
 from .averages import snapshots as snapshots
+from .cost import compute_seconds as compute_seconds
+from .cost import gpus_of as gpus_of
+from .cost import training_cost as training_cost
+from .cost import waited_seconds as waited_seconds
 from .directory import RunClaim as RunClaim
 from .directory import RunDirectory as RunDirectory
 from .directory import RunState as RunState
@@ -38,7 +42,6 @@ from .machine import memory_usage as memory_usage
 from .machine import peak_bytes as peak_bytes
 from .machine import read_memory_rows as read_memory_rows
 from .machine import reset_peak as reset_peak
-from .machine import training_cost as training_cost
 from .machine import watts as watts
 from .pictures import captioned as captioned
 from .pictures import columns_by_class as columns_by_class

@@ -1,4 +1,4 @@
-"""Memory, core- and GPU-seconds and energy that a training takes; memory.csv.
+"""Memory, clocks and power of this process and its GPU; memory.csv.
 
 All sizes in bytes. The process's peak is its high-water mark since `reset_peak`, because a reused
 process would remember the run before; a GPU's is what torch had allocated at most.
@@ -10,7 +10,7 @@ import gc
 import math
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -116,10 +116,15 @@ def _process_peak() -> int:
 
 
 class TrainingClock:
-    """The clocks when a worker began its training."""
+    """The clocks when a worker began its training, or went on with it."""
 
     def __init__(self) -> None:
         self._wall, self._cores, self._others = time.monotonic(), time.process_time(), 0.0
+
+    def went_on_after(self, kept: Mapping[str, float | None]) -> None:
+        """Counts the `training_cost` of earlier attempts' steps; what a kill undid is left out."""
+        self._wall -= kept["seconds"] or 0.0
+        self._cores -= kept["core_seconds"] or 0.0
 
     def gather(self, group: Group) -> None:
         """Tells rank 0 what the others' cores did; to be called on all workers, at their end."""
@@ -157,26 +162,3 @@ def gpu_share(config: Config) -> float:
     """The part of a GPU that a worker has."""
     share = config.CLUSTER.GPUS_PER_WORKER
     return 1.0 if share is None else share
-
-
-def training_cost(
-    rows: Sequence[Mapping[str, float | None]], share: float
-) -> dict[str, float | None]:
-    """Seconds, core_seconds, gpu_seconds and energy_joules of a training, from its rows of metrics.
-
-    share: of a GPU, that each worker had. gpu_seconds are left out on CPUs; energy is None where a
-    window was not measured. It is power at the end of each window times its length.
-    """
-    found: dict[str, float | None] = {
-        "seconds": sum(_numbers(rows, "time/seconds")),
-        "core_seconds": sum(_numbers(rows, "time/core_seconds")),
-    }
-    if gpu_seconds := _numbers(rows, "time/gpu_seconds"):
-        found["gpu_seconds"] = share * sum(gpu_seconds)
-    joules = _numbers(rows, "time/energy_joules")
-    found["energy_joules"] = share * sum(joules) if joules and len(joules) == len(rows) else None
-    return found
-
-
-def _numbers(rows: Sequence[Mapping[str, float | None]], name: str) -> list[float]:
-    return [value for row in rows if (value := row.get(name)) is not None]

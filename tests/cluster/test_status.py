@@ -238,7 +238,7 @@ def test_a_training_that_fails_leaves_its_reason(tmp_path: Path, few_digits: Pat
     assert found.note.endswith("(exit code 4)") and found.total == 20
 
 
-def test_hours_are_what_all_attempts_held(tmp_path: Path) -> None:
+def test_hours_of_an_unfinished_run_are_what_its_attempts_held(tmp_path: Path) -> None:
     run = began(tmp_path / "out")
     run.close()
     first = RunDirectory(run.path).provenance
@@ -259,6 +259,19 @@ def test_hours_are_what_all_attempts_held(tmp_path: Path) -> None:
     found = only(run.path)
     assert found.gpu_hours == pytest.approx(1 * 2 * 0.5, abs=0.01)
     assert found.core_hours < 0.05
+
+
+def test_a_finished_run_cost_what_the_report_says(tmp_path: Path) -> None:
+    run = began(tmp_path / "out")
+    cost = {"trial_core_seconds": 900.0, "core_seconds": 600.0, "trial_seconds": 1800.0}
+    run.finish({"steps": 40, **cost})
+    run.close()
+    found = only(run.path)
+    assert (found.core_hours, found.gpu_hours) == (0.25, 0)
+    facts = run.provenance | {"workers": 2, "gpus_per_worker": 0.5}
+    storage.write_json(run.path / "provenance.json", facts)
+    found = only(run.path)
+    assert (found.core_hours, found.gpu_hours) == (0, 0.5)
 
 
 def planned(run: RunDirectory | None, trial: str, cell: str) -> dict[str, Any]:

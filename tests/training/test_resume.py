@@ -155,9 +155,14 @@ def test_a_pause_is_at_its_very_step_and_leaves_no_trace(tmp_path: Path, few_dig
     assert exit_codes(paused) == [75, 75]
     run = RunDirectory(Path(job.run_dir))
     assert checkpoint.steps(run.checkpoints) == [13]
-    assert [row["step"] for row in run.metrics()] == [5, 10]
+    before = run.metrics()
+    assert [row["step"] for row in before] == [5, 10]
     assert exit_codes(start(job, root, 2)) == [0, 0]
     assert fingerprint(Path(job.run_dir)) == reference
+    paid = [float(said(root, n).read_text().split()[-1]) for n in (0, 1)]
+    kept = sum(row["time/core_seconds"] for row in before)
+    assert run.summary["trial_core_seconds"] == pytest.approx(sum(paid) + kept, rel=0.1)
+    assert run.summary["trial_seconds"] > sum(row["time/seconds"] for row in run.metrics())
 
 
 @pytest.mark.timeout(300)
