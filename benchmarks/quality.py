@@ -21,7 +21,7 @@ from sklearn.svm import SVC
 
 from ddpm.data import open_data
 from ddpm.runs.directory import RunDirectory
-from ddpm.sampling.generation import draw_images
+from ddpm.sampling.batches import draw_images
 from ddpm.sampling.loading import load_network
 from ddpm.sampling.samplers import SamplerOptions
 from ddpm.sweep.ledger import Ledger

@@ -1,5 +1,3 @@
-from .costs import PREDICTION_FILE as PREDICTION_FILE
-from .costs import predicted_cost as predicted_cost
 from .labels import TITLES as TITLES
 from .labels import axes_of as axes_of
 from .labels import listed as listed
@@ -9,6 +7,8 @@ from .page import answer as answer
 from .page import assess as assess
 from .page import build as build
 from .page import section_text as section_text
+from .prediction import PREDICTION_FILE as PREDICTION_FILE
+from .prediction import predicted_cost as predicted_cost
 from .race import RACE_FILE as RACE_FILE
 from .race import left_in_race as left_in_race
 from .race import race_candidates as race_candidates

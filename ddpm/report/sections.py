@@ -20,7 +20,7 @@ from ddpm.report import charts, strips
 from ddpm.report.best_samples import Spot, best_front, left_out, method, spots_of
 from ddpm.report.cautions import commit, differences
 from ddpm.report.charts import GAUSSIAN, MEMORISATION
-from ddpm.report.costs import cheapest, compute_seconds, cost, front, predicted_cost
+from ddpm.report.costs import cheapest, compute_seconds, cost, front
 from ddpm.report.effects import Analysis, Term, analyse
 from ddpm.report.labels import (
     TITLES,
@@ -44,6 +44,7 @@ from ddpm.report.labels import (
     text,
     with_error,
 )
+from ddpm.report.prediction import predicted_cost
 from ddpm.report.ranking import CONFIDENCE, Comparison, Ranking, Standing, against, agreement
 from ddpm.report.reading import SweepResults, TrialResult, mapping, number, sequence
 from ddpm.report.scaling import SIZES, crossings, laws, slope_in_words, unresolved

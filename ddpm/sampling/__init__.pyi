@@ -1,6 +1,9 @@
 from . import bulk as bulk
 from . import grids as grids
 from . import spacing as spacing
+from .batches import draw_batch as draw_batch
+from .batches import draw_images as draw_images
+from .batches import num_calls as num_calls
 from .bulk import BulkFolder as BulkFolder
 from .bulk import check_bulk as check_bulk
 from .bulk_sampler import BulkSampler as BulkSampler
@@ -9,9 +12,6 @@ from .denoise import Network as Network
 from .denoise import TimestepNetwork as TimestepNetwork
 from .film import to_uint8 as to_uint8
 from .generation import ImageGenerator as ImageGenerator
-from .generation import draw_batch as draw_batch
-from .generation import draw_images as draw_images
-from .generation import num_calls as num_calls
 from .grids import grid_sampler as grid_sampler
 from .grids import sample_images as sample_images
 from .loading import LoadedModel as LoadedModel

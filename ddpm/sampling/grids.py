@@ -16,8 +16,8 @@ from ddpm import config as configuration
 from ddpm.config import Config
 from ddpm.diffusion import NoiseSchedule, UNet
 from ddpm.runs import columns_by_class, grid, npz, png, storage
+from ddpm.sampling.batches import draw_images
 from ddpm.sampling.denoise import Network
-from ddpm.sampling.generation import draw_images
 from ddpm.sampling.loading import load_network
 from ddpm.sampling.samplers import SamplerOptions
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddpm.report.costs import PREDICTION_FILE, cheapest, front, predicted_cost
+from ddpm.report.costs import cheapest, front
+from ddpm.report.prediction import PREDICTION_FILE, predicted_cost
 from ddpm.report.reading import SweepResults, command, read_results
 from tests.support.known_sweeps import PRED_TYPE
 from tests.support.synthetic_sweep import make_sweep

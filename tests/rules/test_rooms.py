@@ -15,7 +15,7 @@ FLOORS = (
     "experiments launch"
 ).split()
 MOST_FILES = 18
-LONGEST_CHAIN = 14
+LONGEST_CHAIN = 13
 ONLY_ROOM = {"ray": "cluster", "submitit": "cluster", "wandb": "tracking"}
 HEAVY = {"torch", "ray", "wandb", "submitit"}
 

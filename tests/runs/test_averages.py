@@ -23,7 +23,8 @@ from ddpm.metrics.validation import evaluate_run
 from ddpm.metrics.window import data_window
 from ddpm.runs import averages, checkpoint
 from ddpm.runs.directory import RunDirectory
-from ddpm.sampling.generation import ImageGenerator, draw_batch
+from ddpm.sampling.batches import draw_batch
+from ddpm.sampling.generation import ImageGenerator
 from ddpm.sampling.loading import load_network
 from ddpm.sampling.request import PowerEma, ema_of, parse_ema, read_request, weights_name
 from tests.cluster.test_run_training import never, small

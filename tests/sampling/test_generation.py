@@ -18,7 +18,7 @@ from ddpm.config.schema import Config
 from ddpm.data.index import open_index
 from ddpm.errors import InputError, NonFiniteError
 from ddpm.runs.checkpoint import folder_of
-from ddpm.sampling import generation, grids
+from ddpm.sampling import batches, grids
 from ddpm.sampling.film import Film, to_uint8
 from ddpm.sampling.generation import ImageGenerator
 from ddpm.sampling.loading import load_network
@@ -69,7 +69,7 @@ def test_batches_call_the_network_at_one_size_only(run: Path) -> None:
         return model.network(x_t, time, labels)
 
     sampler = SamplerOptions(pred_type="velocity", num_steps=3)
-    generation.draw_images(network, model.schedule, 7, model.image_shape, sampler, batch_size=3)
+    batches.draw_images(network, model.schedule, 7, model.image_shape, sampler, batch_size=3)
     assert set(sizes) == {3} and len(sizes) == 9
 
 
@@ -112,7 +112,7 @@ def test_random_uncond_is_the_null_class(run: Path, draw: Draw) -> None:
     sampler = SamplerOptions(pred_type="velocity", num_steps=4)
     args = (model.network, model.schedule, 5, model.image_shape, sampler)
     generated = draw()
-    assert (images_of(generated) == generation.draw_images(*args, labels=null, batch_size=4)).all()
+    assert (images_of(generated) == batches.draw_images(*args, labels=null, batch_size=4)).all()
     with np.load(generated.images) as arrays:
         assert arrays.files == ["images"]
 
@@ -243,7 +243,7 @@ def test_draw_begins_where_each_batch_is_told_to(run: Path) -> None:
     model = load_network(run)
     x0 = torch.linspace(-1, 1, 5 * 3 * 8 * 8).view(5, 3, 8, 8)
     options = SamplerOptions(pred_type="velocity", num_steps=12, resamples=1)
-    drawn = generation.draw_images(
+    drawn = batches.draw_images(
         model.network,
         model.schedule,
         3,
@@ -269,7 +269,7 @@ def test_draw_begins_where_each_batch_is_told_to(run: Path) -> None:
 def test_num_calls_counts_the_steps_taken_again(run: Path, steps: dict[str, int]) -> None:
     model, states = load_network(run), list[SampleState]()
     options = SamplerOptions(pred_type="velocity", resamples=2, **steps)
-    generation.draw_batch(
+    batches.draw_batch(
         model.network,
         model.schedule,
         torch.arange(2),
@@ -277,7 +277,7 @@ def test_num_calls_counts_the_steps_taken_again(run: Path, steps: dict[str, int]
         options,
         on_state=lambda ids, state: states.append(state),
     )
-    assert len(states) == generation.num_calls(options, model.schedule)
+    assert len(states) == batches.num_calls(options, model.schedule)
 
 
 def test_num_calls_counts_both_calls_of_heun(run: Path) -> None:
@@ -286,10 +286,8 @@ def test_num_calls_counts_both_calls_of_heun(run: Path) -> None:
         pred_type="velocity", num_steps=5, sampler="heun", spacing="logsnr", between=(-4.0, 2.0)
     )
     model.network.register_forward_hook(lambda *_: calls.append(1))
-    generation.draw_batch(
-        model.network, model.schedule, torch.arange(2), model.image_shape, options
-    )
-    assert len(calls) == generation.num_calls(options, model.schedule) == 9
+    batches.draw_batch(model.network, model.schedule, torch.arange(2), model.image_shape, options)
+    assert len(calls) == batches.num_calls(options, model.schedule) == 9
 
 
 def test_the_default_options_are_those_of_the_library(run: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ddpm.diffusion import philox
 from ddpm.diffusion.philox import Stream
 from ddpm.errors import InputError
-from ddpm.sampling import generation, tasks
+from ddpm.sampling import batches, tasks
 from ddpm.sampling.generation import ImageGenerator
 from ddpm.sampling.loading import LoadedModel, load_network
 from ddpm.sampling.request import read_request, task_problems
@@ -49,7 +49,7 @@ def states(
 ) -> list[SampleState]:
     """Every state of a walk of four steps."""
     seen: list[SampleState] = []
-    generation.draw_batch(
+    batches.draw_batch(
         model.network,
         model.schedule,
         torch.arange(3),
