@@ -106,6 +106,7 @@ class Result:
 
     setting: what was done here, and how it differs from the paper.  pictures: file name -> PNG.
     failed: trainings that did not end, with their reasons.  changed: overrides of its sweep.
+    unlearned: cells compared that learned no more than the data's mean and covariance.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Result:
     tables: tuple[Numbers, ...]
     pictures: Mapping[str, bytes] = field(default_factory=dict)
     failed: tuple[str, ...] = ()
+    unlearned: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
 
     @property
@@ -151,6 +153,10 @@ class Result:
             *(table.markdown() for table in self.tables),
             *(f"![{name}]({name})\n" for name in self.pictures),
             *(f"Failed: {line}\n" for line in self.failed),
+            *(
+                f"Learned no more than the data's mean and covariance, and has only begun: {line}\n"
+                for line in self.unlearned
+            ),
             *(f"Changed: {line}\n" for line in self.changed),
             f"{self.setting} ± are half-widths of 95 % intervals over {seeds}, in the "
             f"sentences corrected for {len(self.claims)} claims (Holm).\n",
@@ -169,6 +175,7 @@ class Result:
             "findings": [_facts(finding) for finding in self.findings],
             "tables": [asdict(table) for table in self.tables],
             "failed": list(self.failed),
+            "unlearned": list(self.unlearned),
             "changed": list(self.changed),
         }
         storage.write_json(folder / "result.json", facts)

@@ -19,6 +19,7 @@ from experiments.trials import (
     num_samples,
     planned,
     trained,
+    unlearned,
 )
 
 DENSITY, WEIGHT = "TRAINING.LOGSNR_DENSITY", "TRAINING.WEIGHTED_AS"
@@ -62,6 +63,7 @@ def compare(found: SweepResults) -> Result:
         claims=claims,
         tables=(_table({cell: logs(cell) for cell in (PLAIN, WEIGHED, DRAWN)}),),
         failed=failures(found),
+        unlearned=unlearned(found),
     )
 
 

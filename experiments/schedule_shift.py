@@ -20,6 +20,7 @@ from experiments.trials import (
     num_samples,
     planned,
     trained,
+    unlearned,
 )
 
 BLOCKS = {8: 1, 16: 2, 32: 4}  # pixels of a side -> pixels of a block's side
@@ -77,6 +78,9 @@ def compare(found: Mapping[int, SweepResults]) -> Result:
         claims=claims,
         tables=(_table(cells),),
         failed=tuple(line for sweep in found.values() for line in failures(sweep)),
+        unlearned=tuple(
+            f"{side}x{side}, {line}" for side, sweep in found.items() for line in unlearned(sweep)
+        ),
     )
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 from rich.progress import track
 
 from ddpm.errors import InputError, Interrupted
-from ddpm.report import SweepResults, TrialResult, read_results
+from ddpm.report import SweepResults, TrialResult, rank, read_results
 from ddpm.sweep import Sweep, load_sweep
 
 T = TypeVar("T")
@@ -113,6 +113,11 @@ def num_samples(trials: Iterable[TrialResult]) -> str:
     """Number of samples of a FID, in words; those of the sweep are alike."""
     counts = sorted({one.quality.num for one in trials if one.quality is not None})
     return " or ".join(f"{count:,}" for count in counts) + " samples"
+
+
+def unlearned(found: SweepResults) -> tuple[str, ...]:
+    """A line for each cell that learned no more than the data's mean and covariance."""
+    return tuple(standing.label for standing, _ in rank(found).failed)
 
 
 def failures(found: SweepResults) -> tuple[str, ...]:

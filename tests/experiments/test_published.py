@@ -17,7 +17,7 @@ from ddpm.diffusion.process import convert_prediction, diffuse, elementwise_loss
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.errors import InputError, Interrupted, run_main
 from ddpm.metrics.intervals import Interval
-from ddpm.report.reading import SweepResults, read_results
+from ddpm.report.reading import Lines, SweepResults, read_results
 from ddpm.sweep.ledger import Ledger
 from experiments import __main__ as results
 from experiments import (
@@ -259,7 +259,20 @@ def test_the_shift_is_judged_at_each_size(tmp_path: Path) -> None:
         )
         for side, own in shifts.items()
     }
+    levels = found.trials[0].error.levels
+    line = Lines(
+        levels=levels,
+        gaussian=(1e-9,) * len(levels),
+        memorisation=None,
+        num_train=9,
+        samples=None,
+    )
+    sizes[32] = replace(sizes[32], references=line)  # below which no network is
     made = schedule_shift.compare(sizes)
+    assert made.unlearned == tuple(
+        f"32x32, LOGSNR_SHIFT={shift}" for shift in sorted(shifts.values(), reverse=True)
+    )
+    assert made.markdown().count("and has only begun: 32x32") == 3
     expected = [2 * log(2), 2 * log(4), 2 * log(4)]
     for one, value in zip(made.claims, expected, strict=True):
         assert one.values == pytest.approx((value,) * 2, abs=1e-4)
