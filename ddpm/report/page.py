@@ -247,7 +247,7 @@ def next_command(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> 
     if SWEEP in sweep.grid and verdict.kind != "winner":
         return "", ""  # no one command gives seeds to several sweeps
     seeds = list(sweep.seeds) or sorted({trial.seed for trial in sweep.trials})
-    is_open = verdict.kind != "winner" or len(seeds) == 1
+    is_open = verdict.kind not in ("winner", "disagree") or len(seeds) == 1
     if sweep.command and is_open and len(ranking.standings) > 1:
         more = list(range(max(seeds) + 1, max(seeds) + 1 + max(2, len(seeds))))
         why = "one seed says nothing of another" if len(seeds) == 1 else "to tell the cells apart"
@@ -268,6 +268,8 @@ def next_command(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> 
     unknown = "; whether the order holds then is not known" if order is None else ""
     name = f"the winner, {best.label}," if verdict.kind == "winner" else best.label
     what = f"Train {name} ten times as long{unknown}"
+    if verdict.kind == "disagree":
+        what = f"The measures disagree, which more seeds do not settle. {what}"
     return what, as_typed("train", short_path(config), f"{_EPOCHS}={10 * epochs}")
 
 

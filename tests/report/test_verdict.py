@@ -330,19 +330,29 @@ def test_without_anything_to_compare_there_is_no_answer() -> None:
         assert verdict.headline == "No comparison." and "cannot be ranked" in verdict.sentences[0]
 
 
+LEVEL, LOW, HIGH = [0.0, 0, 0], [-0.5, 0, 0], [0.5, 0, 0]
+
+
 @pytest.mark.parametrize(
-    ("kid", "seeds", "done", "what", "command"),
+    ("kid", "fid", "seeds", "done", "what", "command"),
     [
-        ([0, 0, 0], 1, 3, "More seeds, one seed says nothing of another", "SEEDS=[0,1,2]"),
-        ([0, 0, 0], 3, 9, "More seeds, to tell the cells apart", "SEEDS=[0,1,2,3,4,5]"),
-        ([0, 0, 0], 3, 10, "Unfinished: 1 of 10 trials are left. Continue with", "x.yaml"),
-        ([-0.5, 0, 0], 3, 9, "Train the winner, linear, ten times as long", "EPOCHS=50"),
+        (LEVEL, LEVEL, 1, 3, "More seeds, one seed says nothing of another", "SEEDS=[0,1,2]"),
+        (LEVEL, LEVEL, 3, 9, "More seeds, to tell the cells apart", "SEEDS=[0,1,2,3,4,5]"),
+        (LEVEL, LEVEL, 3, 10, "Unfinished: 1 of 10 trials are left. Continue with", "x.yaml"),
+        (LOW, LOW, 3, 9, "Train the winner, linear, ten times as long", "EPOCHS=50"),
+        (LOW, HIGH, 3, 9, "The measures disagree, which more seeds do not settle", "EPOCHS=50"),
     ],
 )
 def test_the_next_command_is_what_the_verdict_calls_for(
-    kid: list[float], seeds: int, done: int, what: str, command: str, tmp_path: Path
+    kid: list[float],
+    fid: list[float],
+    seeds: int,
+    done: int,
+    what: str,
+    command: str,
+    tmp_path: Path,
 ) -> None:
-    sweep = sampled(kid, kid)
+    sweep = sampled(kid, fid)
     epochs = {"TRAINING.HYPER_PARAMETERS.EPOCHS": 5}
     trials = [
         replace(one, config=epochs, run_dir=tmp_path) for one in sweep.trials if one.seed < seeds
