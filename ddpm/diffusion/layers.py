@@ -149,28 +149,32 @@ class KeyedDropout(nn.Module):
                 "give one id each"
             )
         scale = _HALF / (_HALF - self.num_dropped)
-        dropped = dropped_elements(key.seed, key.ids, self.index, self.num_dropped, x.shape[1:])
+        draw = dropped_operator if torch.compiler.is_compiling() else dropped_elements
+        dropped = draw(key.seed, key.ids, self.index, self.num_dropped, x.shape[1:])
         return x.masked_fill(dropped, 0) * scale
 
     def extra_repr(self) -> str:
         return f"rate={self.num_dropped / _HALF:g}, index={self.index}"
 
 
-@torch.library.custom_op("ddpm::dropped_elements", mutates_args=())
 def dropped_elements(
     seed: int, ids: Tensor, index: int, num_dropped: int, shape: Sequence[int]
 ) -> Tensor:
-    """A dropout mask, bool (N, *shape): true where a sample's element is dropped.
-
-    An operation of its own, so compilers neither look into the generator nor change it.
-    """
+    """A dropout mask, bool (N, *shape): true where a sample's element is dropped."""
     size = math.prod(shape)
     words = philox.words(seed, philox.Stream.DROPOUT, ids, (size + 1) // 2, step=index)
     halves = words.to(torch.int32).view(torch.int16)[:, :size]  # signed: they start at -32768
     return (halves < num_dropped - _HALF // 2).view(len(ids), *shape)
 
 
-@dropped_elements.register_fake
+# One operation, so compilers neither look into the generator nor change it. Called where none is at
+# work it would load PyTorch's, which takes seconds.
+dropped_operator = torch.library.custom_op(
+    "ddpm::dropped_elements", dropped_elements, mutates_args=()
+)
+
+
+@dropped_operator.register_fake
 def _(seed: int, ids: Tensor, index: int, num_dropped: int, shape: Sequence[int]) -> Tensor:
     return ids.new_empty((len(ids), *shape), dtype=torch.bool)
 

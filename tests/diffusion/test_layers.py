@@ -21,6 +21,7 @@ from ddpm.diffusion.layers import (
     TimeEmbedding,
     Upsample,
     dropped_elements,
+    dropped_operator,
     init_weights,
     sinusoids,
 )
@@ -265,4 +266,4 @@ def test_dropout_rate_has_limits(rate: float) -> None:
 def test_dropout_mask_is_a_sound_operation() -> None:
     """Its shape function, used when compiling and summarising, agrees with what it computes."""
     arguments = (1, torch.tensor([4, 5]), 2, 1000, [3, 5])
-    torch.library.opcheck(dropped_elements, arguments)
+    torch.library.opcheck(dropped_operator, arguments)

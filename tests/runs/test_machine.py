@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ddpm.runs import machine
-from ddpm.runs.machine import training_cost, watts
+from ddpm.runs.cost import training_cost
+from ddpm.runs.machine import watts
 
 MIB = 1 << 20
 ROW = {"time/seconds": 2.0, "time/core_seconds": 3.0}

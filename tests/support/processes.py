@@ -18,10 +18,9 @@ from typing import Any, TypeVar
 
 Found = TypeVar("Found")
 FORKS = multiprocessing.get_context("forkserver")
-# The optimizer imports torch._dynamo when it is made; the command, what it needs when it runs.
+# A command imports what it needs when it runs.
 FORKS.set_forkserver_preload(
     [
-        "torch._dynamo",
         *("ddpm.cli.train", "ddpm.cluster.run_training"),
         *("ddpm.cli.sweep", "ddpm.cluster.run_sweep", "ddpm.cluster.ray_tune"),
         *("ddpm.cli.sample", "ddpm.cluster.submit_images", "ddpm.cluster.submit_sweep"),

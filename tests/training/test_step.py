@@ -1,5 +1,6 @@
 """The parts of a step: learning rate, optimizer state by name, the gradient buffer, the profile."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -11,12 +12,10 @@ from ddpm.config.schema import HyperParameters
 from ddpm.distributed import Group, share
 from ddpm.training.step import (
     WARMUP_STEPS,
+    AdamW,
     GradientBuffer,
     learning_rate,
-    load_state_by_name,
-    make_optimizer,
     profiler,
-    state_by_name,
     tree_sum,
 )
 
@@ -42,29 +41,45 @@ def test_the_other_curves_know_no_warmup() -> None:
     assert decayed == pytest.approx([1.0, 0.5, 0.0])
 
 
-def test_biases_are_not_decayed() -> None:
-    layer = nn.Linear(3, 2)
-    groups = make_optimizer(layer, 0.1).param_groups
-    assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(1, 0.1), (1, 0.0)]
-
-
-def step(layer: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 0.1
+def step(layer: nn.Module, optimizer: AdamW) -> None:
+    layer.zero_grad()
     layer(torch.ones(1, 3)).square().sum().backward()
     optimizer.step()
-    optimizer.zero_grad()
+
+
+def test_the_optimizer_is_that_of_pytorch_to_the_bit_and_decays_no_biases() -> None:
+    torch.manual_seed(0)
+    own = nn.Sequential(nn.Linear(3, 200), nn.SiLU(), nn.Linear(200, 2))
+    other = copy.deepcopy(own)
+    ours = AdamW(own, 0.1)
+    groups = [{"params": p, "weight_decay": 0.1 if p.ndim > 1 else 0} for p in other.parameters()]
+    theirs = torch.optim.AdamW(groups, fused=True)
+    for rate in (0.1, 0.01, 0.03):
+        ours.lr = rate
+        for group in theirs.param_groups:
+            group["lr"] = rate
+        for model, optimizer in ((own, ours), (other, theirs)):
+            step(model, optimizer)
+    for a, b in zip(own.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for name, p in other.named_parameters():
+        for key, value in theirs.state[p].items():
+            assert torch.equal(ours.tensors[f"{key}.{name}"], value)
 
 
 def test_a_restored_optimizer_goes_on_as_if_never_stopped() -> None:
     torch.manual_seed(0)
     one = nn.Linear(3, 2)
-    optimizer = make_optimizer(one, 0.01)
+    optimizer = AdamW(one, 0.01)
+    assert optimizer.tensors == {}
+    optimizer.lr = 0.1
     for _ in range(3):
         step(one, optimizer)
     two = nn.Linear(3, 2)
     two.load_state_dict(one.state_dict())
-    again = make_optimizer(two, 0.01)
-    load_state_by_name(again, two, {k: v.clone() for k, v in state_by_name(optimizer, one).items()})
+    again = AdamW(two, 0.01)
+    again.load(optimizer.tensors)
+    again.lr = 0.1
     for _ in range(2):
         step(one, optimizer)
         step(two, again)
@@ -73,10 +88,10 @@ def test_a_restored_optimizer_goes_on_as_if_never_stopped() -> None:
 
 def test_the_state_is_keyed_by_parameter_name() -> None:
     layer = nn.Linear(3, 2)
-    optimizer = make_optimizer(layer, 0.0)
+    optimizer = AdamW(layer, 0.0)
     step(layer, optimizer)
     names = {f"{key}.{p}" for key in ("step", "exp_avg", "exp_avg_sq") for p in ("weight", "bias")}
-    assert set(state_by_name(optimizer, layer)) == names
+    assert set(optimizer.tensors) == names
 
 
 def network() -> nn.Linear:
