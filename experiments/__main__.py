@@ -49,7 +49,7 @@ STUDIES: dict[str, Study] = {
     ),
     "few_steps": Study(
         question="linear against cosine in few steps, and with a part of the chain skipped",
-        time="10 trainings of 600 steps, not timed (6 took 12 minutes); 10 of 300",
+        time="about 30 minutes; 10 trainings of 300 steps",
     ),
     "schedule_shift": Study(
         question="does the best shift of the schedule grow with the resolution?",
