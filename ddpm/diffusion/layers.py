@@ -149,7 +149,8 @@ class KeyedDropout(nn.Module):
                 "give one id each"
             )
         scale = _HALF / (_HALF - self.num_dropped)
-        draw = dropped_operator if torch.compiler.is_compiling() else dropped_elements
+        has_values = type(key.ids) is Tensor and not torch.compiler.is_compiling()
+        draw = dropped_elements if has_values else dropped_operator
         dropped = draw(key.seed, key.ids, self.index, self.num_dropped, x.shape[1:])
         return x.masked_fill(dropped, 0) * scale
 

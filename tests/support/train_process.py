@@ -31,7 +31,8 @@ def _work(file: Path) -> int:
         print(f"core seconds: {time.process_time() - began}", file=sys.stderr)
     names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
     assert not [name for name in names if "gloo" in name], "the process group is still there"
-    assert "torch._dynamo" not in sys.modules, "the compiler was loaded, for seconds"
+    if job.config["TRAINING"].get("NUMERICS") != "exact":  # which PyTorch tells its compiler too
+        assert "torch._dynamo" not in sys.modules, "the compiler was loaded, for seconds"
     return 0
 
 
