@@ -37,7 +37,7 @@ results: $(STAMP)  ## published results, made again: RESULTS="few_steps ..."; AR
 test: $(STAMP)     ## the tests of every guarantee but the longest
 	$(BIN)/python -m pytest -q -m "$(PLAIN) and not long" -n $(JOBS) --durations=15 $(ARGS)
 
-test-fast: $(STAMP) ## those of about half a second at most each
+test-fast: $(STAMP) ## those of about half a second at most each, within a minute
 	$(BIN)/python -m pytest -q -m "$(PLAIN) and not slow and not long and not ray" -n $(JOBS) --durations=15 $(ARGS)
 
 test-long: $(STAMP) ## the longest: kills, restarts, searches on a real Ray

@@ -18,6 +18,7 @@ from ddpm.sampling import load_network
 from tests.support.small_run import make_run
 
 
+@pytest.mark.slow
 def test_an_export_holds_the_weights_and_a_card_whose_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,6 +51,7 @@ def test_an_export_holds_the_weights_and_a_card_whose_example_runs(
     assert names["images"].shape == (4, 3, 8, 8) and bool(names["images"].isfinite().all())
 
 
+@pytest.mark.slow
 def test_an_edm_network_is_exported_with_the_deviation_of_its_data(tmp_path: Path) -> None:
     run, out = make_run(tmp_path, {"PRED_TYPE": "edm"}), tmp_path / "out"
     assert launch("export", [str(run), str(out), "--to", "safetensors"]) == 0
@@ -84,6 +86,7 @@ def files_of(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_folder_for_diffusers_without_it_says_that_it_was_not_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +101,7 @@ def test_a_folder_for_diffusers_without_it_says_that_it_was_not_verified(
     assert "unet(images, t, labels)" in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "network", "told"),
     [
@@ -119,6 +123,7 @@ def test_what_diffusers_cannot_do_is_refused_and_nothing_is_written(
     assert told in capsys.readouterr().err and not out.exists()
 
 
+@pytest.mark.slow
 def test_an_untrained_null_class_is_not_exported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -101,6 +101,7 @@ def test_trained_h5_takes_the_file_as_v3_did(tmp_path: Path) -> None:
         build_network(configuration.load(v3(tmp_path), other))
 
 
+@pytest.mark.slow
 def test_the_command_refuses_in_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = write_h5(tmp_path / "model.h5", keras_layers(model()))
     words = [str(v3(tmp_path, FIRST_CHANNEL=16)), str(weights)]
@@ -128,6 +129,7 @@ def test_run_py_draws_as_v3_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert arrays["images"].shape == (3, 8, 8, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("look", ["--status", "--verify", "--dry-run"])
 def test_a_look_at_images_of_v3_imports_nothing(
     look: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -138,6 +138,7 @@ def stubs() -> list[Path]:
     return [path for kind in kinds for path in (ROOT / "ddpm").rglob(kind)]
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_ends_no_work(tmp_path: Path) -> None:
     """As `ddpm ... | head -0`: what is left to say is lost, the exit code is the work's."""
     (tmp_path / "talk.py").write_text(

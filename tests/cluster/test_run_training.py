@@ -210,6 +210,7 @@ def test_more_gpus_than_there_are_would_be_waited_for_in_vain(
     assert "2 worker(s) of 1 GPU(s)" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gpus", "overrides", "side_by_side", "cores_each"),
     [
@@ -295,6 +296,7 @@ def test_edm_of_images_that_do_not_vary_is_refused_before_a_run_is_made(tmp_path
     assert not list((tmp_path / "out").rglob("training_config.yaml"))
 
 
+@pytest.mark.slow
 def test_a_dry_run_refuses_a_window_that_no_cell_reaches(tmp_path: Path) -> None:
     shift = "TRAINING.NETWORK.LOGSNR_SHIFT: [-19, -18]"
     planned = sweep_of(tmp_path, shift, "TRAINING.NETWORK.TIMESTEPS=50", "CLUSTER.NUM_WORKERS=1")

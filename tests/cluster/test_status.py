@@ -177,6 +177,7 @@ def test_on_another_host_a_run_is_dead_whose_job_slurm_does_not_run(
     assert only(foreign.path).state == "stopped"
 
 
+@pytest.mark.slow
 def test_slurm_that_hangs_or_fails_is_done_without(
     foreign: RunDirectory, no_slurm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

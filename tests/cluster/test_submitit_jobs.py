@@ -342,6 +342,7 @@ def test_sbatch_gets_what_the_dry_run_has_shown(
     assert all(len(job.trials) == 1 for job in jobs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "changed", "message"),
     [

@@ -239,6 +239,7 @@ def test_references_are_followed_whatever_they_lead_to() -> None:
     assert config.TRAINING.NETWORK.HAS_ATTENTION == (False, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
@@ -295,6 +296,7 @@ def test_a_mistake_is_named_with_its_line_and_the_way_out(
     assert words in problem(tmp_path, text)
 
 
+@pytest.mark.slow
 def test_an_alias_bomb_is_defused(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]

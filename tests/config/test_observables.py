@@ -240,6 +240,7 @@ def test_every_schedule_key_changes_the_schedule(change: str) -> None:
     assert plain.shape != changed.shape or (plain - changed).abs().max() > 1e-5
 
 
+@pytest.mark.slow
 def test_checkpointing_keeps_less() -> None:
     def kept(built: UNet) -> int:
         sizes: list[int] = []

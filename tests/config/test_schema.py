@@ -128,6 +128,7 @@ def test_every_mutation_is_refused() -> None:
     assert [mutation for mutation in MUTATIONS if not is_refused(DIGITS, mutation)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_repeated_or_misspelt_line_of_a_file_is_refused(path: Path, tmp_path: Path) -> None:
     """Each key line of the shipped text: given twice, in another case too, and misspelt."""
@@ -147,6 +148,7 @@ def test_every_repeated_or_misspelt_line_of_a_file_is_refused(path: Path, tmp_pa
     assert count >= 60
 
 
+@pytest.mark.slow
 def test_a_misspelt_key_is_told_its_right_spelling() -> None:
     """The last letter doubled."""
     for key in ITEMS:

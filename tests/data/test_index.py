@@ -85,6 +85,7 @@ def edits() -> dict[str, Callable[[dict], object]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", edits())
 def test_an_edited_index_is_refused(packed: Index, edit: str) -> None:
     path = packed.folder / "index.json"

@@ -92,6 +92,7 @@ def test_a_pass_of_a_million_samples_is_laid_out_quickly() -> None:
     assert first < 1.0 and time.process_time() - begin < 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_shards", "classes", "batch"), [(40, 10, 125), (1, 10, 125), (300, 300, 256), (20, 2, 32)]
 )

@@ -75,6 +75,7 @@ def test_random_crops_take_every_place_and_depend_on_the_position_alone(
     np.testing.assert_array_equal(centre, tall[1][2:6, 1:5])
 
 
+@pytest.mark.slow
 def test_a_crop_of_another_size_is_resized(tmp_path: Path) -> None:
     rows, columns = np.mgrid[0:8, 0:8] * 8
     ramp = np.stack([rows, columns, rows * 0 + 200], axis=2)

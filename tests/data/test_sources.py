@@ -47,6 +47,7 @@ def test_packed_samples_lie_in_random_order(digits: Path) -> None:
     assert (np.diff(labels) == 1).mean() < 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize(
     ("pixels", "extension"),

@@ -43,6 +43,7 @@ def grey(rows: slice) -> list[NDArray]:
     return list(IMAGES[rows, ..., None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held_out", ["val", "Test", "validation"])
 def test_the_split_that_is_there_is_taken_and_said(
     tmp_path: Path, held_out: str, caplog: pytest.LogCaptureFixture

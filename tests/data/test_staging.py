@@ -284,6 +284,7 @@ def test_every_failing_call_leaves_whole_copies_or_none(tmp_path: Path) -> None:
             assert_whole(copy(index, place), index)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["nowhere/below", "file/below", "file"])
 def test_a_place_that_cannot_be_used_is_bad_input(tmp_path: Path, index: Index, where: str) -> None:
     (tmp_path / "file").write_text("")

@@ -140,6 +140,7 @@ def opened(source: object, tmp_path: Path, key: str | None = "labels", **options
     return open_source(str(source), key, stage=tmp_path / ".stage", **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("writer", "image", "kind", "key"), CASES)
 def test_shards_of_other_tools_hold_what_webdataset_reads_in_them(
     tmp_path: Path, writer: str, image: str, kind: str, key: str
@@ -459,6 +460,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_shards_at_a_server_are_fetched_once_and_a_cut_answer_again(
     tmp_path: Path,
     server: tuple[str, Path],
@@ -491,6 +493,7 @@ def test_shards_at_a_server_are_fetched_once_and_a_cut_answer_again(
     assert len(list((tmp_path / ".stage").glob("*.tar"))) == 1 and len(_Answers.seen) == count + 1
 
 
+@pytest.mark.slow
 def test_a_server_that_has_nothing_or_lies_is_said(
     tmp_path: Path, server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

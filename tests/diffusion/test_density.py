@@ -35,6 +35,7 @@ CLOSED = {
 every_density = pytest.mark.parametrize("density", CLOSED, ids=lambda d: f"{d.name}-{d.parameters}")
 
 
+@pytest.mark.slow
 @every_density
 def test_quantiles_are_those_of_the_truncated_density(density: LogSnrDensity) -> None:
     closed = CLOSED[density]
@@ -48,6 +49,7 @@ def test_quantiles_are_those_of_the_truncated_density(density: LogSnrDensity) ->
     assert density.mass(21, 30) == 0
 
 
+@pytest.mark.slow
 @every_density
 def test_losses_weighed_as_a_density_have_its_mean(density: LogSnrDensity) -> None:
     """E_p[(q / p) f] = E_q[f], f a logistic curve, over a schedule and over another density."""
@@ -68,6 +70,7 @@ def test_weights_where_a_density_has_nothing_are_refused() -> None:
     assert LogSnrDensity("laplace").weights_of(far[:1]).tolist() == [1.0]
 
 
+@pytest.mark.slow
 @every_density
 def test_levels_have_the_moments_of_the_density_and_fall(density: LogSnrDensity) -> None:
     logsnr = density.logsnr_at(torch.arange(1, NUM_LEVELS + 1))
@@ -154,6 +157,7 @@ def adapted(schedule: NoiseSchedule, squares: list[float]) -> AdaptiveDensity:
     return density
 
 
+@pytest.mark.slow
 @every_schedule
 @pytest.mark.parametrize("squares", [None, [1e4, 1, 1, 0, 4, 100]])
 def test_weights_times_densities_are_uniform_timesteps(name: str, squares: list | None) -> None:

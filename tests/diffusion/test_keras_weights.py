@@ -25,6 +25,7 @@ def layers(model: UNet) -> dict[str, list[np.ndarray]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [{}, {"num_res_blocks": 2, "num_heads": 2}, {"num_classes": 3}],
@@ -59,6 +60,7 @@ def test_pixels_of_a_block_are_in_tensorflows_order() -> None:
     assert torch.equal(found["head.bias"], model.head.bias[order])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -87,6 +89,7 @@ def test_a_layer_that_does_not_fit_is_named(change: Any, words: str) -> None:
         weights_from_keras(network(), made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "words"),
     [

@@ -77,6 +77,7 @@ def test_normal_has_the_moments_and_the_law_of_the_normal_distribution() -> None
     assert 4.5 < draws.abs().max() < 6.77
 
 
+@pytest.mark.slow
 def test_uniform_has_the_law_of_the_uniform_distribution() -> None:
     across_ids = uniform(0, Stream.TIME, torch.arange(500_000))
     within_a_sample = uniform(0, Stream.TIME, torch.tensor([500_000]), (500_000,))[0]
@@ -102,6 +103,7 @@ def test_neighbours_are_uncorrelated_in_every_direction() -> None:
         assert abs(correlation) < 5 / math.sqrt(a.numel()), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65, 127, 1001])
 def test_a_draw_is_bitwise_the_same_in_any_batch_and_any_length(count: int) -> None:
     """Odd sizes matter: vectorised kernels finish with scalar code that may round otherwise."""

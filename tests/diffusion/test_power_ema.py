@@ -66,6 +66,7 @@ def test_the_exponents_of_the_paper() -> None:
     assert power_ema_gamma(0.10) == pytest.approx(6.94, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma_rel", [0.03, 0.05, 0.1, 0.25])
 def test_the_weights_of_an_average_have_its_mean_and_deviation(sigma_rel: float) -> None:
     # Each step has its own place in the vector, so the average is the list of the weights.

@@ -64,6 +64,7 @@ EVERY_WAY = {
 every_way = pytest.mark.parametrize("options", EVERY_WAY.values(), ids=EVERY_WAY.keys())
 
 
+@pytest.mark.slow
 @every_way
 def test_a_new_network_predicts_zero(options: dict[str, object]) -> None:
     x, time = batch(2, 1, 8, 8)
@@ -86,6 +87,7 @@ def test_every_parameter_has_a_gradient(options: dict[str, object]) -> None:
             assert parameter.grad.abs().max() > 0, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("size", [(8, 8), (4, 12), (7, 5), (1, 1)])
 def test_any_channels_and_sizes(channels: int, size: tuple[int, int]) -> None:

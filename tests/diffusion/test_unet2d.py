@@ -25,6 +25,7 @@ def network(**changed: Any) -> UNet:
     return UNet(**{**PLAIN, **changed})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dim", "steps", "time_input"),
     [
@@ -77,6 +78,7 @@ def test_the_betas_give_the_schedule() -> None:
     assert config["prediction_type"] == "v_prediction" and config["clip_sample"] is True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "steps", "pred_type", "told"),
     [

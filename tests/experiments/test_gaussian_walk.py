@@ -46,6 +46,7 @@ def test_the_standard_deviation_of_unit_data_is_a_power_of_a_cosine() -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, mean, variance",
     [("linear", 0.49836, 0.25001), ("cosine", 0.49564, 0.25006), ("cos6", 0.49869, 0.25001)],

@@ -167,6 +167,7 @@ def test_what_is_predicted_does_not_change_the_bound(name: str, pred_type: str) 
     assert np.isfinite(bits).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", V3)
 def test_a_walk_of_fewer_timesteps_is_a_looser_bound(name: str) -> None:
     schedule, batch = NoiseSchedule(name, 200), gaussian_batch(16)

@@ -154,6 +154,7 @@ def test_too_few_images_are_refused(real: RealData, tmp_path: Path) -> None:
     assert "63 images are too few for any measure; give 64 at least" in told
 
 
+@pytest.mark.slow
 def test_a_constant_set_is_refused(real: RealData, tmp_path: Path) -> None:
     images = np.repeat(digit_images(1)[0], 100, axis=0)
     assert "all 100 images are the same one" in problems(real, saved(tmp_path / "x.npz", images))

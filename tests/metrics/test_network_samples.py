@@ -424,6 +424,7 @@ def test_what_cannot_be_measured_is_refused(keys: tuple[str, ...], words: str) -
         tiny(*keys)
 
 
+@pytest.mark.slow
 def test_real_images_are_measured_once_as_the_samples_are(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "metrics").unlink()  # their numbers are changed here
     quality = measured(folder, SAMPLING_STEPS=(1,), SAMPLING_ETAS=(0.0,))

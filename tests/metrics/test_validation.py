@@ -127,6 +127,7 @@ def test_schedules_and_timesteps_do_not_change_the_pairs() -> None:
         np.testing.assert_allclose(curve, curves[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_noise_keyed_by_the_sample_serves_every_level() -> None:
     schedule, batch = NoiseSchedule("cosine", 1000), batch_of(gaussian_images(6))
     seen = []
@@ -307,6 +308,7 @@ def test_reference_lines_are_written_once_and_read_back(tmp_path: Path) -> None:
         assert set(saved["labels"]) <= {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_an_evaluation_with_infinities_is_written_as_json_without_them(tmp_path: Path) -> None:
     schedule, batch = NoiseSchedule("iddpm_linear", 1000), batch_of(gaussian_images(3))
     error = measured(lambda x, t, y: x * float("nan"), schedule, batch, (0, 1))

@@ -77,6 +77,7 @@ def test_two_levels_are_scipys_paired_test_of_the_means() -> None:
     assert effect.widths[a, b] == pytest.approx((high - low) / 2, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_without_shared_seeds_one_factor_is_scipys_analysis_and_tukeys_test() -> None:
     values = np.full((3, 12), np.nan)
     for cell in range(3):

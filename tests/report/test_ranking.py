@@ -328,6 +328,7 @@ def ranking_of(groups: list[np.ndarray]) -> Ranking:
     return known_ranking(values, FOUR[: len(groups)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(4, 4, 4, 4), (3, 5, 2, 4)])
 def test_differences_of_all_pairs_are_scipys_tukey_test(sizes: tuple[int, ...]) -> None:
     groups = groups_of(sizes)
@@ -378,6 +379,7 @@ def test_levels_are_held_together_with_the_pairs() -> None:
     assert all(found.half_width > single.half_width for found in each)
 
 
+@pytest.mark.slow
 def test_one_seed_is_compared_over_pairs_in_both_families() -> None:
     rng = np.random.default_rng(2)
     pairs = rng.gamma(9, 1 / 9, size=(3, 50))

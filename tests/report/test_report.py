@@ -262,6 +262,7 @@ def test_trials_of_an_earlier_grid_are_left_out_and_said(folder: Path) -> None:
     assert "3 trial(s) of an earlier grid" in report.answer(made)
 
 
+@pytest.mark.slow
 def test_a_single_run_has_a_report_without_ranking(folder: Path) -> None:
     run = run_dir(folder, 4)
     made = report.build(run)

@@ -81,6 +81,7 @@ def test_the_cost_section_adds_up_and_counts_what_was_lost(folder: Path) -> None
     assert said.count('class="chart"') == 1 and "from the cheapest" in said
 
 
+@pytest.mark.slow
 def test_quality_is_over_seeds_where_there_are_several(made: report.ReportFiles) -> None:
     spots = spots_of(made.sweep, axes_of(made.sweep))
     assert len(spots) == 9 * len(STEPS)
@@ -100,6 +101,7 @@ def test_quality_is_over_seeds_where_there_are_several(made: report.ReportFiles)
         )
 
 
+@pytest.mark.slow
 def test_the_front_over_steps_names_the_best_cell_at_each_number_of_calls(
     made: report.ReportFiles,
 ) -> None:
@@ -113,12 +115,14 @@ def test_the_front_over_steps_names_the_best_cell_at_each_number_of_calls(
     assert best.label in rows[0]
 
 
+@pytest.mark.slow
 def test_without_measured_samples_there_is_no_such_section(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path, {PRED_TYPE: ["noise", "image"]}, (0,), rows=5, has_quality=False)
     text = report.build(folder).html.read_text()
     assert "sampling steps" not in text and "samples-over-training" in text
 
 
+@pytest.mark.slow
 def test_samples_drawn_in_one_way_stand_in_the_ranking_alone(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path, {PRED_TYPE: ["noise", "image"]}, (0,), rows=5)
     for run in (tmp_path / "digits_8x8x1").iterdir():
@@ -133,6 +137,7 @@ def test_samples_drawn_in_one_way_stand_in_the_ranking_alone(tmp_path: Path) -> 
     assert "images a point, measured with" in ranked and "The numbers of 2 points" in ranked
 
 
+@pytest.mark.slow
 def test_damaged_quality_files_are_left_out(made: report.ReportFiles, tmp_path: Path) -> None:
     folder = make_sweep(tmp_path, {PRED_TYPE: ["noise", "image"]}, (0,), rows=5)
     runs = sorted((tmp_path / "digits_8x8x1").iterdir())
@@ -158,6 +163,7 @@ def test_pictures_of_other_points_are_not_shown(tmp_path: Path) -> None:
     assert film.count("<img ") == len(STEPS)
 
 
+@pytest.mark.slow
 def test_points_that_were_left_out_are_named_with_the_reason(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path, {PRED_TYPE: ["noise", "image"]}, (0,), rows=5, inline=0)
     path = tmp_path / "digits_8x8x1" / "run_00000000" / "sample_quality.json"

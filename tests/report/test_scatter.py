@@ -21,6 +21,7 @@ from ddpm.report.scatter import (
 EQUAL = 0.5**0.5  # the load of comparisons between means of equally many values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("means", [2, 3, 9, 27])
 @pytest.mark.parametrize("dof", [2, 4, 16, 52])
 def test_the_studentized_range_is_scipys(means: int, dof: int) -> None:

@@ -78,6 +78,7 @@ def test_one_cell_has_neither_section() -> None:
     assert blocks(compared, alone) == blocks(factors, alone) == []
 
 
+@pytest.mark.slow
 def test_where_the_loss_looked_is_drawn_where_cells_differ_in_it() -> None:
     ranking = ranking_of()
     assert ranking.levels == (-1, 0, 1)

@@ -127,6 +127,7 @@ def test_no_module_imports_itself_in_a_circle_and_chains_are_short() -> None:
     assert max(longest.values()) <= LONGEST_CHAIN, max(longest, key=longest.__getitem__)
 
 
+@pytest.mark.slow
 def test_a_framework_stays_in_its_room() -> None:
     for module in (m for m in MODULES if m.startswith("ddpm.")):
         used = {top.partition("_")[0] for top in foreign(source_of(module))}

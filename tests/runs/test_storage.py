@@ -264,6 +264,7 @@ def test_a_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
             assert json.loads(path.read_text())["pid"] == os.getpid()
 
 
+@pytest.mark.slow
 def test_a_waiting_lock_gives_up_after_its_time(tmp_path: Path) -> None:
     with storage.lock(tmp_path / ".lock", "it"):
         began = time.monotonic()

@@ -269,6 +269,7 @@ def test_holes_are_found_and_they_alone_are_drawn_again(bulk: Bulk) -> None:
     assert not list(series.shards.glob(".*.tmp"))
 
 
+@pytest.mark.slow
 def test_labels_that_are_not_the_shards_own_are_seen(bulk: Bulk) -> None:
     series = bulk.draw(8)
     path = manifest_of(series.shards, range(8))

@@ -131,6 +131,7 @@ def test_guidance_off_asks_no_guide() -> None:
     assert torch.equal(draw(labelled([]), 1.0, **options), draw(labelled([]), 1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear", "cosine", "laplace"])
 def test_a_guide_does_not_depend_on_the_prediction_type(name: str) -> None:
     schedule, images = NoiseSchedule(name, 50, sigma_data=SIGMA_DATA), corners().float()
@@ -174,6 +175,7 @@ def test_clipping_bounds_the_estimate_and_the_images(pred_type: str) -> None:
     assert torch.equal(states[-1].x_t, states[-1].x0_hat)
 
 
+@pytest.mark.slow
 @every_pred_type
 @pytest.mark.parametrize("recompute", [True, False])
 def test_after_clipping_noise_fits_the_image_if_asked(pred_type: str, recompute: bool) -> None:

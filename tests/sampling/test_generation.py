@@ -445,6 +445,7 @@ def test_the_sample_grid_has_its_classes_in_rows(run: Path, nums: int, labels: l
     assert grids.grid_labels(with_keys(run, "TRAINING.NETWORK.NUM_CLASSES=null")) is None
 
 
+@pytest.mark.slow
 def test_images_that_are_not_finite_are_refused(run: Path) -> None:
     model = load_network(run)
 

@@ -184,6 +184,7 @@ def test_a_guide_that_is_none_is_refused(
     assert words in problems(run, ema=ema, **GUIDED, GUIDE=guide)
 
 
+@pytest.mark.slow
 def test_a_guide_of_another_network_schedule_or_prediction_is_refused(
     run: Path, tmp_path: Path
 ) -> None:
@@ -196,6 +197,7 @@ def test_a_guide_of_another_network_schedule_or_prediction_is_refused(
         assert any(change in line for line in found)
 
 
+@pytest.mark.slow
 def test_a_file_for_an_evaluator_of_three_channels_needs_three(tmp_path: Path) -> None:
     run = make_run(tmp_path, {"INPUT_IMAGE_CHANNEL": 1})
     assert read_request(run, bulk=BulkOptions(num=5, format="npz")).bulk is not None

@@ -278,6 +278,7 @@ def test_orders_of_the_variance_of_noisy_samplers(name: str, sampler: str, order
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)
 
 
+@pytest.mark.slow
 @every_schedule
 @every_sampler
 def test_zero_terminal_snr_draws_the_right_mean(name: str, sampler: str) -> None:
@@ -485,6 +486,7 @@ def test_grids_of_other_lengths_start_from_the_same_noise() -> None:
     assert seen[0][1].dtype == torch.float32
 
 
+@pytest.mark.slow
 @every_pred_type
 def test_arithmetic_is_the_samplers_own(pred_type: str) -> None:
     """float32 whatever the network returns, without gradients, whatever autocast says around it."""

@@ -33,6 +33,7 @@ def precision(name: str) -> float:
     return 1e-3 if name == "laplace" else 1e-6
 
 
+@pytest.mark.slow
 @every_schedule
 @every_spacing
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
@@ -50,6 +51,7 @@ def test_any_number_of_steps_falls_from_one_to_zero(
         assert [level.is_clean for level in path] == [False] * num_steps + [True]
 
 
+@pytest.mark.slow
 @every_schedule
 @every_spacing
 def test_a_level_lies_on_the_schedule(name: str, spacing: str) -> None:
@@ -147,6 +149,7 @@ def flow_time(level: Level) -> float:
     return float(level.sigma / (level.alpha + level.sigma))
 
 
+@pytest.mark.slow
 @every_schedule
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
 def test_flow_is_even_in_the_time_of_the_straight_path_down_to_the_image(
@@ -194,6 +197,7 @@ def test_zero_terminal_snr_is_a_step_of_its_own(name: str, spacing: str) -> None
     ]
 
 
+@pytest.mark.slow
 @every_schedule
 @continuous
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])

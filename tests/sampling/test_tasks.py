@@ -237,6 +237,7 @@ def test_what_a_task_lacks_is_named(run: Path, keys: tuple[str, ...], words: str
     assert words in problems(run, *(f"IMAGE_GENERATION.{key}" for key in keys))
 
 
+@pytest.mark.slow
 def test_a_network_never_trained_without_classes_is_given_one(tmp_path: Path) -> None:
     run = make_run(tmp_path, {"LABEL_DROP": 0.0})
     found = problems(run, "IMAGE_GENERATION.GEN_TASK=random_uncond")

@@ -327,6 +327,7 @@ def test_a_word_that_is_none_is_refused_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_system_shows_what_the_machine_does(tmp_path: Path) -> None:
     for wanted in (False, True):
         settings = with_wandb(tmp_path / str(wanted), SYSTEM=wanted)
@@ -371,6 +372,7 @@ def test_artifacts_name_data_checkpoint_and_samples_and_upload_nothing(tmp_path:
     assert not copies
 
 
+@pytest.mark.slow
 def test_a_run_whose_artifacts_fail_ends_well(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -48,6 +48,7 @@ def factor(space: str, snr: torch.Tensor) -> torch.Tensor:
 every_space = pytest.mark.parametrize("loss_space", PRED_TYPES)
 
 
+@pytest.mark.slow
 @every_space
 @every_schedule
 def test_losses_in_every_space_are_one_loss_times_a_known_factor(
@@ -66,6 +67,7 @@ def test_losses_in_every_space_are_one_loss_times_a_known_factor(
     assert_close(loss, expected * elementwise_loss(x0_hat, x0, "MSE"), rtol=1e-9, atol=0)
 
 
+@pytest.mark.slow
 @every_schedule
 @every_pred_type
 def test_a_weighting_gives_one_loss_and_one_gradient_through_every_space(

@@ -47,6 +47,7 @@ def step(layer: nn.Module, optimizer: AdamW) -> None:
     optimizer.step()
 
 
+@pytest.mark.slow
 def test_the_optimizer_is_that_of_pytorch_to_the_bit_and_decays_no_biases() -> None:
     torch.manual_seed(0)
     own = nn.Sequential(nn.Linear(3, 200), nn.SiLU(), nn.Linear(200, 2))
@@ -171,6 +172,7 @@ def test_more_workers_than_samples_is_refused() -> None:
         share(3, 0, 4)
 
 
+@pytest.mark.slow
 def test_a_trace_of_the_steps_asked_for_is_written(tmp_path: Path) -> None:
     """TRAINING.PROFILE."""
     path = tmp_path / "profile.json"

@@ -137,6 +137,7 @@ def test_the_first_loss_of_a_zero_head_is_the_targets_power(pred_type: str, expe
     assert report.metrics[name] == pytest.approx(report.metrics["loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_edm_of_data_of_deviation_1_trains_the_network_of_velocity_with_the_sign_turned() -> None:
     schedule = NoiseSchedule("cosine", 100, time_input="logsnr", sigma_data=1.0)
     states = [
@@ -149,6 +150,7 @@ def test_edm_of_data_of_deviation_1_trains_the_network_of_velocity_with_the_sign
         torch.testing.assert_close(weights, sign * velocity[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_fitted_edm_model_measures_its_data_and_draws_by_it() -> None:
     data, schedule = digits(), NoiseSchedule("cosine", 100, time_input="logsnr")
     model = DiffusionModel(network(), schedule, pred_type="edm")
@@ -437,6 +439,7 @@ def test_fp16_gradients_that_never_become_finite_stop_the_run() -> None:
         list(train(options, network(), SCHEDULE, digits(), loss=loss))
 
 
+@pytest.mark.slow
 def test_a_history_prints_as_a_table_and_draws_its_losses() -> None:
     model = DiffusionModel(network(), NoiseSchedule("cosine", 100), pred_type="noise")
     history = model.fit(digits(), epochs=2, batch_size=256, show_progress=False)
