@@ -154,8 +154,12 @@ class Result:
             *(f"![{name}]({name})\n" for name in self.pictures),
             *(f"Failed: {line}\n" for line in self.failed),
             *(
-                f"Learned no more than the data's mean and covariance, and has only begun: {line}\n"
-                for line in self.unlearned
+                [
+                    "Cells that learned no more than the data's mean and covariance, and have only "
+                    f"begun: {'; '.join(self.unlearned)}.\n"
+                ]
+                if self.unlearned
+                else []
             ),
             *(f"Changed: {line}\n" for line in self.changed),
             f"{self.setting} ± are half-widths of 95 % intervals over {seeds}, in the "
