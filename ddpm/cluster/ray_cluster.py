@@ -57,6 +57,7 @@ _LOOK_S = 0.3  # all nodes of a job look for the same file
 ON_EVERY_NODE = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s would be lost at the end of a training
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more; SLURM's signals say it to us
     "RAY_prestart_worker_first_driver": "0",  # trials and workers get processes of their own
 }
 QUIET = ON_EVERY_NODE | {
