@@ -36,9 +36,9 @@ from ddpm.runs import (
     PROVENANCE_FILE,
     compute_seconds,
     duration,
-    gpus_of,
     read_facts,
     storage,
+    used_gpus,
 )
 from ddpm.sweep import SWEEP_FILE, Ledger, Outcome
 
@@ -96,7 +96,8 @@ def read(path: Path, jobs: JobStates) -> RunStatus:
     imported = facts.get("imported", {})  # weights trained elsewhere
     over = "done" if done or imported else "failed" if failed else "stopped"
     state = "running" if alive else over
-    total = facts.get("total_steps") or (done.get("summary") or {}).get("steps")
+    told = done.get("summary") or {}
+    total = facts.get("total_steps") or told.get("steps")
     pace = _seconds_per_step(row)
     step = int(row.get("step", 0))
     left = total - step if total else None
@@ -113,11 +114,12 @@ def read(path: Path, jobs: JobStates) -> RunStatus:
         note = f"since {datetime.fromtimestamp(_last_sign(path)):%Y-%m-%d %H:%M}{slurm}"
     elif imported:
         note = f"imported from {imported.get('file')}"
-    cost = compute_seconds(done.get("summary") or {}, facts)
+    cost = compute_seconds(told, facts)
     if cost is None:
         gpu_hours, core_hours = _held(facts.get("attempts", []), _end(path, alive, done, failed))
     else:
-        gpu_hours, core_hours = (cost / 3600, 0.0) if gpus_of(facts) else (0.0, cost / 3600)
+        hours = cost / 3600
+        gpu_hours, core_hours = (hours, 0.0) if used_gpus(told, facts) else (0.0, hours)
     return RunStatus(
         state=state,
         step=step,

@@ -12,7 +12,7 @@ import numpy as np
 from ddpm import runs
 from ddpm.report.reading import TrialResult
 from ddpm.report.scatter import tukey_quantile
-from ddpm.runs import gpus_of, waited_seconds
+from ddpm.runs import used_gpus, waited_seconds
 
 ALIKE = 1.1  # costs within this ratio count as equal
 # Without a second seed: the load of a machine alone made core-seconds of one network differ by 1.5.
@@ -45,9 +45,7 @@ class Cost:
 
 def cost(trials: Collection[TrialResult]) -> Cost:
     """The cost of trials of one cell."""
-    on_gpu = any(
-        trial.number("gpu_seconds") is not None or gpus_of(trial.provenance) > 0 for trial in trials
-    )
+    on_gpu = any(used_gpus(trial.summary, trial.provenance) for trial in trials)
     return Cost(
         compute_seconds=_mean([compute_seconds(trial) for trial in trials]),
         unit="GPU-seconds" if on_gpu else "core-seconds",

@@ -11,6 +11,7 @@ from .averages import snapshots as snapshots
 from .cost import compute_seconds as compute_seconds
 from .cost import gpus_of as gpus_of
 from .cost import training_cost as training_cost
+from .cost import used_gpus as used_gpus
 from .cost import waited_seconds as waited_seconds
 from .directory import RunClaim as RunClaim
 from .directory import RunDirectory as RunDirectory

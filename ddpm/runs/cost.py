@@ -44,6 +44,11 @@ def gpus_of(provenance: Mapping[str, Any]) -> float:
     return math.prod(_first(provenance, key) or 0.0 for key in ("workers", "gpus_per_worker"))
 
 
+def used_gpus(summary: Mapping[str, Any], provenance: Mapping[str, Any]) -> bool:
+    """True where `compute_seconds` are those of GPUs."""
+    return _first(summary, "gpu_seconds") is not None or gpus_of(provenance) > 0
+
+
 def _first(numbers: Mapping[str, Any], *names: str) -> float | None:
     """The first of these that is a finite number."""
     found = (numbers.get(name) for name in names)
