@@ -328,9 +328,8 @@ def _within(of: OpenSweep) -> Iterator[Round]:
     cells = kept["cells"] if kept.get("tuning") == tuning else []  # else of another GRID or SPACE
     if todo := [trial for trial in of.todo() if trial.is_tuning]:
         yield Round(trials=todo)
-        ended = of.ledger.outcomes()
-        if any(ended[t.trial_id].status == "unrun" for t in todo if t.trial_id in ended):
-            return  # the budget is spent: nothing is chosen from a part of the draws
+        if _was_cut(of, todo):
+            return
     if todo or not cells:
         there = [one["cell"] for one in cells]
         found = report.chosen_within(report.read_results(of.folder))
@@ -346,6 +345,16 @@ def _within(of: OpenSweep) -> Iterator[Round]:
     wanted = {trial.trial_id for trial in planned}
     if todo := [trial for trial in of.todo() if trial.trial_id in wanted]:
         yield Round(trials=todo)
+
+
+def _was_cut(of: OpenSweep, trials: Collection[Trial]) -> bool:
+    """Whether some have no outcome, for want of budget or by a stop: nothing is then chosen or
+    looked at, since both are kept.
+    """
+    outcomes = of.ledger.outcomes()
+    return any(
+        (one := outcomes.get(trial.trial_id)) is None or one.status == "unrun" for trial in trials
+    )
 
 
 def _ladder(trial: Trial, metric: str) -> Ladder:
@@ -376,6 +385,8 @@ def _race(of: OpenSweep) -> Iterator[Round]:
         )
         if todo := of.todo():
             yield Round(trials=todo)
+            if _was_cut(of, todo):
+                return
         if number > len(taken):
             found = race_candidates(_numbers(of, racing), number, len(race.looks), len(cells))
             left = left_in_race(found)

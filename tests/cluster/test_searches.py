@@ -118,6 +118,24 @@ def test_a_budget_of_trials_leaves_the_rest_and_a_larger_one_continues(tmp_path:
         assert len(one.trials) == 3 and len(Allowance(of).allowed(one.trials)) == 2
 
 
+@pytest.mark.parametrize(
+    ("rest", "kept"),
+    [
+        ("SEEDS: {auto: {start: 3, max: 4}}\n", "race.json"),
+        (SPACE + "TUNE: {WITHIN: cell, TRIALS: 2}\n", "within.json"),
+    ],
+)
+def test_nothing_is_looked_at_or_chosen_after_a_part_of_a_round(
+    rest: str, kept: str, tmp_path: Path
+) -> None:
+    """For want of budget, say: a later command would keep what it had come to."""
+    with opened(tmp_path, GRID + rest, SHORT) as of:
+        left = rounds(of)
+        one = next(left)
+        assert len(one.trials) > 1 and run_one(of, one.trials[0]) == "done"
+        assert next(left, None) is None and not (of.folder / kept).exists()
+
+
 def test_a_trial_that_fails_is_recorded_and_the_others_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
