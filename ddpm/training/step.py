@@ -85,13 +85,18 @@ class TrainState:
 
 @dataclass
 class ReportSums:
-    """Sums since the last report; its times are of this process and not kept over a resume."""
+    """Sums since the last report.
+
+    started, started_cpu: of this process.  times: the time/... of the steps before it, where the
+    training was stopped between two reports.
+    """
 
     steps: int = 0
     sums: list[float] = field(default_factory=lambda: [0.0] * NUM_SUMS)
     grad_norm: float = 0.0
     skipped: int = 0
     clipped: int = 0
+    times: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
     started_cpu: float = field(default_factory=time.process_time)
 
@@ -103,8 +108,13 @@ class ReportSums:
         self.grad_norm += 0.0 if skipped else grad_norm
         self.clipped += not skipped and grad_norm > most
 
+    def before(self, name: str) -> float:
+        """A time of the steps before this process; NaN where it was not measured."""
+        return self.times.get(name, math.nan if self.times else 0.0)
+
     def to_json(self) -> dict[str, Any]:
-        names = ("steps", "sums", "grad_norm", "skipped", "clipped")
+        """What a resume continues; empty just after a report."""
+        names = ("steps", "sums", "grad_norm", "skipped", "clipped", "times")
         return {name: getattr(self, name) for name in names} if self.steps else {}
 
 
@@ -434,13 +444,16 @@ class Stepper:
             result["skipped_steps"] = float(window.skipped)
         seconds = time.perf_counter() - window.started
         cores = torch.tensor(time.process_time() - window.started_cpu, dtype=torch.float64)
-        result["time/seconds"] = seconds
-        result["time/core_seconds"] = self.group.sum_(cores.to(self.group.device)).item()
+        times = {
+            "time/seconds": seconds,
+            "time/core_seconds": self.group.sum_(cores.to(self.group.device)).item(),
+        }
         if self.group.device.type == "cuda":
-            result["time/gpu_seconds"] = seconds * self.group.size
+            times["time/gpu_seconds"] = seconds * self.group.size
             joules = torch.tensor(watts(self.group.device) * seconds, dtype=torch.float64)
-            result["time/energy_joules"] = self.group.sum_(joules.to(self.group.device)).item()
-        result["time/images_per_s"] = window.steps * self.batch_size / seconds
+            times["time/energy_joules"] = self.group.sum_(joules.to(self.group.device)).item()
+        result |= {name: value + window.before(name) for name, value in times.items()}
+        result["time/images_per_s"] = window.steps * self.batch_size / result["time/seconds"]
         return result
 
     def ema_network(self) -> nn.Module:

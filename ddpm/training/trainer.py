@@ -8,6 +8,7 @@ is TrainState: a run continued from any report is the uninterrupted run, bit for
 number of workers and threads.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -127,6 +128,12 @@ def train(
             samples = sampler.call(run.ema_network())
         if full:
             run.window = ReportSums()
+        else:  # stopped between two reports: the next one is of these steps too
+            run.window.times = {
+                name: value
+                for name, value in metrics.items()
+                if name.startswith("time/") and math.isfinite(value)
+            }
         due = at_end or stopping or run.step % save == 0 or Patience.KEEP in verdict
         yield StepReport(
             step=run.step,

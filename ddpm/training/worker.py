@@ -99,7 +99,8 @@ def work(
     state = _start(run, config, data, job, group)
     sigma_data = state.sigma_data if state else sigma_data
     if state and group.is_main:
-        began.went_on_after(training_cost(run.metrics(), gpu_share(config)))
+        rows = [*run.metrics(), state.window.get("times", {})]
+        began.went_on_after(training_cost(rows, gpu_share(config)))
     torch.set_num_threads(run.threads)
     if on_held and group.is_main:
         on_held()

@@ -157,11 +157,15 @@ def test_a_pause_is_at_its_very_step_and_leaves_no_trace(tmp_path: Path, few_dig
     assert checkpoint.steps(run.checkpoints) == [13]
     before = run.metrics()
     assert [row["step"] for row in before] == [5, 10]
+    kept = checkpoint.load(checkpoint.folder_of(run.checkpoints, 13)).state["window"]["times"]
     assert exit_codes(start(job, root, 2)) == [0, 0]
     assert fingerprint(Path(job.run_dir)) == reference
     paid = [float(said(root, n).read_text().split()[-1]) for n in (0, 1)]
-    kept = sum(row["time/core_seconds"] for row in before)
-    assert run.summary["trial_core_seconds"] == pytest.approx(sum(paid) + kept, rel=0.1)
+    known = sum(row["time/core_seconds"] for row in [*before, kept])
+    assert run.summary["trial_core_seconds"] == pytest.approx(sum(paid) + known, rel=0.1)
+    after = next(row for row in run.metrics() if row["step"] == 15)
+    for name in ("time/seconds", "time/core_seconds"):
+        assert after[name] > kept[name] > 0, "steps before the pause took no time"
     assert run.summary["trial_seconds"] > sum(row["time/seconds"] for row in run.metrics())
 
 
