@@ -34,29 +34,33 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Ask; 0, where nothing runs too."""
     folder: Path = parser().parse_args(argv).run
-    print("\n".join(_cancelled(folder)) or f"{folder}: nothing runs or waits")
+    is_sweep, is_bulk = (folder / SWEEP_FILE).is_file(), is_bulk_folder(folder)
+    if not is_sweep and not is_bulk and not (folder / CONFIG_FILE).is_file():
+        raise InputError(f"{folder} is no run, no sweep and no images in bulk; give one")
+    lines = _jobs(folder, is_bulk=is_bulk) if is_sweep or is_bulk else _run(folder)
+    print("\n".join(lines) or f"{folder}: nothing runs or waits")
     return 0
 
 
-def _cancelled(folder: Path) -> Iterator[str]:
-    """A line for everything that was asked to stop."""
-    from ddpm.cluster import JOBS_STOP_FILE, Status, living
+def _run(folder: Path) -> Iterator[str]:
+    """A line where a run was asked to stop."""
+    from ddpm.cluster import Status
+    from ddpm.runs import RunDirectory
 
-    if not is_bulk_folder(folder) and not (folder / SWEEP_FILE).is_file():
-        if not (folder / CONFIG_FILE).is_file():
-            raise InputError(f"{folder} is no run, no sweep and no images in bulk; give one")
-        from ddpm.runs import RunDirectory
+    run = Status(folder).read()[0].rows[0]
+    if run.state == "running":
+        RunDirectory(folder).request_stop()
+        yield f"{folder}: asked to save and stop"
+    elif run.state == "queued" and run.job:
+        yield from _scancel([run.job])
 
-        run = Status(folder).read()[0].rows[0]
-        if run.state == "running":
-            RunDirectory(folder).request_stop()
-            yield f"{folder}: asked to save and stop"
-        elif run.state == "queued" and run.job:
-            yield from _scancel([run.job])
-        return
-    jobs, is_driven = living(folder), is_bulk_folder(folder)
-    is_driven = is_driven or bool(storage.is_held(folder / "sweep.lock"))
-    if jobs or is_driven:
+
+def _jobs(folder: Path, *, is_bulk: bool) -> Iterator[str]:
+    """A line for everything of a sweep, or of images in bulk, that was asked to stop."""
+    from ddpm.cluster import JOBS_STOP_FILE, living
+
+    jobs = living(folder)
+    if jobs or is_bulk or storage.is_held(folder / "sweep.lock"):
         storage.write_text(folder / JOBS_STOP_FILE, "")
         yield f"{folder}: asked to save and stop"
     yield from _scancel(

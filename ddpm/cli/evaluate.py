@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ddpm.cli.options import command_line
 from ddpm.cli.signals import interrupt_on_signals
+from ddpm.metrics import FEATURES, EvaluationOptions, ema_curve_run
 from ddpm.runs import find_run
 
 
@@ -43,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--features",
-        choices=("classifier", "pixels", "inception", "clip"),
+        choices=FEATURES,
         help="what images are compared by (default: classifier where there are labels)",
     )
     result.add_argument(
@@ -87,12 +88,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
     interrupt_on_signals()
     if args.ema_curve:
+        num = 12 if args.num is None else args.num
+        ema_curve_run(args.source, num)
         from ddpm.metrics import ema_curve
 
-        ema_curve(args.source, 12 if args.num is None else args.num, dry=args.dry_run)
+        ema_curve(args.source, num, dry=args.dry_run)
         return 0
-    from ddpm.cluster import EvaluationOptions, run_evaluation
-
     options = EvaluationOptions(
         source=args.source,
         overrides=args.overrides,
@@ -107,12 +108,14 @@ def main(argv: list[str] | None = None) -> int:
         where=Path.cwd(),
         command=tuple(sys.argv),
     )
+    options.request()  # what is wrong is said before torch is loaded
     if args.plan:
         from ddpm.cluster import plan_evaluation
         from ddpm.config import Training
 
-        run_evaluation.request_for(options)
         return plan_evaluation(
             args.cache or Path(Training.OUTPUT_DIR), args.workers, Path(args.plan)
         )
+    from ddpm.cluster import run_evaluation
+
     return run_evaluation.run(options, dry=args.dry_run)

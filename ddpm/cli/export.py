@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ddpm.cli.options import command_line
 from ddpm.errors import InputError, as_typed
 from ddpm.runs import find_run, id_of
-from ddpm.sampling import parse_ema
+from ddpm.sampling import locate_run, parse_ema
 
 if TYPE_CHECKING:
     from ddpm.sampling import LoadedModel
@@ -132,6 +132,7 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError(f"{args.out} is there already; give another OUT")
     if args.label is not None and args.to != "diffusers":
         raise InputError(f"--label is for --to diffusers; --to {args.to} keeps every class")
+    locate_run(args.source)  # refused before torch is loaded
 
     import torch
 

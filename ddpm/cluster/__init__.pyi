@@ -8,7 +8,6 @@ from .open_sweep import folder_of as folder_of
 from .ray_cluster import plan as plan
 from .ray_cluster import plan_evaluation as plan_evaluation
 from .ray_cluster import write_plan as write_plan
-from .run_evaluation import EvaluationOptions as EvaluationOptions
 from .status import Status as Status
 from .status import as_plain as as_plain
 from .status import show_status as show_status

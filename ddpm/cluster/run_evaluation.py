@@ -4,7 +4,6 @@ process, or by several workers together through Ray Train.
 
 import os
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ddpm.distributed import Group, best_device, current_group
 from ddpm.errors import DdpmError, InputError
 from ddpm.metrics import (
     PRETRAINED,
+    EvaluationOptions,
     Extractor,
     RealData,
     SampleSet,
@@ -25,8 +25,6 @@ from ddpm.metrics import (
     describe_without_reading,
     draw_samples,
     evaluate_samples,
-    evaluation_request,
-    is_run_or_checkpoint,
     open_extractor,
     print_record,
     read_samples,
@@ -34,28 +32,7 @@ from ddpm.metrics import (
     write_record,
 )
 from ddpm.runs import storage
-from ddpm.sampling import SampleRequest, foreign_overrides, locate_run
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationOptions:
-    """The command line. Paths are as they were typed, in the folder `where`.
-
-    workers: None: as many as there are GPUs, or one.
-    """
-
-    source: Path
-    overrides: Sequence[str]
-    against: str | None
-    num: int | None
-    features: str | None
-    split: str
-    weights: Path | None
-    ema: float | None
-    cache: Path | None
-    workers: int | None
-    where: Path
-    command: tuple[str, ...]
+from ddpm.sampling import SampleRequest, locate_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +50,7 @@ def prepare(options: EvaluationOptions, *, is_checked: bool = False) -> Prepared
 
     is_checked: another process has done this. Raises InputError with what cannot be measured.
     """
-    request, real = request_for(options), _real(options)
+    request, real = options.request(), _real(options)
     samples = None
     if request is None:
         samples = read_samples(options.source, real, is_checked=is_checked).first(options.num)
@@ -102,32 +79,6 @@ def measure(options: EvaluationOptions, prepared: Prepared, group: Group) -> Pat
     return write_record(record, samples, real) if group.is_main else None
 
 
-def request_for(options: EvaluationOptions) -> SampleRequest | None:
-    """Request of images to draw; None where they are read. InputError with all that is wrong."""
-    problems = []
-    if options.num is not None and options.num < 1:
-        problems.append(f"--num {options.num}: give 1 at least")
-    if options.weights is not None and options.features not in PRETRAINED:
-        problems.append(f"--weights is for --features {' or '.join(PRETRAINED)}")
-    if options.workers is not None and options.workers < 1:
-        problems.append(f"--workers {options.workers}: give 1 at least")
-    if is_run_or_checkpoint(options.source):
-        if problems:
-            raise InputError(problems)
-        return evaluation_request(options.source, options.num, options.overrides, options.ema)
-    if not options.source.exists():
-        problems.append(f"{options.source} does not exist")
-    if options.overrides or options.ema is not None:
-        problems.append(f"{options.source} is no run: its images are there, nothing chooses them")
-    if options.against is None:
-        problems.append(f"{options.source} is no run: name the real images with --against")
-    if foreign := foreign_overrides(options.overrides):
-        problems.append(f"{foreign[0]} is no IMAGE_GENERATION key")
-    if problems:
-        raise InputError(problems)
-    return None
-
-
 def _real(options: EvaluationOptions) -> RealData:
     if options.against is not None:
         return data_named(options.against, options.cache)
@@ -149,7 +100,7 @@ def _require_shape(options: EvaluationOptions, request: SampleRequest, real: Rea
 
 def run(options: EvaluationOptions, *, dry: bool = False) -> int:
     """Measures and prints; 0. Dry: checks it, draws and trains nothing."""
-    console, request = Console(), request_for(options)
+    console, request = Console(), options.request()
     workers = workers_of_evaluation(options.workers, all_nodes=FOLDER in os.environ)
     if workers.count > 1 and request and request.options.EXPORT_INTERM:
         raise InputError("IMAGE_GENERATION.EXPORT_INTERM is for one worker; give --workers 1")

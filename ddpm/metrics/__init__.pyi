@@ -30,11 +30,13 @@ from .reference import describe_without_reading as describe_without_reading
 from .reference import has_classifier as has_classifier
 from .reference import open_extractor as open_extractor
 from .reference import reference_of as reference_of
+from .request import FEATURES as FEATURES
+from .request import EvaluationOptions as EvaluationOptions
+from .request import ema_curve_run as ema_curve_run
+from .request import evaluation_request as evaluation_request
 from .samples import SampleSet as SampleSet
 from .samples import draw_samples as draw_samples
 from .samples import evaluate_samples as evaluate_samples
-from .samples import evaluation_request as evaluation_request
-from .samples import is_run_or_checkpoint as is_run_or_checkpoint
 from .samples import print_record as print_record
 from .samples import read_samples as read_samples
 from .samples import require_measurable as require_measurable

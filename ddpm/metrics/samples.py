@@ -1,8 +1,5 @@
 """Sets of samples and the record of their evaluation: images drawn from a run now, or read from a
 folder, an NPZ, IDX or shards.
-
-Every run is drawn from in the same way, so that what is compared is comparable: images 0 .. N - 1
-of seed 0, the classes in turn, DDIM of at most 50 steps, eta 0, x0 clipped, batches of 64.
 """
 
 import os
@@ -28,33 +25,10 @@ from ddpm.metrics.features import Extractor, Ints, Pixels
 from ddpm.metrics.intervals import Interval, Numbers
 from ddpm.metrics.manifold import MOST_LOOKED_UP
 from ddpm.metrics.reference import READ, RealData, Reference, open_with_labels, reference_of, subset
-from ddpm.runs import CONFIG_FILE, load_run, provenance, storage, with_bar
-from ddpm.sampling import ImageGenerator, SampleRequest, locate_run, read_request, to_uint8
+from ddpm.runs import provenance, storage, with_bar
+from ddpm.sampling import ImageGenerator, SampleRequest, to_uint8
 
 FORMAT = 1
-DRAWN = 2000
-DRAW_BATCH = 64
-# Whatever the run's own file says of its pictures.
-_PROTOCOL = {
-    "DDIM_ETA": "0",
-    "CLIP_DENOISE": "true",
-    "SAMPLER": "ddim",
-    "REVERSE_STRIDE": "null",
-    "NUM_STEPS": "null",
-    "SPACING": "trailing",
-    "GUIDANCE": "1",
-    "GUIDE": "null",
-    "GUIDANCE_INTERVAL": "null",
-    "GUIDANCE_RESCALE": "0",
-    "RANDOM_SEED": "0",
-    "PIXELS": "uint8",
-    "CLASS_LABEL": "null",
-    "FREEZE_CHANNEL": "null",
-    "EXTERNAL_NPZ_INPUT": "null",
-    "NEW_IMAGE_SIZE": "null",
-    "EXPORT_INTERM": "false",
-    "GEN_SAVE_DIR": "null",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,32 +78,6 @@ class SampleSet:
                 for one in pixels
             ]
         )
-
-
-def is_run_or_checkpoint(source: Path) -> bool:
-    """True of a run directory and of a checkpoint, which images are drawn from."""
-    if not source.is_dir():
-        return False
-    return (source / CONFIG_FILE).is_file() or source.resolve().parent.name == "checkpoints"
-
-
-def evaluation_request(
-    source: Path, num: int | None, overrides: Sequence[str], ema: float | None
-) -> SampleRequest:
-    """The images drawn from a run, everything checked. `overrides` go over the usual protocol."""
-    run, _ = locate_run(source)
-    classes = load_run(run).TRAINING.NETWORK.NUM_CLASSES
-    task = "random_uncond" if classes is None else "class_cond"
-    usual = {"NUM_GEN_IMAGES": str(num or DRAWN), "GEN_TASK": task, **_PROTOCOL}
-    changed = {text.partition("=")[0].upper() for text in overrides}
-    if "IMAGE_GENERATION.PIXELS" in changed:
-        raise InputError("IMAGE_GENERATION.PIXELS: images are measured as bytes; leave it out")
-    kept = [
-        f"IMAGE_GENERATION.{key}={value}"
-        for key, value in usual.items()
-        if f"IMAGE_GENERATION.{key}" not in changed
-    ]
-    return read_request(source, [*kept, *overrides], ema=ema, batch_size=DRAW_BATCH)
 
 
 def draw_samples(request: SampleRequest, group: Group = ALONE) -> SampleSet:

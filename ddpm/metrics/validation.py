@@ -37,7 +37,6 @@ from ddpm.diffusion import (
     power_ema_name,
 )
 from ddpm.distributed import ALONE, Group, device_of
-from ddpm.errors import InputError
 from ddpm.metrics.bits_per_dim import (
     BOUND_STEPS,
     BYTES,
@@ -47,6 +46,7 @@ from ddpm.metrics.bits_per_dim import (
     denoised,
     variational_bound,
 )
+from ddpm.metrics.request import ema_curve_run
 from ddpm.metrics.window import LogSnrWindow, data_window
 from ddpm.metrics.x0_error import X0Error, x0_summary
 from ddpm.runs import (
@@ -66,7 +66,6 @@ from ddpm.sampling import (
     Network,
     PowerEma,
     load_network,
-    locate_run,
     to_uint8,
 )
 
@@ -402,23 +401,9 @@ def ema_curve(run: Path, num: int = 12, *, dry: bool = False) -> None:
     measured on, so the best of many is a little too good.  dry: only the lengths that could be
     made.  Raises InputError without snapshots, checkpoint or validation images.
     """
-    folder, own = locate_run(run)
+    folder = ema_curve_run(run, num)
     config, steps = load_run(folder), checkpoint.steps(folder / "checkpoints")
     tracked = config.TRAINING.EMA_POWER
-    problems = [f"{run} is a checkpoint; name its run, {folder}"] if own else []
-    if not tracked:
-        problems.append(
-            f"{run} was trained without TRAINING.EMA_POWER, so it has no snapshots; train it with "
-            "TRAINING.EMA_POWER=[0.05,0.1]"
-        )
-    if not steps:
-        problems.append(f"{run} has no checkpoint yet; train it first")
-    if config.DATASET.VALIDATION_FRACTION == 0:
-        problems.append(f"{run} has no validation images; DATASET.VALIDATION_FRACTION is 0")
-    if num < 1:
-        problems.append(f"--num is {num}; give at least 1")
-    if problems:
-        raise InputError(problems)
     spaced = {float(f"{length:.3g}") for length in np.geomspace(*EMA_LENGTHS, num)}
     there = snapshots(folder, config, steps[-1])
     missing = {s: fit_profile(there, s, steps[-1]).error for s in sorted({*spaced, *tracked})}

@@ -91,8 +91,20 @@ def ours(code: str) -> set[str]:
         *(([f"launch/{name}.py", "--help"], 0, "usage:") for name in LAUNCHERS),
         (["launch/train.py", "configs/digits.yaml", *MISTYPED], 2, "TRAINING.SEEED"),
         (["launch/sweep.py", "sweeps/pred_types.yaml", *MISTYPED], 2, "TRAINING.SEEED"),
+        (["-m", "ddpm", "sample", "no/run"], 2, "no/run is no folder"),
+        (["-m", "ddpm", "sample", "no/run", "--num", "9"], 2, "no/run is no folder"),
+        (["-m", "ddpm", "evaluate", "no/run"], 2, "no/run does not exist"),
+        (["-m", "ddpm", "evaluate", "no/run", "--ema-curve"], 2, "no/run is no folder"),
+        (["-m", "ddpm", "report", "no/run"], 2, "no/run is neither a sweep"),
+        (["-m", "ddpm", "pack", "no/data", "out"], 2, "no/data does not exist"),
+        (["-m", "ddpm", "status", "no/run"], 2, "no/run is no run directory"),
+        (["-m", "ddpm", "cancel", "no/run"], 2, "no/run is no run"),
+        (["-m", "ddpm", "logs", "no/run"], 2, "no/run: no train.log"),
+        (["-m", "ddpm", "export", "no/run", "out", "--to", "torch"], 2, "no/run is no folder"),
+        (["-m", "ddpm", "import-v3", "no/c.yaml", "no/w.h5"], 2, "no/c.yaml: no such file"),
+        (["-m", "ddpm", "init", "."], 2, "is there already"),
     ],
-    ids=lambda given: given[0] if isinstance(given, list) else "",
+    ids=lambda given: " ".join(given[:4]) if isinstance(given, list) else "",
 )
 def test_help_and_refusals_come_at_once_without_any_heavy_package(
     arguments: list[str], code: int, shown: str
