@@ -94,7 +94,7 @@ def compare(found: SweepResults) -> Result:
         f"of a transformer; FID of {features} features, extrapolated to infinitely many samples; "
         f"x0-error over log SNR {levels[0]} to {levels[-1]}. Effects and claims are of log10 FID = "
         f"row + column over the cells that learned more than the data's mean and covariance"
-        f"{_set_apart(unlearned, ranking.none_learned)}.",
+        f"{_set_apart(unlearned, ranking.too_few_learned)}.",
         claims=claims,
         tables=(
             _table(
@@ -157,8 +157,8 @@ def _worse(grid: np.ndarray, space: str) -> float:
     return float(rows.pop(space) - np.nanmin(list(rows.values())))
 
 
-def _set_apart(unlearned: Collection[Cell], none_learned: bool) -> str:
-    if none_learned:
+def _set_apart(unlearned: Collection[Cell], too_few_learned: bool) -> str:
+    if too_few_learned:
         return "; none has, so all are in and have only begun"
     if not unlearned:
         return ", which all did"

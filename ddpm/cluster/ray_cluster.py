@@ -301,7 +301,7 @@ def _private_token() -> None:
     os.environ["RAY_AUTH_MODE"] = "token"
     if "RAY_AUTH_TOKEN_PATH" in os.environ or "RAY_AUTH_TOKEN" in os.environ:
         return
-    folder = Path(tempfile.mkdtemp(prefix="ddpm-ray-"))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     token = folder / "token"
     token.touch(mode=0o600)

@@ -126,9 +126,10 @@ def _predict(of: OpenSweep, concurrent: int, console: Console) -> None:
 
 
 def _refuse_array_jobs(of: OpenSweep) -> None:
-    """LockedError while jobs of --cluster wait or run: both would train the same trials."""
-    jobs = submit.living_jobs(submit.read_jobs(of.folder))
-    if jobs:
+    """LockedError while jobs of --cluster wait or run: both would train the same trials.
+    InputError where there were some and SLURM cannot say.
+    """
+    if jobs := submit.living(of.folder):
         raise LockedError(
             f"sweep {of.sweep.name}: job {jobs[0].job} and {len(jobs) - 1} more hold trials of "
             f"it; watch them with --cluster {jobs[0].cluster}, or stop them first"

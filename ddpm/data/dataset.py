@@ -235,11 +235,11 @@ class ShardStore:
 
     def _read(self, path: Path, offset: int, size: int) -> bytes:
         try:
-            file = self._file(path)
+            file, is_kept = self._file(path)
             try:
                 data = _pread(file, offset, size)
             finally:
-                if self._files.get(path) != file:
+                if not is_kept:
                     os.close(file)
         except OSError as error:
             raise StorageError(f"{path}: cannot be read at byte {offset}: {error}") from error
@@ -247,15 +247,15 @@ class ShardStore:
             self.bytes_read += len(data)
         return data
 
-    def _file(self, path: Path) -> int:
-        """An open shard; beyond a number of them, one that the caller closes."""
+    def _file(self, path: Path) -> tuple[int, bool]:
+        """A shard, and whether it stays open; beyond a number of them the caller closes it."""
         with self._lock:
             if path not in self._files:
                 file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 if len(self._files) >= _OPEN_SHARDS:
-                    return file
+                    return file, False
                 self._files[path] = file
-            return self._files[path]
+            return self._files[path], True
 
 
 def _pread(file: int, offset: int, size: int) -> bytes:
@@ -397,7 +397,7 @@ class Dataset:
             raise InputError("items are neither images nor pairs (image, label)")
         try:
             labels = np.array([int(pair[1]) for pair in pairs]) if numbers[0] == 2 else None
-        except ValueError:
+        except (TypeError, ValueError):
             raise InputError("labels are no whole numbers; give 0, 1, ... by class") from None
         return cls.from_arrays(
             np.stack(images), labels, seed=seed, validation_fraction=validation_fraction

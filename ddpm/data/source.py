@@ -456,7 +456,9 @@ def counted(name: str, changes: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
 def _image_problems(shape: Shape, dtype: np.dtype) -> list[str]:
     """Reasons why an array cannot be images (N, H, W[, C])."""
     problems = []
-    if len(shape) not in (3, 4) or 0 in shape:
+    if len(shape) in (3, 4) and 0 in shape:
+        problems.append(f"hold no pixels: their shape is {shape}")
+    elif len(shape) not in (3, 4):
         problems.append(f"have shape {shape}; give (N, H, W) or (N, H, W, C)")
     elif len(shape) == 4 and shape[1] in (1, 3, 4) and shape[3] > 4:
         problems.append(f"of shape {shape} look like (N, C, H, W); give (N, H, W, C)")

@@ -87,7 +87,7 @@ class Along:
 def along(sweep: SweepResults, ranking: Ranking) -> list[Along]:
     """The ranking over network calls, and over guidance, where the sweep has several of them."""
     point = ranking.point
-    if point is None or ranking.none_learned:
+    if point is None or ranking.too_few_learned:
         return []
     cells = [list(standing.trials.values()) for standing in ranking.standings]
     alike = [p for p in shared_points(cells) if (p.sampler, p.eta) == (point.sampler, point.eta)]

@@ -242,7 +242,7 @@ def next_command(sweep: SweepResults, ranking: Ranking, verdict: Conclusion) -> 
     if best is None:
         return "", ""
     epochs = next(iter(best.trials.values())).config.get(_EPOCHS)
-    if ranking.none_learned and sweep.command and isinstance(epochs, int):
+    if ranking.too_few_learned and sweep.command and isinstance(epochs, int):
         return "Train ten times as long", _again(sweep.command, _EPOCHS, 10 * epochs)
     if SWEEP in sweep.grid and verdict.kind != "winner":
         return "", ""  # no one command gives seeds to several sweeps

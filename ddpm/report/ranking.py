@@ -202,7 +202,7 @@ class Ranking:
     num_samples: int = 0
     real: Mapping[str, Interval] = field(default_factory=dict)
     failed: tuple[tuple[Standing, float], ...] = ()
-    none_learned: bool = False  # those that are ranked have learned nothing either
+    too_few_learned: bool = False  # fewer than two: those that learned nothing are ranked too
     problem: str | None = None  # why the cells cannot be compared at all
     baseline: int | None = None  # the place of a cell that others are compared with beforehand
     confidence: float = CONFIDENCE
@@ -218,7 +218,7 @@ class Ranking:
     @property
     def set_apart(self) -> tuple[Standing, ...]:
         """The cells that learned nothing while others did, and so are not ranked."""
-        return () if self.none_learned else tuple(standing for standing, _ in self.failed)
+        return () if self.too_few_learned else tuple(standing for standing, _ in self.failed)
 
     @property
     def of_samples(self) -> bool:
@@ -490,8 +490,8 @@ def rank(
     above = {id(one): _above_gaussian(sweep, one, levels) for one in standings}
     learned = [one for one in standings if above[id(one)] < 0]
     failed = [(one, above[id(one)]) for one in standings if above[id(one)] >= 0]
-    none_learned = bool(failed) and len(learned) < 2
-    if not none_learned:
+    too_few_learned = bool(failed) and len(learned) < 2
+    if not too_few_learned:
         standings = learned
     ranking = Ranking(
         levels=levels,
@@ -503,7 +503,7 @@ def rank(
         num_samples=max((t.quality.num for t in every if t.quality is not None), default=0),
         real=next((t.quality.real for t in every if point and t.quality and t.quality.real), {}),
         failed=tuple(failed),
-        none_learned=none_learned,
+        too_few_learned=too_few_learned,
         confidence=confidence,
         problem=None if standings else "No cell has every number that is compared.",
     )

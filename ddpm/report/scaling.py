@@ -91,7 +91,7 @@ def _is_resolved(standing: Standing, measure: str) -> bool:
 def _families(ranking: Ranking) -> dict[str, list[Standing]]:
     """The cells that differ in size alone, by what they share; none where no size varies."""
     keys = varied(one.cell for one in ranking.standings)
-    if not any(key in SIZES for key in keys) or ranking.none_learned:
+    if not any(key in SIZES for key in keys) or ranking.too_few_learned:
         return {}
     others = [key for key in keys if key not in SIZES]
     return grouped(

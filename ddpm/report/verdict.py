@@ -71,7 +71,7 @@ def judge(sweep: SweepResults, ranking: Ranking) -> Conclusion:
             f"Only {standings[0].label} can be compared; there is nothing to compare it with."
         )
         return Conclusion(headline=headline, sentences=(*learned, scope(sweep, ranking)))
-    if ranking.none_learned and len(ranking.failed) == len(standings):
+    if ranking.too_few_learned and len(ranking.failed) == len(standings):
         headline = "No answer: no network has learned more than the data's mean and covariance."
         said = (*learned, against_baseline(ranking), scope(sweep, ranking))
         return Conclusion(headline=headline, sentences=tuple(filter(None, said)))
@@ -156,7 +156,11 @@ def _learned(ranking: Ranking) -> list[str]:
         return []
     names = [f"{one.label} ({above(value)})" for one, value in ranking.failed]
     said = f"{listed(names)} failed to learn: the x0-error is no lower than the Gaussian fit's"
-    apart = "" if ranking.none_learned else "; set apart, in no ranking and no average"
+    failed = [one.label for one, _ in ranking.failed]
+    learned = [one.label for one in ranking.standings if one.label not in failed]
+    apart = "; set apart, in no ranking and no average"
+    if ranking.too_few_learned:
+        apart = f"; ranked all the same, for only {learned[0]} learned" if learned else ""
     return [f"{said}{apart}."]
 
 

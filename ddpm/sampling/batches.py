@@ -107,7 +107,8 @@ def draw_batch(
     if not bool(is_finite.all()):
         wrong = ids[~is_finite].tolist()
         raise NonFiniteError(
-            f"image {wrong[0]} and {len(wrong) - 1} others are not finite; nothing was saved"
+            f"{len(wrong)} of {len(ids)} images are not finite, first image {wrong[0]}; "
+            "nothing was saved"
         )
     return (to_floats(state.x_t, ranges) if ranges else to_uint8(state.x_t).cpu()).numpy()
 

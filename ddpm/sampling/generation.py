@@ -1,6 +1,5 @@
 """Images of a request: a run's weights, a sampler, a task; the files they are kept in."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,8 +107,7 @@ class ImageGenerator:
         drawn = self.draw(film, group)
         if group.is_main:
             self._save(generated, recipe, drawn, film)
-        if group.size > 1:
-            group.wait()
+        group.wait()
         return generated
 
     def _save(
@@ -269,7 +267,7 @@ def place(request: SampleRequest, recipe: Mapping[str, object]) -> Generated:
     wanted = digest(recipe)
     for stem in (request.stem, f"{request.stem}_{wanted[:8]}"):
         path = request.folder / f"{stem}.json"
-        is_same = path.is_file() and digest(json.loads(path.read_text())) == wanted
+        is_same = path.is_file() and digest(storage.read_facts(path)) == wanted
         if is_same or not path.exists():
             break
     options = request.options

@@ -30,7 +30,7 @@ from ddpm.diffusion import (
     power_ema_name,
 )
 from ddpm.distributed import Group, share
-from ddpm.errors import NonFiniteError
+from ddpm.errors import InputError, NonFiniteError
 from ddpm.runs import watts
 from ddpm.training.loss import (
     LOGSNR_EDGES,
@@ -208,14 +208,16 @@ class AdamW:
     """AdamW (Loshchilov & Hutter 2019) by PyTorch's fused kernel, its state by parameter name.
     Biases and gains (one dimension) are not decayed.
 
+    parameters: those that are trained; the gradients of all are there at each step.
+
     torch.optim.AdamW is the same to the bit, but loads the compiler: 3 s at each start.
     tensors: {"exp_avg.NAME", "exp_avg_sq.NAME", "step.NAME": tensor}, empty before the first step.
     param_groups: all parameters, as GradScaler reads them.
     """
 
-    def __init__(self, network: nn.Module, weight_decay: float) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], weight_decay: float) -> None:
         self.tensors: Tensors = {}
-        self._parameters = dict(network.named_parameters())
+        self._parameters = dict(parameters)
         self.param_groups = [{"params": list(self._parameters.values())}]
         vectors = [name for name, p in self._parameters.items() if p.ndim <= 1]
         matrices = [name for name in self._parameters if name not in vectors]
@@ -239,6 +241,7 @@ class AdamW:
                 for key in ("exp_avg", "exp_avg_sq", "step")
             )
             gradients = [p.grad for p in parameters if p.grad is not None]
+            assert len(gradients) == len(parameters)  # GradientBuffer gives every one its row
             adamw(
                 list[Tensor](parameters), gradients, moments, squares, [], steps, fused=True,
                 amsgrad=False, beta1=0.9, beta2=0.999, eps=1e-8, lr=self.lr,
@@ -276,7 +279,10 @@ class Stepper:
         self.batch_size = training.HYPER_PARAMETERS.BATCH_SIZE
         self.total = total
         self.parameters = dict(network.named_parameters())
-        self.optimizer = AdamW(network, training.WEIGHT_DECAY)
+        trained = {name: p for name, p in self.parameters.items() if p.requires_grad}
+        if not trained:
+            raise InputError("no parameter of the network requires a gradient: nothing to train")
+        self.optimizer = AdamW(trained, training.WEIGHT_DECAY)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=training.PRECISION == "fp16")
         self.parts = self._parts()
         self.density: AdaptiveDensity | None = None
@@ -285,7 +291,7 @@ class Stepper:
             self.density = AdaptiveDensity(schedule, LOGSNR_EDGES, seen)
         rows = len(self.parts) if training.NUMERICS == "exact" else 1
         num_sums = NUM_SUMS + (NUM_BINS if self.density else 0) + 1
-        self.buffer = GradientBuffer(list(self.parameters.values()), num_sums, rows)
+        self.buffer = GradientBuffer(list(trained.values()), num_sums, rows)
         self._restore(state)
 
     def _parts(self) -> list[range]:

@@ -23,12 +23,12 @@ from ddpm.cli.main import launch
 from ddpm.cluster import submit
 from ddpm.cluster.open_sweep import opened
 from ddpm.cluster.run_trial import TrialTask, run_trial
-from ddpm.cluster.submit import JobOptions
+from ddpm.cluster.submit import JobOptions, Submitted
 from ddpm.cluster.submit_sweep import group_size, left, record_death
 from ddpm.cluster.task import Journal, TaskFile, write_tasks
 from ddpm.cluster.workers import Workers
 from ddpm.errors import InputError
-from ddpm.runs import provenance
+from ddpm.runs import provenance, storage
 from ddpm.sweep.ledger import Ledger, Outcome
 from ddpm.sweep.plan import load_sweep
 from ddpm.training import TrainingJob
@@ -174,6 +174,18 @@ def test_debug_jobs_run_a_sweep_to_its_report(
     assert small.main("--cluster", "debug", **short) == 0
     assert "0 to submit" in capsys.readouterr().out
     assert small.attempts() == before == dict.fromkeys(before, 1)
+
+
+def test_a_sweep_with_jobs_is_not_trained_here_while_slurm_does_not_answer(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no squeue
+    job = Submitted(job="7_0", name="small", cluster="slurm", trials=("a",), group="b")
+    storage.make_folder(small.folder)
+    storage.write_json(small.folder / submit.JOBS_FILE, [asdict(job)])
+    with pytest.raises(InputError, match="jobs.json names jobs and squeue does not answer"):
+        small.main("--no-probe")
+    assert not small.attempts()
 
 
 @pytest.mark.ray

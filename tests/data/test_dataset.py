@@ -279,6 +279,8 @@ def test_data_of_torch_and_of_hugging_face_are_those_of_arrays() -> None:
         (lambda: Dataset.from_torch(Items()), "not of none"),
         (lambda: Dataset.from_torch(Items(*rows)), "items are dicts; give pairs"),
         (lambda: Dataset.from_torch(Items((pixels[0], "cat"))), "labels are no whole numbers"),
+        (lambda: Dataset.from_torch(Items((pixels[0], None))), "labels are no whole numbers"),
+        (lambda: Dataset.from_arrays(pixels[:0]), r"hold no pixels: their shape is \(0, 6, 5, 3\)"),
     ):
         with pytest.raises(InputError, match=word):
             call()

@@ -130,7 +130,7 @@ def learned(**numbers: float) -> SweepResults:
 
 def test_a_cell_that_has_not_learned_is_set_apart_and_in_no_average() -> None:
     ranking, without = rank(learned(a=-0.2, b=-0.1, c=0.3)), rank(learned(a=-0.2, b=-0.1))
-    assert [one.label for one in ranking.standings] == ["a", "b"] and not ranking.none_learned
+    assert [one.label for one in ranking.standings] == ["a", "b"] and not ranking.too_few_learned
     ((failed, above),) = ranking.failed
     assert failed.label == "c" and above == pytest.approx(0.3, abs=0.003)
     assert numbers_of(ranking) == numbers_of(without)
@@ -141,7 +141,7 @@ def test_a_cell_that_has_not_learned_is_set_apart_and_in_no_average() -> None:
 
 def test_where_none_has_learned_all_stay_and_that_is_known() -> None:
     ranking = rank(learned(a=0.2, b=0.1))
-    assert ranking.none_learned and len(ranking.standings) == len(ranking.failed) == 2
+    assert ranking.too_few_learned and len(ranking.standings) == len(ranking.failed) == 2
 
 
 # What is compared.

@@ -454,7 +454,7 @@ def test_images_that_are_not_finite_are_refused(run: Path) -> None:
         pred[1:] = torch.nan
         return pred
 
-    with pytest.raises(NonFiniteError, match="image 1 and 4 others are not finite"):
+    with pytest.raises(NonFiniteError, match="5 of 6 images are not finite, first image 1"):
         grids.sample_grid(network, model.schedule, model.config)
 
 

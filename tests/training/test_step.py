@@ -52,7 +52,7 @@ def test_the_optimizer_is_that_of_pytorch_to_the_bit_and_decays_no_biases() -> N
     torch.manual_seed(0)
     own = nn.Sequential(nn.Linear(3, 200), nn.SiLU(), nn.Linear(200, 2))
     other = copy.deepcopy(own)
-    ours = AdamW(own, 0.1)
+    ours = AdamW(dict(own.named_parameters()), 0.1)
     groups = [{"params": p, "weight_decay": 0.1 if p.ndim > 1 else 0} for p in other.parameters()]
     theirs = torch.optim.AdamW(groups, fused=True)
     for rate in (0.1, 0.01, 0.03):
@@ -71,14 +71,14 @@ def test_the_optimizer_is_that_of_pytorch_to_the_bit_and_decays_no_biases() -> N
 def test_a_restored_optimizer_goes_on_as_if_never_stopped() -> None:
     torch.manual_seed(0)
     one = nn.Linear(3, 2)
-    optimizer = AdamW(one, 0.01)
+    optimizer = AdamW(dict(one.named_parameters()), 0.01)
     assert optimizer.tensors == {}
     optimizer.lr = 0.1
     for _ in range(3):
         step(one, optimizer)
     two = nn.Linear(3, 2)
     two.load_state_dict(one.state_dict())
-    again = AdamW(two, 0.01)
+    again = AdamW(dict(two.named_parameters()), 0.01)
     again.load(optimizer.tensors)
     again.lr = 0.1
     for _ in range(2):
@@ -89,7 +89,7 @@ def test_a_restored_optimizer_goes_on_as_if_never_stopped() -> None:
 
 def test_the_state_is_keyed_by_parameter_name() -> None:
     layer = nn.Linear(3, 2)
-    optimizer = AdamW(layer, 0.0)
+    optimizer = AdamW(dict(layer.named_parameters()), 0.0)
     step(layer, optimizer)
     names = {f"{key}.{p}" for key in ("step", "exp_avg", "exp_avg_sq") for p in ("weight", "bias")}
     assert set(optimizer.tensors) == names

@@ -231,6 +231,20 @@ def test_a_stop_request_ends_the_run_with_a_state() -> None:
     assert [r.step for r in reports] == [1] and reports[0].stopped and reports[0].state is not None
 
 
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
+def test_frozen_parameters_stay_as_they_are(numerics: str) -> None:
+    module = network()
+    frozen = next(iter(dict(module.named_parameters())))
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    module.get_parameter(frozen).requires_grad_(False)
+    *_, last = train(settings(NUMERICS=numerics, WEIGHT_DECAY=0.1), module, SCHEDULE, digits())
+    assert last.state is not None and f"step.{frozen}" not in last.state.tensors["optimizer"]
+    for name, p in module.named_parameters():
+        assert torch.equal(p, before[name]) is (name == frozen), name
+    with pytest.raises(InputError, match="nothing to train"):
+        list(train(settings(), network().requires_grad_(False), SCHEDULE, digits()))
+
+
 class Poisoned(nn.Module):
     """A network of one weight whose output turns to NaN at a call, the third one."""
 
