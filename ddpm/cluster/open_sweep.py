@@ -73,6 +73,7 @@ class OpenSweep:
 
     @cached_property
     def ledger(self) -> Ledger:
+        """Outcomes of the trials, those of every process that has worked on the sweep."""
         return Ledger(self.folder / "ledger")
 
     @property

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -23,7 +24,7 @@ from ray.tune.search.optuna import OptunaSearch
 from ddpm.cluster.open_sweep import OpenSweep, Round
 from ddpm.cluster.run_trial import FilePoll, HalvedTrial, TrialTask, run_trial
 from ddpm.config import MEASURES
-from ddpm.errors import InputError
+from ddpm.errors import DdpmError, InputError
 from ddpm.runs import EVALUATION_FILE, RunDirectory, storage
 from ddpm.sweep import (
     Ladder,
@@ -99,7 +100,12 @@ def _keep_credentials() -> None:
     """
     from ray.tune.execution import class_cache
 
-    names = class_cache.ENV_VARS_TO_PROPAGATE
+    names = getattr(class_cache, "ENV_VARS_TO_PROPAGATE", None)
+    if not isinstance(names, set):
+        raise DdpmError(
+            f"Ray {ray.__version__} does not name the variables that it copies into its logs, so "
+            "AWS_SECRET_ACCESS_KEY might be among them; install the Ray of constraints.txt"
+        )
     names -= {name for name in names if name.startswith("AWS_")}
 
 

@@ -113,6 +113,7 @@ class MemoryStore:
         self._pixels = pixels
 
     def frames(self, ids: Ints, preprocessor: Preprocessor, draws: Ints | None) -> Pixels:
+        """Images (n, H, W, C) by number; preprocessor and draws change nothing."""
         # Arrays are as large as the batches, so there is nothing to crop.
         return np.stack([self._pixels[number] for number in ids.tolist()])
 

@@ -46,6 +46,10 @@ from ddpm.report.scatter import CHOICE_DOF, Spread
 from ddpm.runs import read_facts
 from ddpm.sweep import cell_name
 
+_SIGNIFICANT = 0.05  # of an interaction
+_NAMED = 3  # cells that are worse and are named
+_FEW = 4  # places that are spoken of one by one
+
 
 @dataclass(frozen=True, kw_only=True)
 class Conclusion:
@@ -460,11 +464,6 @@ def looks(folder: Path) -> list[Mapping[str, Value]]:
     """The looks of a race of seeds, the first one first; none without a race."""
     facts = read_facts(folder / RACE_FILE)
     return [mapping(one) for one in sequence(facts.get("looks")) if number(facts.get("of", 0))]
-
-
-_SIGNIFICANT = 0.05
-_NAMED = 3  # cells that are worse and are named
-_FEW = 4  # places that are spoken of one by one
 
 
 def sentences(analysis: Analysis) -> tuple[str, ...]:

@@ -137,6 +137,7 @@ class RunDirectory:
 
     @property
     def is_finished(self) -> bool:
+        """True once the training has taken its last step and been measured: `finish`."""
         return (self.path / DONE_FILE).exists()
 
     @property

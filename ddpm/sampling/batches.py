@@ -47,7 +47,8 @@ def draw_images(
 ) -> NDArray[np.uint8]:
     """Images 0 .. num_images - 1, uint8 (N, H, W, C).
 
-    image_shape: (C, H, W).  labels: (N,) int64; None: no classes, or all the null class.
+    image_shape: (C, H, W).  labels: (num_images,) int64; None: no classes, or all the null class;
+    those of images that only fill the last batch begin anew.
     start: ids -> the first state of their walks; None is noise.
     """
     device = device_of(network)
@@ -114,6 +115,9 @@ def draw_batch(
 
 
 def num_calls(options: SamplerOptions, schedule: NoiseSchedule, *, begin: float = 1.0) -> int:
-    """Network calls of an image from time `begin`, those of steps taken again counted too."""
+    """Predictions of an image from time `begin`, those of steps taken again counted too.
+
+    Each is one call of the network; with guidance it is two, of the network and of its guide.
+    """
     steps = len(options.levels(schedule, begin)) - 1
     return 1 + (steps - 1) * (1 + options.resamples) * SAMPLERS[options.sampler].calls
