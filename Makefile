@@ -15,7 +15,7 @@ STAMP := .venv/.installed
 PLAIN := not gpu and not slurm and not oracle and not campaign
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep train report results test test-fast test-long test-all test-oracle test-v3 test-wandb test-kills test-coverage test-statistics test-gpu test-slurm test-slurm-full bench check docs site clean
+.PHONY: help install sweep train report results test test-fast test-long test-all test-oracle test-oldest test-v3 test-wandb test-kills test-coverage test-statistics test-gpu test-slurm test-slurm-full bench check docs site clean
 
 help:              ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
@@ -48,6 +48,12 @@ test-all: test test-long ## every test that needs no GPU and no SLURM
 test-oracle: $(STAMP) ## samplers and exports against diffusers, statistics against statsmodels, installed beside the pinned packages
 	$(BIN)/python -m pip install --constraint constraints.txt --quiet "diffusers>=0.32" "statsmodels>=0.15"
 	$(BIN)/python -m pytest -q -m oracle -n 0 --no-skips $(ARGS) tests/sampling/test_diffusers_oracle.py tests/cli/test_export.py tests/report/test_statistics_oracle.py
+
+test-oldest:       ## test-fast with the oldest packages that pyproject.toml allows, in a folder of its own
+	$(PYTHON) -m venv .venv/oldest
+	.venv/oldest/bin/python -m pip install --quiet uv
+	.venv/oldest/bin/uv pip install --quiet --python .venv/oldest/bin/python --resolution lowest-direct --editable ".[v3,lmdb,search,pictures,test]"
+	.venv/oldest/bin/python -m pytest -q -m "$(PLAIN) and not slow and not long and not ray" -n $(JOBS) $(ARGS)
 
 test-v3: $(STAMP)  ## imported weights against Keras, on torch, installed in a folder of its own
 	$(BIN)/python -m pip install --quiet --no-deps --target .venv/openkeras keras==3.15.1 absl-py namex optree ml-dtypes

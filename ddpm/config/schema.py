@@ -669,14 +669,17 @@ def _describe(schema: Mapping[str, Any]) -> str:
 
 
 def _range(schema: Mapping[str, Any]) -> str:
-    low, high = schema.get("minimum"), schema.get("maximum")
+    low, high, above, below = (
+        int(bound) if isinstance(bound := schema.get(key), float) and bound == int(bound) else bound
+        for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+    )
     high = None if high == _LARGEST else high
     if low is not None and high is not None:
         return f" from {low} to {high}"
     bounds = {
         "of at least": low,
-        "above": schema.get("exclusiveMinimum"),
-        "below": schema.get("exclusiveMaximum"),
+        "above": above,
+        "below": below,
         "of at most": high,
     }
     words = [f"{word} {bound}" for word, bound in bounds.items() if bound is not None]

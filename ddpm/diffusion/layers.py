@@ -171,7 +171,10 @@ def dropped_elements(
 # One operation, so compilers neither look into the generator nor change it. Called where none is at
 # work it would load PyTorch's, which takes seconds.
 dropped_operator = torch.library.custom_op(
-    "ddpm::dropped_elements", dropped_elements, mutates_args=()
+    "ddpm::dropped_elements",
+    dropped_elements,
+    mutates_args=(),
+    schema="(int seed, Tensor ids, int index, int num_dropped, int[] shape) -> Tensor",
 )
 
 

@@ -33,7 +33,6 @@ from .reference import reference_of as reference_of
 from .request import FEATURES as FEATURES
 from .request import EvaluationOptions as EvaluationOptions
 from .request import ema_curve_run as ema_curve_run
-from .request import evaluation_request as evaluation_request
 from .samples import SampleSet as SampleSet
 from .samples import draw_samples as draw_samples
 from .samples import evaluate_samples as evaluate_samples

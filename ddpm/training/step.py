@@ -113,7 +113,7 @@ class ReportSums:
         return self.times.get(name, math.nan if self.times else 0.0)
 
     def to_json(self) -> dict[str, Any]:
-        """What a resume continues; empty just after a report."""
+        """The window as a resume continues it; empty just after a report."""
         names = ("steps", "sums", "grad_norm", "skipped", "clipped", "times")
         return {name: getattr(self, name) for name in names} if self.steps else {}
 

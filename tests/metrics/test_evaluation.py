@@ -17,11 +17,11 @@ from ddpm.errors import InputError
 from ddpm.metrics.evaluation import METRICS, class_score
 from ddpm.metrics.features import ClassSums
 from ddpm.metrics.reference import RealData, pixel_features
+from ddpm.metrics.request import evaluation_request
 from ddpm.metrics.samples import (
     cells,
     draw_samples,
     evaluate_samples,
-    evaluation_request,
     read_samples,
 )
 from tests.support.digits_runs import digit_images, digits_run, real_digits
