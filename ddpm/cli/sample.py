@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     from ddpm.cli.signals import stop_on_signals
     from ddpm.cluster import submit_images
 
-    plan, request = submit_images.checked(images, job_options(args))
+    plan, request = submit_images.check(images, job_options(args))
     if args.dry_run:
         from ddpm.cluster import dry_run
 

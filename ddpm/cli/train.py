@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         from ddpm.cluster import dry_run
 
         return dry_run.training(
-            loaded, run_training.checked(loaded), probe=args.probe, verbose=args.verbose
+            loaded, run_training.check(loaded), probe=args.probe, verbose=args.verbose
         )
     return run_training.run(
         loaded,

@@ -18,7 +18,7 @@ from ddpm.cluster.cost import Forecast
 from ddpm.cluster.slurm import as_submitted, from_environment
 from ddpm.cluster.submit import JobOptions, JobResources
 from ddpm.cluster.submit_images import shared_out
-from ddpm.cluster.submit_sweep import checked, group_size
+from ddpm.cluster.submit_sweep import check, group_size
 from ddpm.cluster.workers import Workers
 from ddpm.config import Config
 from ddpm.errors import InputError
@@ -59,7 +59,7 @@ def sweep(planned: Sweep, options: JobOptions | None, *, probe: bool, verbose: b
     InputError with all that keeps any trial from starting.
     """
     if options is None:
-        workers, side_by_side = run_sweep.checked(planned)
+        workers, side_by_side = run_sweep.check(planned)
         open_sweep.check_window(planned)
         _print_cells(planned, verbose)
         print(
@@ -80,7 +80,7 @@ def sweep(planned: Sweep, options: JobOptions | None, *, probe: bool, verbose: b
 
 def _arrays(planned: Sweep, options: JobOptions, *, probe: bool, verbose: bool) -> None:
     """The array jobs that --cluster would submit, or the processes it would start."""
-    request, workers = checked(planned, options)
+    request, workers = check(planned, options)
     open_sweep.check_window(planned)
     if options.cluster == "slurm":
         slurm.require_slurm()

@@ -93,7 +93,7 @@ class OpenSweep:
         self.trials.extend(more)
         write_json(self.folder / SWEEP_FILE, _facts(self.sweep, self.trials, self.window))
 
-    def place(self, planned: Trial) -> Trial:
+    def with_run_dir(self, planned: Trial) -> Trial:
         """A planned trial with its data, its id and its run directory."""
         config, key = planned.config, data_key(planned.config)
         if key not in self.data:
@@ -136,9 +136,9 @@ def opened(sweep: Sweep, *, workers: Workers, packed: bool) -> Iterator[OpenSwee
     make_folder(folder)
     with lock(folder / "sweep.lock", f"sweep {sweep.name} in {folder}"):
         # under the lock: run directories that another driver made are found, not named anew
-        of.pool = [of.place(one) for one in sweep.trials]
+        of.pool = [of.with_run_dir(one) for one in sweep.trials]
         there = {trial.trial_id for trial in of.pool}
-        of.pool += [of.place(one) for one in _chosen_before(folder, sweep, there)]
+        of.pool += [of.with_run_dir(one) for one in _chosen_before(folder, sweep, there)]
         if sweep.race is None:  # SEEDS have become a list: what an earlier race left holds no more
             (folder / RACE_FILE).unlink(missing_ok=True)
         start = sweep.race.START if sweep.race else None
@@ -337,7 +337,7 @@ def _within(of: OpenSweep) -> Iterator[Round]:
         cells = [*cells, *(one for one in found if one["cell"] not in there)]
         write_json(path, {"tuning": tuning, "cells": cells})
     planned = [
-        of.place(tuned_trial(of.sweep, one["cell"], one["chosen"], seed))
+        of.with_run_dir(tuned_trial(of.sweep, one["cell"], one["chosen"], seed))
         for seed in of.sweep.seeds
         for one in cells
     ]

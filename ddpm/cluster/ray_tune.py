@@ -289,7 +289,7 @@ class Bayes(OptunaSearch):
             grid = {key: values[chosen[key]] for key, values in of.sweep.grid.items()}
             ranges = {key: one.rounded(chosen[key]) for key, one in of.sweep.space.items()}
             try:
-                trial = of.place(of.sweep.make(grid | ranges, seed))
+                trial = of.with_run_dir(of.sweep.make(grid | ranges, seed))
             except InputError:  # a combination that cannot be trained
                 self._tell(asked, None)
                 continue

@@ -31,7 +31,7 @@ from ddpm.sweep import Sweep, Trial, missed_levels
 LOOK_S = 2.0  # between looks at the budget
 
 
-def checked(sweep: Sweep) -> tuple[Workers, int]:
+def check(sweep: Sweep) -> tuple[Workers, int]:
     """The workers of each trial and how many trials run side by side; InputError with all that
     keeps any trial from starting.
     """
@@ -52,7 +52,7 @@ def run(sweep: Sweep, *, should_stop: Callable[[], bool], probe: bool = True) ->
     probe: predict its cost first, where that is short beside it.
     """
     console = Console()
-    workers, concurrent = checked(sweep)
+    workers, concurrent = check(sweep)
     with opened(sweep, workers=workers, packed=concurrent > 1) as of:
         _refuse_array_jobs(of)
         remove(of.stop_file)

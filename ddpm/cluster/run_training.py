@@ -38,7 +38,7 @@ def run(
 ) -> int:
     """Train to the end and print where everything lies; 0. A finished run is not repeated."""
     with said_by_rank_0():
-        workers = checked(config)
+        workers = check(config)
     with process_group() if torchrun_size() else nullcontext(Group()) as group:
         if group.is_main:
             return _lead(config, workers, group, new=new, resume=resume, should_stop=should_stop)
@@ -129,7 +129,7 @@ def _of_rank_0(group: Group, job: TrainingJob | None = None) -> TrainingJob | No
     return TrainingJob(**told | {"command": tuple(told["command"])}) if told else None
 
 
-def checked(config: Config) -> Workers:
+def check(config: Config) -> Workers:
     """The workers of a training that can start; InputError with all that keeps it from it."""
     workers, problems = None, [*preparing.source_problems(config), *start_problems(config)]
     problems += [*inception_problems(config), *wandb_problems()]

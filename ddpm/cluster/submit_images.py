@@ -36,7 +36,7 @@ _INSTEAD = {
 }
 
 
-def checked(
+def check(
     images: SampleRequest, options: JobOptions | None
 ) -> "tuple[BulkSampler, JobResources | None]":
     """The plan, and the request of each task; None, as for the options, draws in this process.

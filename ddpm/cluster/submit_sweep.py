@@ -75,7 +75,7 @@ def train_task(path: str) -> int:
     return code
 
 
-def checked(sweep: Sweep, options: JobOptions) -> tuple[JobResources, Workers]:
+def check(sweep: Sweep, options: JobOptions) -> tuple[JobResources, Workers]:
     """The request of each task and the workers of a trial; InputError with all that is wrong."""
     found = problems(sweep) + only_here(sweep)
     resources = submit.read_options(
@@ -142,7 +142,7 @@ def run_array(
     probe: size tasks by the seconds of a trial, as this machine takes them.
     """
     console = Console()
-    resources, workers = checked(sweep, options)
+    resources, workers = check(sweep, options)
     if options.cluster == "slurm":
         slurm.require_slurm()
     with opened(sweep, workers=workers, packed=resources.jobs > 1) as of:

@@ -100,7 +100,7 @@ class ImageGenerator:
         """
         torch.set_num_threads(RunDirectory(self.request.run).threads)
         recipe = self.recipe()
-        generated = place(self.request, recipe)
+        generated = files_of(self.request, recipe)
         if group.any(group.is_main and generated.was_there):
             return generated
         film = Film(self._calls, self.request.options.EXPORT_EVERY) if generated.film else None
@@ -262,7 +262,7 @@ def sampler_options(request: SampleRequest, model: LoadedModel) -> SamplerOption
     )
 
 
-def place(request: SampleRequest, recipe: Mapping[str, object]) -> Generated:
+def files_of(request: SampleRequest, recipe: Mapping[str, object]) -> Generated:
     """The files of a recipe: named as v3 names them, with its digits where that name is taken."""
     wanted = digest(recipe)
     for stem in (request.stem, f"{request.stem}_{wanted[:8]}"):

@@ -9,7 +9,7 @@ import pytest
 
 from ddpm.cluster import submit, submit_images
 from ddpm.cluster.submit import JobOptions
-from ddpm.cluster.submit_images import checked
+from ddpm.cluster.submit_images import check
 from ddpm.errors import StorageError
 from ddpm.sampling.bulk import BulkFolder, parse_name, total
 from tests.support.bulk_data import Bulk, files_of
@@ -108,7 +108,7 @@ def test_debug_draws_one_part_after_the_other(
 
 def test_debug_ends_with_the_error_of_its_part(bulk: Bulk) -> None:
     mine = Bulk(make_run(bulk.out.parent), bulk.out, KEYS)
-    plan, request = checked(mine.request(8), JobOptions(cluster="debug"))
+    plan, request = check(mine.request(8), JobOptions(cluster="debug"))
     for path in mine.run.glob("checkpoints/*/*"):
         path.unlink()
     with pytest.raises(StorageError, match="failed for the reason above"):

@@ -54,7 +54,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, *, gpus: int, cores: int) -> None:
 
 
 def train_dry(config: Config) -> int:
-    return dry_run.training(config, run_training.checked(config), probe=False)
+    return dry_run.training(config, run_training.check(config), probe=False)
 
 
 def sweep_dry(planned: Sweep) -> int:
@@ -113,7 +113,7 @@ def test_dry_run_prints_the_configuration_and_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = small(tmp_path / "out")
-    checked = run_training.checked(config)
+    checked = run_training.check(config)
     assert dry_run.training(config, checked, probe=False, verbose=True) == 0
     shown = capsys.readouterr().out
     assert "one image of 1x8x8" in shown and "PartCost" not in shown

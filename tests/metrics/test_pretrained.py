@@ -81,7 +81,7 @@ def test_a_training_is_refused_before_it_starts(tmp_path: Path) -> None:
     words = ["EVALUATION.FEATURES=inception", f"EVALUATION.WEIGHTS={nothing}"]
     config = tiny("EVALUATION.EVERY=1", *words, "DATASET.PATH=nowhere")
     with pytest.raises(InputError) as caught:
-        run_training.checked(config)
+        run_training.check(config)
     told = "\n".join(caught.value.problems)
     assert "nowhere" in told and "torch-fidelity" in told
     assert f"EVALUATION.WEIGHTS {nothing}: No such file" in told and "--weights" not in told

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ddpm.cluster import submit_images
-from ddpm.cluster.submit_images import checked
+from ddpm.cluster.submit_images import check
 from ddpm.data import images
 from ddpm.data import index as indexing
 from ddpm.errors import DdpmError, InputError, Interrupted, StorageError
@@ -380,7 +380,7 @@ def test_a_series_goes_on_from_its_own_folder(bulk: Bulk, undisturbed: BulkFolde
     series = bulk.draw(10)
     moved = series.folder.rename(bulk.out.parent / "moved")
     request = read_request(moved, bulk=BulkOptions(num=30))
-    assert submit_images.run(*checked(request, None), should_stop=lambda: False) == 0
+    assert submit_images.run(*check(request, None), should_stop=lambda: False) == 0
     assert files_of(BulkFolder.open(moved)) == files_of(undisturbed) and not list(
         bulk.out.iterdir()
     )

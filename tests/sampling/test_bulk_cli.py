@@ -10,7 +10,7 @@ import pytest
 from ddpm.cli.main import launch
 from ddpm.cluster import submit
 from ddpm.cluster.submit import JobOptions
-from ddpm.cluster.submit_images import checked
+from ddpm.cluster.submit_images import check
 from ddpm.errors import InputError
 from ddpm.sampling.bulk import manifest_of, name_of
 from tests.cluster.test_submitit_jobs import slurm
@@ -124,14 +124,14 @@ def test_a_damaged_checkpoint_is_a_matter_of_storage(tmp_path: Path, command: Co
 )
 def test_what_sbatch_cannot_be_given(bulk: Bulk, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        checked(bulk.request(9), JobOptions(cluster="slurm", **options))  # type: ignore[arg-type]
+        check(bulk.request(9), JobOptions(cluster="slurm", **options))  # type: ignore[arg-type]
     assert not bulk.out.exists()
 
 
 def test_a_folder_that_slurm_would_read_as_a_pattern_is_refused(run: Path, tmp_path: Path) -> None:
     bulk = Bulk(run, tmp_path / "out%j")
     with pytest.raises(InputError, match=r"choose another IMAGE_GENERATION\.GEN_SAVE_DIR"):
-        checked(bulk.request(9), JobOptions(cluster="slurm"))
+        check(bulk.request(9), JobOptions(cluster="slurm"))
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import psutil
 from ddpm.cli.main import launch
 from ddpm.cluster import submit_images
 from ddpm.cluster.submit import JobOptions
-from ddpm.cluster.submit_images import checked
+from ddpm.cluster.submit_images import check
 from ddpm.sampling.bulk import BulkFolder
 from ddpm.sampling.request import BulkOptions, SampleRequest, read_request
 from tests.support.processes import forked
@@ -51,7 +51,7 @@ class Bulk:
         """As `launch/sample.py --num` in this process; the series."""
         options = JobOptions(cluster=cluster) if cluster else None  # type: ignore[arg-type]
         given = {"unit": 8, "batch_size": 4, **given}
-        asked = checked(self.request(num, **given), options)  # type: ignore[arg-type]
+        asked = check(self.request(num, **given), options)  # type: ignore[arg-type]
         assert submit_images.run(*asked, should_stop=lambda: False) == 0
         return self.series
 
