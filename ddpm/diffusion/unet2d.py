@@ -189,7 +189,8 @@ def _time_embedding(network: UNet, schedule: NoiseSchedule, dim: int) -> dict[st
     else:
         digits = (len(steps) - 1).bit_length()
         table = (2 * ((steps[:, None] - 1) >> torch.arange(digits) & 1) - 1).float()  # (T, digits)
-        first = _SHARPNESS * F.pad(table, (0, 0, 0, dim - len(steps)))
+        # not F.pad, which refuses the table of T = 1, without digits, before PyTorch 2.7 or so
+        first = _SHARPNESS * torch.cat([table, table.new_zeros(dim - len(steps), digits)])
         first_bias = first.new_full((dim,), _SHARPNESS * (1 - digits))
         last = F.pad(ours(time).T / _SHARPNESS, (0, 0, 0, dim - ours.dim))  # (dim, T)
         last, last_bias = _to_width(last, dim), first.new_zeros(dim)
