@@ -29,11 +29,11 @@ The first line of each file of [configs](../configs) names it, so that an editor
 lines (VS Code with the YAML extension, and others with yaml-language-server) completes and checks
 keys as they are typed.
 
-Some words of the field are read as the keys and values here, and it is said so in a line:
+These common names are accepted in place of the keys and values here, with a message:
 `PRED_TYPE: epsilon`, `sample`, `x0`, `v_prediction`; and in place of their keys, also without a
 section, `PREDICTION_TYPE`, `NUM_TRAIN_TIMESTEPS`, `NUM_INFERENCE_STEPS`, `GUIDANCE_SCALE`,
-`CFG_SCALE`, `CLASS_DROPOUT_PROB`, `ETA`. A run keeps our words, and is the same run
-([glossary](glossary.md)).
+`CFG_SCALE`, `CLASS_DROPOUT_PROB`, `ETA`. They are stored under this project's names, so the run
+and its id are the same ([glossary](glossary.md)).
 
 """
 
