@@ -41,7 +41,7 @@ def apply(change: str, root: Path) -> None:
 @pytest.mark.slow
 def test_what_the_page_adds_works(tmp_path: Path) -> None:
     """All of it in one copy of the tree, and every example in a namespace of its own."""
-    for folder in ("ddpm", "configs"):
+    for folder in ("ddpm", "configs", "launch"):
         shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True)
     examples = []
     for title, section in SECTIONS.items():
@@ -60,3 +60,4 @@ def test_what_the_page_adds_works(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "originals" in done.stdout
+    assert "#PBS -l select=" in done.stdout
