@@ -5,6 +5,7 @@ python docs/build.py            also: make docs
 
 import ast
 import json
+import re
 from pathlib import Path
 
 from ddpm import config
@@ -53,7 +54,8 @@ def first_sentence(path: Path) -> str:
     """The docstring of a module up to the first full stop."""
     paragraph = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0]
     text = " ".join(paragraph.split())
-    return text.split(". ")[0].rstrip(".:").replace("|", "\\|")
+    sentence = re.split(r"(?<!\bFig)(?<!\bal)\. ", text)[0]
+    return sentence.rstrip(".:").replace("|", "\\|")
 
 
 def architecture_page() -> str:
