@@ -187,8 +187,9 @@ class Gap:
 class Ranking:
     """The cells in order of the first measure, what they share, and what could not be ranked.
 
-    measures: those of the headline.  levels: the window of log SNR.  is_window: whether it was
-    fixed by the data; else it is what all cells share.  point: how the samples were drawn.
+    measures: those of the headline, one that is not informative last.  levels: the window of log
+    SNR.  is_window: whether it was fixed by the data; else it is what all cells share.  point: how
+    the samples were drawn.
     real: by measure, the number of held-out real images, measured as the samples are.
     failed: (cell, its mean log10 x0-error above the Gaussian fit's), of cells that learned nothing.
     """
@@ -207,9 +208,14 @@ class Ranking:
     baseline: int | None = None  # the place of a cell that others are compared with beforehand
     confidence: float = CONFIDENCE
 
-    def rank(self, place: int, measure: str) -> int:
-        """1 for the lowest."""
-        return 1 + self.orders[measure].index(place)
+    @cached_property
+    def informative(self) -> tuple[str, ...]:
+        """The measures by which any cell's number lies above its own evaluation error."""
+        return tuple(m for m in self.measures if any(one.is_resolved(m) for one in self.standings))
+
+    def rank(self, place: int, measure: str) -> int | None:
+        """1 for the lowest; None by a measure that tells nothing."""
+        return 1 + self.orders[measure].index(place) if measure in self.informative else None
 
     def lowest(self, measure: str) -> Standing:
         """The cell with the lowest number."""
@@ -394,7 +400,11 @@ class Ranking:
     def loss(self, standing: Standing) -> float:
         """Distance of a cell above the lowest, log10, by the measure by which it is the most."""
         return max(
-            self.estimate(standing, m) - self.estimate(self.lowest(m), m) for m in self.measures
+            (
+                self.estimate(standing, m) - self.estimate(self.lowest(m), m)
+                for m in self.informative
+            ),
+            default=0.0,
         )
 
     def _over_seeds(
@@ -493,6 +503,7 @@ def rank(
     too_few_learned = bool(failed) and len(learned) < 2
     if not too_few_learned:
         standings = learned
+    measures = tuple(sorted(measures, key=lambda m: not any(s.is_resolved(m) for s in standings)))
     ranking = Ranking(
         levels=levels,
         standings=tuple(standings),

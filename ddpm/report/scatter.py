@@ -461,7 +461,9 @@ def spread(
         is_paired = _is_paired(paired, by_seed.dof, unpaired, by_cell.dof)
     is_paired = is_paired and by_seed.dof > 0
     by_factor = None
-    if codes is not None and groups is not None and not apart:
+    if apart:
+        groups = None  # single cells scatter more, no level of a factor
+    if codes is not None and groups is not None:
         by_factor = _strata_of_groups(groups, values, codes, is_paired)
         groups = groups if by_factor is not None else None  # too few seeds that all cells have
     elif is_paired and codes is not None and codes.shape[1] > 1:

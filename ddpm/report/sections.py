@@ -45,11 +45,12 @@ from ddpm.report.labels import (
     with_error,
 )
 from ddpm.report.prediction import predicted_cost
-from ddpm.report.ranking import CONFIDENCE, Comparison, Ranking, Standing, against, agreement
+from ddpm.report.ranking import CONFIDENCE, Comparison, Gap, Ranking, Standing, against, agreement
 from ddpm.report.reading import SweepResults, TrialResult, mapping, number, sequence
 from ddpm.report.scaling import SIZES, crossings, laws, slope_in_words, unresolved
 from ddpm.report.tuning import tuning_of
 from ddpm.report.verdict import (
+    UNRESOLVED,
     against_baseline,
     looks,
     meaning_of_errors,
@@ -199,7 +200,7 @@ def ranked(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block]
         seconds = one.compute_seconds
         rows.append(
             [str(place + 1), standing.label, *(" \u00b1 ".join(pair) for pair in numbers),
-             str(ranking.rank(place, second)), *[correct[place] or _NONE] * has_classes,
+             str(ranking.rank(place, second) or _NONE), *[correct[place] or _NONE] * has_classes,
              str(len(standing.trials)),
              _NONE if seconds is None else f"{seconds:,.{0 if seconds >= 100 else 1}f}",
              one.speed() + " packed" * (one.is_packed and not all_packed),
@@ -318,7 +319,9 @@ def _of_pairs(ranking: Ranking) -> list[str]:
     said = [f"{TITLES[first]}: {pairing(ranking, first)}"]
     for measure in others:
         found = ranking.spread(measure)
-        if found is not None and isfinite(found.ratio):
+        if measure not in ranking.informative:
+            said.append(f"By {TITLES[measure]} {UNRESOLVED}.")
+        elif found is not None and isfinite(found.ratio):
             kind = "paired" if found.is_paired else "unpaired"
             said.append(f"{TITLES[measure]}: {found.ratio:.2f} times; intervals are {kind}.")
     return [*said, *filter(None, [unequal(ranking)])]
@@ -334,7 +337,11 @@ def _against(caption: str, ranking: Ranking, found: Sequence[Comparison]) -> Tab
         gaps = [
             w
             for g in one.gaps.values()
-            for w in (with_error(g.mean, g.half_width), ratio_text(10**g.mean))
+            for w in (
+                (_NONE, _NONE)
+                if g == Gap()
+                else (with_error(g.mean, g.half_width), ratio_text(10**g.mean))
+            )
         ]
         rows.append([one.standing.label, *gaps, *shown, OUTCOMES[one.outcome]])
     head = ["cell", *(words for m in ranking.measures for words in (_log_name(m), "that is")),
@@ -359,6 +366,9 @@ def factors(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block
     if len(ranking.standings) < 2 or not sweep.is_sweep:
         return
     for measure in ranking.measures:
+        if measure not in ranking.informative:
+            yield Text(words=f"By {TITLES[measure]} {UNRESOLVED}.")
+            continue
         found = analyse(ranking, measure)
         said = [Text(words=sentence) for sentence in factor_sentences(found)]
         if found.reason is not None:
@@ -375,14 +385,14 @@ def _variance(found: Analysis) -> Table:
     lines = [(term.name, term) for term in ((found.seeds,) if found.seeds else ()) + found.terms]
     if found.error is not None:
         lines.append((f"error: {found.error.name}", found.error))
-    sums = "" if found.is_complete else " The grid is incomplete, so the squares do not add up."
-    over = " F is taken over the term's own changes from seed to seed."
+    sums = "" if found.is_complete else ". The grid is incomplete, so the squares do not add up"
+    over = ". F is taken over the term's own changes from seed to seed"
     return Table(
         head=("term", "degrees of freedom", "sum of squares", "F", "over", "p", "share"),
         rows=[_line(name, term) for name, term in lines],
         right=range(1, 7),
         caption="Sums of squares beyond all terms that do not contain the term (type II). Share: "
-        f"\u03c9\u00b2, of the variance.{over if found.strata is not None else ''}{sums}",
+        f"\u03c9\u00b2, of the variance{over if found.strata is not None else ''}{sums}",
     )
 
 

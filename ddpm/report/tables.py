@@ -55,7 +55,8 @@ def _print_ranking(sweep: SweepResults, ranking: Ranking, console: Console) -> N
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("cell", overflow="fold")
     headings = [TITLES[measure].replace(" error", "\nerror") for measure in ranking.measures]
-    for heading in (*headings, "# by it"):
+    by = headings[-1] if ranking.of_samples else "it"  # that of the x0-error is as wide as a column
+    for heading in (*headings, f"# by {by}"):
         table.add_column(heading, justify="right", no_wrap=True)
     for heading in ("images/s", "compute", "memory") if wide else ("images/s",):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -65,7 +66,7 @@ def _print_ranking(sweep: SweepResults, ranking: Ranking, console: Console) -> N
             " \u00b1".join(number_with_error(standing.value(m), standing.error(m)))
             for m in ranking.measures
         ]
-        second = str(ranking.rank(place, ranking.measures[1]))
+        second = str(ranking.rank(place, ranking.measures[-1]) or "\u2013")
         rest = [duration(costs.compute_seconds), size(costs.peak_memory_bytes)] if wide else []
         table.add_row(str(place + 1), standing.label, *both, second, costs.speed("*"), *rest)
     console.print(table)

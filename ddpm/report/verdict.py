@@ -49,6 +49,7 @@ from ddpm.sweep import cell_name
 _SIGNIFICANT = 0.05  # of an interaction
 _NAMED = 3  # cells that are worse and are named
 _FEW = 4  # places that are spoken of one by one
+UNRESOLVED = "nothing is told: no cell's lies above its own evaluation error"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +189,8 @@ def _real(ranking: Ranking) -> list[str]:
 
 def by_measure(ranking: Ranking, lead: Standing, measure: str) -> str:
     """By one measure: the cells that `lead` beats, those tied with it, those that beat it."""
+    if measure not in ranking.informative:
+        return f"By {TITLES[measure]} {UNRESOLVED}."
     found = {one.label: ranking.gap(one, lead, measure) for one in ranking.standings}
     del found[lead.label]
     beaten = {label: gap for label, gap in found.items() if gap.sign > 0}
@@ -234,11 +237,13 @@ def _group(ranking: Ranking, some: Sequence[Standing] | Sequence[str]) -> str:
 def _recommendation(ranking: Ranking, lead: Standing) -> str:
     """Of the tied cells the cheapest, how far from the lowest, and what it saves."""
     much = 100 * (10 ** ranking.loss(lead) - 1)
-    said = f"Recommended: {lead.label}"
+    said, told = f"Recommended: {lead.label}", ranking.informative
+    by = "every measure" if len(told) > 1 else "".join(TITLES[measure] for measure in told)
     if much > 0:
-        said += f", at most {signed_digits(much)} % above the lowest by either measure as measured"
+        by = by.replace("every", "either")
+        said += f", at most {signed_digits(much)} % above the lowest by {by} as measured"
     else:
-        said += ", the lowest by every measure"
+        said += f", the lowest by {by}" if told else ""
     rival = ranking.lowest(ranking.measures[0])
     if rival is not lead:
         if ranking.is_cheaper(lead, rival):

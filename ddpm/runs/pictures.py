@@ -96,7 +96,7 @@ def gif(pictures: Sequence[Pixels], *, frame_ms: int = 120, last_ms: int = 1500)
 def npz(**arrays: NDArray[np.uint8] | NDArray[np.int64]) -> bytes:
     """The compressed NPZ file of some arrays; equal arrays give equal bytes."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # allow_pickle is no array
     return buffer.getvalue()
 
 

@@ -136,6 +136,17 @@ def test_missing_seeds_leave_effects_of_unweighted_means_of_cells() -> None:
     np.testing.assert_allclose(effect.means[order], means - means.mean(), atol=2e-5)
 
 
+def test_effects_are_of_all_cells_where_one_is_set_apart_and_levels_scatter_by_chance() -> None:
+    values = 1e-5 * np.array(  # one of 500 drawn sweeps whose cells are equal
+        [[-1001, 1336], [217, -649], [316, -650], [684, -1162], [1211, -324], [718, -241],
+         [201, -765], [518, 292], [1362, -202]]
+    )  # fmt: skip
+    ranking = known_ranking(values, cells_of(GRID_9))
+    spread = ranking.spread(FIRST)
+    assert spread is not None and spread.apart and spread.groups is None
+    assert all(np.isfinite(analyse(ranking, FIRST).effect(key).widths).all() for key in GRID_9)
+
+
 def test_a_level_that_nothing_links_has_no_interval() -> None:
     grid = {SCHEDULER: ["linear", "cosine"], PRED_TYPE: ["noise", "image"]}
     found = analysis_of(draw(grid, 3), grid)

@@ -13,7 +13,7 @@ from ddpm.report.labels import axes_of
 from ddpm.report.page import next_command
 from ddpm.report.ranking import Ranking, rank, with_baseline
 from ddpm.report.reading import Lines, SweepResults
-from ddpm.report.sections import Table, ranked
+from ddpm.report.sections import Table, Text, compared, factors, ranked
 from ddpm.report.verdict import Conclusion, against_baseline, judge, pairing, scope, unequal
 from tests.support.known_sweeps import (
     FIRST,
@@ -24,6 +24,7 @@ from tests.support.known_sweeps import (
     error_of,
     error_over,
     known_sweep,
+    quality_of,
     sampled_sweep,
     sweep_of,
     trial_of,
@@ -113,6 +114,31 @@ def test_sentences_repeat_the_intervals_that_the_verdict_rests_on() -> None:
         "By FID\u221e linear is beaten by cosine, 50 % lower (45 to 55 %), and beats cos6, which "
         "is 26 % higher (14 to 39 %)."
     )
+
+
+def test_a_measure_that_is_within_its_error_tells_nothing_and_orders_nothing() -> None:
+    """KID whose unbiased estimate is below zero, with the smallest error where FID is worst."""
+    cells = zip(THREE, (-0.003, -0.002, -0.001), (0, 0.1, 0.3), strict=True)
+    sweep = sweep_of(
+        [
+            trial_of(cell, seed, error_of(-1.0), quality=quality_of(kid, 10 ** (fid + rest)))
+            for place, (cell, kid, fid) in enumerate(cells)
+            for seed, rest in enumerate(PATTERN[place])
+        ]
+    )
+    ranking, verdict = judged(sweep)
+    assert ranking.measures == ("fid", "kid") and ranking.informative == ("fid",)
+    assert [one.label for one in ranking.standings] == ["linear", "cosine", "cos6"]
+    assert verdict.kind == "winner" and verdict.sentences[1] == (
+        "By KID nothing is told: no cell's lies above its own evaluation error."
+    )
+    axes = axes_of(sweep)
+    (table, *_) = (block for block in ranked(sweep, ranking, axes) if isinstance(block, Table))
+    assert [row[table.head.index("rank by KID")] for row in table.rows] == ["\u2013"] * 3
+    (table, *_) = (block for block in compared(sweep, ranking, axes) if isinstance(block, Table))
+    assert {tuple(row[3:5]) for row in table.rows[1:]} == {("\u2013", "\u2013")}
+    assert any("By KID nothing is told" in one.words for one in factors(sweep, ranking, axes)
+               if isinstance(one, Text))  # fmt: skip
 
 
 def test_a_sentence_that_claims_something_else_is_seen() -> None:

@@ -3,9 +3,10 @@
 import re
 from collections.abc import Iterator, Sequence
 
+from ddpm.config import X0_MEASURES
 from ddpm.report.labels import TITLES, part, spoken, varied
 from ddpm.report.ranking import Ranking, Standing
-from ddpm.report.verdict import Conclusion
+from ddpm.report.verdict import UNRESOLVED, Conclusion
 
 _END = r"(\u2212?[\d.]+)"
 _ABOVE = re.compile(rf"[\d.]+( % higher| % lower| times as high) \({_END} to {_END}(?: %)?\)")
@@ -33,6 +34,16 @@ def faults(ranking: Ranking, verdict: Conclusion) -> list[str]:
     return [f"{fault}: {verdict.headline} {verdict.sentences}" for fault in found]
 
 
+def _informative(ranking: Ranking) -> list[str]:
+    """The measures by which one network at least is above its evaluation error."""
+    return [
+        measure
+        for measure in ranking.measures
+        if measure in X0_MEASURES
+        or any(n.value > n.error for s in ranking.standings for n in s.numbers[measure].values())
+    ]
+
+
 def sign(ranking: Ranking, a: Standing, b: Standing, measure: str) -> int:
     """1 where a's number is told to be above b's, -1 below, 0 where the interval holds zero."""
     gap = ranking.gap(a, b, measure)
@@ -43,6 +54,10 @@ def _by_measure(
     ranking: Ranking, cells: dict[str, Standing], lead: Standing, measure: str, sentence: str
 ) -> Iterator[str]:
     where = "" if ranking.spread(measure) is not None else ", in this run,"
+    if measure not in _informative(ranking):
+        if sentence != f"By {TITLES[measure]} {UNRESOLVED}.":
+            yield "a measure that tells nothing"
+        return
     start = f"By {TITLES[measure]}{where} {lead.label} "
     if not sentence.startswith(start):
         yield "a sentence on another cell"
@@ -96,10 +111,11 @@ def _by_measure(
 
 def _of_real(ranking: Ranking, cells: dict[str, Standing], sentence: str) -> Iterator[str]:
     for measure in ranking.real:
-        both = rf"(?:{TITLES['kid']} and )?{TITLES[measure]}(?: and {TITLES['fid']})?"
+        others = "|".join(TITLES[other] for other in ranking.real if other != measure)
+        both = rf"(?:(?:{others}) and )?{TITLES[measure]}(?: and (?:{others}))?"
         named = re.search(rf"by {both} (.+?) cannot be told from them", sentence)
         names = [] if named is None else _listed(cells, named[1])
-        either = rf"(?:{TITLES['kid']} or )?{TITLES[measure]}(?: or {TITLES['fid']})?"
+        either = both.replace(" and ", " or ")
         if re.search(rf"no cell can be told from them by {either}", sentence):
             names = list(cells)
         high = ranking.real[measure].high
@@ -108,17 +124,20 @@ def _of_real(ranking: Ranking, cells: dict[str, Standing], sentence: str) -> Ite
 
 
 def _recommended(ranking: Ranking, lead: Standing, sentence: str) -> Iterator[str]:
-    if not sentence.startswith(f"Recommended: {lead.label}, "):
+    if not re.match(rf"Recommended: {re.escape(lead.label)}[,.] ", sentence):
         yield "another cell is recommended"
-    least = [min(ranking.estimate(one, m) for one in ranking.standings) for m in ranking.measures]
-    above = [
-        ranking.estimate(lead, m) - low for m, low in zip(ranking.measures, least, strict=True)
-    ]
-    percent = 100 * (10 ** max(above) - 1)
-    if "the lowest by every measure" in sentence:
+    known = _informative(ranking)
+    least = [min(ranking.estimate(one, m) for one in ranking.standings) for m in known]
+    above = [ranking.estimate(lead, m) - low for m, low in zip(known, least, strict=True)]
+    percent = 100 * (10 ** max(above, default=0.0) - 1)
+    names = " measure" if len(known) > 1 else TITLES[known[0]] if known else ""
+    if not known:
+        right = "lowest" not in sentence
+    elif f"the lowest by {'every' * (len(known) > 1)}{names}." in sentence:
         right = max(above) == 0
     else:
-        said = re.search(r"at most ([\d.]+) % above the lowest by either measure", sentence)
+        by = f"{'either' * (len(known) > 1)}{names}"
+        said = re.search(rf"at most ([\d.]+) % above the lowest by {by} as measured", sentence)
         right = said is not None and abs(float(said[1]) - percent) <= 0.051 * percent
     if not right or not sentence.endswith("A choice, not a claim."):
         yield f"recommended at {percent:.3g} % above"
