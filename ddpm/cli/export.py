@@ -295,7 +295,7 @@ def _torch(model: "LoadedModel", _: int | None) -> _Export:
         given = (normal(0, Stream.X_T, ids, model.image_shape), total - ids * (total - 1) // number)
         return given if classes is None else (*given, ids % (classes + 1))
 
-    batch, given = {0: torch.export.Dim("batch")}, inputs(2)
+    batch, given = {0: torch.export.Dim("batch", max=2**31 - 1)}, inputs(2)
     with torch.no_grad():
         program = torch.export.export(network, given, dynamic_shapes=(batch,) * len(given))
         torch.export.save(program, buffer := io.BytesIO())

@@ -239,7 +239,7 @@ def test_a_program_of_torch_predicts_as_the_network_for_any_number_of_images(
         pickled = [name for name in archive.namelist() if name.endswith(".pt")]
         for name in pickled:  # tensors, which torch reads without running anything
             torch.load(io.BytesIO(archive.read(name)), weights_only=True)
-    assert len(pickled) == 1
+    assert pickled  # one; three before torch 2.7
 
     model = load_network(run, device=torch.device("cpu"))
     total, ids = model.schedule.num_timesteps, torch.arange(7)
