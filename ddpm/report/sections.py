@@ -50,13 +50,13 @@ from ddpm.report.reading import SweepResults, TrialResult, mapping, number, sequ
 from ddpm.report.scaling import SIZES, crossings, laws, slope_in_words, unresolved
 from ddpm.report.tuning import tuning_of
 from ddpm.report.verdict import (
-    UNRESOLVED,
     against_baseline,
     looks,
     meaning_of_errors,
     pairing,
     race_in_words,
     unequal,
+    uninformative,
 )
 from ddpm.report.verdict import sentences as factor_sentences
 from ddpm.runs import CONFIG_FILE
@@ -320,7 +320,7 @@ def _of_pairs(ranking: Ranking) -> list[str]:
     for measure in others:
         found = ranking.spread(measure)
         if measure not in ranking.informative:
-            said.append(f"By {TITLES[measure]} {UNRESOLVED}.")
+            said.append(uninformative(measure))
         elif found is not None and isfinite(found.ratio):
             kind = "paired" if found.is_paired else "unpaired"
             said.append(f"{TITLES[measure]}: {found.ratio:.2f} times; intervals are {kind}.")
@@ -367,7 +367,7 @@ def factors(sweep: SweepResults, ranking: Ranking, axes: Axes) -> Iterable[Block
         return
     for measure in ranking.measures:
         if measure not in ranking.informative:
-            yield Text(words=f"By {TITLES[measure]} {UNRESOLVED}.")
+            yield Text(words=uninformative(measure))
             continue
         found = analyse(ranking, measure)
         said = [Text(words=sentence) for sentence in factor_sentences(found)]

@@ -49,7 +49,6 @@ from ddpm.sweep import cell_name
 _SIGNIFICANT = 0.05  # of an interaction
 _NAMED = 3  # cells that are worse and are named
 _FEW = 4  # places that are spoken of one by one
-UNRESOLVED = "nothing is told: no cell's lies above its own evaluation error"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +189,7 @@ def _real(ranking: Ranking) -> list[str]:
 def by_measure(ranking: Ranking, lead: Standing, measure: str) -> str:
     """By one measure: the cells that `lead` beats, those tied with it, those that beat it."""
     if measure not in ranking.informative:
-        return f"By {TITLES[measure]} {UNRESOLVED}."
+        return uninformative(measure)
     found = {one.label: ranking.gap(one, lead, measure) for one in ranking.standings}
     del found[lead.label]
     beaten = {label: gap for label, gap in found.items() if gap.sign > 0}
@@ -218,6 +217,12 @@ def by_measure(ranking: Ranking, lead: Standing, measure: str) -> str:
     lowest = " is lowest;" if lead is ranking.lowest(measure) and parts else ""
     joined = ", and ".join(parts)
     return f"By {TITLES[measure]}{where} {lead.label}{f'{lowest} it' if lowest else ''} {joined}."
+
+
+def uninformative(measure: str) -> str:
+    """A measure that is not of Ranking.informative, in words."""
+    title = TITLES[measure]
+    return f"By {title} nothing can be told: no cell's {title} exceeds its own evaluation error."
 
 
 def _group(ranking: Ranking, some: Sequence[Standing] | Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from ddpm.config import X0_MEASURES
 from ddpm.report.labels import TITLES, part, spoken, varied
 from ddpm.report.ranking import Ranking, Standing
-from ddpm.report.verdict import UNRESOLVED, Conclusion
+from ddpm.report.verdict import Conclusion, uninformative
 
 _END = r"(\u2212?[\d.]+)"
 _ABOVE = re.compile(rf"[\d.]+( % higher| % lower| times as high) \({_END} to {_END}(?: %)?\)")
@@ -55,7 +55,7 @@ def _by_measure(
 ) -> Iterator[str]:
     where = "" if ranking.spread(measure) is not None else ", in this run,"
     if measure not in _informative(ranking):
-        if sentence != f"By {TITLES[measure]} {UNRESOLVED}.":
+        if sentence != uninformative(measure):
             yield "a measure that tells nothing"
         return
     start = f"By {TITLES[measure]}{where} {lead.label} "
