@@ -3,6 +3,8 @@ from .bits_per_dim import bound_timesteps as bound_timesteps
 from .classifier import CLASSIFIER_STEPS as CLASSIFIER_STEPS
 from .classifier import ClassifierFeatures as ClassifierFeatures
 from .classifier import train_classifier as train_classifier
+from .evaluation import Images as Images
+from .evaluation import evaluate as evaluate
 from .features import Extractor as Extractor
 from .features import collect_features as collect_features
 from .features import random_groups as random_groups

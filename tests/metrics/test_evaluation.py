@@ -1,6 +1,7 @@
 """Samples measured from end to end: real images at their floor, others not; bad input."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ddpm.metrics.samples import (
     read_samples,
 )
 from tests.support.digits_runs import digit_images, digits_run, real_digits
+from tests.support.tree import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -372,3 +374,17 @@ def test_the_bias_of_few_images_is_taken_out() -> None:
     found = [class_score(judged(np.eye(10)[rng.integers(0, 10, 160)])).value for _ in range(200)]
     # of 160 images the plain score is 9 / 320 of 10 too small
     assert abs(np.mean(found) - 10) < 0.3 * 10 * 9 / 320
+
+
+@pytest.mark.slow
+def test_the_pages_example_measures_an_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    numbers, left_out = names["numbers"], names["left_out"]
+    assert numbers["kid"].low > 1 and numbers["precision"].value < 0.01  # of noise
+    assert "tell no classes" in left_out["class_accuracy"]
